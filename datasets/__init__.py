@@ -1,0 +1,111 @@
+"""Data sets: loaders, checksums, licences. From the repository's root; not part of the installed package.
+
+| name | what | source, licence | download |
+|---|---|---|---|
+| cifar10 | 60,000 colour images 32x32, 10 classes | Krizhevsky 2009; research use, no licence stated | 170 MB |
+| cora, citeseer, pubmed | citation graphs, public split | Sen 2008, Yang 2016 (MIT repository) | 1 to 6 MB |
+| digits | 1,797 images 8x8, 10 classes | UCI optdigits in scikit-learn (BSD-3 wheel) | none |
+| digits-knn | k-NN graph of the digits | as digits | none |
+| karate | 34 nodes, 4 communities | Zachary 1977, in PyG (MIT wheel) | none |
+| citation-like | contextual block model, seeded | generated here | none |
+
+The rooms: `root` (where data lives, downloads, errors, content hashes, the two record types), `pickles` (reading
+pickles without running them), `cifar10`, `planetoid`, `embedded`, and `images` (image -> graph: grid, k-NN,
+superpixels). The root is an argument, else `$GCONV_DATA`, else the user's cache folder; `GCONV_OFFLINE=1` forbids
+downloads.
+
+    python -m datasets                  # the names
+    python -m datasets cora             # load it, print what it is
+
+>>> load("karate").data.num_nodes
+34
+>>> load("corra")
+Traceback (most recent call last):
+    ...
+ValueError: There is no data set 'corra'. Did you mean 'cora'? Known: cifar10, citation-like, citeseer, ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from .cifar10 import channel_stats, load_cifar10, normalise
+from .embedded import load_citation_like, load_digits, load_digits_knn, load_karate
+from .images import SuperpixelSet, grid_graph, knn_graph, superpixel_graph, superpixel_set
+from .planetoid import load_planetoid
+from .root import (
+    DataCorrupt,
+    DataError,
+    DataNotWritten,
+    DataUnavailable,
+    GraphSet,
+    ImageSet,
+    choose,
+    content_hash,
+    data_root,
+    hash_parts,
+)
+
+EMBEDDED = {
+    "digits": load_digits,
+    "digits-knn": load_digits_knn,
+    "karate": load_karate,
+    "citation-like": load_citation_like,
+}
+PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
+NAMES = ("cifar10", *PLANETOID, *EMBEDDED)
+
+
+def load(name: str, root: str | Path | None = None, **options: Any) -> ImageSet | GraphSet:
+    """A data set by name, in any case; `options` are those of its loader (`limit`, `seed`, ...).
+
+    Args:
+        name: one of `NAMES`.
+        root: the data root; embedded sets need none.
+        **options: handed to the loader, after a check of their names.
+
+    Raises:
+        ValueError: an unknown name or option.
+        DataError: `DataUnavailable`, `DataCorrupt` or `DataNotWritten`, as the loader says.
+    """
+    key = name.lower()
+    choose(key, NAMES, "data set")
+    loader: Any = EMBEDDED.get(key) or (load_planetoid if key in PLANETOID else load_cifar10)
+    allowed = set(inspect.signature(loader).parameters) - {"root", "name"}
+    for option in options:
+        choose(option, allowed, f"option of {key!r} named")
+    if key in EMBEDDED:
+        return loader(**options)
+    return loader(PLANETOID[key], root) if key in PLANETOID else loader(root, **options)
+
+
+__all__ = [
+    "EMBEDDED",
+    "NAMES",
+    "PLANETOID",
+    "DataCorrupt",
+    "DataError",
+    "DataNotWritten",
+    "DataUnavailable",
+    "GraphSet",
+    "ImageSet",
+    "SuperpixelSet",
+    "channel_stats",
+    "content_hash",
+    "data_root",
+    "grid_graph",
+    "hash_parts",
+    "knn_graph",
+    "load",
+    "load_cifar10",
+    "load_citation_like",
+    "load_digits",
+    "load_digits_knn",
+    "load_karate",
+    "load_planetoid",
+    "normalise",
+    "superpixel_graph",
+    "superpixel_set",
+]

@@ -1,0 +1,255 @@
+"""Where data lives, how it gets there, and how a row records which bytes it ran on.
+
+The root is the argument, else `$GCONV_DATA`, else the user's cache folder. `ensure` uses the files that are there,
+downloads the ones that are not (checksum, progress bar, bounded waits, atomic rename), and otherwise ends in one error
+that says what is missing and what to do about it. `GCONV_OFFLINE=1` never touches the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+CONNECT_SECONDS, READ_SECONDS = 5, 30  # a silent server costs at most this
+
+
+class DataError(RuntimeError):
+    """Base of everything that goes wrong with data; its message is complete, print it and stop."""
+
+
+class DataUnavailable(DataError):
+    """Files are absent and could not be downloaded."""
+
+
+class DataCorrupt(DataError):
+    """A file is there but is not what its name says."""
+
+
+class DataNotWritten(DataError):
+    """The disk refused (read-only, full, no permission); nothing half-written is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What every loaded set says about itself, so that no table can print one set under another's name.
+
+    `official` is True when every file has its published checksum, False when one differs, None when none is known.
+    `label` is the name that tables print, `content_hash` names the bytes that were read.
+    """
+
+    label: str
+    classes: tuple[str, ...]
+    content_hash: str
+    source: str
+    official: bool | None = None
+
+    def summary(self) -> str:
+        """A few lines for a reader: every field, tensors by shape."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown["classes"] = f"{len(self.classes)}: {', '.join(self.classes)}"
+        lines = (f"{k:12} {f'{tuple(v.shape)} {v.dtype}' if isinstance(v, Tensor) else v}" for k, v in shown.items())
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet(Loaded):
+    """Labelled images with their split.
+
+    Shapes: images (b, c, h, w), uint8 in 0..255 or float32 in [0, 1]; labels (b,), int64.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GraphSet(Loaded):
+    """One graph for node classification.
+
+    Shapes: data.x (n, i) float32; data.edge_index (2, e) int64, row 0 source, row 1 target; data.y (n,) int64;
+    data.train_mask, val_mask, test_mask (n,) bool, disjoint.
+    """
+
+    data: Data
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """The data root: `root`, else `$GCONV_DATA`, else the user's cache folder.
+
+    >>> data_root("/tmp/data").as_posix()
+    '/tmp/data'
+    """
+    if root is None:
+        root = os.environ.get("GCONV_DATA") or None
+    if root is None:
+        import pooch
+
+        root = pooch.os_cache("gconv")
+    return Path(root).expanduser()
+
+
+def offline() -> bool:
+    """Whether `$GCONV_OFFLINE` forbids the network (unset, empty, 0, false and no do not)."""
+    return os.environ.get("GCONV_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file. Raises: DataCorrupt that names it when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataCorrupt(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def hash_parts(parts: Mapping[str, bytes | np.ndarray | Tensor]) -> str:
+    """Short sha256 of named bytes and arrays, whatever their order in the mapping; arrays count dtype and shape.
+
+    >>> hash_parts({"a": b"1", "b": b"2"}) == hash_parts({"b": b"2", "a": b"1"}) != hash_parts({"a": b"12", "b": b""})
+    True
+    """
+    total = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        if not isinstance(part, bytes):
+            array = np.ascontiguousarray(part)
+            part, name = memoryview(array.reshape(-1).view(np.uint8)), f"{name}:{array.dtype.str}:{array.shape}"
+        total.update(f"{name}:{hashlib.sha256(part).hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """Short sha256 of files, by name and content: the data hash of an experiment's row.
+
+    >>> content_hash([Path(__file__)]) == hash_parts({"root.py": Path(__file__).read_bytes()})
+    True
+    """
+    return hash_parts({path.name: read(path) for path in paths})
+
+
+def describe_disk(error: OSError, target: Path) -> DataNotWritten:
+    """The error to raise when the disk refused a write under `target`."""
+    hints = {errno.EROFS: "is read-only", errno.EACCES: "is not writable", errno.ENOSPC: "is on a full disk"}
+    why = hints.get(error.errno or 0, f"refused the write ({error.strerror or error})")
+    return DataNotWritten(
+        f"{target} {why}. Nothing half-written was left. Point --data-root or GCONV_DATA at a folder with room."
+    )
+
+
+@contextlib.contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """A temporary folder in `root`, removed on the way out whatever happened; so is `root` if new and still empty."""
+    folder = None
+    new = [parent for parent in (root, *root.parents) if not parent.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".gconv-", dir=root))
+        yield folder
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in new:
+                parent.rmdir()
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write(file)` so that `path` ends up complete or untouched. Raises: DataNotWritten."""
+    try:
+        with scratch(path.parent) as folder:
+            with open(folder / path.name, "wb") as file:
+                write(file)
+            os.replace(folder / path.name, path)
+    except OSError as error:
+        raise describe_disk(error, path.parent) from error
+
+
+def fetch(url: str, folder: Path, known_hash: str | None) -> Path:
+    """Download one file into `folder` with pooch: checksum, progress bar, bounded waits.
+
+    Raises: requests.RequestException (network), ValueError (checksum), OSError (disk).
+    """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=(CONNECT_SECONDS, READ_SECONDS))
+    return Path(pooch.retrieve(url, known_hash, url.rsplit("/", 1)[-1], folder, downloader=downloader))
+
+
+def ensure(
+    name: str,
+    folder: Path,
+    files: Iterable[str],
+    source: str,
+    download: Callable[[Path, list[str]], Path],
+    instead: str,
+) -> list[Path]:
+    """Paths of `files` in `folder`, downloaded if need be.
+
+    `download(scratch_folder, missing)` fetches and unpacks into the scratch folder and returns where the files lie;
+    each missing one is then renamed into place, so that a file is either whole or absent. Files that are there stay.
+
+    Args:
+        name: what the data is called, for the message.
+        folder: where the files belong.
+        files: their names.
+        source: where it comes from, for the message.
+        download: see above.
+        instead: the embedded sets to use without data, for the message.
+
+    Raises:
+        DataUnavailable: offline, no network, a wrong checksum, or an archive without the files.
+        DataNotWritten: the disk refused.
+    """
+    import requests
+
+    paths = [folder / file for file in files]
+    missing = [path.name for path in paths if not path.is_file()]
+    if not missing:
+        return paths
+    try:
+        if offline():
+            raise ConnectionRefusedError("GCONV_OFFLINE is set, so the network was not tried")
+        with scratch(folder) as temporary:
+            unpacked = download(temporary, missing)
+            for file in missing:
+                if not (unpacked / file).is_file():
+                    raise ValueError(f"what was downloaded has no {file}")
+                os.replace(unpacked / file, folder / file)
+        return paths
+    except (ConnectionRefusedError, requests.RequestException, ValueError) as error:
+        reason = getattr(error.args[0] if error.args else None, "reason", error)  # the cause that requests wraps
+        raise DataUnavailable(
+            f"{name} is not there and could not be downloaded.\n"
+            f"  missing: {', '.join(missing)}\n  folder:  {folder}\n  source:  {source}\n  reason:  {reason}\n"
+            f"  way out: put the files there, or point --data-root or GCONV_DATA at a root that has them "
+            f"(unset GCONV_OFFLINE to download); {instead}."
+        ) from error
+    except OSError as error:
+        raise describe_disk(error, folder) from error
+
+
+def choose(value: str, allowed: Iterable[str], what: str) -> None:
+    """Nothing, if `value` is allowed. Raises: ValueError, in prose, with the nearest name first."""
+    import difflib
+
+    known = sorted(allowed)
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, 1)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"There is no {what} {value!r}.{guess} Known: {', '.join(known)}.")

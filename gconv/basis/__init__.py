@@ -1,0 +1,25 @@
+"""The stack S = (S_0, ..., S_{k-1}) of structure matrices, in its closed forms.
+
+    Shifts      a kernel's shifts on a grid, never materialised
+    Taps        labelled sparse entries
+    Polynomial  p_k(L) of one sparse matrix, by a three-term recurrence
+    Diagonal    U diag(g_k) U^T, in a basis that diagonalises
+    Stack       forms put together, tap after tap
+    Identity    S_0 = I
+
+Every form has `shape` (k, m, n), `expand`, `contract`, `T`, `nnz` and `signature`:
+
+    expand(x)    (*b, n, c) -> (*b, k, m, c)     all S_k x
+    contract(z)  (*b, k, n, c) -> (*b, m, c)     sum_k S_k z_k
+
+The two are adjoint through `.T`: the derivative of one is the other of the transposed stack. That is the whole
+backward pass of the library.
+"""
+
+from gconv.basis.base import Basis, Identity, Stack
+from gconv.basis.diagonal import Diagonal
+from gconv.basis.polynomial import Polynomial, Recurrence
+from gconv.basis.shifts import Shifts
+from gconv.basis.taps import Pattern, Taps
+
+__all__ = ["Basis", "Diagonal", "Identity", "Pattern", "Polynomial", "Recurrence", "Shifts", "Stack", "Taps"]

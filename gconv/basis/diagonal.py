@@ -1,0 +1,64 @@
+"""Diagonal: S_k = U diag(g_k) U^T, filters in the Fourier basis of a symmetric Laplacian."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """Structure that one orthogonal basis diagonalises.
+
+    Args:
+        U: (n, r) orthonormal eigenvectors as columns (r <= n of them).
+        g: (k, r) the multiplier of each tap at each eigenvalue; may require grad.
+        eigenvalues: (r,) ascending, kept for frequency responses.
+    """
+
+    U: Tensor
+    g: Tensor
+    eigenvalues: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.g.shape[-1] == self.U.shape[-1] == self.eigenvalues.shape[0]:
+            raise ValueError(
+                f"U has {self.U.shape[-1]} eigenvectors, g {self.g.shape[-1]} multipliers a tap and there are "
+                f"{self.eigenvalues.shape[0]} eigenvalues; the three must agree."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.g.shape[0], self.U.shape[0], self.U.shape[0]
+
+    @property
+    def nnz(self) -> int:
+        return (self.shape[0] + 1) * self.U.numel()
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    @property
+    def signature(self) -> Hashable:
+        return "Diagonal", self.shape, self.U.shape[1]
+
+    @property
+    def T(self) -> Diagonal:
+        return self
+
+    def gft(self, x: Tensor) -> Tensor:
+        """The graph Fourier transform U^T x, (*b, n, c) -> (*b, r, c)."""
+        return self.U.t() @ x
+
+    def igft(self, x: Tensor) -> Tensor:
+        """The inverse, U x."""
+        return self.U @ x
+
+    def expand(self, x: Tensor) -> Tensor:
+        return self.igft(self.g.unsqueeze(-1) * self.gft(x).unsqueeze(-3))
+
+    def contract(self, z: Tensor) -> Tensor:
+        return self.igft((self.g.unsqueeze(-1) * self.gft(z)).sum(-3))

@@ -1,0 +1,144 @@
+"""Polynomial: S_k = p_k(L) for polynomials with a three-term recurrence, never formed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gconv.basis.taps import Taps
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A polynomial family as a table: p_0 = 1 and p_{k+1}(t) = (alpha_k t + beta_k) p_k(t) - gamma_k p_{k-1}(t).
+
+    Row k holds (alpha_k, beta_k, gamma_k); a table of K - 1 rows gives K polynomials.
+
+    >>> Recurrence.chebyshev(4).at(torch.tensor(0.5))  # 1, t, 2t^2 - 1, 4t^3 - 3t
+    tensor([ 1.0000,  0.5000, -0.5000, -1.0000])
+    """
+
+    name: str
+    rows: tuple[tuple[float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        if self.rows and self.rows[0][2] != 0:
+            raise ValueError(f"The first step of a recurrence has no p_(-1), so gamma_0 must be 0, not {self.rows[0][2]}.")
+
+    @classmethod
+    def chebyshev(cls, terms: int) -> Recurrence:
+        return cls("chebyshev", tuple((1.0, 0.0, 0.0) if k == 0 else (2.0, 0.0, 1.0) for k in range(terms - 1)))
+
+    @classmethod
+    def monomial(cls, terms: int) -> Recurrence:
+        return cls("monomial", ((1.0, 0.0, 0.0),) * (terms - 1))
+
+    @property
+    def terms(self) -> int:
+        return len(self.rows) + 1
+
+    def at(self, t: Tensor) -> Tensor:
+        """The values of all polynomials at numbers t, (k, *t.shape)."""
+        values = [torch.ones_like(t)]
+        for k, (alpha, beta, gamma) in enumerate(self.rows):
+            step = (alpha * t + beta) * values[k]
+            values.append(step - gamma * values[k - 1] if gamma else step)
+        return torch.stack(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Polynomial:
+    """Polynomials of one sparse matrix, S_j = sum_k combine[j, k] p_k(L).
+
+    Args:
+        L: one tap of shape (n, n).
+        recurrence: the family p_k.
+        combine: (j, k) coefficients: numbers, a tensor that may require grad, or None for one tap per polynomial.
+    """
+
+    L: Taps
+    recurrence: Recurrence
+    combine: Tensor | tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.combine is not None and len(self.combine[0]) != self.recurrence.terms:
+            raise ValueError(
+                f"combine has {len(self.combine[0])} columns, but the recurrence gives {self.recurrence.terms} terms."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        taps = self.recurrence.terms if self.combine is None else len(self.combine)
+        return taps, *self.L.shape[1:]
+
+    @property
+    def nnz(self) -> int:
+        return (self.recurrence.terms - 1) * self.L.nnz
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    @property
+    def signature(self) -> Hashable:
+        return "Polynomial", self.shape, self.recurrence, self.L.nnz
+
+    @cached_property
+    def T(self) -> Polynomial:
+        return Polynomial(self.L.T, self.recurrence, self.combine)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self.L.expand(x).squeeze(-3)
+
+    def _terms(self, x: Tensor) -> Iterator[Tensor]:
+        """p_k(L) x, one after the other."""
+        before, now = None, x
+        yield now
+        for alpha, beta, gamma in self.recurrence.rows:
+            step = self._apply(now) if alpha == 1 else alpha * self._apply(now)
+            step = step + beta * now if beta else step
+            step = step - gamma * before if before is not None and gamma else step
+            before, now = now, step
+            yield now
+
+    def expand(self, x: Tensor) -> Tensor:
+        if self.combine is not None and len(self.combine) == 1:
+            return _weighted(self.combine[0], self._terms(x)).unsqueeze(-3)
+        terms = torch.stack(list(self._terms(x)), -2)  # (*b, n, k, c)
+        if self.combine is not None:
+            terms = torch.einsum("jk,...nkc->...njc", self._combine(x), terms)
+        return terms.movedim(-2, -3)
+
+    def _combine(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.combine, dtype=x.dtype, device=x.device)
+
+    def contract(self, z: Tensor) -> Tensor:
+        """Clenshaw: with b_k = z_k + (alpha_k L + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
+        if self.combine is not None and len(self.combine) == 1:
+            return self.expand(z.squeeze(-3)).squeeze(-3)
+        if self.combine is not None:
+            z = torch.einsum("jk,...jnc->...knc", self._combine(z), z)
+        z_k, rows = z.unbind(-3), self.recurrence.rows
+        ahead, b = None, z_k[-1]
+        for k in range(len(rows) - 1, -1, -1):
+            alpha, beta, _ = rows[k]
+            step = z_k[k] + (self._apply(b) if alpha == 1 else alpha * self._apply(b))
+            step = step + beta * b if beta else step
+            step = step - rows[k + 1][2] * ahead if ahead is not None and rows[k + 1][2] else step
+            ahead, b = b, step
+        return b
+
+
+def _weighted(coefficients: Tensor | tuple[float, ...], terms: Iterator[Tensor]) -> Tensor:
+    """sum_k c_k p_k, forgetting each term once it is added; numbers that are 0 or 1 cost nothing."""
+    total = None
+    for c, term in zip(coefficients, terms, strict=True):
+        if isinstance(c, float) and c == 0:
+            continue
+        part = term if isinstance(c, float) and c == 1 else c * term
+        total = part if total is None else total + part
+    return torch.zeros_like(term) if total is None else total

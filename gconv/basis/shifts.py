@@ -1,0 +1,253 @@
+"""Shifts: the taps of a kernel on a grid, described by its geometry and never materialised.
+
+    S_k x (o) = x(s o + d a_k - p),   o an output site, a_k the place of tap k in the kernel, s stride, d dilation, p padding
+
+with what lies outside the grid read by the padding mode. Transposed, the same matrices scatter instead of gather.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.basis.taps import Pattern, Taps
+
+Mode = Literal["zeros", "circular", "reflect", "replicate"]
+_TAPS: dict[tuple[Shifts, torch.dtype, torch.device], Taps] = {}
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """A kernel's shifts between the input grid `size` and the output grid `out`.
+
+    Args:
+        size: input grid.
+        kernel: taps along each axis; the stack has k = prod(kernel) taps in row-major order.
+        stride, dilation: along each axis.
+        padding: (before, after) along each axis; negative where border sites are never read.
+        mode: what lies outside.
+        window: the taps are summed into a single one (pooling).
+        divisor: with `window`: None for the plain sum, a number, or how much padding (before, after) counts as covered.
+        reduce: "max" takes the largest of a window instead of the sum (not linear).
+        transposed: the stack of the transposed matrices, from grid `out` to grid `size`.
+
+    Raises:
+        ValueError: if a number is out of range, or the kernel is larger than the padded grid.
+
+    >>> Shifts((5, 5), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))).out
+    (3, 3)
+    """
+
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    mode: Mode = "zeros"
+    window: bool = False
+    divisor: int | tuple[tuple[int, int], ...] | None = None
+    reduce: Literal["sum", "max"] = "sum"
+    transposed: bool = False
+
+    def __post_init__(self) -> None:
+        for axis, (n, k, d, (before, after)) in enumerate(zip(self.size, self.kernel, self.dilation, self.padding, strict=True)):
+            span = d * (k - 1) + 1
+            if n + before + after < span:
+                raise ValueError(
+                    f"The kernel does not fit the grid: along axis {axis} it spans {span} sites, but the grid has {n} and "
+                    f"padding adds {before + after}."
+                )
+            limit = {"zeros": None, "replicate": None, "circular": n, "reflect": n - 1}[self.mode]
+            if limit is not None and max(before, after) > limit:
+                raise ValueError(
+                    f"{self.mode} padding can reach at most {limit} sites on an axis of {n}, but {max(before, after)} "
+                    f"are asked for along axis {axis}."
+                )
+
+    # -- geometry --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def out(self) -> tuple[int, ...]:
+        """The output grid of the gathering direction."""
+        return tuple(
+            (n + sum(p) - d * (k - 1) - 1) // s + 1
+            for n, k, s, d, p in zip(self.size, self.kernel, self.stride, self.dilation, self.padding, strict=True)
+        )
+
+    @cached_property
+    def grids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(input, output) of the direction that this stack acts in."""
+        return (self.out, self.size) if self.transposed else (self.size, self.out)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        source, target = self.grids
+        return 1 if self.window else math.prod(self.kernel), math.prod(target), math.prod(source)
+
+    @cached_property
+    def nnz(self) -> int:
+        return math.prod(self.kernel) * math.prod(self.out)
+
+    @property
+    def linear(self) -> bool:
+        return self.reduce == "sum"
+
+    @property
+    def signature(self) -> Hashable:
+        return self
+
+    @cached_property
+    def T(self) -> Shifts:
+        if not self.linear:
+            raise ValueError("A structure that reduces with max has no transpose.")
+        return replace(self, transposed=not self.transposed)
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        return tuple(n + sum(p) for n, p in zip(self.size, self.padding, strict=True))
+
+    @property
+    def is_padded(self) -> bool:
+        return any(sum(p) for p in self.padding)
+
+    def _places(self) -> list[tuple[slice, ...]]:
+        """For each tap, the sites of the padded grid that it reads, one for each output site."""
+        steps = itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True)))
+        return [
+            tuple(slice(a, a + s * (o - 1) + 1, s) for a, s, o in zip(start, self.stride, self.out, strict=True))
+            for start in steps
+        ]
+
+    def scale(self, like: Tensor) -> Tensor | float:
+        """What the sum of a window is multiplied by: a number, or one for each output site (m, 1)."""
+        if self.divisor is None:
+            return 1.0
+        if isinstance(self.divisor, int):
+            return 1.0 / self.divisor
+        counts = torch.ones((), dtype=like.dtype, device=like.device)
+        axes = zip(self.size, self.kernel, self.stride, self.dilation, self.padding, self.divisor, self.out, strict=True)
+        for n, k, s, d, (before, _), (low, high), o in axes:
+            start = torch.arange(o, device=like.device)[:, None] * s - before
+            site = start + torch.arange(0, k * d, d, device=like.device)
+            covered = ((site >= -low) & (site < n + high)).sum(1).to(like.dtype)
+            counts = counts.unsqueeze(-1) * covered
+        flat = counts.flatten()
+        return 1.0 / float(flat[0]) if bool((flat == flat[0]).all()) else flat.reciprocal().unsqueeze(-1)
+
+    # -- padding and its adjoint, on (*b, *size, c) ---------------------------------------------------------------
+
+    def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """(*b, *size, c) -> (*b, *padded, c)."""
+        if not self.is_padded:
+            return x
+        if self.mode == "zeros":
+            return F.pad(x, [0, 0, *itertools.chain(*reversed(self.padding))], value=fill)
+        for axis, index in self._border_maps(x.device):
+            x = x.index_select(axis, index)
+        return x
+
+    def unpad(self, y: Tensor) -> Tensor:
+        """The adjoint of `pad`, (*b, *padded, c) -> (*b, *size, c): what was read from a border returns to its site."""
+        if not self.is_padded:
+            return y
+        if self.mode == "zeros":
+            return F.pad(y, [0, 0, *(-p for p in itertools.chain(*reversed(self.padding)))])
+        for axis, index in self._border_maps(y.device):
+            shape = list(y.shape)
+            shape[axis] = self.size[axis + len(self.size) + 1]
+            y = y.new_zeros(shape).index_add(axis, index, y)
+        return y
+
+    def _border_maps(self, device: torch.device) -> list[tuple[int, Tensor]]:
+        """For each axis (counted from the end), the site of the grid that each padded site reads."""
+        maps = []
+        for axis, (n, (before, after)) in enumerate(zip(self.size, self.padding, strict=True)):
+            place = torch.arange(-before, n + after, device=device)
+            if self.mode == "circular":
+                place = place % n
+            elif self.mode == "replicate":
+                place = place.clamp(0, n - 1)
+            elif n > 1:
+                place = place.abs()
+                place = (n - 1) - ((n - 1) - place).abs()
+            maps.append((axis - len(self.size) - 1, place))
+        return maps
+
+    # -- the products ----------------------------------------------------------------------------------------------
+
+    def _windows(self, x: Tensor) -> list[Tensor]:
+        """What each tap reads: k tensors (*b, m, c) from (*b, n, c)."""
+        fill = -math.inf if self.reduce == "max" else 0.0
+        padded, d = self.pad(x.unflatten(-2, self.size), fill), len(self.size)
+        return [padded[(..., *place, slice(None))].flatten(-d - 1, -2) for place in self._places()]
+
+    def _scatter(self, ys: list[Tensor]) -> Tensor:
+        """The adjoint of `_windows`, summed: k tensors (*b, m, c) to (*b, n, c)."""
+        first, d = ys[0], len(self.size)
+        buffer = first.new_zeros(*first.shape[:-2], *self.padded, first.shape[-1])
+        for place, y in zip(self._places(), ys, strict=True):
+            buffer[(..., *place, slice(None))] += y.unflatten(-2, self.out)
+        return self.unpad(buffer).flatten(-d - 1, -2)
+
+    def expand(self, x: Tensor) -> Tensor:
+        if not self.transposed:
+            parts = self._windows(x)
+            if self.window:
+                return self._pool(parts).unsqueeze(-3)
+            return torch.stack(parts, -2).movedim(-2, -3)
+        if self.window:
+            return self._scatter([x * self.scale(x)] * math.prod(self.kernel)).unsqueeze(-3)
+        zero = torch.zeros_like(x)
+        taps = range(math.prod(self.kernel))
+        return torch.stack([self._scatter([x if a == k else zero for a in taps]) for k in taps], -3)
+
+    def contract(self, z: Tensor) -> Tensor:
+        if self.window:
+            return self.expand(z.squeeze(-3)).squeeze(-3)
+        if self.transposed:
+            return self._scatter(list(z.unbind(-3)))
+        fill = -math.inf if self.reduce == "max" else 0.0
+        padded, d = self.pad(z.unflatten(-2, self.size), fill), len(self.size)
+        total = None
+        for k, place in enumerate(self._places()):
+            part = padded.select(-d - 2, k)[(..., *place, slice(None))].flatten(-d - 1, -2)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def _pool(self, parts: list[Tensor]) -> Tensor:
+        if self.reduce == "max":
+            return torch.stack(parts).amax(0)
+        return torch.stack(parts).sum(0) * self.scale(parts[0])
+
+    # -- the same structure as sparse entries ----------------------------------------------------------------------
+
+    def taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        """This stack as `Taps`, built once for each geometry."""
+        key = (self, dtype, device)
+        if key not in _TAPS:
+            _TAPS[key] = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
+        return _TAPS[key]
+
+    def _build_taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        # each padded site's number in the grid (0 for outside), read by every tap
+        numbers = torch.arange(1, math.prod(self.size) + 1, dtype=torch.float64).unsqueeze(-1)
+        geometry = replace(self, window=False, divisor=None, reduce="sum")
+        read = geometry.expand(numbers).squeeze(-1).long()  # (k, m)
+        tap, row = (read > 0).nonzero(as_tuple=True)
+        col = read[tap, row] - 1
+        values = torch.ones(len(col), dtype=dtype)
+        if self.window:
+            scale = self.scale(values)
+            values = values * (scale if isinstance(scale, float) else scale[row, 0])
+            tap = torch.zeros_like(tap)
+        move = [t.to(device) for t in (tap, row, col)]
+        return Taps(Pattern(self.shape, *move), values.to(device), self.reduce)

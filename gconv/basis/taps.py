@@ -1,0 +1,138 @@
+"""Taps: labelled sparse entries, S[k, i, j] = sum of the values of the entries (k, i, j)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import CSR, segment_max, spmm
+
+Layout = Literal["expand", "contract", "each"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """Where the entries are: entry e sits in tap `tap[e]`, row `row[e]`, column `col[e]`. Values come apart.
+
+    Three sparse matrices over the same entries serve the three products; each is built once, when first needed.
+    Taps lie beside channels in memory: row (or column) i of tap k has number i K + k.
+
+        expand    (m K, n)    all S_k x at once
+        contract  (m, n K)    sum_k S_k z_k
+        each      (m K, n K)  S_k z_k, tap by tap
+    """
+
+    shape: tuple[int, int, int]
+    tap: Tensor
+    row: Tensor
+    col: Tensor
+    _memo: dict[str, CSR] = field(default_factory=dict)
+
+    def csr(self, layout: Layout) -> CSR:
+        k, m, n = self.shape
+        if k == 1:
+            layout = "expand"  # with a single tap the three are the same matrix
+        if layout not in self._memo:
+            high, wide = layout != "contract", layout != "expand"
+            row = self.row * k + self.tap if high else self.row
+            col = self.col * k + self.tap if wide else self.col
+            self._memo[layout] = CSR.build(row, col, m * k if high else m, n * k if wide else n)
+        return self._memo[layout]
+
+    @cached_property
+    def T(self) -> Pattern:
+        k, m, n = self.shape
+        swap = {"expand": "contract", "contract": "expand", "each": "each"}
+        memo = {swap[layout]: csr.T for layout, csr in self._memo.items()}
+        if k == 1:
+            memo = {"expand": self.csr("expand").T}
+        return Pattern((k, n, m), self.tap, self.col, self.row, memo)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Sparse structure with a tap label on each entry.
+
+    Args:
+        pattern: where the entries are.
+        values: (e,) in the order of the pattern's entries; may require grad, which makes the structure learnable.
+        reduce: how a row gathers its entries: their sum, or their max (0 for an empty row; not linear).
+
+    >>> pattern = Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 1], [1, 1]]))
+    >>> Taps(pattern, torch.tensor([2.0, 3.0])).expand(torch.tensor([[1.0], [10.0]])).flatten()
+    tensor([20., 30.])
+    """
+
+    pattern: Pattern
+    values: Tensor
+    reduce: Literal["sum", "max"] = "sum"
+    _memo: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.pattern.shape
+
+    @property
+    def nnz(self) -> int:
+        return len(self.pattern)
+
+    @property
+    def linear(self) -> bool:
+        return self.reduce == "sum"
+
+    @property
+    def signature(self) -> Hashable:
+        return "Taps", self.shape, self.nnz, self.reduce
+
+    @cached_property
+    def T(self) -> Taps:
+        if not self.linear:
+            raise ValueError("A structure that reduces with max has no transpose.")
+        return Taps(self.pattern.T, self.values)
+
+    def _ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
+        """The pattern in this layout, the values in its row order, and for fixed values in that of its transpose."""
+        csr = self.pattern.csr(layout)
+        if self.values.requires_grad:
+            return csr, self.values[csr.perm], None
+        if layout not in self._memo:
+            values = self.values[csr.perm]
+            back = values[csr.to_t]
+            if csr.self_transposed and torch.equal(values, back):
+                back = values  # a symmetric S is its own transpose
+            self._memo[layout] = values, back
+        return csr, *self._memo[layout]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the (single) tap equals its transpose."""
+        csr, values, back = self._ordered("expand")
+        return self.shape[0] == 1 and csr.self_transposed and values is back
+
+    def _product(self, layout: Layout, x: Tensor) -> Tensor:
+        csr, values, back = self._ordered(layout)
+        if self.reduce == "max":
+            return segment_max(csr, values, x)
+        return spmm(csr, values, x, back)
+
+    def expand(self, x: Tensor) -> Tensor:
+        y = self._product("expand", x)
+        return y.unflatten(-2, (self.shape[1], self.shape[0])).movedim(-2, -3)
+
+    def contract(self, z: Tensor) -> Tensor:
+        if not self.linear:
+            return self.each(z).sum(-3)
+        return self._product("contract", z.movedim(-3, -2).flatten(-3, -2))
+
+    def each(self, z: Tensor) -> Tensor:
+        """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap."""
+        y = self._product("each", z.movedim(-3, -2).flatten(-3, -2))
+        return y.unflatten(-2, (self.shape[1], self.shape[0])).movedim(-2, -3)

@@ -1,0 +1,408 @@
+"""Where signals live: `Grid` (pixels, samples, voxels) and `Graph` (nodes and directed edges).
+
+A domain knows sites and neighbours, nothing of channels, weights or operators. Both are immutable: whatever is
+derived from a Graph (degrees, sparse layouts, normalised adjacencies) is computed once, kept on it and shared by
+every layer that sees it, and can never be stale.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of sites, numbered in row-major order.
+
+    Equation: site (p_1, ..., p_d) has number sum_a p_a prod_{b > a} shape_b.
+
+    Args:
+        shape: sites along each axis, one to three axes, each >= 1.
+
+    Raises:
+        ValueError: if an axis is missing or smaller than one site.
+
+    >>> Grid((4, 5)).size
+    20
+    """
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(s) for s in self.shape)
+        object.__setattr__(self, "shape", shape)
+        if not 1 <= len(shape) <= 3:
+            raise ValueError(f"A Grid has one to three axes, but shape {shape} has {len(shape)}.")
+        if min(shape) < 1:
+            raise ValueError(f"Every axis of a Grid needs at least one site, but its shape is {shape}.")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @classmethod
+    def of(cls, x: Tensor, ndim: int) -> Grid:
+        """The grid under a torch image batch: the last `ndim` axes of `(*b, c, *shape)`."""
+        return cls(tuple(x.shape[x.ndim - ndim :]))
+
+
+def _check_edge_index(edge_index: Any) -> Tensor:
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(
+            f"edge_index must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
+            "torch.as_tensor converts lists and arrays."
+        )
+    if edge_index.dtype.is_floating_point or edge_index.dtype.is_complex or edge_index.dtype == torch.bool:
+        raise TypeError(f"edge_index holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}.")
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(
+            f"edge_index must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
+            f"{tuple(edge_index.shape)}."
+        )
+    return edge_index
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph:
+    """A directed graph: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
+
+    Equation: the adjacency that acts on signals is A[i, j] = sum of the weights of the edges j -> i.
+
+    This is PyG's dialect (row 0 source, row 1 target). Tensors are copied in, so a later change of the caller's
+    tensors does not reach the graph. Multi-edges, self-loops and isolated nodes are all legal; each operator says
+    what it does with them. Trap: networkx and scipy matrices read A[source, target], the transpose of ours.
+
+    Args:
+        edge_index: (2, e) integer node numbers in [0, size).
+        size: number of nodes; default: the largest number in edge_index plus one.
+        edge_weight: (e,) finite numbers; default: ones.
+        edge_attr: (e, d) finite pseudo-coordinates or features of the edges.
+        edge_type: (e,) integer label of each edge >= 0, e.g. a relation or an offset.
+        pos: (size, d) positions of the nodes.
+        ptr: (parts + 1,) first node of each part of a disjoint union; default: one part.
+
+    Raises:
+        TypeError, ValueError: if a tensor has the wrong shape, dtype, device, a number out of range, or a NaN.
+
+    >>> path = Graph(torch.tensor([[0, 1], [1, 2]]), size=4)
+    >>> path
+    Graph(4 nodes, 2 edges)
+    >>> path.in_degree()
+    tensor([0., 1., 1., 0.])
+    """
+
+    edge_index: Tensor
+    size: int = -1
+    edge_weight: Tensor | None = None
+    edge_attr: Tensor | None = None
+    edge_type: Tensor | None = None
+    pos: Tensor | None = None
+    ptr: tuple[int, ...] = ()
+    _memo: dict[Hashable, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = _check_edge_index(self.edge_index)
+        edge_index = given.detach().to(torch.int64, copy=True).contiguous()
+        e = edge_index.shape[1]
+        low, high = (int(edge_index.min()), int(edge_index.max())) if e else (0, -1)
+        size = high + 1 if self.size == -1 else int(self.size)
+        if low < 0:
+            raise ValueError(f"edge_index must not be negative, but it holds node {low}.")
+        if size < 0:
+            raise ValueError(f"A Graph cannot have {size} nodes.")
+        if high >= size:
+            raise ValueError(
+                f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}."
+            )
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("edge_index", edge_index)
+        put("size", size)
+        put("ptr", tuple(int(p) for p in self.ptr) or (0, size))
+        for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
+            value = getattr(self, name)
+            if value is not None:
+                put(name, self._check_edge_tensor(name, value, ndims))
+        if self.pos is not None and self.pos.shape[0] != size:
+            raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
+        if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
+            raise ValueError(f"ptr must rise from 0 to {size}, the number of nodes, but it is {self.ptr}.")
+
+    def _check_edge_tensor(self, name: str, value: Tensor, ndims: tuple[int, ...]) -> Tensor:
+        e = self.edge_index.shape[1]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, but a {type(value).__name__} was given.")
+        if value.ndim == 2 and value.shape[1] == 1 and ndims == (1,):
+            value = value[:, 0]
+        if value.ndim not in ndims or value.shape[0] != e:
+            raise ValueError(
+                f"{name} must have one {'number' if ndims == (1,) else 'row'} for each of the {e} edges, but its shape is "
+                f"{tuple(value.shape)}."
+            )
+        if value.device != self.edge_index.device:
+            raise ValueError(f"{name} is on {value.device}, but edge_index is on {self.edge_index.device}.")
+        if name == "edge_type":
+            if value.dtype.is_floating_point or value.dtype == torch.bool:
+                raise TypeError(f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}.")
+            if e and int(value.min()) < 0:
+                raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
+            return value.detach().to(torch.int64, copy=True)
+        if not value.dtype.is_floating_point:
+            value = value.to(torch.get_default_dtype())
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise ValueError(f"{name} holds NaN or infinity; every number of it must be finite.")
+        return value[:, None].clone() if name == "edge_attr" and value.ndim == 1 else value.clone()
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_edge_index(cls, edge_index: Tensor, num_nodes: int | None = None, **tensors: Any) -> Graph:
+        """A Graph from PyG's `edge_index`, with `edge_weight=`, `edge_attr=`, ... as in the class."""
+        return cls(edge_index, -1 if num_nodes is None else num_nodes, **tensors)
+
+    @classmethod
+    def from_pyg(cls, data: Any) -> Graph:
+        """A Graph from `torch_geometric.data.Data` (or `Batch`, whose parts become `ptr`)."""
+        if data.edge_index is None:
+            raise ValueError("This Data object has no edge_index, so there is no graph to read.")
+        ptr = data["ptr"].tolist() if "ptr" in data else ()
+        pick = {key: data[key] for key in ("edge_weight", "edge_attr", "edge_type", "pos") if key in data}
+        return cls(data.edge_index, data.num_nodes, ptr=tuple(ptr), **pick)
+
+    @classmethod
+    def from_networkx(cls, graph: Any, weight: str | None = "weight") -> Graph:
+        """A Graph from a networkx graph: nodes in its own order, an undirected edge as two directed ones."""
+        number = {node: i for i, node in enumerate(graph.nodes)}
+        edges = [(number[u], number[v], data.get(weight, 1.0)) for u, v, data in graph.edges(data=True)]
+        if not graph.is_directed():
+            edges += [(v, u, w) for u, v, w in edges if u != v]
+        index = torch.tensor([edge[:2] for edge in edges], dtype=torch.int64).reshape(-1, 2).t()
+        weights = torch.tensor([float(edge[2]) for edge in edges], dtype=torch.float64)
+        plain = bool((weights == 1).all())
+        return cls(index, len(number), edge_weight=None if plain else weights)
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> Graph:
+        """A Graph from a square scipy sparse matrix, entry (u, v) an edge u -> v with that weight."""
+        if matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"An adjacency matrix is square, but this one has shape {matrix.shape}.")
+        coo = matrix.tocoo()
+        index = torch.stack([torch.as_tensor(coo.row.astype("int64")), torch.as_tensor(coo.col.astype("int64"))])
+        return cls(index, matrix.shape[0], edge_weight=torch.as_tensor(coo.data.astype("float64")))
+
+    @classmethod
+    def union(cls, graphs: Iterable[Graph]) -> Graph:
+        """The disjoint union: one graph whose parts keep their edges, nodes numbered on; `ptr` marks the parts.
+
+        Raises:
+            ValueError: if the list is empty, or only some of the graphs carry weights, attributes or labels.
+        """
+        graphs = list(graphs)
+        if not graphs:
+            raise ValueError("The union of no graphs is not defined; give at least one.")
+        starts = [0, *itertools.accumulate(g.size for g in graphs)]
+        index = torch.cat([g.edge_index + s for g, s in zip(graphs, starts[:-1], strict=True)], 1)
+        tensors: dict[str, Tensor] = {}
+        for name in ("edge_weight", "edge_attr", "edge_type", "pos"):
+            values = [getattr(g, name) for g in graphs]
+            have = [v for v in values if v is not None]
+            if have and len(have) < len(graphs):
+                raise ValueError(f"Only {len(have)} of the {len(graphs)} graphs have {name}; give it to all or to none.")
+            if have:
+                tensors[name] = torch.cat(have)
+        ptr = [0]
+        for g, start in zip(graphs, starts[:-1], strict=True):
+            ptr += [start + p for p in g.ptr[1:]]
+        return cls(index, starts[-1], ptr=tuple(ptr), **tensors)  # type: ignore[arg-type]
+
+    # -- what is derived, once -------------------------------------------------------------------------------------
+
+    @property
+    def num_edges(self) -> int:
+        return self.edge_index.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.edge_index.device
+
+    @property
+    def source(self) -> Tensor:
+        return self.edge_index[0]
+
+    @property
+    def target(self) -> Tensor:
+        return self.edge_index[1]
+
+    def memo(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, computed at most once for this graph and key."""
+        if key not in self._memo:
+            self._memo[key] = make()
+        return self._memo[key]
+
+    def weights(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(e,) the edge weights, or ones."""
+        dtype = dtype or torch.get_default_dtype()
+        if self.edge_weight is None:
+            return torch.ones(self.num_edges, dtype=dtype, device=self.device)
+        return self.edge_weight.to(dtype)
+
+    def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(n,) the sum of the weights of the edges that arrive at each node."""
+        w = self.weights(dtype)
+        return w.new_zeros(self.size).index_add(0, self.target, w)
+
+    def out_degree(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(n,) the sum of the weights of the edges that leave each node."""
+        w = self.weights(dtype)
+        return w.new_zeros(self.size).index_add(0, self.source, w)
+
+    def part(self) -> Tensor:
+        """(n,) the number of the part of the union that each node belongs to."""
+        lengths = torch.tensor([b - a for a, b in itertools.pairwise(self.ptr)], device=self.device)
+        return torch.repeat_interleave(torch.arange(len(self.ptr) - 1, device=self.device), lengths)
+
+    @property
+    def is_undirected(self) -> bool:
+        """Whether every edge has its reverse with the same weight."""
+
+        def check() -> bool:
+            (j, i), w = self.edge_index, self.weights(torch.float64).detach()
+            forth, back = torch.sort(i * self.size + j, stable=True), torch.sort(j * self.size + i, stable=True)
+            return bool(torch.equal(forth[0], back[0]) and torch.equal(w[forth[1]], w[back[1]]))
+
+        return self.memo("undirected", check)
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same graph on another device; itself if it is there already."""
+        if torch.device(device) == self.device:
+            return self
+        move = {n: None if (v := getattr(self, n)) is None else v.to(device) for n in ("edge_weight", "edge_attr", "edge_type", "pos")}
+        return Graph(self.edge_index.to(device), self.size, ptr=self.ptr, **move)
+
+    def permute(self, order: Tensor) -> Graph:
+        """The same graph with node v renamed to `order[v]`."""
+        pos = None if self.pos is None else torch.empty_like(self.pos).index_copy(0, order, self.pos)
+        return Graph(order[self.edge_index], self.size, self.edge_weight, self.edge_attr, self.edge_type, pos)
+
+    def __repr__(self) -> str:
+        extra = [name for name in ("edge_weight", "edge_attr", "edge_type", "pos") if getattr(self, name) is not None]
+        parts = len(self.ptr) - 1
+        tail = (f", {parts} parts" if parts != 1 else "") + "".join(f", {name}" for name in extra)
+        return f"Graph({self.size} nodes, {self.num_edges} edges{tail})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the derived structure, which is cheap to compute again."""
+        args = (self.edge_index, self.size, self.edge_weight, self.edge_attr, self.edge_type, self.pos, self.ptr)
+        return Graph, args
+
+
+def grid_graph(
+    shape: Sequence[int], neighbours: int | None = None, *, loops: bool = False, periodic: bool = False
+) -> Graph:
+    """The grid as a graph: each site receives from its neighbours, and every edge is labelled with its offset.
+
+    Equation: an edge j -> i for each offset o with site(j) = site(i) + o; its label is the raster number of o in the
+    3^d window, so that label k is tap k of a 3 x 3 kernel (cross-correlation) and the centre is label (3^d - 1) / 2.
+
+    Args:
+        shape: sites along each axis.
+        neighbours: 2d (those that share an edge: 4 in the plane) or 3^d - 1 (corners too: 8, the default).
+        loops: also an edge from each site to itself (label of the centre).
+        periodic: opposite borders meet.
+
+    Returns:
+        Graph with `edge_type` (offset label), `edge_attr` ((e, d) offsets in sites) and `pos` ((n, d) in sites).
+
+    Raises:
+        ValueError: if `neighbours` is neither of the two numbers.
+
+    >>> grid_graph((3, 3), 4), grid_graph((3, 3), 8, loops=True)
+    (Graph(9 nodes, 24 edges, edge_attr, edge_type, pos), Graph(9 nodes, 49 edges, edge_attr, edge_type, pos))
+    """
+    grid = Grid(tuple(shape))
+    d = grid.ndim
+    neighbours = 3**d - 1 if neighbours is None else neighbours
+    if neighbours not in (2 * d, 3**d - 1):
+        raise ValueError(f"A site of a {d}-D grid has {2 * d} or {3**d - 1} neighbours here, not {neighbours}.")
+    site = torch.cartesian_prod(*(torch.arange(s) for s in grid.shape)).reshape(-1, d)
+    extent, place = torch.tensor(grid.shape), torch.tensor([math.prod(grid.shape[a + 1 :]) for a in range(d)])
+    sources, targets, labels, offsets = [], [], [], []
+    for label, offset in enumerate(itertools.product((-1, 0, 1), repeat=d)):
+        reach = sum(map(abs, offset))
+        if (reach == 0 and not loops) or (neighbours == 2 * d and reach > 1):
+            continue
+        to = site + torch.tensor(offset)
+        inside = ((to >= 0) & (to < extent)).all(1) | periodic
+        target = inside.nonzero()[:, 0]
+        sources.append(((to % extent) * place).sum(1)[target])
+        targets.append(target)
+        labels.append(torch.full_like(target, label))
+        offsets.append(torch.tensor(offset, dtype=torch.get_default_dtype()).expand(len(target), d))
+    index = torch.stack([torch.cat(sources), torch.cat(targets)])
+    pos = site.to(torch.get_default_dtype())
+    return Graph(index, grid.size, edge_attr=torch.cat(offsets), edge_type=torch.cat(labels), pos=pos)
+
+
+_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Graph last read from it
+
+
+def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
+    """Any graph a user holds, as a Graph: Graph, edge_index, PyG Data, networkx graph or scipy sparse matrix.
+
+    A bare `edge_index` is read once and recognised when it comes again. It is compared by content each time, so one
+    that was changed in place is noticed and read anew.
+
+    Raises:
+        TypeError: if the object is none of these, or tensors are given beside a domain that already holds them.
+    """
+    given = {name: value for name, value in tensors.items() if value is not None}
+    if isinstance(domain, Tensor):
+        return _read_edge_index(domain, size, given)
+    if given:
+        raise TypeError(f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead.")
+    if isinstance(domain, Graph):
+        return domain
+    library = type(domain).__module__.split(".")[0]
+    if library == "torch_geometric":
+        return Graph.from_pyg(domain)
+    if library == "networkx":
+        return Graph.from_networkx(domain)
+    if library == "scipy":
+        return Graph.from_scipy(domain)
+    raise TypeError(
+        f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a PyG Data, a networkx "
+        f"graph or a scipy sparse matrix; a {type(domain).__name__} was given."
+    )
+
+
+def _read_edge_index(edge_index: Tensor, size: int, given: dict[str, Tensor]) -> Graph:
+    _check_edge_index(edge_index)
+    grad = any(value.requires_grad for value in given.values())
+    known: Graph | None = None if grad else _SEEN.get(edge_index)
+    if known is not None and known.size == size and torch.equal(known.edge_index, edge_index.to(torch.int64)):
+        names = ("edge_weight", "edge_attr", "edge_type")
+        if all(_same(getattr(known, name), given.get(name)) for name in names):
+            return known
+    graph = Graph(edge_index, size, **given)  # type: ignore[arg-type]
+    if not grad:
+        _SEEN[edge_index] = graph
+    return graph
+
+
+def _same(kept: Tensor | None, given: Tensor | None) -> bool:
+    if kept is None or given is None:
+        return kept is given
+    return kept.dtype == given.dtype and kept.numel() == given.numel() and torch.equal(kept, given.reshape(kept.shape))

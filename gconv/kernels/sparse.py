@@ -1,0 +1,210 @@
+"""The sparse products everything on graphs rests on, closed under differentiation.
+
+    spmm    y = S x             dx = S^T dy  (spmm on the transpose, built once),  dS = sddmm(dy, x)
+    sddmm   v_e = <a_i, b_j>    da = S(g) b,  db = S(g)^T a                        on the pattern of S
+
+Both are torch.library operators over plain tensors, so autograd (twice), torch.compile(fullgraph=True) and opcheck see
+them, and a compiled kernel can replace the bodies without a change elsewhere.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
+
+
+@dataclass(frozen=True, eq=False)
+class CSR:
+    """A sparsity pattern by rows, and its transpose by rows, over one list of entries.
+
+    Values travel in row order: `values[csr.perm]` for values in the order of the entries. `to_t` reorders values from
+    row order to the row order of the transpose and `from_t` back.
+    """
+
+    crow: Tensor
+    col: Tensor
+    crow_t: Tensor
+    col_t: Tensor
+    perm: Tensor
+    to_t: Tensor
+    from_t: Tensor
+
+    @classmethod
+    def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
+        """From the row and column of each entry, in any order; repeated entries are kept and add up."""
+        perm = torch.argsort(row * max(cols, 1) + col, stable=True)
+        row, col = row[perm], col[perm]
+        to_t = torch.argsort(col * max(rows, 1) + row, stable=True)
+        from_t = torch.empty_like(to_t).index_copy_(0, to_t, torch.arange(len(to_t), device=to_t.device))
+        small = max(rows, cols, len(row)) < 2**31
+        index = torch.int32 if small else torch.int64
+        crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
+        by_row, by_col = col.to(index), row[to_t].to(index)
+        if torch.equal(crow, crow_t) and torch.equal(by_row, by_col):
+            crow_t, by_col = crow, by_row  # a symmetric pattern is its own transpose
+        return cls(crow, by_row, crow_t, by_col, perm, to_t, from_t)
+
+    @property
+    def T(self) -> CSR:
+        return CSR(self.crow_t, self.col_t, self.crow, self.col, self.perm[self.to_t], self.from_t, self.to_t)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.crow) - 1, len(self.crow_t) - 1
+
+    @property
+    def self_transposed(self) -> bool:
+        return self.col is self.col_t
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
+
+
+def _pointers(row: Tensor, rows: int) -> Tensor:
+    counts = torch.bincount(row, minlength=rows) if len(row) else row.new_zeros(rows)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def spmm(csr: CSR, values: Tensor, x: Tensor, values_t: Tensor | None = None) -> Tensor:
+    """y[..., i, :] = sum over the entries (i, j) of values x[..., j, :].
+
+    Args:
+        csr: the pattern, (m, n).
+        values: (e,) in row order.
+        x: (*b, n, c); all b signals go through one product.
+        values_t: (e,) the same values in the row order of the transpose, where they are at hand.
+
+    Returns:
+        (*b, m, c)
+
+    >>> csr = CSR.build(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
+    >>> spmm(csr, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0], [10.0]]))
+    tensor([[21.],
+            [30.]])
+    """
+    return torch.ops.gconv.spmm(values, x, values_t, *csr.tensors)
+
+
+def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
+    """(e,) in row order: v_e = sum over batch and channels of a[..., i, :] b[..., j, :] at the entries (i, j)."""
+    return torch.ops.gconv.sddmm(a, b, *csr.tensors)
+
+
+def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
+    """y[..., i, :] = max over the entries (i, j) of values x[..., j, :]; 0 for a row without entries."""
+    rows, col = _rows(csr.crow, csr.col), csr.col.long()
+    messages = x.index_select(-2, col) * values.unsqueeze(-1)
+    index = rows.unsqueeze(-1).expand(messages.shape)
+    shape = (*x.shape[:-2], csr.shape[0], x.shape[-1])
+    return messages.new_zeros(shape).scatter_reduce(-2, index, messages, "amax", include_self=False)
+
+
+def _rows(crow: Tensor, col: Tensor) -> Tensor:
+    """The row of each entry."""
+    lengths = (crow[1:] - crow[:-1]).long()
+    index = torch.arange(len(lengths), device=crow.device)
+    return torch.repeat_interleave(index, lengths, output_size=len(col))
+
+
+def _sparse(crow: Tensor, col: Tensor, values: Tensor, cols: int) -> Tensor:
+    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, cols), check_invariants=False)
+
+
+def _quiet_beta_notice() -> None:
+    """torch announces once a process that CSR tensors are in beta; take the announcement here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zero = torch.zeros(1, dtype=torch.int32)
+        _sparse(torch.tensor([0, 1], dtype=torch.int32), zero, torch.ones(1), 1)
+
+
+def _spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    global _announced
+    if not _announced:
+        _quiet_beta_notice()
+        _announced = True
+    cols, shape = len(rest[0]) - 1, (*x.shape[:-2], len(crow) - 1, x.shape[-1])
+    if x.numel() == 0 or len(col) == 0:
+        return x.new_zeros(shape)
+    wide = x.movedim(-2, 0).reshape(cols, -1)
+    half = x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu"
+    if half:  # torch has no half-precision CSR product on the CPU: accumulate in float32
+        values, wide = values.float(), wide.float()
+    with torch.autocast(x.device.type, enabled=False):
+        y = _sparse(crow, col, values.to(wide.dtype), cols) @ wide
+    y = y.to(x.dtype).view(len(crow) - 1, *x.shape[:-2], x.shape[-1])
+    return y.movedim(0, -2).contiguous()
+
+
+def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    row, col = _rows(crow, col), col.long()
+    width = max(1, a.numel() // max(1, a.shape[-2]))
+    step = max(1, CHUNK // width)
+    axes = [d for d in range(a.ndim) if d != a.ndim - 2]
+    out = a.new_empty(len(col))
+    for start in range(0, len(col), step):
+        part = slice(start, start + step)
+        product = a.index_select(-2, row[part]) * b.index_select(-2, col[part])
+        out[part] = product.sum(axes)
+    return out
+
+
+_announced = False
+_STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
+_library = torch.library.Library("gconv", "DEF")
+_library.define(f"spmm(Tensor values, Tensor x, Tensor? values_t, {_STRUCTURE}) -> Tensor")
+_library.define(f"sddmm(Tensor a, Tensor b, {_STRUCTURE}) -> Tensor")
+_library.impl("spmm", _spmm_torch, "CompositeExplicitAutograd")
+_library.impl("sddmm", _sddmm_torch, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("gconv::spmm", lib=_library)
+def _(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, *rest: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
+
+
+@torch.library.register_fake("gconv::sddmm", lib=_library)
+def _(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    return a.new_empty(col.shape[0])
+
+
+def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, x, values_t, *structure = inputs
+    x_kept = x if ctx.needs_input_grad[0] else None
+    ctx.save_for_backward(values, x_kept, values_t, *structure)
+
+
+def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, values_t, crow, col, crow_t, col_t, to_t, from_t = ctx.saved_tensors
+    dvalues = dx = None
+    if ctx.needs_input_grad[0]:
+        dvalues = torch.ops.gconv.sddmm(dy, x, crow, col, crow_t, col_t, to_t, from_t).to(values.dtype)
+    if ctx.needs_input_grad[1]:
+        back = values[to_t] if values_t is None else values_t
+        dx = torch.ops.gconv.spmm(back, dy, values, crow_t, col_t, crow, col, from_t, to_t)
+    return (dvalues, dx, *[None] * 7)
+
+
+def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _sddmm_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, crow, col, crow_t, col_t, to_t, from_t = ctx.saved_tensors
+    da = db = None
+    if ctx.needs_input_grad[0]:
+        da = torch.ops.gconv.spmm(g, b, None, crow, col, crow_t, col_t, to_t, from_t)
+    if ctx.needs_input_grad[1]:
+        db = torch.ops.gconv.spmm(g[to_t], a, None, crow_t, col_t, crow, col, from_t, to_t)
+    return (da, db, *[None] * 6)
+
+
+torch.library.register_autograd("gconv::spmm", _spmm_backward, setup_context=_spmm_setup, lib=_library)
+torch.library.register_autograd("gconv::sddmm", _sddmm_backward, setup_context=_sddmm_setup, lib=_library)

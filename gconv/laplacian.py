@@ -1,0 +1,219 @@
+"""Adjacencies and Laplacians: the only place where a degree is inverted, and where each convention is decided.
+
+    A[i, j]   sum of the weights of the edges j -> i
+    D         diagonal of degrees: "in" sums the weights that arrive (rows of A), "out" those that leave (columns)
+    sym       D^-1/2 A D^-1/2      row  D^-1 A (rows sum to 1)      col  A D^-1 (columns sum to 1)
+    L         D - A,  I - sym,  I - row,  I - col
+
+Degrees contain the edge weights, and the loops that were added. The inverse of a zero degree is 0, so the row of an
+isolated node is empty in A and has diagonal 1 in a normalised L (PyG's convention; scipy and networkx put 0 there).
+Everything is computed in float64, cast once, and kept on the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Pattern, Taps
+from gconv.domains import Graph
+
+Loops = Literal["keep", "remove", "fill", "replace"]
+Norm = Literal["sym", "row", "col"] | None
+Degree = Literal["in", "out"]
+
+
+def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
+    """The edges as entries (target, source), and for each entry the number of its edge (-1 for an added loop).
+
+    Args:
+        graph: any graph.
+        loops: "keep" the edges as they are; "remove" self-loops; "fill": one loop a node, existing ones keep their edge
+            (of several the last); "replace": existing loops go, one new loop a node comes.
+    """
+
+    def make() -> tuple[Pattern, Tensor]:
+        n, source, target = graph.size, graph.source, graph.target
+        edge = torch.arange(graph.num_edges, device=graph.device)
+        if loops != "keep":
+            plain = source != target
+            own = torch.full((n,), -1, dtype=torch.int64, device=graph.device)
+            if loops == "fill":
+                own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
+            edge = edge[plain]
+            source, target = source[edge], target[edge]
+            if loops != "remove":
+                node = torch.arange(n, device=graph.device)
+                edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
+        return Pattern((1, n, n), torch.zeros_like(target), target, source), edge
+
+    return graph.memo(("pattern", loops), make)
+
+
+def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
+    if bool((degree < 0).any()):
+        node = int((degree < 0).nonzero()[0])
+        raise ValueError(
+            f"{what} normalisation needs degrees >= 0, but the weights at node {node} sum to {float(degree[node]):g}; "
+            "use non-negative edge weights, or no normalisation."
+        )
+    return torch.where(degree > 0, degree.clamp(min=torch.finfo(degree.dtype).tiny).pow(-power), 0.0)
+
+
+def _normalised(entries: Pattern, w: Tensor, norm: Norm, degree: Degree) -> tuple[Tensor, Tensor]:
+    """The normalised values, and the degrees."""
+    end = entries.row if degree == "in" else entries.col
+    d = w.new_zeros(entries.shape[1]).index_add(0, end, w)
+    if norm == "sym":
+        root = _inverse(d, 0.5, "Symmetric")
+        w = root[entries.row] * w * root[entries.col]
+    elif norm == "row":
+        w = _inverse(d, 1.0, "Row")[entries.row] * w
+    elif norm == "col":
+        w = _inverse(d, 1.0, "Column")[entries.col] * w
+    return w, d
+
+
+def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: object) -> Taps:
+    """The Taps that `make` computes; kept on the graph unless its weights are being learned."""
+    assert callable(make)
+
+    def taps() -> Taps:
+        entries, values = make()
+        return Taps(entries, values.to(dtype))
+
+    if graph.edge_weight is not None and graph.edge_weight.requires_grad:
+        return taps()
+    return graph.memo((*key, dtype), taps)
+
+
+def adjacency(
+    graph: Graph,
+    dtype: torch.dtype,
+    *,
+    loops: Loops = "keep",
+    fill: float = 1.0,
+    norm: Norm = None,
+    degree: Degree = "in",
+    weighted: bool = True,
+) -> Taps:
+    """A, or a normalised A, as one tap.
+
+    Args:
+        graph: any graph.
+        dtype: of the values.
+        loops: what happens to self-loops, see `pattern`.
+        fill: weight of a loop that is added.
+        norm: "sym", "row", "col" or None.
+        degree: which degree normalises both ends.
+        weighted: False reads every edge as 1.
+
+    Raises:
+        ValueError: if a degree that must be inverted is negative.
+
+    >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
+    >>> adjacency(path, torch.float32, loops="fill", norm="sym").expand(torch.eye(2))[0]
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
+    """
+
+    def make() -> tuple[Pattern, Tensor]:
+        entries, edge = pattern(graph, loops)
+        w = graph.weights(torch.float64)
+        w = torch.ones_like(w) if not weighted else w
+        w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
+        return entries, _normalised(entries, w, norm, degree)[0]
+
+    return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted), dtype, make)
+
+
+def laplacian(
+    graph: Graph,
+    dtype: torch.dtype,
+    *,
+    norm: Norm = "sym",
+    degree: Degree = "out",
+    lmax: float | Literal["bound", "exact"] | None = None,
+) -> Taps:
+    """L (self-loops of the graph do not count), or for a number lmax the rescaled 2 L / lmax - I with spectrum in [-1, 1].
+
+    Args:
+        graph: any graph.
+        dtype: of the values.
+        norm: "sym", "row", "col", or None for D - A.
+        degree: which degree normalises; PyG's Laplacian takes "out".
+        lmax: None for L itself; a number; "bound" for PyG's 2 max(L_ij) (2 for the normalised ones); "exact" for
+            the largest eigenvalue.
+
+    Raises:
+        ValueError: if a degree is negative, or lmax is not positive.
+
+    >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
+    >>> laplacian(path, torch.float32, norm=None).expand(torch.eye(2))[0]
+    tensor([[ 1., -1.],
+            [-1.,  1.]])
+    """
+
+    def make() -> tuple[Pattern, Tensor]:
+        entries, edge = pattern(graph, "replace")
+        off = edge >= 0
+        w = torch.cat([graph.weights(torch.float64), torch.zeros(1, dtype=torch.float64, device=graph.device)])[edge]
+        w, d = _normalised(entries, w, norm, degree)
+        values = torch.where(off, -w, d[entries.row] if norm is None else 1.0)
+        top = _lmax(graph, values, norm, lmax)
+        if top is not None:
+            values = values * (2 / top) - torch.where(off, 0.0, 1.0)
+        return entries, values
+
+    return _kept(graph, ("laplacian", norm, degree, lmax), dtype, make)
+
+
+def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) -> float | None:
+    if lmax is None:
+        return None
+    if lmax == "exact":
+        return largest_eigenvalue(graph, norm) or 1.0
+    if lmax == "bound":
+        return (2 * float(values.detach().max()) if values.numel() else 0.0) or 1.0
+    if not isinstance(lmax, (int, float)) or not lmax > 0:
+        raise ValueError(f"lmax must be a positive number, 'bound', 'exact' or None, but it is {lmax!r}.")
+    return float(lmax)
+
+
+def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
+    """The largest eigenvalue of L, from the eigenbasis for up to 1,000 nodes, else by Lanczos (scipy)."""
+
+    def compute() -> float:
+        if graph.size <= 1000:
+            return float(eigenbasis(graph, norm)[0][-1]) if graph.size else 0.0
+        import scipy.sparse
+        from scipy.sparse.linalg import eigsh
+
+        taps = laplacian(graph, torch.float64, norm=norm)
+        index = (taps.pattern.row.cpu().numpy(), taps.pattern.col.cpu().numpy())
+        matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
+        return float(eigsh(matrix, k=1, which="LA", return_eigenvectors=False)[0])
+
+    return graph.memo(("lmax", norm), compute)
+
+
+def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,) ascending and eigenvectors (n, n) of L, in float64; O(n^3) once for each graph.
+
+    Raises:
+        ValueError: if the graph is directed: a Fourier basis needs a symmetric Laplacian ("sym" or None).
+    """
+    if norm not in ("sym", None) or not graph.is_undirected:
+        raise ValueError(
+            "A graph Fourier basis needs a symmetric Laplacian: an undirected graph (each edge with its reverse, of the same "
+            f"weight) and norm 'sym' or None; this one is {'un' if graph.is_undirected else ''}directed with norm {norm!r}."
+        )
+
+    def compute() -> tuple[Tensor, Tensor]:
+        dense = laplacian(graph, torch.float64, norm=norm).expand(torch.eye(graph.size, dtype=torch.float64, device=graph.device))[0]
+        values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
+        return values.clamp(min=0), vectors
+
+    return graph.memo(("eigenbasis", norm), compute)

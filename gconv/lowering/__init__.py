@@ -1,0 +1,22 @@
+"""The ways to run Y = sum_k S_k X W_k + b. One algorithm a file, one signature, `dense` the reference for the rest."""
+
+from gconv.lowering.base import Cost, Lowering
+from gconv.lowering.dense import DENSE
+from gconv.lowering.fft import FFT, GFT
+from gconv.lowering.im2col import IM2COL
+from gconv.lowering.native import NATIVE
+from gconv.lowering.sparse import RECURRENCE_AGGREGATE, RECURRENCE_TRANSFORM, SPARSE_AGGREGATE, SPARSE_TRANSFORM
+
+LOWERINGS: tuple[Lowering, ...] = (
+    NATIVE,
+    IM2COL,
+    FFT,
+    GFT,
+    SPARSE_AGGREGATE,
+    SPARSE_TRANSFORM,
+    RECURRENCE_AGGREGATE,
+    RECURRENCE_TRANSFORM,
+    DENSE,
+)
+
+__all__ = ["LOWERINGS", "Cost", "Lowering"]

@@ -1,0 +1,62 @@
+"""dense: the doubly block Toeplitz / matrix form, written to be read. Every other lowering is held to this one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Shifts, Stack, Taps
+from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.mixing import Mixing
+
+
+def stack(S: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The structure matrices themselves, (k, m, n): what `expand` makes of the identity."""
+    return S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))
+
+
+def matrix(S: Basis, mixing: Mixing, W: Tensor | None, i: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix of the whole operator, (m o, n i): sum_k S_k (x) W_k^T, sites outermost."""
+    return torch.einsum("kmn,kio->moni", stack(S, dtype, device), mixing.dense(W, i).to(device, dtype)).flatten(2).flatten(0, 1)
+
+
+def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    if not S.linear:
+        return add_bias(_reduce(S, mixing, W, x), bias)
+    o = mixing.channels(x.shape[-1])
+    M = matrix(S, mixing, W, x.shape[-1], x.dtype, x.device)
+    return add_bias((x.flatten(-2) @ M.mT).unflatten(-1, (S.shape[1], o)), bias)
+
+
+def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
+    """Taps that reduce with max: y_i = max over the sites j with an entry of S_ij x_j; 0 where there is none."""
+    parts = []
+    for part in S.parts if isinstance(S, Stack) else (S,):
+        if part.linear:
+            parts.append(torch.einsum("kmn,...nc->...kmc", stack(part, x.dtype, x.device), x))
+            continue
+        if isinstance(part, Shifts):
+            part = part.taps(x.dtype, x.device)
+        assert isinstance(part, Taps)
+        messages = x.new_full((*x.shape[:-2], *part.shape, x.shape[-1]), -torch.inf)
+        at = part.pattern
+        values = part.values.unsqueeze(-1) * x[..., at.col, :]
+        index = (at.tap * part.shape[1] + at.row) * part.shape[2] + at.col
+        flat = messages.flatten(-4, -2).scatter_reduce(-2, index.unsqueeze(-1).expand_as(values), values, "amax")
+        largest = flat.unflatten(-2, part.shape).amax(-2)
+        parts.append(torch.where(largest == -torch.inf, 0.0, largest))
+    return mixing.gather(torch.cat(parts, -3), W)
+
+
+def refuses(S: Basis, mixing: Mixing) -> str | None:
+    return None
+
+
+def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    k, m, n = S.shape
+    entries = float(m) * p.o * n * p.i
+    build = 2.0 * k * entries
+    return Cost(2.0 * p.b * entries + build, p.item * (2 * entries + 2.0 * k * m * n), p.item * (entries + float(k) * m * n))
+
+
+DENSE = Lowering("dense", run, refuses, cost)

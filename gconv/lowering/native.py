@@ -1,0 +1,125 @@
+"""native: torch's own convolution and pooling kernels, reached by views alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.basis import Basis, Shifts
+from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
+
+CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+MEAN: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _channels_first(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(*b, n, c) -> (b, c, *grid), a view of the same memory."""
+    x = x.unflatten(-2, grid)
+    x = x.flatten(0, -len(grid) - 2) if x.ndim > len(grid) + 2 else x
+    return x.movedim(-1, -len(grid) - 1)
+
+
+def _channels_last(y: Tensor, batch: tuple[int, ...]) -> Tensor:
+    d = y.ndim - len(batch[:1]) - 1
+    y = y.movedim(-d - 1, -1).flatten(-d - 1, -2)
+    return y.unflatten(0, batch) if len(batch) > 1 else y
+
+
+def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool) -> tuple[Tensor, int]:
+    """torch's layout (o, i/g, *kernel), or for a transposed convolution (i, o/g, *kernel), and the groups."""
+    if isinstance(mixing, Grouped):  # (k, g, i/g, o/g)
+        order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
+        return W.permute(order).flatten(0, 1).unflatten(-1, kernel), mixing.groups
+    return W.permute((1, 2, 0) if transposed else (2, 1, 0)).unflatten(-1, kernel), 1
+
+
+def _symmetric(S: Shifts) -> tuple[int, ...] | None:
+    """The padding as torch's kernels take it, or None where it must be laid on beforehand."""
+    if S.mode == "zeros" and all(before == after for before, after in S.padding):
+        return tuple(before for before, _ in S.padding)
+    return None
+
+
+def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    assert isinstance(S, Shifts)
+    batch, d = tuple(x.shape[:-2]), len(S.size)
+    if S.window:
+        return add_bias(_pool(S, x, batch), bias)
+    assert W is not None
+    if isinstance(mixing, Separable):
+        depth, point = mixing.split(W)
+        filtered = run(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
+        return add_bias(filtered @ point, bias)
+    if isinstance(mixing, Dense) and mixing.scale != 1.0:
+        W = W * mixing.scale
+    weight, groups = _weight(W, mixing, S.kernel, S.transposed)
+    padding = _symmetric(S)
+    if S.transposed:
+        image, outer = _channels_first(x, S.out), S.size if padding is not None else S.padded
+        inner = padding if padding is not None else (0,) * d
+        extra = [
+            n + 2 * p - ((o - 1) * s + dl * (k - 1) + 1)
+            for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
+        ]
+        y = CONV_T[d](image, weight, None, S.stride, inner, extra, groups, S.dilation)
+        y = _channels_last(y, batch)
+        if padding is None:
+            y = S.unpad(y.unflatten(-2, S.padded)).flatten(-d - 1, -2)
+        return add_bias(y, bias)
+    if padding is None:
+        padded = S.pad(x.unflatten(-2, S.size)).flatten(-d - 1, -2)
+        image, padding = _channels_first(padded, S.padded), (0,) * d
+    else:
+        image = _channels_first(x, S.size)
+    return _channels_last(CONV[d](image, weight, bias, S.stride, padding, S.dilation, groups), batch)
+
+
+def _pool(S: Shifts, x: Tensor, batch: tuple[int, ...]) -> Tensor:
+    d, padding = len(S.size), _symmetric(S)
+    if padding is not None and all(2 * p <= k for p, k in zip(padding, S.kernel, strict=True)):
+        image = _channels_first(x, S.size)
+    else:
+        fill = -math.inf if S.reduce == "max" else 0.0
+        image, padding = _channels_first(S.pad(x.unflatten(-2, S.size), fill).flatten(-d - 1, -2), S.padded), (0,) * d
+    if S.reduce == "max":
+        return _channels_last(MAX[d](image, S.kernel, S.stride, padding, S.dilation), batch)
+    y = _channels_last(MEAN[d](image, S.kernel, S.stride, padding), batch)
+    count, scale = math.prod(S.kernel), S.scale(y)
+    if isinstance(scale, float) and math.isclose(scale * count, 1.0, rel_tol=1e-15):
+        return y
+    return y * (scale * count)
+
+
+def refuses(S: Basis, mixing: Mixing) -> str | None:
+    if not isinstance(S, Shifts):
+        return f"torch's kernels run the shifts of a kernel on a grid, and this structure is {type(S).__name__}"
+    if S.window:
+        if not isinstance(mixing, Fixed):
+            return "torch's pooling kernels leave the channels as they are"
+        if S.transposed:
+            return "torch has no transposed pooling kernel"
+        if S.reduce == "sum" and any(d != 1 for d in S.dilation):
+            return "torch's average pooling has no dilation"
+        return None
+    if not isinstance(mixing, Dense | Grouped | Separable):
+        return f"torch's convolutions mix densely or in groups, not as {type(mixing).__name__}"
+    if not S.linear:
+        return "torch's convolutions sum their taps"
+    return None
+
+
+def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    _, m, n = S.shape
+    entries = float(S.nnz) / max(1, math.prod(S.kernel))
+    numbers = float(p.b) * (n * p.i + m * p.o)
+    return Cost(mixing.flops(int(entries) * p.b, p.i), p.item * numbers, p.item * float(p.b) * m * p.o)
+
+
+NATIVE = Lowering("native", run, refuses, cost)

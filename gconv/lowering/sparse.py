@@ -1,0 +1,90 @@
+"""sparse and recurrence: the two associations of the triple product S X W over sparse structure.
+
+    aggregate first   gather the neighbours, then mix:   sum_k (S_k X) W_k      work on S grows with i
+    transform first   mix, then gather:                  sum_k S_k (X W_k)      work on S grows with o
+
+For a polynomial, `expand` is its recurrence at the input width and `contract` is Clenshaw's at the output width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gconv.basis import Basis, Diagonal, Identity, Polynomial, Shifts, Stack, Taps
+from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.mixing import Heads, Mixing
+
+
+def _sparse_form(S: Basis, x: Tensor) -> Basis:
+    return S.taps(x.dtype, x.device) if isinstance(S, Shifts) else S
+
+
+def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    return add_bias(mixing.gather(_sparse_form(S, x).expand(x), W), bias)
+
+
+def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    return add_bias(mixing.collect(_sparse_form(S, x), mixing.spread(x, W)), bias)
+
+
+def _leaves(S: Basis) -> list[Basis]:
+    return [leaf for part in S.parts for leaf in _leaves(part)] if isinstance(S, Stack) else [S]
+
+
+def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
+    if all(isinstance(leaf, Taps | Shifts | Identity) for leaf in _leaves(S)):
+        return None
+    return f"it runs labelled sparse entries, and this structure is {type(S).__name__}"
+
+
+def _refuses_recurrence(S: Basis, mixing: Mixing) -> str | None:
+    kinds = _leaves(S)
+    if any(isinstance(leaf, Polynomial) for leaf in kinds) and not any(isinstance(leaf, Diagonal | Shifts) for leaf in kinds):
+        return None
+    return f"it runs polynomials of a sparse matrix, and this structure is {type(S).__name__}"
+
+
+def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
+    if not S.linear:
+        return "a tap reduces with max, which does not commute with mixing the channels"
+    if isinstance(mixing, Heads) and not isinstance(S, Taps):
+        return "the heads write apart, which only labelled sparse entries can do tap by tap"
+    return None
+
+
+def _gather(S: Basis, p: Problem, width: int, passes: int = 1) -> Cost:
+    """A sparse product at `width` channels: it reads a row of x for each entry and writes a row for each site."""
+    k, m, n = S.shape
+    rows = S.nnz * width * p.b
+    out = float(m) * k * width * p.b
+    return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out)
+
+
+def _mix(S: Basis, mixing: Mixing, p: Problem, sites: int) -> Cost:
+    numbers = float(p.b) * sites * (p.i + p.o)
+    return Cost(float(mixing.flops(sites * p.b, p.i)), p.item * numbers, p.item * numbers)
+
+
+def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    return _gather(S, p, p.i) + _mix(S, mixing, p, S.shape[1])
+
+
+def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    width = max(1, mixing.width(p.i) // S.shape[0])
+    k, m, n = S.shape
+    rows = S.nnz * width * p.b
+    gather = Cost(2.0 * rows, p.item * (rows + float(m + n * k) * width * p.b) + 12.0 * S.nnz, p.item * float(n) * k * width * p.b)
+    return gather + _mix(S, mixing, p, S.shape[2])
+
+
+def _both(first: object, second: object) -> object:
+    def refuses(S: Basis, mixing: Mixing) -> str | None:
+        return first(S, mixing) or second(S, mixing)  # type: ignore[operator]
+
+    return refuses
+
+
+SPARSE_AGGREGATE = Lowering("sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate, 0.5)
+SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _both(_refuses_sparse, _refuses_transform), cost_transform, 0.5)  # type: ignore[arg-type]
+RECURRENCE_AGGREGATE = Lowering("recurrence:aggregate", aggregate_first, _refuses_recurrence, cost_aggregate, 0.5)
+RECURRENCE_TRANSFORM = Lowering("recurrence:transform", transform_first, _both(_refuses_recurrence, _refuses_transform), cost_transform, 0.5)  # type: ignore[arg-type]

@@ -1,0 +1,204 @@
+"""GConv: a spec with weights, as a torch module. The only forward pass of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gconv.basis import Basis, Taps
+from gconv.domains import Graph, Grid, read_graph
+from gconv.linear import LinearMap
+from gconv.mixing import initial_weight
+from gconv.plan import Plan, evaluate, plan
+from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
+
+_GRID_BASES: dict[Hashable, Basis] = {}
+
+
+def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+    """S on a domain; what depends on the domain alone is made once and kept."""
+    if structure.kind != "fixed":
+        return structure.basis(domain, theta, x)
+    key = (structure, x.dtype, x.device)
+    if isinstance(domain, Graph):
+        if domain.edge_weight is not None and domain.edge_weight.requires_grad:
+            return structure.basis(domain, theta, x)
+        return domain.memo(key, lambda: structure.basis(domain, theta, x))
+    if (domain, key) not in _GRID_BASES:
+        _GRID_BASES[domain, key] = structure.basis(domain, theta, x)
+    return _GRID_BASES[domain, key]
+
+
+class GConv(nn.Module):
+    """A convolution layer from its spec.
+
+    Equation: Y = sum_k S_k X W_k + b.
+
+    Operators on grids take images as torch does, `layer(x)` with x (b, c, *grid) or (c, *grid). Operators on graphs
+    take `layer(x, graph)` with x (*b, n, c): any number of signals on one graph in one call. The graph may be a
+    `Graph`, an `edge_index` (with `edge_weight=`, ...), a PyG `Data`, a networkx graph or a scipy sparse matrix.
+
+    Args:
+        spec: what the factories of `gconv.operators` return.
+        device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: before any number is computed, if x, the graph and the spec do not fit each other.
+        Inadmissible: if `lowering=` names one that cannot run this structure.
+
+    >>> from gconv.operators import cheb, conv2d
+    >>> GConv(conv2d(3, 8, 3, padding=1))(torch.zeros(2, 3, 6, 6)).shape
+    torch.Size([2, 8, 6, 6])
+    >>> path = Graph(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]))
+    >>> GConv(cheb(4, 5, k=3))(torch.zeros(3, 4), path).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(
+        self, spec: OperatorSpec, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(spec, OperatorSpec):
+            raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
+        self.spec = spec
+        weight = initial_weight(spec.mixing, spec.init, dtype, device)
+        self.weight = None if weight is None else nn.Parameter(weight)
+        self._structure = tuple(spec.structure.parameters())
+        for name, p in spec.structure.parameters().items():
+            start = torch.empty(p.shape, dtype=dtype, device=device)
+            start = start.uniform_(-p.value, p.value) if p.init == "uniform" else start.fill_(p.value)
+            self.register_parameter(name, nn.Parameter(start))
+        if spec.bias:
+            mixing = spec.mixing
+            o = mixing.channels(mixing.i)  # type: ignore[attr-defined]
+            bound = 0.0 if spec.init == "glorot" else max(1, mixing.fan_in) ** -0.5
+            self.bias = nn.Parameter(torch.empty(o, dtype=dtype, device=device).uniform_(-bound, bound))
+        else:
+            self.register_parameter("bias", None)
+
+    # -- the door ----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Tensor,
+        domain: Any = None,
+        *,
+        edge_weight: Tensor | None = None,
+        edge_attr: Tensor | None = None,
+        edge_type: Tensor | None = None,
+        lowering: str | None = None,
+    ) -> Tensor:
+        self._check_signal(x)
+        signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
+        if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
+            each = [self(one, place, lowering=lowering) for one in x.flatten(0, -3)]
+            return torch.stack(each).unflatten(0, x.shape[:-2])
+        S = self._basis(place, signal)
+        y = evaluate(S, self.spec.mixing, self.weight, signal, self.bias, lowering)
+        target = self.spec.structure.target(place)
+        return y.movedim(-1, -2).unflatten(-1, target.shape) if isinstance(target, Grid) else y
+
+    def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
+        """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected."""
+        self._check_signal(x)
+        signal, place = self._enter(x, domain, **edges)
+        with torch.no_grad():
+            return plan(self._basis(place, signal), self.spec.mixing, signal, lowering)
+
+    def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
+        """The layer on a domain as a `LinearMap`, without its bias.
+
+        Args:
+            domain: a Grid, or any graph.
+            x: (*b, n, i), needed where the structure is adaptive; it is frozen at this x.
+
+        Raises:
+            NotLinear: if a tap reduces with max.
+            ValueError: if the structure is adaptive and no x is given.
+        """
+        structure, mixing = self.spec.structure, self.spec.mixing
+        place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
+        self._check_domain(place)
+        like = next((p for p in self.parameters()), torch.zeros(()))
+        i = x.shape[-1] if x is not None else getattr(mixing, "i", 1)
+        if structure.kind == "adaptive" and x is None:
+            raise ValueError(f"{self.spec.name} adapts its structure to the signal: give layer.at(graph, x=x0) the x to freeze it at.")
+        signal = like.new_zeros(place.size, i) if x is None else x
+        S = self._basis(place, signal)
+        if not S.linear:
+            raise NotLinear(f"{self.spec} takes a maximum over its window, so it has no matrix, adjoint or spectrum.")
+        return LinearMap(S, mixing, self.weight, i, signal.dtype, signal.device)
+
+    def _basis(self, domain: Domain, signal: Tensor) -> Basis:
+        structure = self.spec.structure
+        theta: dict[str, Tensor] = {name: self._parameters[name] for name in self._structure}  # type: ignore[misc]
+        if self.weight is not None:
+            theta["weight"] = self.weight
+        S = bind(structure, domain, theta, signal)
+        drop = getattr(structure, "dropout", 0.0)
+        if drop and self.training:
+            assert isinstance(S, Taps)
+            S = Taps(S.pattern, F.dropout(S.values, drop))
+        return S
+
+    def _enter(self, x: Tensor, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Domain]:
+        """x as (*b, n, c) and its domain; on grids by views alone."""
+        structure = self.spec.structure
+        if structure.domain == "grid" or (structure.domain == "any" and domain is None):
+            return self._enter_grid(x, domain)
+        if domain is None:
+            raise TypeError(f"{self.spec.name} works on graphs: call layer(x, graph) or layer(x, edge_index).")
+        if x.ndim < 2:
+            raise ValueError(f"A signal on a graph has shape (*b, nodes, channels), but x has shape {tuple(x.shape)}.")
+        graph = read_graph(domain, x.shape[-2], **edges)
+        if graph.size != x.shape[-2]:
+            raise ValueError(f"The graph has {graph.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
+        if graph.device != x.device:
+            raise ValueError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
+        self._check_domain(graph)
+        self.spec.mixing.channels(x.shape[-1])
+        return x, graph
+
+    def _enter_grid(self, x: Tensor, domain: Any) -> tuple[Tensor, Domain]:
+        d: int = self.spec.structure.ndim if self.spec.structure.domain == "grid" else x.ndim - 2  # type: ignore[attr-defined]
+        if x.ndim not in (d + 1, d + 2) or d < 1:
+            raise ValueError(
+                f"{self.spec.name} takes images (b, c, {', '.join('hwd'[:d])}) or one without b, but x has shape {tuple(x.shape)}."
+            )
+        grid = Grid.of(x, d)
+        if domain is not None and domain != grid:
+            raise ValueError(f"{self.spec.name} reads its grid off the images, {grid.shape}; a {domain!r} was given beside them.")
+        c = x.shape[-d - 1]
+        try:
+            self.spec.mixing.channels(c)
+        except ValueError as error:
+            raise ValueError(f"{error} Images are (b, c, *grid), and x has shape {tuple(x.shape)}.") from None
+        return x.flatten(-d).movedim(-2, -1), grid
+
+    def _check_domain(self, domain: Domain) -> None:
+        wanted = self.spec.structure.domain
+        have = "grid" if isinstance(domain, Grid) else "graph"
+        if wanted not in (have, "any"):
+            raise TypeError(f"{self.spec.name} works on a {wanted}, but a {have} was given.")
+        if isinstance(domain, Grid) and wanted == "grid" and domain.ndim != self.spec.structure.ndim:  # type: ignore[attr-defined]
+            raise ValueError(f"{self.spec.name} works on {self.spec.structure.ndim}-D grids, not on {domain}.")  # type: ignore[attr-defined]
+
+    def _check_signal(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch tensor, not a {type(x).__name__}.")
+        if not (x.dtype.is_floating_point or x.dtype.is_complex):
+            raise TypeError(f"x must hold floating point numbers, but its dtype is {x.dtype}; x.float() converts.")
+        weight = self.weight
+        if weight is None:
+            return
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x is {x.dtype}, but the layer's weights are {weight.dtype}; convert one of them.")
+        if x.device != weight.device:
+            raise ValueError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
+
+    def extra_repr(self) -> str:
+        return repr(self.spec)

@@ -1,0 +1,409 @@
+"""Convolutions on grids: shifts of a kernel, in one to three dimensions, and their transposes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Shifts
+from gconv.basis.shifts import Mode
+from gconv.domains import Grid
+from gconv.mixing import Dense, Grouped, Mixing, Separable
+from gconv.operators.shapes import grid, per_axis, read_padding
+from gconv.spec import Parameter, Sample, Theta, register
+
+DUMOULIN = "Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016"
+LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proc. IEEE 1998"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The structure of a convolution: a kernel's geometry, on whatever grid it meets."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    mode: Mode = "zeros"
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    domain: ClassVar[Literal["grid"]] = "grid"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.kernel)
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
+        size, padding = domain.shape, self.padding
+        if self.transposed:
+            size = self.target(domain).shape
+            # output_padding beyond a stride adds sites that no tap reaches
+            spare = [e // s * s for e, s in zip(self.output_padding, self.stride, strict=True)]
+            padding = tuple((before, after - e) for (before, after), e in zip(padding, spare, strict=True))
+        return Shifts(size, self.kernel, self.stride, self.dilation, padding, self.mode, transposed=self.transposed)
+
+    def target(self, domain: Grid) -> Grid:
+        if not self.transposed:
+            return Grid(Shifts(domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.mode).out)
+        axes = zip(domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.output_padding, strict=True)
+        size = tuple((n - 1) * s - sum(p) + d * (k - 1) + extra + 1 for n, k, s, d, p, extra in axes)
+        if min(size) < 1:
+            raise ValueError(f"Padding {self.padding} takes away more than this transposed convolution makes: size {size}.")
+        return Grid(size)
+
+
+def _kernel(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode, extra: Any = None) -> Kernel:
+    kernel = per_axis("kernel_size", kernel_size, ndim, 1)
+    steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
+    if mode not in ("zeros", "circular", "reflect", "replicate"):
+        raise ValueError(f"padding_mode must be 'zeros', 'circular', 'reflect' or 'replicate', but it is {mode!r}.")
+    pads = read_padding(padding, kernel, steps, spread)
+    if extra is None:
+        return Kernel(kernel, steps, spread, pads, mode)
+    more = per_axis("output_padding", extra, ndim, 0)
+    if any(e >= max(s, d) for e, s, d in zip(more, steps, spread, strict=True)):
+        raise ValueError(f"output_padding must be smaller than stride or dilation, but {more} is not ({steps}, {spread}).")
+    return Kernel(kernel, steps, spread, pads, mode, True, more)
+
+
+def _mixing(taps: int, i: int, o: int, groups: int) -> Mixing:
+    return Dense(taps, i, o) if groups == 1 else Grouped(taps, i, o, groups)
+
+
+def _samples1() -> list[Sample]:
+    return [
+        Sample(conv1d(3, 4, 3, padding=1), lambda: grid(9), 3),
+        Sample(conv1d(4, 6, 4, stride=2, padding=3, dilation=2, groups=2), lambda: grid(11), 4),
+        Sample(conv1d(2, 3, 3, padding=2, padding_mode="circular"), lambda: grid(8), 2),
+        Sample(conv1d(2, 3, 1), lambda: grid(1), 2),
+    ]
+
+
+@register(samples=_samples1, citation=LECUN)
+def conv1d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+) -> Any:
+    """Convolution of sequences; `conv2d` says everything.
+
+    Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d k - p, i] W[k, i, o].
+
+    Shapes: x (b, i, length) -> (b, o, length').
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(conv1d(2, 3, 5, stride=2))(torch.zeros(1, 2, 20)).shape
+    torch.Size([1, 3, 8])
+    """
+    structure = _kernel(1, kernel_size, stride, padding, dilation, padding_mode)
+    return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
+
+
+def _samples2() -> list[Sample]:
+    return [
+        Sample(conv2d(3, 4, 3, padding=1), lambda: grid(5, 6), 3),
+        Sample(conv2d(4, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2), lambda: grid(7, 6), 4),
+        Sample(conv2d(2, 3, 3, padding=1, padding_mode="circular"), lambda: grid(5, 4), 2),
+        Sample(conv2d(3, 2, 3, stride=2, padding=2, padding_mode="reflect"), lambda: grid(5, 6), 3),
+        Sample(conv2d(2, 2, 3, padding=2, padding_mode="replicate", bias=False), lambda: grid(3, 4), 2),
+        Sample(conv2d(2, 3, 4, padding="same", dilation=(1, 3)), lambda: grid(6, 9), 2),
+        Sample(conv2d(2, 2, 1, stride=3), lambda: grid(5, 7), 2),
+        Sample(conv2d(1, 1, 2, padding=((0, 1), (2, 0))), lambda: grid(1, 3), 1),
+    ]
+
+
+@register(samples=_samples2, citation=DUMOULIN)
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+) -> Any:
+    """Convolution of images.
+
+    Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d a_k - p, i] W[k, i, o], with a_k the place of tap k in the kernel.
+
+    Meaning: each output pixel is a weighted sum of the pixels under the kernel; the same weights everywhere. As in all
+    of deep learning the kernel is not flipped: this is cross-correlation.
+
+    In the family: S_k is the shift by a_k (a doubly block Toeplitz matrix; circulant for circular borders), W dense or
+    in groups.
+
+    Traps: padding="same" puts the odd site of an even kernel behind, as torch does. `reflect` may reach n - 1 sites and
+    `circular` n. Beyond torch: padding also takes ((before, after), (before, after)).
+
+    Args: torch.nn.Conv2d's, in its order.
+
+    Shapes: x (b, i, h, w) -> (b, o, h', w'), h' = (h + p_before + p_after - d (kh - 1) - 1) // s + 1.
+
+    Raises:
+        ValueError: if a number is out of range, groups do not divide the channels, or the kernel does not fit.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(conv2d(3, 64, 3, padding=1))(torch.zeros(16, 3, 32, 32)).shape
+    torch.Size([16, 64, 32, 32])
+    """
+    structure = _kernel(2, kernel_size, stride, padding, dilation, padding_mode)
+    return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
+
+
+def _samples3() -> list[Sample]:
+    return [
+        Sample(conv3d(2, 3, 2, padding=1), lambda: grid(3, 4, 2), 2),
+        Sample(conv3d(2, 4, (1, 3, 2), stride=(1, 2, 1), dilation=(1, 1, 2), groups=2), lambda: grid(2, 5, 4), 2),
+        Sample(conv3d(1, 2, 3, padding=1, padding_mode="circular"), lambda: grid(3, 3, 4), 1),
+    ]
+
+
+@register(samples=_samples3, citation=DUMOULIN)
+def conv3d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+) -> Any:
+    """Convolution of volumes; `conv2d` says everything.
+
+    Shapes: x (b, i, d, h, w) -> (b, o, d', h', w').
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(conv3d(1, 2, 3))(torch.zeros(1, 1, 4, 5, 6)).shape
+    torch.Size([1, 2, 2, 3, 4])
+    """
+    structure = _kernel(3, kernel_size, stride, padding, dilation, padding_mode)
+    return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
+
+
+def _samples_t() -> list[Sample]:
+    return [
+        Sample(conv_transpose1d(3, 2, 3, stride=2, padding=1, output_padding=1), lambda: grid(5), 3),
+        Sample(conv_transpose1d(2, 4, 2, groups=2, dilation=2, output_padding=1), lambda: grid(4), 2),
+    ]
+
+
+@register(samples=_samples_t, citation=DUMOULIN)
+def conv_transpose1d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    bias: bool = True,
+    dilation: Any = 1,
+    padding_mode: Mode = "zeros",
+) -> Any:
+    """Transposed convolution of sequences; `conv_transpose2d` says everything.
+
+    Shapes: x (b, i, length) -> (b, o, length').
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(conv_transpose1d(2, 3, 4, stride=2))(torch.zeros(1, 2, 5)).shape
+    torch.Size([1, 3, 12])
+    """
+    structure = _kernel(1, kernel_size, stride, padding, dilation, padding_mode, output_padding)
+    return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
+
+
+def _samples_t2() -> list[Sample]:
+    return [
+        Sample(conv_transpose2d(3, 2, 3, stride=2, padding=1, output_padding=1), lambda: grid(3, 4), 3),
+        Sample(conv_transpose2d(4, 2, (2, 3), stride=(3, 1), groups=2), lambda: grid(2, 4), 4),
+        Sample(conv_transpose2d(2, 2, 3, padding=1, padding_mode="circular"), lambda: grid(4, 5), 2),
+        Sample(conv_transpose2d(2, 1, 3, stride=2, padding=1, padding_mode="reflect"), lambda: grid(3, 3), 2),
+    ]
+
+
+@register(samples=_samples_t2, citation=DUMOULIN)
+def conv_transpose2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    bias: bool = True,
+    dilation: Any = 1,
+    padding_mode: Mode = "zeros",
+) -> Any:
+    """Transposed convolution of images: the adjoint of a convolution's structure, used to enlarge.
+
+    Equation: y = b + sum_k S_k^T x W_k, with S_k the shifts of the convolution that leads from the output grid back.
+
+    Meaning: each input pixel paints the kernel, weighted by its value, onto the output; strides become upsampling.
+
+    In the family: every S_k transposed; conv2d's matrix transposed, with weights of its own.
+
+    Traps: not an inverse. torch only has zero padding here; the other modes are the true adjoints of those of conv2d:
+    what was read beyond a border is added back to the site it came from.
+
+    Args: torch.nn.ConvTranspose2d's, in its order.
+
+    Shapes: x (b, i, h, w) -> (b, o, h', w'), h' = (h - 1) s - 2 p + d (kh - 1) + output_padding + 1.
+
+    Raises:
+        ValueError: if a number is out of range, or output_padding is not smaller than stride or dilation.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(conv_transpose2d(8, 4, 4, stride=2, padding=1))(torch.zeros(1, 8, 5, 5)).shape
+    torch.Size([1, 4, 10, 10])
+    """
+    structure = _kernel(2, kernel_size, stride, padding, dilation, padding_mode, output_padding)
+    return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
+
+
+def _samples_t3() -> list[Sample]:
+    return [Sample(conv_transpose3d(2, 3, 2, stride=(2, 1, 2), padding=(0, 1, 0)), lambda: grid(2, 3, 2), 2)]
+
+
+@register(samples=_samples_t3, citation=DUMOULIN)
+def conv_transpose3d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    bias: bool = True,
+    dilation: Any = 1,
+    padding_mode: Mode = "zeros",
+) -> Any:
+    """Transposed convolution of volumes; `conv_transpose2d` says everything.
+
+    Shapes: x (b, i, d, h, w) -> (b, o, d', h', w').
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(conv_transpose3d(1, 2, 2, stride=2))(torch.zeros(1, 1, 2, 3, 4)).shape
+    torch.Size([1, 2, 4, 6, 8])
+    """
+    structure = _kernel(3, kernel_size, stride, padding, dilation, padding_mode, output_padding)
+    return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
+
+
+def _samples_light() -> list[Sample]:
+    return [
+        Sample(depthwise(4, 3, padding=1), lambda: grid(5, 4), 4),
+        Sample(depthwise(2, 5, stride=2, padding=2, multiplier=3), lambda: grid(6, 7), 2),
+        Sample(depthwise(3, 3, padding=1, ndim=1), lambda: grid(6), 3),
+    ]
+
+
+@register(samples=_samples_light, citation="Howard et al., MobileNets, 2017")
+def depthwise(
+    channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    multiplier: int = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+    ndim: int = 2,
+) -> Any:
+    """Depthwise convolution: each channel has filters of its own, and channels do not meet.
+
+    Equation: y[m, c q + r] = b + sum_k x[s m + d a_k - p, c] W[k, c, r], r < q the multiplier.
+
+    In the family: the shifts of conv2d, W block diagonal (groups = channels).
+
+    Shapes: x (b, c, *grid) -> (b, c q, *grid').
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(depthwise(8, 3, padding=1))(torch.zeros(1, 8, 5, 5)).shape
+    torch.Size([1, 8, 5, 5])
+    """
+    structure = _kernel(ndim, kernel_size, stride, padding, dilation, padding_mode)
+    return structure, Grouped(structure.taps, channels, channels * multiplier, channels), bias
+
+
+@register(
+    samples=lambda: [Sample(pointwise(3, 5), lambda: grid(3, 4), 3), Sample(pointwise(2, 2, ndim=1, bias=False), lambda: grid(6), 2)],
+    citation="Lin, Chen and Yan, Network In Network, ICLR 2014",
+)
+def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int = 2) -> Any:
+    """The 1 x 1 convolution: one matrix for the channels of every pixel.
+
+    Equation: Y = X W + b. In the family: one tap, S_0 = I.
+
+    Shapes: x (b, i, *grid) -> (b, o, *grid).
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(pointwise(8, 4))(torch.zeros(1, 8, 5, 5)).shape
+    torch.Size([1, 4, 5, 5])
+    """
+    return _kernel(ndim, 1, 1, 0, 1, "zeros"), Dense(1, in_channels, out_channels), bias
+
+
+@register(
+    samples=lambda: [
+        Sample(separable(3, 4, 3, padding=1), lambda: grid(5, 4), 3),
+        Sample(separable(2, 5, 3, stride=2, padding=1, padding_mode="circular"), lambda: grid(6, 5), 2),
+    ],
+    citation="Howard et al., MobileNets, 2017; Chollet, Xception, CVPR 2017",
+)
+def separable(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Any,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+    ndim: int = 2,
+) -> Any:
+    """Depthwise separable convolution: a filter a channel, then a 1 x 1 convolution, as one operator.
+
+    Equation: Y = sum_k S_k X diag(d_k) P + b.
+
+    Meaning: k i + i o numbers instead of k i o. In the family: the shifts of conv2d, W_k = diag(d_k) P of low rank.
+
+    Shapes: x (b, i, *grid) -> (b, o, *grid').
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> layer = GConv(separable(8, 4, 3, padding=1))
+    >>> layer(torch.zeros(1, 8, 5, 5)).shape, layer.weight.numel()
+    (torch.Size([1, 4, 5, 5]), 104)
+    """
+    structure = _kernel(ndim, kernel_size, stride, padding, dilation, padding_mode)
+    return structure, Separable(structure.taps, in_channels, out_channels), bias

@@ -1,0 +1,87 @@
+"""Gaussian mixtures over pseudo-coordinates of the edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.domains import Graph
+from gconv.mixing import Dense
+from gconv.operators.learned import repeated
+from gconv.operators.shapes import messy, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """One tap a Gaussian, over `edge_attr`, averaged over the edges that arrive; and perhaps the node itself."""
+
+    kernels: int
+    dim: int
+    root: bool
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    @property
+    def taps(self) -> int:
+        return self.kernels + self.root
+
+    def parameters(self) -> dict[str, Parameter]:
+        spread = (6 / (self.kernels + self.dim)) ** 0.5
+        shape = (self.kernels, self.dim)
+        return {"mu": Parameter(shape, "uniform", spread), "sigma": Parameter(shape, "uniform", spread)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        if domain.edge_attr is None or domain.edge_attr.shape[1] != self.dim:
+            have = "none" if domain.edge_attr is None else f"{domain.edge_attr.shape[1]}"
+            raise ValueError(f"monet needs pseudo-coordinates: edge_attr with {self.dim} numbers an edge; the graph has {have}.")
+        one, many = repeated(domain, self.kernels, "keep")
+        u = domain.edge_attr.to(x.dtype)
+        distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
+        count = torch.bincount(one.row, minlength=domain.size).clamp(min=1).to(x.dtype)
+        values = torch.exp(-0.5 * distance.sum(-1)) / count[one.row]
+        S = Taps(many, values.flatten())
+        return Stack((S, Identity(domain.size))) if self.root else S
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [Sample(monet(3, 2, dim=2, kernel_size=3), weighted, 3), Sample(monet(2, 3, dim=2, kernel_size=2, root_weight=False), messy, 2)],
+    citation="Monti et al., Geometric Deep Learning on Graphs and Manifolds Using Mixture Model CNNs, CVPR 2017",
+    init="glorot",
+)
+def monet(in_channels: int, out_channels: int, dim: int, kernel_size: int, root_weight: bool = True, bias: bool = True) -> Any:
+    """MoNet: edges are sorted into learned Gaussian bins of their pseudo-coordinates, one matrix a bin.
+
+    Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of exp(-1/2 sum_d (u_ij,d - mu_k,d)^2 / sigma_k,d^2) x_j
+    + W_K^T x_i + b.
+
+    Meaning: a soft, learned version of the offset labels of a grid convolution.
+
+    In the family: K + 1 taps, learned sparse structure and the identity; W dense.
+
+    Traps: as PyG's GMMConv runs it: the mean over edges, and no factor 1 / K (its docstring has one). Edge weights are
+    ignored; u is `edge_attr`.
+
+    Args: PyG's GMMConv's. dim: pseudo-coordinates an edge; kernel_size: Gaussians.
+
+    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim).
+
+    Raises:
+        ValueError: if the graph has no pseudo-coordinates or another number of them.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(monet(3, 2, dim=2, kernel_size=4))(torch.zeros(8, 3), weighted()).shape
+    torch.Size([8, 2])
+    """
+    if min(dim, kernel_size) < 1:
+        raise ValueError(f"monet needs at least one coordinate and one Gaussian, not dim={dim}, kernel_size={kernel_size}.")
+    return Gaussians(kernel_size, dim, root_weight), Dense(kernel_size + root_weight, in_channels, out_channels), bias

@@ -1,0 +1,169 @@
+"""One step on a graph: every node gathers its neighbours once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import Loops, Norm, adjacency
+from gconv.mixing import Dense
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+Aggregate = Literal["mean", "sum", "max"]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """One tap, a (normalised) adjacency, and perhaps a second, the node itself."""
+
+    loops: Loops = "keep"
+    fill: float = 1.0
+    norm: Norm = None
+    weighted: bool = True
+    reduce: Literal["sum", "max"] = "sum"
+    mean: bool = False
+    root: bool = False
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def taps(self) -> int:
+        return 2 if self.root else 1
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        S = adjacency(domain, x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
+        values = S.values
+        if self.mean:  # over the number of edges that arrive, whatever they weigh
+            count = adjacency(domain, x.dtype, loops=self.loops, norm="row", weighted=False).values
+            values = values * count
+        if self.mean or self.reduce == "max":
+            S = Taps(S.pattern, values, self.reduce)
+        return Stack((S, Identity(domain.size))) if self.root else S
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+def _aggregate(aggr: Aggregate, weighted: bool, root: bool) -> Neighbours:
+    if aggr not in ("mean", "sum", "max"):
+        raise ValueError(f"aggr must be 'mean', 'sum' or 'max', but it is {aggr!r}.")
+    return Neighbours(weighted=weighted, mean=aggr == "mean", reduce="max" if aggr == "max" else "sum", root=root)
+
+
+@register(
+    samples=lambda: [
+        Sample(gcn(3, 4), ring, 3, row_stochastic=True),
+        Sample(gcn(3, 2), weighted, 3),
+        Sample(gcn(4, 2, improved=True, bias=False), messy, 4),
+        Sample(gcn(2, 3, add_self_loops=False), messy, 2),
+        Sample(gcn(2, 2, normalize=False), messy, 2),
+    ],
+    citation="Kipf and Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017",
+    init="glorot",
+)
+def gcn(
+    in_channels: int,
+    out_channels: int,
+    improved: bool = False,
+    add_self_loops: bool = True,
+    normalize: bool = True,
+    bias: bool = True,
+) -> Any:
+    """The graph convolution of Kipf and Welling.
+
+    Equation: Y = D^-1/2 (A + I) D^-1/2 X W + b, with D the degrees of A + I.
+
+    Meaning: every node averages itself and its neighbours, well-connected ones less, then mixes the channels. A low-pass
+    filter: the first-order Chebyshev convolution with tied weights.
+
+    In the family: one tap, a fixed normalised adjacency; W dense.
+
+    Traps: PyG's conventions. A node that has a self-loop keeps its weight and gets no second one; on directed graphs the
+    in-degree normalises both ends (DGL takes out- and in-degree, Kipf's code row sums); degrees contain the weights.
+
+    Args: PyG's GCNConv's. improved: loops of weight 2.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if a weighted degree is negative.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(gcn(3, 2))(torch.ones(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    loops: Loops = "fill" if add_self_loops and normalize else "keep"
+    return Neighbours(loops, 2.0 if improved else 1.0, "sym" if normalize else None), Dense(1, in_channels, out_channels), bias
+
+
+@register(
+    samples=lambda: [
+        Sample(graphconv(3, 2), weighted, 3),
+        Sample(graphconv(2, 4), messy, 2),
+        Sample(graphconv(2, 3, aggr="mean"), messy, 2),
+        Sample(graphconv(2, 3, aggr="max"), messy, 2),
+    ],
+    citation="Morris et al., Weisfeiler and Leman Go Neural, AAAI 2019",
+    init="glorot",
+)
+def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias: bool = True) -> Any:
+    """The graph convolution of Morris et al.: neighbours and the node itself, each with a matrix.
+
+    Equation: y_i = W_0^T aggr over edges j -> i of w_ij x_j + W_1^T x_i + b.
+
+    In the family: two taps, the weighted adjacency and the identity; W dense. With aggr="max" not linear.
+
+    Traps: the mean divides by the number of edges, not by their weights (as PyG does). No neighbour gives 0.
+
+    Args: PyG's GraphConv's.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). The weight's tap 0 is PyG's lin_rel, tap 1 its lin_root.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(graphconv(3, 2))(torch.ones(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    return _aggregate(aggr, True, True), Dense(2, in_channels, out_channels), bias
+
+
+@register(
+    samples=lambda: [
+        Sample(sage(3, 2), ring, 3),
+        Sample(sage(2, 4), messy, 2),
+        Sample(sage(2, 3, aggr="sum"), messy, 2),
+        Sample(sage(2, 3, aggr="max"), messy, 2),
+        Sample(sage(2, 3, root_weight=False), ring, 2, row_stochastic=True),
+    ],
+    citation="Hamilton, Ying and Leskovec, Inductive Representation Learning on Large Graphs, NeurIPS 2017",
+    init="glorot",
+)
+def sage(in_channels: int, out_channels: int, aggr: Aggregate = "mean", root_weight: bool = True, bias: bool = True) -> Any:
+    """GraphSAGE: the mean of the neighbours and the node itself, each with a matrix.
+
+    Equation: y_i = W_0^T aggr over edges j -> i of x_j + W_1^T x_i + b.
+
+    In the family: two taps, the row-normalised adjacency and the identity; W dense. With aggr="max" not linear.
+
+    Traps: edge weights are ignored, as in PyG. A node without neighbours aggregates to 0.
+
+    Args: PyG's SAGEConv's.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). The weight's tap 0 is PyG's lin_l, tap 1 its lin_r.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(sage(3, 2))(torch.ones(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    return _aggregate(aggr, False, root_weight), Dense(2 if root_weight else 1, in_channels, out_channels), bias

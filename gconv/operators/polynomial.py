@@ -1,0 +1,193 @@
+"""Many steps on a graph: polynomials of one sparse matrix, by their recurrence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Polynomial, Recurrence, Taps
+from gconv.domains import Graph
+from gconv.laplacian import Norm, adjacency, laplacian
+from gconv.mixing import Dense, Fixed
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Powers:
+    """p_k(L), or fixed combinations of them, of a rescaled Laplacian or a normalised adjacency."""
+
+    recurrence: Recurrence
+    matrix: Literal["laplacian", "adjacency", "adjacency+loops"]
+    norm: Norm = "sym"
+    lmax: float | str | None = None
+    combine: tuple[tuple[float, ...], ...] | None = None
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def taps(self) -> int:
+        return self.recurrence.terms if self.combine is None else len(self.combine)
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
+        return Polynomial(self.L(domain, x), self.recurrence, self.combine)
+
+    def L(self, domain: Graph, x: Tensor) -> Taps:
+        if self.matrix == "laplacian":
+            return laplacian(domain, x.dtype, norm=self.norm, lmax=self.lmax)  # type: ignore[arg-type]
+        return adjacency(domain, x.dtype, loops="fill" if self.matrix == "adjacency+loops" else "keep", norm=self.norm)
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+def _terms(k: int, least: int) -> int:
+    if not isinstance(k, int) or k < least:
+        raise ValueError(f"k must be an integer >= {least}, but it is {k!r}.")
+    return k
+
+
+@register(
+    samples=lambda: [
+        Sample(cheb(3, 4, k=3), ring, 3),
+        Sample(cheb(4, 2, k=5), weighted, 4),
+        Sample(cheb(2, 3, k=1), weighted, 2),
+        Sample(cheb(2, 3, k=4, normalization=None), weighted, 2),
+        Sample(cheb(3, 2, k=3, normalization="rw"), messy, 3),
+        Sample(cheb(3, 2, k=3, lambda_max=1.5), messy, 3),
+    ],
+    citation="Defferrard, Bresson and Vandergheynst, Convolutional Neural Networks on Graphs with Fast Localized Spectral Filtering, NeurIPS 2016",
+    init="glorot",
+)
+def cheb(
+    in_channels: int,
+    out_channels: int,
+    k: int,
+    normalization: Literal["sym", "rw"] | None = "sym",
+    lambda_max: float | Literal["bound", "exact"] = "bound",
+    bias: bool = True,
+) -> Any:
+    """The Chebyshev convolution: a filter of k terms, k - 1 steps wide, learned without an eigenbasis.
+
+    Equation: Y = sum_{t<k} T_t(L~) X W_t + b, L~ = 2 L / lambda_max - I, T_0 = 1, T_1 = z, T_t = 2 z T_{t-1} - T_{t-2}.
+
+    Meaning: W_t weighs the t-th Chebyshev polynomial of the graph's frequencies; a node sees its k - 1 hop neighbourhood.
+
+    In the family: k taps, polynomials of one sparse matrix, never formed; W dense. Run by the recurrence at the input
+    width, or by Clenshaw's at the output width.
+
+    Traps: k counts terms (PyG's K; a paper's order is k - 1). PyG's conventions: self-loops are dropped, out-degrees
+    normalise, the "rw" operator acts as A D^-1, an isolated node has diagonal 1 in a normalised L, and lambda_max
+    defaults to the bound 2 max(L_ij), which is 2 for normalised Laplacians; "exact" computes it.
+
+    Args: PyG's ChebConv's; `lambda_max` here, not in the call.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if k < 1, or the normalisation is unknown.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(cheb(16, 32, k=3))(torch.zeros(7, 16), ring(7)).shape
+    torch.Size([7, 32])
+    """
+    norms: dict[str | None, Norm] = {"sym": "sym", "rw": "col", None: None}
+    if normalization not in norms:
+        raise ValueError(f"normalization must be 'sym', 'rw' or None, but it is {normalization!r}.")
+    structure = Powers(Recurrence.chebyshev(_terms(k, 1)), "laplacian", norms[normalization], lambda_max)
+    return structure, Dense(k, in_channels, out_channels), bias
+
+
+@register(
+    samples=lambda: [Sample(sgc(3, 2, k=2), weighted, 3), Sample(sgc(2, 4, k=3), messy, 2), Sample(sgc(2, 2, k=1), ring, 2, row_stochastic=True)],
+    citation="Wu et al., Simplifying Graph Convolutional Networks, ICML 2019",
+    init="glorot",
+)
+def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> Any:
+    """Simplified graph convolution: k steps of gcn's averaging, one matrix.
+
+    Equation: Y = S^k X W + b, S = D^-1/2 (A + I) D^-1/2.
+
+    In the family: one tap, the k-th power of gcn's S, by repeated products; W dense.
+
+    Args: PyG's SGConv's, K written k.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if k < 1.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(sgc(3, 2, k=2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    last = (*(0.0,) * _terms(k, 1), 1.0)
+    return Powers(Recurrence.monomial(k + 1), "adjacency+loops", combine=(last,)), Dense(1, in_channels, out_channels), bias
+
+
+@register(
+    samples=lambda: [Sample(tag(3, 2, k=3), weighted, 3), Sample(tag(2, 4, k=2), messy, 2), Sample(tag(2, 2, k=0), ring, 2)],
+    citation="Du et al., Topology Adaptive Graph Convolutional Networks, 2017",
+    init="glorot",
+)
+def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> Any:
+    """Topology adaptive graph convolution: one matrix for each number of steps.
+
+    Equation: Y = sum_{t=0..k} S^t X W_t + b, S = D^-1/2 A D^-1/2.
+
+    In the family: k + 1 taps, the powers of one sparse matrix; W dense.
+
+    Traps: no self-loops are added (as in PyG); k steps are k + 1 taps.
+
+    Args: PyG's TAGConv's, K written k.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if k < 0.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(tag(3, 2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    return Powers(Recurrence.monomial(_terms(k, 0) + 1), "adjacency"), Dense(k + 1, in_channels, out_channels), bias
+
+
+@register(
+    samples=lambda: [Sample(appnp(4, 0.1), weighted, 3), Sample(appnp(2, 0.5), messy, 2), Sample(appnp(3, 0.2), ring, 2, row_stochastic=True)],
+    citation="Gasteiger, Bojchevski and Guennemann, Predict then Propagate, ICLR 2019",
+)
+def appnp(k: int = 10, alpha: float = 0.1) -> Any:
+    """Personalised PageRank propagation of predictions: no weights of its own.
+
+    Equation: Y = sum_{t<k} alpha (1 - alpha)^t S^t X + (1 - alpha)^k S^k X, S = D^-1/2 (A + I) D^-1/2.
+
+    Meaning: k steps of Z <- (1 - alpha) S Z + alpha X: a walk that returns home with probability alpha.
+
+    In the family: one tap, a fixed polynomial of gcn's S; W = I.
+
+    Args: PyG's APPNP's, K written k.
+
+    Shapes: x (*b, n, c) -> (*b, n, c).
+
+    Raises:
+        ValueError: if k < 1 or alpha is outside of [0, 1].
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(appnp(10, 0.1))(torch.ones(7, 3), ring(7))[0]
+    tensor([1.0000, 1.0000, 1.0000])
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is a probability in [0, 1], but it is {alpha!r}.")
+    row = (*(alpha * (1 - alpha) ** t for t in range(_terms(k, 1))), (1 - alpha) ** k)
+    return Powers(Recurrence.monomial(k + 1), "adjacency+loops", combine=(tuple(map(float, row)),)), Fixed(), False

@@ -1,0 +1,286 @@
+"""Pooling: one window matrix, channels left as they are. The mean is linear; the maximum is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Pattern, Shifts, Taps
+from gconv.domains import Graph, Grid
+from gconv.mixing import Fixed
+from gconv.operators.shapes import grid, messy, per_axis
+from gconv.spec import Domain, Parameter, Sample, Theta, register
+
+SCHERER = "Scherer, Mueller and Behnke, Evaluation of Pooling Operations, ICANN 2010"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The structure of pooling: all sites under the kernel in one tap."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil_mode: bool = False
+    reduce: Literal["sum", "max"] = "sum"
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+    domain: ClassVar[Literal["grid"]] = "grid"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+    taps: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if any(2 * p > k for p, k in zip(self.padding, self.kernel, strict=True)):
+            raise ValueError(f"Pooling pads at most half of its kernel, but padding {self.padding} is more than that of {self.kernel}.")
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel)
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Domain, theta: Theta, x: Tensor) -> Shifts:
+        assert isinstance(domain, Grid)
+        return self.shifts(domain.shape)
+
+    def target(self, domain: Domain) -> Grid:
+        assert isinstance(domain, Grid)
+        return Grid(self.shifts(domain.shape).out)
+
+    def shifts(self, size: tuple[int, ...]) -> Shifts:
+        padding, covered = [], []
+        for n, k, s, d, p in zip(size, self.kernel, self.stride, self.dilation, self.padding, strict=True):
+            after = p
+            if self.ceil_mode:
+                out = -(-(n + 2 * p - d * (k - 1) - 1) // s) + 1
+                out -= (out - 1) * s >= n + p  # a window may not start behind the grid and its left padding
+                after = max(p, (out - 1) * s + d * (k - 1) + 1 - n - p)
+            padding.append((p, after))
+            covered.append((p, p) if self.count_include_pad else (0, 0))
+        divisor = None if self.reduce == "max" else self.divisor_override or tuple(covered)
+        return Shifts(size, self.kernel, self.stride, self.dilation, tuple(padding), "zeros", True, divisor, self.reduce)
+
+
+def _window(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, **rest: Any) -> Window:
+    kernel = per_axis("kernel_size", kernel_size, ndim, 1)
+    steps = kernel if stride is None else per_axis("stride", stride, ndim, 1)
+    return Window(kernel, steps, per_axis("dilation", dilation, ndim, 1), per_axis("padding", padding, ndim, 0), **rest)
+
+
+def _mean(ndim: int, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None = None) -> Any:
+    if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
+        raise ValueError(f"divisor_override must be a positive integer or None, but it is {divisor!r}.")
+    rest = {"ceil_mode": ceil_mode, "count_include_pad": include, "divisor_override": divisor}
+    return _window(ndim, kernel_size, stride, padding, 1, **rest), Fixed(), False
+
+
+@register(
+    samples=lambda: [
+        Sample(avg_pool1d(2), lambda: grid(8), 3, row_stochastic=True),
+        Sample(avg_pool1d(3, stride=2, padding=1), lambda: grid(7), 2),
+    ],
+    citation=SCHERER,
+)
+def avg_pool1d(kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True) -> Any:
+    """Average pooling of sequences; `avg_pool2d` says everything.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(avg_pool1d(2))(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]))
+    tensor([[[2., 6.]]])
+    """
+    return _mean(1, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+
+@register(
+    samples=lambda: [
+        Sample(avg_pool2d(2), lambda: grid(6, 4), 3, row_stochastic=True),
+        Sample(avg_pool2d(3, stride=2, padding=1), lambda: grid(5, 6), 2),
+        Sample(avg_pool2d(3, stride=2, padding=1, count_include_pad=False), lambda: grid(5, 6), 2, row_stochastic=True),
+        Sample(avg_pool2d((3, 2), stride=2, ceil_mode=True), lambda: grid(6, 5), 2),
+        Sample(avg_pool2d(2, divisor_override=3), lambda: grid(4, 5), 2),
+    ],
+    citation=SCHERER,
+)
+def avg_pool2d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """Average pooling of images.
+
+    Equation: y[m] = (1 / |window|) sum over the sites j of the window at m of x[j].
+
+    Meaning: a fixed blur with a stride. In the family: one tap, the window matrix, and W = I.
+
+    Traps: with padding, torch counts the padded sites in |window| (count_include_pad=True), but never those that only
+    ceil_mode adds. The stride defaults to the kernel.
+
+    Args: torch.nn.AvgPool2d's, in its order.
+
+    Shapes: x (b, c, h, w) -> (b, c, h', w').
+
+    Raises:
+        ValueError: if a number is out of range, padding exceeds half the kernel, or the kernel does not fit.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(avg_pool2d(2))(torch.arange(4.0).reshape(1, 1, 2, 2))
+    tensor([[[[1.5000]]]])
+    """
+    return _mean(2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+@register(samples=lambda: [Sample(avg_pool3d(2, padding=1), lambda: grid(3, 4, 2), 2)], citation=SCHERER)
+def avg_pool3d(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """Average pooling of volumes; `avg_pool2d` says everything.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(avg_pool3d(2))(torch.ones(1, 1, 4, 4, 2)).shape
+    torch.Size([1, 1, 2, 2, 1])
+    """
+    return _mean(3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+
+def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Any:
+    return _window(ndim, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode, reduce="max"), Fixed(), False
+
+
+@register(samples=lambda: [Sample(max_pool1d(3, stride=2, padding=1), lambda: grid(7), 2)], citation=SCHERER)
+def max_pool1d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+    """Max pooling of sequences; `max_pool2d` says everything.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(max_pool1d(2))(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]))
+    tensor([[[3., 7.]]])
+    """
+    return _largest(1, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@register(
+    samples=lambda: [
+        Sample(max_pool2d(2), lambda: grid(6, 4), 3),
+        Sample(max_pool2d(3, stride=2, padding=1, dilation=2), lambda: grid(7, 8), 2),
+        Sample(max_pool2d(2, stride=3, ceil_mode=True), lambda: grid(6, 7), 2),
+    ],
+    citation=SCHERER,
+)
+def max_pool2d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+    """Max pooling of images.
+
+    Equation: y[m] = max over the sites j of the window at m of x[j].
+
+    Meaning: keeps the strongest response, wherever in the window it is. In the family: the window matrix with its tap
+    reduced by max instead of the sum, W = I. Not linear: `layer.at(...)` raises NotLinear.
+
+    Traps: padding never wins (it counts as minus infinity). The stride defaults to the kernel.
+
+    Args: torch.nn.MaxPool2d's, in its order, without return_indices.
+
+    Shapes: x (b, c, h, w) -> (b, c, h', w').
+
+    Raises:
+        ValueError: as avg_pool2d.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(max_pool2d(2))(torch.arange(4.0).reshape(1, 1, 2, 2))
+    tensor([[[[3.]]]])
+    """
+    return _largest(2, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@register(samples=lambda: [Sample(max_pool3d(2), lambda: grid(2, 4, 5), 2)], citation=SCHERER)
+def max_pool3d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+    """Max pooling of volumes; `max_pool2d` says everything.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(max_pool3d(2))(torch.ones(1, 1, 4, 4, 2)).shape
+    torch.Size([1, 1, 2, 2, 1])
+    """
+    return _largest(3, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """One output site for the whole grid, or for each part of a disjoint union of graphs."""
+
+    reduce: Literal["mean", "sum", "max"]
+
+    domain: ClassVar[Literal["any"]] = "any"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+    taps: ClassVar[int] = 1
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+        reduce: Literal["sum", "max"] = "max" if self.reduce == "max" else "sum"
+        if isinstance(domain, Grid):
+            d, size = domain.ndim, domain.shape
+            divisor = domain.size if self.reduce == "mean" else None
+            return Shifts(size, size, (1,) * d, (1,) * d, ((0, 0),) * d, "zeros", True, divisor, reduce)
+        part, node = domain.part(), torch.arange(domain.size, device=domain.device)
+        parts = len(domain.ptr) - 1
+        counts = torch.bincount(part, minlength=parts).to(x.dtype)
+        values = counts.reciprocal()[part] if self.reduce == "mean" else torch.ones_like(node, dtype=x.dtype)
+        return Taps(Pattern((1, parts, domain.size), torch.zeros_like(node), part, node), values, reduce)
+
+    def target(self, domain: Domain) -> Domain:
+        if isinstance(domain, Grid):
+            return Grid((1,) * domain.ndim)
+        empty = torch.empty(2, 0, dtype=torch.int64, device=domain.device)
+        return domain.memo("parts", lambda: Graph(empty, len(domain.ptr) - 1))
+
+
+@register(
+    samples=lambda: [
+        Sample(global_pool(), lambda: grid(3, 4), 3, row_stochastic=True),
+        Sample(global_pool("max"), lambda: grid(5), 2),
+        Sample(global_pool(), lambda: Graph.union([messy(), messy()]), 3, row_stochastic=True),
+        Sample(global_pool("sum"), messy, 2),
+        Sample(global_pool("max"), lambda: Graph.union([messy(), messy()]), 2),
+    ],
+    citation="Lin, Chen and Yan, Network In Network, ICLR 2014",
+)
+def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Any:
+    """Pool a whole image, or each graph of a disjoint union, into one site.
+
+    Equation: y[g] = reduce over the sites j of part g of x[j].
+
+    Meaning: the readout between convolutions and a classifier. In the family: one tap whose rows cover the parts; W = I.
+
+    Shapes: images (b, c, *grid) -> (b, c, 1, ...); graphs (*b, n, c) -> (*b, parts, c).
+
+    Raises:
+        ValueError: if `reduce` is none of "mean", "sum", "max".
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(global_pool())(torch.arange(4.0).reshape(1, 1, 2, 2)).flatten()
+    tensor([1.5000])
+    """
+    if reduce not in ("mean", "sum", "max"):
+        raise ValueError(f"reduce must be 'mean', 'sum' or 'max', but it is {reduce!r}.")
+    return Everything(reduce), Fixed(), False
+
+

@@ -1,0 +1,76 @@
+"""Labelled edges: one matrix for each label. On a pixel graph labelled by offset this is the grid convolution itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Pattern, Taps
+from gconv.domains import Graph
+from gconv.mixing import Dense
+from gconv.operators.shapes import messy, pixels
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One tap for each label of `edge_type`."""
+
+    taps: int
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+        label = domain.edge_type
+        if label is None:
+            raise ValueError("selection needs a label on every edge: give the graph an edge_type.")
+        if domain.num_edges and int(label.max()) >= self.taps:
+            raise ValueError(f"This selection has {self.taps} taps, labels 0 to {self.taps - 1}, but an edge has label {int(label.max())}.")
+        n = domain.size
+        entries = domain.memo(("labelled", self.taps), lambda: Pattern((self.taps, n, n), label, domain.target, domain.source))
+        return Taps(entries, domain.weights(x.dtype))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [Sample(selection(3, 2, 9), pixels, 3), Sample(selection(2, 4, 3), messy, 2), Sample(selection(2, 2, 5, bias=False), messy, 2)],
+    citation="Hart, Whitney and Morse, SelectionConv, ECCV 2022",
+)
+def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True) -> Any:
+    """The graph twin of a grid convolution: each edge label has a matrix.
+
+    Equation: y_i = sum_k W_k^T sum over edges j -> i with label k of w_ij x_j + b.
+
+    Meaning: with `grid_graph(shape, 8, loops=True)`, whose labels are the nine offsets in raster order, this is a 3 x 3
+    convolution with zero padding 1: the weights of `conv2d` carry over unchanged.
+
+    In the family: one tap a label, plain adjacencies; W dense.
+
+    Args: taps: number of labels; labels without an edge are legal.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if the graph has no labels, or one that is too large.
+
+    >>> import torch
+    >>> from gconv import GConv, grid_graph
+    >>> from gconv.operators import conv2d
+    >>> grid, twin = GConv(conv2d(1, 2, 3, padding=1)), GConv(selection(1, 2, 9))
+    >>> _ = twin.load_state_dict(grid.state_dict())
+    >>> x = torch.arange(12.0).reshape(1, 1, 3, 4)
+    >>> y = twin(x.flatten(2).mT, grid_graph((3, 4), 8, loops=True))
+    >>> torch.allclose(y.mT.reshape(1, 2, 3, 4), grid(x), atol=1e-6)
+    True
+    """
+    if not isinstance(taps, int) or taps < 1:
+        raise ValueError(f"taps must be a positive integer, but it is {taps!r}.")
+    return Labelled(taps), Dense(taps, in_channels, out_channels), bias

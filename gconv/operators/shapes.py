@@ -1,0 +1,76 @@
+"""Reading torch's kernel arguments, and the small domains that samples use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gconv.domains import Graph, Grid, grid_graph
+
+
+def per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
+    """One integer for each axis, from one or several.
+
+    Raises:
+        ValueError: if there are too few or too many, or one is below `least`.
+    """
+    values = (value,) * ndim if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(values) != ndim or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+        raise ValueError(f"{name} must be an integer >= {least}, or {ndim} of them, but it is {value!r}.")
+    return values
+
+
+def read_padding(value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """(before, after) for each axis, from torch's `padding`: a number, one an axis, pairs, "valid" or "same".
+
+    Raises:
+        ValueError: if it is none of these, or "same" is asked for with a stride.
+    """
+    if value == "valid":
+        return ((0, 0),) * len(kernel)
+    if value == "same":
+        if any(s != 1 for s in stride):
+            raise ValueError(f"padding='same' keeps the size of the grid, which a stride of {stride} cannot; give numbers.")
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in total)
+    if isinstance(value, str):
+        raise ValueError(f"padding must be numbers, 'same' or 'valid', but it is {value!r}.")
+    if isinstance(value, Sequence) and len(value) == len(kernel) and all(isinstance(v, Sequence) for v in value):
+        pairs = [per_axis("padding", pair, 2, 0) for pair in value]
+        return tuple((before, after) for before, after in pairs)
+    return tuple((p, p) for p in per_axis("padding", value, len(kernel), 0))
+
+
+def grid(*shape: int) -> Grid:
+    return Grid(shape)
+
+
+def ring(n: int = 7) -> Graph:
+    """An undirected ring, the graph of a circular grid."""
+    i = torch.arange(n)
+    return Graph(torch.stack([torch.cat([i, (i + 1) % n]), torch.cat([(i + 1) % n, i])]), n)
+
+
+def weighted(n: int = 8) -> Graph:
+    """An undirected weighted graph with a hub, edge attributes and an isolated last node."""
+    u = torch.tensor([0, 0, 0, 0, 1, 2, 3, 5])
+    v = torch.tensor([1, 2, 3, 4, 2, 4, 5, 6])
+    w = torch.linspace(0.5, 2.0, len(u), dtype=torch.float64)
+    index = torch.stack([torch.cat([u, v]), torch.cat([v, u])])
+    attr = torch.stack([torch.cat([w, w]), torch.linspace(-1, 1, 2 * len(u), dtype=torch.float64)], 1)
+    return Graph(index, n, edge_weight=torch.cat([w, w]), edge_attr=attr)
+
+
+def messy() -> Graph:
+    """Everything at once: directed, weighted, two self-loops, a double edge, an isolated node."""
+    index = torch.tensor([[0, 1, 1, 2, 2, 3, 4, 4, 0, 3], [1, 0, 2, 2, 3, 0, 1, 1, 4, 3]])
+    e = index.shape[1]
+    attr = torch.stack([torch.linspace(-1, 1, e), torch.linspace(1, 0, e) ** 2], 1).double()
+    return Graph(index, 6, edge_weight=torch.linspace(0.25, 1.75, e, dtype=torch.float64), edge_attr=attr, edge_type=torch.arange(e) % 3)
+
+
+def pixels() -> Graph:
+    """A 4 x 5 pixel grid with its eight neighbours and loops, labelled by offset."""
+    return grid_graph((4, 5), 8, loops=True)

@@ -1,0 +1,87 @@
+"""Filters in the graph Fourier basis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Diagonal
+from gconv.domains import Graph
+from gconv.laplacian import eigenbasis
+from gconv.mixing import Dense
+from gconv.operators.shapes import ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """k overlapping bands of frequencies: piecewise linear bumps g_k(lambda) that sum to one."""
+
+    taps: int
+    norm: Literal["sym"] | None
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
+        eigenvalues, U = eigenbasis(domain, self.norm)
+        top = 2.0 if self.norm == "sym" else max(float(eigenvalues[-1]) if domain.size else 0.0, 1e-12)
+        knots = torch.arange(self.taps, dtype=torch.float64, device=U.device).unsqueeze(1)
+        if self.taps == 1:
+            g = torch.ones_like(eigenvalues).unsqueeze(0)
+        else:
+            place = (eigenvalues / top).clamp(0, 1) * (self.taps - 1)
+            g = (1 - (place - knots).abs()).clamp(min=0)
+        return Diagonal(U.to(x.dtype), g.to(x.dtype), eigenvalues.to(x.dtype))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(spectral(3, 2, k=4), ring, 3),
+        Sample(spectral(2, 4, k=6, normalization=None), weighted, 2),
+        Sample(spectral(2, 3, k=1), weighted, 2),
+    ],
+    citation="Bruna et al., Spectral Networks and Locally Connected Networks on Graphs, ICLR 2014; Henaff, Bruna and LeCun, 2015",
+    init="glorot",
+)
+def spectral(
+    in_channels: int, out_channels: int, k: int = 8, normalization: Literal["sym"] | None = "sym", bias: bool = True
+) -> Any:
+    """Graph Fourier multipliers: transform, weigh the frequencies, transform back.
+
+    Equation: Y = sum_k U diag(g_k(lambda)) U^T X W_k + b, with L = U diag(lambda) U^T and g_k the k-th of k piecewise
+    linear bumps over [0, lambda_max], which sum to one.
+
+    Meaning: W_k is the channel mixing at the k-th band of frequencies; between bands it is interpolated, so the filter is
+    smooth in frequency and the number of weights does not grow with the graph (Henaff et al.).
+
+    In the family: k taps that one orthogonal basis diagonalises; W dense.
+
+    Traps: needs an undirected graph. The eigenbasis costs O(n^3) once and (n, n) numbers.
+
+    Args: k: bands. normalization: "sym" or None, the Laplacian whose eigenbasis it is.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if k < 1, the normalisation is not symmetric, or the graph is directed.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(spectral(3, 2, k=4))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    if normalization not in ("sym", None):
+        raise ValueError(f"A Fourier basis needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}.")
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be an integer >= 1, but it is {k!r}.")
+    return Multipliers(k, normalization), Dense(k, in_channels, out_channels), bias
