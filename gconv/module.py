@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from gconv.basis import Basis, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
-from gconv.mixing import initial_weight
+from gconv.mixing import Dense, initial_weight
 from gconv.plan import Plan, evaluate, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
 _GRID_BASES: dict[Hashable, Basis] = {}
+_GRID_TARGETS: dict[Hashable, Domain] = {}
 
 
 def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
@@ -31,6 +32,15 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
     if (domain, key) not in _GRID_BASES:
         _GRID_BASES[domain, key] = structure.basis(domain, theta, x)
     return _GRID_BASES[domain, key]
+
+
+def leads_to(structure: Structure, domain: Domain) -> Domain:
+    """The domain of the output."""
+    if not isinstance(domain, Grid):
+        return structure.target(domain)
+    if (structure, domain) not in _GRID_TARGETS:
+        _GRID_TARGETS[structure, domain] = structure.target(domain)
+    return _GRID_TARGETS[structure, domain]
 
 
 class GConv(nn.Module):
@@ -99,8 +109,8 @@ class GConv(nn.Module):
             return torch.stack(each).unflatten(0, x.shape[:-2])
         S = self._basis(place, signal)
         y = evaluate(S, self.spec.mixing, self.weight, signal, self.bias, lowering)
-        target = self.spec.structure.target(place)
-        return y.movedim(-1, -2).unflatten(-1, target.shape) if isinstance(target, Grid) else y
+        target = leads_to(self.spec.structure, place)
+        return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) else y
 
     def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
         """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected."""
@@ -177,7 +187,7 @@ class GConv(nn.Module):
             self.spec.mixing.channels(c)
         except ValueError as error:
             raise ValueError(f"{error} Images are (b, c, *grid), and x has shape {tuple(x.shape)}.") from None
-        return x.flatten(-d).movedim(-2, -1), grid
+        return (x.flatten(-d) if d > 1 else x).mT, grid
 
     def _check_domain(self, domain: Domain) -> None:
         wanted = self.spec.structure.domain
@@ -199,6 +209,19 @@ class GConv(nn.Module):
             raise TypeError(f"x is {x.dtype}, but the layer's weights are {weight.dtype}; convert one of them.")
         if x.device != weight.device:
             raise ValueError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GConv:
+        """Let `model.to(memory_format=torch.channels_last)` reach the weight, whose storage torch's kernels then want
+        as (o, k, i) instead of (o, i, k)."""
+        super()._apply(fn, recurse)
+        if isinstance(self.spec.mixing, Dense) and self.spec.structure.domain == "grid" and self.weight is not None:
+            first = torch.empty(1, 2, 2, 2, device=self.weight.device)
+            formats = [fn(first), fn(first.contiguous(memory_format=torch.channels_last))]
+            last = [t.is_contiguous(memory_format=torch.channels_last) for t in formats]
+            if last[0] == last[1]:  # fn sets the format, whatever it was
+                order, back = ((2, 0, 1), (1, 2, 0)) if last[0] else ((2, 1, 0), (2, 1, 0))
+                self.weight.data = self.weight.data.permute(order).contiguous().permute(back)
+        return self
 
     def extra_repr(self) -> str:
         return repr(self.spec)

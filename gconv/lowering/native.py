@@ -21,14 +21,13 @@ MEAN: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F
 
 def _channels_first(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     """(*b, n, c) -> (b, c, *grid), a view of the same memory."""
-    x = x.unflatten(-2, grid)
-    x = x.flatten(0, -len(grid) - 2) if x.ndim > len(grid) + 2 else x
-    return x.movedim(-1, -len(grid) - 1)
+    x = x.mT.unflatten(-1, grid)
+    return x.flatten(0, -len(grid) - 2) if x.ndim > len(grid) + 2 else x
 
 
-def _channels_last(y: Tensor, batch: tuple[int, ...]) -> Tensor:
-    d = y.ndim - len(batch[:1]) - 1
-    y = y.movedim(-d - 1, -1).flatten(-d - 1, -2)
+def _channels_last(y: Tensor, batch: tuple[int, ...], d: int) -> Tensor:
+    """(b, c, *grid) of d axes -> (*b, n, c), a view."""
+    y = y.flatten(-d).mT if d > 1 else y.mT
     return y.unflatten(0, batch) if len(batch) > 1 else y
 
 
@@ -37,7 +36,7 @@ def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool
     if isinstance(mixing, Grouped):  # (k, g, i/g, o/g)
         order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
         return W.permute(order).flatten(0, 1).unflatten(-1, kernel), mixing.groups
-    return W.permute((1, 2, 0) if transposed else (2, 1, 0)).unflatten(-1, kernel), 1
+    return (W.permute(1, 2, 0) if transposed else W.permute(2, 1, 0)).unflatten(-1, kernel), 1
 
 
 def _symmetric(S: Shifts) -> tuple[int, ...] | None:
@@ -69,7 +68,7 @@ def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | No
             for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
         ]
         y = CONV_T[d](image, weight, None, S.stride, inner, extra, groups, S.dilation)
-        y = _channels_last(y, batch)
+        y = _channels_last(y, batch, d)
         if padding is None:
             y = S.unpad(y.unflatten(-2, S.padded)).flatten(-d - 1, -2)
         return add_bias(y, bias)
@@ -78,7 +77,7 @@ def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | No
         image, padding = _channels_first(padded, S.padded), (0,) * d
     else:
         image = _channels_first(x, S.size)
-    return _channels_last(CONV[d](image, weight, bias, S.stride, padding, S.dilation, groups), batch)
+    return _channels_last(CONV[d](image, weight, bias, S.stride, padding, S.dilation, groups), batch, d)
 
 
 def _pool(S: Shifts, x: Tensor, batch: tuple[int, ...]) -> Tensor:
@@ -89,8 +88,8 @@ def _pool(S: Shifts, x: Tensor, batch: tuple[int, ...]) -> Tensor:
         fill = -math.inf if S.reduce == "max" else 0.0
         image, padding = _channels_first(S.pad(x.unflatten(-2, S.size), fill).flatten(-d - 1, -2), S.padded), (0,) * d
     if S.reduce == "max":
-        return _channels_last(MAX[d](image, S.kernel, S.stride, padding, S.dilation), batch)
-    y = _channels_last(MEAN[d](image, S.kernel, S.stride, padding), batch)
+        return _channels_last(MAX[d](image, S.kernel, S.stride, padding, S.dilation), batch, d)
+    y = _channels_last(MEAN[d](image, S.kernel, S.stride, padding), batch, d)
     count, scale = math.prod(S.kernel), S.scale(y)
     if isinstance(scale, float) and math.isclose(scale * count, 1.0, rel_tol=1e-15):
         return y

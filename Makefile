@@ -1,0 +1,55 @@
+# Set-up happens by itself: every target below first builds .venv from constraints.txt, once.
+#   PYTHON=python3.12   the interpreter that makes .venv        ARGS="..."   passed on to the target's command
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+PIN := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+# An active environment of the caller must not leak into ours.
+unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV __PYVENV_LAUNCHER__
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint format tables clean FORCE
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ok  ## make .venv with the pinned packages; the other targets do it when needed
+
+demo: $(VENV)/.ok  ## the main experiment on embedded data, no download: grid CNN and graph networks on the same digits
+	@rm -f runs/digits_pair.jsonl
+	$(PY) -m experiments.digits_pair --results runs/digits_pair.jsonl $(ARGS)
+
+test: $(VENV)/.ok  ## the quick test suite, with the examples in all docstrings
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.ok  ## ruff (rules and format) and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(VENV)/.ok  ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+tables: $(VENV)/.ok  ## render the README's tables and the figures from experiments/results/*.jsonl
+	$(PY) -m experiments.tables $(ARGS)
+
+clean:  ## remove .venv, caches and builds; results and data stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find gconv datasets experiments tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# The stamp is removed first and written last, so a set-up that breaks is tried again by the next make.
+# A .venv without a working python (interrupted, or its interpreter gone) is made anew.
+$(VENV)/.ok: pyproject.toml constraints.txt $(if $(wildcard $(PY)),,FORCE)
+	@rm -f $@
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("gconv needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v[:2])'
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "setting up $(VENV): about a minute, the first time longer where packages must be downloaded"
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(PY) -c 'import torch; v = torch.__version__; v.split("+")[0] == "$(PIN)" or __import__("sys").exit("set-up broken: torch " + v + " is installed, constraints.txt pins $(PIN)")'
+	@touch $@
+
+FORCE:

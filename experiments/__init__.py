@@ -1,0 +1,1 @@
+"""One readable script a table: `python -m experiments.NAME --help`."""

@@ -1,0 +1,176 @@
+"""The README's tables and figures, rendered from the rows in experiments/results and never typed.
+
+    python -m experiments.tables            write them into README.md and experiments/figures
+    python -m experiments.tables --check    exit 1, with a diff, where README.md or a figure disagrees with the rows
+
+A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->`. To add one, add an entry to
+`TABLES` (what the fields mean: `experiments.render.Table`) and the two lines to the README.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import published, render
+from experiments.common import RESULTS, ROOT
+from experiments.render import Figure, Table, TableError, bars, curve, last, lines, mean_std, one, several, worst
+
+TABLES: tuple[Table, ...] = (
+    Table(
+        name="citation",
+        experiment="citation",
+        label="config.model",
+        labels=("mlp", "gcn", "cheb", "sgc", "tag", "appnp", "gat", "sage", "monet"),
+        cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Test accuracy in %, Planetoid public split.",
+        command="python -m experiments.citation",
+        published=published.CITATION,
+        reruns=published.CITATION_RERUNS,
+    ),
+    Table(
+        name="cifar10_cnn",
+        experiment="cifar10_cnn",
+        label="config.engine",
+        cells=curve("metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Test accuracy in % after each epoch.",
+        command="python -m experiments.cifar10_cnn",
+    ),
+    Table(
+        name="cifar10_cnn_final",
+        experiment="cifar10_cnn",
+        label="config.engine",
+        cells=last("metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Test accuracy in % after the last epoch.",
+        command="python -m experiments.cifar10_cnn",
+    ),
+    Table(
+        name="cifar10_graph",
+        experiment="cifar10_graph",
+        label="config.model",
+        cells=last("metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Test accuracy in % after the last epoch, pixels as graphs: same seeds, budget and loop in each row.",
+        command="python -m experiments.cifar10_graph",
+    ),
+    Table(
+        name="digits_images",
+        experiment="digits_pair",
+        label="config.model",
+        where=(("config.task", "images"),),
+        cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Embedded digits, as images and as graphs of their pixels: test accuracy in %.",
+        command="python -m experiments.digits_pair",
+    ),
+    Table(
+        name="digits_graphs",
+        experiment="digits_pair",
+        label="config.model",
+        where=(("config.task", "nodes"),),
+        cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Embedded graphs, one label a node: test accuracy in %.",
+        command="python -m experiments.digits_pair",
+    ),
+    Table(
+        name="equivalence",
+        experiment="equivalence",
+        label="config.operator",
+        cells=one("config.dtype", "metrics.max_error"),
+        format=worst,
+        vary=("seed", "lowering", "sample"),
+        caption="Largest relative error against the oracle in value and gradients, over all admitted lowerings.",
+        command="python -m experiments.equivalence",
+    ),
+    Table(
+        name="overhead",
+        experiment="overhead",
+        label="config.case",
+        cells=several(bare_ms="metrics.bare_ms", gconv_ms="metrics.gconv_ms", ratio="metrics.ratio"),
+        format=mean_std(digits=2),
+        same=("data.hash", "hardware.cpu", "hardware.threads"),
+        caption="Milliseconds a step: the bare library call, and the same through gconv.",
+        command="python -m experiments.overhead",
+    ),
+)
+
+FIGURES: tuple[Figure, ...] = (
+    Figure(
+        name="cifar10_cnn",
+        experiment="cifar10_cnn",
+        draw=lines("config.engine", "metrics.test_accuracy"),
+        title="CIFAR-10: test accuracy in %",
+    ),
+    Figure(
+        name="cifar10_graph",
+        experiment="cifar10_graph",
+        draw=lines("config.model", "metrics.test_accuracy"),
+        title="CIFAR-10, the pixels as graphs: test accuracy in %",
+    ),
+    Figure(
+        name="digits_pair",
+        experiment="digits_pair",
+        draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
+        title="Embedded data: test accuracy in %",
+    ),
+    Figure(
+        name="citation",
+        experiment="citation",
+        draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
+        title="Planetoid public split: test accuracy in %",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to render, and where to."""
+
+    check: bool = False
+    """Change nothing; exit 1 where something is not what the rows say."""
+    readme: Path = ROOT / "README.md"
+    """The page with the markers."""
+    results: Path = RESULTS
+    """Folder of the rows."""
+    figures: Path = ROOT / "experiments" / "figures"
+    """Folder of the figures."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line: `python -m experiments.tables --help`. Raises: SystemExit where something is wrong."""
+    import tyro
+
+    config = tyro.cli(Config, description=__doc__, args=argv)
+    try:
+        old = config.readme.read_text(encoding="utf-8")
+        new = render.fill(old, config.results, TABLES)
+        rows = {f: render.select(render.load(config.results, f.experiment), f.where) for f in FIGURES}
+        paths = {f: config.figures / f"{f.name}.png" for f in FIGURES}
+        stale = [f for f in FIGURES if rows[f] and render.drawn_from(paths[f]) != render.fingerprint(rows[f])]
+        if config.check:
+            names = config.readme.name, f"{config.readme.name}, by the rows"
+            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
+            wrong = [config.readme.name] * (old != new) + [paths[f].name for f in stale]
+            if wrong:
+                sys.exit(f"error: not what the rows say: {', '.join(wrong)}; `make tables` renders them")
+            return
+        for figure in stale:
+            render.paint(figure, rows[figure], paths[figure])
+            print(f"drew {paths[figure]}")
+        if new != old:
+            trial = config.readme.with_suffix(".tmp")
+            trial.write_text(new, encoding="utf-8")
+            os.replace(trial, config.readme)
+            print(f"wrote {config.readme}")
+    except (TableError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

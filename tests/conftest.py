@@ -1,0 +1,98 @@
+"""What holds for every test: seeds, two threads, no network, fresh compiler caches; dtypes with their tolerances."""
+
+import os
+import random
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SEED = int(os.environ.get("GCONV_TEST_SEED", "0"))
+
+# The one table of tolerances: relative to the largest entry, for sums of a few thousand products.
+TOL = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
+
+# The session's own patch rather than a fixture's: docstring examples outside tests/ are held to it too.
+_offline = pytest.MonkeyPatch()
+_connect, _connect_ex, _getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
+
+
+class NetworkBlocked(OSError):
+    """A test reached for the network; code under test sees what a machine without one would show it."""
+
+
+def _check(host: object) -> None:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name not in (None, "", "localhost", "::1") and not str(name).startswith("127."):
+        raise NetworkBlocked(f"tests do not use the network: {name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+    def connect(method):
+        def guarded(self, address):
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                _check(address[0])
+            return method(self, address)
+
+        return guarded
+
+    def getaddrinfo(host, *args, **kwargs):
+        _check(host)
+        return _getaddrinfo(host, *args, **kwargs)
+
+    _offline.setattr(socket.socket, "connect", connect(_connect))
+    _offline.setattr(socket.socket, "connect_ex", connect(_connect_ex))
+    _offline.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    _offline.undo()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"gconv: seed {SEED} (GCONV_TEST_SEED), data {os.environ.get('GCONV_DATA', 'none (GCONV_DATA)')}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("GCONV_DATA"):
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(pytest.mark.skip(reason="needs the real data sets: set GCONV_DATA to their folder"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    yield
+    torch.use_deterministic_algorithms(False)
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def tol(dtype: torch.dtype) -> dict[str, float]:
+    return TOL[dtype]
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of the real data sets."""
+    root = os.environ.get("GCONV_DATA")
+    if not root:
+        pytest.skip("needs the real data sets: set GCONV_DATA to their folder")
+    if not Path(root).is_dir():
+        pytest.fail(f"GCONV_DATA={root} is not a folder")
+    return Path(root)
