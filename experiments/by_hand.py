@@ -8,53 +8,48 @@ below its bound; what is wrong on purpose ("must differ") must be above one. Oth
     python -m experiments.by_hand --no-figures
 """
 
-import math
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.signal
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
+from experiments.by_hand_graph import step_cheb, step_filter, step_laplacian
+from experiments.by_hand_loops import (
+    SINGLE,
+    SLOPE,
+    Gap,
+    Gaps,
+    as_matrix,
+    convolve_1d,
+    convolve_2d,
+    correlate_1d,
+    every_lowering,
+    flip,
+    forward,
+    gap,
+    hwc,
+    image,
+    layer,
+    say,
+    show,
+    strided,
+    terms,
+    weight,
+)
 from experiments.machine import ROOT
-from gconv import GConv, Graph, Grid, NotLinear, OperatorSpec
+from gconv import GConv, Grid, NotLinear
 from gconv.analysis import adjoint_gap, matrix
 from gconv.lowering import dense
-from gconv.operators import avg_pool2d, cheb, conv2d, conv_transpose2d, max_pool2d
+from gconv.operators import avg_pool2d, conv2d, conv_transpose2d, max_pool2d
 from gconv.plan import backward
-
-EXACT, SINGLE, SLOPE = 1e-12, 1e-5, 1e-6  # bounds: of float64, of float32, of a finite difference
-
-
-@dataclass(frozen=True)
-class ByHand:
-    """The walk."""
-
-    seed: int = 0
-    """Of the random images, kernels and signals."""
-    figures: Path = ROOT / "experiments" / "figures"
-    """Folder of the pictures."""
-    no_figures: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Draw none."""
-
-
-def layer(spec: OperatorSpec, w: Any, b: Any = None) -> GConv:
-    """The library's layer with these weights, its taps (k, c, o) in row-major order of the kernel."""
-    made = GConv(spec, dtype=torch.float64)
-    with torch.no_grad():
-        assert made.weight is not None
-        made.weight.copy_(torch.as_tensor(w).reshape(made.weight.shape))
-        if b is not None:
-            made.bias.copy_(torch.as_tensor(b))
-    return made
 
 
 def step_sum(rng: Any) -> Gaps:
@@ -159,7 +154,7 @@ def step_matrix(rng: Any) -> Gaps:
     ring = C.reshape(5, 5, 3, 5, 5, 2)
     A = layer(conv2d(2, 3, 3, padding=1, bias=False), kernel).at(Grid((5, 5)))
     S = dense.stack(A.S, torch.float64, torch.device("cpu"))  # (k, m, n): nine shift matrices
-    kron = sum(torch.kron(S[k], torch.from_numpy(kernel.reshape(9, 2, 3))[k].T) for k in range(9))
+    kron = sum(np.kron(S[k], kernel.reshape(9, 2, 3)[k].T) for k in range(9))
     wrapped = F.conv2d(F.pad(image(x), (1, 1, 1, 1), mode="circular"), weight(kernel))
     laid = np.zeros((5, 5, 2, 3))
     for m, n in product(range(3), range(3)):
@@ -252,3 +247,115 @@ def step_backward(rng: Any) -> Gaps:
     gaps.append(gap("dX with the kernels not transposed in space", dx, hwc(F.conv_transpose2d(
         image(dy), weight(kernel).flip(2, 3), stride=2, padding=1, output_padding=(1, 0))), differ=True))  # fmt: skip
     return gaps
+
+
+def step_pooling(rng: Any) -> Gaps:
+    """Pooling and the fully connected layer: the same formula"""
+    x = rng.normal(size=(4, 4, 2))
+    window = matrix(GConv(avg_pool2d(2)).at(Grid((4, 4))))
+    say("Average pooling has one structure matrix, the window, and W = I. For 2 x 2 windows of a 4 x 4 image, times 4:")
+    for row in (4 * window).int().tolist():
+        print("      " + " | ".join(" ".join(str(v or ".") for v in row[at : at + 4]) for at in range(0, 16, 4)))
+    blocks = x.reshape(2, 2, 2, 2, 2)  # (row of windows, row, column of windows, column, c)
+    pooled = window.double().numpy() @ x.reshape(16, 2)
+    say("Max pooling has the same window and a maximum in place of the sum. It has no matrix, and the library says so:")
+    try:
+        GConv(max_pool2d(2)).at(Grid((4, 4)))
+        refused = 0.0
+    except NotLinear as error:
+        refused = 1.0
+        print(f"      NotLinear: {error}")
+    kernel, b = rng.normal(size=(4, 4, 2, 5)), rng.normal(size=5)
+    say("A kernel as large as the image meets it in one place: a fully connected layer of 4*4*2 = 32 numbers to 5.")
+    return [
+        gap("mean over blocks - window matrix @ X", blocks.mean((1, 3)).reshape(4, 2), pooled),
+        gap("torch avg_pool2d - window matrix @ X", hwc(F.avg_pool2d(image(x), 2)).reshape(4, 2), pooled),
+        gap("max over blocks - torch max_pool2d", blocks.max((1, 3)), hwc(F.max_pool2d(image(x), 2))),
+        gap("max over blocks - gconv max_pool2d", blocks.max((1, 3)), hwc(GConv(max_pool2d(2))(image(x)))),
+        gap("a matrix for max pooling is refused", refused, 1.0),
+        gap("conv loops, kernel = image - matrix product", forward(x, kernel)[0, 0] + b, x.flatten() @ kernel.reshape(32, 5) + b),
+        gap("gconv conv2d - nn.Linear's formula", layer(conv2d(2, 5, 4), kernel, b)(image(x)).flatten(),
+            F.linear(image(x).flatten(1), weight(kernel).flatten(1), torch.from_numpy(b))[0]),
+        gap("maximum - mean", blocks.max((1, 3)), blocks.mean((1, 3)), differ=True),
+    ]  # fmt: skip
+
+
+def step_chapter(rng: Any) -> Gaps:
+    """The chapter's example: [16, 3, 32, 32] through Conv2d(3, 64, 3, padding=1)"""
+    x = torch.from_numpy(rng.normal(size=(16, 3, 32, 32)))
+    theirs = nn.Conv2d(3, 64, 3, padding=1, dtype=torch.float64)
+    ours = layer(conv2d(3, 64, 3, padding=1), theirs.weight.detach().permute(2, 3, 1, 0), theirs.bias.detach())  # type: ignore[union-attr]
+    y, single = ours(x), ours.float()(x.float())
+    say(f"gconv {list(x.shape)} -> {list(y.shape)}; nn.Conv2d -> {list(theirs(x).shape)}.")
+    say(f"Parameters: 9 taps * 3 * 64 + 64 = {sum(p.numel() for p in ours.parameters())}. One pixel, 27 products, by hand:")
+    one = (x[5, :, 9:12, 19:22] * theirs.weight[7]).sum() + theirs.bias[7]  # type: ignore[index]
+    return [
+        gap("shape - [16, 64, 32, 32]", list(y.shape), [16, 64, 32, 32]),
+        gap("gconv - nn.Conv2d, float64", y, theirs(x)),
+        gap("gconv - nn.Conv2d, float32", single, theirs.float()(x.float()), SINGLE),
+        gap("gconv at [5, 7, 10, 20] - the sum of 27 products + bias", y[5, 7, 10, 20], one),
+    ]
+
+
+def step_library(rng: Any) -> Gaps:
+    """The library: a convolution is data, one engine runs it"""
+    x, kernel, b = rng.normal(size=(8, 8, 3)), rng.normal(size=(3, 3, 3, 4)), rng.normal(size=4)
+    ours = layer(conv2d(3, 4, 3, padding=1), kernel, b)
+    say(f"The layer is {ours.spec}; its S_k are nine shifts, never formed.")
+    say("How to run it is planned, from form and sizes alone. Each way that is admitted gives the same numbers:")
+    by_hand = torch.from_numpy(forward(x, kernel, p=1) + b).permute(2, 0, 1)[None]
+    A = ours.at(Grid((8, 8)))
+    gaps = every_lowering(ours, image(x), by_hand)
+    say(f"On a domain it is a linear map, {A}: A @ x, A.T, matrix(A), norm(A).")
+    return [*gaps, gap("<A x, y> - <x, A.T y>, relative", adjoint_gap(A), 0.0)]
+
+
+STEPS = (step_sum, step_plane, step_channels, step_geometry, step_matrix, step_transposed, step_backward, step_pooling,
+         step_chapter, step_library, step_laplacian, step_filter, step_cheb)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """The walk."""
+
+    seed: int = 0
+    """Of the random images, kernels and signals; >= 0."""
+    figures: Path = ROOT / "experiments" / "figures"
+    """Folder of the pictures."""
+    no_figures: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Draw none."""
+
+
+def walk(seed: int = 0) -> Gaps:
+    """All steps in order, printed; every difference that they found."""
+    gaps: list[Gap] = []
+    for number, step in enumerate(STEPS, 1):
+        print(f"\n{number}. {step.__doc__}\n")
+        gaps += step(np.random.default_rng([seed, number]))
+    return gaps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Walk, draw, and exit 1 where a difference is out of its bounds."""
+    config = tyro.cli(ByHand, description=__doc__, args=argv)
+    if config.seed < 0:
+        raise SystemExit(f"error: --seed must be at least 0, but it is {config.seed}")
+    if not config.no_figures:
+        try:
+            config.figures.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SystemExit(f"error: no pictures can be kept in {config.figures} ({error}); --no-figures draws none")
+    gaps = walk(config.seed)
+    if wrong := [g for g in gaps if not g.ok]:
+        raise SystemExit(f"\nerror: {len(wrong)} of {len(gaps)} differences are out of bounds: " + "; ".join(g.what for g in wrong))
+    equal = [g.value for g in gaps if g.high <= 1e-12]
+    print(f"\n{len(gaps)} differences, each within its bounds; the largest of the {len(equal)} exact ones is {max(equal):.1e}.")
+    if not config.no_figures:
+        from experiments.by_hand_pictures import draw
+
+        for path in draw(config.figures):
+            print(f"drew {path}")
+
+
+if __name__ == "__main__":
+    main()

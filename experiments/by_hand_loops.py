@@ -1,4 +1,4 @@
-"""The definitions that `experiments.by_hand` walks through, as loops, and how it compares two ways to one thing.
+"""The definitions that `experiments.by_hand` walks through, as loops, and how two ways to one thing are compared.
 
 Images are (h, w, c) and kernels (m, n, c, k) here, as in the formulas; (b, c, h, w) and (k, c, m, n) in torch.
 """
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from gconv import GConv, Graph, OperatorSpec
 
 EXACT, SINGLE, SLOPE = 1e-12, 1e-5, 1e-6  # bounds: of float64, of float32, of a finite difference
 
@@ -180,3 +182,32 @@ def weight(kernel: np.ndarray) -> Tensor:
 def hwc(x: Tensor) -> Tensor:
     """(1, c, h, w) -> (h, w, c)."""
     return x[0].permute(1, 2, 0)
+
+
+# -- the library --------------------------------------------------------------------------------------------------------
+
+
+def layer(spec: OperatorSpec, w: Any, b: Any = None) -> GConv:
+    """The library's layer with these weights, its taps (k, c, o) in row-major order of the kernel."""
+    made = GConv(spec, dtype=torch.float64)
+    with torch.no_grad():
+        assert made.weight is not None
+        made.weight.copy_(torch.as_tensor(w).reshape(made.weight.shape))
+        if b is not None:
+            made.bias.copy_(torch.as_tensor(b))
+    return made
+
+
+def every_lowering(ours: GConv, x: Tensor, y: Any, domain: Graph | None = None) -> Gaps:
+    """Print the plan; the value of each admitted lowering against y, its gradients against those of `dense`."""
+    plan = ours.plan(x, domain)
+    print("\n".join(f"      {line}" for line in str(plan).splitlines()))
+    gaps, grads = [], {}
+    for name in ["dense", *(c.name for c in plan.candidates if c.reason is None and c.name != "dense")]:
+        t = x.clone().requires_grad_()
+        out = ours(t, domain, lowering=name)
+        grads[name] = torch.autograd.grad((out**3).sum(), [t, *ours.parameters()])
+        gaps.append(gap(f"{name}: value - by hand", out, y))
+        apart = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(grads[name], grads["dense"], strict=True)]
+        gaps.append(gap(f"{name}: gradients of x, W, b - those of dense, relative", apart, [0.0] * len(apart)))
+    return gaps

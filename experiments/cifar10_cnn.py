@@ -13,16 +13,16 @@ on two cores 16 is the smallest of 16, 32, 64 and 128 that still trains at over 
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from datasets import ImageSet, load_cifar10
+from datasets import ImageSet
 from experiments import common
-from experiments.image_training import Batches, Recipe, prepare, step, train
+from experiments.image_training import Batches, Recipe, cifar10, prepare, step, train
 from gconv import GConv
 from gconv.operators import conv2d, max_pool2d
 
@@ -87,15 +87,9 @@ def control_gap(images: ImageSet, config: Config) -> float:
     return gap
 
 
-@lru_cache(maxsize=1)
-def images_of(root: Path | None, limit: int | None) -> ImageSet:
-    """CIFAR-10, read once a process."""
-    return load_cifar10(root, limit)
-
-
 def run(config: Config, path: Path | None = None, *, root: Path | None = None) -> common.Outcome:
     """Train one seed."""
-    images = images_of(root, config.limit)
+    images = cifar10(root, config.limit)
     gap = control_gap(images, config)
     common.seed_everything(config.seed)
     model = gconv_network()
@@ -113,10 +107,8 @@ def run(config: Config, path: Path | None = None, *, root: Path | None = None) -
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    from functools import partial
-
     config, options = common.cli(Config, __doc__, argv, seeds=3)
-    images = images_of(options.data_root, config.limit)
+    images = cifar10(options.data_root, config.limit)
     configs = [replace(config, seed=config.seed + s) for s in range(options.seeds)]
     rows = common.sweep(
         configs,

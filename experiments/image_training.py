@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets import ImageSet, channel_stats, normalise
+from datasets import ImageSet, channel_stats, load_cifar10, normalise
 from experiments import common
 
 
@@ -33,6 +34,12 @@ class Recipe:
             raise ValueError(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
         if not (self.lr > 0 and 0 <= self.momentum < 1):
             raise ValueError(f"lr must be positive and momentum in [0, 1), not {self.lr} and {self.momentum}")
+
+
+@lru_cache(maxsize=1)
+def cifar10(root: Path | None, limit: int | None) -> ImageSet:
+    """CIFAR-10, read once a process."""
+    return load_cifar10(root, limit)
 
 
 class Batches:

@@ -1,0 +1,487 @@
+"""The laws that every convolution obeys, as functions anyone can hold an operator to.
+
+A law takes a `Sample` (a spec, a domain, a number of channels) and a dtype. It returns True if the sample obeys it,
+False if the law does not concern the sample (a maximum has no adjoint), and raises AssertionError, with numbers, if the
+sample breaks it. `LAWS` lists them all; `check_operator` runs them.
+
+>>> from gconv.operators import cheb
+>>> from gconv.operators.shapes import ring
+>>> applied = check_operator(cheb(3, 4, k=3), ring, 3)
+>>> applied["law_adjoint"], applied["law_translation"]
+(True, False)
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gconv.analysis import adjoint_gap, matrix, norm, receptive_field
+from gconv.basis import Diagonal, Shifts
+from gconv.domains import Graph, Grid
+from gconv.linear import LinearMap
+from gconv.lowering import dense
+from gconv.mixing import Dense
+from gconv.module import GConv
+from gconv.plan import admitted, backward
+from gconv.spec import Domain, NotLinear, OperatorSpec, Sample
+
+Law = Callable[[Sample, torch.dtype], bool]
+LAWS: dict[str, Law] = {}
+TOL = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest entry
+
+
+def _law(check: Law) -> Law:
+    LAWS[check.__name__] = check
+    return check
+
+
+def check_operator(
+    operator: Sample | OperatorSpec,
+    domain: Callable[[], Domain] | Domain | None = None,
+    channels: int | None = None,
+    *,
+    dtypes: Iterable[torch.dtype] = tuple(TOL),
+    laws: Iterable[Law] | None = None,
+) -> dict[str, bool]:
+    """Hold an operator to the laws.
+
+    Args:
+        operator: a sample, or a spec with
+        domain: (a maker of) a domain that fits it, and
+        channels: the channels in.
+        dtypes: to run in.
+        laws: default all of `LAWS`; `law_compile`, which takes seconds, is apart.
+
+    Returns:
+        for each law whether it concerned the operator.
+
+    Raises:
+        AssertionError: at the first law that is broken; the message says which, where and by how much.
+    """
+    if isinstance(operator, OperatorSpec):
+        if domain is None or channels is None:
+            raise TypeError("A spec is checked on a domain and a number of channels: check_operator(spec, domain, channels).")
+        place = domain
+        operator = Sample(operator, place if callable(place) else lambda: place, channels)
+    return {
+        law.__name__: any([law(operator, dtype) for dtype in dtypes]) for law in (LAWS.values() if laws is None else laws)
+    }
+
+
+def assert_close(what: str, got: Tensor, want: Tensor, tol: float) -> None:
+    """Equal up to `tol` of the largest entry (of 1, where all are smaller)."""
+    if got.shape != want.shape:
+        raise AssertionError(f"{what}: the shape is {tuple(got.shape)}, but it should be {tuple(want.shape)}.")
+    if got.numel() == 0:
+        return
+    got, want = got.detach().double(), want.detach().double()
+    error, scale = float((got - want).abs().max()), max(1.0, float(want.abs().max()))
+    if not error <= tol * scale:  # NaN fails too
+        raise AssertionError(f"{what}: off by {error:.3g} where the largest entry is {scale:.3g}; allowed is {tol:g} of it.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample come alive: a layer with random weights and bias, its domain, and two random signals in its layout."""
+
+    sample: Sample
+    layer: GConv
+    domain: Domain
+    x: Tensor
+
+    @classmethod
+    def of(cls, sample: Sample, dtype: torch.dtype, domain: Domain | None = None, batch: int = 2, seed: int = 0) -> Case:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layer = GConv(sample.spec, dtype=dtype)
+            if layer.bias is not None:
+                torch.nn.init.uniform_(layer.bias, -1, 1)
+            domain = sample.domain() if domain is None else domain
+            size = (sample.channels, *domain.shape) if isinstance(domain, Grid) else (domain.size, sample.channels)
+            return cls(sample, layer, domain, torch.randn(batch, *size, dtype=torch.float64).to(dtype))
+
+    def __call__(self, x: Tensor, lowering: str | None = None, domain: Domain | None = None) -> Tensor:
+        domain = domain or self.domain
+        return self.layer(x, lowering=lowering) if isinstance(domain, Grid) else self.layer(x, domain, lowering=lowering)
+
+    @property
+    def signal(self) -> Tensor:
+        """The first signal as (n, i)."""
+        return _sites(self.x[0], self.domain)
+
+    @property
+    def lowerings(self) -> list[str]:
+        domain = None if isinstance(self.domain, Grid) else self.domain
+        return [c.name for c in self.layer.plan(self.x[:1], domain).candidates if c.reason is None]
+
+    def map(self) -> LinearMap | None:
+        """The layer as a map, frozen at the first signal; None where a tap reduces with max."""
+        try:
+            with torch.no_grad():
+                return self.layer.at(self.domain, x=self.signal)
+        except NotLinear:
+            return None
+
+    def gradients(self, lowering: str | None) -> dict[str, Tensor]:
+        """The value, and the gradient of a random functional of it in x, each parameter and the edge weights."""
+        x, domain = self.x.clone().requires_grad_(), self.domain
+        leaves = {"x": x, **dict(self.layer.named_parameters())}
+        if isinstance(domain, Graph) and domain.edge_weight is not None:
+            leaves["edge_weight"] = domain.edge_weight.detach().clone().requires_grad_()
+            domain = replace(domain, edge_weight=leaves["edge_weight"])
+        y = self(x, lowering, domain)
+        grads = torch.autograd.grad((y * _random(y)).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return {"value": y, **{f"gradient in {name}": g for name, g in zip(leaves, grads, strict=True)}}
+
+
+def _random(like: Tensor, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+
+def _sites(x: Tensor, domain: Domain) -> Tensor:
+    """The layer's layout -> (*b, n, c)."""
+    return x.flatten(-domain.ndim).mT if isinstance(domain, Grid) else x
+
+
+def _layout(x: Tensor, domain: Domain) -> Tensor:
+    """(*b, n, c) -> the layer's layout."""
+    return x.mT.unflatten(-1, domain.shape) if isinstance(domain, Grid) else x
+
+
+# -- the laws ------------------------------------------------------------------------------------------------------
+
+
+@_law
+def law_lowerings(sample: Sample, dtype: torch.dtype) -> bool:
+    """Every admitted lowering equals `dense`: value, and gradients in x, weight, bias, structure and edge weights."""
+    case = Case.of(sample, dtype)
+    want = case.gradients("dense")
+    for name in case.lowerings:
+        got = case.gradients(name)
+        for what in want:
+            assert_close(f"{sample.name}: {what}, {name} against dense", got[what], want[what], TOL[dtype])
+    return len(case.lowerings) > 1
+
+
+@_law
+def law_adjoint(sample: Sample, dtype: torch.dtype) -> bool:
+    """<A x, y> = <x, A^T y>; by every lowering A x is the matrix times x, and A^T y its transpose times y."""
+    A = Case.of(sample, dtype).map()
+    if A is None:
+        return False
+    gap = adjoint_gap(A)
+    if not gap <= TOL[dtype]:
+        raise AssertionError(f"{sample.name}: <A x, y> and <x, A^T y> differ by {gap:.3g} of |A x| |y|.")
+    for B, M, side in ((A, matrix(A), "A"), (A.T, matrix(A).mT, "A.T")):
+        x = _random(M.new_empty(2, B.sites[1], B.i))
+        want = (x.flatten(1) @ M.mT).unflatten(-1, (B.sites[0], B.o))
+        for name in admitted(B.S, B.mixing):
+            assert_close(f"{sample.name}: {side} by {name} against the matrix", B.apply(x, name), want, TOL[dtype])
+    return True
+
+
+@_law
+def law_hand_rule(sample: Sample, dtype: torch.dtype) -> bool:
+    """dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY are what autograd finds (dense mixing)."""
+    A = Case.of(sample, dtype).map()
+    if A is None or not isinstance(A.mixing, Dense):
+        return False
+    assert A.W is not None
+    x, W = _random(A.W.new_empty(2, A.sites[1], A.i)).requires_grad_(), A.W.detach().clone().requires_grad_()
+    y = replace(A, W=W) @ x
+    dy = _random(y, 2)
+    want = torch.autograd.grad(y, (x, W), dy)
+    for what, hand, auto in zip(("dX", "dW"), backward(A.S, A.mixing, W.detach(), x.detach(), dy), want, strict=True):
+        assert_close(f"{sample.name}: {what} by hand against autograd", hand, auto, TOL[dtype])
+    return True
+
+
+@_law
+def law_linearity(sample: Sample, dtype: torch.dtype) -> bool:
+    """The layer is its map plus the bias, and linear in x; adaptive structure: frozen."""
+    case = Case.of(sample, dtype)
+    A, x = case.map(), case.x
+    if A is None:
+        return False
+    bias = case.layer.bias
+    signals = [_sites(s, case.domain) for s in x]
+    target = case.layer.spec.structure.target(case.domain)
+    mapped = [A @ s if bias is None else A @ s + bias for s in signals]
+    assert_close(f"{sample.name}: the layer against its map plus bias", _sites(case(x)[0], target), mapped[0], TOL[dtype])
+    if case.layer.spec.structure.kind != "adaptive":
+        assert_close(f"{sample.name}: the layer at another signal", _sites(case(x)[1], target), mapped[1], TOL[dtype])
+    both = 2 * (A @ signals[0]) - 3 * (A @ signals[1])
+    assert_close(f"{sample.name}: A (2 x - 3 y) against 2 A x - 3 A y", A @ (2 * signals[0] - 3 * signals[1]), both, TOL[dtype])
+    return True
+
+
+@_law
+def law_permutation(sample: Sample, dtype: torch.dtype) -> bool:
+    """Graphs: renaming the nodes renames the output; the order in which edges are listed does not matter."""
+    case = Case.of(sample, dtype)
+    g = case.domain
+    if isinstance(g, Grid) or len(g.ptr) != 2:
+        return False
+    order, y = _shuffle(g.size), case(case.x)
+    renamed = case(torch.empty_like(case.x).index_copy(-2, order, case.x), domain=g.permute(order))
+    back = renamed[..., order, :] if y.shape[-2] == g.size else renamed
+    assert_close(f"{sample.name}: nodes renamed", back, y, TOL[dtype])
+    edges = _shuffle(g.num_edges)
+    tensors = {k: v[edges] for k in ("edge_weight", "edge_attr", "edge_type") if (v := getattr(g, k)) is not None}
+    listed = replace(g, edge_index=g.edge_index[:, edges], **tensors)
+    assert_close(f"{sample.name}: edges listed in another order", case(case.x, domain=listed), y, TOL[dtype])
+    return True
+
+
+def _shuffle(n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(3))
+
+
+@_law
+def law_translation(sample: Sample, dtype: torch.dtype) -> bool:
+    """Circular grids, stride 1: shifting the input shifts the output."""
+    case = Case.of(sample, dtype)
+    A = case.map()
+    if A is None or _circular(A) is None:
+        return False
+    assert isinstance(case.domain, Grid)
+    axes, y = tuple(range(-case.domain.ndim, 0)), case(case.x)
+    for steps in ((1,) * len(axes), tuple(range(2, 2 + len(axes)))):
+        moved = case(case.x.roll(steps, axes))
+        assert_close(f"{sample.name}: translated by {steps}", moved, y.roll(steps, axes), TOL[dtype])
+    return True
+
+
+def _circular(A: LinearMap) -> Shifts | None:
+    """The structure, if it is a circulant: shifts that lead a grid onto itself and wrap around."""
+    S = A.S
+    circular = isinstance(S, Shifts) and not S.window and set(S.stride) == {1} and S.grids[0] == S.grids[1]
+    return S if circular and isinstance(S, Shifts) and (S.mode == "circular" or not S.is_padded) else None
+
+
+@_law
+def law_receptive_field(sample: Sample, dtype: torch.dtype) -> bool:
+    """What an output site is said to see is the support of the Jacobian (frozen, where adaptive)."""
+    case = Case.of(sample, dtype)
+    A = case.map()
+    if A is None:
+        return False
+    n, m = A.sites[1], A.sites[0]
+    if case.layer.spec.structure.kind == "adaptive":
+        J = torch.autograd.functional.jacobian(A.apply, case.signal)
+    else:
+        target = case.layer.spec.structure.target(case.domain)
+        J = torch.autograd.functional.jacobian(
+            lambda x: _sites(case(_layout(x, case.domain).unsqueeze(0))[0], target), case.signal
+        )
+    size = J.permute(0, 2, 1, 3).reshape(m, n, -1).abs().amax(-1)
+    seen = size > 100 * torch.finfo(dtype).eps * size.max()
+    wrong = int((seen != receptive_field(A)).sum())
+    if wrong:
+        raise AssertionError(f"{sample.name}: {wrong} of {m * n} (output, input) pairs are seen but unsaid, or said but unseen.")
+    return True
+
+
+@_law
+def law_norm(sample: Sample, dtype: torch.dtype) -> bool:
+    """norm(A) is the largest singular value of the matrix, and of the frequency blocks where Fourier diagonalises."""
+    A = Case.of(sample, dtype).map()
+    if A is None:
+        return False
+    want = torch.linalg.matrix_norm(matrix(A).double(), 2)
+    power = want.new_tensor(norm(A, tol=1e-8, steps=500))
+    assert_close(f"{sample.name}: norm(A) against the singular values", power, want, 1e-4)
+    blocks = _frequency_blocks(A)
+    if blocks is not None:
+        assert_close(f"{sample.name}: maximum over frequencies", torch.linalg.matrix_norm(blocks, 2).max(), want, 10 * TOL[dtype])
+    return True
+
+
+def _frequency_blocks(A: LinearMap) -> Tensor | None:
+    """(f, i, o) what happens to the channels at each frequency, in double precision."""
+    W = A.mixing.dense(A.W, A.i).detach().double()
+    if isinstance(A.S, Diagonal) and A.S.U.shape[0] == A.S.U.shape[1]:
+        return torch.einsum("kf,kio->fio", A.S.g.double(), W)
+    S = _circular(A)
+    if S is None:
+        return None
+    frequency = torch.cartesian_prod(*(2 * math.pi * torch.arange(n).double() / n for n in S.size)).reshape(-1, len(S.size))
+    tap = torch.cartesian_prod(*(torch.arange(k).double() for k in S.kernel)).reshape(-1, len(S.size))
+    place = tap * torch.tensor(S.dilation) - torch.tensor([float(before) for before, _ in S.padding])
+    phase = torch.exp((-1j if S.transposed else 1j) * frequency @ place.mT)
+    return torch.einsum("fk,kio->fio", phase, W.to(phase.dtype))
+
+
+@_law
+def law_row_stochastic(sample: Sample, dtype: torch.dtype) -> bool:
+    """Where the sample declares it: no entry of S is negative and every row sums to 1."""
+    A = Case.of(sample, dtype).map()
+    if A is None or not sample.row_stochastic:
+        return False
+    S = dense.stack(A.S, dtype, A.device)
+    if float(S.min()) < -TOL[dtype]:
+        raise AssertionError(f"{sample.name}: an entry of S is {float(S.min()):.3g}, but it is declared row-stochastic.")
+    assert_close(f"{sample.name}: the row sums of S", S.sum(-1), torch.ones_like(S[..., 0]), TOL[dtype])
+    return True
+
+
+@_law
+def law_union(sample: Sample, dtype: torch.dtype) -> bool:
+    """A disjoint union of graphs acts as the direct sum: each part as if it were alone."""
+    case = Case.of(sample, dtype)
+    g = case.domain
+    if isinstance(g, Grid):
+        return False
+    other = replace(g.permute(_shuffle(g.size)), ptr=g.ptr)
+    y = case(torch.cat([case.x, 2 * case.x], -2), domain=Graph.union([g, other]))
+    alone = torch.cat([case(case.x), case(2 * case.x, domain=other)], -2)
+    assert_close(f"{sample.name}: on the union against each part alone", y, alone, TOL[dtype])
+    return True
+
+
+@_law
+def law_gradcheck(sample: Sample, dtype: torch.dtype) -> bool:
+    """Gradients are the limits of difference quotients (float64)."""
+    if dtype != torch.float64:
+        return False
+    case = Case.of(sample, dtype, batch=1)
+    names, values = zip(*case.layer.named_parameters(), strict=True) if len(list(case.layer.parameters())) else ((), ())
+    domain = None if isinstance(case.domain, Grid) else case.domain
+
+    def run(x: Tensor, *theta: Tensor) -> Tensor:
+        return torch.func.functional_call(case.layer, dict(zip(names, theta, strict=True)), (x, domain))
+
+    try:
+        torch.autograd.gradcheck(run, (case.x.requires_grad_(), *values), fast_mode=True)
+    except torch.autograd.gradcheck.GradcheckError as error:
+        raise AssertionError(f"{sample.name}: {error}") from None
+    return True
+
+
+@_law
+def law_edge_cases(sample: Sample, dtype: torch.dtype) -> bool:
+    """No edges, one node, self-loops, double edges, isolated nodes, empty batches: finite, and as `dense` has it."""
+    for what, domain in _edge_cases(sample.domain()).items():
+        case = Case.of(sample, dtype, domain)
+        want = case(case.x, "dense")
+        if not bool(want.isfinite().all()):
+            raise AssertionError(f"{sample.name}, {what}: the output is not finite.")
+        for name in case.lowerings:
+            assert_close(f"{sample.name}, {what}: {name} against dense", case(case.x, name), want, TOL[dtype])
+            assert_close(f"{sample.name}, {what}, empty batch: {name}", case(case.x[:0], name), want[:0], TOL[dtype])
+    return True
+
+
+def _edge_cases(domain: Domain) -> dict[str, Domain]:
+    if isinstance(domain, Grid):
+        return {"its own grid": domain}
+    edges: dict[str, tuple[int, list[tuple[int, int]]]] = {
+        "one node": (1, []),
+        "one node with a loop": (1, [(0, 0)]),
+        "no edges": (3, []),
+        "a loop, a double edge, an isolated node": (4, [(0, 1), (1, 0), (0, 1), (1, 0), (1, 1)]),
+    }
+    if not domain.is_undirected:
+        edges["directed path"] = 3, [(0, 1), (1, 2)]
+    return {what: _like(domain, n, torch.tensor(pairs).reshape(-1, 2).t()) for what, (n, pairs) in edges.items()}
+
+
+def _like(g: Graph, n: int, index: Tensor) -> Graph:
+    """A graph with these edges that carries what g carries."""
+    e = torch.arange(index.shape[1])
+    weight = None if g.edge_weight is None else 0.5 + 0.25 * index.sum(0).double()
+    attr = None if g.edge_attr is None else torch.sin(1.0 + e[:, None] + torch.arange(g.edge_attr.shape[1]))
+    label = None if g.edge_type is None else e % (int(g.edge_type.max()) + 1)
+    return Graph(index, n, edge_weight=weight, edge_attr=attr, edge_type=label)
+
+
+@_law
+def law_batch(sample: Sample, dtype: torch.dtype) -> bool:
+    """Many signals in one call are what they are one by one; graphs take any batch axes."""
+    case = Case.of(sample, dtype)
+    y = case(case.x)
+    assert_close(f"{sample.name}: a batch against one by one", y, torch.stack([case(x) for x in case.x]), TOL[dtype])
+    if isinstance(case.domain, Graph):
+        deep = torch.stack([case.x, -case.x], 1)
+        assert_close(f"{sample.name}: two batch axes", case(deep)[:, 0], y, TOL[dtype])
+    return True
+
+
+@_law
+def law_caches(sample: Sample, dtype: torch.dtype) -> bool:
+    """What is kept is never stale: after other domains and new weights, a layer answers as one made afresh does."""
+    case = Case.of(sample, dtype)
+    case(case.x)
+    if isinstance(case.domain, Graph):
+        weight = case.domain.edge_weight
+        other = replace(case.domain.permute(_shuffle(case.domain.size)), edge_weight=None if weight is None else 2 * weight)
+        assert_close(f"{sample.name}: on a second graph", case(case.x, domain=other), _afresh(case, other), TOL[dtype])
+    with torch.no_grad():
+        for p in case.layer.parameters():
+            p.add_(0.5)
+    assert_close(f"{sample.name}: after the weights changed", case(case.x), _afresh(case, case.domain), TOL[dtype])
+    return True
+
+
+def _afresh(case: Case, domain: Domain) -> Tensor:
+    new = GConv(case.layer.spec, dtype=case.x.dtype)
+    new.load_state_dict(case.layer.state_dict())
+    return replace(case, layer=new)(case.x, "dense", pickle.loads(pickle.dumps(domain)))
+
+
+@_law
+def law_round_trips(sample: Sample, dtype: torch.dtype) -> bool:
+    """A spec survives JSON and print; a layer survives state_dict, pickle and deepcopy, and prints its spec."""
+    spec, case = sample.spec, Case.of(sample, dtype)
+    for how, again in (
+        ("to_dict and JSON", OperatorSpec.from_dict(json.loads(json.dumps(spec.to_dict())))),
+        ("its repr", OperatorSpec.parse(repr(spec))),
+    ):
+        if again != spec or hash(again) != hash(spec) or (again.structure, again.mixing) != (spec.structure, spec.mixing):
+            raise AssertionError(f"{sample.name}: through {how} it became {again!r}.")
+    if repr(spec) not in repr(case.layer):
+        raise AssertionError(f"{sample.name}: the layer prints as {case.layer!r}, without its spec.")
+    loaded = GConv(spec, dtype=dtype)
+    loaded.load_state_dict(case.layer.state_dict())
+    y = case(case.x)
+    for how, layer in (
+        ("state_dict", loaded),
+        ("pickle", pickle.loads(pickle.dumps(case.layer))),
+        ("deepcopy", copy.deepcopy(case.layer)),
+    ):
+        assert_close(f"{sample.name}: after {how}", replace(case, layer=layer)(case.x), y, TOL[dtype])
+    return True
+
+
+@_law
+def law_bfloat16(sample: Sample, dtype: torch.dtype) -> bool:
+    """In bfloat16 every lowering comes within three per cent of the largest entry."""
+    case = Case.of(sample, dtype)
+    want, half = case(case.x, "dense"), copy.deepcopy(case.layer).bfloat16()
+    for name in case.lowerings:
+        got = replace(case, layer=half)(case.x.bfloat16(), name)
+        if got.dtype != torch.bfloat16:
+            raise AssertionError(f"{sample.name}: {name} turns bfloat16 into {got.dtype}.")
+        assert_close(f"{sample.name}: {name} in bfloat16", got, want, 0.03)
+    return True
+
+
+def law_compile(sample: Sample, dtype: torch.dtype, backend: str = "aot_eager") -> bool:
+    """torch.compile(fullgraph=True) gives the same value and gradients, on a first call too. Takes seconds."""
+    case = Case.of(sample, dtype)
+    compiled = torch.compile(case.layer, fullgraph=True, backend=backend)
+    want = case.gradients(None)
+    got = replace(case, layer=compiled).gradients(None)  # type: ignore[arg-type]
+    for what in want:
+        assert_close(f"{sample.name}: {what}, compiled", got[what.replace("_orig_mod.", "")], want[what], 10 * TOL[dtype])
+    return True
