@@ -43,7 +43,7 @@ clean:  ## remove .venv, caches and builds; results and data stay
 
 # The stamp is removed first and written last, so a set-up that breaks is tried again by the next make.
 # A .venv without a working python (interrupted, or its interpreter gone) is made anew.
-$(VENV)/.ok: pyproject.toml constraints.txt $(if $(wildcard $(PY)),,FORCE)
+$(VENV)/.ok: pyproject.toml constraints.txt setup.py $(wildcard gconv/kernels/csr*) $(if $(wildcard $(PY)),,FORCE)
 	@rm -f $@
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("gconv needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.11 ..." % v[:2])'
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)

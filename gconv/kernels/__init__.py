@@ -1,14 +1,15 @@
-"""Sparse products as registered torch operators: today in pure torch, the place where compiled kernels go."""
+"""Sparse products as registered torch operators: compiled kernels for the CPU, and pure torch everywhere else."""
 
+from gconv.kernels import native
 from gconv.kernels.sparse import CSR, sddmm, segment_max, spmm
 
 __all__ = ["CSR", "backend", "sddmm", "segment_max", "spmm"]
 
 
 def backend() -> str:
-    """Which kernels are active: "torch" (torch's sparse CSR product, the transpose built once).
+    """Which kernels run on the CPU: "c-avx512", "c-avx2" or "c-base" where csr.c was compiled, else "torch".
 
-    >>> backend()
-    'torch'
+    >>> backend() in ("c-avx512", "c-avx2", "c-base", "torch")
+    True
     """
-    return "torch"
+    return "torch" if native.LIBRARY is None else f"c-{native.LEVELS[native.LEVEL]}"

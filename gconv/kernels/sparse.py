@@ -4,7 +4,8 @@
     sddmm   v_e = <a_i, b_j>    da = S(g) b,  db = S(g)^T a                        on the pattern of S
 
 Both are torch.library operators over plain tensors, so autograd (twice), torch.compile(fullgraph=True) and opcheck see
-them, and a compiled kernel can replace the bodies without a change elsewhere.
+them. On the CPU the bodies are the compiled kernels of csr.c where they were built; elsewhere, and where they were not,
+torch's CSR product runs, with the transpose built beforehand.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from gconv.kernels import native
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 
@@ -156,6 +159,18 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
     return out
 
 
+def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    if crow.dtype == torch.int32 and native.serves(values, x):
+        return native.spmm(crow, col, values, x)
+    return _spmm_torch(values, x, values_t, crow, col, *rest)
+
+
+def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    if crow.dtype == torch.int32 and native.serves(a, b):
+        return native.sddmm(crow, col, a, b).to(a.dtype)
+    return _sddmm_torch(a, b, crow, col, *rest)
+
+
 _announced = False
 _STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
 _library = torch.library.Library("gconv", "DEF")
@@ -163,6 +178,8 @@ _library.define(f"spmm(Tensor values, Tensor x, Tensor? values_t, {_STRUCTURE}) 
 _library.define(f"sddmm(Tensor a, Tensor b, {_STRUCTURE}) -> Tensor")
 _library.impl("spmm", _spmm_torch, "CompositeExplicitAutograd")
 _library.impl("sddmm", _sddmm_torch, "CompositeExplicitAutograd")
+_library.impl("spmm", _spmm_cpu, "CPU")
+_library.impl("sddmm", _sddmm_cpu, "CPU")
 
 
 @torch.library.register_fake("gconv::spmm", lib=_library)

@@ -1,0 +1,127 @@
+/* Sparse products on the CPU, for every instruction set from one text.
+ *
+ *   spmm    y[b] = alpha S x[b] + beta z[b]     S in CSR form, b signals, rows of y in parallel
+ *   sddmm   v_e  = sum_b <a[b, i], x[b, j]>     at the entries e = (i, j) of S
+ *
+ * csr_isa.h is included once for each instruction set, under a pragma that lets the compiler use it; in turn it includes
+ * csr_rows.h once for each type and vector width. Which set runs is decided when the library is loaded. Sums run over a
+ * row's entries in their order, whatever the number of threads: results do not depend on it.
+ *
+ * bfloat16 is storage only: numbers are widened to float32 as they are read, and rounded once as they are written.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define JOIN_(a, b, c) a##_##b##_##c
+#define JOIN(a, b, c) JOIN_(a, b, c)
+
+/* One product: the pattern, its values (float64 with float64 signals, else float32), and signals as (batch, row, channel)
+ * with any stride between batches and between rows, channels side by side. z may be NULL, and may be y. */
+typedef struct {
+    const int32_t *crow, *col;
+    const void *values, *x, *z;
+    void *y;
+    int64_t rows, batch, channels;
+    int64_t x_batch, x_row, y_batch, y_row, z_batch, z_row;
+    double alpha, beta;
+} product;
+
+typedef void (*spmm_part)(const product *p, int64_t batch, int64_t first, int64_t last);
+typedef void (*sddmm_part)(const product *p, int64_t first, int64_t last);
+
+INLINE float widen(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+/* Round to nearest, ties to even; a NaN stays a (quiet) NaN. */
+INLINE uint16_t narrow(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return (uint16_t)((bits >> 16) | 0x40);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAVE_X86 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+#define ISA avx512
+#define VECTOR_BYTES 64
+#define MOST_VECTORS 16
+#include "csr_isa.h"
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define ISA avx2
+#define VECTOR_BYTES 32
+#define MOST_VECTORS 8
+#include "csr_isa.h"
+#pragma GCC pop_options
+#endif
+#define ISA base
+#define VECTOR_BYTES 16
+#define MOST_VECTORS 8
+#include "csr_isa.h"
+
+enum { BASE, AVX2, AVX512, LEVELS };
+enum { F32, F64, BF16, TYPES };
+
+#ifdef HAVE_X86
+#define OF(f, type) {f##_base_##type, f##_avx2_##type, f##_avx512_##type}
+#else
+#define OF(f, type) {f##_base_##type, f##_base_##type, f##_base_##type}
+#endif
+static const spmm_part SPMM[TYPES][LEVELS] = {OF(spmm, f32), OF(spmm, f64), OF(spmm, bf16)};
+static const sddmm_part SDDMM[TYPES][LEVELS] = {OF(sddmm, f32), OF(sddmm, f64), OF(sddmm, bf16)};
+
+/* The highest level this processor has. */
+int gconv_level(void) {
+#ifdef HAVE_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+    return BASE;
+}
+
+/* The first row of part c of `parts`, chosen so that parts have about equal numbers of rows and entries together. */
+static int64_t boundary(const product *p, int64_t c, int64_t parts) {
+    int64_t low = 0, high = p->rows, work = (p->crow[p->rows] + p->rows) * c / parts;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (p->crow[middle] + middle < work)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+#define PARTS 64 /* of the rows: enough to balance threads, few enough to cost nothing */
+
+static int64_t parts_of(const product *p, int threads) {
+    return threads == 1 ? 1 : p->rows < PARTS ? (p->rows ? p->rows : 1) : PARTS;
+}
+
+void gconv_spmm(const product *p, int type, int level, int threads) {
+    int64_t parts = parts_of(p, threads), tasks = parts * p->batch;
+    spmm_part run = SPMM[type][level];
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < tasks; t++) {
+        int64_t c = t % parts;
+        run(p, t / parts, boundary(p, c, parts), boundary(p, c + 1, parts));
+    }
+}
+
+void gconv_sddmm(const product *p, int type, int level, int threads) {
+    int64_t parts = parts_of(p, threads);
+    sddmm_part run = SDDMM[type][level];
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t c = 0; c < parts; c++) run(p, boundary(p, c, parts), boundary(p, c + 1, parts));
+}

@@ -1,0 +1,42 @@
+/* All types for one instruction set: ISA its name, VECTOR_BYTES its vectors, MOST_VECTORS how many sums fit its registers.
+ *
+ * Every type comes in two widths: full vectors for rows of at least that many channels, and 16-byte vectors for narrower
+ * ones. A row of c channels is covered by ceil(c / lanes) vectors of which the last overlaps the one before. */
+#define STORE float
+#define REAL float
+#define TYPE f32
+#define LOAD(p) (*(const VEC *)(p))
+#define SAVE(p, v) (*(VEC *)(p) = (v))
+#define LOAD1(p) (*(p))
+#define SAVE1(p, v) (*(p) = (v))
+#include "csr_type.h"
+
+#define STORE double
+#define REAL double
+#define TYPE f64
+#define LOAD(p) (*(const VEC *)(p))
+#define SAVE(p, v) (*(VEC *)(p) = (v))
+#define LOAD1(p) (*(p))
+#define SAVE1(p, v) (*(p) = (v))
+#include "csr_type.h"
+
+#define STORE uint16_t
+#define REAL float
+#define TYPE bf16
+#define BITS16 1
+#define LOAD(p) ((VEC)(__builtin_convertvector(*(const HALF *)(p), BITS) << 16))
+#define SAVE(p, v)                                                                                       \
+    do {                                                                                                 \
+        VEC value = (v);                                                                                 \
+        BITS bits = (BITS)value, nan = (BITS)(value != value);                                           \
+        BITS even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;                                          \
+        *(HALF *)(p) = __builtin_convertvector((even & ~nan) | (((bits >> 16) | 0x40) & nan), HALF);     \
+    } while (0)
+#define LOAD1(p) widen(*(p))
+#define SAVE1(p, v) (*(p) = narrow(v))
+#include "csr_type.h"
+#undef BITS16
+
+#undef ISA
+#undef VECTOR_BYTES
+#undef MOST_VECTORS
