@@ -92,8 +92,8 @@ class GraphSet(Loaded):
 def data_root(root: str | Path | None = None) -> Path:
     """The data root: `root`, else `$GCONV_DATA`, else the user's cache folder.
 
-    >>> data_root("/tmp/data").as_posix()
-    '/tmp/data'
+    >>> data_root("/srv/data").as_posix()
+    '/srv/data'
     """
     if root is None:
         root = os.environ.get("GCONV_DATA") or None

@@ -22,7 +22,7 @@ from torch import nn
 
 from datasets import ImageSet
 from experiments import common
-from experiments.image_training import Batches, Recipe, cifar10, prepare, step, train
+from experiments.image_training import Batches, Recipe, cifar10, cifar10_or_exit, prepare, step, train
 from gconv import GConv
 from gconv.operators import conv2d, max_pool2d
 
@@ -108,7 +108,7 @@ def run(config: Config, path: Path | None = None, *, root: Path | None = None) -
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     config, options = common.cli(Config, __doc__, argv, seeds=3)
-    images = cifar10(options.data_root, config.limit)
+    images = cifar10_or_exit(options.data_root, config.limit)
     configs = [replace(config, seed=config.seed + s) for s in range(options.seeds)]
     rows = common.sweep(
         configs,

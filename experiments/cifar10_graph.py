@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from datasets import ImageSet
 from experiments import common
 from experiments.cifar10_cnn import WIDTHS, gconv_network, head
-from experiments.image_training import Batches, Recipe, accuracy, cifar10, train
+from experiments.image_training import Batches, Recipe, accuracy, cifar10, cifar10_or_exit, train
 from gconv import GConv, OperatorSpec, grid_graph
 from gconv.operators import cheb, gcn, max_pool2d, selection
 
@@ -135,7 +135,7 @@ def run(config: Config, path: Path | None = None, *, root: Path | None = None) -
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     config, options = common.cli(Config, __doc__, argv, seeds=1)
-    images = cifar10(options.data_root, config.limit)
+    images = cifar10_or_exit(options.data_root, config.limit)
     models = ("twin", "gcn", "cheb") if config.model == "all" else (config.model,)
     configs = common.grid(config, seed=[config.seed + s for s in range(options.seeds)], model=models)
     rows = common.sweep(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets import ImageSet, channel_stats, load_cifar10, normalise
+from datasets import DataError, ImageSet, channel_stats, load_cifar10, normalise
 from experiments import common
 
 
@@ -40,6 +40,14 @@ class Recipe:
 def cifar10(root: Path | None, limit: int | None) -> ImageSet:
     """CIFAR-10, read once a process."""
     return load_cifar10(root, limit)
+
+
+def cifar10_or_exit(root: Path | None, limit: int | None) -> ImageSet:
+    """CIFAR-10 for a command line: what is missing or damaged is said in one message, without a traceback."""
+    try:
+        return cifar10(root, limit)
+    except (DataError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 class Batches:
