@@ -1,11 +1,12 @@
-"""By hand: one walk from the convolution sum to gconv, on a grid and on a graph; every step equals the next to 1e-12.
+"""From the sum to gconv by hand: all ways agree to 1e-12 (float64, random inputs); `python -m experiments.by_hand`.
 
-Claim: loops, matrix, hand-written backward pass, torch, PyG and gconv give the same numbers (float64, random inputs).
-Protocol: each step computes one thing in two or more ways and prints the largest difference of any entry. It must be
-below its bound; what is wrong on purpose ("must differ") must be above one. Otherwise the exit code is 1.
+A walk to be read top to bottom, on a grid and then on a graph: definition as loops, matrix, transpose, forward and
+backward pass, torch and PyG, the library. Each step computes one thing in two or more ways and prints the largest
+difference of any entry. It must be below its bound, and what is wrong on purpose ("must differ") above one; otherwise
+the exit code is 1. It runs for a few seconds.
 
-    python -m experiments.by_hand                   a few seconds; pictures go to experiments/figures/by_hand_*.png
-    python -m experiments.by_hand --no-figures
+    python -m experiments.by_hand                   the walk, and pictures in experiments/figures/by_hand_*.png
+    python -m experiments.by_hand --no-figures      the walk alone
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from torch import nn
 
 from experiments.by_hand_graph import step_cheb, step_filter, step_laplacian
 from experiments.by_hand_loops import (
+    EXACT,
     SINGLE,
     SLOPE,
     Gap,
@@ -42,6 +44,7 @@ from experiments.by_hand_loops import (
     show,
     strided,
     terms,
+    torch_layer,
     weight,
 )
 from experiments.machine import ROOT
@@ -115,17 +118,23 @@ def step_channels(rng: Any) -> Gaps:
 
 def step_geometry(rng: Any) -> Gaps:
     """Kernel size, padding, stride, dilation: an axis of n sites gives (n + 2p - d(k-1) - 1) // s + 1"""
-    cases = [(7, 3, 1, 0, 1), (7, 3, 1, 1, 1), (7, 3, 2, 1, 1), (7, 3, 1, 2, 2), (8, 5, 3, 2, 1), (6, 1, 2, 0, 1), (5, 2, 3, 0, 4)]
-    notes = ["no padding: shrinks", "padding 1 keeps the size", "stride 2 halves it", "dilation 2: 3 taps span 5",
-             "5 taps in steps of 3", "1 x 1: channels only", "the kernel just fits"]  # fmt: skip
+    cases = {
+        (7, 3, 1, 0, 1): "no padding: shrinks",
+        (7, 3, 1, 1, 1): "padding 1 keeps the size",
+        (7, 3, 2, 1, 1): "stride 2 halves it",
+        (7, 3, 1, 2, 2): "dilation 2: 3 taps span 5",
+        (8, 5, 3, 2, 1): "5 taps in steps of 3",
+        (6, 1, 2, 0, 1): "1 x 1: channels only",
+        (5, 2, 3, 0, 4): "the kernel just fits",
+    }
     print("      n  kernel  stride  padding  dilation  ->  out   loops - torch")
     worst = []
-    for (n, k, s, p, d), note in zip(cases, notes, strict=True):
+    for (n, k, s, p, d), note in cases.items():
         x, kernel = rng.normal(size=(n, n, 2)), rng.normal(size=(k, k, 2, 2))
         ours, theirs = forward(x, kernel, s=s, p=p, d=d), hwc(F.conv2d(image(x), weight(kernel), None, s, p, d)).numpy()
         fits = sum(1 for start in range(-p, n + p, s) if start + d * (k - 1) < n + p)
         same = ours.shape == theirs.shape == (fits, fits, 2)
-        worst.append(float(abs(ours - theirs).max()) if same else math.nan)
+        worst.append(float(abs(ours - theirs).max()) if same else np.nan)
         print(f"      {n}  {k:6}  {s:6}  {p:7}  {d:8}  ->  {fits:3}   {worst[-1]:.1e}   {note}")
     a, b = rng.normal(size=(4, 4, 2)), rng.normal(size=(3, 3, 2, 1))
     z = forward(a, b, p=1)[..., 0]
@@ -160,16 +169,24 @@ def step_matrix(rng: Any) -> Gaps:
     for m, n in product(range(3), range(3)):
         laid[(m - 1) % 5, (n - 1) % 5] = kernel[m, n]  # the kernel on the ring, its centre at pixel (0, 0)
     spectrum = np.einsum("hwck,hwc->hwk", np.fft.fft2(laid, axes=(0, 1)).conj(), np.fft.fft2(x, axes=(0, 1)))
+    by_fft = np.fft.ifft2(spectrum, axes=(0, 1)).real
+    bordered = M.reshape(ring.shape)
     return [
         gap("matrix @ x - loops", (M @ x.flatten()).reshape(5, 5, 3), forward(x, kernel, p=1)),
         gap("each block equals the one down its diagonal", blocks[:-1, :-1], blocks[1:, 1:]),
         gap("each entry equals the one down its block's diagonal", blocks[:, :, :-1, :-1], blocks[:, :, 1:, 1:]),
-        gap("circulant: the matrix moved by one pixel, around - itself", np.roll(ring, (1, 1), (1, 4)), ring),
+        gap("circulant: moved down one row, around - itself", np.roll(ring, (1, 1), (0, 3)), ring),
+        gap("circulant: moved along one column, around - itself", np.roll(ring, (1, 1), (1, 4)), ring),
         gap("circulant matrix @ x - torch, circular padding", (C @ x.flatten()).reshape(5, 5, 3), hwc(wrapped)),
-        gap("circulant: a product a frequency (FFT) - matrix @ x", np.fft.ifft2(spectrum, axes=(0, 1)).real.flatten(), C @ x.flatten()),
+        gap("circulant: a product a frequency (FFT) - matrix @ x", by_fft.flatten(), C @ x.flatten()),
         gap("sum of nine shifts, sum_k S_k (x) W_k^T - matrix", kron, M),
         gap("gconv.analysis.matrix - matrix", matrix(A), M),
-        gap("zero padding, moved by one pixel, around", np.roll(M.reshape(ring.shape), (1, 1), (1, 4)), ring, differ=True),
+        gap(
+            "zero padding: moved along one column, around - itself",
+            np.roll(bordered, (1, 1), (1, 4)),
+            bordered,
+            differ=True,
+        ),
     ]
 
 
@@ -182,14 +199,14 @@ def step_transposed(rng: Any) -> Gaps:
         painted[i] += y[o] * kernel[k]
     up = M.T @ y.flatten()
     say(f"Stride 2 leads from {x.shape} to {y.shape}: a {M.shape[0]} x {M.shape[1]} matrix. Transposed it leads back:")
-    say("each small pixel paints the kernel, times its value, onto the large image. Same list of terms, roles exchanged.")
-    spec = conv_transpose2d(3, 2, 3, stride=2, padding=1, bias=False)
+    say("each small pixel paints the kernel, times its value, onto the large image: the same terms, roles exchanged.")
+    twin = layer(conv_transpose2d(3, 2, 3, stride=2, padding=1, bias=False), kernel.swapaxes(2, 3).copy())
     A = layer(conv2d(2, 3, 3, stride=2, padding=1, bias=False), kernel).at(Grid((7, 5)))
     torchs = F.conv_transpose2d(image(y), weight(kernel), stride=2, padding=1)
     return [
         gap("painting loops - matrix^T @ y", painted.flatten(), up),
         gap("torch conv_transpose2d, the same weight - matrix^T @ y", hwc(torchs).flatten(), up),
-        gap("gconv conv_transpose2d - matrix^T @ y", hwc(layer(spec, kernel.swapaxes(2, 3).copy())(image(y))).flatten(), up),
+        gap("gconv conv_transpose2d - matrix^T @ y", hwc(twin(image(y))).flatten(), up),
         gap("gconv A.T @ y - matrix^T @ y", A.T @ torch.from_numpy(y).reshape(12, 3), up.reshape(35, 2)),
         gap("<M x, y> - <x, M^T y>", (M @ x.flatten()) @ y.flatten(), x.flatten() @ up),
         gap("it is no inverse: M^T M x - x", M.T @ M @ x.flatten(), x.flatten(), differ=True),
@@ -199,7 +216,7 @@ def step_transposed(rng: Any) -> Gaps:
 def step_backward(rng: Any) -> Gaps:
     """Forward, then backward by hand: dX = sum_k S_k^T dY W_k^T, dW_k = (S_k X)^T dY, db = sum dY"""
     x, kernel, b = rng.normal(size=(6, 5, 2)), rng.normal(size=(3, 3, 2, 3)), rng.normal(size=3)
-    geometry = {"s": 2, "p": 1}
+    geometry: dict[str, Any] = {"s": 2, "p": 1}
 
     def loss(x: np.ndarray, kernel: np.ndarray, b: np.ndarray) -> float:
         return float((np.maximum(forward(x, kernel, **geometry) + b, 0) ** 2).sum() / 2)
@@ -211,7 +228,8 @@ def step_backward(rng: Any) -> Gaps:
         dx[i] += dy[o] * kernel[k]  # output -> input, through the kernel: a transposed convolution
         dw[k] += dy[o] * x[i]  # output and input meet: a correlation of the two
     db = dy.sum((0, 1))
-    say(f"Loss 1/2 sum relu(conv(x) + b)^2 = {loss(x, kernel, b):.6f}. Each term y += x w sends back dx += dy w, dw += dy x.")
+    say(f"The loss is 1/2 sum relu(conv(x) + b)^2 = {loss(x, kernel, b):.6f}.")
+    say("Each term y += x w of the forward pass sends back dx += dy w and dw += dy x; the bias collects dy.")
     show("db", db)
     ours = layer(conv2d(2, 3, 3, stride=2, padding=1), kernel, b)
     S, X, dY = ours.at(Grid((6, 5))).S, torch.from_numpy(x).reshape(30, 2), torch.from_numpy(dy).reshape(9, 3)
@@ -221,32 +239,32 @@ def step_backward(rng: Any) -> Gaps:
         gap("dX: loops - sum_k S_k^T dY W_k^T", dx.reshape(30, 2), sum(stack[k].T @ dY @ W[k].T for k in range(9))),
         gap("dW: loops - (S_k X)^T dY", dw.reshape(9, 2, 3), torch.stack([(stack[k] @ X).T @ dY for k in range(9)])),
     ]
-    for name, hand, engine in zip(("dX", "dW"), (dx.reshape(30, 2), dw.reshape(9, 2, 3)), backward(S, ours.spec.mixing, W, X, dY), strict=True):
-        gaps.append(gap(f"{name}: loops - gconv.plan.backward, the engine's rule", hand, engine))
-    theirs = nn.Conv2d(2, 3, 3, stride=2, padding=1, dtype=torch.float64)
-    with torch.no_grad():
-        theirs.weight.copy_(weight(kernel))
-        theirs.bias.copy_(torch.from_numpy(b))  # type: ignore[union-attr]
-    for name, module in (("nn.Conv2d", theirs), ("GConv", ours)):
+    engine_dx, engine_dw = backward(S, ours.spec.mixing, W, X, dY)
+    gaps.append(gap("dX: loops - gconv.plan.backward, the engine's rule", dx.reshape(30, 2), engine_dx))
+    gaps.append(gap("dW: loops - gconv.plan.backward, the engine's rule", dw.reshape(9, 2, 3), engine_dw))
+    theirs = torch_layer(kernel, b, stride=2, padding=1)
+    modules: dict[str, nn.Module] = {"nn.Conv2d": theirs, "GConv": ours}
+    for title, module in modules.items():
         t = image(x).requires_grad_()
         out = module(t)
         (F.relu(out) ** 2).sum().div(2).backward()
         assert t.grad is not None
-        w_grad = module.weight.grad if module is ours else module.weight.grad.permute(2, 3, 1, 0)
-        gaps.append(gap(f"y:  loops - {name}", y, hwc(out)))
-        gaps.append(gap(f"dX: loops - {name}, autograd", dx, hwc(t.grad)))
-        gaps.append(gap(f"dW: loops - {name}, autograd", dw.reshape(9, 2, 3), w_grad.reshape(9, 2, 3)))
-        gaps.append(gap(f"db: loops - {name}, autograd", db, module.bias.grad))
+        grads: dict[str, Any] = {name: p.grad for name, p in module.named_parameters()}
+        dw_found = grads["weight"] if module is ours else grads["weight"].permute(2, 3, 1, 0)
+        gaps.append(gap(f"y:  loops - {title}", y, hwc(out)))
+        gaps.append(gap(f"dX: loops - {title}, autograd", dx, hwc(t.grad)))
+        gaps.append(gap(f"dW: loops - {title}, autograd", dw.reshape(9, 2, 3), dw_found.reshape(9, 2, 3)))
+        gaps.append(gap(f"db: loops - {title}, autograd", db, grads["bias"]))
     h, place = 1e-5, (1, 2, 0, 1)
     up, down = kernel.copy(), kernel.copy()
     up[place] += h
     down[place] -= h
     slope = (loss(x, up, b) - loss(x, down, b)) / (2 * h)
-    say(f"And without any rule: move kernel{place} by +-{h:g}; the loss moves by {slope:.6f} a unit; dW says {dw[place]:.6f}.")
+    say(f"And without any rule: move kernel{place} by +-{h:g}, and the loss")
+    say(f"moves by {slope:.6f} a unit; dW there is {dw[place]:.6f}.")
     gaps.append(gap("dW: loops - finite difference, one entry", dw[place], slope, SLOPE))
-    gaps.append(gap("dX with the kernels not transposed in space", dx, hwc(F.conv_transpose2d(
-        image(dy), weight(kernel).flip(2, 3), stride=2, padding=1, output_padding=(1, 0))), differ=True))  # fmt: skip
-    return gaps
+    flipped = F.conv_transpose2d(image(dy), weight(kernel).flip(2, 3), stride=2, padding=1, output_padding=(1, 0))
+    return [*gaps, gap("dX with the kernel flipped", dx, hwc(flipped), differ=True)]
 
 
 def step_pooling(rng: Any) -> Gaps:
@@ -266,33 +284,37 @@ def step_pooling(rng: Any) -> Gaps:
         refused = 1.0
         print(f"      NotLinear: {error}")
     kernel, b = rng.normal(size=(4, 4, 2, 5)), rng.normal(size=5)
+    full = x.flatten() @ kernel.reshape(32, 5) + b
     say("A kernel as large as the image meets it in one place: a fully connected layer of 4*4*2 = 32 numbers to 5.")
+    linear = F.linear(image(x).flatten(1), weight(kernel).flatten(1), torch.from_numpy(b))[0]
     return [
         gap("mean over blocks - window matrix @ X", blocks.mean((1, 3)).reshape(4, 2), pooled),
         gap("torch avg_pool2d - window matrix @ X", hwc(F.avg_pool2d(image(x), 2)).reshape(4, 2), pooled),
         gap("max over blocks - torch max_pool2d", blocks.max((1, 3)), hwc(F.max_pool2d(image(x), 2))),
         gap("max over blocks - gconv max_pool2d", blocks.max((1, 3)), hwc(GConv(max_pool2d(2))(image(x)))),
         gap("a matrix for max pooling is refused", refused, 1.0),
-        gap("conv loops, kernel = image - matrix product", forward(x, kernel)[0, 0] + b, x.flatten() @ kernel.reshape(32, 5) + b),
-        gap("gconv conv2d - nn.Linear's formula", layer(conv2d(2, 5, 4), kernel, b)(image(x)).flatten(),
-            F.linear(image(x).flatten(1), weight(kernel).flatten(1), torch.from_numpy(b))[0]),
+        gap("conv loops, kernel = image - x @ W + b", forward(x, kernel)[0, 0] + b, full),
+        gap("gconv conv2d, kernel = image - x @ W + b", layer(conv2d(2, 5, 4), kernel, b)(image(x)).flatten(), full),
+        gap("torch linear on the flat image - x @ W + b", linear, full),
         gap("maximum - mean", blocks.max((1, 3)), blocks.mean((1, 3)), differ=True),
-    ]  # fmt: skip
+    ]
 
 
 def step_chapter(rng: Any) -> Gaps:
     """The chapter's example: [16, 3, 32, 32] through Conv2d(3, 64, 3, padding=1)"""
     x = torch.from_numpy(rng.normal(size=(16, 3, 32, 32)))
-    theirs = nn.Conv2d(3, 64, 3, padding=1, dtype=torch.float64)
-    ours = layer(conv2d(3, 64, 3, padding=1), theirs.weight.detach().permute(2, 3, 1, 0), theirs.bias.detach())  # type: ignore[union-attr]
-    y, single = ours(x), ours.float()(x.float())
-    say(f"gconv {list(x.shape)} -> {list(y.shape)}; nn.Conv2d -> {list(theirs(x).shape)}.")
-    say(f"Parameters: 9 taps * 3 * 64 + 64 = {sum(p.numel() for p in ours.parameters())}. One pixel, 27 products, by hand:")
-    one = (x[5, :, 9:12, 19:22] * theirs.weight[7]).sum() + theirs.bias[7]  # type: ignore[index]
+    kernel, b = rng.normal(size=(3, 3, 3, 64)) / 27**0.5, rng.normal(size=64)
+    ours, theirs = layer(conv2d(3, 64, 3, padding=1), kernel, b), torch_layer(kernel, b, padding=1)
+    y, z = ours(x), theirs(x)
+    say(f"gconv {list(x.shape)} -> {list(y.shape)}; nn.Conv2d -> {list(z.shape)}.")
+    say(f"Parameters: 9 taps * 3 * 64 + 64 = {sum(p.numel() for p in ours.parameters())}. One pixel of them by hand:")
+    one = (x[5, :, 9:12, 19:22] * weight(kernel)[7]).sum() + b[7]
+    say("How to run it is planned, from form and sizes alone; print(layer.plan(x)) says what was weighed:")
+    print("\n".join(f"      {line}" for line in str(ours.plan(x)).splitlines()))
     return [
         gap("shape - [16, 64, 32, 32]", list(y.shape), [16, 64, 32, 32]),
-        gap("gconv - nn.Conv2d, float64", y, theirs(x)),
-        gap("gconv - nn.Conv2d, float32", single, theirs.float()(x.float()), SINGLE),
+        gap("gconv - nn.Conv2d, float64", y, z),
+        gap("gconv - nn.Conv2d, float32", ours.float()(x.float()), theirs.float()(x.float()), SINGLE),
         gap("gconv at [5, 7, 10, 20] - the sum of 27 products + bias", y[5, 7, 10, 20], one),
     ]
 
@@ -302,7 +324,7 @@ def step_library(rng: Any) -> Gaps:
     x, kernel, b = rng.normal(size=(8, 8, 3)), rng.normal(size=(3, 3, 3, 4)), rng.normal(size=4)
     ours = layer(conv2d(3, 4, 3, padding=1), kernel, b)
     say(f"The layer is {ours.spec}; its S_k are nine shifts, never formed.")
-    say("How to run it is planned, from form and sizes alone. Each way that is admitted gives the same numbers:")
+    say("Each way to run it that the plan admits gives the same numbers:")
     by_hand = torch.from_numpy(forward(x, kernel, p=1) + b).permute(2, 0, 1)[None]
     A = ours.at(Grid((8, 8)))
     gaps = every_lowering(ours, image(x), by_hand)
@@ -344,17 +366,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             config.figures.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SystemExit(f"error: no pictures can be kept in {config.figures} ({error}); --no-figures draws none")
+            raise SystemExit(f"error: no pictures can be kept in {config.figures}: {error}; try --no-figures") from None
     gaps = walk(config.seed)
-    if wrong := [g for g in gaps if not g.ok]:
-        raise SystemExit(f"\nerror: {len(wrong)} of {len(gaps)} differences are out of bounds: " + "; ".join(g.what for g in wrong))
-    equal = [g.value for g in gaps if g.high <= 1e-12]
-    print(f"\n{len(gaps)} differences, each within its bounds; the largest of the {len(equal)} exact ones is {max(equal):.1e}.")
+    if wrong := [g.what for g in gaps if not g.ok]:
+        raise SystemExit(f"\nerror: {len(wrong)} of {len(gaps)} differences are out of bounds: {'; '.join(wrong)}")
+    exact = [g.value for g in gaps if g.high == EXACT]
+    print(f"\n{len(gaps)} differences, each in its bounds; the {len(exact)} in float64 are at most {max(exact):.1e}.")
     if not config.no_figures:
         from experiments.by_hand_pictures import draw
 
-        for path in draw(config.figures):
-            print(f"drew {path}")
+        try:
+            print("\n".join(f"drew {path}" for path in draw(config.figures)))
+        except OSError as error:
+            raise SystemExit(f"error: a picture could not be written: {error}") from None
 
 
 if __name__ == "__main__":

@@ -46,10 +46,11 @@ def step_laplacian(rng: Any) -> Gaps:
         print(f"      T_{k}: node 0 sees " + " ".join(str(i) if abs(T[k][0, i]) > 1e-12 else "." for i in range(6)))
     angle = [(U * np.cos(k * np.arccos(z.clip(-1, 1)))) @ U.T for k in range(4)]
     S = layer(cheb(1, 1, k=4, lambda_max="exact"), np.ones(4)).at(GRAPH).S
+    loops = np.stack(chebyshev(np.eye(6), EDGES, lmax, 4))
     far = [abs(T[k][np.linalg.matrix_power(np.eye(6) + abs(L), k) == 0]).sum() for k in range(4)]
     return [
         gap("recurrence - cos(k arccos) of the eigenvalues, T_0 to T_3", np.stack(T), np.stack(angle)),
-        gap("loops over nodes and edges - recurrence of matrices", np.stack(chebyshev(np.eye(6), EDGES, lmax, 4)), np.stack(T)),
+        gap("loops over nodes and edges - recurrence of matrices", loops, np.stack(T)),
         gap("gconv's S_k - T_k(L~)", dense.stack(S, torch.float64, torch.device("cpu")), np.stack(T)),
         gap("T_k beyond k edges", far, np.zeros(4)),
         gap("L itself in place of L~: T_3", L @ (4 * L @ L - 3 * np.eye(6)), T[3], differ=True),
@@ -65,15 +66,16 @@ def step_filter(rng: Any) -> Gaps:
     show("theta", theta)
     show("frequency", (z + 1) * lmax / 2)
     show("response", h)
-    say("Low frequencies (slow over the edges) pass, high ones are damped: a blur.")
+    say("Low frequencies (little change along edges) pass, high ones are damped: a blur.")
     x = np.array([1.0, 0, 0, 0, 0, 0])
     y = ours(torch.from_numpy(x)[:, None], GRAPH)[:, 0].detach().numpy()
     show("a spike at node 0", x)
     show("after the filter", y)
     M = matrix(ours.at(GRAPH))
+    by_loops, by_basis = np.tensordot(theta, chebyshev(x, EDGES, lmax, 4), 1), U @ (h * (U.T @ x))
     return [
-        gap("sum_k theta_k T_k x, loops - U h(z) U^T x", np.tensordot(theta, chebyshev(x, EDGES, lmax, 4), 1), U @ (h * (U.T @ x))),
-        gap("gconv - U h(z) U^T x", y, U @ (h * (U.T @ x))),
+        gap("sum_k theta_k T_k x, loops - U h(z) U^T x", by_loops, by_basis),
+        gap("gconv - U h(z) U^T x", y, by_basis),
         gap("matrix - U h(z) U^T", M, (U * h) @ U.T),
         gap("matrix @ eigenvector - response * eigenvector", M @ torch.from_numpy(U), U * h),
         gap("response at the frequencies in the wrong order", (U * h[::-1]) @ U.T, M, differ=True),
@@ -100,18 +102,24 @@ def step_cheb(rng: Any) -> Gaps:
         theirs.bias.copy_(torch.from_numpy(b))
         for k in range(3):
             theirs.lins[k].weight.copy_(torch.from_numpy(w[k].T))
+    top = torch.tensor(lmax, dtype=torch.float64)
     gaps, X = [], torch.from_numpy(x)
     engine = backward(ours.at(GRAPH).S, ours.spec.mixing, torch.from_numpy(w), X, torch.from_numpy(dy))
     for name, hand, grad in zip(("dX", "dW"), (dx, dw), engine, strict=True):
         gaps.append(gap(f"{name}: loops - gconv.plan.backward, the engine's rule", hand, grad))
     for name in ("PyG ChebConv", "GConv"):
         t = X.clone().requires_grad_()
-        out = ours(t, GRAPH) if name == "GConv" else theirs(t, GRAPH.edge_index, lambda_max=torch.tensor(lmax).double())
+        out = ours(t, GRAPH) if name == "GConv" else theirs(t, GRAPH.edge_index, lambda_max=top)
         (F.relu(out) ** 2).sum().div(2).backward()
-        dw_k = ours.weight.grad if name == "GConv" else torch.stack([lin.weight.grad.T for lin in theirs.lins])
-        db = (ours if name == "GConv" else theirs).bias.grad
-        for what, hand, found in (("y", y, out), ("dX", dx, t.grad), ("dW", dw, dw_k), ("db", dy.sum(0), db)):
+        grads: dict[str, Any] = {p: v.grad for p, v in (ours if name == "GConv" else theirs).named_parameters()}
+        dw_k = grads["weight"] if name == "GConv" else torch.stack([grads[f"lins.{k}.weight"].T for k in range(3)])
+        for what, hand, found in (
+            ("y", y, out),
+            ("dX", dx, t.grad),
+            ("dW", dw, dw_k),
+            ("db", dy.sum(0), grads["bias"]),
+        ):
             gaps.append(gap(f"{what}: loops - {name}", hand, found))
     gaps += every_lowering(ours, X, y, GRAPH)
-    say("On the grid S_k was a shift, on the graph it is T_k(L~). Nothing else changed: both are Y = sum_k S_k X W_k + b.")
+    say("On the grid S_k is a shift, on the graph T_k(L~). Nothing else differs: both are Y = sum_k S_k X W_k + b.")
     return [*gaps, gap("the taps in the wrong order", layer(ours.spec, w[::-1].copy(), b)(X, GRAPH), y, differ=True)]

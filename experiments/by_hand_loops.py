@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gconv import GConv, Graph, OperatorSpec
 
@@ -37,7 +37,7 @@ Index = tuple[int, int, int]
 
 def gap(what: str, a: Any, b: Any, high: float = EXACT, differ: bool = False) -> Gap:
     """Compare two arrays, print the difference, return it. `differ`: they are to be unequal."""
-    a, b = (torch.as_tensor(v).detach().double() for v in (a, b))
+    a, b = (torch.as_tensor(v, dtype=torch.float64).detach() for v in (a, b))
     value = float((a - b).abs().max()) if a.shape == b.shape else math.nan
     found = Gap(f"{what} (must differ)", value, 0.1, math.inf) if differ else Gap(what, value, 0.0, high)
     print(f"      {found.what:.<76} {value:.1e}{'' if found.ok else '   WRONG'}")
@@ -126,7 +126,9 @@ def terms(
                 yield (i, j, k), (row, col, c), (m, n, c, k)  # type: ignore[misc]
 
 
-def forward(x: np.ndarray, kernel: np.ndarray, s: int = 1, p: int = 0, d: int = 1, circular: bool = False) -> np.ndarray:
+def forward(
+    x: np.ndarray, kernel: np.ndarray, s: int = 1, p: int = 0, d: int = 1, circular: bool = False
+) -> np.ndarray:
     """out[output] += in[input] kernel[place], over all terms."""
     (h, w, _), (kh, kw, _, filters) = x.shape, kernel.shape
     out = np.zeros((size(h, kh, s, p, d), size(w, kw, s, p, d), filters))
@@ -144,7 +146,7 @@ def as_matrix(x: tuple[int, ...], kernel: np.ndarray, **geometry: Any) -> np.nda
     return out.reshape(math.prod(shape), math.prod(x))
 
 
-# -- the definitions on a graph ------------------------------------------------------------------------------------------
+# -- the definitions on a graph ----------------------------------------------------------------------------------------
 
 
 def laplace(x: np.ndarray, edges: list[tuple[int, int]], lmax: float) -> np.ndarray:
@@ -184,7 +186,7 @@ def hwc(x: Tensor) -> Tensor:
     return x[0].permute(1, 2, 0)
 
 
-# -- the library --------------------------------------------------------------------------------------------------------
+# -- the library -------------------------------------------------------------------------------------------------------
 
 
 def layer(spec: OperatorSpec, w: Any, b: Any = None) -> GConv:
@@ -198,10 +200,19 @@ def layer(spec: OperatorSpec, w: Any, b: Any = None) -> GConv:
     return made
 
 
+def torch_layer(kernel: np.ndarray, b: np.ndarray, **geometry: int) -> nn.Conv2d:
+    """torch's layer with these weights."""
+    kh, kw, channels, filters = kernel.shape
+    made = nn.Conv2d(channels, filters, (kh, kw), dtype=torch.float64, **geometry)  # type: ignore[arg-type]
+    with torch.no_grad():
+        made.weight.copy_(weight(kernel))
+        made.bias.copy_(torch.from_numpy(b))  # type: ignore[union-attr]
+    return made
+
+
 def every_lowering(ours: GConv, x: Tensor, y: Any, domain: Graph | None = None) -> Gaps:
-    """Print the plan; the value of each admitted lowering against y, its gradients against those of `dense`."""
+    """The value of each admitted lowering against y, its gradients against those of `dense`."""
     plan = ours.plan(x, domain)
-    print("\n".join(f"      {line}" for line in str(plan).splitlines()))
     gaps, grads = [], {}
     for name in ["dense", *(c.name for c in plan.candidates if c.reason is None and c.name != "dense")]:
         t = x.clone().requires_grad_()

@@ -275,10 +275,10 @@ def bars(label: str, column: str, metric: str, scale: float = 100.0) -> Draw:
                 if len(y):
                     x, std = j + (i + 0.5) / (len(labels) + 1), y.std(ddof=1 if len(y) > 1 else 0)
                     axes.bar(x, y.mean(), 0.9 / (len(labels) + 1), yerr=std, color=f"C{i}")
-            axes.bar(0, 0, color=f"C{i}", label=name)
+            axes.bar(0.5, 0, 0, color=f"C{i}", label=name)
         axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
         axes.set(ylabel=metric.split(".")[-1].replace("_", " "))
-        axes.legend(ncols=2, fontsize="small")
+        axes.legend(ncols=6, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
 
     return draw
 

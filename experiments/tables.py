@@ -4,7 +4,8 @@
     python -m experiments.tables --check    exit 1, with a diff, where README.md or a figure disagrees with the rows
 
 A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->`. To add one, add an entry to
-`TABLES` (what the fields mean: `experiments.render.Table`) and the two lines to the README.
+`TABLES` (what the fields mean: `experiments.render.Table`) and the two lines to the README. Between the markers
+`<!-- operators -->` and `<!-- /operators -->` stands the table of operators, from the registry.
 """
 
 import difflib
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import published, render
+from experiments import operator_table, published, render
 from experiments.common import RESULTS, ROOT
 from experiments.render import Figure, Table, TableError, bars, curve, last, lines, mean_std, one, several, worst
 
@@ -65,7 +66,7 @@ TABLES: tuple[Table, ...] = (
         where=(("config.task", "images"),),
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
-        caption="Embedded digits, as images and as graphs of their pixels: test accuracy in %.",
+        caption="Embedded digits, as images (cnn) and as graphs of their pixels: test accuracy in % after the last epoch.",
         command="python -m experiments.digits_pair",
     ),
     Table(
@@ -75,7 +76,7 @@ TABLES: tuple[Table, ...] = (
         where=(("config.task", "nodes"),),
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
-        caption="Embedded graphs, one label a node: test accuracy in %.",
+        caption="Embedded graphs, one label a node: test accuracy in % after the last epoch.",
         command="python -m experiments.digits_pair",
     ),
     Table(
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=argv)
     try:
         old = config.readme.read_text(encoding="utf-8")
-        new = render.fill(old, config.results, TABLES)
+        new = operator_table.fill(render.fill(old, config.results, TABLES))
         rows = {f: render.select(render.load(config.results, f.experiment), f.where) for f in FIGURES}
         paths = {f: config.figures / f"{f.name}.png" for f in FIGURES}
         stale = [f for f in FIGURES if rows[f] and render.drawn_from(paths[f]) != render.fingerprint(rows[f])]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import torch
@@ -112,7 +112,7 @@ class Graph:
     edge_type: Tensor | None = None
     pos: Tensor | None = None
     ptr: tuple[int, ...] = ()
-    _memo: dict[Hashable, Any] = field(default_factory=dict)
+    _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         given = _check_edge_index(self.edge_index)
@@ -136,8 +136,14 @@ class Graph:
             value = getattr(self, name)
             if value is not None:
                 put(name, self._check_edge_tensor(name, value, ndims))
-        if self.pos is not None and self.pos.shape[0] != size:
-            raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
+        if self.pos is not None:
+            if self.pos.ndim != 2 or self.pos.shape[0] != size:
+                raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
+            if self.pos.device != edge_index.device:
+                raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {edge_index.device}.")
+            if not bool(torch.isfinite(self.pos.detach()).all()):
+                raise ValueError("pos holds NaN or infinity; every number of it must be finite.")
+            put("pos", self.pos.clone())
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
             raise ValueError(f"ptr must rise from 0 to {size}, the number of nodes, but it is {self.ptr}.")
 
@@ -249,7 +255,8 @@ class Graph:
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, computed at most once for this graph and key."""
         if key not in self._memo:
-            self._memo[key] = make()
+            with torch.inference_mode(False):  # what is kept must serve training too
+                self._memo[key] = make()
         return self._memo[key]
 
     def weights(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -276,12 +283,16 @@ class Graph:
 
     @property
     def is_undirected(self) -> bool:
-        """Whether every edge has its reverse with the same weight."""
+        """Whether A is symmetric: between any two nodes the edges of both directions have the same total weight."""
 
         def check() -> bool:
             (j, i), w = self.edge_index, self.weights(torch.float64).detach()
-            forth, back = torch.sort(i * self.size + j, stable=True), torch.sort(j * self.size + i, stable=True)
-            return bool(torch.equal(forth[0], back[0]) and torch.equal(w[forth[1]], w[back[1]]))
+            pair, forth = torch.unique(i * self.size + j, return_inverse=True)
+            reverse, back = torch.unique(j * self.size + i, return_inverse=True)
+            if not torch.equal(pair, reverse):
+                return False
+            total = [w.new_zeros(len(pair)).index_add(0, at, w) for at in (forth, back)]
+            return torch.allclose(*total, rtol=1e-12, atol=0)
 
         return self.memo("undirected", check)
 
@@ -289,8 +300,12 @@ class Graph:
         """The same graph on another device; itself if it is there already."""
         if torch.device(device) == self.device:
             return self
-        move = {n: None if (v := getattr(self, n)) is None else v.to(device) for n in ("edge_weight", "edge_attr", "edge_type", "pos")}
-        return Graph(self.edge_index.to(device), self.size, ptr=self.ptr, **move)
+        moved = object.__new__(Graph)  # what was checked once need not be checked again
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            object.__setattr__(moved, entry.name, value.to(device) if isinstance(value, Tensor) else value)
+        object.__setattr__(moved, "_memo", {})
+        return moved
 
     def permute(self, order: Tensor) -> Graph:
         """The same graph with node v renamed to `order[v]`."""

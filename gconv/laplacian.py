@@ -170,13 +170,14 @@ def laplacian(
     return _kept(graph, ("laplacian", norm, degree, lmax), dtype, make)
 
 
-def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) -> float | None:
+def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) -> float | Tensor | None:
     if lmax is None:
         return None
     if lmax == "exact":
         return largest_eigenvalue(graph, norm) or 1.0
     if lmax == "bound":
-        return (2 * float(values.detach().max()) if values.numel() else 0.0) or 1.0
+        bound = 2 * values.max() if values.numel() else values.new_zeros(())
+        return torch.where(bound > 0, bound, 1.0)
     if not isinstance(lmax, (int, float)) or not lmax > 0:
         raise ValueError(f"lmax must be a positive number, 'bound', 'exact' or None, but it is {lmax!r}.")
     return float(lmax)
@@ -187,7 +188,7 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
 
     def compute() -> float:
         if graph.size <= 1000:
-            return float(eigenbasis(graph, norm)[0][-1]) if graph.size else 0.0
+            return float(eigenbasis(graph, norm)[0][-1].detach()) if graph.size else 0.0
         import scipy.sparse
         from scipy.sparse.linalg import eigsh
 
@@ -216,4 +217,6 @@ def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
         return values.clamp(min=0), vectors
 
+    if graph.edge_weight is not None and graph.edge_weight.requires_grad:
+        return compute()
     return graph.memo(("eigenbasis", norm), compute)

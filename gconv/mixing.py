@@ -70,6 +70,12 @@ def _expect(given: int, wanted: int) -> None:
         raise ValueError(f"This operator takes {wanted} channels in, but the signal has {given}.")
 
 
+def _channels(i: int, o: int) -> None:
+    for name, value in (("in", i), ("out", o)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"The number of channels {name} must be a positive integer, but it is {value!r}.")
+
+
 @dataclass(frozen=True)
 class Dense:
     """Every output channel sees every input channel: W (k, i, o).
@@ -83,6 +89,9 @@ class Dense:
     i: int
     o: int
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _channels(self.i, self.o)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,6 +155,7 @@ class Grouped:
     groups: int
 
     def __post_init__(self) -> None:
+        _channels(self.i, self.o)
         if self.groups < 1 or self.i % self.groups or self.o % self.groups:
             raise ValueError(
                 f"groups must divide the channels in and out, but {self.groups} does not divide both {self.i} and {self.o}."
@@ -201,6 +211,9 @@ class Heads:
     taps: int
     i: int
     c: int
+
+    def __post_init__(self) -> None:
+        _channels(self.i, self.c)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -289,6 +302,9 @@ class Shared:
     i: int
     o: int
 
+    def __post_init__(self) -> None:
+        _channels(self.i, self.o)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.i, self.o
@@ -338,6 +354,9 @@ class Separable:
     taps: int
     i: int
     o: int
+
+    def __post_init__(self) -> None:
+        _channels(self.i, self.o)
 
     @property
     def shape(self) -> tuple[int, ...]:

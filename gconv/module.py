@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from gconv.basis import Basis, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
+from gconv.lowering.base import Run
 from gconv.mixing import Dense, initial_weight
 from gconv.plan import Plan, evaluate, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
 _GRID_BASES: dict[Hashable, Basis] = {}
 _GRID_TARGETS: dict[Hashable, Domain] = {}
+KEPT = 64  # shapes of images whose way a layer remembers
 
 
 def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
@@ -75,6 +77,7 @@ class GConv(nn.Module):
         if not isinstance(spec, OperatorSpec):
             raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
         self.spec = spec
+        self._images: dict[Hashable, tuple[Basis, Run]] = {}  # shape of images -> S and a lowering that takes them as they are
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
@@ -103,11 +106,26 @@ class GConv(nn.Module):
         lowering: str | None = None,
     ) -> Tensor:
         self._check_signal(x)
+        plain = domain is edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
+        key = (x.shape, x.dtype, x.device, lowering) if plain else None
+        if key in self._images:  # decided before
+            S, run = self._images[key]
+            return run(S, self.spec.mixing, self.weight, x, self.bias)
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
-            each = [self(one, place, lowering=lowering) for one in x.flatten(0, -3)]
-            return torch.stack(each).unflatten(0, x.shape[:-2])
+            signals = x.flatten(0, -3)
+            some = signals if len(signals) else x.new_zeros(1, *x.shape[-2:])
+            each = torch.stack([self(one, place, lowering=lowering) for one in some])
+            return each[: len(signals)].unflatten(0, x.shape[:-2])
         S = self._basis(place, signal)
+        if isinstance(place, Grid) and x.ndim == place.ndim + 2 and self.spec.structure.kind == "fixed":
+            images = plan(S, self.spec.mixing, signal, lowering).chosen.images
+            if images is not None:
+                if key is not None:
+                    if len(self._images) >= KEPT:
+                        self._images.clear()
+                    self._images[key] = S, images
+                return images(S, self.spec.mixing, self.weight, x, self.bias)
         y = evaluate(S, self.spec.mixing, self.weight, signal, self.bias, lowering)
         target = leads_to(self.spec.structure, place)
         return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) else y
@@ -116,6 +134,8 @@ class GConv(nn.Module):
         """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected."""
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
+        if self.spec.structure.kind == "adaptive" and x.ndim > 2:
+            signal = signal.new_zeros(signal.shape[-2:])  # a plan does not depend on numbers
         with torch.no_grad():
             return plan(self._basis(place, signal), self.spec.mixing, signal, lowering)
 
@@ -124,7 +144,7 @@ class GConv(nn.Module):
 
         Args:
             domain: a Grid, or any graph.
-            x: (*b, n, i), needed where the structure is adaptive; it is frozen at this x.
+            x: (*b, n, i), needed where the structure is adaptive; it is frozen at this x, (n, i).
 
         Raises:
             NotLinear: if a tap reduces with max.
@@ -133,6 +153,11 @@ class GConv(nn.Module):
         structure, mixing = self.spec.structure, self.spec.mixing
         place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
         self._check_domain(place)
+        if x is not None:
+            self._check_signal(x)
+            if x.ndim < 2 or x.shape[-2] != place.size or (structure.kind == "adaptive" and x.ndim > 2):
+                raise ValueError(f"x must be a signal ({place.size} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}.")
+            mixing.channels(x.shape[-1])
         like = next((p for p in self.parameters()), torch.zeros(()))
         i = x.shape[-1] if x is not None else getattr(mixing, "i", 1)
         if structure.kind == "adaptive" and x is None:
@@ -158,7 +183,10 @@ class GConv(nn.Module):
     def _enter(self, x: Tensor, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Domain]:
         """x as (*b, n, c) and its domain; on grids by views alone."""
         structure = self.spec.structure
-        if structure.domain == "grid" or (structure.domain == "any" and domain is None):
+        if structure.domain == "grid" or (structure.domain == "any" and (domain is None or isinstance(domain, Grid))):
+            given = [name for name, value in edges.items() if value is not None]
+            if given:
+                raise TypeError(f"{self.spec.name} runs on a grid here, which has no {' or '.join(given)}.")
             return self._enter_grid(x, domain)
         if domain is None:
             raise TypeError(f"{self.spec.name} works on graphs: call layer(x, graph) or layer(x, edge_index).")
@@ -174,7 +202,11 @@ class GConv(nn.Module):
         return x, graph
 
     def _enter_grid(self, x: Tensor, domain: Any) -> tuple[Tensor, Domain]:
-        d: int = self.spec.structure.ndim if self.spec.structure.domain == "grid" else x.ndim - 2  # type: ignore[attr-defined]
+        d: int
+        if self.spec.structure.domain == "grid":
+            d = self.spec.structure.ndim  # type: ignore[attr-defined]
+        else:
+            d = domain.ndim if isinstance(domain, Grid) else x.ndim - 2
         if x.ndim not in (d + 1, d + 2) or d < 1:
             raise ValueError(
                 f"{self.spec.name} takes images (b, c, {', '.join('hwd'[:d])}) or one without b, but x has shape {tuple(x.shape)}."
@@ -222,6 +254,9 @@ class GConv(nn.Module):
                 order, back = ((2, 0, 1), (1, 2, 0)) if last[0] else ((2, 1, 0), (2, 1, 0))
                 self.weight.data = self.weight.data.permute(order).contiguous().permute(back)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_images": {}}
 
     def extra_repr(self) -> str:
         return repr(self.spec)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gconv.basis import Basis
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
-from gconv.mixing import Mixing
+from gconv.mixing import Dense, Mixing
 from gconv.spec import Inadmissible
 
 FLOPS = 1e11  # rates of a small CPU; only their ratio matters for the choice
@@ -107,7 +107,8 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
         admitted = {name: pair for name, pair in admitted.items() if forced in (name, name.split(":")[0])}
         if not admitted:
             raise Inadmissible(_refusal(forced, candidates))
-    chosen = min(admitted.values(), key=lambda pair: pair[0])[1]
+    least = min(seconds for seconds, _ in admitted.values())
+    chosen = next(option for seconds, option in admitted.values() if seconds == least)
     return Plan(title, tuple(candidates), chosen)
 
 
@@ -140,8 +141,13 @@ def backward(S: Basis, mixing: Mixing, W: Tensor, x: Tensor, dy: Tensor) -> tupl
 
     Returns:
         (dX, dW), shaped as x and W.
+
+    Raises:
+        TypeError: if the mixing is not dense.
     """
+    if not isinstance(mixing, Dense):
+        raise TypeError(f"The rule by hand is written for a dense mixing, not for {type(mixing).__name__}.")
     flipped, W_t = mixing.transpose(W, x.shape[-1])
     dx = evaluate(S.T, flipped, W_t, dy)
     dw = torch.einsum("...kmi,...mo->kio", S.expand(x), dy)
-    return dx, dw
+    return dx, dw * mixing.scale

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+T = TypeVar("T")
+
+
+class lazy(Generic[T]):
+    """A property computed once for each object; functools.cached_property without its lock, which torch.compile cannot trace."""
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__
+
+    @overload
+    def __get__(self, owner: None, kind: Any = None) -> lazy[T]: ...
+
+    @overload
+    def __get__(self, owner: object, kind: Any = None) -> T: ...
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        if owner is None:
+            return self
+        with torch.inference_mode(False):  # what is kept must serve training too
+            value = owner.__dict__[self.name] = self.make(owner)
+        return value
 
 
 @runtime_checkable

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from gconv.basis.base import lazy
 from gconv.basis.taps import Taps
 
 
@@ -87,7 +87,7 @@ class Polynomial:
     def signature(self) -> Hashable:
         return "Polynomial", self.shape, self.recurrence, self.L.nnz
 
-    @cached_property
+    @lazy
     def T(self) -> Polynomial:
         return Polynomial(self.L.T, self.recurrence, self.combine)
 

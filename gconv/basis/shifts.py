@@ -11,13 +11,13 @@ import itertools
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv.basis.base import lazy
 from gconv.basis.taps import Pattern, Taps
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
@@ -74,7 +74,7 @@ class Shifts:
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @lazy
     def out(self) -> tuple[int, ...]:
         """The output grid of the gathering direction."""
         return tuple(
@@ -82,17 +82,17 @@ class Shifts:
             for n, k, s, d, p in zip(self.size, self.kernel, self.stride, self.dilation, self.padding, strict=True)
         )
 
-    @cached_property
+    @lazy
     def grids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(input, output) of the direction that this stack acts in."""
         return (self.out, self.size) if self.transposed else (self.size, self.out)
 
-    @cached_property
+    @lazy
     def shape(self) -> tuple[int, int, int]:
         source, target = self.grids
         return 1 if self.window else math.prod(self.kernel), math.prod(target), math.prod(source)
 
-    @cached_property
+    @lazy
     def nnz(self) -> int:
         return math.prod(self.kernel) * math.prod(self.out)
 
@@ -104,7 +104,7 @@ class Shifts:
     def signature(self) -> Hashable:
         return self
 
-    @cached_property
+    @lazy
     def T(self) -> Shifts:
         if not self.linear:
             raise ValueError("A structure that reduces with max has no transpose.")
@@ -132,15 +132,23 @@ class Shifts:
             return 1.0
         if isinstance(self.divisor, int):
             return 1.0 / self.divisor
+        covered = self._covered
+        if all(len(set(axis)) == 1 for axis in covered):
+            return 1.0 / math.prod(axis[0] for axis in covered)
         counts = torch.ones((), dtype=like.dtype, device=like.device)
+        for axis in covered:
+            counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=like.dtype, device=like.device)
+        return counts.flatten().reciprocal().unsqueeze(-1)
+
+    @lazy
+    def _covered(self) -> list[list[int]]:
+        """For each axis, how many sites that count lie under the window at each place."""
+        assert isinstance(self.divisor, tuple)
         axes = zip(self.size, self.kernel, self.stride, self.dilation, self.padding, self.divisor, self.out, strict=True)
-        for n, k, s, d, (before, _), (low, high), o in axes:
-            start = torch.arange(o, device=like.device)[:, None] * s - before
-            site = start + torch.arange(0, k * d, d, device=like.device)
-            covered = ((site >= -low) & (site < n + high)).sum(1).to(like.dtype)
-            counts = counts.unsqueeze(-1) * covered
-        flat = counts.flatten()
-        return 1.0 / float(flat[0]) if bool((flat == flat[0]).all()) else flat.reciprocal().unsqueeze(-1)
+        return [
+            [sum(-low <= at * s - before + a < n + high for a in range(0, k * d, d)) for at in range(o)]
+            for n, k, s, d, (before, _), (low, high), o in axes
+        ]
 
     # -- padding and its adjoint, on (*b, *size, c) ---------------------------------------------------------------
 
@@ -234,7 +242,8 @@ class Shifts:
         """This stack as `Taps`, built once for each geometry."""
         key = (self, dtype, device)
         if key not in _TAPS:
-            _TAPS[key] = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
+            with torch.inference_mode(False):  # what is kept must serve training too
+                _TAPS[key] = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
         return _TAPS[key]
 
     def _build_taps(self, dtype: torch.dtype, device: torch.device) -> Taps:

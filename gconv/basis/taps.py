@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gconv.basis.base import lazy
 from gconv.kernels import CSR, segment_max, spmm
 
 Layout = Literal["expand", "contract", "each"]
@@ -41,10 +41,11 @@ class Pattern:
             high, wide = layout != "contract", layout != "expand"
             row = self.row * k + self.tap if high else self.row
             col = self.col * k + self.tap if wide else self.col
-            self._memo[layout] = CSR.build(row, col, m * k if high else m, n * k if wide else n)
+            with torch.inference_mode(False):  # what is kept must serve training too
+                self._memo[layout] = CSR.build(row, col, m * k if high else m, n * k if wide else n)
         return self._memo[layout]
 
-    @cached_property
+    @lazy
     def T(self) -> Pattern:
         k, m, n = self.shape
         swap = {"expand": "contract", "contract": "expand", "each": "each"}
@@ -74,7 +75,7 @@ class Taps:
     pattern: Pattern
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
-    _memo: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    _memo: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -92,7 +93,7 @@ class Taps:
     def signature(self) -> Hashable:
         return "Taps", self.shape, self.nnz, self.reduce
 
-    @cached_property
+    @lazy
     def T(self) -> Taps:
         if not self.linear:
             raise ValueError("A structure that reduces with max has no transpose.")
@@ -104,8 +105,9 @@ class Taps:
         if self.values.requires_grad:
             return csr, self.values[csr.perm], None
         if layout not in self._memo:
-            values = self.values[csr.perm]
-            back = values[csr.to_t]
+            with torch.inference_mode(False):
+                values = self.values[csr.perm]
+                back = values[csr.to_t]
             if csr.self_transposed and torch.equal(values, back):
                 back = values  # a symmetric S is its own transpose
             self._memo[layout] = values, back

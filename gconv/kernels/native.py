@@ -50,7 +50,7 @@ def serves(*tensors: Tensor) -> bool:
 
 def _rows(x: Tensor) -> Tensor:
     """(*b, n, c) -> (b, n, c) with channels side by side, a view where possible."""
-    flat = x.reshape(-1, *x.shape[-2:])
+    flat = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
     return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
 
 

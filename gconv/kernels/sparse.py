@@ -159,13 +159,22 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
     return out
 
 
+def _fits(what: str, have: int, want: int) -> None:
+    if have != want:  # a compiled kernel would read beyond its arrays
+        raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
+
+
 def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    _fits("values", len(values), len(col))
+    _fits("sites in", x.shape[-2], len(rest[0]) - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
         return native.spmm(crow, col, values, x)
     return _spmm_torch(values, x, values_t, crow, col, *rest)
 
 
 def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    _fits("sites out", a.shape[-2], len(crow) - 1)
+    _fits("sites in", b.shape[-2], len(rest[0]) - 1)
     if crow.dtype == torch.int32 and native.serves(a, b):
         return native.sddmm(crow, col, a, b).to(a.dtype)
     return _sddmm_torch(a, b, crow, col, *rest)

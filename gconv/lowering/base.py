@@ -45,6 +45,7 @@ class Lowering:
         refuses: why it cannot run a structure with a mixing, or None if it can.
         cost: of one forward pass.
         efficiency: share of the machine's rates that this kind of code reaches, at most 1.
+        images: the same as `run` on x (b, i, *grid), where the algorithm works on images anyway.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Lowering:
     refuses: Callable[[Basis, Mixing], str | None]
     cost: Callable[[Basis, Mixing, Problem], Cost]
     efficiency: float = 1.0
+    images: Run | None = None
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

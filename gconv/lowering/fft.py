@@ -40,12 +40,14 @@ def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | No
     assert isinstance(S, Shifts) and W is not None
     d = len(S.size)
     axes = tuple(range(-d, 0))
-    W = W * mixing.scale if isinstance(mixing, Dense) else W
-    grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
-    ring = S.size if _wraps(S) else S.padded
+    if x.numel() == 0:  # no library transforms nothing
+        return add_bias(mixing.gather(S.expand(x), W), bias)
     if x.dtype in (torch.float16, torch.bfloat16):
         wide = run(S, mixing, W.float(), x.float(), None)
         return add_bias(wide.to(x.dtype), bias)
+    W = W * mixing.scale if isinstance(mixing, Dense) else W
+    grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
+    ring = S.size if _wraps(S) else S.padded
     kernel = torch.fft.rfftn(_kernel(S, grouped, ring), dim=axes).conj()  # (g, i, o, *f): correlation conjugates
     if S.transposed:
         image = _insert(S, x, ring)

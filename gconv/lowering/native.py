@@ -48,52 +48,63 @@ def _symmetric(S: Shifts) -> tuple[int, ...] | None:
 
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     assert isinstance(S, Shifts)
-    batch, d = tuple(x.shape[:-2]), len(S.size)
+    y = run_images(S, mixing, W, _channels_first(x, S.grids[0]), bias)
+    return _channels_last(y, tuple(x.shape[:-2]), len(S.size))
+
+
+def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The same on images, (b, i, *grid) -> (b, o, *grid), or without b."""
+    assert isinstance(S, Shifts)
+    d = len(S.size)
     if S.window:
-        return add_bias(_pool(S, x, batch), bias)
+        return _add_bias(_pool(S, x), bias, d)
     assert W is not None
     if isinstance(mixing, Separable):
         depth, point = mixing.split(W)
-        filtered = run(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
-        return add_bias(filtered @ point, bias)
+        filtered = run_images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
+        return add_bias(filtered.movedim(-d - 1, -1) @ point, bias).movedim(-1, -d - 1)
     if isinstance(mixing, Dense) and mixing.scale != 1.0:
         W = W * mixing.scale
     weight, groups = _weight(W, mixing, S.kernel, S.transposed)
     padding = _symmetric(S)
-    if S.transposed:
-        image, outer = _channels_first(x, S.out), S.size if padding is not None else S.padded
-        inner = padding if padding is not None else (0,) * d
-        extra = [
-            n + 2 * p - ((o - 1) * s + dl * (k - 1) + 1)
-            for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
-        ]
-        y = CONV_T[d](image, weight, None, S.stride, inner, extra, groups, S.dilation)
-        y = _channels_last(y, batch, d)
+    if not S.transposed:
         if padding is None:
-            y = S.unpad(y.unflatten(-2, S.padded)).flatten(-d - 1, -2)
-        return add_bias(y, bias)
+            x, padding = _padded(S, x), (0,) * d
+        return CONV[d](x, weight, bias, S.stride, padding, S.dilation, groups)
+    outer, inner = (S.size, padding) if padding is not None else (S.padded, (0,) * d)
+    extra = [
+        n + 2 * p - ((o - 1) * s + dl * (k - 1) + 1)
+        for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
+    ]
+    y = CONV_T[d](x, weight, None, S.stride, inner, extra, groups, S.dilation)
     if padding is None:
-        padded = S.pad(x.unflatten(-2, S.size)).flatten(-d - 1, -2)
-        image, padding = _channels_first(padded, S.padded), (0,) * d
-    else:
-        image = _channels_first(x, S.size)
-    return _channels_last(CONV[d](image, weight, bias, S.stride, padding, S.dilation, groups), batch, d)
+        y = S.unpad(y.movedim(-d - 1, -1)).movedim(-1, -d - 1)
+    return _add_bias(y, bias, d)
 
 
-def _pool(S: Shifts, x: Tensor, batch: tuple[int, ...]) -> Tensor:
+def _add_bias(y: Tensor, bias: Tensor | None, d: int) -> Tensor:
+    return y if bias is None else y + bias.reshape(-1, *[1] * d)
+
+
+def _padded(S: Shifts, x: Tensor, fill: float = 0.0) -> Tensor:
+    channels = -len(S.size) - 1
+    return S.pad(x.movedim(channels, -1), fill).movedim(-1, channels)
+
+
+def _pool(S: Shifts, x: Tensor) -> Tensor:
     d, padding = len(S.size), _symmetric(S)
-    if padding is not None and all(2 * p <= k for p, k in zip(padding, S.kernel, strict=True)):
-        image = _channels_first(x, S.size)
-    else:
-        fill = -math.inf if S.reduce == "max" else 0.0
-        image, padding = _channels_first(S.pad(x.unflatten(-2, S.size), fill).flatten(-d - 1, -2), S.padded), (0,) * d
+    if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
+        return _pool(S, x.float()).to(x.dtype)
+    if padding is None or any(2 * p > k for p, k in zip(padding, S.kernel, strict=True)):
+        x, padding = _padded(S, x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
-        return _channels_last(MAX[d](image, S.kernel, S.stride, padding, S.dilation), batch, d)
-    y = _channels_last(MEAN[d](image, S.kernel, S.stride, padding), batch, d)
+        largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
+        return largest
+    y = MEAN[d](x, S.kernel, S.stride, padding)
     count, scale = math.prod(S.kernel), S.scale(y)
-    if isinstance(scale, float) and math.isclose(scale * count, 1.0, rel_tol=1e-15):
-        return y
-    return y * (scale * count)
+    if isinstance(scale, float):
+        return y if math.isclose(scale * count, 1.0, rel_tol=1e-15) else y * (scale * count)
+    return y * (scale.mT.unflatten(-1, S.out) * count)
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
@@ -121,4 +132,4 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     return Cost(mixing.flops(int(entries) * p.b, p.i), p.item * numbers, p.item * float(p.b) * m * p.o)
 
 
-NATIVE = Lowering("native", run, refuses, cost)
+NATIVE = Lowering("native", run, refuses, cost, images=run_images)

@@ -31,7 +31,7 @@ class Multipliers:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
         eigenvalues, U = eigenbasis(domain, self.norm)
-        top = 2.0 if self.norm == "sym" else max(float(eigenvalues[-1]) if domain.size else 0.0, 1e-12)
+        top = 2.0 if self.norm == "sym" else max(float(eigenvalues[-1].detach()) if domain.size else 0.0, 1e-12)
         knots = torch.arange(self.taps, dtype=torch.float64, device=U.device).unsqueeze(1)
         if self.taps == 1:
             g = torch.ones_like(eigenvalues).unsqueeze(0)

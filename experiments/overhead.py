@@ -1,0 +1,443 @@
+"""Through gconv, a convolution costs at most 5 % more than the bare torch call, and a GCN step at most half of PyG's.
+
+Protocol: the two sides start from the same weights, and their values and gradients must agree before a clock starts.
+Then they take turns, one measurement each, whoever begins alternating; the ratio is the median over these pairs, so what
+else the machine does meets both sides alike, and its quartiles are recorded. A measurement repeats a short call until it
+lasts. Convolutions and single calls run on one thread and are measured in processor time, which waiting for a busy
+machine does not lengthen; what gconv adds to a call, in microseconds, stays the same on any number of threads. A training
+step runs on all threads and is measured in wall time. Peak memory is that of a process of its own for each side:
+resident, from before its first step to the end of its third.
+
+    python -m experiments.overhead                      everything, some minutes
+    python -m experiments.overhead --only conv          the convolutions of the chapter's network
+    python -m experiments.overhead --only gcn           a training step of a two-layer GCN on a large random graph
+    python -m experiments.overhead --only call          one call on next to nothing: the fixed price of a call
+
+Rows hold until their file is removed: a timing is not repeated because some code changed.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments import common
+from experiments.machine import ROOT
+from gconv import GConv, Graph
+from gconv.operators import conv2d, gcn
+
+Only = Literal["all", "conv", "gcn", "call"]
+Step = Callable[[], Any]
+SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # channels in, channels out, pixels a side
+CHANNELS, HIDDEN, CLASSES = 128, 256, 40
+TOL = {"conv": 1e-4, "gcn": 1e-4, "call": 1e-5}
+LASTS = 0.02  # seconds that a measurement should last
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared, and how often."""
+
+    only: Only = "all"
+    """Which cases."""
+    pairs: int = 0
+    """Measurements of each side; 0 for 40 (conv), 7 (gcn) and 100 (call)."""
+    threads: int = 1
+    """Threads of conv and call; with more than one they are measured in wall time."""
+    nodes: int = 170_000
+    """Nodes of the random graph."""
+    edges: int = 2_300_000
+    """Directed edges of the random graph."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.pairs < 0 or self.threads < 1 or self.nodes < 2 or not 2 <= self.edges <= self.nodes * (self.nodes - 1) // 4:
+            raise ValueError(
+                "pairs must not be negative, threads at least 1, and the graph needs two nodes and some, but not nearly "
+                f"all, edges; given: {self}"
+            )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    case: str
+    kind: Only
+    pairs: int
+    seed: int
+    channels: tuple[int, int] = (0, 0)
+    """In and out; the two ends of the network in a training step."""
+    sites: int = 0
+    """Pixels a side, or nodes."""
+    batch: int = 1
+    channels_last: bool = False
+    backward: bool = False
+    edges: int = 0
+    peer: str = "torch"
+    threads: int = 0
+    """0 for all."""
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return time.process_time if self.threads == 1 else time.perf_counter
+
+
+class Sides(NamedTuple):
+    """What is compared: a step of each side, what it computes for the control, and the lowerings that gconv chose."""
+
+    bare: Step
+    ours: Step
+    numbers: Callable[[], Iterator[tuple[str, Tensor, Tensor]]]
+    lowering: list[str]
+
+
+def cases(config: Config) -> list[Case]:
+    """All comparisons of this command line."""
+    chosen: list[Case] = []
+    if config.only in ("all", "conv"):
+        for (i, o, sites), batch in ((size, batch) for size in SIZES for batch in (16, 64)):
+            for last, backward in ((last, backward) for last in (False, True) for backward in (False, True)):
+                how = f"{'channels_last' if last else 'contiguous'}, {'forward + backward' if backward else 'forward'}"
+                name = f"conv {i}->{o} at {sites}x{sites}, batch {batch}, {how}"
+                chosen.append(Case(name, "conv", config.pairs or 40, config.seed, (i, o), sites, batch, last, backward, threads=config.threads))
+    if config.only in ("all", "gcn"):
+        for peer in ("edge_index", "CSR"):
+            name = f"GCN training step, {config.nodes} nodes, {config.edges} edges, against PyG on {peer}"
+            graph = {"sites": config.nodes, "edges": config.edges, "peer": peer, "backward": True}
+            chosen.append(Case(name, "gcn", config.pairs or 7, config.seed, (CHANNELS, CLASSES), **graph))  # type: ignore[arg-type]
+    if config.only in ("all", "call"):
+        for backward in (False, True):
+            how = "forward + backward" if backward else "forward"
+            few = {"backward": backward, "channels": (4, 4), "threads": config.threads}
+            pairs = config.pairs or 100
+            chosen.append(Case(f"one call, conv 4->4 at 6x6, {how}", "call", pairs, config.seed, sites=6, **few))  # type: ignore[arg-type]
+            for peer in ("Graph", "edge_index"):
+                name = f"one call, GCN 4->4 on 10 nodes, gconv on {peer}, {how}"
+                chosen.append(Case(name, "call", pairs, config.seed, sites=10, edges=30, peer=peer, **few))  # type: ignore[arg-type]
+    return chosen
+
+
+# -- the sides -----------------------------------------------------------------------------------------------------
+
+
+def power_law(nodes: int, edges: int, seed: int) -> Tensor:
+    """edge_index of an undirected Chung-Lu graph with degree exponent 3, without loops or double edges.
+
+    Args:
+        edges: directed ones, each beside its reverse.
+
+    >>> index = power_law(100, 300, 0)
+    >>> index.shape, len(index.unique(dim=1).T), bool((index[0] == index[1]).any())
+    (torch.Size([2, 300]), 300, False)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.arange(1, nodes + 1, dtype=torch.float64).rsqrt()
+    cumulated = (weight / weight.sum()).cumsum(0)
+    names = torch.randperm(nodes, generator=generator)
+    pairs = torch.empty(0, dtype=torch.int64)
+    while len(pairs) < edges // 2:
+        draw = torch.rand(2, edges // 2, generator=generator, dtype=torch.float64)
+        low, high = torch.searchsorted(cumulated, draw).clamp(max=nodes - 1).sort(0).values
+        pairs = torch.cat([pairs, (low * nodes + high)[low != high]]).unique()
+    pairs = pairs[torch.randperm(len(pairs), generator=generator)[: edges // 2]]
+    one, other = names[pairs // nodes], names[pairs % nodes]
+    return torch.stack([torch.cat([one, other]), torch.cat([other, one])])
+
+
+def conv_sides(case: Case) -> Sides:
+    """GConv(conv2d) and nn.Conv2d; as in training, the gradient in x is left out where x is the image itself."""
+    i, o = case.channels
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    ours = GConv(conv2d(i, o, 3, padding=1)).to(memory_format=layout)  # type: ignore[call-overload]
+    bare = nn.Conv2d(i, o, 3, padding=1)
+    with torch.no_grad():
+        bare.weight.copy_(ours.weight.permute(2, 1, 0).unflatten(-1, (3, 3)))
+        bare.bias.copy_(ours.bias)  # type: ignore[union-attr]
+    bare = bare.to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.randn(case.batch, i, case.sites, case.sites).to(memory_format=layout).requires_grad_(case.backward and i > 3)
+    dy = torch.randn(case.batch, o, case.sites, case.sites).to(memory_format=layout)
+
+    def step(layer: nn.Module) -> Step:
+        return lambda: _call(lambda: layer(x), [*layer.parameters(), x], dy if case.backward else None)
+
+    def numbers() -> Iterator[tuple[str, Tensor, Tensor]]:
+        (y, grads), (want, wanted) = step(ours)(), step(bare)()
+        yield "value", y, want
+        for name, got, right in zip(("weight", "bias", "x"), grads, wanted, strict=False):
+            yield f"gradient in {name}", got.permute(2, 1, 0).reshape(right.shape) if got.ndim == 3 else got, right
+
+    return Sides(step(bare), step(ours), numbers, [ours.plan(x).chosen.name])
+
+
+def _call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The value and the gradients, without a backward pass where there is no dy."""
+    if dy is None:
+        with torch.no_grad():
+            return run(), ()
+    y = run()
+    return y, torch.autograd.grad(y, [leaf for leaf in leaves if leaf.requires_grad], dy)
+
+
+def call_sides(case: Case) -> Sides:
+    """The same, and a GCN layer, on next to nothing."""
+    if not case.edges:
+        return conv_sides(case)
+    from torch_geometric.nn import GCNConv
+
+    ours, bare = GConv(gcn(*case.channels)), GCNConv(*case.channels, cached=True)
+    index = power_law(case.sites, case.edges, case.seed)
+    graph: Any = Graph(index, case.sites) if case.peer == "Graph" else index
+    x = torch.randn(case.sites, case.channels[0], requires_grad=case.backward)
+    dy = torch.randn(case.sites, case.channels[1])
+    _same_gcn(ours, bare)
+
+    def step(layer: nn.Module, place: Any, parameters: list[Any]) -> Step:
+        return lambda: _call(lambda: layer(x, place), [*parameters, x], dy if case.backward else None)
+
+    mine, theirs = step(ours, graph, [ours.weight, ours.bias]), step(bare, index, [bare.lin.weight, bare.bias])
+
+    def numbers() -> Iterator[tuple[str, Tensor, Tensor]]:
+        (y, grads), (want, wanted) = mine(), theirs()
+        yield "value", y, want
+        for name, got, right in zip(("weight", "bias", "x"), grads, wanted, strict=False):
+            yield f"gradient in {name}", got[0].T if got.ndim == 3 else got, right
+
+    return Sides(theirs, mine, numbers, [ours.plan(x, graph).chosen.name])
+
+
+def _same_gcn(ours: GConv, bare: Any) -> None:
+    """Give PyG's layer our weights."""
+    with torch.no_grad():
+        bare.lin.weight.copy_(ours.weight[0].T)  # type: ignore[index]
+        bare.bias.copy_(ours.bias)
+
+
+class Task(NamedTuple):
+    """Classify every node of a random graph by random features."""
+
+    x: Tensor
+    label: Tensor
+    edge_index: Tensor
+
+
+@cache
+def task(case: Case) -> Task:
+    """The data of a training step."""
+    common.seed_everything(case.seed, deterministic=False)
+    x, label = torch.randn(case.sites, case.channels[0]), torch.randint(case.channels[1], (case.sites,))
+    return Task(x, label, power_law(case.sites, case.edges, case.seed))
+
+
+class Training:
+    """A two-layer GCN and a training step of it: forward, mean cross-entropy of all nodes, backward, Adam."""
+
+    def __init__(self, case: Case, side: Literal["ours", "bare"]):
+        from torch_geometric.nn import GCNConv
+
+        self.data = data = task(case)
+        torch.manual_seed(case.seed)
+        widths = ((case.channels[0], HIDDEN), (HIDDEN, case.channels[1]))
+        layers = [GConv(gcn(i, o)) for i, o in widths]
+        self.layers: list[Any] = layers
+        self.graph: Any = Graph(data.edge_index, case.sites)
+        if side == "bare":
+            self.layers = [GCNConv(i, o, cached=True) for i, o in widths]
+            for mine, theirs in zip(layers, self.layers, strict=True):
+                _same_gcn(mine, theirs)
+            self.graph = data.edge_index if case.peer == "edge_index" else _adjacency(data.edge_index, case.sites)
+        self.optimizer = torch.optim.Adam([p for layer in self.layers for p in layer.parameters()], lr=0.01)
+
+    def forward(self, activation: Callable[[Tensor], Tensor] = torch.relu) -> Tensor:
+        first, second = self.layers
+        return second(activation(first(self.data.x, self.graph)), self.graph)
+
+    def backward(self, activation: Callable[[Tensor], Tensor] = torch.relu) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.forward(activation), self.data.label)
+        loss.backward()
+        return loss.detach()
+
+    def step(self) -> Tensor:
+        loss = self.backward()
+        self.optimizer.step()
+        return loss
+
+    def numbers(self) -> dict[str, Tensor]:
+        """What both sides must agree on. The gradients are taken through tanh: rounding alone switches some of millions
+        of rectifiers on or off, and each is a jump of the gradient."""
+        with torch.no_grad():
+            value = self.forward()
+        grads = {"value": value, "loss": self.backward(torch.tanh)}
+        for number, layer in enumerate(self.layers, 1):
+            weight = layer.weight if isinstance(layer, GConv) else layer.lin.weight
+            grads[f"gradient in weight {number}"] = weight.grad[0] if isinstance(layer, GConv) else weight.grad.T
+            grads[f"gradient in bias {number}"] = layer.bias.grad
+        return grads
+
+
+def _adjacency(edge_index: Tensor, nodes: int) -> Tensor:
+    """PyG's transposed adjacency as a torch CSR tensor."""
+    source, target = edge_index
+    order = torch.argsort(target * nodes + source)
+    crow = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(target, minlength=nodes).cumsum(0)])
+    return torch.sparse_csr_tensor(crow, source[order], torch.ones(len(order)), (nodes, nodes), check_invariants=False)
+
+
+def gcn_sides(case: Case) -> Sides:
+    """A training step with gconv on a `Graph`, and with PyG's cached GCNConv."""
+    ours, bare = Training(case, "ours"), Training(case, "bare")
+
+    def numbers() -> Iterator[tuple[str, Tensor, Tensor]]:
+        mine, theirs = ours.numbers(), bare.numbers()
+        yield from ((name, mine[name], theirs[name]) for name in mine)
+
+    first, second = ours.layers
+    hidden = torch.zeros(case.sites, HIDDEN)
+    chosen = [first.plan(ours.data.x, ours.graph).chosen.name, second.plan(hidden, ours.graph).chosen.name]
+    return Sides(bare.step, ours.step, numbers, chosen)
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def control(case: Case, sides: Sides) -> float:
+    """The largest relative difference between the two sides. Raises: ValueError where it is more than rounding."""
+    worst = 0.0
+    for what, got, want in sides.numbers():
+        got, want = got.detach(), want.detach()
+        gap = float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)
+        if got.shape != want.shape or not gap <= TOL[case.kind]:
+            raise ValueError(f"{case.case}: {what} differs by {gap:.1e} of its largest number; there is nothing to time")
+        worst = max(worst, gap)
+    return worst
+
+
+def _seconds(step: Step, calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(calls):
+        step()
+    return (clock() - start) / calls
+
+
+def take_turns(
+    bare: Step, ours: Step, pairs: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds a call of each side, pair by pair."""
+    calls = 1
+    while calls < 1 << 14 and max(_seconds(bare, calls, clock), _seconds(ours, calls, clock)) * calls < LASTS:
+        calls *= 2
+    times: dict[Step, list[float]] = {bare: [], ours: []}
+    for number in range(pairs):
+        for step in (bare, ours) if number % 2 else (ours, bare):
+            times[step].append(_seconds(step, calls, clock))
+    return np.array(times[bare]), np.array(times[ours])
+
+
+def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
+    """NAME (the median), NAME_low and NAME_high (the quartiles)."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return {name: float(median), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def peak(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
+    """MiB resident above the start in this process: at the peak of three steps, and of a later one; call it in a new one."""
+    training = Training(case, side)
+    start = _resident()
+    for _ in range(3):
+        training.step()
+    first = common.peak_memory_mb() - start
+    settled = _resident()
+    training.step()
+    return {"peak_mb": round(first, 1), "step_peak_mb": round(common.peak_memory_mb() - settled, 1)}
+
+
+def _resident() -> float:
+    """MiB in use, with a new peak begun: what the allocator holds without need is given back first."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    common.reset_peak_memory()
+    return common.peak_memory_mb()
+
+
+def peak_of_a_process(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
+    """`peak` in a process of its own."""
+    command = [sys.executable, "-m", "experiments.overhead", "--peak-of", side, json.dumps(asdict(case))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process that measures memory failed:\n{done.stderr[-2000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run(case: Case) -> common.Outcome:
+    """Compare."""
+    common.seed_everything(case.seed, deterministic=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads or before)
+    try:
+        sides = {"conv": conv_sides, "gcn": gcn_sides, "call": call_sides}[case.kind](case)
+        metrics: dict[str, Any] = {"gap": control(case, sides), "threads": torch.get_num_threads()}
+        bare, ours = take_turns(sides.bare, sides.ours, case.pairs, case.clock)
+    finally:
+        torch.set_num_threads(before)
+    metrics |= quartiles("bare_ms", bare * 1e3) | quartiles("gconv_ms", ours * 1e3) | quartiles("ratio", ours / bare)
+    metrics |= quartiles("added_us", (ours - bare) * 1e6)
+    metrics |= {"bare_min_ms": float(bare.min() * 1e3), "gconv_min_ms": float(ours.min() * 1e3)}
+    if case.kind == "gcn":
+        for name, side in (("bare", "bare"), ("gconv", "ours")):
+            metrics |= {f"{name}_{what}": number for what, number in peak_of_a_process(case, side).items()}  # type: ignore[arg-type]
+        metrics["peak_ratio"] = metrics["gconv_peak_mb"] / metrics["bare_peak_mb"]
+    return common.Outcome(metrics, sides.lowering)
+
+
+def data(case: Case) -> common.Data:
+    """What is compared on; the sizes and the seed decide it."""
+    what = f"random power-law graph, {case.sites} nodes, {case.edges} edges" if case.edges else "random images"
+    return common.Data(what, "generated")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--peak-of"]:  # how this script calls itself
+        side, case = argv[1], json.loads(argv[2])
+        print(json.dumps(peak(Case(**case | {"channels": tuple(case["channels"])}), side)))  # type: ignore[arg-type]
+        return
+    config, options = common.cli(Config, __doc__, argv)
+    if options.jobs != 1:
+        raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
+    todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
+    rows = common.sweep(todo, run, options.open("overhead"), experiment="overhead", data=data)
+    show(rows)
+
+
+def show(rows: list[common.Row]) -> None:
+    """Print what the rows say."""
+    for row in rows:
+        m = row["metrics"]
+        ratio = f"{m['ratio']:.3f} [{m['ratio_low']:.3f}, {m['ratio_high']:.3f}]"
+        print(f"{row['config']['case']}\n    {m['bare_ms']:.3f} ms bare, {m['gconv_ms']:.3f} ms gconv, ratio {ratio}")
+        if "peak_ratio" in m:
+            three = f"{m['bare_peak_mb']:.0f} MiB bare, {m['gconv_peak_mb']:.0f} MiB gconv, ratio {m['peak_ratio']:.3f}"
+            one = f"{m['bare_step_peak_mb']:.0f} and {m['gconv_step_peak_mb']:.0f} MiB"
+            print(f"    peak {three}; of a later step alone {one}")
+
+
+if __name__ == "__main__":
+    main()

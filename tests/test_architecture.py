@@ -1,0 +1,110 @@
+"""The shape of the library: imports go downwards, operators are descriptions, the import is light, the pins hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gconv
+from gconv import list_operators
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gconv"
+
+# Each room may import those before it and itself.
+ORDER = [
+    "kernels", "domains", "basis", "laplacian", "mixing", "spec", "lowering", "plan", "linear", "module", "operators",
+    "analysis", "interop", "testing",
+]  # fmt: skip
+# Operators are read by the registry when it is asked for one: the single import upwards, inside two functions.
+ALLOWED_UPWARDS = {("spec", "operators")}
+# Rooms that must not know each other although the order would let them.
+FORBIDDEN = {
+    "mixing": {"domains", "laplacian"},
+    "basis": {"domains"},
+    "lowering": {"domains", "laplacian", "spec", "module", "operators", "linear"},
+    "plan": {"domains", "laplacian", "operators"},
+    "linear": {"domains", "operators"},
+    "module": {"operators"},
+    "operators": {"lowering", "plan", "module", "linear", "kernels"},
+}
+
+
+def room(path):
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def imported_rooms(path):
+    """The rooms that code (not doctests, not annotations under TYPE_CHECKING) imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names if node.module == "gconv"]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("gconv.")}
+    return found & set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    own = room(path)
+    assert own in ORDER, f"{own} is a new room: say where it stands in ORDER"
+    upwards = {r for r in imported_rooms(path) if ORDER.index(r) > ORDER.index(own) and (own, r) not in ALLOWED_UPWARDS}
+    assert not upwards, f"{own} imports {sorted(upwards)}, which stand above it"
+    assert not imported_rooms(path) & FORBIDDEN.get(own, set())
+
+
+def test_the_planner_and_the_lowerings_name_no_operator():
+    for path in [PACKAGE / "plan.py", *(PACKAGE / "lowering").glob("*.py")]:
+        tree = ast.parse(path.read_text())
+        strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        named = strings & set(list_operators())
+        assert not named, f"{path.name} knows the operators {named}"
+
+
+def test_operators_are_descriptions():
+    for path in (PACKAGE / "operators").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.FunctionDef) and node.name in ("forward", "__call__")), f"{path.name} runs something"
+            assert not (isinstance(node, ast.Attribute) and node.attr == "Module"), f"{path.name} makes a module"
+
+
+def test_every_operator_is_exported_documented_and_cited():
+    for name in list_operators():
+        factory = getattr(gconv.operators, name)
+        assert len(factory.__doc__.strip().splitlines()[0]) < 121 and ">>>" in factory.__doc__, name
+        assert gconv.cite(name)
+    assert sorted(gconv.operators.__all__) == list_operators()
+
+
+def test_import_is_light():
+    code = "import sys, gconv; print(*(m for m in ('torch_geometric', 'networkx', 'scipy', 'torch._inductor') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= torch_brings(), f"import gconv loads {done.stdout}"
+
+
+def torch_brings():
+    """What torch itself loads is not ours to lighten."""
+    code = "import sys, torch; print(*(m for m in ('networkx', 'torch._inductor') if m in sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110).stdout.split())
+
+
+def test_torch_is_the_pinned_one():
+    (pin,) = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert torch.__version__.split("+")[0] == pin
+
+
+def test_sizes_are_within_the_compass():
+    testing = (PACKAGE / "testing.py").read_text().count("\n")
+    assert testing <= 420, f"testing.py has {testing} lines; the laws are to be read in one sitting"

@@ -1,0 +1,149 @@
+"""Every convention about degrees and loops, against the libraries where they agree and by number where they do not."""
+
+import networkx as nx
+import numpy as np
+import pytest
+import scipy.sparse.csgraph
+import torch
+from hypothesis import given, settings
+from oracles import graphs
+from torch_geometric.utils import add_remaining_self_loops, get_laplacian, to_dense_adj
+
+from gconv import Graph
+from gconv.laplacian import adjacency, eigenbasis, laplacian, largest_eigenvalue
+from gconv.operators.shapes import messy, ring, weighted
+
+DOUBLE = torch.float64
+
+
+def dense(taps):
+    return taps.expand(torch.eye(taps.shape[2], dtype=DOUBLE))[0]
+
+
+def pyg_dense(index, weight, n):
+    """PyG's matrices hold (source, target); ours (target, source)."""
+    return to_dense_adj(index, edge_attr=weight, max_num_nodes=n)[0].t()
+
+
+def connected():
+    """Undirected, weighted, no isolated node, no loop: where all libraries agree."""
+    keep = torch.tensor([0, 1, 2, 3, 4])
+    index = torch.stack([torch.zeros_like(keep), keep + 1])
+    return Graph(torch.cat([index, index.flip(0)], 1), 6, edge_weight=(keep + 1.0).double().repeat(2))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(graph=graphs())
+def test_laplacian_is_pygs_on_any_graph(graph):
+    for norm, name in (("sym", "sym"), ("col", "rw"), (None, None)):
+        index, values = get_laplacian(graph.edge_index, graph.weights(DOUBLE), name, num_nodes=graph.size)
+        want = pyg_dense(index, values, graph.size)
+        np.testing.assert_allclose(dense(laplacian(graph, DOUBLE, norm=norm)), want, atol=1e-14, err_msg=f"{norm} on {graph}")
+
+
+@pytest.mark.parametrize("norm", ["sym", None])
+def test_scipy_and_networkx_agree_where_no_node_is_isolated(norm):
+    graph = connected()
+    A = dense(adjacency(graph, DOUBLE)).numpy()
+    ours = dense(laplacian(graph, DOUBLE, norm=norm)).numpy()
+    np.testing.assert_allclose(ours, scipy.sparse.csgraph.laplacian(A, normed=norm == "sym"), atol=1e-14)
+    g = nx.from_numpy_array(A)
+    theirs = nx.normalized_laplacian_matrix(g) if norm == "sym" else nx.laplacian_matrix(g)
+    np.testing.assert_allclose(ours, theirs.toarray(), atol=1e-14)
+
+
+def test_isolated_nodes_have_diagonal_one_here_and_in_pyg_and_zero_in_scipy_and_networkx():
+    graph = weighted()  # node 7 is isolated
+    A = dense(adjacency(graph, DOUBLE)).numpy()
+    ours = dense(laplacian(graph, DOUBLE))
+    assert ours[7, 7] == 1
+    assert pyg_dense(*get_laplacian(graph.edge_index, graph.edge_weight, "sym", num_nodes=8), 8)[7, 7] == 1
+    assert scipy.sparse.csgraph.laplacian(A, normed=True)[7, 7] == 0
+    assert nx.normalized_laplacian_matrix(nx.from_numpy_array(A)).toarray()[7, 7] == 0
+    assert dense(laplacian(graph, DOUBLE, norm=None))[7, 7] == 0
+
+
+def test_self_loops_do_not_count_in_the_laplacian():
+    """PyG drops them; networkx keeps them in A and counts them twice in the degree of an undirected graph, so D - A differs."""
+    index = torch.tensor([[0, 1, 1], [1, 0, 1]])
+    ours = dense(laplacian(Graph(index), DOUBLE, norm=None))
+    assert torch.equal(ours, torch.tensor([[1.0, -1], [-1, 1]], dtype=DOUBLE))
+    theirs = nx.laplacian_matrix(nx.Graph([(0, 1), (1, 1)])).toarray()
+    assert theirs.tolist() == [[1, -1], [-1, 1]] or theirs.tolist() == [[1, -1], [-1, 2]]
+
+
+@pytest.mark.parametrize(("norm", "axis"), [("row", 1), ("col", 0)])
+def test_row_and_column_normalisation_sum_to_one_or_nothing(norm, axis):
+    degree = "in" if norm == "row" else "out"
+    sums = dense(adjacency(messy(), DOUBLE, norm=norm, degree=degree)).sum(axis)
+    assert all(s == pytest.approx(1) or s == 0 for s in sums.tolist()) and (sums == 0).any()
+
+
+@pytest.mark.parametrize("fill", [1.0, 2.0])
+def test_filled_loops_are_pygs_remaining_loops(fill):
+    """An existing loop keeps its weight; of several the last; the others get `fill`."""
+    index = torch.tensor([[0, 1, 1, 2, 1], [1, 1, 0, 2, 1]])
+    w = torch.tensor([1.0, 5.0, 1.0, 7.0, 3.0], dtype=DOUBLE)
+    ours = dense(adjacency(Graph(index, 4, edge_weight=w), DOUBLE, loops="fill", fill=fill))
+    theirs = pyg_dense(*add_remaining_self_loops(index, w, fill, 4), 4)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.diagonal().tolist() == [fill, 3, 7, fill]
+
+
+def test_loop_policies():
+    graph = Graph(torch.tensor([[0, 1, 1], [1, 1, 0]]), 3)
+    diagonal = lambda loops: dense(adjacency(graph, DOUBLE, loops=loops)).diagonal().tolist()  # noqa: E731
+    assert diagonal("keep") == [0, 1, 0] and diagonal("remove") == [0, 0, 0]
+    assert diagonal("fill") == [1, 1, 1] and diagonal("replace") == [1, 1, 1]
+
+
+def test_directed_graphs_normalise_by_the_in_degree_at_both_ends():
+    """PyG's gcn_norm; DGL takes the out-degree at the source, Kipf's code row sums of A[source, target]."""
+    graph = Graph(torch.tensor([[0, 0, 1], [1, 2, 2]]), 3)
+    S = dense(adjacency(graph, DOUBLE, loops="fill", norm="sym"))
+    assert S[2, 0] == pytest.approx(1 / (3 * 1) ** 0.5) and S[1, 0] == pytest.approx(1 / (2 * 1) ** 0.5)
+
+
+def test_rescaled_spectrum_lies_in_minus_one_to_one():
+    for graph in (ring(), weighted(), connected()):
+        for norm in ("sym", None):
+            exact = torch.linalg.eigvalsh(dense(laplacian(graph, DOUBLE, norm=norm, lmax="exact")))
+            assert exact.min() == pytest.approx(-1) and exact.max() == pytest.approx(1)
+            bound = torch.linalg.eigvalsh(dense(laplacian(graph, DOUBLE, norm=norm, lmax="bound")))
+            assert bound.min() == pytest.approx(-1) and bound.max() <= 1 + 1e-12
+
+
+def test_lmax_of_a_graph_without_edges():
+    empty = Graph(torch.empty(2, 0, dtype=torch.int64), 3)
+    for norm in ("sym", None):
+        for lmax in ("bound", "exact"):
+            assert dense(laplacian(empty, DOUBLE, norm=norm, lmax=lmax)).isfinite().all()
+
+
+def test_largest_eigenvalue_by_lanczos_is_the_eigenbasis_one():
+    """More than 1,000 nodes: scipy's Lanczos. A path's D - A has 2 - 2 cos(pi (n - 1) / n)."""
+    n = 1200
+    i = torch.arange(n - 1)
+    graph = Graph(torch.stack([torch.cat([i, i + 1]), torch.cat([i + 1, i])]), n)
+    assert largest_eigenvalue(graph, None) == pytest.approx(2 - 2 * np.cos(np.pi * (n - 1) / n), rel=1e-8)
+
+
+def test_eigenbasis_diagonalises():
+    values, U = eigenbasis(weighted())
+    L = dense(laplacian(weighted(), DOUBLE))
+    assert torch.allclose(U @ torch.diag(values) @ U.t(), L, atol=1e-12)
+    assert torch.allclose(U.t() @ U, torch.eye(8, dtype=DOUBLE), atol=1e-12) and values[0] >= 0
+
+
+def test_derived_once_for_a_graph():
+    graph = weighted()
+    assert adjacency(graph, DOUBLE, norm="sym") is adjacency(graph, DOUBLE, norm="sym")
+    assert eigenbasis(graph)[1] is eigenbasis(graph)[1]
+    assert adjacency(graph, DOUBLE, norm="sym") is not adjacency(graph, torch.float32, norm="sym")
+
+
+def test_negative_degrees_are_refused():
+    graph = Graph(torch.tensor([[0, 1], [1, 0]]), edge_weight=torch.tensor([-1.0, 1.0]))
+    with pytest.raises(ValueError, match="needs degrees >= 0, but the weights at node"):
+        adjacency(graph, DOUBLE, norm="sym")
+    assert dense(adjacency(graph, DOUBLE))[1, 0] == -1

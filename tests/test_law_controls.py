@@ -1,0 +1,244 @@
+"""Negative controls: for each law an operator, basis or lowering that is broken on purpose, which the law must reject."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gconv.plan
+from gconv.basis import Shifts, Taps
+from gconv.lowering import dense
+from gconv.lowering.base import Cost, Lowering
+from gconv.mixing import Dense
+from gconv.operators import conv2d, gat, gcn, sage
+from gconv.operators.shapes import grid, messy, ring
+from gconv.spec import Sample
+from gconv.testing import LAWS, law_compile
+
+DOUBLE = torch.float64
+CONV = Sample(conv2d(2, 3, 3, padding=1, padding_mode="circular"), lambda: grid(4, 5), 2)
+GCN = Sample(gcn(2, 2), messy, 2)
+covered = set()
+
+
+def rejects(law, sample, message, dtype=DOUBLE):
+    check = LAWS.get(law, law_compile)
+    covered.add(law)
+    with pytest.raises(AssertionError, match=message):
+        check(sample, dtype)
+
+
+# -- broken lowerings ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """Puts a lowering made of a function in the place of all but dense."""
+
+    def put(run):
+        broken = Lowering("broken", run, lambda S, mixing: None, lambda S, mixing, p: Cost(0, 0))
+        monkeypatch.setattr(gconv.plan, "LOWERINGS", (broken, dense.DENSE))
+        monkeypatch.setattr(gconv.plan, "_PLANS", {})
+
+    return put
+
+
+def drops_a_tap(S, mixing, W, x, bias):
+    keep = torch.ones(len(W), 1, 1, dtype=W.dtype)
+    keep[-1] = 0
+    return dense.run(S, mixing, W * keep, x, bias)
+
+
+def forgets_the_weight_gradient(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W.detach(), x, bias)
+
+
+def forgets_the_signal_gradient(S, mixing, W, x, bias):
+    y = dense.run(S, mixing, W, x, bias)
+    return y + (dense.run(S, mixing, W, x.detach(), bias) - y) * 2 - (dense.run(S, mixing, W, x.detach(), bias) - y).detach() * 2
+
+
+def transposes_the_weight(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W.mT, x, bias)
+
+
+def sees_everything(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W, x, bias) + 1e-3 * x.mean()
+
+
+def mixes_the_batch(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W, x - x.mean(0, keepdim=True) if x.ndim > 2 else x, bias)
+
+
+def leaves_bfloat16(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W, x, bias).double()
+
+
+def is_rough(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W, x, bias) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("law", "run", "sample", "message"),
+    [
+        ("law_lowerings", drops_a_tap, CONV, "value, broken against dense: off by"),
+        ("law_lowerings", transposes_the_weight, GCN, "value, broken"),
+        ("law_lowerings", is_rough, CONV, "value, broken"),
+        ("law_lowerings", forgets_the_weight_gradient, CONV, "gradient in weight, broken"),
+        ("law_lowerings", forgets_the_signal_gradient, CONV, "gradient in x, broken"),
+        ("law_adjoint", transposes_the_weight, GCN, "<A x, y> and <x, A|against the matrix"),
+        ("law_receptive_field", sees_everything, CONV, "are seen but unsaid"),
+        ("law_gradcheck", forgets_the_weight_gradient, GCN, "Numerical gradient|Gradients failed|Jacobian"),
+        ("law_batch", mixes_the_batch, CONV, "a batch against one by one"),
+        ("law_edge_cases", mixes_the_batch, GCN, "broken against dense"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_broken_lowering_is_rejected(law, run, sample, message, lowered):
+    lowered(run)
+    rejects(law, sample, message)
+
+
+def test_broken_dtype_is_rejected(lowered):
+    lowered(leaves_bfloat16)
+    rejects("law_bfloat16", GCN, "turns bfloat16 into torch.float64", torch.float32)
+
+
+# -- broken bases and mixings --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class OwnTranspose(Taps):
+    """Claims to be symmetric."""
+
+    @property
+    def T(self):
+        return self
+
+
+@dataclass(frozen=True)
+class ZeroBorders(Shifts):
+    """Says circular, pads with zeros."""
+
+    def pad(self, x, fill=0.0):
+        return F.pad(x, [0, 0, *(p for pair in reversed(self.padding) for p in pair)])
+
+    def unpad(self, y):
+        return F.pad(y, [0, 0, *(-p for pair in reversed(self.padding) for p in pair)])
+
+
+@dataclass(frozen=True)
+class LosesScale(Dense):
+    """Its transpose forgets the scale."""
+
+    def transpose(self, W, i):
+        return Dense(self.taps, self.o, self.i), W.mT
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """Another structure, whose basis goes through `change(S, domain, theta, x)`."""
+
+    inner: object
+    change: object
+    kind: str = "fixed"
+
+    @property
+    def taps(self):
+        return self.inner.taps
+
+    @property
+    def domain(self):
+        return self.inner.domain
+
+    @property
+    def ndim(self):
+        return self.inner.ndim
+
+    def parameters(self):
+        return self.inner.parameters()
+
+    def target(self, domain):
+        return self.inner.target(domain)
+
+    def basis(self, domain, theta, x):
+        return self.change(self.inner.basis(domain, theta, x), domain, theta, x)
+
+
+def broken(sample, change, kind="fixed", **rest):
+    return replace(sample, spec=replace(sample.spec, structure=Wrapped(sample.spec.structure, change, kind)), **rest)
+
+
+def claims_symmetry(S, domain, theta, x):
+    return OwnTranspose(S.pattern, S.values)
+
+
+def zero_borders(S, domain, theta, x):
+    return ZeroBorders(**{name: getattr(S, name) for name in S.__dataclass_fields__})
+
+
+def scaled(S, factor):
+    return Taps(S.pattern, S.values * factor)
+
+
+class Stale:
+    """Keeps the first basis a layer ever made, as a cache with too small a key would."""
+
+    first: ClassVar[dict] = {}
+
+    def __call__(self, S, domain, theta, x):
+        return self.first.setdefault(id(theta["weight"]), S)
+
+
+def keeps_old_weights(S, domain, theta, x):
+    return scaled(S, theta["weight"].detach().sum())  # but calls itself fixed
+
+
+@pytest.mark.parametrize(
+    ("law", "sample", "message"),
+    [
+        ("law_adjoint", broken(GCN, claims_symmetry), "<A x, y> and <x, A"),
+        ("law_hand_rule", broken(GCN, claims_symmetry), "dX by hand"),
+        ("law_hand_rule", replace(GCN, spec=replace(GCN.spec, mixing=LosesScale(1, 2, 2, 0.5))), "dX by hand"),
+        ("law_norm", broken(GCN, claims_symmetry), "norm"),
+        ("law_norm", broken(CONV, zero_borders), "maximum over frequencies"),
+        ("law_translation", broken(CONV, zero_borders), "translated by"),
+        ("law_linearity", broken(GCN, lambda S, g, theta, x: scaled(S, x.mean()), "learned"), "its map plus bias"),
+        ("law_permutation", broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + S.pattern.row)), "nodes renamed"),
+        ("law_permutation", broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + torch.arange(S.nnz))), "another order|renamed"),
+        ("law_union", broken(GCN, lambda S, g, theta, x: scaled(S, 1 / g.size)), "against each part alone"),
+        ("law_row_stochastic", replace(GCN, row_stochastic=True), "row sums of S"),
+        ("law_row_stochastic", broken(Sample(sage(2, 2, root_weight=False, aggr="sum"), ring, 2, True), lambda S, *_: S), "row sums"),
+        ("law_edge_cases", broken(GCN, lambda S, g, *_: scaled(S, 1 / (g.in_degree(DOUBLE)[S.pattern.row]))), "not finite|off by nan"),
+        ("law_caches", broken(GCN, Stale(), "learned"), "on a second graph"),
+        ("law_caches", broken(GCN, keeps_old_weights), "after the weights changed"),
+        ("law_round_trips", broken(GCN, lambda S, *_: S), "through to_dict and JSON it became"),
+        ("law_gradcheck", broken(GCN, lambda S, g, theta, x: scaled(S, theta["weight"].detach().sum()), "learned"), "acobian"),
+        ("law_compile", broken(GCN, lambda S, g, theta, x: scaled(S, float(theta["weight"].detach().sum()) ** 0), "learned"), "fullgraph"),
+    ],
+)
+def test_broken_operator_is_rejected(law, sample, message):
+    rejects(law, sample, message)
+
+
+def test_wrong_attention_is_rejected():
+    """Attention whose rows do not sum to one."""
+    sample = Sample(gat(2, 2, heads=2), ring, 2, row_stochastic=True)
+    rejects("law_row_stochastic", broken(sample, lambda S, *_: scaled(S, 1.01), "adaptive"), "row sums of S")
+
+
+def test_every_law_has_a_control():
+    """Runs after the controls, on what they covered."""
+    if len(covered) < 5:
+        pytest.skip("only meaningful after the controls")
+    assert covered == {*LAWS, "law_compile"}
+
+
+def test_controls_break_one_thing():
+    """The wrapper itself is innocent: with nothing changed the laws hold."""
+    innocent = broken(GCN, lambda S, *_: S)
+    for name, law in LAWS.items():
+        if name != "law_round_trips":
+            law(innocent, DOUBLE)

@@ -1,0 +1,98 @@
+"""Every law on every sample of every registered operator, in both dtypes."""
+
+import pytest
+import torch
+
+from gconv import list_operators
+from gconv.domains import Graph
+from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, selection
+from gconv.operators.shapes import grid, messy, ring, weighted
+from gconv.spec import Sample, operator
+from gconv.testing import LAWS, TOL, Case, check_operator, law_compile
+
+SAMPLES = [sample for name in list_operators() for sample in operator(name).samples()]
+
+# the fewest samples that each law must concern, so that none passes by having nothing to say
+CONCERNS = {
+    "law_lowerings": 60, "law_adjoint": 60, "law_hand_rule": 40, "law_linearity": 60, "law_permutation": 35,
+    "law_translation": 5, "law_receptive_field": 60, "law_norm": 60, "law_row_stochastic": 10, "law_union": 40,
+    "law_gradcheck": 75, "law_edge_cases": 75, "law_batch": 75, "law_caches": 75, "law_round_trips": 75, "law_bfloat16": 75,
+}  # fmt: skip
+concerned: dict[str, set[str]] = {}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("name", list_operators())
+def test_law_holds(name, law, dtype):
+    for sample in operator(name).samples():
+        if law(sample, dtype):
+            concerned.setdefault(law.__name__, set()).add(f"{sample.name} on {sample.domain()}")
+
+
+def test_no_law_is_empty(request):
+    """Runs after the laws, on what they found."""
+    if sum(item.name.startswith("test_law_holds") for item in request.session.items) < len(LAWS) * len(list_operators()) * len(TOL):
+        pytest.skip("only meaningful after all laws on all operators")
+    short = {law: len(concerned.get(law, ())) for law, least in CONCERNS.items() if len(concerned.get(law, ())) < least}
+    assert set(CONCERNS) == set(LAWS) and not short, f"these laws concern fewer samples than they should: {short}"
+
+
+def test_samples_cover_the_edges():
+    """One site, a 1 x 1 kernel, a stride beyond the kernel, one channel; loops, double edges, isolated nodes, weights."""
+    arguments = [dict(s.spec.arguments) for s in SAMPLES]
+    assert any(s.domain().size == 1 for s in SAMPLES)
+    assert any(a.get("kernel_size") == 1 and a.get("stride") == 3 for a in arguments)
+    assert any(s.channels == 1 for s in SAMPLES)
+    graphs = [s.domain() for s in SAMPLES if isinstance(s.domain(), Graph)]
+    assert any((g.source == g.target).any() for g in graphs)
+    assert any(len(g.edge_index.unique(dim=1).t()) < g.num_edges for g in graphs)
+    assert any(((g.in_degree() + g.out_degree()) == 0).any() for g in graphs)
+    assert any(not g.is_undirected for g in graphs) and any(g.is_undirected for g in graphs)
+    assert {s.spec.name for s in SAMPLES if isinstance(s.domain(), Graph) and s.domain().edge_weight is not None} >= {"gcn", "cheb"}
+
+
+SECOND = [
+    Sample(conv2d(2, 2, 2, padding=1, padding_mode="circular"), lambda: grid(3, 2), 2),
+    Sample(cheb(2, 2, k=3), weighted, 2),
+    Sample(gat(2, 1, heads=2), ring, 2),
+]
+
+
+@pytest.mark.parametrize("sample", SECOND, ids=lambda s: s.spec.name)
+def test_second_derivatives(sample):
+    case = Case.of(sample, torch.float64, batch=1)
+    theta = dict(case.layer.named_parameters())
+
+    def run(x, *values):
+        y = torch.func.functional_call(case.layer, dict(zip(theta, values, strict=True)), (x, case.domain))
+        return y.square()  # linear maps alone have no second derivative
+
+    assert torch.autograd.gradgradcheck(run, (case.x.requires_grad_(), *theta.values()), fast_mode=True)
+
+
+COMPILED = [
+    Sample(conv2d(2, 3, 3, padding=1), lambda: grid(4, 5), 2),
+    Sample(avg_pool2d(3, stride=2, padding=1, count_include_pad=False), lambda: grid(5, 6), 2),
+    Sample(gcn(3, 2), weighted, 3),
+    Sample(cheb(3, 2, k=3), messy, 3),
+    Sample(gat(3, 2, heads=2), ring, 3),
+    Sample(selection(2, 4, 3), messy, 2),
+]
+
+
+@pytest.mark.parametrize("sample", COMPILED, ids=lambda s: s.spec.name)
+def test_compiled_equals_eager(sample):
+    assert law_compile(sample, torch.float64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", COMPILED, ids=lambda s: s.spec.name)
+def test_compiled_by_inductor_equals_eager(sample):
+    assert law_compile(sample, torch.float32, backend="inductor")
+
+
+def test_check_operator_takes_a_spec_a_domain_and_channels():
+    applied = check_operator(cheb(2, 3, k=2), ring(), 2, dtypes=[torch.float64])
+    assert applied["law_lowerings"] and applied["law_gradcheck"] and not applied["law_translation"]
+    with pytest.raises(TypeError, match="on a domain and a number of channels"):
+        check_operator(cheb(2, 3, k=2))

@@ -1,0 +1,123 @@
+"""The planner explains itself, picks the cheaper association, and refuses in prose."""
+
+import pytest
+import torch
+
+from gconv import GConv, Graph, Grid, Inadmissible
+from gconv.basis import Shifts
+from gconv.lowering import LOWERINGS, im2col
+from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, max_pool2d, sage, selection, spectral
+from gconv.operators.shapes import grid, pixels, ring
+from gconv.plan import plan
+from gconv.testing import assert_close
+
+NAMES = [option.name for option in LOWERINGS]
+
+
+def test_a_plan_names_every_candidate_once_with_a_cost_or_a_reason():
+    text = str(GConv(cheb(3, 4, k=3)).plan(torch.zeros(7, 3), ring()))
+    assert text.startswith("plan for 1 signals of (7 sites, 3 channels) -> (7 sites, 4 channels), 3 taps, torch.float32")
+    for name in NAMES:
+        (line,) = (line for line in text.splitlines() if line[3:].startswith(name + " "))
+        assert ("rejected: " in line) != ("GFLOP" in line and "MB" in line and "predicted" in line)
+    assert sum(line.startswith("->") for line in text.splitlines()) == 1
+
+
+def test_the_chosen_one_is_the_cheapest_admitted():
+    made = GConv(conv2d(3, 8, 3)).plan(torch.zeros(2, 3, 9, 9))
+    best = min((c for c in made.candidates if c.reason is None), key=lambda c: c.seconds)
+    assert made.chosen.name == best.name == "native"
+
+
+@pytest.mark.parametrize(("i", "o", "side"), [(4, 64, "aggregate"), (64, 4, "transform")])
+def test_sparse_gathers_at_the_narrower_side(i, o, side):
+    n = 500
+    at = torch.arange(n)
+    graph = Graph(torch.stack([at.repeat(20), torch.cat([(at + s) % n for s in range(20)])]), n)
+    assert GConv(gcn(i, o)).plan(torch.zeros(n, i), graph, lowering="sparse").chosen.name == f"sparse:{side}"
+    assert GConv(cheb(i, o, k=5)).plan(torch.zeros(n, i), graph, lowering="recurrence").chosen.name == f"recurrence:{side}"
+    assert GConv(gcn(i, o)).plan(torch.zeros(n, i), graph).chosen.name == f"sparse:{side}"
+
+
+def test_a_forced_lowering_is_taken():
+    layer, x = GConv(conv2d(2, 2, 3)), torch.randn(1, 2, 5, 5)
+    for name in ("native", "im2col", "fft", "dense", "sparse", "sparse:transform"):
+        assert layer.plan(x, lowering=name).chosen.name.startswith(name)
+        assert_close(name, layer(x, lowering=name), layer(x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "lowering", "reason"),
+    [
+        (gcn(2, 2), (torch.zeros(7, 2), ring()), "native", "torch's kernels run the shifts of a kernel on a grid, and this structure is Taps"),
+        (gcn(2, 2), (torch.zeros(7, 2), ring()), "fft", "needs the shifts of a kernel on a grid"),
+        (gcn(2, 2), (torch.zeros(7, 2), ring()), "gft", "needs multipliers of a Fourier basis"),
+        (gcn(2, 2), (torch.zeros(7, 2), ring()), "im2col", "unfolds the shifts of a kernel"),
+        (gcn(2, 2), (torch.zeros(7, 2), ring()), "recurrence", "runs polynomials of a sparse matrix"),
+        (cheb(2, 2, k=2), (torch.zeros(7, 2), ring()), "sparse", "runs labelled sparse entries, and this structure is Polynomial"),
+        (spectral(2, 2, k=2), (torch.zeros(7, 2), ring()), "sparse:aggregate", "this structure is Diagonal"),
+        (max_pool2d(2), (torch.zeros(1, 2, 4, 4),), "fft", "pooling has no kernel to transform"),
+        (max_pool2d(2), (torch.zeros(1, 2, 4, 4),), "sparse:transform", "does not commute with mixing the channels"),
+        (sage(2, 2, aggr="max"), (torch.zeros(7, 2), ring()), "sparse:transform", "a tap reduces with max"),
+    ],
+)  # fmt: skip
+def test_an_inadmissible_lowering_says_why(spec, args, lowering, reason):
+    with pytest.raises(Inadmissible, match=reason) as caught:
+        GConv(spec)(*args, lowering=lowering)
+    assert f"The lowering {lowering!r} cannot run this operator" in str(caught.value)
+
+
+def test_an_unknown_lowering_lists_those_there_are():
+    with pytest.raises(Inadmissible, match="There is no lowering named 'cuda'") as caught:
+        GConv(gcn(2, 2))(torch.zeros(7, 2), ring(), lowering="cuda")
+    assert all(name in str(caught.value) for name in NAMES)
+
+
+def test_im2col_refuses_more_memory_than_it_may_take(monkeypatch):
+    layer, x = GConv(conv2d(2, 2, 3, padding=1)), torch.zeros(1, 2, 16, 16)
+    monkeypatch.setattr(im2col, "LIMIT", 1000)
+    with pytest.raises(MemoryError, match="im2col would write .* GiB of patches"):
+        layer(x, lowering="im2col")
+    layer(x)  # the planner's own choice is untouched
+
+
+def test_a_plan_depends_on_sizes_not_numbers():
+    layer = GConv(gcn(3, 3))
+    assert layer.plan(torch.zeros(7, 3), ring()) is layer.plan(torch.ones(7, 3), ring())
+    assert layer.plan(torch.zeros(7, 3), ring()) is not layer.plan(torch.zeros(2, 7, 3), ring())
+
+
+def test_the_planner_sees_no_names():
+    """A twin under another name has the same plan: the very same object from the cache."""
+    S = Shifts((6, 6), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    x = torch.zeros(36, 2)
+    layer = GConv(conv2d(2, 4, 3, padding=1))
+    assert plan(S, layer.spec.mixing, x) is plan(layer.at(Grid((6, 6))).S, layer.spec.mixing, x)
+
+
+def test_plans_of_adaptive_and_batched_layers():
+    made = GConv(gat(3, 2, heads=2)).plan(torch.zeros(4, 7, 3), ring())
+    assert made.chosen.name.startswith("sparse")
+    assert "4 signals" in GConv(gcn(3, 2)).plan(torch.zeros(2, 2, 7, 3), ring()).title
+
+
+def test_conv2d_is_its_selection_twin():
+    """The nine-offset graph twin with the convolution's own weights: one structure, written down twice."""
+    conv, twin = (GConv(spec, dtype=torch.float64) for spec in (conv2d(3, 2, 3, padding=1), selection(3, 2, 9)))
+    twin.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    want, got = conv(x), twin(x.flatten(2).mT, pixels()).mT.unflatten(-1, (4, 5))
+    assert_close("value", got, want, 1e-12)
+    dy = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad(got, (x, *twin.parameters()), dy), torch.autograd.grad(want, (x, *conv.parameters()), dy), strict=True
+    ):
+        assert_close("gradient", a, b, 1e-12)
+    taps = conv.at(Grid((4, 5))).S.taps(torch.float64, torch.device("cpu"))
+    eye = torch.eye(20, dtype=torch.float64)
+    assert torch.equal(taps.expand(eye), twin.at(pixels()).S.expand(eye)), "the nine matrices themselves"
+
+
+def test_average_pooling_is_a_row_stochastic_matrix_with_identity_mixing():
+    A = GConv(avg_pool2d(2)).at(grid(4, 4), x=torch.zeros(16, 3))
+    assert A.shape == (4 * 3, 16 * 3) and A.W is None

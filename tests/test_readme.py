@@ -1,0 +1,122 @@
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import gconv.spec
+from experiments import operator_table
+from experiments.machine import ROOT
+from experiments.render import TableError
+from gconv.lowering import LOWERINGS
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """What the page registers stays on the page."""
+    monkeypatch.setattr(gconv.spec, "_OPERATORS", dict(gconv.spec._OPERATORS))
+
+
+def test_code_runs_as_printed(own_registry, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, object] = {}
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    report: list[str] = []
+    for block in BLOCKS:
+        if file := re.match(r"# (\w+)\.py\n", block):
+            (tmp_path / f"{file[1]}.py").write_text(block)
+            importlib.invalidate_caches()
+            continue
+        line = TEXT[: TEXT.index(block)].count("\n")
+        test = doctest.DocTestParser().get_doctest(block, names, "README.md", "README.md", line)
+        assert test.examples, block
+        runner.run(test, out=report.append, clear_globs=False)
+        names = test.globs
+    sys.modules.pop("lazy_walk", None)
+    assert not runner.failures, "".join(report)
+    assert runner.tries > 30
+
+
+def test_a_wrong_example_would_be_noticed():
+    """Negative control."""
+    test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "README.md", None, 0)
+    assert doctest.DocTestRunner(optionflags=FLAGS).run(test, out=lambda _: None).failed == 1
+
+
+HELP = """
+import contextlib, importlib, io, sys
+for name in sys.argv[1:]:
+    out, sys.argv = io.StringIO(), [name, "--help"]
+    with contextlib.redirect_stdout(out):
+        try:
+            importlib.import_module(name + ".__main__" if name == "datasets" else name).main()
+        except SystemExit as end:
+            assert not end.code, f"{name} --help ended with {end.code}"
+        else:
+            raise AssertionError(f"{name} --help did not end")
+    assert "--" in out.getvalue(), name
+    print(name)
+"""
+
+
+def test_commands_answer_to_help():
+    modules = sorted(set(re.findall(r"python -m ([\w.]+)", TEXT)))
+    assert {"experiments.digits_pair", "experiments.tables", "datasets"} <= set(modules)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *modules], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )  # fmt: skip
+    assert done.stdout.split() == modules, done.stderr
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"(?:`|^    )make (\w+)", TEXT, re.MULTILINE))
+    assert {"demo", "test", "tables"} <= named
+    assert named <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+
+
+def test_links_and_anchors_lead_somewhere():
+    headings = {h.lower().replace(" ", "-") for h in re.findall(r"^## (.+)$", TEXT, re.MULTILINE)}
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        else:
+            assert (ROOT / target).exists(), target
+
+
+def test_lowerings_table_names_them_all():
+    (table,) = re.findall(r"^\| lowering \|.*?\n\n", TEXT, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {low.name.split(":")[0] for low in LOWERINGS}
+    for low in LOWERINGS:
+        assert f"`{low.name}`" in TEXT
+
+
+def test_extras_exist():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"'\.\[(\w+)\]'", TEXT)) == set(extras)
+
+
+def test_operator_table_is_the_registry():
+    assert operator_table.fill(TEXT) == TEXT
+    table = TEXT[TEXT.index(operator_table.START) : TEXT.index(operator_table.END)]
+    assert [name for name in gconv.list_operators() if f"`{name}`" not in table] == []
+
+
+def test_operator_table_follows_the_registry(own_registry):
+    """Negative control: an operator that is not on the page is missed."""
+    del gconv.spec._OPERATORS["tag"]
+    assert operator_table.fill(TEXT) != TEXT
+
+
+@pytest.mark.parametrize("text", ["<!-- operators -->", "<!-- /operators -->\n<!-- operators -->"])
+def test_operator_markers_must_pair(text):
+    with pytest.raises(TableError, match="stand once each"):
+        operator_table.fill(text)
