@@ -236,7 +236,7 @@ def _flatten(graphs: Iterator[Data]) -> dict[str, np.ndarray]:
 
 
 def _write_chunk(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    write_atomic(path, lambda file: np.savez(file, digest=np.array(hash_parts(arrays)), **arrays))
+    write_atomic(path, lambda file: np.savez(file, digest=np.array(hash_parts(arrays)), **arrays))  # type: ignore[arg-type]
 
 
 def _read_chunk(path: Path, count: int) -> dict[str, np.ndarray] | None:

@@ -147,7 +147,7 @@ def csr(record: Any, where: object) -> np.ndarray:
         state: dict[str, Any] = record.state if isinstance(record, _Csr) else {}
         rows, columns = state.get("_shape", state.get("shape", ()))
         data, indices, indptr = (array(state[part], where) for part in ("data", "indices", "indptr"))
-        counts = np.diff(indptr.astype(np.int64))
+        counts: Any = np.diff(indptr.astype(np.int64))
         fits = len(counts) == rows and 0 < rows * columns <= MAX_VALUES and indptr[0] == 0 and indptr[-1] == len(data)
         if not fits or (counts < 0).any() or len(indices) != len(data):
             raise ValueError("its row pointers do not fit its shape")

@@ -125,10 +125,11 @@ def hash_parts(parts: Mapping[str, bytes | np.ndarray | Tensor]) -> str:
     """
     total = hashlib.sha256()
     for name, part in sorted(parts.items()):
+        content: Any = part
         if not isinstance(part, bytes):
             array = np.ascontiguousarray(part)
-            part, name = memoryview(array.reshape(-1).view(np.uint8)), f"{name}:{array.dtype.str}:{array.shape}"
-        total.update(f"{name}:{hashlib.sha256(part).hexdigest()}\n".encode())
+            content, name = array.reshape(-1).view(np.uint8), f"{name}:{array.dtype.str}:{array.shape}"
+        total.update(f"{name}:{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()[:16]
 
 

@@ -1,10 +1,12 @@
 """Nine networks on Cora and CiteSeer, the public split: one loop, one selection rule, only the operators differ.
 
 Protocol: Planetoid's public split (20 training papers a class, 500 for validation, 1000 for test), features divided by
-their row sums, the whole graph in every step, Adam on the cross-entropy of the training papers, 200 epochs (the budget of
-GCN's paper) for every model. Selection, the same for every model and data set: of the 200 epochs, the one with the
-highest validation accuracy; of equals, the one with the lowest validation loss. The labels of the test papers are read
-once, after training. n seeds (initial weights and dropout; the split is fixed), counted from 0.
+their row sums, the whole graph in every step, Adam on the cross-entropy of the training papers, 200 epochs (the budget
+of GCN's paper) for every model. Selection, the same for every model and data set: of the 200 epochs, the one with the
+lowest validation loss. The labels of the test papers are read once, after training. n seeds (initial weights and
+dropout; the split is fixed), counted from 0. The rule was chosen without the test papers: selecting on one half of the
+validation papers and scoring on the other (GCN, MoNet and SGC, one or two seeds, 200 random halves), lowest loss did as
+well as highest accuracy on Cora and better on CiteSeer.
 
 Hyper-parameters: `RECIPES`, each model's paper's. What a paper leaves open is the setting of GCN's paper, or was chosen
 by validation accuracy (its comment says so). On the command line `--lr 0.02` and the like replace them, for the models
@@ -15,8 +17,8 @@ that have the parameter.
     python -m experiments.citation --dataset PubMed                  where its files are
 
 98.7 % of Cora's features are zeros (99.2 % of CiteSeer's), so the first layer is handed X as a CSR tensor, and dropout
-draws for its other entries alone, which is the same law. There the channels are mixed first, X W and then S (X W): S X would be dense. So would the planner
-choose, who sees shapes and no zeros, for all but a filter of one term.
+draws for its other entries alone, which is the same law. There the channels are mixed first, X W and then S (X W),
+because S X would be dense; the planner, who sees shapes and no zeros, would choose the same but for one-term filters.
 
 Where a mean stays below the published one by more than the published spread, `published.CITATION_MISSES` names the
 suspected cause; it is printed at the end and above the README's table.
@@ -29,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,10 +80,10 @@ class Recipe:
         for name in ("dropout", "attention_dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), not {value}")
-        if (self.lr is not None and not self.lr > 0) or (self.weight_decay is not None and not self.weight_decay >= 0):
-            raise ValueError(
-                f"lr must be positive and weight_decay not negative, not {self.lr} and {self.weight_decay}"
-            )
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, not {self.lr}")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be finite and not negative, not {self.weight_decay}")
 
 
 KIPF = Recipe(hidden=16, dropout=0.5, lr=0.01, weight_decay=5e-4, decay="first")  # Kipf and Welling, section 5.2
@@ -92,7 +94,9 @@ RECIPES: dict[str | tuple[str, str], Recipe] = {
     "gcn": KIPF,
     "cheb": replace(KIPF, k=3),  # order 2 ...
     ("cheb", "CiteSeer"): replace(KIPF, k=4),  # ... and 3, the better orders of Kipf and Welling's table 3
-    "sgc": Recipe(dropout=0.0, lr=0.2, weight_decay=1e-5, decay="all", k=2),
+    # The paper tunes the weight decay alone: here 1e-5, 5e-5 or 5e-4 by validation accuracy, seed 0.
+    "sgc": Recipe(dropout=0.0, lr=0.2, weight_decay=5e-5, decay="all", k=2),
+    ("sgc", "CiteSeer"): Recipe(dropout=0.0, lr=0.2, weight_decay=5e-4, decay="all", k=2),
     "tag": replace(KIPF, k=2),
     "appnp": replace(KIPF, hidden=64, weight_decay=5e-3, k=10, alpha=0.1),
     "gat": Recipe(hidden=8, dropout=0.6, lr=0.005, weight_decay=5e-4, decay="all", heads=8, attention_dropout=0.6),
@@ -119,8 +123,8 @@ def resolve(config: Config) -> Config:
 
     Raises: ValueError for an unknown model, or a hyper-parameter that the model does not have.
 
-    >>> resolve(Config(dataset="Cora", model="gcn", dropout=0.8)).dropout, resolve(Config(dataset="Cora", model="gcn")).dropout
-    (0.8, 0.5)
+    >>> resolve(Config(dataset="Cora", model="gcn")).lr, resolve(Config(dataset="Cora", model="gcn", lr=0.1)).lr
+    (0.01, 0.1)
     >>> resolve(Config(dataset="Cora", model="gcn", alpha=0.1))
     Traceback (most recent call last):
         ...
@@ -147,10 +151,11 @@ def expand(config: Config, seeds: int) -> list[Config]:
     runs: list[Config] = []
     for dataset in DATASETS if config.dataset == "all" else (config.dataset,):
         for model in MODELS if config.model == "all" else (config.model,):
-            one: Config = replace(config, dataset=dataset, model=model)  # type: ignore[arg-type]
+            one: Any = replace(config, dataset=dataset, model=model)  # type: ignore[arg-type]
             if config.model == "all":
                 usual = RECIPES.get((model, dataset), RECIPES[model])
-                one = replace(one, **{f.name: None for f in fields(Recipe) if getattr(usual, f.name) is None})
+                absent: dict[str, Any] = {f.name: None for f in fields(Recipe) if getattr(usual, f.name) is None}
+                one = replace(one, **absent)
             runs += [replace(resolve(one), seed=config.seed + s) for s in range(seeds)]
     return runs
 
@@ -225,13 +230,14 @@ class Network(nn.Module):
         self._mix_first = ""
         self.activation: Callable[[Tensor], Tensor] = F.elu if config.model == "gat" else F.relu
         if config.model == "monet":  # Gaussians over where the coordinates are, (0, 1]^2, wide enough for a gradient
-            for layer in self.layers:
-                nn.init.uniform_(layer.mu)
-                nn.init.ones_(layer.sigma)
+            for name, p in self.named_parameters():
+                if name.endswith(("mu", "sigma")):
+                    nn.init.uniform_(p) if name.endswith("mu") else nn.init.ones_(p)
 
     def forward(self, x: Tensor, graph: Graph, names: list[str] | None = None) -> Tensor:
         """Scores of the classes, (n, i) -> (n, o); the name of each layer's lowering is put into `names`."""
-        for number, layer in enumerate(self.layers):
+        layer: GConv
+        for number, layer in enumerate(self.layers):  # type: ignore[assignment]
             if layer.weight is not None:
                 x = self.activation(x) if number else x
                 x = drop(x, self.dropout, self.training)
@@ -244,7 +250,7 @@ class Network(nn.Module):
     def mix_first(self, x: Tensor, graph: Graph) -> str:
         """The lowering of the first layer that mixes the channels before it gathers; found once."""
         if not self._mix_first:
-            candidates = self.layers[0].plan(x, graph).candidates
+            candidates = cast(GConv, self.layers[0]).plan(x, graph).candidates
             (self._mix_first,) = (c.name for c in candidates if c.name.endswith(":transform") and not c.reason)
         return self._mix_first
 
@@ -260,23 +266,23 @@ def optimiser(network: Network, config: Config) -> torch.optim.Optimizer:
 
 
 class Selection:
-    """The rule: the epoch with the highest validation accuracy, of equals the one with the lowest validation loss.
+    """The rule: the epoch with the lowest validation loss, the first of equals.
 
     >>> rule = Selection()
-    >>> [rule.better(accuracy, loss) for accuracy, loss in ((0.5, 1.0), (0.6, 1.1), (0.5, 0.8), (0.6, 0.9), (0.6, 1.0))]
-    [True, True, False, True, False]
-    >>> rule.epoch, rule.accuracy, rule.loss
-    (4, 0.6, 0.9)
+    >>> [rule.better(loss, accuracy) for loss, accuracy in ((1.0, 0.5), (1.1, 0.7), (0.9, 0.6), (0.9, 0.7))]
+    [True, False, True, False]
+    >>> rule.epoch, rule.loss, rule.accuracy
+    (3, 0.9, 0.6)
     """
 
     def __init__(self) -> None:
-        self.seen, self.epoch, self.accuracy, self.loss = 0, 0, -1.0, math.inf
+        self.seen, self.epoch, self.loss, self.accuracy = 0, 0, math.inf, 0.0
 
-    def better(self, accuracy: float, loss: float) -> bool:
+    def better(self, loss: float, accuracy: float) -> bool:
         """Take in the next epoch, counted from 1: whether it is the one to keep so far."""
         self.seen += 1
-        if better := (accuracy, -loss) > (self.accuracy, -self.loss):
-            self.epoch, self.accuracy, self.loss = self.seen, accuracy, loss
+        if better := loss < self.loss:
+            self.epoch, self.loss, self.accuracy = self.seen, loss, accuracy
         return better
 
 
@@ -297,7 +303,7 @@ def train(task: Task, config: Config) -> common.Outcome:
         network.train()
         adam.zero_grad(set_to_none=True)
         loss = F.cross_entropy(network(task.x, task.graph)[task.train], task.y[task.train])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         network.eval()
         with torch.no_grad():
@@ -308,7 +314,7 @@ def train(task: Task, config: Config) -> common.Outcome:
                 raise ArithmeticError(
                     f"the {name} loss became {value} in epoch {rule.seen + 1}: lower the learning rate"
                 )
-        if rule.better(accuracy(scores[task.val], task.y[task.val]), val_loss.item()):
+        if rule.better(val_loss.item(), accuracy(scores[task.val], task.y[task.val])):
             guess = scores[task.test]
     seconds = (time.perf_counter() - start) / config.epochs
     names: list[str] = []
@@ -339,7 +345,8 @@ def run(config: Config, *, root: Path | None = None) -> common.Outcome:
 
 def report(rows: list[common.Row]) -> None:
     """Print a line a model and data set: mean +- std (n), the published number, the suspected cause of a miss."""
-    papers, cells = {(p.row, p.column): p for p in CITATION}, {}
+    papers = {(p.row, p.column): p for p in CITATION}
+    cells: dict[tuple[str, str], list[dict[str, float]]] = {}
     for row in rows:
         cells.setdefault((row["config"]["model"], row["config"]["dataset"]), []).append(row["metrics"])
     for (model, dataset), runs in cells.items():

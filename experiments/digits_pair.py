@@ -140,11 +140,12 @@ def run_images(config: Config) -> common.Outcome:
     digits = data(config.dataset)
     assert isinstance(digits, ImageSet)
     common.seed_everything(config.seed)
+    cnn = image_network("cnn", config.width, config.k)
+    common.seed_everything(config.seed)
     model = image_network(config.model, config.width, config.k)
     test = digits.test_images.double()
     metrics: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     if config.model == "selection":
-        cnn = image_network("cnn", config.width, config.k)
         move_weights(cnn, model)
         metrics["logits_gap_start"] = gap(model, cnn, test)
         if metrics["logits_gap_start"] > 1e-10:

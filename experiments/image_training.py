@@ -92,7 +92,7 @@ def step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tenso
     optimiser.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         loss = F.cross_entropy(model(x), y)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimiser.step()
     value = loss.item()
     if not math.isfinite(value):
@@ -113,7 +113,9 @@ def accuracy(model: nn.Module, batches: Any, bf16: bool = False) -> float:
     return right / total
 
 
-def train(model: nn.Module, images: ImageSet, recipe: Recipe, seed: int, path: Path | None = None, name: str = "") -> dict[str, Any]:
+def train(
+    model: nn.Module, images: ImageSet, recipe: Recipe, seed: int, path: Path | None = None, name: str = ""
+) -> dict[str, Any]:
     """Train, and test after each epoch; with a path, resume after a kill from the last finished epoch.
 
     Returns: test_accuracy and train_loss (one an epoch), images_per_second (training alone), parameters.
@@ -121,7 +123,9 @@ def train(model: nn.Module, images: ImageSet, recipe: Recipe, seed: int, path: P
     model, optimiser = prepare(model, recipe)
     batches = Batches(images, recipe, seed)
     curve: dict[str, Any] = {"test_accuracy": [], "train_loss": [], "images_per_second": []}
-    checkpoint = None if path is None else common.Checkpoint(path, model=model, optimiser=optimiser, order=batches.generator)
+    checkpoint = (
+        None if path is None else common.Checkpoint(path, model=model, optimiser=optimiser, order=batches.generator)
+    )
     done, curve = checkpoint.restore(curve) if checkpoint else (0, curve)
     for epoch in range(done, recipe.epochs):
         start, losses = time.perf_counter(), []
@@ -133,7 +137,11 @@ def train(model: nn.Module, images: ImageSet, recipe: Recipe, seed: int, path: P
         curve["images_per_second"].append(round(count / seconds, 1))
         curve["test_accuracy"].append(accuracy(model, batches.test(), recipe.bf16))
         last = f"loss {curve['train_loss'][-1]:.4f}, test accuracy {100 * curve['test_accuracy'][-1]:.2f} %"
-        print(f"{name} seed {seed} epoch {epoch + 1}/{recipe.epochs}: {last}, {count / seconds:.0f} images/s", file=sys.stderr, flush=True)
+        print(
+            f"{name} seed {seed} epoch {epoch + 1}/{recipe.epochs}: {last}, {count / seconds:.0f} images/s",
+            file=sys.stderr,
+            flush=True,
+        )
         if checkpoint:
             checkpoint.save(epoch + 1, curve)
     return curve | {"parameters": sum(p.numel() for p in model.parameters())}

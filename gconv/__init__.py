@@ -1,17 +1,17 @@
 """gconv: every convolution as one thing, Y = sum_k S_k X W_k + b.
 
-    domains      where signals live: Grid, Graph
-    laplacian    adjacencies and Laplacians, and every convention about degrees and loops
-    basis        the structure S in its closed forms
-    mixing       the channel part W
-    spec         a convolution as data, and the registry
-    operators    the convolutions themselves, one family a file
-    lowering     the ways to run one
-    plan         which way, and why
-    module       GConv, the layer
-    linear       LinearMap, the operator as the linear map that it is
-    analysis     questions about a LinearMap
-    testing      the laws every operator obeys
+domains      where signals live: Grid, Graph
+laplacian    adjacencies and Laplacians, and every convention about degrees and loops
+basis        the structure S in its closed forms
+mixing       the channel part W
+spec         a convolution as data, and the registry
+operators    the convolutions themselves, one family a file
+lowering     the ways to run one
+plan         which way, and why
+module       GConv, the layer
+linear       LinearMap, the operator as the linear map that it is
+analysis     questions about a LinearMap
+testing      the laws every operator obeys
 """
 
 from gconv import analysis, operators

@@ -67,7 +67,9 @@ def _check_edge_index(edge_index: Any) -> Tensor:
             "torch.as_tensor converts lists and arrays."
         )
     if edge_index.dtype.is_floating_point or edge_index.dtype.is_complex or edge_index.dtype == torch.bool:
-        raise TypeError(f"edge_index holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}.")
+        raise TypeError(
+            f"edge_index holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}."
+        )
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         raise ValueError(
             f"edge_index must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
@@ -125,9 +127,7 @@ class Graph:
         if size < 0:
             raise ValueError(f"A Graph cannot have {size} nodes.")
         if high >= size:
-            raise ValueError(
-                f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}."
-            )
+            raise ValueError(f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}.")
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("edge_index", edge_index)
         put("size", size)
@@ -155,14 +155,16 @@ class Graph:
             value = value[:, 0]
         if value.ndim not in ndims or value.shape[0] != e:
             raise ValueError(
-                f"{name} must have one {'number' if ndims == (1,) else 'row'} for each of the {e} edges, but its shape is "
-                f"{tuple(value.shape)}."
+                f"{name} must have one {'number' if ndims == (1,) else 'row'} for each of the {e} edges, "
+                f"but its shape is {tuple(value.shape)}."
             )
         if value.device != self.edge_index.device:
             raise ValueError(f"{name} is on {value.device}, but edge_index is on {self.edge_index.device}.")
         if name == "edge_type":
             if value.dtype.is_floating_point or value.dtype == torch.bool:
-                raise TypeError(f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}.")
+                raise TypeError(
+                    f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}."
+                )
             if e and int(value.min()) < 0:
                 raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
             return value.detach().to(torch.int64, copy=True)
@@ -226,13 +228,15 @@ class Graph:
             values = [getattr(g, name) for g in graphs]
             have = [v for v in values if v is not None]
             if have and len(have) < len(graphs):
-                raise ValueError(f"Only {len(have)} of the {len(graphs)} graphs have {name}; give it to all or to none.")
+                raise ValueError(
+                    f"Only {len(have)} of the {len(graphs)} graphs have {name}; give it to all or to none."
+                )
             if have:
                 tensors[name] = torch.cat(have)
         ptr = [0]
         for g, start in zip(graphs, starts[:-1], strict=True):
             ptr += [start + p for p in g.ptr[1:]]
-        return cls(index, starts[-1], ptr=tuple(ptr), **tensors)  # type: ignore[arg-type]
+        return cls(index, starts[-1], ptr=tuple(ptr), **tensors)
 
     # -- what is derived, once -------------------------------------------------------------------------------------
 
@@ -291,8 +295,8 @@ class Graph:
             reverse, back = torch.unique(j * self.size + i, return_inverse=True)
             if not torch.equal(pair, reverse):
                 return False
-            total = [w.new_zeros(len(pair)).index_add(0, at, w) for at in (forth, back)]
-            return torch.allclose(*total, rtol=1e-12, atol=0)
+            there, here = (w.new_zeros(len(pair)).index_add(0, at, w) for at in (forth, back))
+            return torch.allclose(there, here, rtol=1e-12, atol=0)
 
         return self.memo("undirected", check)
 
@@ -387,7 +391,9 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     if isinstance(domain, Tensor):
         return _read_edge_index(domain, size, given)
     if given:
-        raise TypeError(f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead.")
+        raise TypeError(
+            f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead."
+        )
     if isinstance(domain, Graph):
         return domain
     library = type(domain).__module__.split(".")[0]
@@ -398,8 +404,8 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     if library == "scipy":
         return Graph.from_scipy(domain)
     raise TypeError(
-        f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a PyG Data, a networkx "
-        f"graph or a scipy sparse matrix; a {type(domain).__name__} was given."
+        f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a PyG Data, "
+        f"a networkx graph or a scipy sparse matrix; a {type(domain).__name__} was given."
     )
 
 

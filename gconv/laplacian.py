@@ -137,7 +137,7 @@ def laplacian(
     degree: Degree = "out",
     lmax: float | Literal["bound", "exact"] | None = None,
 ) -> Taps:
-    """L (self-loops of the graph do not count), or for a number lmax the rescaled 2 L / lmax - I with spectrum in [-1, 1].
+    """L, or with lmax the rescaled 2 L / lmax - I, whose spectrum is in [-1, 1]; self-loops do not count.
 
     Args:
         graph: any graph.
@@ -208,12 +208,15 @@ def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
     """
     if norm not in ("sym", None) or not graph.is_undirected:
         raise ValueError(
-            "A graph Fourier basis needs a symmetric Laplacian: an undirected graph (each edge with its reverse, of the same "
-            f"weight) and norm 'sym' or None; this one is {'un' if graph.is_undirected else ''}directed with norm {norm!r}."
+            "A graph Fourier basis needs a symmetric Laplacian: an undirected graph (each edge with its reverse, of "
+            f"the same weight) and norm 'sym' or None; this one is "
+            f"{'un' if graph.is_undirected else ''}directed with norm {norm!r}."
         )
 
     def compute() -> tuple[Tensor, Tensor]:
-        dense = laplacian(graph, torch.float64, norm=norm).expand(torch.eye(graph.size, dtype=torch.float64, device=graph.device))[0]
+        dense = laplacian(graph, torch.float64, norm=norm).expand(
+            torch.eye(graph.size, dtype=torch.float64, device=graph.device)
+        )[0]
         values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
         return values.clamp(min=0), vectors
 

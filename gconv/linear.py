@@ -68,7 +68,8 @@ class LinearMap:
         """
         if x.ndim < 2 or x.shape[-2:] != (self.S.shape[2], self.i):
             raise ValueError(
-                f"This map takes signals (*b, {self.S.shape[2]} sites, {self.i} channels), but x has shape {tuple(x.shape)}."
+                f"This map takes signals (*b, {self.S.shape[2]} sites, {self.i} channels), "
+                f"but x has shape {tuple(x.shape)}."
             )
         return evaluate(self.S, self.mixing, self.W, x, None, lowering)
 

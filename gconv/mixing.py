@@ -158,7 +158,8 @@ class Grouped:
         _channels(self.i, self.o)
         if self.groups < 1 or self.i % self.groups or self.o % self.groups:
             raise ValueError(
-                f"groups must divide the channels in and out, but {self.groups} does not divide both {self.i} and {self.o}."
+                f"groups must divide the channels in and out, "
+                f"but {self.groups} does not divide both {self.i} and {self.o}."
             )
 
     @property

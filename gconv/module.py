@@ -77,7 +77,9 @@ class GConv(nn.Module):
         if not isinstance(spec, OperatorSpec):
             raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
         self.spec = spec
-        self._images: dict[Hashable, tuple[Basis, Run]] = {}  # shape of images -> S and a lowering that takes them as they are
+        self._images: dict[
+            Hashable, tuple[Basis, Run]
+        ] = {}  # shape of images -> S and a lowering that takes them as they are
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
@@ -156,12 +158,18 @@ class GConv(nn.Module):
         if x is not None:
             self._check_signal(x)
             if x.ndim < 2 or x.shape[-2] != place.size or (structure.kind == "adaptive" and x.ndim > 2):
-                raise ValueError(f"x must be a signal ({place.size} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}.")
+                raise ValueError(
+                    f"x must be a signal ({place.size} sites, channels) on {place!r}, "
+                    f"but it has shape {tuple(x.shape)}."
+                )
             mixing.channels(x.shape[-1])
         like = next((p for p in self.parameters()), torch.zeros(()))
         i = x.shape[-1] if x is not None else getattr(mixing, "i", 1)
         if structure.kind == "adaptive" and x is None:
-            raise ValueError(f"{self.spec.name} adapts its structure to the signal: give layer.at(graph, x=x0) the x to freeze it at.")
+            raise ValueError(
+                f"{self.spec.name} adapts its structure to the signal: "
+                "give layer.at(graph, x=x0) the x to freeze it at."
+            )
         signal = like.new_zeros(place.size, i) if x is None else x
         S = self._basis(place, signal)
         if not S.linear:
@@ -209,11 +217,14 @@ class GConv(nn.Module):
             d = domain.ndim if isinstance(domain, Grid) else x.ndim - 2
         if x.ndim not in (d + 1, d + 2) or d < 1:
             raise ValueError(
-                f"{self.spec.name} takes images (b, c, {', '.join('hwd'[:d])}) or one without b, but x has shape {tuple(x.shape)}."
+                f"{self.spec.name} takes images (b, c, {', '.join('hwd'[:d])}) or one without b, "
+                f"but x has shape {tuple(x.shape)}."
             )
         grid = Grid.of(x, d)
         if domain is not None and domain != grid:
-            raise ValueError(f"{self.spec.name} reads its grid off the images, {grid.shape}; a {domain!r} was given beside them.")
+            raise ValueError(
+                f"{self.spec.name} reads its grid off the images, {grid.shape}; a {domain!r} was given beside them."
+            )
         c = x.shape[-d - 1]
         try:
             self.spec.mixing.channels(c)
@@ -243,8 +254,10 @@ class GConv(nn.Module):
             raise ValueError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GConv:
-        """Let `model.to(memory_format=torch.channels_last)` reach the weight, whose storage torch's kernels then want
-        as (o, k, i) instead of (o, i, k)."""
+        """Let `model.to(memory_format=torch.channels_last)` reach the weight.
+
+        torch's kernels then want it stored as (o, k, i) instead of (o, i, k).
+        """
         super()._apply(fn, recurse)
         if isinstance(self.spec.mixing, Dense) and self.spec.structure.domain == "grid" and self.weight is not None:
             first = torch.empty(1, 2, 2, 2, device=self.weight.device)

@@ -14,7 +14,6 @@ sample breaks it. `LAWS` lists them all; `check_operator` runs them.
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import math
 import pickle
@@ -70,11 +69,14 @@ def check_operator(
     """
     if isinstance(operator, OperatorSpec):
         if domain is None or channels is None:
-            raise TypeError("A spec is checked on a domain and a number of channels: check_operator(spec, domain, channels).")
+            raise TypeError(
+                "A spec is checked on a domain and a number of channels: check_operator(spec, domain, channels)."
+            )
         place = domain
         operator = Sample(operator, place if callable(place) else lambda: place, channels)
     return {
-        law.__name__: any([law(operator, dtype) for dtype in dtypes]) for law in (LAWS.values() if laws is None else laws)
+        law.__name__: any([law(operator, dtype) for dtype in dtypes])
+        for law in (LAWS.values() if laws is None else laws)
     }
 
 
@@ -87,7 +89,9 @@ def assert_close(what: str, got: Tensor, want: Tensor, tol: float) -> None:
     got, want = got.detach().double(), want.detach().double()
     error, scale = float((got - want).abs().max()), max(1.0, float(want.abs().max()))
     if not error <= tol * scale:  # NaN fails too
-        raise AssertionError(f"{what}: off by {error:.3g} where the largest entry is {scale:.3g}; allowed is {tol:g} of it.")
+        raise AssertionError(
+            f"{what}: off by {error:.3g} where the largest entry is {scale:.3g}; allowed is {tol:g} of it."
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,9 @@ class Case:
     x: Tensor
 
     @classmethod
-    def of(cls, sample: Sample, dtype: torch.dtype, domain: Domain | None = None, batch: int = 2, seed: int = 0) -> Case:
+    def of(
+        cls, sample: Sample, dtype: torch.dtype, domain: Domain | None = None, batch: int = 2, seed: int = 0
+    ) -> Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layer = GConv(sample.spec, dtype=dtype)
@@ -138,7 +144,9 @@ class Case:
             leaves["edge_weight"] = domain.edge_weight.detach().clone().requires_grad_()
             domain = replace(domain, edge_weight=leaves["edge_weight"])
         y = self(x, lowering, domain)
-        grads = torch.autograd.grad((y * _random(y)).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            (y * _random(y)).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
         return {"value": y, **{f"gradient in {name}": g for name, g in zip(leaves, grads, strict=True)}}
 
 
@@ -216,11 +224,15 @@ def law_linearity(sample: Sample, dtype: torch.dtype) -> bool:
     signals = [_sites(s, case.domain) for s in x]
     target = case.layer.spec.structure.target(case.domain)
     mapped = [A @ s if bias is None else A @ s + bias for s in signals]
-    assert_close(f"{sample.name}: the layer against its map plus bias", _sites(case(x)[0], target), mapped[0], TOL[dtype])
+    assert_close(
+        f"{sample.name}: the layer against its map plus bias", _sites(case(x)[0], target), mapped[0], TOL[dtype]
+    )
     if case.layer.spec.structure.kind != "adaptive":
         assert_close(f"{sample.name}: the layer at another signal", _sites(case(x)[1], target), mapped[1], TOL[dtype])
     both = 2 * (A @ signals[0]) - 3 * (A @ signals[1])
-    assert_close(f"{sample.name}: A (2 x - 3 y) against 2 A x - 3 A y", A @ (2 * signals[0] - 3 * signals[1]), both, TOL[dtype])
+    assert_close(
+        f"{sample.name}: A (2 x - 3 y) against 2 A x - 3 A y", A @ (2 * signals[0] - 3 * signals[1]), both, TOL[dtype]
+    )
     return True
 
 
@@ -287,7 +299,9 @@ def law_receptive_field(sample: Sample, dtype: torch.dtype) -> bool:
     seen = size > 100 * torch.finfo(dtype).eps * size.max()
     wrong = int((seen != receptive_field(A)).sum())
     if wrong:
-        raise AssertionError(f"{sample.name}: {wrong} of {m * n} (output, input) pairs are seen but unsaid, or said but unseen.")
+        raise AssertionError(
+            f"{sample.name}: {wrong} of {m * n} (output, input) pairs are seen but unsaid, or said but unseen."
+        )
     return True
 
 
@@ -302,7 +316,9 @@ def law_norm(sample: Sample, dtype: torch.dtype) -> bool:
     assert_close(f"{sample.name}: norm(A) against the singular values", power, want, 1e-3)
     blocks = _frequency_blocks(A)
     if blocks is not None:
-        assert_close(f"{sample.name}: maximum over frequencies", torch.linalg.matrix_norm(blocks, 2).max(), want, 10 * TOL[dtype])
+        assert_close(
+            f"{sample.name}: maximum over frequencies", torch.linalg.matrix_norm(blocks, 2).max(), want, 10 * TOL[dtype]
+        )
     return True
 
 
@@ -314,7 +330,9 @@ def _frequency_blocks(A: LinearMap) -> Tensor | None:
     S = _circular(A)
     if S is None:
         return None
-    frequency = torch.cartesian_prod(*(2 * math.pi * torch.arange(n).double() / n for n in S.size)).reshape(-1, len(S.size))
+    frequency = torch.cartesian_prod(*(2 * math.pi * torch.arange(n).double() / n for n in S.size)).reshape(
+        -1, len(S.size)
+    )
     tap = torch.cartesian_prod(*(torch.arange(k).double() for k in S.kernel)).reshape(-1, len(S.size))
     place = tap * torch.tensor(S.dilation) - torch.tensor([float(before) for before, _ in S.padding])
     phase = torch.exp((-1j if S.transposed else 1j) * (frequency @ place.mT))
@@ -329,7 +347,9 @@ def law_row_stochastic(sample: Sample, dtype: torch.dtype) -> bool:
         return False
     S = dense.stack(A.S, dtype, A.device)
     if float(S.min()) < -TOL[dtype]:
-        raise AssertionError(f"{sample.name}: an entry of S is {float(S.min()):.3g}, but it is declared row-stochastic.")
+        raise AssertionError(
+            f"{sample.name}: an entry of S is {float(S.min()):.3g}, but it is declared row-stochastic."
+        )
     assert_close(f"{sample.name}: the row sums of S", S.sum(-1), torch.ones_like(S[..., 0]), TOL[dtype])
     return True
 
@@ -422,7 +442,9 @@ def law_caches(sample: Sample, dtype: torch.dtype) -> bool:
     case(case.x)
     if isinstance(case.domain, Graph):
         weight = case.domain.edge_weight
-        other = replace(case.domain.permute(_shuffle(case.domain.size)), edge_weight=None if weight is None else 2 * weight)
+        other = replace(
+            case.domain.permute(_shuffle(case.domain.size)), edge_weight=None if weight is None else 2 * weight
+        )
         assert_close(f"{sample.name}: on a second graph", case(case.x, domain=other), _afresh(case, other), TOL[dtype])
     with torch.no_grad():
         for p in case.layer.parameters():
@@ -447,7 +469,11 @@ def law_round_trips(sample: Sample, dtype: torch.dtype) -> bool:
         ("to_dict and JSON", OperatorSpec.from_dict(json.loads(json.dumps(spec.to_dict())))),
         ("its repr", OperatorSpec.parse(repr(spec))),
     ):
-        if again != spec or hash(again) != hash(spec) or (again.structure, again.mixing) != (spec.structure, spec.mixing):
+        if (
+            again != spec
+            or hash(again) != hash(spec)
+            or (again.structure, again.mixing) != (spec.structure, spec.mixing)
+        ):
             raise AssertionError(f"{sample.name}: through {how} it became {again!r}.")
     if repr(spec) not in repr(case.layer):
         raise AssertionError(f"{sample.name}: the layer prints as {case.layer!r}, without its spec.")
@@ -481,7 +507,9 @@ def law_bfloat16(sample: Sample, dtype: torch.dtype) -> bool:
 def law_compile(sample: Sample, dtype: torch.dtype, backend: str = "aot_eager") -> bool:
     """torch.compile(fullgraph=True) gives the same value and gradients, once the layer has met its domain. Takes seconds."""
     case = Case.of(sample, dtype)
-    want = case.gradients(None, edges=False)  # what is derived from the domain is computed here, outside the compiled region
+    want = case.gradients(
+        None, edges=False
+    )  # what is derived from the domain is computed here, outside the compiled region
     compiled = torch.compile(case.layer, fullgraph=True, backend=backend)
     try:
         found = replace(case, layer=compiled).gradients(None, edges=False)  # type: ignore[arg-type]

@@ -110,7 +110,9 @@ def conv_transpose(layer: GConv, domain: Grid, x: Tensor) -> Tensor:
     a, d = _given(layer), domain.ndim
     W, mode = _kernel(layer.weight, _tuple(a["kernel_size"], d), True), a.pop("padding_mode")
     if mode == "zeros":
-        return _call_grid(CONV_T[d](a.pop("in_channels"), a.pop("out_channels"), **a), {"weight": W, "bias": layer.bias}, x)
+        return _call_grid(
+            CONV_T[d](a.pop("in_channels"), a.pop("out_channels"), **a), {"weight": W, "bias": layer.bias}, x
+        )
     k, s, p, dl, e = (_tuple(a[n], d) for n in ("kernel_size", "stride", "padding", "dilation", "output_padding"))
     size = [(n - 1) * s[t] - 2 * p[t] + dl[t] * (k[t] - 1) + e[t] + 1 for t, n in enumerate(domain.shape)]
     u = torch.zeros(len(x), a["out_channels"], *size, dtype=x.dtype, requires_grad=True)
@@ -158,7 +160,9 @@ def global_pool(layer: GConv, domain: Any, x: Tensor) -> Tensor:
     if isinstance(domain, Grid):
         axes = tuple(range(-domain.ndim, 0))
         return {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}[reduce](x, axes, keepdim=True)
-    part = torch.tensor([g for g, (a, b) in enumerate(zip(domain.ptr, domain.ptr[1:], strict=False)) for _ in range(a, b)])
+    part = torch.tensor(
+        [g for g, (a, b) in enumerate(zip(domain.ptr, domain.ptr[1:], strict=False)) for _ in range(a, b)]
+    )
     run = {"mean": pyg.global_mean_pool, "sum": pyg.global_add_pool, "max": pyg.global_max_pool}[reduce]
     return torch.stack([run(one, part, len(domain.ptr) - 1) for one in x])
 
@@ -194,7 +198,11 @@ def graphconv(layer: GConv, g: Graph, x: Tensor) -> Tensor:
 def sage(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     a, W = _given(layer), layer.weight
     a["aggr"] = {"sum": "add"}.get(a["aggr"], a["aggr"])
-    weights = {"lin_l.weight": W[0].t(), "lin_l.bias": layer.bias, "lin_r.weight": W[1].t() if a["root_weight"] else None}
+    weights = {
+        "lin_l.weight": W[0].t(),
+        "lin_l.bias": layer.bias,
+        "lin_r.weight": W[1].t() if a["root_weight"] else None,
+    }
     return _each(pyg.SAGEConv(**a), weights, x, g.edge_index)
 
 
@@ -297,7 +305,9 @@ def _axes(draw: Any, d: int, low: int, high: int) -> tuple[int, ...]:
 MODES = st.sampled_from(["zeros", "circular", "reflect", "replicate"])
 
 
-def _grid(draw: Any, kernel: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], more: int = 3) -> Grid:
+def _grid(
+    draw: Any, kernel: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...], more: int = 3
+) -> Grid:
     least = (max(p + 1, d * (k - 1) + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True))
     return Grid(tuple(n + draw(st.integers(0, more)) for n in least))
 
@@ -305,7 +315,12 @@ def _grid(draw: Any, kernel: tuple[int, ...], dilation: tuple[int, ...], padding
 @random_case("conv1d", "conv2d", "conv3d")
 def _(draw: Any, name: str) -> Sample:
     d, groups = int(name[-2]), draw(st.integers(1, 2))
-    kernel, stride, padding, dilation = _axes(draw, d, 1, 3), _axes(draw, d, 1, 3), _axes(draw, d, 0, 2), _axes(draw, d, 1, 2)
+    kernel, stride, padding, dilation = (
+        _axes(draw, d, 1, 3),
+        _axes(draw, d, 1, 3),
+        _axes(draw, d, 0, 2),
+        _axes(draw, d, 1, 2),
+    )
     i, o = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
     spec = getattr(operators, name)(i, o, kernel, stride, padding, dilation, groups, draw(st.booleans()), draw(MODES))
     grid = _grid(draw, kernel, dilation, padding)
@@ -331,7 +346,11 @@ def _(draw: Any, name: str) -> Sample:
     kernel, padding, dilation = _axes(draw, d, 1, 3), _axes(draw, d, 0, 2), _axes(draw, d, 1, 2)
     rest = {"stride": _axes(draw, d, 1, 3), "padding": padding, "dilation": dilation, "bias": draw(st.booleans())}
     rest |= {"padding_mode": draw(MODES), "ndim": d}
-    spec = operators.depthwise(i, kernel, multiplier=o, **rest) if name == "depthwise" else operators.separable(i, o, kernel, **rest)
+    spec = (
+        operators.depthwise(i, kernel, multiplier=o, **rest)
+        if name == "depthwise"
+        else operators.separable(i, o, kernel, **rest)
+    )
     grid = _grid(draw, kernel, dilation, padding)
     return Sample(spec, lambda: grid, i)
 
@@ -386,14 +405,20 @@ SPECS: dict[str, Callable[[Any, int, int], Any]] = {
     "gcn": lambda draw, i, o: operators.gcn(i, o, draw(st.booleans()), draw(st.booleans()), draw(st.booleans())),
     "graphconv": lambda draw, i, o: operators.graphconv(i, o, draw(AGGR), draw(st.booleans())),
     "sage": lambda draw, i, o: operators.sage(i, o, draw(AGGR), draw(st.booleans())),
-    "cheb": lambda draw, i, o: operators.cheb(i, o, draw(st.integers(1, 4)), draw(st.sampled_from(["sym", "rw", None]))),
+    "cheb": lambda draw, i, o: operators.cheb(
+        i, o, draw(st.integers(1, 4)), draw(st.sampled_from(["sym", "rw", None]))
+    ),
     "sgc": lambda draw, i, o: operators.sgc(i, o, draw(st.integers(1, 3))),
     "tag": lambda draw, i, o: operators.tag(i, o, draw(st.integers(0, 3))),
     "appnp": lambda draw, i, o: operators.appnp(draw(st.integers(1, 4)), draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))),
-    "spectral": lambda draw, i, o: operators.spectral(i, o, draw(st.integers(1, 5)), draw(st.sampled_from(["sym", None]))),
+    "spectral": lambda draw, i, o: operators.spectral(
+        i, o, draw(st.integers(1, 5)), draw(st.sampled_from(["sym", None]))
+    ),
     "monet": lambda draw, i, o: operators.monet(i, o, 2, draw(st.integers(1, 3)), draw(st.booleans())),
     "selection": lambda draw, i, o: operators.selection(i, o, draw(st.integers(3, 5))),
-    "gat": lambda draw, i, o: operators.gat(i, o, draw(st.integers(1, 3)), draw(st.booleans()), add_self_loops=draw(st.booleans())),
+    "gat": lambda draw, i, o: operators.gat(
+        i, o, draw(st.integers(1, 3)), draw(st.booleans()), add_self_loops=draw(st.booleans())
+    ),
 }
 AGGR = st.sampled_from(["mean", "sum", "max"])
 

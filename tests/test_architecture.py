@@ -75,7 +75,9 @@ def test_the_planner_and_the_lowerings_name_no_operator():
 def test_operators_are_descriptions():
     for path in (PACKAGE / "operators").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            assert not (isinstance(node, ast.FunctionDef) and node.name in ("forward", "__call__")), f"{path.name} runs something"
+            assert not (isinstance(node, ast.FunctionDef) and node.name in ("forward", "__call__")), (
+                f"{path.name} runs something"
+            )
             assert not (isinstance(node, ast.Attribute) and node.attr == "Module"), f"{path.name} makes a module"
 
 
@@ -89,7 +91,9 @@ def test_every_operator_is_exported_documented_and_cited():
 
 def test_import_is_light():
     code = "import sys, gconv; print(*(m for m in ('torch_geometric', 'networkx', 'scipy', 'torch._inductor') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=110
+    )
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) <= torch_brings(), f"import gconv loads {done.stdout}"
 

@@ -99,7 +99,13 @@ def test_isotropic_networks_cannot_tell_a_picture_from_its_mirror(images, model)
 def test_training_learns_and_a_resumed_run_equals_an_uninterrupted_one(images, tmp_path: Path):
     def run(epochs: int, path: Path) -> dict:
         common.seed_everything(0)
-        return train(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)), images, replace(RECIPE, epochs=epochs), 0, path)
+        return train(
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)),
+            images,
+            replace(RECIPE, epochs=epochs),
+            0,
+            path,
+        )
 
     whole = run(4, tmp_path / "whole")
     run(2, tmp_path / "cut")  # stops after two epochs, as a kill would

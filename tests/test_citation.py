@@ -1,5 +1,6 @@
 """Citation graphs on embedded data: every network learns, the rule never sees the test set, bad input is named."""
 
+import re
 import statistics
 from dataclasses import replace
 
@@ -103,7 +104,7 @@ def test_monet_sees_the_degrees_of_both_ends(task):
 
 
 def test_a_diverging_run_is_an_error_that_says_what_to_do(task):
-    with pytest.raises(ArithmeticError, match="loss became nan in epoch .*: lower the learning rate"):
+    with pytest.raises(ArithmeticError, match=r"loss became (nan|inf) in epoch \d+: lower the learning rate"):
         train(task, config("gcn", lr=1e30, epochs=20))
 
 
@@ -122,8 +123,6 @@ def test_bad_command_lines_end_in_one_clear_error(embedded, capsys, tmp_path, ar
     with pytest.raises((SystemExit, ValueError)) as error:
         citation.main([*argv, "--results", str(tmp_path / "r.jsonl")])
     said = capsys.readouterr()
-    import re
-
     assert re.search(message, f"{error.value} {said.err} {said.out}")
     assert not (tmp_path / "r.jsonl").exists()
 

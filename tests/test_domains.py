@@ -29,7 +29,11 @@ def adjacency(graph):
 
 
 def test_a_graph_does_not_follow_its_callers_tensors():
-    tensors = {"edge_weight": torch.ones(4), "edge_attr": torch.ones(4, 2), "edge_type": torch.zeros(4, dtype=torch.int64)}
+    tensors = {
+        "edge_weight": torch.ones(4),
+        "edge_attr": torch.ones(4, 2),
+        "edge_type": torch.zeros(4, dtype=torch.int64),
+    }
     index, pos = PATH.clone(), torch.zeros(3, 2)
     graph = Graph(index, 3, pos=pos, **tensors)
     kept = {name: getattr(graph, name).clone() for name in ("edge_index", "pos", *tensors)}
@@ -66,7 +70,11 @@ def test_replacing_a_field_does_not_take_the_derived_structure_along():
     ids=["in place", ".data", ".numpy()", "copy_"],
 )
 def test_a_bare_edge_index_changed_in_place_is_noticed(change):
-    layer, x, index = GConv(sage(1, 1)), torch.tensor([[1.0], [10.0], [100.0]]), torch.tensor([[0, 1, 1, 0], [1, 0, 2, 2]])
+    layer, x, index = (
+        GConv(sage(1, 1)),
+        torch.tensor([[1.0], [10.0], [100.0]]),
+        torch.tensor([[0, 1, 1, 0], [1, 0, 2, 2]]),
+    )
     first = layer(x, index)
     assert read_graph(index, 3) is read_graph(index, 3), "an unchanged edge_index is recognised"
     change(index)
@@ -119,7 +127,11 @@ def test_pyg_data_and_batch():
     data = Data(edge_index=PATH, edge_attr=torch.randn(4, 2), pos=torch.randn(3, 2), num_nodes=3)
     graph = Graph.from_pyg(data)
     assert torch.equal(graph.edge_index, PATH) and graph.ptr == (0, 3) and torch.equal(graph.edge_attr, data.edge_attr)
-    batch = Graph.from_pyg(Batch.from_data_list([data, Data(edge_index=PATH[:, :2], edge_attr=torch.zeros(2, 2), pos=torch.zeros(2, 2), num_nodes=2)]))
+    batch = Graph.from_pyg(
+        Batch.from_data_list(
+            [data, Data(edge_index=PATH[:, :2], edge_attr=torch.zeros(2, 2), pos=torch.zeros(2, 2), num_nodes=2)]
+        )
+    )
     assert batch.ptr == (0, 3, 5) and batch.size == 5
     union = Graph.union([graph, Graph(PATH[:, :2], edge_attr=torch.zeros(2, 2), pos=torch.zeros(2, 2))])
     assert torch.equal(batch.edge_index, union.edge_index) and batch.ptr == union.ptr
@@ -162,7 +174,13 @@ def test_scipy(form):
 def test_a_layer_reads_every_dialect_alike():
     layer, x = GConv(gcn(2, 3)), torch.randn(3, 2)
     want = layer(x, Graph(PATH))
-    for other in (PATH, PATH.to(torch.int32), Data(edge_index=PATH, num_nodes=3), nx.path_graph(3), sp.csr_matrix(np.eye(3, k=1) + np.eye(3, k=-1))):
+    for other in (
+        PATH,
+        PATH.to(torch.int32),
+        Data(edge_index=PATH, num_nodes=3),
+        nx.path_graph(3),
+        sp.csr_matrix(np.eye(3, k=1) + np.eye(3, k=-1)),
+    ):
         torch.testing.assert_close(layer(x, other), want)
 
 
@@ -179,7 +197,9 @@ def test_grid_graph_labels_are_the_kernels_raster(shape, corners, periodic):
     graph = grid_graph(shape, neighbours, loops=True, periodic=periodic)
     site = np.stack(np.unravel_index(np.arange(graph.size), shape), 1)
     seen = set()
-    for (j, i), label, offset in zip(graph.edge_index.t().tolist(), graph.edge_type.tolist(), graph.edge_attr.tolist(), strict=True):
+    for (j, i), label, offset in zip(
+        graph.edge_index.t().tolist(), graph.edge_type.tolist(), graph.edge_attr.tolist(), strict=True
+    ):
         place = np.unravel_index(label, (3,) * d)
         assert offset == [float(p - 1) for p in place]
         reached = site[i] + np.array(place) - 1

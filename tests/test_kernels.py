@@ -39,9 +39,21 @@ def test_products_equal_dense(width, batch, dtype):
 
 def test_a_signal_may_lie_in_memory_as_it_likes(dtype):
     csr, values, _, dense = problem(dtype)
-    for x in (torch.randn(3, 6, dtype=dtype).t(), torch.randn(6, 8, dtype=dtype)[:, ::2], torch.randn(1, 3, dtype=dtype).expand(6, 3)):
+    for x in (
+        torch.randn(3, 6, dtype=dtype).t(),
+        torch.randn(6, 8, dtype=dtype)[:, ::2],
+        torch.randn(1, 3, dtype=dtype).expand(6, 3),
+    ):
         assert_close("spmm of a view", spmm(csr, values, x), dense @ x, 1e-5)
-    x = torch.randn(4, 6, 2, dtype=dtype).transpose(0, 2).transpose(1, 2).movedim(0, -1).contiguous().movedim(-1, 0).transpose(-1, -2)
+    x = (
+        torch.randn(4, 6, 2, dtype=dtype)
+        .transpose(0, 2)
+        .transpose(1, 2)
+        .movedim(0, -1)
+        .contiguous()
+        .movedim(-1, 0)
+        .transpose(-1, -2)
+    )
     assert_close("spmm of a permuted batch", spmm(csr, values, x), dense @ x, 1e-5)
 
 
@@ -167,4 +179,6 @@ def test_a_symmetric_structure_is_its_own_transpose():
         assert csr.crow_t is csr.crow and csr.col_t is csr.col and back is values
     assert not GConv(gcn(2, 2)).at(messy()).S.symmetric
     one_way = Graph(torch.tensor([[0, 1], [1, 0]]), edge_weight=torch.tensor([1.0, 2.0]))
-    assert not GConv(gcn(2, 2, add_self_loops=False, normalize=False)).at(one_way).S.symmetric, "a symmetric pattern is not enough"
+    assert not GConv(gcn(2, 2, add_self_loops=False, normalize=False)).at(one_way).S.symmetric, (
+        "a symmetric pattern is not enough"
+    )

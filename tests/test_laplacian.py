@@ -38,7 +38,9 @@ def test_laplacian_is_pygs_on_any_graph(graph):
     for norm, name in (("sym", "sym"), ("col", "rw"), (None, None)):
         index, values = get_laplacian(graph.edge_index, graph.weights(DOUBLE), name, num_nodes=graph.size)
         want = pyg_dense(index, values, graph.size)
-        np.testing.assert_allclose(dense(laplacian(graph, DOUBLE, norm=norm)), want, atol=1e-14, err_msg=f"{norm} on {graph}")
+        np.testing.assert_allclose(
+            dense(laplacian(graph, DOUBLE, norm=norm)), want, atol=1e-14, err_msg=f"{norm} on {graph}"
+        )
 
 
 @pytest.mark.parametrize("norm", ["sym", None])

@@ -57,7 +57,11 @@ def forgets_the_weight_gradient(S, mixing, W, x, bias):
 
 def forgets_the_signal_gradient(S, mixing, W, x, bias):
     y = dense.run(S, mixing, W, x, bias)
-    return y + (dense.run(S, mixing, W, x.detach(), bias) - y) * 2 - (dense.run(S, mixing, W, x.detach(), bias) - y).detach() * 2
+    return (
+        y
+        + (dense.run(S, mixing, W, x.detach(), bias) - y) * 2
+        - (dense.run(S, mixing, W, x.detach(), bias) - y).detach() * 2
+    )
 
 
 def transposes_the_weight(S, mixing, W, x, bias):
@@ -207,16 +211,36 @@ def keeps_old_weights(S, domain, theta, x):
         ("law_translation", broken(CONV, zero_borders), "translated by"),
         ("law_linearity", broken(GCN, lambda S, g, theta, x: scaled(S, x.mean()), "learned"), "its map plus bias"),
         ("law_permutation", broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + S.pattern.row)), "nodes renamed"),
-        ("law_permutation", broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + torch.arange(S.nnz))), "another order|renamed"),
+        (
+            "law_permutation",
+            broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + torch.arange(S.nnz))),
+            "another order|renamed",
+        ),
         ("law_union", broken(GCN, lambda S, g, theta, x: scaled(S, 1 / g.size)), "against each part alone"),
         ("law_row_stochastic", replace(GCN, row_stochastic=True), "row sums of S"),
-        ("law_row_stochastic", broken(Sample(sage(2, 2, root_weight=False, aggr="sum"), ring, 2, True), lambda S, *_: S), "row sums"),
-        ("law_edge_cases", broken(GCN, lambda S, g, *_: scaled(S, 1 / (g.in_degree(DOUBLE)[S.pattern.row]))), "not finite|off by nan"),
+        (
+            "law_row_stochastic",
+            broken(Sample(sage(2, 2, root_weight=False, aggr="sum"), ring, 2, True), lambda S, *_: S),
+            "row sums",
+        ),
+        (
+            "law_edge_cases",
+            broken(GCN, lambda S, g, *_: scaled(S, 1 / (g.in_degree(DOUBLE)[S.pattern.row]))),
+            "not finite|off by nan",
+        ),
         ("law_caches", broken(GCN, Stale(), "learned"), "on a second graph"),
         ("law_caches", broken(GCN, keeps_old_weights), "after the weights changed"),
         ("law_round_trips", broken(GCN, lambda S, *_: S), "through to_dict and JSON it became"),
-        ("law_gradcheck", broken(GCN, lambda S, g, theta, x: scaled(S, theta["weight"].detach().sum()), "learned"), "acobian"),
-        ("law_compile", broken(GCN, lambda S, g, theta, x: scaled(S, float(theta["weight"].detach().sum()) ** 0), "learned"), "fullgraph"),
+        (
+            "law_gradcheck",
+            broken(GCN, lambda S, g, theta, x: scaled(S, theta["weight"].detach().sum()), "learned"),
+            "acobian",
+        ),
+        (
+            "law_compile",
+            broken(GCN, lambda S, g, theta, x: scaled(S, float(theta["weight"].detach().sum()) ** 0), "learned"),
+            "fullgraph",
+        ),
     ],
 )
 def test_broken_operator_is_rejected(law, sample, message):

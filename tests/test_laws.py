@@ -31,7 +31,9 @@ def test_law_holds(name, law, dtype):
 
 def test_no_law_is_empty(request):
     """Runs after the laws, on what they found."""
-    if sum(item.name.startswith("test_law_holds") for item in request.session.items) < len(LAWS) * len(list_operators()) * len(TOL):
+    if sum(item.name.startswith("test_law_holds") for item in request.session.items) < len(LAWS) * len(
+        list_operators()
+    ) * len(TOL):
         pytest.skip("only meaningful after all laws on all operators")
     short = {law: len(concerned.get(law, ())) for law, least in CONCERNS.items() if len(concerned.get(law, ())) < least}
     assert set(CONCERNS) == set(LAWS) and not short, f"these laws concern fewer samples than they should: {short}"
@@ -48,7 +50,10 @@ def test_samples_cover_the_edges():
     assert any(len(g.edge_index.unique(dim=1).t()) < g.num_edges for g in graphs)
     assert any(((g.in_degree() + g.out_degree()) == 0).any() for g in graphs)
     assert any(not g.is_undirected for g in graphs) and any(g.is_undirected for g in graphs)
-    assert {s.spec.name for s in SAMPLES if isinstance(s.domain(), Graph) and s.domain().edge_weight is not None} >= {"gcn", "cheb"}
+    assert {s.spec.name for s in SAMPLES if isinstance(s.domain(), Graph) and s.domain().edge_weight is not None} >= {
+        "gcn",
+        "cheb",
+    }
 
 
 SECOND = [

@@ -9,7 +9,20 @@ from torch import nn
 from gconv import GConv, Graph, Grid, LinearMap, NotLinear, OperatorSpec, cite, list_operators
 from gconv.analysis import matrix
 from gconv.mixing import Dense, initial_weight
-from gconv.operators import appnp, avg_pool2d, cheb, conv1d, conv2d, gat, gcn, global_pool, max_pool2d, monet, pointwise, separable
+from gconv.operators import (
+    appnp,
+    avg_pool2d,
+    cheb,
+    conv1d,
+    conv2d,
+    gat,
+    gcn,
+    global_pool,
+    max_pool2d,
+    monet,
+    pointwise,
+    separable,
+)
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.testing import assert_close
 
@@ -121,7 +134,9 @@ def test_a_frozen_map_is_linear_where_the_layer_is_not():
 
 
 def test_layers_compose_in_a_model():
-    model = nn.Sequential(GConv(conv2d(1, 4, 3, padding=1)), nn.ReLU(), GConv(avg_pool2d(2)), GConv(pointwise(4, 2)), GConv(global_pool()))
+    model = nn.Sequential(
+        GConv(conv2d(1, 4, 3, padding=1)), nn.ReLU(), GConv(avg_pool2d(2)), GConv(pointwise(4, 2)), GConv(global_pool())
+    )
     y = model(torch.randn(3, 1, 8, 8))
     assert y.shape == (3, 2, 1, 1)
     y.sum().backward()

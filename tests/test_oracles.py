@@ -29,7 +29,9 @@ def check(sample, dtype):
     dy = torch.randn(want.shape, dtype=dtype)
     kwargs = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
     for leaf, g, w in zip(
-        leaves, *(torch.autograd.grad((y * dy).sum(), list(leaves.values()), **kwargs) for y in (got, want)), strict=True
+        leaves,
+        *(torch.autograd.grad((y * dy).sum(), list(leaves.values()), **kwargs) for y in (got, want)),
+        strict=True,
     ):
         assert_close(f"{sample.name} on {domain}: gradient in {leaf} against its oracle", g, w, TOL[dtype]["rtol"])
 
@@ -63,7 +65,10 @@ def test_every_operator_has_an_oracle_or_a_reason():
 def test_gcn_matrix_is_pygs_on_any_graph(graph):
     x = torch.eye(graph.size, dtype=torch.float64)
     w = graph.edge_weight
-    layer, other = GConv(gcn(graph.size, 1, bias=False), dtype=torch.float64), pyg.GCNConv(graph.size, 1, bias=False).double()
+    layer, other = (
+        GConv(gcn(graph.size, 1, bias=False), dtype=torch.float64),
+        pyg.GCNConv(graph.size, 1, bias=False).double(),
+    )
     with torch.no_grad():
         other.lin.weight.copy_(layer.weight[0].t())
     assert_close(f"gcn on {graph}", layer(x, graph), other(x, graph.edge_index, w), 1e-12)

@@ -16,7 +16,9 @@ NAMES = [option.name for option in LOWERINGS]
 
 def test_a_plan_names_every_candidate_once_with_a_cost_or_a_reason():
     text = str(GConv(cheb(3, 4, k=3)).plan(torch.zeros(7, 3), ring()))
-    assert text.startswith("plan for 1 signals of (7 sites, 3 channels) -> (7 sites, 4 channels), 3 taps, torch.float32")
+    assert text.startswith(
+        "plan for 1 signals of (7 sites, 3 channels) -> (7 sites, 4 channels), 3 taps, torch.float32"
+    )
     for name in NAMES:
         (line,) = (line for line in text.splitlines() if line[3:].startswith(name + " "))
         assert ("rejected: " in line) != ("GFLOP" in line and "MB" in line and "predicted" in line)
@@ -35,7 +37,9 @@ def test_sparse_gathers_at_the_narrower_side(i, o, side):
     at = torch.arange(n)
     graph = Graph(torch.stack([at.repeat(20), torch.cat([(at + s) % n for s in range(20)])]), n)
     assert GConv(gcn(i, o)).plan(torch.zeros(n, i), graph, lowering="sparse").chosen.name == f"sparse:{side}"
-    assert GConv(cheb(i, o, k=5)).plan(torch.zeros(n, i), graph, lowering="recurrence").chosen.name == f"recurrence:{side}"
+    assert (
+        GConv(cheb(i, o, k=5)).plan(torch.zeros(n, i), graph, lowering="recurrence").chosen.name == f"recurrence:{side}"
+    )
     assert GConv(gcn(i, o)).plan(torch.zeros(n, i), graph).chosen.name == f"sparse:{side}"
 
 
@@ -110,7 +114,9 @@ def test_conv2d_is_its_selection_twin():
     assert_close("value", got, want, 1e-12)
     dy = torch.randn_like(want)
     for a, b in zip(
-        torch.autograd.grad(got, (x, *twin.parameters()), dy), torch.autograd.grad(want, (x, *conv.parameters()), dy), strict=True
+        torch.autograd.grad(got, (x, *twin.parameters()), dy),
+        torch.autograd.grad(want, (x, *conv.parameters()), dy),
+        strict=True,
     ):
         assert_close("gradient", a, b, 1e-12)
     taps = conv.at(Grid((4, 5))).S.taps(torch.float64, torch.device("cpu"))

@@ -60,7 +60,10 @@ def adjoint_gap(A: LinearMap, seed: int = 0) -> float:
 
 
 def receptive_field(A: LinearMap) -> Tensor:
-    """(m, n) whether output site m reads input site n through any tap; what is rounding beside the largest entry is zero."""
+    """(m, n) whether output site m reads input site n through any tap.
+
+    What is mere rounding beside the largest entry counts as zero.
+    """
     with torch.no_grad():
         size = dense.stack(A.S, A.dtype, A.device).abs().amax(0)
         return size > 100 * torch.finfo(A.dtype).eps * size.max() if size.numel() else size > 0

@@ -9,12 +9,14 @@ from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 import torch
 from torch import Tensor
 
-
 T = TypeVar("T")
 
 
 class lazy(Generic[T]):
-    """A property computed once for each object; functools.cached_property without its lock, which torch.compile cannot trace."""
+    """A property computed once for each object.
+
+    functools.cached_property without its lock, which torch.compile cannot trace.
+    """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
         self.make, self.name, self.__doc__ = make, make.__name__, make.__doc__

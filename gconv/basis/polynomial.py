@@ -27,7 +27,9 @@ class Recurrence:
 
     def __post_init__(self) -> None:
         if self.rows and self.rows[0][2] != 0:
-            raise ValueError(f"The first step of a recurrence has no p_(-1), so gamma_0 must be 0, not {self.rows[0][2]}.")
+            raise ValueError(
+                f"The first step of a recurrence has no p_(-1), so gamma_0 must be 0, not {self.rows[0][2]}."
+            )
 
     @classmethod
     def chebyshev(cls, terms: int) -> Recurrence:

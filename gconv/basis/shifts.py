@@ -1,7 +1,8 @@
 """Shifts: the taps of a kernel on a grid, described by its geometry and never materialised.
 
-    S_k x (o) = x(s o + d a_k - p),   o an output site, a_k the place of tap k in the kernel, s stride, d dilation, p padding
+    S_k x (o) = x(s o + d a_k - p)
 
+o an output site, a_k the place of tap k in the kernel, s stride, d dilation, p padding,
 with what lies outside the grid read by the padding mode. Transposed, the same matrices scatter instead of gather.
 """
 
@@ -11,7 +12,7 @@ import itertools
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +59,14 @@ class Shifts:
     transposed: bool = False
 
     def __post_init__(self) -> None:
-        for axis, (n, k, d, (before, after)) in enumerate(zip(self.size, self.kernel, self.dilation, self.padding, strict=True)):
+        for axis, (n, k, d, (before, after)) in enumerate(
+            zip(self.size, self.kernel, self.dilation, self.padding, strict=True)
+        ):
             span = d * (k - 1) + 1
             if n + before + after < span:
                 raise ValueError(
-                    f"The kernel does not fit the grid: along axis {axis} it spans {span} sites, but the grid has {n} and "
-                    f"padding adds {before + after}."
+                    f"The kernel does not fit the grid: along axis {axis} it spans {span} sites, but the grid has {n} "
+                    f"and padding adds {before + after}."
                 )
             limit = {"zeros": None, "replicate": None, "circular": n, "reflect": n - 1}[self.mode]
             if limit is not None and max(before, after) > limit:
@@ -118,11 +121,15 @@ class Shifts:
     def is_padded(self) -> bool:
         return any(sum(p) for p in self.padding)
 
-    def _places(self) -> list[tuple[slice, ...]]:
-        """For each tap, the sites of the padded grid that it reads, one for each output site."""
+    def _places(self) -> list[tuple[Any, ...]]:
+        """For each tap, the index into (*b, *padded, c) of the sites that it reads, one for each output site."""
         steps = itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True)))
         return [
-            tuple(slice(a, a + s * (o - 1) + 1, s) for a, s, o in zip(start, self.stride, self.out, strict=True))
+            (
+                ...,
+                *(slice(a, a + s * (o - 1) + 1, s) for a, s, o in zip(start, self.stride, self.out, strict=True)),
+                slice(None),
+            )
             for start in steps
         ]
 
@@ -144,7 +151,9 @@ class Shifts:
     def _covered(self) -> list[list[int]]:
         """For each axis, how many sites that count lie under the window at each place."""
         assert isinstance(self.divisor, tuple)
-        axes = zip(self.size, self.kernel, self.stride, self.dilation, self.padding, self.divisor, self.out, strict=True)
+        axes = zip(
+            self.size, self.kernel, self.stride, self.dilation, self.padding, self.divisor, self.out, strict=True
+        )
         return [
             [sum(-low <= at * s - before + a < n + high for a in range(0, k * d, d)) for at in range(o)]
             for n, k, s, d, (before, _), (low, high), o in axes
@@ -195,14 +204,14 @@ class Shifts:
         """What each tap reads: k tensors (*b, m, c) from (*b, n, c)."""
         fill = -math.inf if self.reduce == "max" else 0.0
         padded, d = self.pad(x.unflatten(-2, self.size), fill), len(self.size)
-        return [padded[(..., *place, slice(None))].flatten(-d - 1, -2) for place in self._places()]
+        return [padded[place].flatten(-d - 1, -2) for place in self._places()]
 
     def _scatter(self, ys: list[Tensor]) -> Tensor:
         """The adjoint of `_windows`, summed: k tensors (*b, m, c) to (*b, n, c)."""
         first, d = ys[0], len(self.size)
         buffer = first.new_zeros(*first.shape[:-2], *self.padded, first.shape[-1])
         for place, y in zip(self._places(), ys, strict=True):
-            buffer[(..., *place, slice(None))] += y.unflatten(-2, self.out)
+            buffer[place] += y.unflatten(-2, self.out)
         return self.unpad(buffer).flatten(-d - 1, -2)
 
     def expand(self, x: Tensor) -> Tensor:
@@ -226,7 +235,7 @@ class Shifts:
         padded, d = self.pad(z.unflatten(-2, self.size), fill), len(self.size)
         total = None
         for k, place in enumerate(self._places()):
-            part = padded.select(-d - 2, k)[(..., *place, slice(None))].flatten(-d - 1, -2)
+            part = padded.select(-d - 2, k)[place].flatten(-d - 1, -2)
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -258,5 +267,5 @@ class Shifts:
             scale = self.scale(values)
             values = values * (scale if isinstance(scale, float) else scale[row, 0])
             tap = torch.zeros_like(tap)
-        move = [t.to(device) for t in (tap, row, col)]
-        return Taps(Pattern(self.shape, *move), values.to(device), self.reduce)
+        tap, row, col = (t.to(device) for t in (tap, row, col))
+        return Taps(Pattern(self.shape, tap, row, col), values.to(device), self.reduce)

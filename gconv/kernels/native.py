@@ -58,7 +58,9 @@ def _threads(work: int) -> int:
     return 1 if work < SERIAL else torch.get_num_threads()  # never a fixed number: forked workers run with one
 
 
-def spmm(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, z: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
+def spmm(
+    crow: Tensor, col: Tensor, values: Tensor, x: Tensor, z: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
+) -> Tensor:
     """alpha S x + beta z, (*b, n, c) -> (*b, m, c); int32 indices, values in x's type (float32 beside bfloat16)."""
     assert LIBRARY is not None
     m, signals = len(crow) - 1, _rows(x)

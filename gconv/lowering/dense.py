@@ -17,7 +17,11 @@ def stack(S: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def matrix(S: Basis, mixing: Mixing, W: Tensor | None, i: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix of the whole operator, (m o, n i): sum_k S_k (x) W_k^T, sites outermost."""
-    return torch.einsum("kmn,kio->moni", stack(S, dtype, device), mixing.dense(W, i).to(device, dtype)).flatten(2).flatten(0, 1)
+    return (
+        torch.einsum("kmn,kio->moni", stack(S, dtype, device), mixing.dense(W, i).to(device, dtype))
+        .flatten(2)
+        .flatten(0, 1)
+    )
 
 
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,7 +60,9 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     k, m, n = S.shape
     entries = float(m) * p.o * n * p.i
     build = 2.0 * k * entries
-    return Cost(2.0 * p.b * entries + build, p.item * (2 * entries + 2.0 * k * m * n), p.item * (entries + float(k) * m * n))
+    return Cost(
+        2.0 * p.b * entries + build, p.item * (2 * entries + 2.0 * k * m * n), p.item * (entries + float(k) * m * n)
+    )
 
 
 DENSE = Lowering("dense", run, refuses, cost)

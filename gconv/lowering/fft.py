@@ -1,8 +1,8 @@
 """fft and gft: structure that a Fourier basis diagonalises.
 
-    fft   shifts on a circular grid are diagonal in the discrete Fourier basis. Zero padding is embedded: the grid is
-          padded until nothing wraps. Other borders are laid on first; strides keep every s-th site of the result.
-    gft   multipliers of a graph's Fourier basis, Y = U sum_k diag(g_k) (U^T X) W_k, channels mixed between the transforms
+fft   shifts on a circular grid are diagonal in the discrete Fourier basis. Zero padding is embedded: the grid is
+      padded until nothing wraps. Other borders are laid on first; strides keep every s-th site of the result.
+gft   multipliers of a graph's Fourier basis, Y = U sum_k diag(g_k) (U^T X) W_k, channels mixed between the transforms
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def _kernel(S: Shifts, W: Tensor, ring: tuple[int, ...]) -> Tensor:
     """The kernel laid on the ring so that circular cross-correlation is the operator, (*W.shape[1:], *ring)."""
     start = [before if _wraps(S) else 0 for before, _ in S.padding]
     tap = itertools.product(*(range(k) for k in S.kernel))
-    places = [
-        [(a * d - p) % r for a, d, p, r in zip(t, S.dilation, start, ring, strict=True)] for t in tap
-    ]
-    flat = torch.tensor([sum(q * math.prod(ring[axis + 1 :]) for axis, q in enumerate(place)) for place in places], device=W.device)
+    places = [[(a * d - p) % r for a, d, p, r in zip(t, S.dilation, start, ring, strict=True)] for t in tap]
+    flat = torch.tensor(
+        [sum(q * math.prod(ring[axis + 1 :]) for axis, q in enumerate(place)) for place in places], device=W.device
+    )
     laid = W.new_zeros(math.prod(ring), *W.shape[1:]).index_add(0, flat, W)
     return laid.movedim(0, -1).unflatten(-1, ring)
 

@@ -31,7 +31,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 
 
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    k, m, n = S.shape
+    _, m, n = S.shape
     patches = float(p.b) * p.item * max(m, n) * S.nnz / max(1, m)
     patches *= p.o if isinstance(S, Shifts) and S.transposed else p.i
     return Cost(float(mixing.flops(m * p.b, p.i)), 3 * patches + p.item * float(p.b) * (n * p.i + m * p.o), patches)

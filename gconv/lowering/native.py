@@ -126,6 +126,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 
 
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    assert isinstance(S, Shifts)
     _, m, n = S.shape
     entries = float(S.nnz) / max(1, math.prod(S.kernel))
     numbers = float(p.b) * (n * p.i + m * p.o)

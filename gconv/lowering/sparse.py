@@ -8,6 +8,9 @@ For a polynomial, `expand` is its recurrence at the input width and `contract` i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Shifts, Stack, Taps
@@ -39,7 +42,9 @@ def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
 
 def _refuses_recurrence(S: Basis, mixing: Mixing) -> str | None:
     kinds = _leaves(S)
-    if any(isinstance(leaf, Polynomial) for leaf in kinds) and not any(isinstance(leaf, Diagonal | Shifts) for leaf in kinds):
+    if any(isinstance(leaf, Polynomial) for leaf in kinds) and not any(
+        isinstance(leaf, Diagonal | Shifts) for leaf in kinds
+    ):
         return None
     return f"it runs polynomials of a sparse matrix, and this structure is {type(S).__name__}"
 
@@ -52,9 +57,9 @@ def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
     return None
 
 
-def _gather(S: Basis, p: Problem, width: int, passes: int = 1) -> Cost:
+def _gather(S: Basis, p: Problem, width: int) -> Cost:
     """A sparse product at `width` channels: it reads a row of x for each entry and writes a row for each site."""
-    k, m, n = S.shape
+    k, m, _ = S.shape
     rows = S.nnz * width * p.b
     out = float(m) * k * width * p.b
     return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out)
@@ -73,18 +78,17 @@ def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     width = max(1, mixing.width(p.i) // S.shape[0])
     k, m, n = S.shape
     rows = S.nnz * width * p.b
-    gather = Cost(2.0 * rows, p.item * (rows + float(m + n * k) * width * p.b) + 12.0 * S.nnz, p.item * float(n) * k * width * p.b)
+    gather = Cost(
+        2.0 * rows, p.item * (rows + float(m + n * k) * width * p.b) + 12.0 * S.nnz, p.item * float(n) * k * width * p.b
+    )
     return gather + _mix(S, mixing, p, S.shape[2])
 
 
-def _both(first: object, second: object) -> object:
-    def refuses(S: Basis, mixing: Mixing) -> str | None:
-        return first(S, mixing) or second(S, mixing)  # type: ignore[operator]
-
-    return refuses
+def _transform(refuses_form: Callable[[Basis, Mixing], str | None]) -> Callable[[Basis, Mixing], str | None]:
+    return lambda S, mixing: refuses_form(S, mixing) or _refuses_transform(S, mixing)
 
 
 SPARSE_AGGREGATE = Lowering("sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate, 0.5)
-SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _both(_refuses_sparse, _refuses_transform), cost_transform, 0.5)  # type: ignore[arg-type]
-RECURRENCE_AGGREGATE = Lowering("recurrence:aggregate", aggregate_first, _refuses_recurrence, cost_aggregate, 0.5)
-RECURRENCE_TRANSFORM = Lowering("recurrence:transform", transform_first, _both(_refuses_recurrence, _refuses_transform), cost_transform, 0.5)  # type: ignore[arg-type]
+SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _transform(_refuses_sparse), cost_transform, 0.5)
+RECURRENCE_AGGREGATE = replace(SPARSE_AGGREGATE, name="recurrence:aggregate", refuses=_refuses_recurrence)
+RECURRENCE_TRANSFORM = replace(SPARSE_TRANSFORM, name="recurrence:transform", refuses=_transform(_refuses_recurrence))

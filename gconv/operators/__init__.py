@@ -1,8 +1,10 @@
-"""The convolutions, one family a file. Each is a description: structure, mixing, samples, source; none has a forward pass.
+"""The convolutions, one family a file.
+
+Each is a description: structure, mixing, samples, source; none has a forward pass.
 
 On grids: conv1d, conv2d, conv3d, their transposes, depthwise, pointwise, separable (convolution.py), avg_pool, max_pool
 and global_pool (pooling.py). On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
-spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet (monet.py), gat (gat.py).
+spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet and gat.
 """
 
 from gconv.operators.convolution import (

@@ -57,14 +57,20 @@ class Kernel:
     def target(self, domain: Grid) -> Grid:
         if not self.transposed:
             return Grid(Shifts(domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.mode).out)
-        axes = zip(domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.output_padding, strict=True)
+        axes = zip(
+            domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.output_padding, strict=True
+        )
         size = tuple((n - 1) * s - sum(p) + d * (k - 1) + extra + 1 for n, k, s, d, p, extra in axes)
         if min(size) < 1:
-            raise ValueError(f"Padding {self.padding} takes away more than this transposed convolution makes: size {size}.")
+            raise ValueError(
+                f"Padding {self.padding} takes away more than this transposed convolution makes: size {size}."
+            )
         return Grid(size)
 
 
-def _kernel(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode, extra: Any = None) -> Kernel:
+def _kernel(
+    ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode, extra: Any = None
+) -> Kernel:
     kernel = per_axis("kernel_size", kernel_size, ndim, 1)
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if mode not in ("zeros", "circular", "reflect", "replicate"):
@@ -74,7 +80,9 @@ def _kernel(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: An
         return Kernel(kernel, steps, spread, pads, mode)
     more = per_axis("output_padding", extra, ndim, 0)
     if any(e >= max(s, d) for e, s, d in zip(more, steps, spread, strict=True)):
-        raise ValueError(f"output_padding must be smaller than stride or dilation, but {more} is not ({steps}, {spread}).")
+        raise ValueError(
+            f"output_padding must be smaller than stride or dilation, but {more} is not ({steps}, {spread})."
+        )
     return Kernel(kernel, steps, spread, pads, mode, True, more)
 
 
@@ -355,7 +363,10 @@ def depthwise(
 
 
 @register(
-    samples=lambda: [Sample(pointwise(3, 5), lambda: grid(3, 4), 3), Sample(pointwise(2, 2, ndim=1, bias=False), lambda: grid(6), 2)],
+    samples=lambda: [
+        Sample(pointwise(3, 5), lambda: grid(3, 4), 3),
+        Sample(pointwise(2, 2, ndim=1, bias=False), lambda: grid(6), 2),
+    ],
     citation="Lin, Chen and Yan, Network In Network, ICLR 2014",
 )
 def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int = 2) -> Any:

@@ -20,7 +20,9 @@ from gconv.spec import Parameter, Sample, Theta, register
 def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
     """Softmax over the entries of each row, (e, h) -> (e, h); safe for large logits."""
     index = row.unsqueeze(-1).expand_as(logits)
-    top = logits.detach().new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
+    top = (
+        logits.detach().new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
+    )
     weight = (logits - top[row]).exp()
     total = weight.new_zeros(rows, logits.shape[1]).index_add(0, row, weight)
     return weight / (total[row] + 1e-16)
@@ -81,7 +83,8 @@ def gat(
 ) -> Any:
     """Graph attention: each node weighs its neighbours by what they carry.
 
-    Equation: Y = [S_1 X W_1 | ... | S_k X W_k] + b, S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . W_h^T x_i).
+    Equation: Y = [S_1 X W_1 | ... | S_k X W_k] + b,
+    S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . W_h^T x_i).
 
     In the family: one tap a head, adaptive and row-stochastic; each head writes its own block (concat) or their mean is
     taken. Linear only when frozen: `layer.at(graph, x=x0)`.

@@ -39,7 +39,9 @@ class Gaussians:
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         if domain.edge_attr is None or domain.edge_attr.shape[1] != self.dim:
             have = "none" if domain.edge_attr is None else f"{domain.edge_attr.shape[1]}"
-            raise ValueError(f"monet needs pseudo-coordinates: edge_attr with {self.dim} numbers an edge; the graph has {have}.")
+            raise ValueError(
+                f"monet needs pseudo-coordinates: edge_attr with {self.dim} numbers an edge; the graph has {have}."
+            )
         one, many = repeated(domain, self.kernels, "keep")
         u = domain.edge_attr.to(x.dtype)
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
@@ -53,15 +55,20 @@ class Gaussians:
 
 
 @register(
-    samples=lambda: [Sample(monet(3, 2, dim=2, kernel_size=3), weighted, 3), Sample(monet(2, 3, dim=2, kernel_size=2, root_weight=False), messy, 2)],
+    samples=lambda: [
+        Sample(monet(3, 2, dim=2, kernel_size=3), weighted, 3),
+        Sample(monet(2, 3, dim=2, kernel_size=2, root_weight=False), messy, 2),
+    ],
     citation="Monti et al., Geometric Deep Learning on Graphs and Manifolds Using Mixture Model CNNs, CVPR 2017",
     init="glorot",
 )
-def monet(in_channels: int, out_channels: int, dim: int, kernel_size: int, root_weight: bool = True, bias: bool = True) -> Any:
+def monet(
+    in_channels: int, out_channels: int, dim: int, kernel_size: int, root_weight: bool = True, bias: bool = True
+) -> Any:
     """MoNet: edges are sorted into learned Gaussian bins of their pseudo-coordinates, one matrix a bin.
 
-    Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of exp(-1/2 sum_d (u_ij,d - mu_k,d)^2 / sigma_k,d^2) x_j
-    + W_K^T x_i + b.
+    Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of g_k(u_ij) x_j + W_K^T x_i + b,
+    g_k(u) = exp(-1/2 sum_d (u_d - mu_k,d)^2 / sigma_k,d^2).
 
     Meaning: a soft, learned version of the offset labels of a grid convolution.
 
@@ -83,5 +90,7 @@ def monet(in_channels: int, out_channels: int, dim: int, kernel_size: int, root_
     torch.Size([8, 2])
     """
     if min(dim, kernel_size) < 1:
-        raise ValueError(f"monet needs at least one coordinate and one Gaussian, not dim={dim}, kernel_size={kernel_size}.")
+        raise ValueError(
+            f"monet needs at least one coordinate and one Gaussian, not dim={dim}, kernel_size={kernel_size}."
+        )
     return Gaussians(kernel_size, dim, root_weight), Dense(kernel_size + root_weight, in_channels, out_channels), bias

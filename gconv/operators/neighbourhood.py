@@ -82,13 +82,14 @@ def gcn(
 
     Equation: Y = D^-1/2 (A + I) D^-1/2 X W + b, with D the degrees of A + I.
 
-    Meaning: every node averages itself and its neighbours, well-connected ones less, then mixes the channels. A low-pass
-    filter: the first-order Chebyshev convolution with tied weights.
+    Meaning: every node averages itself and its neighbours, well-connected ones less, then mixes the channels.
+    A low-pass filter: the first-order Chebyshev convolution with tied weights.
 
     In the family: one tap, a fixed normalised adjacency; W dense.
 
-    Traps: PyG's conventions. A node that has a self-loop keeps its weight and gets no second one; on directed graphs the
-    in-degree normalises both ends (DGL takes out- and in-degree, Kipf's code row sums); degrees contain the weights.
+    Traps: PyG's conventions. A node that has a self-loop keeps its weight and gets no second one; on directed graphs
+    the in-degree normalises both ends (DGL takes out- and in-degree, Kipf's code row sums); degrees contain
+    the weights.
 
     Args: PyG's GCNConv's. improved: loops of weight 2.
 
@@ -103,7 +104,11 @@ def gcn(
     torch.Size([7, 2])
     """
     loops: Loops = "fill" if add_self_loops and normalize else "keep"
-    return Neighbours(loops, 2.0 if improved else 1.0, "sym" if normalize else None), Dense(1, in_channels, out_channels), bias
+    return (
+        Neighbours(loops, 2.0 if improved else 1.0, "sym" if normalize else None),
+        Dense(1, in_channels, out_channels),
+        bias,
+    )
 
 
 @register(
@@ -148,7 +153,9 @@ def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias
     citation="Hamilton, Ying and Leskovec, Inductive Representation Learning on Large Graphs, NeurIPS 2017",
     init="glorot",
 )
-def sage(in_channels: int, out_channels: int, aggr: Aggregate = "mean", root_weight: bool = True, bias: bool = True) -> Any:
+def sage(
+    in_channels: int, out_channels: int, aggr: Aggregate = "mean", root_weight: bool = True, bias: bool = True
+) -> Any:
     """GraphSAGE: the mean of the neighbours and the node itself, each with a matrix.
 
     Equation: y_i = W_0^T aggr over edges j -> i of x_j + W_1^T x_i + b.

@@ -62,7 +62,8 @@ def _terms(k: int, least: int) -> int:
         Sample(cheb(3, 2, k=3, normalization="rw"), messy, 3),
         Sample(cheb(3, 2, k=3, lambda_max=1.5), messy, 3),
     ],
-    citation="Defferrard, Bresson and Vandergheynst, Convolutional Neural Networks on Graphs with Fast Localized Spectral Filtering, NeurIPS 2016",
+    citation="Defferrard, Bresson and Vandergheynst, Convolutional Neural Networks on Graphs with Fast Localized "
+    "Spectral Filtering, NeurIPS 2016",
     init="glorot",
 )
 def cheb(
@@ -77,7 +78,8 @@ def cheb(
 
     Equation: Y = sum_{t<k} T_t(L~) X W_t + b, L~ = 2 L / lambda_max - I, T_0 = 1, T_1 = z, T_t = 2 z T_{t-1} - T_{t-2}.
 
-    Meaning: W_t weighs the t-th Chebyshev polynomial of the graph's frequencies; a node sees its k - 1 hop neighbourhood.
+    Meaning: W_t weighs the t-th Chebyshev polynomial of the graph's frequencies; a node sees its k - 1 hop
+    neighbourhood.
 
     In the family: k taps, polynomials of one sparse matrix, never formed; W dense. Run by the recurrence at the input
     width, or by Clenshaw's at the output width.
@@ -106,7 +108,11 @@ def cheb(
 
 
 @register(
-    samples=lambda: [Sample(sgc(3, 2, k=2), weighted, 3), Sample(sgc(2, 4, k=3), messy, 2), Sample(sgc(2, 2, k=1), ring, 2, row_stochastic=True)],
+    samples=lambda: [
+        Sample(sgc(3, 2, k=2), weighted, 3),
+        Sample(sgc(2, 4, k=3), messy, 2),
+        Sample(sgc(2, 2, k=1), ring, 2, row_stochastic=True),
+    ],
     citation="Wu et al., Simplifying Graph Convolutional Networks, ICML 2019",
     init="glorot",
 )
@@ -130,11 +136,19 @@ def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> A
     torch.Size([7, 2])
     """
     last = (*(0.0,) * _terms(k, 1), 1.0)
-    return Powers(Recurrence.monomial(k + 1), "adjacency+loops", combine=(last,)), Dense(1, in_channels, out_channels), bias
+    return (
+        Powers(Recurrence.monomial(k + 1), "adjacency+loops", combine=(last,)),
+        Dense(1, in_channels, out_channels),
+        bias,
+    )
 
 
 @register(
-    samples=lambda: [Sample(tag(3, 2, k=3), weighted, 3), Sample(tag(2, 4, k=2), messy, 2), Sample(tag(2, 2, k=0), ring, 2)],
+    samples=lambda: [
+        Sample(tag(3, 2, k=3), weighted, 3),
+        Sample(tag(2, 4, k=2), messy, 2),
+        Sample(tag(2, 2, k=0), ring, 2),
+    ],
     citation="Du et al., Topology Adaptive Graph Convolutional Networks, 2017",
     init="glorot",
 )
@@ -163,7 +177,11 @@ def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> A
 
 
 @register(
-    samples=lambda: [Sample(appnp(4, 0.1), weighted, 3), Sample(appnp(2, 0.5), messy, 2), Sample(appnp(3, 0.2), ring, 2, row_stochastic=True)],
+    samples=lambda: [
+        Sample(appnp(4, 0.1), weighted, 3),
+        Sample(appnp(2, 0.5), messy, 2),
+        Sample(appnp(3, 0.2), ring, 2, row_stochastic=True),
+    ],
     citation="Gasteiger, Bojchevski and Guennemann, Predict then Propagate, ICLR 2019",
 )
 def appnp(k: int = 10, alpha: float = 0.1) -> Any:

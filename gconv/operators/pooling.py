@@ -36,7 +36,10 @@ class Window:
 
     def __post_init__(self) -> None:
         if any(2 * p > k for p, k in zip(self.padding, self.kernel, strict=True)):
-            raise ValueError(f"Pooling pads at most half of its kernel, but padding {self.padding} is more than that of {self.kernel}.")
+            raise ValueError(
+                f"Pooling pads at most half of its kernel, "
+                f"but padding {self.padding} is more than that of {self.kernel}."
+            )
 
     @property
     def ndim(self) -> int:
@@ -64,7 +67,9 @@ class Window:
             padding.append((p, after))
             covered.append((p, p) if self.count_include_pad else (0, 0))
         divisor = None if self.reduce == "max" else self.divisor_override or tuple(covered)
-        return Shifts(size, self.kernel, self.stride, self.dilation, tuple(padding), "zeros", True, divisor, self.reduce)
+        return Shifts(
+            size, self.kernel, self.stride, self.dilation, tuple(padding), "zeros", True, divisor, self.reduce
+        )
 
 
 def _window(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, **rest: Any) -> Window:
@@ -73,7 +78,9 @@ def _window(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: An
     return Window(kernel, steps, per_axis("dilation", dilation, ndim, 1), per_axis("padding", padding, ndim, 0), **rest)
 
 
-def _mean(ndim: int, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None = None) -> Any:
+def _mean(
+    ndim: int, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None = None
+) -> Any:
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise ValueError(f"divisor_override must be a positive integer or None, but it is {divisor!r}.")
     rest = {"ceil_mode": ceil_mode, "count_include_pad": include, "divisor_override": divisor}
@@ -87,7 +94,9 @@ def _mean(ndim: int, kernel_size: Any, stride: Any, padding: Any, ceil_mode: boo
     ],
     citation=SCHERER,
 )
-def avg_pool1d(kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True) -> Any:
+def avg_pool1d(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+) -> Any:
     """Average pooling of sequences; `avg_pool2d` says everything.
 
     >>> import torch
@@ -164,7 +173,9 @@ def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: A
 
 
 @register(samples=lambda: [Sample(max_pool1d(3, stride=2, padding=1), lambda: grid(7), 2)], citation=SCHERER)
-def max_pool1d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+def max_pool1d(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
     """Max pooling of sequences; `max_pool2d` says everything.
 
     >>> import torch
@@ -183,7 +194,9 @@ def max_pool1d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation:
     ],
     citation=SCHERER,
 )
-def max_pool2d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+def max_pool2d(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
     """Max pooling of images.
 
     Equation: y[m] = max over the sites j of the window at m of x[j].
@@ -209,7 +222,9 @@ def max_pool2d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation:
 
 
 @register(samples=lambda: [Sample(max_pool3d(2), lambda: grid(2, 4, 5), 2)], citation=SCHERER)
-def max_pool3d(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> Any:
+def max_pool3d(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
     """Max pooling of volumes; `max_pool2d` says everything.
 
     >>> import torch
@@ -267,7 +282,8 @@ def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Any:
 
     Equation: y[g] = reduce over the sites j of part g of x[j].
 
-    Meaning: the readout between convolutions and a classifier. In the family: one tap whose rows cover the parts; W = I.
+    Meaning: the readout between convolutions and a classifier. In the family: one tap whose rows cover the
+    parts; W = I.
 
     Shapes: images (b, c, *grid) -> (b, c, 1, ...); graphs (*b, n, c) -> (*b, parts, c).
 
@@ -282,5 +298,3 @@ def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Any:
     if reduce not in ("mean", "sum", "max"):
         raise ValueError(f"reduce must be 'mean', 'sum' or 'max', but it is {reduce!r}.")
     return Everything(reduce), Fixed(), False
-
-

@@ -1,4 +1,4 @@
-"""Labelled edges: one matrix for each label. On a pixel graph labelled by offset this is the grid convolution itself."""
+"""Labelled edges, one matrix for each label: on a pixel graph labelled by offset, the grid convolution itself."""
 
 from __future__ import annotations
 
@@ -31,9 +31,14 @@ class Labelled:
         if label is None:
             raise ValueError("selection needs a label on every edge: give the graph an edge_type.")
         if domain.num_edges and int(label.max()) >= self.taps:
-            raise ValueError(f"This selection has {self.taps} taps, labels 0 to {self.taps - 1}, but an edge has label {int(label.max())}.")
+            raise ValueError(
+                f"This selection has {self.taps} taps, labels 0 to {self.taps - 1}, "
+                f"but an edge has label {int(label.max())}."
+            )
         n = domain.size
-        entries = domain.memo(("labelled", self.taps), lambda: Pattern((self.taps, n, n), label, domain.target, domain.source))
+        entries = domain.memo(
+            ("labelled", self.taps), lambda: Pattern((self.taps, n, n), label, domain.target, domain.source)
+        )
         return Taps(entries, domain.weights(x.dtype))
 
     def target(self, domain: Graph) -> Graph:
@@ -41,7 +46,11 @@ class Labelled:
 
 
 @register(
-    samples=lambda: [Sample(selection(3, 2, 9), pixels, 3), Sample(selection(2, 4, 3), messy, 2), Sample(selection(2, 2, 5, bias=False), messy, 2)],
+    samples=lambda: [
+        Sample(selection(3, 2, 9), pixels, 3),
+        Sample(selection(2, 4, 3), messy, 2),
+        Sample(selection(2, 2, 5, bias=False), messy, 2),
+    ],
     citation="Hart, Whitney and Morse, SelectionConv, ECCV 2022",
 )
 def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True) -> Any:

@@ -22,7 +22,9 @@ def per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
     return values
 
 
-def read_padding(value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def read_padding(
+    value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
     """(before, after) for each axis, from torch's `padding`: a number, one an axis, pairs, "valid" or "same".
 
     Raises:
@@ -32,7 +34,9 @@ def read_padding(value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], d
         return ((0, 0),) * len(kernel)
     if value == "same":
         if any(s != 1 for s in stride):
-            raise ValueError(f"padding='same' keeps the size of the grid, which a stride of {stride} cannot; give numbers.")
+            raise ValueError(
+                f"padding='same' keeps the size of the grid, which a stride of {stride} cannot; give numbers."
+            )
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return tuple((t // 2, t - t // 2) for t in total)
     if isinstance(value, str):
@@ -44,6 +48,7 @@ def read_padding(value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], d
 
 
 def grid(*shape: int) -> Grid:
+    """A grid of this shape."""
     return Grid(shape)
 
 
@@ -68,7 +73,13 @@ def messy() -> Graph:
     index = torch.tensor([[0, 1, 1, 2, 2, 3, 4, 4, 0, 3], [1, 0, 2, 2, 3, 0, 1, 1, 4, 3]])
     e = index.shape[1]
     attr = torch.stack([torch.linspace(-1, 1, e), torch.linspace(1, 0, e) ** 2], 1).double()
-    return Graph(index, 6, edge_weight=torch.linspace(0.25, 1.75, e, dtype=torch.float64), edge_attr=attr, edge_type=torch.arange(e) % 3)
+    return Graph(
+        index,
+        6,
+        edge_weight=torch.linspace(0.25, 1.75, e, dtype=torch.float64),
+        edge_attr=attr,
+        edge_type=torch.arange(e) % 3,
+    )
 
 
 def pixels() -> Graph:

@@ -50,7 +50,8 @@ class Multipliers:
         Sample(spectral(2, 4, k=6, normalization=None), weighted, 2),
         Sample(spectral(2, 3, k=1), weighted, 2),
     ],
-    citation="Bruna et al., Spectral Networks and Locally Connected Networks on Graphs, ICLR 2014; Henaff, Bruna and LeCun, 2015",
+    citation="Bruna et al., Spectral Networks and Locally Connected Networks on Graphs, ICLR 2014; "
+    "Henaff, Bruna and LeCun, Deep Convolutional Networks on Graph-Structured Data, 2015",
     init="glorot",
 )
 def spectral(
@@ -61,8 +62,8 @@ def spectral(
     Equation: Y = sum_k U diag(g_k(lambda)) U^T X W_k + b, with L = U diag(lambda) U^T and g_k the k-th of k piecewise
     linear bumps over [0, lambda_max], which sum to one.
 
-    Meaning: W_k is the channel mixing at the k-th band of frequencies; between bands it is interpolated, so the filter is
-    smooth in frequency and the number of weights does not grow with the graph (Henaff et al.).
+    Meaning: W_k is the channel mixing at the k-th band of frequencies; between bands it is interpolated, so the filter
+    is smooth in frequency and the number of weights does not grow with the graph (Henaff et al.).
 
     In the family: k taps that one orthogonal basis diagonalises; W dense.
 
@@ -81,7 +82,9 @@ def spectral(
     torch.Size([7, 2])
     """
     if normalization not in ("sym", None):
-        raise ValueError(f"A Fourier basis needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}.")
+        raise ValueError(
+            f"A Fourier basis needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}."
+        )
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be an integer >= 1, but it is {k!r}.")
     return Multipliers(k, normalization), Dense(k, in_channels, out_channels), bias
