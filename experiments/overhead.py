@@ -255,6 +255,8 @@ class Training:
             self.layers = [GCNConv(i, o, cached=True) for i, o in widths]
             for mine, theirs in zip(layers, self.layers, strict=True):
                 _same_gcn(mine, theirs)
+            if case.peer == "CSR":  # PyG builds such tensors too, where torch would warn once that it trusts them
+                torch.sparse.check_sparse_tensor_invariants.disable()
             self.graph = data.edge_index if case.peer == "edge_index" else _adjacency(data.edge_index, case.sites)
         self.optimizer = torch.optim.Adam([p for layer in self.layers for p in layer.parameters()], lr=0.01)
 
@@ -291,7 +293,7 @@ def _adjacency(edge_index: Tensor, nodes: int) -> Tensor:
     source, target = edge_index
     order = torch.argsort(target * nodes + source)
     crow = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(target, minlength=nodes).cumsum(0)])
-    return torch.sparse_csr_tensor(crow, source[order], torch.ones(len(order)), (nodes, nodes), check_invariants=False)
+    return torch.sparse_csr_tensor(crow, source[order], torch.ones(len(order)), (nodes, nodes))
 
 
 def gcn_sides(case: Case) -> Sides:

@@ -60,7 +60,7 @@ CITATION_RERUNS: tuple[Published, ...] = (
     *_pair("tag", (81.2, None), (71.5, None), "DGL's tagcn README", "read in source"),
     *_pair("appnp", (83.7, None), (71.5, None), "DGL's appnp README", "read in source", "public split, GCN's settings"),
     *_pair("monet", (81.6, None), None, "DGL's monet README", "read in source"),
-    *_pair("sage", (83.3, None), None, "DGL's graphsage README", "read in source"),
+    *_pair("sage", (83.3, None), (71.1, None), "DGL's graphsage README", "read in source"),
 )
 
 # Why a mean of this repository stays below the published one: (model, data set) -> the suspected cause.

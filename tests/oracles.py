@@ -4,7 +4,8 @@ An oracle takes a layer, its domain and x in the layer's layout, and computes wh
 x, in the layer's parameters and in the graph's edge weights. `RANDOM` draws specs and domains for each of them.
 
 Where the libraries' conventions differ from ours, or surprise, it is written beside the oracle:
-  torch     ConvTranspose knows zero padding alone; its other modes here are the vector-Jacobian products of F.pad + conv.
+  torch     ConvTranspose knows zero padding alone; its other modes are here the
+            vector-Jacobian products of F.pad and the convolution.
   PyG       GMMConv(root_weight=False) fails for want of an attribute; the oracle sets it.
             `improved=True` on an unweighted graph that has self-loops already: they keep weight 1, as here.
             ChebConv(normalization=None) on a graph without edges: 0 / 0 = NaN; here lmax falls back to 1.
@@ -265,7 +266,7 @@ def gat(layer: GConv, g: Graph, x: Tensor) -> Tensor:
 
 @oracle("spectral")
 def spectral(layer: GConv, g: Graph, x: Tensor) -> Tensor:
-    """With hat functions of the matrix L, each by numpy's eigendecomposition. Not differentiable in the edge weights."""
+    """With hat functions of the matrix L, by numpy's eigendecomposition. Not differentiable in the edge weights."""
     a, n = _given(layer), g.size
     A, w = np.zeros((n, n)), g.weights(torch.float64).detach().numpy()
     for (j, i), weight in zip(g.edge_index.t().tolist(), w, strict=True):

@@ -25,7 +25,7 @@ def only(**which):
 def test_twin_is_the_cnn_before_and_after_training():
     metrics, chosen = run(only(task="images", model="selection", epochs=1, width=4, batch=200))
     assert metrics["logits_gap_start"] < 1e-12 and metrics["logits_gap"] < 1e-10
-    assert metrics["test_accuracy"] == metrics["cnn_accuracy"] > 0.3
+    assert metrics["test_accuracy"] == metrics["cnn_accuracy"] > 0.15
     cnn, cnn_chosen = run(only(task="images", model="cnn", epochs=1, width=4, batch=200))
     assert cnn["test_accuracy"] == metrics["test_accuracy"] and cnn["parameters"] == metrics["parameters"]
     assert len(chosen) == len(cnn_chosen) == 4 and cnn_chosen[0] == "native"

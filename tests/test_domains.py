@@ -144,7 +144,7 @@ def test_pyg_counts_trailing_isolated_nodes():
 @pytest.mark.parametrize("kind", [nx.Graph, nx.DiGraph])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_networkx(kind, weighted):
-    """networkx reads A[source, target], the transpose of ours; an undirected edge is two directed ones, a loop is one."""
+    """networkx reads A[source, target], the transpose of ours; an undirected edge is two directed ones, a loop one."""
     g = kind()
     g.add_nodes_from("abcd")
     g.add_edges_from([("a", "b", {"weight": 2.0} if weighted else {}), ("c", "b"), ("c", "c")])

@@ -1,4 +1,4 @@
-"""The sparse products: registered operators, any width and batch, empty rows, repeated entries, transposes built once."""
+"""The sparse products: registered operators, any width and batch, empty rows, repeats, transposes built once."""
 
 import pytest
 import torch

@@ -66,7 +66,7 @@ def test_isolated_nodes_have_diagonal_one_here_and_in_pyg_and_zero_in_scipy_and_
 
 
 def test_self_loops_do_not_count_in_the_laplacian():
-    """PyG drops them; networkx keeps them in A and counts them twice in the degree of an undirected graph, so D - A differs."""
+    """PyG drops them too; networkx keeps them in A and in the degree."""
     index = torch.tensor([[0, 1, 1], [1, 0, 1]])
     ours = dense(laplacian(Graph(index), DOUBLE, norm=None))
     assert torch.equal(ours, torch.tensor([[1.0, -1], [-1, 1]], dtype=DOUBLE))

@@ -1,4 +1,4 @@
-"""Negative controls: for each law an operator, basis or lowering that is broken on purpose, which the law must reject."""
+"""Negative controls: for each law an operator, basis or lowering broken on purpose, which it must reject."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar

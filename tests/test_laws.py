@@ -16,7 +16,8 @@ SAMPLES = [sample for name in list_operators() for sample in operator(name).samp
 CONCERNS = {
     "law_lowerings": 60, "law_adjoint": 60, "law_hand_rule": 40, "law_linearity": 60, "law_permutation": 35,
     "law_translation": 5, "law_receptive_field": 60, "law_norm": 60, "law_row_stochastic": 10, "law_union": 40,
-    "law_gradcheck": 75, "law_edge_cases": 75, "law_batch": 75, "law_caches": 75, "law_round_trips": 75, "law_bfloat16": 75,
+    "law_gradcheck": 75, "law_edge_cases": 75, "law_batch": 75, "law_caches": 75,
+    "law_round_trips": 75, "law_bfloat16": 75,
 }  # fmt: skip
 concerned: dict[str, set[str]] = {}
 
@@ -40,7 +41,7 @@ def test_no_law_is_empty(request):
 
 
 def test_samples_cover_the_edges():
-    """One site, a 1 x 1 kernel, a stride beyond the kernel, one channel; loops, double edges, isolated nodes, weights."""
+    """One site, a 1 x 1 kernel, a stride beyond the kernel, one channel; loops, double edges, loners, weights."""
     arguments = [dict(s.spec.arguments) for s in SAMPLES]
     assert any(s.domain().size == 1 for s in SAMPLES)
     assert any(a.get("kernel_size") == 1 and a.get("stride") == 3 for a in arguments)

@@ -1,4 +1,4 @@
-"""Every operator against torch, PyG or a formula: value and all gradients, on its samples and on random specs and domains."""
+"""Every operator against torch, PyG or a formula: value and gradients, on its samples and on random ones."""
 
 import pytest
 import torch

@@ -141,7 +141,7 @@ class Shifts:
             return 1.0 / self.divisor
         covered = self._covered
         if all(len(set(axis)) == 1 for axis in covered):
-            return 1.0 / math.prod(axis[0] for axis in covered)
+            return 1.0 / math.prod([axis[0] for axis in covered])
         counts = torch.ones((), dtype=like.dtype, device=like.device)
         for axis in covered:
             counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=like.dtype, device=like.device)
