@@ -1,9 +1,9 @@
 """Every lowering of every operator computes the same numbers, gradients included: 1e-10 in float64, 1e-5 in float32.
 
-Protocol: every registered operator on all its samples (weights, bias and a batch of signals at random), by every lowering
-that admits it, in both precisions, against the `dense` lowering in float64: the matrix written out. An error is the
-largest difference in a tensor relative to its largest number (to 1 where all are smaller, as in the laws). What `dense`
-itself computes is held to torch, PyG and scipy by the tests (tests/oracles.py).
+Protocol: every registered operator on all its samples (weights, bias and a batch of signals at random), by every
+lowering that admits it, in both precisions, against the `dense` lowering in float64: the matrix written out. An error
+is the largest difference in a tensor, relative to its largest number. What `dense` itself computes is held to torch, PyG
+and scipy by the tests (tests/oracles.py).
 
     python -m experiments.equivalence       exit status 1 where a bound is broken
 
@@ -12,7 +12,7 @@ A row is for one state of gconv's source, whose hash it carries; those of anothe
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -75,8 +75,8 @@ def kind(what: str) -> str:
     """
     if what == "value":
         return "value"
-    name = what.removeprefix("gradient in ")
-    return {"x": "input_gradient", "weight": "weight_gradient", "bias": "weight_gradient"}.get(name, "structure_gradient")
+    kinds = {"x": "input_gradient", "weight": "weight_gradient", "bias": "weight_gradient"}
+    return kinds.get(what.removeprefix("gradient in "), "structure_gradient")
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -122,7 +122,7 @@ def configs(options: Options) -> Iterator[Config]:
     for name in [operator(options.only).name] if options.only else list_operators():
         for lowering in lowerings(name):
             for dtype in ("float64", "float32"):
-                yield Config(name, lowering, dtype, options.seed)  # type: ignore[arg-type]
+                yield Config(name, lowering, dtype, options.seed)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -168,8 +168,8 @@ def show(rows: list[common.Row]) -> None:
     for dtype, bound in BOUND.items():
         errors = [row["metrics"] for row in rows if row["config"]["dtype"] == dtype]
         if errors:
-            each = ", ".join(f"{name.replace('_', ' ')} {max(m[f'{name}_error'] for m in errors):.1e}" for name in KINDS)
-            print(f"{dtype}: largest error in {len(errors)} rows: {each}; allowed {bound:.0e}")
+            each = [f"{name.replace('_', ' ')} {max(m[f'{name}_error'] for m in errors):.1e}" for name in KINDS]
+            print(f"{dtype}: largest error in {len(errors)} rows: {', '.join(each)}; allowed {bound:.0e}")
 
 
 if __name__ == "__main__":

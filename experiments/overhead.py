@@ -1,12 +1,12 @@
 """Through gconv, a convolution costs at most 5 % more than the bare torch call, and a GCN step at most half of PyG's.
 
 Protocol: the two sides start from the same weights, and their values and gradients must agree before a clock starts.
-Then they take turns, one measurement each, whoever begins alternating; the ratio is the median over these pairs, so what
-else the machine does meets both sides alike, and its quartiles are recorded. A measurement repeats a short call until it
-lasts. Convolutions and single calls run on one thread and are measured in processor time, which waiting for a busy
-machine does not lengthen; what gconv adds to a call, in microseconds, stays the same on any number of threads. A training
-step runs on all threads and is measured in wall time. Peak memory is that of a process of its own for each side:
-resident, from before its first step to the end of its third.
+Then they take turns, one measurement each, whoever begins alternating; the ratio is the median over these pairs, so
+what else the machine does meets both sides alike, and its quartiles are recorded. A measurement repeats a short call
+until it lasts. Convolutions and single calls run on one thread and are measured in processor time, which waiting for a
+busy machine does not lengthen; what gconv adds to a call, in microseconds, stays the same on any number of threads. A
+training step runs on all threads and is measured in wall time. Peak memory is that of a process of its own for each
+side: resident, from before its first step to the end of its third.
 
     python -m experiments.overhead                      everything, some minutes
     python -m experiments.overhead --only conv          the convolutions of the chapter's network
@@ -61,10 +61,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        if self.pairs < 0 or self.threads < 1 or self.nodes < 2 or not 2 <= self.edges <= self.nodes * (self.nodes - 1) // 4:
+        if self.pairs < 0 or self.threads < 1:
+            raise ValueError(f"pairs must not be negative and threads at least 1, not {self.pairs} and {self.threads}")
+        if self.nodes < 2 or not 2 <= self.edges <= self.nodes * (self.nodes - 1) // 4:
             raise ValueError(
-                "pairs must not be negative, threads at least 1, and the graph needs two nodes and some, but not nearly "
-                f"all, edges; given: {self}"
+                f"the graph needs two nodes and some, but not nearly all, edges, not {self.nodes} and {self.edges}"
             )
 
 
@@ -110,7 +111,9 @@ def cases(config: Config) -> list[Case]:
             for last, backward in ((last, backward) for last in (False, True) for backward in (False, True)):
                 how = f"{'channels_last' if last else 'contiguous'}, {'forward + backward' if backward else 'forward'}"
                 name = f"conv {i}->{o} at {sites}x{sites}, batch {batch}, {how}"
-                chosen.append(Case(name, "conv", config.pairs or 40, config.seed, (i, o), sites, batch, last, backward, threads=config.threads))
+                how_often = {"pairs": config.pairs or 40, "seed": config.seed, "threads": config.threads}
+                shape = {"channels": (i, o), "sites": sites, "batch": batch, "channels_last": last}
+                chosen.append(Case(name, "conv", backward=backward, **how_often, **shape))  # type: ignore[arg-type]
     if config.only in ("all", "gcn"):
         for peer in ("edge_index", "CSR"):
             name = f"GCN training step, {config.nodes} nodes, {config.edges} edges, against PyG on {peer}"
@@ -165,7 +168,8 @@ def conv_sides(case: Case) -> Sides:
         bare.weight.copy_(ours.weight.permute(2, 1, 0).unflatten(-1, (3, 3)))
         bare.bias.copy_(ours.bias)  # type: ignore[union-attr]
     bare = bare.to(memory_format=layout)  # type: ignore[call-overload]
-    x = torch.randn(case.batch, i, case.sites, case.sites).to(memory_format=layout).requires_grad_(case.backward and i > 3)
+    x = torch.randn(case.batch, i, case.sites, case.sites).to(memory_format=layout)
+    x.requires_grad_(case.backward and i > 3)
     dy = torch.randn(case.batch, o, case.sites, case.sites).to(memory_format=layout)
 
     def step(layer: nn.Module) -> Step:
@@ -276,16 +280,19 @@ class Training:
         return loss
 
     def numbers(self) -> dict[str, Tensor]:
-        """What both sides must agree on. The gradients are taken through tanh: rounding alone switches some of millions
-        of rectifiers on or off, and each is a jump of the gradient."""
+        """What both sides must agree on.
+
+        The gradients are taken through tanh: rounding alone switches some of millions of rectifiers, and each is a
+        jump of the gradient.
+        """
         with torch.no_grad():
             value = self.forward()
-        grads = {"value": value, "loss": self.backward(torch.tanh)}
+        found: dict[str, Any] = {"value": value, "loss": self.backward(torch.tanh)}
         for number, layer in enumerate(self.layers, 1):
-            weight = layer.weight if isinstance(layer, GConv) else layer.lin.weight
-            grads[f"gradient in weight {number}"] = weight.grad[0] if isinstance(layer, GConv) else weight.grad.T
-            grads[f"gradient in bias {number}"] = layer.bias.grad
-        return grads
+            ours = isinstance(layer, GConv)
+            found[f"gradient in weight {number}"] = layer.weight.grad[0] if ours else layer.lin.weight.grad.T
+            found[f"gradient in bias {number}"] = layer.bias.grad
+        return found
 
 
 def _adjacency(edge_index: Tensor, nodes: int) -> Tensor:
@@ -320,7 +327,7 @@ def control(case: Case, sides: Sides) -> float:
         got, want = got.detach(), want.detach()
         gap = float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)
         if got.shape != want.shape or not gap <= TOL[case.kind]:
-            raise ValueError(f"{case.case}: {what} differs by {gap:.1e} of its largest number; there is nothing to time")
+            raise ValueError(f"{case.case}: {what} differs by {gap:.1e} of its largest number, so no clock starts")
         worst = max(worst, gap)
     return worst
 
@@ -353,7 +360,7 @@ def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 def peak(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
-    """MiB resident above the start in this process: at the peak of three steps, and of a later one; call it in a new one."""
+    """MiB resident above the start in this process, at best a new one: at the peak of three steps, and of a fourth."""
     training = Training(case, side)
     start = _resident()
     for _ in range(3):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
-from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -62,7 +62,7 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
     if isinstance(mixing, Separable):
         depth, point = mixing.split(W)
         filtered = run_images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
-        return add_bias(filtered.movedim(-d - 1, -1) @ point, bias).movedim(-1, -d - 1)
+        return CONV[d](filtered, point.mT.reshape(mixing.o, mixing.i, *[1] * d), bias)
     if isinstance(mixing, Dense) and mixing.scale != 1.0:
         W = W * mixing.scale
     weight, groups = _weight(W, mixing, S.kernel, S.transposed)
