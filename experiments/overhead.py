@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from experiments import common
 from experiments.machine import ROOT
 from gconv import GConv, Graph
+from gconv.kernels import backend
 from gconv.operators import conv2d, gcn
 
 Only = Literal["all", "conv", "gcn", "call"]
@@ -106,11 +107,12 @@ class Sides(NamedTuple):
 def cases(config: Config) -> list[Case]:
     """All comparisons of this command line."""
     chosen: list[Case] = []
+    many = f", {config.threads} threads" if config.threads > 1 else ""
     if config.only in ("all", "conv"):
         for (i, o, sites), batch in ((size, batch) for size in SIZES for batch in (16, 64)):
             for last, backward in ((last, backward) for last in (False, True) for backward in (False, True)):
                 how = f"{'channels_last' if last else 'contiguous'}, {'forward + backward' if backward else 'forward'}"
-                name = f"conv {i}->{o} at {sites}x{sites}, batch {batch}, {how}"
+                name = f"conv {i}->{o} at {sites}x{sites}, batch {batch}, {how}{many}"
                 how_often = {"pairs": config.pairs or 40, "seed": config.seed, "threads": config.threads}
                 shape = {"channels": (i, o), "sites": sites, "batch": batch, "channels_last": last}
                 chosen.append(Case(name, "conv", backward=backward, **how_often, **shape))  # type: ignore[arg-type]
@@ -124,9 +126,9 @@ def cases(config: Config) -> list[Case]:
             how = "forward + backward" if backward else "forward"
             few = {"backward": backward, "channels": (4, 4), "threads": config.threads}
             pairs = config.pairs or 100
-            chosen.append(Case(f"one call, conv 4->4 at 6x6, {how}", "call", pairs, config.seed, sites=6, **few))  # type: ignore[arg-type]
+            chosen.append(Case(f"one call, conv 4->4 at 6x6, {how}{many}", "call", pairs, config.seed, sites=6, **few))  # type: ignore[arg-type]
             for peer in ("Graph", "edge_index"):
-                name = f"one call, GCN 4->4 on 10 nodes, gconv on {peer}, {how}"
+                name = f"one call, GCN 4->4 on 10 nodes, gconv on {peer}, {how}{many}"
                 chosen.append(Case(name, "call", pairs, config.seed, sites=10, edges=30, peer=peer, **few))  # type: ignore[arg-type]
     return chosen
 
@@ -402,6 +404,7 @@ def run(case: Case) -> common.Outcome:
     try:
         sides = {"conv": conv_sides, "gcn": gcn_sides, "call": call_sides}[case.kind](case)
         metrics: dict[str, Any] = {"gap": control(case, sides), "threads": torch.get_num_threads()}
+        metrics["kernels"] = backend()
         bare, ours = take_turns(sides.bare, sides.ours, case.pairs, case.clock)
     finally:
         torch.set_num_threads(before)

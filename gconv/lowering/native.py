@@ -95,7 +95,8 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
     d, padding = len(S.size), _symmetric(S)
     if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
         return _pool(S, x.float()).to(x.dtype)
-    if padding is None or any(2 * p > k for p, k in zip(padding, S.kernel, strict=True)):
+    small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))  # torch refuses, padding aside
+    if padding is None or small or any(2 * p > k for p, k in zip(padding, S.kernel, strict=True)):
         x, padding = _padded(S, x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
