@@ -32,6 +32,8 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
             return structure.basis(domain, theta, x)
         return domain.memo(key, lambda: structure.basis(domain, theta, x))
     if (domain, key) not in _GRID_BASES:
+        if len(_GRID_BASES) >= KEPT:
+            _GRID_BASES.clear()
         _GRID_BASES[domain, key] = structure.basis(domain, theta, x)
     return _GRID_BASES[domain, key]
 
@@ -41,6 +43,8 @@ def leads_to(structure: Structure, domain: Domain) -> Domain:
     if not isinstance(domain, Grid):
         return structure.target(domain)
     if (structure, domain) not in _GRID_TARGETS:
+        if len(_GRID_TARGETS) >= KEPT:
+            _GRID_TARGETS.clear()
         _GRID_TARGETS[structure, domain] = structure.target(domain)
     return _GRID_TARGETS[structure, domain]
 

@@ -36,7 +36,7 @@ class Plan:
     >>> from gconv.operators import conv2d
     >>> print(GConv(conv2d(3, 64, 3, padding=1)).plan(torch.zeros(8, 3, 32, 32)))  # doctest: +ELLIPSIS
     plan for 8 signals of (1024 sites, 3 channels) -> (1024 sites, 64 channels), 9 taps, torch.float32
-    -> native               0.029 GFLOP      2.2 MB  predicted   0.29 ms
+    -> native                 0.0283 GFLOP      2.2 MB  predicted    0.283 ms
     ...
        gft                  rejected: it needs multipliers of a Fourier basis, and this structure is Shifts
     ...
@@ -53,13 +53,13 @@ class Plan:
             if c.cost is None:
                 lines.append(f"{mark} {c.name:20s} rejected: {c.reason}")
             else:
-                numbers = f"{c.cost.flops / 1e9:.3f} GFLOP {c.cost.bytes / 1e6:8.1f} MB"
-                lines.append(f"{mark} {c.name:20s} {numbers}  predicted {c.seconds * 1e3:6.2f} ms")
+                numbers = f"{c.cost.flops / 1e9:8.3g} GFLOP {c.cost.bytes / 1e6:8.3g} MB"
+                lines.append(f"{mark} {c.name:20s} {numbers}  predicted {c.seconds * 1e3:8.3g} ms")
         return "\n".join(lines)
 
 
 _PLANS: dict[Hashable, Plan] = {}
-KEPT = 4096  # plans kept before the cache starts anew
+KEPT = 4096  # plans, before the cache starts anew
 
 
 def predict(lowering: Lowering, cost: Cost) -> float:
@@ -102,7 +102,8 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
         candidates.append(Candidate(option.name, cost, seconds, reason))
         if cost:
             admitted[option.name] = (seconds, option)
-    title = f"plan for {b} signals of ({n} sites, {i} channels) -> ({m} sites, {o} channels), {k} taps, {x.dtype}"
+    way = f"({n} sites, {i} channels) -> ({m} sites, {o} channels), {k} taps, {x.dtype}"
+    title = f"plan for {b} signal{'s' * (b != 1)} of {way}"
     if forced is not None:
         admitted = {name: pair for name, pair in admitted.items() if forced in (name, name.split(":")[0])}
         if not admitted:

@@ -22,6 +22,7 @@ from gconv.domains import Graph, Grid
 from gconv.mixing import Mixing
 
 Domain = Grid | Graph
+POSITIONAL = ("in_channels", "out_channels", "channels", "kernel_size")  # printed without their names
 
 
 class NotLinear(ValueError):
@@ -137,13 +138,12 @@ class OperatorSpec:
 
     def __repr__(self) -> str:
         signature = inspect.signature(operator(self.name).factory).parameters
-        parts = []
+        parts: list[str] = []
+        named = False
         for key, value in self.arguments:
-            parameter = signature[key]
-            if value == parameter.default:
-                continue
-            keyword = parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty
-            parts.append(f"{key}={value!r}" if keyword else repr(value))
+            named = named or key not in POSITIONAL
+            if value != signature[key].default:
+                parts.append(f"{key}={value!r}" if named else repr(value))
         return f"{self.name}({', '.join(parts)})"
 
 

@@ -16,9 +16,7 @@ NAMES = [option.name for option in LOWERINGS]
 
 def test_a_plan_names_every_candidate_once_with_a_cost_or_a_reason():
     text = str(GConv(cheb(3, 4, k=3)).plan(torch.zeros(7, 3), ring()))
-    assert text.startswith(
-        "plan for 1 signals of (7 sites, 3 channels) -> (7 sites, 4 channels), 3 taps, torch.float32"
-    )
+    assert text.startswith("plan for 1 signal of (7 sites, 3 channels) -> (7 sites, 4 channels), 3 taps, torch.float32")
     for name in NAMES:
         (line,) = (line for line in text.splitlines() if line[3:].startswith(name + " "))
         assert ("rejected: " in line) != ("GFLOP" in line and "MB" in line and "predicted" in line)

@@ -23,6 +23,7 @@ from gconv.basis.taps import Pattern, Taps
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
 _TAPS: dict[tuple[Shifts, torch.dtype, torch.device], Taps] = {}
+KEPT = 64  # of them, before the cache starts anew
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,12 @@ class Shifts:
     @property
     def is_padded(self) -> bool:
         return any(sum(p) for p in self.padding)
+
+    @lazy
+    def even_padding(self) -> tuple[int, ...] | None:
+        """Zero padding that is as wide before as after, along each axis; None for any other."""
+        even = self.mode == "zeros" and all(before == after for before, after in self.padding)
+        return tuple(before for before, _ in self.padding) if even else None
 
     def _places(self) -> list[tuple[Any, ...]]:
         """For each tap, the index into (*b, *padded, c) of the sites that it reads, one for each output site."""
@@ -251,6 +258,8 @@ class Shifts:
         """This stack as `Taps`, built once for each geometry."""
         key = (self, dtype, device)
         if key not in _TAPS:
+            if len(_TAPS) >= KEPT:
+                _TAPS.clear()
             with torch.inference_mode(False):  # what is kept must serve training too
                 _TAPS[key] = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
         return _TAPS[key]

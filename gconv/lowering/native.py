@@ -36,14 +36,8 @@ def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool
     if isinstance(mixing, Grouped):  # (k, g, i/g, o/g)
         order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
         return W.permute(order).flatten(0, 1).unflatten(-1, kernel), mixing.groups
-    return (W.permute(1, 2, 0) if transposed else W.permute(2, 1, 0)).unflatten(-1, kernel), 1
-
-
-def _symmetric(S: Shifts) -> tuple[int, ...] | None:
-    """The padding as torch's kernels take it, or None where it must be laid on beforehand."""
-    if S.mode == "zeros" and all(before == after for before, after in S.padding):
-        return tuple(before for before, _ in S.padding)
-    return None
+    W = W.permute(1, 2, 0) if transposed else W.permute(2, 1, 0)
+    return W.view(*W.shape[:2], *kernel), 1
 
 
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,7 +60,7 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
     if isinstance(mixing, Dense) and mixing.scale != 1.0:
         W = W * mixing.scale
     weight, groups = _weight(W, mixing, S.kernel, S.transposed)
-    padding = _symmetric(S)
+    padding = S.even_padding
     if not S.transposed:
         if padding is None:
             x, padding = _padded(S, x), (0,) * d
@@ -92,7 +86,7 @@ def _padded(S: Shifts, x: Tensor, fill: float = 0.0) -> Tensor:
 
 
 def _pool(S: Shifts, x: Tensor) -> Tensor:
-    d, padding = len(S.size), _symmetric(S)
+    d, padding = len(S.size), S.even_padding
     if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
         return _pool(S, x.float()).to(x.dtype)
     small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))  # torch refuses, padding aside
