@@ -40,8 +40,9 @@ TABLES: tuple[Table, ...] = (
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
         caption=(
-            "Test accuracy in %, Planetoid public split; of 200 epochs the one with the lowest validation loss, for all "
-            "models. Below the published number by more than its spread (0.5 where none is given), and why, as suspected: "
+            "Test accuracy in %, Planetoid public split; of 200 epochs the one with the lowest validation loss, for "
+            "all models. Below the published number by more than its spread (0.5 where none is given), and why, as "
+            "suspected: "
             + "; ".join(f"{model} on {data}: {why}" for (model, data), why in published.CITATION_MISSES.items())
             + "."
         ),

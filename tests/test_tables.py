@@ -133,6 +133,8 @@ def test_missing_page_and_unknown_option_are_clear_errors(tmp_path, capsys):
 def test_every_registered_table_and_figure_renders(tmp_path):
     metrics = {"test_accuracy": [0.5, 0.6], "max_error": 1e-9, "bare_ms": 1.0, "gconv_ms": 1.1, "ratio": 1.1}
     metrics |= {f"logit_{what}_float{bits}": 1e-7 for what in ("gap", "scale") for bits in (32, 64)}
+    metrics |= {"ratio_low": 1.0, "ratio_high": 1.2, "peak_ratio": 0.3, "kernels": "c"}
+    metrics |= {f"{who}_{when}": 9.0 for who in ("bare", "gconv") for when in ("peak_mb", "step_peak_mb")}
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv"}
     for table in tables.TABLES:
