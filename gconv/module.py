@@ -31,6 +31,8 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
         if domain.edge_weight is not None and domain.edge_weight.requires_grad:
             return structure.basis(domain, theta, x)
         return domain.memo(key, lambda: structure.basis(domain, theta, x))
+    if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
+        return structure.basis(domain, theta, x)
     if (domain, key) not in _GRID_BASES:
         if len(_GRID_BASES) >= KEPT:
             _GRID_BASES.clear()
@@ -40,7 +42,7 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
 
 def leads_to(structure: Structure, domain: Domain) -> Domain:
     """The domain of the output."""
-    if not isinstance(domain, Grid):
+    if not isinstance(domain, Grid) or torch.compiler.is_compiling():
         return structure.target(domain)
     if (structure, domain) not in _GRID_TARGETS:
         if len(_GRID_TARGETS) >= KEPT:
@@ -57,6 +59,9 @@ class GConv(nn.Module):
     Operators on grids take images as torch does, `layer(x)` with x (b, c, *grid) or (c, *grid). Operators on graphs
     take `layer(x, graph)` with x (*b, n, c): any number of signals on one graph in one call. The graph may be a
     `Graph`, an `edge_index` (with `edge_weight=`, ...), a PyG `Data`, a networkx graph or a scipy sparse matrix.
+
+    Traps: before `torch.compile(layer, fullgraph=True)`, call the layer once on its `Graph`: what is derived from a
+    graph depends on its edges, which a compiler cannot trace. Grids need no such call.
 
     Args:
         spec: what the factories of `gconv.operators` return.

@@ -78,6 +78,8 @@ def plan(S: Basis, mixing: Mixing, x: Tensor, lowering: str | None = None) -> Pl
     Raises:
         Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
     """
+    if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
+        return _make(S, mixing, x, lowering)
     key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering)
     if key not in _PLANS:
         if len(_PLANS) >= KEPT:

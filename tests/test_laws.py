@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from gconv import list_operators
+from gconv import GConv, list_operators
 from gconv.domains import Graph
 from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, selection
 from gconv.operators.shapes import grid, messy, ring, weighted
 from gconv.spec import Sample, operator
-from gconv.testing import LAWS, TOL, Case, check_operator, law_compile
+from gconv.testing import LAWS, TOL, Case, assert_close, check_operator, law_compile
 
 SAMPLES = [sample for name in list_operators() for sample in operator(name).samples()]
 
@@ -89,6 +89,36 @@ COMPILED = [
 @pytest.mark.parametrize("sample", COMPILED, ids=lambda s: s.spec.name)
 def test_compiled_equals_eager(sample):
     assert law_compile(sample, torch.float64)
+
+
+def compiled_and_counted(layer):
+    made = []
+
+    def backend(module, inputs):
+        made.append(module)
+        return module.forward
+
+    return torch.compile(layer, fullgraph=True, backend=backend), made
+
+
+@pytest.mark.parametrize("sample", COMPILED[:2], ids=lambda s: s.spec.name)
+def test_grid_operators_compile_without_a_first_call(sample):
+    case = Case.of(sample, torch.float64)
+    run, made = compiled_and_counted(case.layer)
+    assert_close("compiled", run(case.x), case.layer(case.x), 1e-12)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("sample", COMPILED[:3], ids=lambda s: s.spec.name)
+def test_a_compiled_layer_is_not_compiled_again_because_others_run(sample):
+    case = Case.of(sample, torch.float64)
+    case(case.x)
+    run, made = compiled_and_counted(case.layer)
+    run(case.x, case.domain)
+    Case.of(sample, torch.float32)(case.x.float())  # fills every cache with something else
+    GConv(gcn(5, 5))(torch.zeros(7, 5), ring())
+    run(case.x, case.domain)
+    assert len(made) == 1
 
 
 @pytest.mark.slow
