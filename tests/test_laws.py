@@ -122,6 +122,8 @@ def test_a_compiled_layer_is_not_compiled_again_because_others_run(sample):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it loads its inductor
 @pytest.mark.parametrize("sample", COMPILED, ids=lambda s: s.spec.name)
 def test_compiled_by_inductor_equals_eager(sample):
     assert law_compile(sample, torch.float32, backend="inductor")
