@@ -66,16 +66,19 @@ CITATION_RERUNS: tuple[Published, ...] = (
 # Why a mean of this repository stays below the published one: (model, data set) -> the suspected cause.
 CITATION_MISSES: dict[tuple[str, str], str] = {
     ("sgc", "Cora"): (
-        "the paper tunes the weight decay in 60 trials, here nine values are tried; a linear model moves little otherwise"
+        "the paper tunes the weight decay in 60 trials, here nine values are tried; a linear model moves "
+        "little otherwise"
     ),
     ("tag", "Cora"): "the paper's stopping rule and best of its settings; the independent rerun is lower still",
     ("tag", "CiteSeer"): "one rule for all models in place of the paper's own early stopping",
     ("gat", "CiteSeer"): (
-        "the paper trains to 100 epochs without progress, here validation loss is still falling at epoch 200, and it also "
+        "the paper trains to 100 epochs without progress, here validation loss is still falling at epoch "
+        "200, and it also "
         "drops out the transformed features; a known gap, later reruns stay below it too"
     ),
     ("monet", "Cora"): (
-        "the paper passes the pseudo-coordinates through a learned layer with tanh, here they are fixed, and a node is no "
+        "the paper passes the pseudo-coordinates through a learned layer with tanh, here they are fixed, and "
+        "a node is no "
         "neighbour of itself"
     ),
 }
