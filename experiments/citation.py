@@ -388,4 +388,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from experiments.citation import main as imported  # worker processes must be able to import what they run
+
+    imported()

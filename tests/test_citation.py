@@ -1,7 +1,10 @@
 """Citation graphs on embedded data: every network learns, the rule never sees the test set, bad input is named."""
 
+import os
 import re
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -176,3 +179,17 @@ def test_cora_is_reached_by_gcn(data_root):
     task = prepare(citation.load_planetoid("Cora", data_root))
     metrics = train(task, config("gcn", epochs=60)).metrics
     assert metrics["test_accuracy"] > 0.77 and metrics["val_accuracy"] > 0.75
+
+
+@pytest.mark.data
+def test_two_jobs_give_what_one_gives(data_root, tmp_path):
+    """As a user runs it: what workers run must be importable, and one seed's number does not depend on the others."""
+    losses = []
+    for jobs in ("1", "2"):
+        path = tmp_path / f"{jobs}.jsonl"
+        argv = ["--dataset", "Cora", "--model", "sgc", "--epochs", "2", "--seeds", "2", "--jobs", jobs]
+        command = [sys.executable, "-m", "experiments.citation", *argv, "--results", str(path)]
+        env = {**os.environ, "OMP_NUM_THREADS": jobs}
+        subprocess.run(command, cwd=common.ROOT, env=env, check=True, capture_output=True, timeout=100)
+        losses.append(sorted((r["seed"], r["metrics"]["val_loss"]) for r in common.Results(path).rows()))
+    assert losses[0] == losses[1] and len(losses[0]) == 2
