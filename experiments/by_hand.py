@@ -232,14 +232,14 @@ def step_backward(rng: Any) -> Gaps:
     say("Each term y += x w of the forward pass sends back dx += dy w and dw += dy x; the bias collects dy.")
     show("db", db)
     ours = layer(conv2d(2, 3, 3, stride=2, padding=1), kernel, b)
-    S, X, dY = ours.at(Grid((6, 5))).S, torch.from_numpy(x).reshape(30, 2), torch.from_numpy(dy).reshape(9, 3)
+    A, X, dY = ours.at(Grid((6, 5))), torch.from_numpy(x).reshape(30, 2), torch.from_numpy(dy).reshape(9, 3)
     W = torch.from_numpy(kernel).reshape(9, 2, 3)
-    stack = dense.stack(S, torch.float64, torch.device("cpu"))
+    stack = dense.stack(A.S, torch.float64, torch.device("cpu"))
     gaps = [
         gap("dX: loops - sum_k S_k^T dY W_k^T", dx.reshape(30, 2), sum(stack[k].T @ dY @ W[k].T for k in range(9))),
         gap("dW: loops - (S_k X)^T dY", dw.reshape(9, 2, 3), torch.stack([(stack[k] @ X).T @ dY for k in range(9)])),
     ]
-    engine_dx, engine_dw = backward(S, ours.spec.mixing, W, X, dY)
+    engine_dx, engine_dw = backward(A.S, A.mixing, W, X, dY)
     gaps.append(gap("dX: loops - gconv.plan.backward, the engine's rule", dx.reshape(30, 2), engine_dx))
     gaps.append(gap("dW: loops - gconv.plan.backward, the engine's rule", dw.reshape(9, 2, 3), engine_dw))
     theirs = torch_layer(kernel, b, stride=2, padding=1)

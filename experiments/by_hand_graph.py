@@ -104,7 +104,8 @@ def step_cheb(rng: Any) -> Gaps:
             theirs.lins[k].weight.copy_(torch.from_numpy(w[k].T))
     top = torch.tensor(lmax, dtype=torch.float64)
     gaps, X = [], torch.from_numpy(x)
-    engine = backward(ours.at(GRAPH).S, ours.spec.mixing, torch.from_numpy(w), X, torch.from_numpy(dy))
+    A = ours.at(GRAPH)
+    engine = backward(A.S, A.mixing, torch.from_numpy(w), X, torch.from_numpy(dy))
     for name, hand, grad in zip(("dX", "dW"), (dx, dw), engine, strict=True):
         gaps.append(gap(f"{name}: loops - gconv.plan.backward, the engine's rule", hand, grad))
     for name in ("PyG ChebConv", "GConv"):

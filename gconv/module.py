@@ -13,7 +13,7 @@ from gconv.basis import Basis, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
-from gconv.mixing import Dense, initial_weight
+from gconv.mixing import Dense, initial_weight, plain
 from gconv.plan import Plan, evaluate, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
@@ -93,12 +93,10 @@ class GConv(nn.Module):
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
         for name, p in spec.structure.parameters().items():
-            start = torch.empty(p.shape, dtype=dtype, device=device)
-            start = start.uniform_(-p.value, p.value) if p.init == "uniform" else start.fill_(p.value)
-            self.register_parameter(name, nn.Parameter(start))
+            self.register_parameter(name, nn.Parameter(p.start(dtype, device)))
         if spec.bias:
             mixing = spec.mixing
-            o = mixing.channels(mixing.i)  # type: ignore[attr-defined]
+            o = mixing.channels(getattr(mixing, "i"))  # noqa: B009
             bound = 0.0 if spec.init == "glorot" else max(1, mixing.fan_in) ** -0.5
             self.bias = nn.Parameter(torch.empty(o, dtype=dtype, device=device).uniform_(-bound, bound))
         else:
@@ -117,11 +115,11 @@ class GConv(nn.Module):
         lowering: str | None = None,
     ) -> Tensor:
         self._check_signal(x)
-        plain = domain is edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
-        key = (x.shape, x.dtype, x.device, lowering) if plain else None
+        bare = domain is edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
+        key = (x.shape, x.dtype, x.device, lowering) if bare else None
         if key in self._images:  # decided before
             S, run = self._images[key]
-            return run(S, self.spec.mixing, self.weight, x, self.bias)
+            return run(S, *plain(self.spec.mixing, self.weight), x, self.bias)
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
             signals = x.flatten(0, -3)
@@ -130,14 +128,15 @@ class GConv(nn.Module):
             return each[: len(signals)].unflatten(0, x.shape[:-2])
         S = self._basis(place, signal)
         if isinstance(place, Grid) and x.ndim == place.ndim + 2 and self.spec.structure.kind == "fixed":
-            images = plan(S, self.spec.mixing, signal, lowering).chosen.images
+            mixing, W = plain(self.spec.mixing, self.weight)
+            images = plan(S, mixing, signal, lowering).chosen.images
             if images is not None:
                 if key is not None:
                     if len(self._images) >= KEPT:
                         self._images.clear()
                     self._images[key] = S, images
-                return images(S, self.spec.mixing, self.weight, x, self.bias)
-        y = evaluate(S, self.spec.mixing, self.weight, signal, self.bias, lowering)
+                return images(S, mixing, W, x, self.bias)
+        y = evaluate(S, *plain(self.spec.mixing, self.weight), signal, self.bias, lowering)
         target = leads_to(self.spec.structure, place)
         return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) else y
 
@@ -148,7 +147,8 @@ class GConv(nn.Module):
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:
             signal = signal.new_zeros(signal.shape[-2:])  # a plan does not depend on numbers
         with torch.no_grad():
-            return plan(self._basis(place, signal), self.spec.mixing, signal, lowering)
+            mixing, _ = plain(self.spec.mixing, self.weight)
+            return plan(self._basis(place, signal), mixing, signal, lowering)
 
     def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.
@@ -183,7 +183,7 @@ class GConv(nn.Module):
         S = self._basis(place, signal)
         if not S.linear:
             raise NotLinear(f"{self.spec} takes a maximum over its window, so it has no matrix, adjoint or spectrum.")
-        return LinearMap(S, mixing, self.weight, i, signal.dtype, signal.device)
+        return LinearMap(S, *plain(mixing, self.weight), i, signal.dtype, signal.device)
 
     def _basis(self, domain: Domain, signal: Tensor) -> Basis:
         structure = self.spec.structure

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.domains import Graph, Grid
-from gconv.mixing import Mixing
+from gconv.mixing import Mixing, Parametrised
 
 Domain = Grid | Graph
 POSITIONAL = ("in_channels", "out_channels", "channels", "kernel_size")  # printed without their names
@@ -39,11 +40,21 @@ class Inadmissible(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A learned tensor of a structure: its shape and how it starts ("uniform" with a bound, or "constant")."""
+    """A learned tensor of a structure: its shape and how it starts.
+
+    "uniform" within a bound, or "constant": one number, or all of them in row-major order.
+    """
 
     shape: tuple[int, ...]
     init: Literal["uniform", "constant"] = "uniform"
-    value: float = 1.0
+    value: float | tuple[float, ...] = 1.0
+
+    def start(self, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+        """A tensor to start from."""
+        if isinstance(self.value, tuple):
+            return torch.tensor(self.value, dtype=dtype, device=device).reshape(self.shape)
+        empty = torch.empty(self.shape, dtype=dtype, device=device)
+        return empty.uniform_(-self.value, self.value) if self.init == "uniform" else empty.fill_(self.value)
 
 
 Theta = Mapping[str, Tensor]
@@ -99,7 +110,7 @@ class OperatorSpec:
     name: str
     arguments: tuple[tuple[str, Any], ...]
     structure: Structure = field(compare=False)
-    mixing: Mixing = field(compare=False)
+    mixing: Mixing | Parametrised = field(compare=False)
     bias: bool = False
     init: Literal["fan_in", "glorot"] = "fan_in"
 
@@ -205,7 +216,7 @@ def register(
         init: how weights start.
     """
 
-    def enter(make: Callable[..., tuple[Structure, Mixing, bool]]) -> Callable[..., OperatorSpec]:
+    def enter(make: Callable[..., tuple[Structure, Mixing | Parametrised, bool]]) -> Callable[..., OperatorSpec]:
         signature = inspect.signature(make)
 
         @wraps(make)

@@ -4,7 +4,9 @@
     Taps        labelled sparse entries
     Polynomial  p_k(L) of one sparse matrix, by a three-term recurrence
     Diagonal    U diag(g_k) U^T, in a basis that diagonalises
+    Axes        one small matrix along each axis of a grid
     Stack       forms put together, tap after tap
+    Product     one form after another
     Identity    S_0 = I
 
 Every form has `shape` (k, m, n), `expand`, `contract`, `T`, `nnz` and `signature`:
@@ -16,10 +18,24 @@ The two are adjoint through `.T`: the derivative of one is the other of the tran
 backward pass of the library.
 """
 
-from gconv.basis.base import Basis, Identity, Stack
+from gconv.basis.axes import Axes
+from gconv.basis.base import Basis, Identity, Product, Stack, each
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.polynomial import Polynomial, Recurrence
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Pattern, Taps
 
-__all__ = ["Basis", "Diagonal", "Identity", "Pattern", "Polynomial", "Recurrence", "Shifts", "Stack", "Taps"]
+__all__ = [
+    "Axes",
+    "Basis",
+    "Diagonal",
+    "Identity",
+    "Pattern",
+    "Polynomial",
+    "Product",
+    "Recurrence",
+    "Shifts",
+    "Stack",
+    "Taps",
+    "each",
+]

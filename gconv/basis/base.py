@@ -101,6 +101,10 @@ class Identity:
     def contract(self, z: Tensor) -> Tensor:
         return z.squeeze(-3)
 
+    def each(self, z: Tensor) -> Tensor:
+        """S_0 z_0 = z_0."""
+        return z
+
 
 @dataclass(frozen=True, eq=False)
 class Stack:
@@ -144,3 +148,63 @@ class Stack:
         for part, piece in zip(self.parts[1:], pieces[1:], strict=True):
             total = total + part.contract(piece)
         return total
+
+    def each(self, z: Tensor) -> Tensor:
+        """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap, where every part can."""
+        pieces = z.split([part.shape[0] for part in self.parts], -3)
+        return torch.cat([each(part, piece) for part, piece in zip(self.parts, pieces, strict=True)], -3)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One stack after another, S_(k, l) = left_k right_l; at least one of them has a single tap."""
+
+    left: Basis
+    right: Basis
+
+    def __post_init__(self) -> None:
+        if self.left.shape[2] != self.right.shape[1]:
+            raise ValueError(
+                f"The right structure leads to {self.right.shape[1]} sites, but the left one starts from "
+                f"{self.left.shape[2]}."
+            )
+        if min(self.left.shape[0], self.right.shape[0]) > 1:
+            raise ValueError("Only one of two structures in a product may have several taps.")
+
+    @property
+    def parts(self) -> tuple[Basis, Basis]:
+        return self.left, self.right
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.left.shape[0] * self.right.shape[0], self.left.shape[1], self.right.shape[2]
+
+    @property
+    def nnz(self) -> int:
+        return self.left.nnz * self.right.shape[0] + self.right.nnz * self.left.shape[0]
+
+    @property
+    def linear(self) -> bool:
+        return self.left.linear and self.right.linear
+
+    @property
+    def signature(self) -> Hashable:
+        return "Product", self.left.signature, self.right.signature
+
+    @lazy
+    def T(self) -> Product:
+        return Product(self.right.T, self.left.T)
+
+    def expand(self, x: Tensor) -> Tensor:
+        return self.left.expand(self.right.expand(x)).flatten(-4, -3)
+
+    def contract(self, z: Tensor) -> Tensor:
+        if self.right.shape[0] > 1:  # the left one has a single tap
+            return self.left.contract(self.right.contract(z).unsqueeze(-3))
+        return self.left.contract(self.right.contract(z.unsqueeze(-3)))
+
+
+def each(S: Basis, z: Tensor) -> Tensor:
+    """S_k z_k, tap by tap, of a form that can (`Taps`, `Identity`, and stacks of them)."""
+    result: Tensor = S.each(z)  # type: ignore[attr-defined]
+    return result

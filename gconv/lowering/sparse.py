@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from gconv.basis import Basis, Diagonal, Identity, Polynomial, Shifts, Stack, Taps
+from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, Shifts, Stack, Taps
 from gconv.lowering.base import Cost, Lowering, Problem, add_bias
-from gconv.mixing import Heads, Mixing
+from gconv.mixing import Mixing
 
 
 def _sparse_form(S: Basis, x: Tensor) -> Basis:
@@ -31,20 +31,17 @@ def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 
 
 def _leaves(S: Basis) -> list[Basis]:
-    return [leaf for part in S.parts for leaf in _leaves(part)] if isinstance(S, Stack) else [S]
+    return [leaf for part in S.parts for leaf in _leaves(part)] if isinstance(S, Stack | Product) else [S]
 
 
 def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
-    if all(isinstance(leaf, Taps | Shifts | Identity) for leaf in _leaves(S)):
-        return None
-    return f"it runs labelled sparse entries, and this structure is {type(S).__name__}"
+    if isinstance(S, Diagonal) or any(isinstance(leaf, Polynomial) for leaf in _leaves(S)):
+        return f"it runs structure by its entries, and this structure is {type(S).__name__}"
+    return None
 
 
 def _refuses_recurrence(S: Basis, mixing: Mixing) -> str | None:
-    kinds = _leaves(S)
-    if any(isinstance(leaf, Polynomial) for leaf in kinds) and not any(
-        isinstance(leaf, Diagonal | Shifts) for leaf in kinds
-    ):
+    if any(isinstance(leaf, Polynomial) for leaf in _leaves(S)):
         return None
     return f"it runs polynomials of a sparse matrix, and this structure is {type(S).__name__}"
 
@@ -52,8 +49,8 @@ def _refuses_recurrence(S: Basis, mixing: Mixing) -> str | None:
 def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
     if not S.linear:
         return "a tap reduces with max, which does not commute with mixing the channels"
-    if isinstance(mixing, Heads) and not isinstance(S, Taps):
-        return "the heads write apart, which only labelled sparse entries can do tap by tap"
+    if mixing.apart and not all(isinstance(leaf, Taps | Identity) for leaf in _leaves(S)):
+        return "the taps write apart, which only labelled sparse entries can do tap by tap"
     return None
 
 

@@ -1,79 +1,15 @@
-"""W: what happens to the channels on the way through each tap.
-
-Each mixing is a description without numbers; the weight travels beside it. Two ways to apply it, one for each
-association of the triple product S X W:
-
-    gather(E, W)    (*b, k, m, i) -> (*b, m, o)      after the structure: sum_k E_k W_k
-    spread(X, W)    (*b, n, i) -> (*b, k, n, o_k)    before the structure: X W_k
-    collect(S, Z)   (*b, k, n, o_k) -> (*b, m, o)    then the structure: sum_k S_k Z_k
-"""
+"""The elementary mixings with a weight: dense, in groups, by heads, shared, and of low rank."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Taps
-
-
-class Mixing(Protocol):
-    """The channel part of an operator with `taps` taps, from i to o channels."""
-
-    @property
-    def taps(self) -> int: ...
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Shape of the weight; None where there is nothing to learn."""
-        ...
-
-    @property
-    def fan_in(self) -> int: ...
-
-    def channels(self, i: int) -> int:
-        """Channels out for i channels in.
-
-        Raises:
-            ValueError: if this mixing expects another number of channels.
-        """
-        ...
-
-    def gather(self, E: Tensor, W: Tensor | None) -> Tensor: ...
-
-    def spread(self, X: Tensor, W: Tensor | None) -> Tensor: ...
-
-    def collect(self, S: Basis, Z: Tensor) -> Tensor: ...
-
-    def dense(self, W: Tensor | None, i: int) -> Tensor:
-        """The plain (k, i, o) weight that does the same."""
-        ...
-
-    def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
-        """The mixing and weight of the adjoint."""
-        ...
-
-    def width(self, i: int) -> int:
-        """Channels that a transform-first structure product carries, all taps together."""
-        ...
-
-    def flops(self, sites: int, i: int) -> int:
-        """Multiply-adds, times two, to mix the channels at `sites` sites, all taps together."""
-        ...
-
-
-def _expect(given: int, wanted: int) -> None:
-    if given != wanted:
-        raise ValueError(f"This operator takes {wanted} channels in, but the signal has {given}.")
-
-
-def _channels(i: int, o: int) -> None:
-    for name, value in (("in", i), ("out", o)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"The number of channels {name} must be a positive integer, but it is {value!r}.")
+from gconv.basis import Basis, Identity, Stack, each
+from gconv.mixing.base import Mixing, check_channels, expect
 
 
 @dataclass(frozen=True)
@@ -90,8 +26,10 @@ class Dense:
     o: int
     scale: float = 1.0
 
+    apart: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        _channels(self.i, self.o)
+        check_channels(self.i, self.o)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -102,7 +40,7 @@ class Dense:
         return self.taps * self.i
 
     def channels(self, i: int) -> int:
-        _expect(i, self.i)
+        expect(i, self.i)
         return self.o
 
     def _scaled(self, W: Tensor) -> Tensor:
@@ -154,8 +92,10 @@ class Grouped:
     o: int
     groups: int
 
+    apart: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        _channels(self.i, self.o)
+        check_channels(self.i, self.o)
         if self.groups < 1 or self.i % self.groups or self.o % self.groups:
             raise ValueError(
                 f"groups must divide the channels in and out, "
@@ -171,7 +111,7 @@ class Grouped:
         return self.taps * self.i // self.groups
 
     def channels(self, i: int) -> int:
-        _expect(i, self.i)
+        expect(i, self.i)
         return self.o
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
@@ -204,95 +144,75 @@ class Grouped:
 
 @dataclass(frozen=True)
 class Heads:
-    """Each tap writes its own block of the output: W (k, i, c), Y = [S_0 X W_0 | S_1 X W_1 | ...], o = k c.
+    """Each tap writes its own block of the output: Y = [S_0 X W_0 | S_1 X W_1 | ...], o = heads c.
 
-    In the formula, W_k is the (i, o) matrix that is zero outside of block k.
+    In the formula, W_k is the (i, o) matrix that is zero outside of block k. The weight is (heads, i, c); with `root`,
+    a last tap (the node itself) writes all blocks, and its matrix follows as `heads` more blocks, (2 heads, i, c).
     """
 
-    taps: int
+    heads: int
     i: int
     c: int
+    root: bool = False
+
+    apart: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _channels(self.i, self.c)
+        check_channels(self.i, self.c)
+
+    @property
+    def taps(self) -> int:
+        return self.heads + self.root
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.taps, self.i, self.c
+        return self.heads * (1 + self.root), self.i, self.c
 
     @property
     def fan_in(self) -> int:
         return self.i
 
     def channels(self, i: int) -> int:
-        _expect(i, self.i)
-        return self.taps * self.c
+        expect(i, self.i)
+        return self.heads * self.c
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        return (E @ W).movedim(-3, -2).flatten(-2)
+        y = (E[..., : self.heads, :, :] @ W[: self.heads]).movedim(-3, -2).flatten(-2)
+        return y + E[..., -1, :, :] @ W[self.heads :].movedim(0, 1).flatten(1) if self.root else y
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
         wide = X @ W.movedim(0, 1).flatten(1)
-        return wide.unflatten(-1, (self.taps, self.c)).movedim(-2, -3)
+        return wide.unflatten(-1, (len(W), self.c)).movedim(-2, -3)
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        assert isinstance(S, Taps)
-        return S.each(Z).movedim(-3, -2).flatten(-2)
+        if not self.root:
+            return _side_by_side(each(S, Z))
+        assert isinstance(S, Stack) and isinstance(S.parts[-1], Identity)
+        heads = Stack(S.parts[:-1])
+        return _side_by_side(each(heads, Z[..., : self.heads, :, :]) + Z[..., self.heads :, :, :])
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
-        blocks = torch.eye(self.taps, dtype=W.dtype, device=W.device)
-        return torch.einsum("kic,kh->kihc", W, blocks).flatten(2)
+        blocks = torch.eye(self.heads, dtype=W.dtype, device=W.device)
+        apart = torch.einsum("kic,kh->kihc", W[: self.heads], blocks).flatten(2)
+        root = W[self.heads :].movedim(0, 1).reshape(-1, self.i, self.heads * self.c)
+        return torch.cat([apart, root])
 
     def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
-        return Dense(self.taps, self.taps * self.c, self.i), self.dense(W, i).mT
+        return Dense(self.taps, self.heads * self.c, self.i), self.dense(W, i).mT
 
     def width(self, i: int) -> int:
-        return self.taps * self.c
+        return self.heads * (1 + self.root) * self.c
 
     def flops(self, sites: int, i: int) -> int:
-        return 2 * sites * self.taps * self.i * self.c
+        return 2 * sites * self.heads * (1 + self.root) * self.i * self.c
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """Channels pass as they are: W_k = I for every tap (pooling, propagation). Any number of channels."""
-
-    taps: int = 1
-
-    @property
-    def shape(self) -> None:
-        return None
-
-    @property
-    def fan_in(self) -> int:
-        return self.taps
-
-    def channels(self, i: int) -> int:
-        return i
-
-    def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
-        return E.squeeze(-3) if self.taps == 1 else E.sum(-3)
-
-    def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
-        return X.unsqueeze(-3).expand(*X.shape[:-2], self.taps, *X.shape[-2:])
-
-    def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        return S.contract(Z)
-
-    def dense(self, W: Tensor | None, i: int) -> Tensor:
-        return torch.eye(i).expand(self.taps, i, i)
-
-    def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
-        return self, None
-
-    def width(self, i: int) -> int:
-        return self.taps * i
-
-    def flops(self, sites: int, i: int) -> int:
-        return 2 * sites * self.taps * i
+def _side_by_side(Z: Tensor) -> Tensor:
+    """(*b, k, m, c) -> (*b, m, k c)."""
+    return Z.movedim(-3, -2).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -303,8 +223,10 @@ class Shared:
     i: int
     o: int
 
+    apart: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        _channels(self.i, self.o)
+        check_channels(self.i, self.o)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -315,7 +237,7 @@ class Shared:
         return self.i
 
     def channels(self, i: int) -> int:
-        _expect(i, self.i)
+        expect(i, self.i)
         return self.o
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
@@ -356,8 +278,10 @@ class Separable:
     i: int
     o: int
 
+    apart: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
-        _channels(self.i, self.o)
+        check_channels(self.i, self.o)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -368,7 +292,7 @@ class Separable:
         return self.i
 
     def channels(self, i: int) -> int:
-        _expect(i, self.i)
+        expect(i, self.i)
         return self.o
 
     def split(self, W: Tensor) -> tuple[Tensor, Tensor]:
@@ -401,29 +325,3 @@ class Separable:
 
     def flops(self, sites: int, i: int) -> int:
         return 2 * sites * self.i * (self.taps + self.o)
-
-
-def initial_weight(
-    mixing: Mixing, init: Literal["fan_in", "glorot"], dtype: torch.dtype | None, device: torch.device | str | None
-) -> Tensor | None:
-    """A weight to start from: uniform in +- 1 / sqrt(fan_in) (torch's rule) or +- sqrt(6 / (i + o)) (Glorot's).
-
-    Stored with the output channel outermost and the tap innermost, which is how torch's kernels want it: to them the
-    weight is then a view, not a copy.
-    """
-    if mixing.shape is None:
-        return None
-    order = list(range(len(mixing.shape)))
-    # (k, ..., i, o) is kept as (..., o, i, k); without a tap axis as (o, i)
-    kept = [*order[1:-2], order[-1], order[-2], 0] if len(order) > 2 else order[::-1]
-    stored = torch.empty([mixing.shape[axis] for axis in kept], dtype=dtype, device=device)
-    if init == "glorot":
-        i: int = mixing.i  # type: ignore[attr-defined]
-        bound = math.sqrt(6 / max(1, i + mixing.channels(i)))
-    else:
-        bound = 1 / math.sqrt(max(1, mixing.fan_in))
-    weight = stored.uniform_(-bound, bound).permute([kept.index(axis) for axis in order])
-    if isinstance(mixing, Separable):  # each filter sees taps numbers, not i
-        with torch.no_grad():
-            weight[: mixing.taps] *= 1 / (bound * math.sqrt(mixing.taps))
-    return weight

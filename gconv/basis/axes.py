@@ -1,0 +1,64 @@
+"""Axes: one small matrix along each axis of a grid, S = A_1 (x) A_2 (x) A_3, the product never formed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gconv.basis.base import lazy
+from gconv.basis.taps import Taps
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """One tap that acts along each axis in turn (resampling).
+
+    Args:
+        factors: for each axis a single tap (m_a, n_a); the grids are the m_a and the n_a, row-major.
+
+    >>> import torch
+    >>> from gconv.basis import Pattern
+    >>> zero = torch.zeros(2, dtype=torch.int64)
+    >>> double = Taps(Pattern((1, 2, 1), zero, torch.arange(2), zero), torch.ones(2))  # one site becomes two
+    >>> Axes((double, double)).expand(torch.tensor([[5.0]])).flatten()
+    tensor([5., 5., 5., 5.])
+    """
+
+    factors: tuple[Taps, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 1, math.prod(A.shape[1] for A in self.factors), math.prod(A.shape[2] for A in self.factors)
+
+    @property
+    def nnz(self) -> int:
+        """Along each axis its non-zeros, once a line of sites: the axes before it have their new size by then."""
+        rows, cols = [A.shape[1] for A in self.factors], [A.shape[2] for A in self.factors]
+        return sum(A.nnz * math.prod(rows[:a]) * math.prod(cols[a + 1 :]) for a, A in enumerate(self.factors))
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    @property
+    def signature(self) -> Hashable:
+        return "Axes", *(A.signature for A in self.factors)
+
+    @lazy
+    def T(self) -> Axes:
+        return Axes(tuple(A.T for A in self.factors))
+
+    def expand(self, x: Tensor) -> Tensor:
+        d, c = len(self.factors), x.shape[-1]
+        y = x.unflatten(-2, [A.shape[2] for A in self.factors])  # (*b, n_1, ..., n_d, c)
+        for a, A in enumerate(self.factors):
+            behind = d - a  # axes after this one, the channels among them
+            rest = y.shape[y.ndim - behind :]
+            y = A.expand(y.flatten(-behind)).squeeze(-3).unflatten(-1, rest)
+        return y.flatten(-d - 1, -2).unsqueeze(-3) if c else y.reshape(*x.shape[:-2], 1, self.shape[1], 0)
+
+    def contract(self, z: Tensor) -> Tensor:
+        return self.expand(z.squeeze(-3)).squeeze(-3)

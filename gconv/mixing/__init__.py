@@ -1,0 +1,34 @@
+"""W: what happens to the channels on the way through each tap.
+
+    Dense      every output channel sees every input channel
+    Grouped    channels in groups that do not meet (depthwise: as many groups as channels)
+    Heads      each tap writes its own block of the output
+    Shared     one matrix for all taps
+    Separable  a filter a channel, then one matrix
+    Fixed      channels pass as they are
+    Patches    what each tap reads, side by side; and its adjoint
+    Shuffled   channels change places
+    Parametrised   made from any of these by a rule: tied, rotated, ...
+
+Each mixing is a description without numbers; the weight travels beside it.
+"""
+
+from gconv.mixing.base import Mixing, Parametrised, plain
+from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared
+from gconv.mixing.fixed import Fixed, Patches, Shuffled
+from gconv.mixing.initial import initial_weight
+
+__all__ = [
+    "Dense",
+    "Fixed",
+    "Grouped",
+    "Heads",
+    "Mixing",
+    "Parametrised",
+    "Patches",
+    "Separable",
+    "Shared",
+    "Shuffled",
+    "initial_weight",
+    "plain",
+]

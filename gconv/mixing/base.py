@@ -1,0 +1,119 @@
+"""W: what happens to the channels on the way through each tap.
+
+Each mixing is a description without numbers; the weight travels beside it. Two ways to apply it, one for each
+association of the triple product S X W:
+
+    gather(E, W)    (*b, k, m, i) -> (*b, m, o)      after the structure: sum_k E_k W_k
+    spread(X, W)    (*b, n, i) -> (*b, k, n, o_k)    before the structure: X W_k
+    collect(S, Z)   (*b, k, n, o_k) -> (*b, m, o)    then the structure: sum_k S_k Z_k
+
+A mixing whose weight is tied, shared between taps or otherwise derived is `Parametrised`: it says which elementary
+mixing and weight do the same, and the engine sees only those.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from gconv.basis import Basis
+
+
+class Mixing(Protocol):
+    """The channel part of an operator with `taps` taps, from i to o channels."""
+
+    @property
+    def taps(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the weight; None where there is nothing to learn."""
+        ...
+
+    @property
+    def fan_in(self) -> int: ...
+
+    @property
+    def apart(self) -> bool:
+        """Whether each tap writes channels of its own, so that `collect` needs S tap by tap (`Taps.each`)."""
+        ...
+
+    def channels(self, i: int) -> int:
+        """Channels out for i channels in.
+
+        Raises:
+            ValueError: if this mixing expects another number of channels.
+        """
+        ...
+
+    def gather(self, E: Tensor, W: Tensor | None) -> Tensor: ...
+
+    def spread(self, X: Tensor, W: Tensor | None) -> Tensor: ...
+
+    def collect(self, S: Basis, Z: Tensor) -> Tensor: ...
+
+    def dense(self, W: Tensor | None, i: int) -> Tensor:
+        """The plain (k, i, o) weight that does the same."""
+        ...
+
+    def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
+        """The mixing and weight of the adjoint."""
+        ...
+
+    def width(self, i: int) -> int:
+        """Channels that a transform-first structure product carries, all taps together."""
+        ...
+
+    def flops(self, sites: int, i: int) -> int:
+        """Multiply-adds, times two, to mix the channels at `sites` sites, all taps together."""
+        ...
+
+
+class Parametrised:
+    """A mixing whose (k, i, o) weight is made from another one: tied, rotated, with an identity added.
+
+    Subclasses are frozen dataclasses with `i` and `o`, channels in and out.
+    """
+
+    @property
+    def taps(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that is learned, its last two axes channels in and out."""
+        raise NotImplementedError
+
+    @property
+    def fan_in(self) -> int:
+        raise NotImplementedError
+
+    def channels(self, i: int) -> int:
+        """Channels out for i channels in; raises ValueError if another number is expected."""
+        raise NotImplementedError
+
+    def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
+        """The elementary mixing and its weight that do the same, differentiable in W."""
+        raise NotImplementedError
+
+
+def plain(mixing: Mixing | Parametrised, W: Tensor | None) -> tuple[Mixing, Tensor | None]:
+    """The elementary mixing and weight that do the same as a mixing and its learned weight."""
+    if isinstance(mixing, Parametrised):
+        assert W is not None
+        return mixing.plain(W)
+    return mixing, W
+
+
+def expect(given: int, wanted: int) -> None:
+    """Refuse another number of channels in."""
+    if given != wanted:
+        raise ValueError(f"This operator takes {wanted} channels in, but the signal has {given}.")
+
+
+def check_channels(i: int, o: int) -> None:
+    """Refuse what is no number of channels."""
+    for name, value in (("in", i), ("out", o)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"The number of channels {name} must be a positive integer, but it is {value!r}.")

@@ -1,0 +1,21 @@
+"""An independent oracle for every operator: torch.nn, PyG, or a formula, with the layer's own weights carried over.
+
+An oracle takes a layer, its domain and x in the layer's layout, and computes what the layer should, differentiably in
+x, in the layer's parameters and in the graph's edge weights. `RANDOM` draws specs and domains for each of them.
+
+Where the libraries' conventions differ from ours, or surprise, it is written beside the oracle:
+  torch     ConvTranspose knows zero padding alone; its other modes are here the
+            vector-Jacobian products of F.pad and the convolution.
+  PyG       GMMConv(root_weight=False) fails for want of an attribute; the oracle sets it.
+            `improved=True` on an unweighted graph that has self-loops already: they keep weight 1, as here.
+            ChebConv(normalization=None) on a graph without edges: 0 / 0 = NaN; here lmax falls back to 1.
+            GMMConv documents a factor 1 / K that its code does not apply; the code is the oracle.
+            TAGConv, ChebConv and SAGEConv add no self-loops; ChebConv drops those there are.
+  networkx  a self-loop of an undirected graph counts twice in its degree; here once. No oracle rests on it.
+"""
+
+from oracles import graphs as _graphs  # noqa: F401  (each module enters its oracles)
+from oracles import grids as _grids  # noqa: F401
+from oracles.common import ORACLES, RANDOM, WITHOUT, graphs
+
+__all__ = ["ORACLES", "RANDOM", "WITHOUT", "graphs"]
