@@ -32,6 +32,7 @@ class Pattern:
     row: Tensor
     col: Tensor
     _memo: dict[str, CSR] = field(default_factory=dict)
+    _repeated: dict[int, Pattern] = field(default_factory=dict, init=False)
 
     def csr(self, layout: Layout) -> CSR:
         k, m, n = self.shape
@@ -57,6 +58,17 @@ class Pattern:
     def __len__(self) -> int:
         return len(self.row)
 
+    def repeated(self, taps: int) -> Pattern:
+        """The entries of a single tap once for every tap, tap after tap; made once for each number of taps."""
+        assert self.shape[0] == 1
+        if taps not in self._repeated:
+            with torch.inference_mode(False):  # what is kept must serve training too
+                tap = torch.arange(taps, device=self.row.device).repeat_interleave(len(self))
+                self._repeated[taps] = Pattern(
+                    (taps, *self.shape[1:]), tap, self.row.repeat(taps), self.col.repeat(taps)
+                )
+        return self._repeated[taps]
+
 
 @dataclass(frozen=True, eq=False)
 class Taps:
@@ -76,6 +88,11 @@ class Taps:
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
     _memo: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def shared(cls, pattern: Pattern, values: Tensor) -> Taps:
+        """Several taps on the entries of one: values (k, e), a row for each tap."""
+        return cls(pattern.repeated(len(values)), values.flatten())
 
     @property
     def shape(self) -> tuple[int, int, int]:

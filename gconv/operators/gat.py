@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gconv.basis import Taps
 from gconv.domains import Graph
+from gconv.laplacian import pattern
 from gconv.mixing import Dense, Heads
-from gconv.operators.learned import repeated
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -50,12 +50,12 @@ class Attention:
         return {"att_src": p, "att_dst": p}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
-        one, many = repeated(domain, self.heads, "replace" if self.add_self_loops else "keep")
+        one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         W = theta["weight"]  # (k, i, c); a . (W^T x) = x . (W a), so the logits need no transformed signal
         source = x @ torch.einsum("kic,kc->ik", W, theta["att_src"])
         target = x @ torch.einsum("kic,kc->ik", W, theta["att_dst"])
         logits = F.leaky_relu(source[one.col] + target[one.row], self.negative_slope)
-        return Taps(many, row_softmax(logits, one.row, domain.size).t().flatten())
+        return Taps.shared(one, row_softmax(logits, one.row, domain.size).t())
 
     def target(self, domain: Graph) -> Graph:
         return domain

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, Taps
 from gconv.domains import Graph
+from gconv.laplacian import pattern
 from gconv.mixing import Dense
-from gconv.operators.learned import repeated
 from gconv.operators.shapes import messy, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -42,12 +42,12 @@ class Gaussians:
             raise ValueError(
                 f"monet needs pseudo-coordinates: edge_attr with {self.dim} numbers an edge; the graph has {have}."
             )
-        one, many = repeated(domain, self.kernels, "keep")
+        one, _ = pattern(domain)
         u = domain.edge_attr.to(x.dtype)
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
         count = torch.bincount(one.row, minlength=domain.size).clamp(min=1).to(x.dtype)
         values = torch.exp(-0.5 * distance.sum(-1)) / count[one.row]
-        S = Taps(many, values.flatten())
+        S = Taps.shared(one, values)
         return Stack((S, Identity(domain.size))) if self.root else S
 
     def target(self, domain: Graph) -> Graph:
