@@ -191,6 +191,35 @@ class Graph:
         return cls(data.edge_index, data.num_nodes, ptr=tuple(ptr), **pick)
 
     @classmethod
+    def from_hyperedge_index(
+        cls, hyperedge_index: Tensor, num_nodes: int | None = None, hyperedge_weight: Tensor | None = None
+    ) -> Graph:
+        """A hypergraph from PyG's `hyperedge_index` (2, h), row 0 nodes, row 1 hyperedges.
+
+        "Node v is in hyperedge e" is an edge v -> v with label e, which carries the weight of e.
+
+        Args:
+            hyperedge_index: the incidences.
+            num_nodes: default one more than the largest.
+            hyperedge_weight: one number a hyperedge, or none.
+
+        >>> Graph.from_hyperedge_index(torch.tensor([[0, 1, 1, 2], [0, 0, 1, 1]]))
+        Graph(3 nodes, 4 edges, edge_type)
+        """
+        _check_edge_index(hyperedge_index)
+        node, edge = hyperedge_index
+        most = int(edge.max()) + 1 if edge.numel() else 0
+        if hyperedge_weight is not None and (hyperedge_weight.ndim != 1 or len(hyperedge_weight) < most):
+            raise ValueError(
+                f"hyperedge_weight must have one number for each of the {most} hyperedges, "
+                f"but its shape is {tuple(hyperedge_weight.shape)}."
+            )
+        weight = None if hyperedge_weight is None else hyperedge_weight[edge]
+        return cls(
+            torch.stack([node, node]), -1 if num_nodes is None else num_nodes, edge_weight=weight, edge_type=edge
+        )
+
+    @classmethod
     def from_networkx(cls, graph: Any, weight: str | None = "weight") -> Graph:
         """A Graph from a networkx graph: nodes in its own order, an undirected edge as two directed ones."""
         number = {node: i for i, node in enumerate(graph.nodes)}

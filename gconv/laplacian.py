@@ -3,6 +3,7 @@
     A[i, j]   sum of the weights of the edges j -> i
     D         diagonal of degrees: "in" sums the weights that arrive (rows of A), "out" those that leave (columns)
     sym       D^-1/2 A D^-1/2      row  D^-1 A (rows sum to 1)      col  A D^-1 (columns sum to 1)
+    both      D_in^-1/2 A D_out^-1/2, for directed graphs
     L         D - A,  I - sym,  I - row,  I - col
 
 Degrees contain the edge weights, and the loops that were added. The inverse of a zero degree is 0, so the row of an
@@ -20,8 +21,8 @@ from torch import Tensor
 from gconv.basis import Pattern, Taps
 from gconv.domains import Graph
 
-Loops = Literal["keep", "remove", "fill", "replace"]
-Norm = Literal["sym", "row", "col"] | None
+Loops = Literal["keep", "remove", "fill", "replace", "add"]
+Norm = Literal["sym", "row", "col", "both"] | None
 Degree = Literal["in", "out"]
 
 
@@ -31,13 +32,18 @@ def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
     Args:
         graph: any graph.
         loops: "keep" the edges as they are; "remove" self-loops; "fill": one loop a node, existing ones keep their edge
-            (of several the last); "replace": existing loops go, one new loop a node comes.
+            (of several the last); "replace": existing loops go, one new loop a node comes; "add": one new loop a node
+            comes beside those there are.
     """
 
     def make() -> tuple[Pattern, Tensor]:
         n, source, target = graph.size, graph.source, graph.target
         edge = torch.arange(graph.num_edges, device=graph.device)
-        if loops != "keep":
+        node = torch.arange(n, device=graph.device)
+        if loops == "add":
+            edge = torch.cat([edge, torch.full_like(node, -1)])
+            source, target = torch.cat([source, node]), torch.cat([target, node])
+        elif loops != "keep":
             plain = source != target
             own = torch.full((n,), -1, dtype=torch.int64, device=graph.device)
             if loops == "fill":
@@ -45,7 +51,6 @@ def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
             edge = edge[plain]
             source, target = source[edge], target[edge]
             if loops != "remove":
-                node = torch.arange(n, device=graph.device)
                 edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
         return Pattern((1, n, n), torch.zeros_like(target), target, source), edge
 
@@ -53,7 +58,7 @@ def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
 
 
 def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
-    if bool((degree < 0).any()):
+    if not torch.compiler.is_compiling() and bool((degree < 0).any()):
         node = int((degree < 0).nonzero()[0])
         raise ValueError(
             f"{what} normalisation needs degrees >= 0, but the weights at node {node} sum to {float(degree[node]):g}; "
@@ -73,7 +78,23 @@ def _normalised(entries: Pattern, w: Tensor, norm: Norm, degree: Degree) -> tupl
         w = _inverse(d, 1.0, "Row")[entries.row] * w
     elif norm == "col":
         w = _inverse(d, 1.0, "Column")[entries.col] * w
+    elif norm == "both":
+        leaving = w.new_zeros(entries.shape[2]).index_add(0, entries.col, w)
+        arriving = w.new_zeros(entries.shape[1]).index_add(0, entries.row, w)
+        w = _inverse(arriving, 0.5, "Row")[entries.row] * w * _inverse(leaving, 0.5, "Column")[entries.col]
     return w, d
+
+
+def normalised(entries: Pattern, w: Tensor, norm: Norm = "sym", degree: Degree = "in") -> Tensor:
+    """The values of a normalised A whose weights w (e,) are no property of the graph: learned ones, say."""
+    return _normalised(entries, w, norm, degree)[0]
+
+
+def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
+    """(e,) one over the number of entries in the row of each entry (of its tap): values that average."""
+    k, m, _ = entries.shape
+    row = entries.row * k + entries.tap
+    return (1 / torch.bincount(row, minlength=m * k).clamp(min=1).double())[row].to(dtype)
 
 
 def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: object) -> Taps:
@@ -106,8 +127,9 @@ def adjacency(
         dtype: of the values.
         loops: what happens to self-loops, see `pattern`.
         fill: weight of a loop that is added.
-        norm: "sym", "row", "col" or None.
-        degree: which degree normalises both ends.
+        norm: "sym", "row", "col", "both" or None.
+        degree: which degree normalises both ends; "both" takes the in-degree of the target and the out-degree of the
+            source.
         weighted: False reads every edge as 1.
 
     Raises:
@@ -127,6 +149,94 @@ def adjacency(
         return entries, _normalised(entries, w, norm, degree)[0]
 
     return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted), dtype, make)
+
+
+def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
+    """D, the diagonal of degrees, as one tap.
+
+    >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
+    >>> degrees(path, torch.float32).expand(torch.ones(3, 1)).flatten()
+    tensor([0., 1., 1.])
+    """
+
+    def make() -> tuple[Pattern, Tensor]:
+        node = torch.arange(graph.size, device=graph.device)
+        w = graph.weights(torch.float64)
+        end = graph.target if degree == "in" else graph.source
+        d = w.new_zeros(graph.size).index_add(0, end, w if weighted else torch.ones_like(w))
+        return Pattern((1, graph.size, graph.size), torch.zeros_like(node), node, node), d
+
+    return _kept(graph, ("degrees", degree, weighted), dtype, make)
+
+
+def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
+    """One adjacency for each label of `edge_type`.
+
+    Args:
+        graph: a graph whose edges are labelled.
+        dtype: of the values.
+        count: labels, 0 to count - 1.
+        average: divides each row of each adjacency by the number of its edges.
+        weighted: False reads every edge as 1.
+
+    Raises:
+        ValueError: if the graph has no labels, or one that is too large.
+
+    >>> triangle = Graph(torch.tensor([[0, 1, 2], [2, 2, 0]]), edge_type=torch.tensor([0, 0, 1]))
+    >>> relations(triangle, torch.float32, 2, average=True).expand(torch.eye(3))[0, 2]
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    label = graph.edge_type
+    if label is None:
+        raise ValueError("Relations need a label on every edge: give the graph an edge_type.")
+    if graph.num_edges and int(label.max()) >= count:
+        raise ValueError(
+            f"There are {count} relations, labels 0 to {count - 1}, but an edge has label {int(label.max())}."
+        )
+
+    def make() -> tuple[Pattern, Tensor]:
+        entries = Pattern((count, graph.size, graph.size), label, graph.target, graph.source)
+        w = graph.weights(torch.float64)
+        w = w if weighted else torch.ones_like(w)
+        return entries, w * mean(entries, w.dtype) if average else w
+
+    return _kept(graph, ("relations", count, average, weighted), dtype, make)
+
+
+def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps, Taps]:
+    """A hypergraph's B^-1 H^T, nodes to hyperedges, and D^-1 H (or D^-1 H W), hyperedges to nodes.
+
+    An edge v -> v with label e says that v is in hyperedge e, its weight is that of the hyperedge. B counts the nodes
+    of a hyperedge, D sums the weights of the hyperedges of a node. Labels count within a part of a union. (An edge
+    u -> v with u other than v: u sends into e, v receives from it.)
+
+    Args:
+        graph: a graph whose edges are labelled.
+        dtype: of the values.
+        weighted: whether the weights multiply too, D^-1 H W; D contains them anyway.
+
+    Raises:
+        ValueError: if the graph has no labels, or the weights at a node sum to less than 0.
+    """
+    label = graph.edge_type
+    if label is None:
+        raise ValueError("A hypergraph needs the number of its hyperedge on every edge: give the graph an edge_type.")
+    n, most = graph.size, int(label.max()) + 1 if graph.num_edges else 0
+    parts = len(graph.ptr) - 1
+
+    def into() -> tuple[Pattern, Tensor]:
+        row = label + most * graph.part()[graph.source]
+        entries = Pattern((1, parts * most, n), torch.zeros_like(row), row, graph.source)
+        return entries, mean(entries, torch.float64)
+
+    def back() -> tuple[Pattern, Tensor]:
+        col = label + most * graph.part()[graph.target]
+        entries = Pattern((1, n, parts * most), torch.zeros_like(col), graph.target, col)
+        w = graph.weights(torch.float64)
+        one = _inverse(w.new_zeros(n).index_add(0, graph.target, w), 1.0, "Hypergraph")[graph.target]
+        return entries, one * w if weighted else one
+
+    return _kept(graph, ("into",), dtype, into), _kept(graph, ("back", weighted), dtype, back)
 
 
 def laplacian(

@@ -28,7 +28,9 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
         return structure.basis(domain, theta, x)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Graph):
-        if domain.edge_weight is not None and domain.edge_weight.requires_grad:
+        if any(
+            given is not None and given.requires_grad for given in (domain.edge_weight, domain.edge_attr, domain.pos)
+        ):
             return structure.basis(domain, theta, x)
         return domain.memo(key, lambda: structure.basis(domain, theta, x))
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache

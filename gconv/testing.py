@@ -417,7 +417,10 @@ def _like(g: Graph, n: int, index: Tensor) -> Graph:
     """A graph with these edges that carries what g carries."""
     index, e = index.long(), torch.arange(index.shape[1])
     weight = None if g.edge_weight is None else 0.5 + 0.25 * index.sum(0).double()
-    attr = None if g.edge_attr is None else torch.sin(1.0 + e[:, None] + torch.arange(g.edge_attr.shape[1]))
+    attr = None
+    if g.edge_attr is not None:  # within the range of its own
+        low, high = g.edge_attr.amin(0), g.edge_attr.amax(0)
+        attr = low + (high - low) * (0.5 + 0.5 * torch.sin(1.0 + e[:, None] + torch.arange(len(low))))
     label = None if g.edge_type is None else e % (int(g.edge_type.max()) + 1)
     return Graph(index, n, edge_weight=weight, edge_attr=attr, edge_type=label)
 
