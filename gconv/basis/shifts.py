@@ -120,12 +120,12 @@ class Shifts:
 
     @property
     def is_padded(self) -> bool:
-        return any(sum(p) for p in self.padding)
+        return any(p != (0, 0) for p in self.padding)
 
     @lazy
     def even_padding(self) -> tuple[int, ...] | None:
         """Zero padding that is as wide before as after, along each axis; None for any other."""
-        even = self.mode == "zeros" and all(before == after for before, after in self.padding)
+        even = self.mode == "zeros" and all(before == after >= 0 for before, after in self.padding)
         return tuple(before for before, _ in self.padding) if even else None
 
     def _places(self) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from gconv.basis import Shifts
 from gconv.basis.shifts import Mode
 from gconv.domains import Grid
 from gconv.mixing import Dense, Grouped, Mixing, Separable
-from gconv.operators.shapes import grid, per_axis, read_padding
+from gconv.operators.shapes import Padding, Pairs, grid, pads_on, per_axis, read_padding, split_pads
 from gconv.spec import Parameter, Sample, Theta, register
 
 DUMOULIN = "Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016"
@@ -26,7 +26,7 @@ class Kernel:
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
+    padding: Padding
     mode: Mode = "zeros"
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
@@ -45,8 +45,15 @@ class Kernel:
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
+    def pads(self, size: tuple[int, ...]) -> Pairs:
+        """(before, after) along each axis on a grid of this size, which "same_upper" and "same_lower" depend on."""
+        if not (self.transposed and isinstance(self.padding, str)):
+            return pads_on(self.padding, size, self.kernel, self.stride, self.dilation)
+        axes = zip(self.kernel, self.stride, self.dilation, self.output_padding, strict=True)
+        return split_pads([d * (k - 1) + 1 + extra - s for k, s, d, extra in axes], self.padding)
+
     def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
-        size, padding = domain.shape, self.padding
+        size, padding = domain.shape, self.pads(domain.shape)
         if self.transposed:
             size = self.target(domain).shape
             # output_padding beyond a stride adds sites that no tap reaches
@@ -55,16 +62,13 @@ class Kernel:
         return Shifts(size, self.kernel, self.stride, self.dilation, padding, self.mode, transposed=self.transposed)
 
     def target(self, domain: Grid) -> Grid:
+        padding = self.pads(domain.shape)
         if not self.transposed:
-            return Grid(Shifts(domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.mode).out)
-        axes = zip(
-            domain.shape, self.kernel, self.stride, self.dilation, self.padding, self.output_padding, strict=True
-        )
+            return Grid(Shifts(domain.shape, self.kernel, self.stride, self.dilation, padding, self.mode).out)
+        axes = zip(domain.shape, self.kernel, self.stride, self.dilation, padding, self.output_padding, strict=True)
         size = tuple((n - 1) * s - sum(p) + d * (k - 1) + extra + 1 for n, k, s, d, p, extra in axes)
         if min(size) < 1:
-            raise ValueError(
-                f"Padding {self.padding} takes away more than this transposed convolution makes: size {size}."
-            )
+            raise ValueError(f"Padding {padding} takes away more than this transposed convolution makes: size {size}.")
         return Grid(size)
 
 
@@ -75,7 +79,7 @@ def _kernel(
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if mode not in ("zeros", "circular", "reflect", "replicate"):
         raise ValueError(f"padding_mode must be 'zeros', 'circular', 'reflect' or 'replicate', but it is {mode!r}.")
-    pads = read_padding(padding, kernel, steps, spread)
+    pads = read_padding(padding, kernel, steps, spread, 0 if extra is None else None)
     if extra is None:
         return Kernel(kernel, steps, spread, pads, mode)
     more = per_axis("output_padding", extra, ndim, 0)
@@ -136,6 +140,7 @@ def _samples2() -> list[Sample]:
         Sample(conv2d(2, 3, 4, padding="same", dilation=(1, 3)), lambda: grid(6, 9), 2),
         Sample(conv2d(2, 2, 1, stride=3), lambda: grid(5, 7), 2),
         Sample(conv2d(1, 1, 2, padding=((0, 1), (2, 0))), lambda: grid(1, 3), 1),
+        Sample(conv2d(2, 2, 2, stride=(1, 2), padding="same_lower"), lambda: grid(3, 4), 2),
     ]
 
 
@@ -162,7 +167,8 @@ def conv2d(
     in groups.
 
     Traps: padding="same" puts the odd site of an even kernel behind, as torch does. `reflect` may reach n - 1 sites and
-    `circular` n. Beyond torch: padding also takes ((before, after), (before, after)).
+    `circular` n. Beyond torch: padding also takes ((before, after), (before, after)), and ONNX's "same_upper" and
+    "same_lower", with which h' = ceil(h / s) at any stride and an odd site is put behind or before.
 
     Args: torch.nn.Conv2d's, in its order.
 
@@ -277,7 +283,8 @@ def conv_transpose2d(
     In the family: every S_k transposed; conv2d's matrix transposed, with weights of its own.
 
     Traps: not an inverse. torch only has zero padding here; the other modes are the true adjoints of those of conv2d:
-    what was read beyond a border is added back to the site it came from.
+    what was read beyond a border is added back to the site it came from. Beyond torch: padding as pairs, negative to
+    add sites that no tap reaches (ONNX's output_shape says no more), and "same_upper" / "same_lower", with h' = h s.
 
     Args: torch.nn.ConvTranspose2d's, in its order.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from gconv.basis import Basis, Pattern, Shifts, Taps
 from gconv.domains import Graph, Grid
 from gconv.mixing import Fixed
-from gconv.operators.shapes import grid, messy, per_axis
+from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
 from gconv.spec import Domain, Parameter, Sample, Theta, register
 
 SCHERER = "Scherer, Mueller and Behnke, Evaluation of Pooling Operations, ICANN 2010"
@@ -24,7 +24,7 @@ class Window:
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: Padding
     ceil_mode: bool = False
     reduce: Literal["sum", "max"] = "sum"
     count_include_pad: bool = True
@@ -33,13 +33,6 @@ class Window:
     domain: ClassVar[Literal["grid"]] = "grid"
     kind: ClassVar[Literal["fixed"]] = "fixed"
     taps: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        if any(2 * p > k for p, k in zip(self.padding, self.kernel, strict=True)):
-            raise ValueError(
-                f"Pooling pads at most half of its kernel, "
-                f"but padding {self.padding} is more than that of {self.kernel}."
-            )
 
     @property
     def ndim(self) -> int:
@@ -57,34 +50,68 @@ class Window:
         return Grid(self.shifts(domain.shape).out)
 
     def shifts(self, size: tuple[int, ...]) -> Shifts:
+        pads = pads_on(self.padding, size, self.kernel, self.stride, self.dilation)
         padding, covered = [], []
-        for n, k, s, d, p in zip(size, self.kernel, self.stride, self.dilation, self.padding, strict=True):
-            after = p
+        for n, k, s, d, (before, after) in zip(size, self.kernel, self.stride, self.dilation, pads, strict=True):
+            covered.append((before, after) if self.count_include_pad else (0, 0))
             if self.ceil_mode:
-                out = -(-(n + 2 * p - d * (k - 1) - 1) // s) + 1
-                out -= (out - 1) * s >= n + p  # a window may not start behind the grid and its left padding
-                after = max(p, (out - 1) * s + d * (k - 1) + 1 - n - p)
-            padding.append((p, after))
-            covered.append((p, p) if self.count_include_pad else (0, 0))
+                out = -(-(n + before + after - d * (k - 1) - 1) // s) + 1
+                out -= (out - 1) * s >= n + before  # a window may not start behind the grid
+                after = max(after, (out - 1) * s + d * (k - 1) + 1 - n - before)
+            padding.append((before, after))
         divisor = None if self.reduce == "max" else self.divisor_override or tuple(covered)
+        if self.reduce == "max" or not (self.count_include_pad or self.divisor_override):
+            self._refuse_empty(size, padding)
         return Shifts(
             size, self.kernel, self.stride, self.dilation, tuple(padding), "zeros", True, divisor, self.reduce
         )
+
+    def _refuse_empty(self, size: tuple[int, ...], padding: list[tuple[int, int]]) -> None:
+        """A window without any site of the grid has neither a mean nor a maximum."""
+        for axis, (n, k, s, d, (before, after)) in enumerate(
+            zip(size, self.kernel, self.stride, self.dilation, padding, strict=True)
+        ):
+            if max(before, after) < k and (d == 1 or not before + after):
+                continue
+            starts = range(-before, n + after - d * (k - 1), s)
+            if not all(any(0 <= at < n for at in range(start, start + d * k, d)) for start in starts):
+                raise ValueError(
+                    f"Along axis {axis} of {n} sites, with {before} of padding before and {after} behind, a window of "
+                    f"{k} sites {d} apart lies wholly in the padding and has nothing to pool: pad less."
+                )
 
 
 def _window(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, **rest: Any) -> Window:
     kernel = per_axis("kernel_size", kernel_size, ndim, 1)
     steps = kernel if stride is None else per_axis("stride", stride, ndim, 1)
-    return Window(kernel, steps, per_axis("dilation", dilation, ndim, 1), per_axis("padding", padding, ndim, 0), **rest)
+    spread = per_axis("dilation", dilation, ndim, 1)
+    if padding == "same":
+        raise ValueError("Pooling takes padding='same_upper' or 'same_lower' (ONNX's auto_pad), not 'same'.")
+    pads = read_padding(padding, kernel, steps, spread)
+    if not (isinstance(pads, str) or are_pairs(padding, ndim)) and any(
+        2 * p > k for (p, _), k in zip(pads, kernel, strict=True)
+    ):
+        raise ValueError(
+            f"Pooling pads at most half of its kernel, but padding {padding!r} is more than that of {kernel}; "
+            "pairs (before, after) may."
+        )
+    return Window(kernel, steps, spread, pads, **rest)
 
 
 def _mean(
-    ndim: int, kernel_size: Any, stride: Any, padding: Any, ceil_mode: bool, include: bool, divisor: int | None = None
+    ndim: int,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    include: bool,
+    divisor: int | None,
+    dilation: Any,
 ) -> Any:
     if divisor is not None and (not isinstance(divisor, int) or divisor < 1):
         raise ValueError(f"divisor_override must be a positive integer or None, but it is {divisor!r}.")
     rest = {"ceil_mode": ceil_mode, "count_include_pad": include, "divisor_override": divisor}
-    return _window(ndim, kernel_size, stride, padding, 1, **rest), Fixed(), False
+    return _window(ndim, kernel_size, stride, padding, dilation, **rest), Fixed(), False
 
 
 @register(
@@ -95,7 +122,12 @@ def _mean(
     citation=SCHERER,
 )
 def avg_pool1d(
-    kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    dilation: Any = 1,
 ) -> Any:
     """Average pooling of sequences; `avg_pool2d` says everything.
 
@@ -104,7 +136,7 @@ def avg_pool1d(
     >>> GConv(avg_pool1d(2))(torch.tensor([[[1.0, 3.0, 5.0, 7.0]]]))
     tensor([[[2., 6.]]])
     """
-    return _mean(1, kernel_size, stride, padding, ceil_mode, count_include_pad)
+    return _mean(1, kernel_size, stride, padding, ceil_mode, count_include_pad, None, dilation)
 
 
 @register(
@@ -114,6 +146,7 @@ def avg_pool1d(
         Sample(avg_pool2d(3, stride=2, padding=1, count_include_pad=False), lambda: grid(5, 6), 2, row_stochastic=True),
         Sample(avg_pool2d((3, 2), stride=2, ceil_mode=True), lambda: grid(6, 5), 2),
         Sample(avg_pool2d(2, divisor_override=3), lambda: grid(4, 5), 2),
+        Sample(avg_pool2d(2, padding=((0, 1), (2, 0)), stride=2, dilation=2), lambda: grid(4, 5), 2),
     ],
     citation=SCHERER,
 )
@@ -124,6 +157,7 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    dilation: Any = 1,
 ) -> Any:
     """Average pooling of images.
 
@@ -132,21 +166,26 @@ def avg_pool2d(
     Meaning: a fixed blur with a stride. In the family: one tap, the window matrix, and W = I.
 
     Traps: with padding, torch counts the padded sites in |window| (count_include_pad=True), but never those that only
-    ceil_mode adds. The stride defaults to the kernel.
+    ceil_mode adds; ONNX's default is not to count them. The stride defaults to the kernel (ONNX: to 1).
 
-    Args: torch.nn.AvgPool2d's, in its order.
+    Args: torch.nn.AvgPool2d's, in its order. Beyond torch, as in ONNX: `dilation`, and padding also as
+    ((before, after), ...), which may exceed half the kernel, "same_upper" or "same_lower" (h' = ceil(h / stride), an
+    odd site behind or before).
 
     Shapes: x (b, c, h, w) -> (b, c, h', w').
 
     Raises:
-        ValueError: if a number is out of range, padding exceeds half the kernel, or the kernel does not fit.
+        ValueError: if a number is out of range, padding exceeds half the kernel, a window lies wholly in the padding
+            and has no mean, or the kernel does not fit.
+
+    Outside the family: power averages (LPPool, not linear in x), and fractional max pooling, whose windows are random.
 
     >>> import torch
     >>> from gconv import GConv
     >>> GConv(avg_pool2d(2))(torch.arange(4.0).reshape(1, 1, 2, 2))
     tensor([[[[1.5000]]]])
     """
-    return _mean(2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _mean(2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
 
 
 @register(samples=lambda: [Sample(avg_pool3d(2, padding=1), lambda: grid(3, 4, 2), 2)], citation=SCHERER)
@@ -157,6 +196,7 @@ def avg_pool3d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    dilation: Any = 1,
 ) -> Any:
     """Average pooling of volumes; `avg_pool2d` says everything.
 
@@ -165,7 +205,7 @@ def avg_pool3d(
     >>> GConv(avg_pool3d(2))(torch.ones(1, 1, 4, 4, 2)).shape
     torch.Size([1, 1, 2, 2, 1])
     """
-    return _mean(3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _mean(3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
 
 
 def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Any:
@@ -191,6 +231,7 @@ def max_pool1d(
         Sample(max_pool2d(2), lambda: grid(6, 4), 3),
         Sample(max_pool2d(3, stride=2, padding=1, dilation=2), lambda: grid(7, 8), 2),
         Sample(max_pool2d(2, stride=3, ceil_mode=True), lambda: grid(6, 7), 2),
+        Sample(max_pool2d(3, stride=2, padding="same_lower"), lambda: grid(6, 5), 2),
     ],
     citation=SCHERER,
 )
@@ -204,9 +245,10 @@ def max_pool2d(
     Meaning: keeps the strongest response, wherever in the window it is. In the family: the window matrix with its tap
     reduced by max instead of the sum, W = I. Not linear: `layer.at(...)` raises NotLinear.
 
-    Traps: padding never wins (it counts as minus infinity). The stride defaults to the kernel.
+    Traps: padding never wins (it counts as minus infinity). The stride defaults to the kernel. A window wholly in the
+    padding is an error; torch gives minus infinity.
 
-    Args: torch.nn.MaxPool2d's, in its order, without return_indices.
+    Args: torch.nn.MaxPool2d's, in its order, without return_indices. Padding also as avg_pool2d's.
 
     Shapes: x (b, c, h, w) -> (b, c, h', w').
 

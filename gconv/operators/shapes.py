@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from gconv.domains import Graph, Grid, grid_graph
 
 
-def per_axis(name: str, value: Any, ndim: int, least: int) -> tuple[int, ...]:
+def per_axis(name: str, value: Any, ndim: int, least: int | None) -> tuple[int, ...]:
     """One integer for each axis, from one or several.
 
     Raises:
-        ValueError: if there are too few or too many, or one is below `least`.
+        ValueError: if there are too few or too many, or one is below `least` (None for no bound).
     """
     values = (value,) * ndim if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
-    if len(values) != ndim or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-        raise ValueError(f"{name} must be an integer >= {least}, or {ndim} of them, but it is {value!r}.")
+    whole = all(isinstance(v, int) and not isinstance(v, bool) and (least is None or v >= least) for v in values)
+    if len(values) != ndim or not whole:
+        bound = "" if least is None else f" >= {least}"
+        raise ValueError(f"{name} must be an integer{bound}, or {ndim} of them, but it is {value!r}.")
     return values
 
 
+Pairs = tuple[tuple[int, int], ...]
+Padding = Pairs | Literal["same_upper", "same_lower"]
+
+
 def read_padding(
-    value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
+    value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], least: int | None = 0
+) -> Padding:
     """(before, after) for each axis, from torch's `padding`: a number, one an axis, pairs, "valid" or "same".
+
+    "same_upper" and "same_lower" are ONNX's: out = ceil(in / stride), which depends on the grid and stays a word until
+    `pads_on` meets one. Pairs may go down to `least`, or to any number where it is None.
 
     Raises:
         ValueError: if it is none of these, or "same" is asked for with a stride.
     """
+    if value in ("same_upper", "same_lower"):
+        return value  # type: ignore[no-any-return]
     if value == "valid":
         return ((0, 0),) * len(kernel)
     if value == "same":
@@ -41,10 +52,37 @@ def read_padding(
         return tuple((t // 2, t - t // 2) for t in total)
     if isinstance(value, str):
         raise ValueError(f"padding must be numbers, 'same' or 'valid', but it is {value!r}.")
-    if isinstance(value, Sequence) and len(value) == len(kernel) and all(isinstance(v, Sequence) for v in value):
-        pairs = [per_axis("padding", pair, 2, 0) for pair in value]
+    if are_pairs(value, len(kernel)):
+        pairs = [per_axis("padding", pair, 2, least) for pair in value]
         return tuple((before, after) for before, after in pairs)
     return tuple((p, p) for p in per_axis("padding", value, len(kernel), 0))
+
+
+def are_pairs(value: Any, ndim: int) -> bool:
+    """Whether `padding` was given as a (before, after) for each axis."""
+    return isinstance(value, Sequence) and len(value) == ndim and all(isinstance(v, Sequence) for v in value)
+
+
+def pads_on(
+    padding: Padding, size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> Pairs:
+    """(before, after) for each axis on a grid of this size; "same_upper" puts an odd site behind, "same_lower" before.
+
+    >>> pads_on("same_upper", (5,), (2,), (2,), (1,))
+    ((0, 1),)
+    """
+    if not isinstance(padding, str):
+        return padding
+    total = [max(0, -n % s + d * (k - 1) + 1 - s) for n, k, s, d in zip(size, kernel, stride, dilation, strict=True)]
+    return split_pads(total, padding)
+
+
+def split_pads(total: Sequence[int], padding: Literal["same_upper", "same_lower"]) -> Pairs:
+    """Padding in halves, an odd site behind or before; what is less than nothing, behind."""
+    halves = [(t // 2, t - t // 2) if t > 0 else (0, t) for t in total]
+    return tuple(
+        (b, a) if padding == "same_upper" or t < 0 else (a, b) for t, (b, a) in zip(total, halves, strict=True)
+    )
 
 
 def grid(*shape: int) -> Grid:

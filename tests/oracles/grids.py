@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ def conv(layer: GConv, domain: Grid, x: Tensor) -> Tensor:
     a, d = given(layer), domain.ndim
     kernel = as_tuple(a["kernel_size"], d)
     i, o, padding = a.pop("in_channels"), a.pop("out_channels"), a["padding"]
+    if padding in ("same_upper", "same_lower"):
+        a["padding"] = padding = onnx_same(padding, domain.shape, kernel, a)
     if isinstance(padding, tuple) and isinstance(padding[0], tuple):  # pairs: beyond torch's layers
         flat = [p for pair in reversed(padding) for p in pair]
         mode = {"zeros": "constant"}.get(a["padding_mode"], a["padding_mode"])
@@ -59,6 +63,17 @@ def conv_transpose(layer: GConv, domain: Grid, x: Tensor) -> Tensor:
     forth = forth[(..., *(slice(n) for n in domain.shape))]  # output_padding beyond a stride: sites that no tap reaches
     (y,) = torch.autograd.grad(forth, u, x, create_graph=True)
     return y if layer.bias is None else y + layer.bias.reshape(-1, *[1] * d)
+
+
+def onnx_same(padding: str, size: tuple[int, ...], kernel: tuple[int, ...], a: dict[str, Any]) -> Any:
+    """ONNX's auto_pad: what brings the output to ceil(n / stride), an odd site behind (upper) or before (lower)."""
+    pairs = []
+    for t, n in enumerate(size):
+        s, dl = as_tuple(a["stride"], len(size))[t], as_tuple(a["dilation"], len(size))[t]
+        total = max(0, (math.ceil(n / s) - 1) * s + dl * (kernel[t] - 1) + 1 - n)
+        small, large = total // 2, total - total // 2
+        pairs.append((small, large) if padding == "same_upper" else (large, small))
+    return tuple(pairs)
 
 
 @oracle("depthwise")
@@ -90,7 +105,50 @@ def separable(layer: GConv, domain: Grid, x: Tensor) -> Tensor:
 
 @oracle("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d")
 def pool(layer: GConv, domain: Grid, x: Tensor) -> Tensor:
-    return getattr(F, layer.spec.name)(x, **given(layer))
+    a = given(layer)
+    beyond = isinstance(a["padding"], str | tuple) and not isinstance(a["padding"][0], int)
+    mean = layer.spec.name.startswith("avg")
+    if beyond or (mean and a["dilation"] not in (1, (1,) * domain.ndim)):
+        return pool_by_windows(a, domain.shape, x, mean)
+    if mean:
+        a.pop("dilation")
+    return getattr(F, layer.spec.name)(x, **a)
+
+
+def pool_by_windows(a: dict[str, Any], size: tuple[int, ...], x: Tensor, mean: bool) -> Tensor:
+    """ONNX's formula, window by window: what torch's pooling does not take."""
+    d = len(size)
+    k, s, dl = as_tuple(a["kernel_size"], d), as_tuple(a["stride"] or a["kernel_size"], d), as_tuple(a["dilation"], d)
+    places, counts = [], []  # for each axis and output site: the sites read, and how many count
+    for t, n in enumerate(size):
+        span, pads = dl[t] * (k[t] - 1) + 1, a["padding"]
+        if isinstance(pads, str):
+            total = max(0, (math.ceil(n / s[t]) - 1) * s[t] + span - n)
+            p, q = (total // 2, total - total // 2)[:: 1 if pads == "same_upper" else -1]
+        else:
+            p, q = pads[t] if isinstance(pads, tuple) and isinstance(pads[t], tuple) else (as_tuple(pads, d)[t],) * 2
+        steps = (n + p + q - span) / s[t]
+        out = math.floor(steps) + 1
+        if a["ceil_mode"]:
+            out = math.ceil(steps) + 1
+            out -= (out - 1) * s[t] >= n + p
+        windows = [[o * s[t] - p + r * dl[t] for r in range(k[t])] for o in range(out)]
+        places.append([[at for at in w if 0 <= at < n] for w in windows])
+        low, high = (-p, n + q) if a.get("count_include_pad") else (0, n)
+        counts.append([sum(low <= at < high for at in w) for w in windows])
+    parts = []
+    for o in itertools.product(*(range(len(axis)) for axis in places)):
+        window = x
+        for t, at in enumerate(o):
+            window = window.index_select(t - d, torch.tensor(places[t][at], dtype=torch.int64))
+        flat = window.flatten(-d)
+        if mean:
+            parts.append(
+                flat.sum(-1) / (a.get("divisor_override") or math.prod(counts[t][at] for t, at in enumerate(o)))
+            )
+        else:
+            parts.append(flat.amax(-1))
+    return torch.stack(parts, -1).unflatten(-1, [len(axis) for axis in places])
 
 
 @oracle("global_pool")
@@ -178,7 +236,7 @@ def _(draw: Any, name: str) -> Sample:
 def _(draw: Any, name: str) -> Sample:
     d, mean = int(name[-2]), name.startswith("avg")
     kernel, stride = axes(draw, d, 1, 3), draw(st.none() | st.tuples(*[st.integers(1, 3)] * d))
-    padding, dilation = tuple(draw(st.integers(0, k // 2)) for k in kernel), (1,) * d if mean else axes(draw, d, 1, 2)
+    padding, dilation = tuple(draw(st.integers(0, k // 2)) for k in kernel), axes(draw, d, 1, 1 + (not mean))
     rest: dict[str, Any] = {"stride": stride, "padding": padding, "ceil_mode": draw(st.booleans())}
     if mean:
         rest["count_include_pad"] = draw(st.booleans())
