@@ -3,10 +3,14 @@
 Each is a description: structure, mixing, samples, source; none has a forward pass.
 
 On grids: conv1d, conv2d, conv3d, their transposes, depthwise, pointwise, separable (convolution.py), avg_pool, max_pool
-and global_pool (pooling.py). On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
-spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet and gat.
+and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
+(patches.py). On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
+spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
+gatv2 (gat.py), agnn, supergat, transformer.
 """
 
+from gconv.operators.agnn import agnn
+from gconv.operators.bases import bernstein, chebnetii, jacobi
 from gconv.operators.convolution import (
     conv1d,
     conv2d,
@@ -18,9 +22,12 @@ from gconv.operators.convolution import (
     pointwise,
     separable,
 )
-from gconv.operators.gat import gat
+from gconv.operators.diffusion import diffusion
+from gconv.operators.gat import gat, gatv2
+from gconv.operators.mixhop import mixhop
 from gconv.operators.monet import monet
 from gconv.operators.neighbourhood import gcn, graphconv, sage
+from gconv.operators.patches import channel_shuffle, fold, pad, pixel_shuffle, pixel_unshuffle, unfold
 from gconv.operators.polynomial import appnp, cheb, sgc, tag
 from gconv.operators.pooling import (
     avg_pool1d,
@@ -31,15 +38,22 @@ from gconv.operators.pooling import (
     max_pool2d,
     max_pool3d,
 )
+from gconv.operators.propagation import gpr, heat, lightgcn, ppr, ssg
 from gconv.operators.selection import selection
 from gconv.operators.spectral import spectral
+from gconv.operators.supergat import supergat
+from gconv.operators.transformer import transformer
 
 __all__ = [
+    "agnn",
     "appnp",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "bernstein",
+    "channel_shuffle",
     "cheb",
+    "chebnetii",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -47,19 +61,35 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "depthwise",
+    "diffusion",
+    "fold",
     "gat",
+    "gatv2",
     "gcn",
     "global_pool",
+    "gpr",
     "graphconv",
+    "heat",
+    "jacobi",
+    "lightgcn",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "mixhop",
     "monet",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "pointwise",
+    "ppr",
     "sage",
     "selection",
     "separable",
     "sgc",
     "spectral",
+    "ssg",
+    "supergat",
     "tag",
+    "transformer",
+    "unfold",
 ]

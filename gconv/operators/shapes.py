@@ -40,7 +40,7 @@ def read_padding(
         ValueError: if it is none of these, or "same" is asked for with a stride.
     """
     if value in ("same_upper", "same_lower"):
-        return value  # type: ignore[no-any-return]
+        return value
     if value == "valid":
         return ((0, 0),) * len(kernel)
     if value == "same":

@@ -14,8 +14,11 @@ Where the libraries' conventions differ from ours, or surprise, it is written be
   networkx  a self-loop of an undirected graph counts twice in its degree; here once. No oracle rests on it.
 """
 
+from oracles import attention as _attention  # noqa: F401
+from oracles import filters as _filters  # noqa: F401
 from oracles import graphs as _graphs  # noqa: F401  (each module enters its oracles)
 from oracles import grids as _grids  # noqa: F401
+from oracles import rearranged as _rearranged  # noqa: F401
 from oracles.common import ORACLES, RANDOM, WITHOUT, graphs
 
 __all__ = ["ORACLES", "RANDOM", "WITHOUT", "graphs"]
