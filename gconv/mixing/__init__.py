@@ -5,6 +5,7 @@
     Heads      each tap writes its own block of the output
     Shared     one matrix for all taps
     Separable  a filter a channel, then one matrix
+    AveragedHeads  the mean over heads plus the node itself
     Fixed      channels pass as they are
     Patches    what each tap reads, side by side; and its adjoint
     Shuffled   channels change places
@@ -13,12 +14,14 @@
 Each mixing is a description without numbers; the weight travels beside it.
 """
 
+from gconv.mixing.averaged import AveragedHeads
 from gconv.mixing.base import Mixing, Parametrised, plain
 from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared
 from gconv.mixing.fixed import Fixed, Patches, Shuffled
 from gconv.mixing.initial import initial_weight
 
 __all__ = [
+    "AveragedHeads",
     "Dense",
     "Fixed",
     "Grouped",

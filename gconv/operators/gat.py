@@ -1,4 +1,4 @@
-"""Attention over the edges: structure that adapts to the signal."""
+"""Attention by a small network on both ends of an edge: GAT and GATv2."""
 
 from __future__ import annotations
 
@@ -9,23 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.basis import Taps
+from gconv.basis import Basis
 from gconv.domains import Graph
-from gconv.laplacian import pattern
-from gconv.mixing import Dense, Heads
-from gconv.operators.shapes import messy, ring
+from gconv.operators.attention import (
+    Fill,
+    arrivals,
+    attend,
+    check_features,
+    check_heads,
+    edge_features,
+    glorot,
+    head_mixing,
+)
+from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
-
-
-def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Softmax over the entries of each row, (e, h) -> (e, h); safe for large logits."""
-    index = row.unsqueeze(-1).expand_as(logits)
-    top = (
-        logits.detach().new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
-    )
-    weight = (logits - top[row]).exp()
-    total = weight.new_zeros(rows, logits.shape[1]).index_add(0, row, weight)
-    return weight / (total[row] + 1e-16)
 
 
 @dataclass(frozen=True)
@@ -37,25 +34,84 @@ class Attention:
     negative_slope: float
     add_self_loops: bool
     dropout: float = 0.0
+    edge_dim: int | None = None
+    fill: Fill = "mean"
+    root: bool = False
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
 
     @property
     def taps(self) -> int:
-        return self.heads
+        return self.heads + self.root
 
     def parameters(self) -> dict[str, Parameter]:
         p = Parameter((self.heads, self.c), "uniform", (6 / (self.heads + self.c)) ** 0.5)
-        return {"att_src": p, "att_dst": p}
+        ends = {"att_src": p, "att_dst": p}
+        if self.edge_dim is None:
+            return ends
+        return ends | {"att_edge": p, "lin_edge": glorot(self.heads, self.edge_dim, self.c)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
-        one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
-        W = theta["weight"]  # (k, i, c); a . (W^T x) = x . (W a), so the logits need no transformed signal
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        one, _ = arrivals(domain, self.add_self_loops)
+        W = theta["weight"][: self.heads]  # (k, i, c); a . (W^T x) = x . (W a): no logit needs a transformed signal
         source = x @ torch.einsum("kic,kc->ik", W, theta["att_src"])
         target = x @ torch.einsum("kic,kc->ik", W, theta["att_dst"])
-        logits = F.leaky_relu(source[one.col] + target[one.row], self.negative_slope)
-        return Taps.shared(one, row_softmax(logits, one.row, domain.size).t())
+        logits = source[one.col] + target[one.row]
+        if self.edge_dim is not None:
+            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gat")
+            logits = logits + u @ torch.einsum("kdc,kc->dk", theta["lin_edge"], theta["att_edge"])
+        return attend(one, F.leaky_relu(logits, self.negative_slope), self.root)
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@dataclass(frozen=True)
+class AttentionV2:
+    """One tap a head: the softmax over the arriving edges of a . LeakyReLU(W x_j + V x_i + shift)."""
+
+    heads: int
+    i: int
+    c: int
+    negative_slope: float
+    add_self_loops: bool
+    share_weights: bool
+    bias: bool
+    dropout: float = 0.0
+    edge_dim: int | None = None
+    fill: Fill = "mean"
+    root: bool = False
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    @property
+    def taps(self) -> int:
+        return self.heads + self.root
+
+    def parameters(self) -> dict[str, Parameter]:
+        made = {"att": Parameter((self.heads, self.c), "uniform", (6 / (self.heads + self.c)) ** 0.5)}
+        if not self.share_weights:
+            made["target_weight"] = glorot(self.heads, self.i, self.c)
+        if self.bias:
+            made["shift"] = Parameter((self.heads, self.c), "uniform", self.i**-0.5)
+        if self.edge_dim is not None:
+            made["lin_edge"] = glorot(self.heads, self.edge_dim, self.c)
+        return made
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        one, _ = arrivals(domain, self.add_self_loops)
+        W = theta["weight"][: self.heads]
+        source = torch.einsum("ni,kic->nkc", x, W)
+        target = source if self.share_weights else torch.einsum("ni,kic->nkc", x, theta["target_weight"])
+        if self.bias:
+            target = target + theta["shift"]
+        z = source[one.col] + target[one.row]
+        if self.edge_dim is not None:
+            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gatv2")
+            z = z + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
+        return attend(one, (F.leaky_relu(z, self.negative_slope) * theta["att"]).sum(-1), self.root)
 
     def target(self, domain: Graph) -> Graph:
         return domain
@@ -65,7 +121,7 @@ class Attention:
     samples=lambda: [
         Sample(gat(3, 2, heads=2), ring, 3, row_stochastic=True),
         Sample(gat(3, 2, heads=3), messy, 3, row_stochastic=True),
-        Sample(gat(2, 4, heads=2, concat=False), messy, 2, row_stochastic=True),
+        Sample(gat(2, 4, heads=2, concat=False, residual=True, edge_dim=2), messy, 2, row_stochastic=True),
         Sample(gat(2, 3, add_self_loops=False), messy, 2),
     ],
     citation="Velickovic et al., Graph Attention Networks, ICLR 2018",
@@ -79,36 +135,111 @@ def gat(
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     add_self_loops: bool = True,
+    edge_dim: int | None = None,
+    fill_value: Fill = "mean",
     bias: bool = True,
+    residual: bool = False,
 ) -> Any:
     """Graph attention: each node weighs its neighbours by what they carry.
 
-    Equation: Y = [S_1 X W_1 | ... | S_k X W_k] + b,
-    S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . W_h^T x_i).
+    Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
+    S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . W_h^T x_i + a_edge,h . V_h^T u_ij).
 
     In the family: one tap a head, adaptive and row-stochastic; each head writes its own block (concat) or their mean is
-    taken. Linear only when frozen: `layer.at(graph, x=x0)`.
+    taken. With residual, the node itself is a last tap. Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: as PyG: existing self-loops are replaced by new ones; edge weights are ignored. dropout drops attention
-    weights in training, after the softmax. A batch (b, n, c) is b graphs' worth of attention, run one after the other.
+    Traps: as PyG: existing self-loops are replaced by new ones; the features u of a new one are by default the mean of
+    those that arrive, 0 where none does. Edge weights are ignored. Without edge features an edge_dim is an error here;
+    PyG goes on without them. dropout drops attention weights in training, after the softmax. A batch (b, n, c) is b
+    graphs' worth of attention, run one after the other.
 
-    Args: PyG's GATConv's. out_channels: of each head.
+    Args: PyG's GATConv's. out_channels: of each head. fill_value: also one number a feature, as a tuple.
 
-    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False.
+    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight is
+    (heads, i, o), with residual `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
 
     Raises:
-        ValueError: if heads < 1 or dropout is outside of [0, 1).
+        ValueError: if heads < 1, dropout is outside of [0, 1), or the graph's edge features are not edge_dim.
 
     >>> import torch
     >>> from gconv import GConv
     >>> GConv(gat(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 8])
     """
-    if not isinstance(heads, int) or heads < 1:
-        raise ValueError(f"heads must be a positive integer, but it is {heads!r}.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is a probability in [0, 1), but it is {dropout!r}.")
-    structure = Attention(heads, out_channels, negative_slope, add_self_loops, dropout)
-    if concat:
-        return structure, Heads(heads, in_channels, out_channels), bias
-    return structure, Dense(heads, in_channels, out_channels, scale=1 / heads), bias
+    check_heads(heads, dropout)
+    check_features(edge_dim, fill_value)
+    structure = Attention(
+        heads, out_channels, negative_slope, add_self_loops, dropout, edge_dim, fill_value, bool(residual)
+    )
+    return structure, head_mixing(heads, in_channels, out_channels, concat, residual), bias
+
+
+@register(
+    samples=lambda: [
+        Sample(gatv2(3, 2, heads=2), messy, 3, row_stochastic=True),
+        Sample(gatv2(2, 2, heads=2, residual=True, share_weights=True), weighted, 2, row_stochastic=True),
+        Sample(gatv2(2, 3, heads=2, concat=False, edge_dim=2, fill_value="max"), messy, 2, row_stochastic=True),
+        Sample(gatv2(2, 2, add_self_loops=False, bias=False), messy, 2),
+    ],
+    citation="Brody, Alon and Yahav, How Attentive Are Graph Attention Networks?, ICLR 2022",
+    init="glorot",
+)
+def gatv2(
+    in_channels: int,
+    out_channels: int,
+    heads: int = 1,
+    concat: bool = True,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    add_self_loops: bool = True,
+    edge_dim: int | None = None,
+    fill_value: Fill = "mean",
+    bias: bool = True,
+    share_weights: bool = False,
+    residual: bool = False,
+) -> Any:
+    """Graph attention in which every node may rank its neighbours in an order of its own.
+
+    Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
+    S_h[i, j] = softmax over j of a_h . LeakyReLU(W_h^T x_j + V_h^T x_i + U_h^T u_ij + s_h).
+
+    Meaning: gat adds what the two ends say and only then bends it, so that all nodes rank their neighbours alike; here
+    the two ends meet before the nonlinearity.
+
+    In the family: as gat, with other logits; V is a parameter of the structure (`target_weight`), V = W with
+    share_weights.
+
+    Traps: as PyG's, loops and edge features as in gat. PyG's bias=True puts a bias into lin_l, lin_r and the output:
+    the logits see the sum of the first two, here `shift`; the one of lin_l also travels with the message, and where the
+    rows of S sum to one it is the same as an output bias. Here only the output has it. On rows without edges
+    (add_self_loops=False), or under dropout, PyG's differs; a signal with a constant channel carries it there too.
+
+    Args: PyG's GATv2Conv's. out_channels: of each head. fill_value: also one number a feature, as a tuple.
+
+    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight as in
+    gat; lin_l is its heads.
+
+    Raises:
+        ValueError: if heads < 1, dropout is outside of [0, 1), or the graph's edge features are not edge_dim.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(gatv2(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 8])
+    """
+    check_heads(heads, dropout)
+    check_features(edge_dim, fill_value)
+    structure = AttentionV2(
+        heads,
+        in_channels,
+        out_channels,
+        negative_slope,
+        add_self_loops,
+        share_weights,
+        bias,
+        dropout,
+        edge_dim,
+        fill_value,
+        bool(residual),
+    )
+    return structure, head_mixing(heads, in_channels, out_channels, concat, residual), bias

@@ -90,17 +90,6 @@ def monet(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     return each(module, weights, x, g.edge_index, g.edge_attr.to(x.dtype))
 
 
-@oracle("gat")
-def gat(layer: GConv, g: Graph, x: Tensor) -> Tensor:
-    weights = {
-        "lin.weight": layer.weight.transpose(1, 2).flatten(0, 1),
-        "att_src": layer.att_src.unsqueeze(0),
-        "att_dst": layer.att_dst.unsqueeze(0),
-        "bias": layer.bias,
-    }
-    return each(pyg.GATConv(**given(layer)), weights, x, g.edge_index)
-
-
 # -- formulas ------------------------------------------------------------------------------------------------------
 
 
@@ -154,9 +143,6 @@ SPECS: dict[str, Callable[[Any, int, int], Any]] = {
     ),
     "monet": lambda draw, i, o: operators.monet(i, o, 2, draw(st.integers(1, 3)), draw(st.booleans())),
     "selection": lambda draw, i, o: operators.selection(i, o, draw(st.integers(3, 5))),
-    "gat": lambda draw, i, o: operators.gat(
-        i, o, draw(st.integers(1, 3)), draw(st.booleans()), add_self_loops=draw(st.booleans())
-    ),
 }
 AGGR = st.sampled_from(["mean", "sum", "max"])
 

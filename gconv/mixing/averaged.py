@@ -1,0 +1,45 @@
+"""The mean over heads beside a node of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
+from gconv.mixing.elementary import Dense
+
+
+@dataclass(frozen=True)
+class AveragedHeads(Parametrised):
+    """The mean over the heads plus the node itself: Y = 1 / h (S_1 X W_1 + ... + S_h X W_h) + X W_(h+1).
+
+    The weight is (heads + 1, i, o); only the heads are divided by their number.
+    """
+
+    heads: int
+    i: int
+    o: int
+
+    def __post_init__(self) -> None:
+        check_channels(self.i, self.o)
+
+    @property
+    def taps(self) -> int:
+        return self.heads + 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.taps, self.i, self.o
+
+    @property
+    def fan_in(self) -> int:
+        return self.i
+
+    def channels(self, i: int) -> int:
+        expect(i, self.i)
+        return self.o
+
+    def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
+        return Dense(self.taps, self.i, self.o), torch.cat([W[: self.heads] / self.heads, W[self.heads :]])

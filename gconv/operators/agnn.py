@@ -1,0 +1,72 @@
+"""Attention by the angle between signals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.basis import Basis
+from gconv.domains import Graph
+from gconv.mixing import Fixed
+from gconv.operators.attention import arrivals, attend
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """One tap: the softmax over the arriving edges of beta cos(x_i, x_j)."""
+
+    learned: bool
+    add_self_loops: bool
+
+    taps: ClassVar[int] = 1
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"beta": Parameter((1,), "constant", 1.0)} if self.learned else {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        one, _ = arrivals(domain, self.add_self_loops)
+        u = F.normalize(x, dim=-1)
+        cosine = (u[one.row] * u[one.col]).sum(-1, keepdim=True)
+        return attend(one, theta["beta"] * cosine if self.learned else cosine)
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(agnn(), messy, 3, row_stochastic=True),
+        Sample(agnn(requires_grad=False), ring, 2, row_stochastic=True),
+        Sample(agnn(add_self_loops=False), messy, 2),
+    ],
+    citation="Thekumparampil et al., Attention-based Graph Neural Network for Semi-Supervised Learning, 2018",
+)
+def agnn(requires_grad: bool = True, add_self_loops: bool = True) -> Any:
+    """Propagation towards the neighbours that point the same way: attention with one number to learn, or none.
+
+    Equation: Y = S X, S[i, j] = softmax over j of beta cos(x_i, x_j).
+
+    Meaning: beta = 0 is the plain mean of the neighbours; a large beta listens to the most similar one alone.
+
+    In the family: one tap, adaptive and row-stochastic; W = I.
+
+    Traps: as PyG: existing self-loops are replaced by new ones, edge weights are ignored, a signal of zeros has cosine
+    0 to all. A node without edges (add_self_loops=False) gets 0.
+
+    Args: PyG's AGNNConv's. requires_grad: whether beta, which starts at 1, is learned.
+
+    Shapes: x (*b, n, c) -> (*b, n, c).
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(agnn())(torch.ones(7, 2), ring(7))[0]
+    tensor([1., 1.], grad_fn=<SelectBackward0>)
+    """
+    return Cosine(bool(requires_grad), add_self_loops), Fixed(), False

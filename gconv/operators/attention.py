@@ -1,0 +1,116 @@
+"""What the convolutions by attention share.
+
+Attention is a convolution whose structure adapts to the signal: S_h[i, j] is how much site i listens to site j, one tap
+a head. On a complete graph it is the self-attention of a transformer, on a pixel graph attention over a window.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Identity, Pattern, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import pattern
+from gconv.mixing import AveragedHeads, Dense, Heads, Mixing, Parametrised
+from gconv.spec import Parameter
+
+Fill = float | tuple[float, ...] | Literal["mean", "add", "sum", "min", "max", "mul"]
+_REDUCE = {"mean": "mean", "add": "sum", "sum": "sum", "min": "amin", "max": "amax", "mul": "prod"}
+
+
+def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
+    """Softmax over the entries of each row, (e, h) -> (e, h); safe for large logits."""
+    index = row.unsqueeze(-1).expand_as(logits)
+    top = (
+        logits.detach().new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
+    )
+    weight = (logits - top[row]).exp()
+    total = weight.new_zeros(rows, logits.shape[1]).index_add(0, row, weight)
+    return weight / (total[row] + 1e-16)
+
+
+def attend(one: Pattern, logits: Tensor, root: bool = False) -> Basis:
+    """A tap a head: the softmax of its logits (e, h) over the entries of each row; and perhaps the node itself."""
+    n = one.shape[1]
+    S = Taps.shared(one, row_softmax(logits, one.row, n).t())
+    return Stack((S, Identity(n))) if root else S
+
+
+def arrivals(graph: Graph, add_self_loops: bool) -> tuple[Pattern, Tensor]:
+    """The edges to attend over, as `laplacian.pattern` gives them; added loops replace those there are (as in PyG)."""
+    return pattern(graph, "replace" if add_self_loops else "keep")
+
+
+def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtype: torch.dtype, name: str) -> Tensor:
+    """The features (e, d) of the edges that `arrivals` gives; an added loop gets what `fill` says.
+
+    Args:
+        graph: with `edge_attr`.
+        add_self_loops: whether loops were added.
+        dim: features an edge.
+        fill: one number, or one a feature; or how the features of the edges that arrive at the node are reduced:
+            "mean", "add", "min", "max", "mul". Where none arrives they are 0, for "mul" 1.
+        dtype: of the result.
+        name: of the operator, for the message.
+
+    Raises:
+        ValueError: if the graph has no edge features or another number of them.
+    """
+    attr = graph.edge_attr
+    if attr is None or attr.shape[1] != dim:
+        have = "none" if attr is None else f"{attr.shape[1]}"
+        raise ValueError(f"{name} needs edge_attr with edge_dim={dim} numbers an edge; the graph has {have}.")
+    if not add_self_loops:
+        return attr.to(dtype)
+
+    def make() -> Tensor:
+        one, edge = arrivals(graph, True)
+        plain = edge[edge >= 0]
+        if isinstance(fill, str):
+            start = attr.new_ones(graph.size, dim) if fill == "mul" else attr.new_zeros(graph.size, dim)
+            index = graph.target[plain].unsqueeze(-1).expand(-1, dim)
+            loop = start.scatter_reduce(0, index, attr[plain], _REDUCE[fill], include_self=False)
+        else:
+            loop = attr.new_tensor(fill).expand(graph.size, dim)
+        return torch.cat([attr, loop])[torch.where(edge < 0, graph.num_edges + one.row, edge)].to(dtype)
+
+    return make() if attr.requires_grad else graph.memo(("edge features", fill, dtype), make)
+
+
+def head_mixing(heads: int, i: int, c: int, concat: bool, root: bool) -> Mixing | Parametrised:
+    """Heads side by side or averaged, perhaps with a last tap for the node itself."""
+    if concat:
+        return Heads(heads, i, c, root)
+    return AveragedHeads(heads, i, c) if root else Dense(heads, i, c, scale=1 / heads)
+
+
+def glorot(heads: int, i: int, c: int) -> Parameter:
+    """A matrix (i, c) a head, started as one of (i, heads c)."""
+    return Parameter((heads, i, c), "uniform", (6 / (i + heads * c)) ** 0.5)
+
+
+def check_heads(heads: int, dropout: float) -> None:
+    """Refuse what is no number of heads, and no share to drop."""
+    if not isinstance(heads, int) or heads < 1:
+        raise ValueError(f"heads must be a positive integer, but it is {heads!r}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is a probability in [0, 1), but it is {dropout!r}.")
+
+
+def check_features(edge_dim: int | None, fill: Fill) -> None:
+    """Refuse what is no number of edge features, and no way to fill those of added loops."""
+    if edge_dim is not None and (not isinstance(edge_dim, int) or edge_dim < 1):
+        raise ValueError(f"edge_dim must be a positive integer or None, but it is {edge_dim!r}.")
+    if isinstance(fill, str) and fill not in _REDUCE:
+        raise ValueError(f"fill_value must be a number, one a feature, or one of {', '.join(_REDUCE)}, not {fill!r}.")
+    if isinstance(fill, tuple) and len(fill) != edge_dim:
+        raise ValueError(f"fill_value must be one number or edge_dim={edge_dim} of them, but it has {len(fill)}.")
+
+
+def complete(n: int = 5) -> Graph:
+    """The complete graph, every node its own neighbour too: attention on it is self-attention."""
+    i = torch.arange(n)
+    return Graph(torch.stack([i.repeat(n), i.repeat_interleave(n)]), n)

@@ -1,0 +1,105 @@
+"""Attention that is also trained to tell edges from non-edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.basis import Basis
+from gconv.domains import Graph
+from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Likely:
+    """One tap a head: the softmax over the arriving edges of a logit made from (W x_i) . (W x_j)."""
+
+    heads: int
+    c: int
+    negative_slope: float
+    add_self_loops: bool
+    attention: Literal["MX", "SD"]
+    dropout: float = 0.0
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    @property
+    def taps(self) -> int:
+        return self.heads
+
+    def parameters(self) -> dict[str, Parameter]:
+        p = Parameter((self.heads, self.c), "uniform", (6 / (self.heads + self.c)) ** 0.5)
+        return {"att_l": p, "att_r": p} if self.attention == "MX" else {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        one, _ = arrivals(domain, self.add_self_loops)
+        z = torch.einsum("ni,kic->nkc", x, theta["weight"])
+        logits = (z[one.row] * z[one.col]).sum(-1)
+        if self.attention == "MX":
+            source, target = (z * theta["att_l"]).sum(-1), (z * theta["att_r"]).sum(-1)
+            logits = (source[one.col] + target[one.row]) * logits.sigmoid()
+        else:
+            logits = logits / self.c**0.5
+        return attend(one, F.leaky_relu(logits, self.negative_slope))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(supergat(3, 2, heads=2), messy, 3, row_stochastic=True),
+        Sample(supergat(2, 3, heads=2, concat=False, attention_type="SD"), messy, 2, row_stochastic=True),
+        Sample(supergat(2, 2, add_self_loops=False), ring, 2, row_stochastic=True),
+    ],
+    citation="Kim and Oh, How to Find Your Friendly Neighborhood: Graph Attention Design with Self-Supervision, ICLR 2021",  # noqa: E501
+    init="glorot",
+)
+def supergat(
+    in_channels: int,
+    out_channels: int,
+    heads: int = 1,
+    concat: bool = True,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    add_self_loops: bool = True,
+    bias: bool = True,
+    attention_type: Literal["MX", "SD"] = "MX",
+) -> Any:
+    """SuperGAT: graph attention that weighs an edge by how likely it is.
+
+    Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + b, S_h[i, j] = softmax over j of LeakyReLU(l_ij), with z = W_h^T x:
+    "SD"  l_ij = z_i . z_j / sqrt(o)
+    "MX"  l_ij = (a_l,h . z_j + a_r,h . z_i) sigmoid(z_i . z_j)
+
+    In the family: as gat, with other logits.
+
+    Traps: this is the map alone. In training PyG also samples edges and non-edges for a self-supervised loss that asks
+    z_i . z_j to tell them apart; it adds nothing to the output, and neg_sample_ratio, edge_sample_ratio and
+    is_undirected, which steer it, are no part of the operator. Otherwise as PyG: existing self-loops are replaced by
+    new ones, edge weights are ignored, dropout comes after the softmax.
+
+    Args: PyG's SuperGATConv's, without those of the loss. out_channels: of each head.
+
+    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False.
+
+    Raises:
+        ValueError: if heads < 1, dropout is outside of [0, 1), or attention_type is neither "MX" nor "SD".
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(supergat(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 8])
+    """
+    check_heads(heads, dropout)
+    if attention_type not in ("MX", "SD"):
+        raise ValueError(f"attention_type must be 'MX' or 'SD', but it is {attention_type!r}.")
+    structure = Likely(heads, out_channels, negative_slope, add_self_loops, attention_type, dropout)
+    return structure, head_mixing(heads, in_channels, out_channels, concat, False), bias

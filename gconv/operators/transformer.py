@@ -1,0 +1,118 @@
+"""Attention by dot products of queries and keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis
+from gconv.domains import Graph
+from gconv.operators.attention import arrivals, attend, check_heads, complete, head_mixing
+from gconv.operators.shapes import messy, pixels
+from gconv.spec import OutsideFamily, Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """One tap a head: the softmax over the arriving edges of (Q x_i + q) . K x_j / sqrt(c)."""
+
+    heads: int
+    i: int
+    c: int
+    bias: bool
+    dropout: float = 0.0
+    root: bool = True
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    @property
+    def taps(self) -> int:
+        return self.heads + self.root
+
+    def parameters(self) -> dict[str, Parameter]:
+        bound = self.i**-0.5
+        p = Parameter((self.heads, self.i, self.c), "uniform", bound)
+        shift = {"query_bias": Parameter((self.heads, self.c), "uniform", bound)} if self.bias else {}
+        return {"query": p, "key": p, **shift}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        one, _ = arrivals(domain, False)
+        query = torch.einsum("ni,kic->nkc", x, theta["query"])
+        key = torch.einsum("ni,kic->nkc", x, theta["key"])
+        if self.bias:
+            query = query + theta["query_bias"]
+        return attend(one, (query[one.row] * key[one.col]).sum(-1) / self.c**0.5, self.root)
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(transformer(3, 2, heads=2), messy, 3),
+        Sample(transformer(2, 3, heads=2, concat=False), messy, 2),
+        Sample(transformer(3, 2, heads=2, root_weight=False), complete, 3, row_stochastic=True),  # self-attention
+        Sample(transformer(2, 2, bias=False, root_weight=False), pixels, 2, row_stochastic=True),
+    ],
+    citation="Shi et al., Masked Label Prediction: Unified Message Passing Model for Semi-Supervised Classification, IJCAI 2021",  # noqa: E501
+)
+def transformer(
+    in_channels: int,
+    out_channels: int,
+    heads: int = 1,
+    concat: bool = True,
+    beta: bool = False,
+    dropout: float = 0.0,
+    edge_dim: int | None = None,
+    bias: bool = True,
+    root_weight: bool = True,
+) -> Any:
+    """Dot-product attention over the edges of a graph, and the node itself.
+
+    Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with root_weight),
+    S_h[i, j] = softmax over j of (Q_h^T x_i + q_h) . K_h^T x_j / sqrt(o).
+
+    Meaning: attention is a convolution with adaptive structure. On the complete graph, every node its own neighbour,
+    this is the self-attention of a transformer without its output projection; on a pixel graph, attention over windows.
+
+    In the family: one tap a head, adaptive, rows that have edges sum to one; queries and keys are parameters of the
+    structure, values are the mixing. With root_weight, the node itself is a last tap.
+
+    Traps: no self-loops are added and double edges count twice, as in PyG; a node without edges gets W_0^T x_i + b.
+    PyG's four biases become two: a key bias adds the same to all logits of a row and changes nothing, and a value bias,
+    where rows sum to one, is an output bias (averaged with concat=False). On nodes without edges, or under dropout, it
+    is not; a signal with a constant channel carries it there too. PyG has no output bias without root_weight; here
+    `bias` always is one. Edge features are outside the family: PyG adds them to the values too, a term that does not
+    come from x. So is beta=True, a gate computed from the result.
+
+    Args: PyG's TransformerConv's. out_channels: of each head; beta, edge_dim: only False and None.
+
+    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False. The weight is (heads, i, o), with
+    root_weight `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
+
+    Raises:
+        ValueError: if heads < 1 or dropout is outside of [0, 1).
+        OutsideFamily: with beta or edge_dim.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(transformer(3, 2, heads=4))(torch.zeros(5, 3), complete(5)).shape
+    torch.Size([5, 8])
+    """
+    check_heads(heads, dropout)
+    if beta:
+        raise OutsideFamily(
+            "transformer with beta=True gates its result by a sigmoid of that result, which no structure made from the "
+            "edges can say; use beta=False."
+        )
+    if edge_dim is not None:
+        raise OutsideFamily(
+            "transformer with edge_dim adds edge features to the values, a term of the output that is not linear in x; "
+            "use gat or gatv2, where edge features only weigh the edges."
+        )
+    structure = DotProduct(heads, in_channels, out_channels, bias, dropout, bool(root_weight))
+    return structure, head_mixing(heads, in_channels, out_channels, concat, bool(root_weight)), bias
