@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.basis import Basis, Taps
+from gconv.basis import Basis, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
@@ -51,6 +52,13 @@ def leads_to(structure: Structure, domain: Domain) -> Domain:
             _GRID_TARGETS.clear()
         _GRID_TARGETS[structure, domain] = structure.target(domain)
     return _GRID_TARGETS[structure, domain]
+
+
+def dropped(S: Basis, share: float) -> Basis:
+    """S without a share of its sparse entries, the others scaled up; a tap in closed form (the node itself) stays."""
+    if isinstance(S, Stack):
+        return Stack(tuple(dropped(part, share) for part in S.parts))
+    return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps) else S
 
 
 class GConv(nn.Module):
@@ -185,7 +193,7 @@ class GConv(nn.Module):
         S = self._basis(place, signal)
         if not S.linear:
             raise NotLinear(f"{self.spec} takes a maximum over its window, so it has no matrix, adjoint or spectrum.")
-        return LinearMap(S, *plain(mixing, self.weight), i, signal.dtype, signal.device)
+        return LinearMap(S, *plain(mixing, self.weight), i, signal.dtype, signal.device, self.spec.name)
 
     def _basis(self, domain: Domain, signal: Tensor) -> Basis:
         structure = self.spec.structure
@@ -194,10 +202,7 @@ class GConv(nn.Module):
             theta["weight"] = self.weight
         S = bind(structure, domain, theta, signal)
         drop = getattr(structure, "dropout", 0.0)
-        if drop and self.training:
-            assert isinstance(S, Taps)
-            S = Taps(S.pattern, F.dropout(S.values, drop))
-        return S
+        return dropped(S, drop) if drop and self.training else S
 
     def _enter(self, x: Tensor, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Domain]:
         """x as (*b, n, c) and its domain; on grids by views alone."""

@@ -21,6 +21,7 @@ backward pass of the library.
 from gconv.basis.axes import Axes
 from gconv.basis.base import Basis, Identity, Product, Stack, each
 from gconv.basis.diagonal import Diagonal
+from gconv.basis.entries import entries, single
 from gconv.basis.polynomial import Polynomial, Recurrence
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Pattern, Taps
@@ -38,4 +39,6 @@ __all__ = [
     "Stack",
     "Taps",
     "each",
+    "entries",
+    "single",
 ]

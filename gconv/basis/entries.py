@@ -1,0 +1,146 @@
+"""Any form of S written out: as labelled sparse entries, or one tap of it alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gconv.basis.axes import Axes
+from gconv.basis.base import Basis, Identity, Product, Stack
+from gconv.basis.diagonal import Diagonal
+from gconv.basis.polynomial import Polynomial
+from gconv.basis.shifts import Shifts
+from gconv.basis.taps import Pattern, Taps
+
+
+def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
+    """S as `Taps`, differentiable in its numbers; products and polynomials are multiplied out, entry by entry.
+
+    No dense array is made, unless S is dense itself (`Diagonal`).
+
+    >>> from gconv.basis import Recurrence
+    >>> swap = Taps(Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 1], [1, 0]])), torch.tensor([2.0, 3.0]))
+    >>> entries(Polynomial(swap, Recurrence.monomial(3)), torch.float32, torch.device("cpu")).values
+    tensor([1., 1., 2., 3., 6., 6.])
+    """
+    if isinstance(S, Taps):
+        return S
+    if isinstance(S, Shifts):
+        return S.taps(dtype, device)
+    if isinstance(S, Identity):
+        at = torch.arange(S.n, device=device)
+        return Taps(Pattern(S.shape, torch.zeros_like(at), at, at), torch.ones(S.n, dtype=dtype, device=device))
+    if isinstance(S, Stack):
+        return _stacked([entries(part, dtype, device) for part in S.parts])
+    if isinstance(S, Product):
+        return _multiplied(entries(S.left, dtype, device), entries(S.right, dtype, device))
+    if isinstance(S, Axes):
+        total = entries(S.factors[0], dtype, device)
+        for factor in S.factors[1:]:
+            total = _kronecker(total, factor)
+        return total
+    if isinstance(S, Polynomial):
+        return _polynomial(S, dtype, device)
+    dense = S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))
+    tap, row, col = dense.nonzero(as_tuple=True)
+    return Taps(Pattern(S.shape, tap, row, col), dense[tap, row, col])
+
+
+def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
+    """Tap k of S alone, in a closed form where there is one."""
+    if S.shape[0] == 1:
+        return S
+    if isinstance(S, Polynomial):
+        if S.combine is None:
+            return replace(S, combine=(tuple(float(j == k) for j in range(S.recurrence.terms)),))
+        return replace(S, combine=S.combine[k : k + 1])
+    if isinstance(S, Diagonal):
+        return replace(S, g=S.g[k : k + 1])
+    if isinstance(S, Product):
+        right = S.right.shape[0]
+        return Product(single(S.left, k // right, dtype, device), single(S.right, k % right, dtype, device))
+    if isinstance(S, Stack):
+        for part in S.parts:
+            if k < part.shape[0]:
+                return single(part, k, dtype, device)
+            k -= part.shape[0]
+    taps = entries(S, dtype, device)
+    at = (taps.pattern.tap == k).nonzero()[:, 0]
+    pattern = Pattern((1, *S.shape[1:]), torch.zeros_like(at), taps.pattern.row[at], taps.pattern.col[at])
+    return Taps(pattern, taps.values[at])
+
+
+def pairs(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """For every e, the numbers starts[e], ..., starts[e] + counts[e] - 1: which e, and the number.
+
+    >>> pairs(torch.tensor([2, 0, 1]), torch.tensor([5, 7, 9]))
+    (tensor([0, 0, 2]), tensor([5, 6, 9]))
+    """
+    which = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    first = counts.cumsum(0) - counts
+    return which, starts[which] + torch.arange(len(which), device=counts.device) - first[which]
+
+
+def _stacked(parts: list[Taps]) -> Taps:
+    offset, taps = 0, []
+    for part in parts:
+        taps.append(part.pattern.tap + offset)
+        offset += part.shape[0]
+    row, col = (torch.cat([getattr(part.pattern, name) for part in parts]) for name in ("row", "col"))
+    values = torch.cat([part.values for part in parts])
+    return Taps(Pattern((offset, *parts[0].shape[1:]), torch.cat(taps), row, col), values)
+
+
+def _multiplied(A: Taps, B: Taps) -> Taps:
+    """S_(k, l) = A_k B_l: an entry for each pair that meets, those of one place added."""
+    a, b = A.pattern, B.pattern
+    order = torch.argsort(b.row, stable=True)
+    counts = torch.bincount(b.row, minlength=B.shape[1])
+    starts = counts.cumsum(0) - counts
+    left, at = pairs(counts[a.col], starts[a.col])
+    right = order[at]
+    tap = a.tap[left] * B.shape[0] + b.tap[right]
+    shape = (A.shape[0] * B.shape[0], A.shape[1], B.shape[2])
+    return _added(shape, tap, a.row[left], b.col[right], A.values[left] * B.values[right])
+
+
+def _added(shape: tuple[int, int, int], tap: Tensor, row: Tensor, col: Tensor, values: Tensor) -> Taps:
+    """Entries of one place as one."""
+    place = (tap * shape[1] + row) * shape[2] + col
+    kept, at = torch.unique(place, return_inverse=True)
+    total = values.new_zeros(len(kept)).index_add(0, at, values)
+    rest, col = kept // max(shape[2], 1), kept % max(shape[2], 1)
+    return Taps(Pattern(shape, rest // max(shape[1], 1), rest % max(shape[1], 1), col), total)
+
+
+def _kronecker(A: Taps, B: Taps) -> Taps:
+    """A (x) B of single taps, the first axis outermost."""
+    a, b = A.pattern, B.pattern
+    left = torch.arange(len(a), device=a.row.device).repeat_interleave(len(b))
+    right = torch.arange(len(b), device=a.row.device).repeat(len(a))
+    row = a.row[left] * B.shape[1] + b.row[right]
+    col = a.col[left] * B.shape[2] + b.col[right]
+    shape = (1, A.shape[1] * B.shape[1], A.shape[2] * B.shape[2])
+    return Taps(Pattern(shape, torch.zeros_like(row), row, col), A.values[left] * B.values[right])
+
+
+def _polynomial(S: Polynomial, dtype: torch.dtype, device: torch.device) -> Taps:
+    n = S.shape[2]
+    terms = [entries(Identity(n), dtype, device)]
+    for k, (alpha, beta, gamma) in enumerate(S.recurrence.rows):
+        parts: list[tuple[float | Tensor, Taps]] = [(alpha, _multiplied(S.L, terms[k])), (beta, terms[k])]
+        if k:
+            parts.append((-gamma, terms[k - 1]))
+        terms.append(_combined([(c, part) for c, part in parts if c] or parts[:1]))
+    if S.combine is None:
+        return _stacked(terms)
+    rows = torch.as_tensor(S.combine, dtype=dtype, device=device)
+    return _stacked([_combined(list(zip(row, terms, strict=True))) for row in rows])
+
+
+def _combined(parts: list[tuple[float | Tensor, Taps]]) -> Taps:
+    """A weighted sum of single taps."""
+    tap, row, col = (torch.cat([getattr(S.pattern, name) for _, S in parts]) for name in ("tap", "row", "col"))
+    return _added(parts[0][1].shape, tap, row, col, torch.cat([c * S.values for c, S in parts]))
