@@ -347,7 +347,7 @@ def law_row_stochastic(case: Case, A: LinearMap) -> bool:
     """Where the sample declares it: no entry of S is negative and every row sums to 1."""
     if not case.sample.row_stochastic:
         return False
-    S = dense.stack(A.S, case.dtype, A.device)
+    S = dense.stack(A.S, case.dtype, A.device).detach()
     if float(S.min()) < -case.tol:
         case.fail(f"an entry of S is {float(S.min()):.3g}, but it is declared row-stochastic.")
     case.close("the row sums of S", S.sum(-1), torch.ones_like(S[..., 0]))

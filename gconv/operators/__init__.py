@@ -7,10 +7,13 @@ and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad 
 (patches.py). On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
 spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
 gatv2 (gat.py), agnn, supergat, transformer.
+Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2.
+Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), mixhop, diffusion.
 """
 
 from gconv.operators.agnn import agnn
 from gconv.operators.bases import bernstein, chebnetii, jacobi
+from gconv.operators.cluster_gcn import cluster_gcn
 from gconv.operators.convolution import (
     conv1d,
     conv2d,
@@ -23,7 +26,13 @@ from gconv.operators.convolution import (
     separable,
 )
 from gconv.operators.diffusion import diffusion
+from gconv.operators.directed import directed
 from gconv.operators.gat import gat, gatv2
+from gconv.operators.gcn2 import gcn2
+from gconv.operators.gin import gin
+from gconv.operators.hypergraph import hypergraph
+from gconv.operators.le import le
+from gconv.operators.mf import mf
 from gconv.operators.mixhop import mixhop
 from gconv.operators.monet import monet
 from gconv.operators.neighbourhood import gcn, graphconv, sage
@@ -39,7 +48,10 @@ from gconv.operators.pooling import (
     max_pool3d,
 )
 from gconv.operators.propagation import gpr, heat, lightgcn, ppr, ssg
+from gconv.operators.relational import relational
 from gconv.operators.selection import selection
+from gconv.operators.signed import signed
+from gconv.operators.simple import simple
 from gconv.operators.spectral import spectral
 from gconv.operators.supergat import supergat
 from gconv.operators.transformer import transformer
@@ -54,6 +66,7 @@ __all__ = [
     "channel_shuffle",
     "cheb",
     "chebnetii",
+    "cluster_gcn",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -62,19 +75,25 @@ __all__ = [
     "conv_transpose3d",
     "depthwise",
     "diffusion",
+    "directed",
     "fold",
     "gat",
     "gatv2",
     "gcn",
+    "gcn2",
+    "gin",
     "global_pool",
     "gpr",
     "graphconv",
     "heat",
+    "hypergraph",
     "jacobi",
+    "le",
     "lightgcn",
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
+    "mf",
     "mixhop",
     "monet",
     "pad",
@@ -82,10 +101,13 @@ __all__ = [
     "pixel_unshuffle",
     "pointwise",
     "ppr",
+    "relational",
     "sage",
     "selection",
     "separable",
     "sgc",
+    "signed",
+    "simple",
     "spectral",
     "ssg",
     "supergat",

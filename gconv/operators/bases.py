@@ -1,0 +1,237 @@
+"""Learned filters in a basis of polynomials: Bernstein, Chebyshev interpolation, Jacobi."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Polynomial, Recurrence
+from gconv.domains import Graph
+from gconv.mixing import Dense, Fixed, Grouped
+from gconv.operators.polynomial import Powers
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One learned polynomial sum_k c_k p_k(L) with c = theta M, or relu(theta) M; M = I if there is no `change`.
+
+    Args:
+        powers: the matrix and the family p_k.
+        start: theta at the start.
+        change: M, a row for each parameter and a column for each polynomial.
+        positive: whether a negative theta counts as 0.
+    """
+
+    powers: Powers
+    start: Numbers
+    change: tuple[Numbers, ...] | None = None
+    positive: bool = False
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+    taps: ClassVar[int] = 1
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"theta": Parameter((len(self.start),), "constant", self.start)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
+        c = theta["theta"].to(x.dtype)
+        c = c.relu() if self.positive else c
+        if self.change is not None:
+            c = c @ torch.tensor(self.change, dtype=x.dtype, device=x.device)
+        return Polynomial(self.powers.L(domain, x), self.powers.recurrence, c.unsqueeze(0))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+def steps(k: int, least: int = 0) -> int:
+    """k, the number of steps, if it is one.
+
+    Raises:
+        ValueError: if it is no integer or below `least`.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < least:
+        raise ValueError(f"k counts steps and must be an integer >= {least}, but it is {k!r}.")
+    return k
+
+
+def nodes(k: int) -> Tensor:
+    """The k + 1 Chebyshev nodes, ascending: the zeros of T_(k+1), in float64.
+
+    >>> nodes(1)
+    tensor([-0.7071,  0.7071], dtype=torch.float64)
+    """
+    return -torch.cos((torch.arange(k + 1, dtype=torch.float64) + 0.5) * (math.pi / (k + 1)))
+
+
+def interpolation(k: int) -> Tensor:
+    """(k + 1, k + 1): values at the Chebyshev nodes @ this = coefficients c of the polynomial sum_t c_t T_t.
+
+    Equation: c_t = (2 - [t = 0]) / (k + 1) sum_j f(x_j) T_t(x_j), exact where f is a polynomial of degree <= k.
+
+    >>> x = nodes(2)
+    >>> ((2 * x**2 - 1) @ interpolation(2)).round(decimals=6).abs()  # T_2 itself
+    tensor([0., 0., 1.], dtype=torch.float64)
+    """
+    place = torch.arange(k, -1, -1, dtype=torch.float64) + 0.5
+    T = torch.cos(place.unsqueeze(1) * torch.arange(k + 1, dtype=torch.float64) * (math.pi / (k + 1)))
+    T[:, 0] = 0.5
+    return T * (2 / (k + 1))
+
+
+def _rows(matrix: Tensor) -> tuple[Numbers, ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
+def _frequencies(k: int) -> Powers:
+    """Chebyshev polynomials of L - I, whose spectrum [-1, 1] is that of the symmetric L, moved by one."""
+    return Powers(Recurrence.chebyshev(k + 1), "laplacian", "sym", 2.0)
+
+
+@register(
+    samples=lambda: [
+        Sample(bernstein(4), weighted, 2),
+        Sample(bernstein(3), messy, 3),
+        Sample(bernstein(0), ring, 2),
+    ],
+    citation="He, Wei, Huang and Xu, BernNet: Learning Arbitrary Graph Spectral Filters via Bernstein Approximation, "
+    "NeurIPS 2021",
+)
+def bernstein(k: int = 10) -> Any:
+    """BernNet's propagation: a filter given by its values along the spectrum, never negative.
+
+    Equation: Y = sum_{t=0..k} relu(theta_t) C(k, t) / 2^k (2 I - L)^(k-t) L^t X, L = I - D^-1/2 A D^-1/2.
+
+    Meaning: theta_t is (about) the filter's response at frequency 2 t / k; all ones pass every signal unchanged, which
+    is the start. A response that is never negative is what the paper's optimisation problem asks for.
+
+    In the family: one tap, a learned polynomial of the Laplacian; W = I. The Bernstein basis is turned into Chebyshev's
+    by a fixed matrix in float64, so one recurrence of k products does what the defining formula does in k (k + 3) / 2.
+
+    Traps: self-loops are dropped, and out-degrees normalise (PyG's Laplacian, which the paper's code calls).
+
+    Args: k: degree; k + 1 parameters.
+
+    Shapes: x (*b, n, c) -> (*b, n, c); theta (k + 1,).
+
+    Raises:
+        ValueError: if k < 0.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(bernstein(4))(torch.ones(7, 1), ring(7)).detach().flatten()[:3]
+    tensor([1., 1., 1.])
+    """
+    share, x = torch.arange(steps(k) + 1), (1 + nodes(k)) / 2
+    ways = torch.tensor([float(math.comb(k, t)) for t in range(k + 1)], dtype=torch.float64)
+    values = ways.unsqueeze(1) * x ** share.unsqueeze(1) * (1 - x) ** (k - share).unsqueeze(1)  # (parameter, node)
+    return Filter(_frequencies(k), (1.0,) * (k + 1), _rows(values @ interpolation(k)), positive=True), Fixed(), False
+
+
+@register(
+    samples=lambda: [
+        Sample(chebnetii(4), weighted, 2),
+        Sample(chebnetii(3), messy, 3),
+        Sample(chebnetii(0), ring, 2),
+    ],
+    citation="He, Wei and Wen, Convolutional Neural Networks on Graphs with Chebyshev Approximation, Revisited, "
+    "NeurIPS 2022",
+)
+def chebnetii(k: int = 10) -> Any:
+    """ChebNetII's propagation: the filter that takes learned values at the Chebyshev nodes.
+
+    Equation: Y = sum_{t=0..k} c_t T_t(L - I) X, c_t = (2 - [t = 0]) / (k + 1) sum_j relu(theta_j) T_t(x_j),
+    x_j the k + 1 zeros of T_(k+1), ascending.
+
+    Meaning: theta_j is the response at frequency 1 + x_j, exactly; the polynomial between is the interpolant, whose
+    coefficients fall off as they should, where free Chebyshev coefficients need not. Starts at ones: all pass.
+
+    In the family: one tap, a learned polynomial of the Laplacian; W = I. Ranges over the same filters as bernstein.
+
+    Traps: self-loops are dropped, out-degrees normalise, lambda_max is taken as 2 (all as in the paper's code).
+
+    Args: k: degree; k + 1 parameters.
+
+    Shapes: x (*b, n, c) -> (*b, n, c); theta (k + 1,).
+
+    Raises:
+        ValueError: if k < 0.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(chebnetii(4))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 3])
+    """
+    change = _rows(interpolation(steps(k)))
+    return Filter(_frequencies(k), (1.0,) * (k + 1), change, positive=True), Fixed(), False
+
+
+def _jacobi(k: int, a: float, b: float) -> Recurrence:
+    rows = [((a + b + 2) / 2, (a - b) / 2, 0.0)]
+    for t in range(2, k + 1):
+        s = 2 * t + a + b
+        below = 2 * t * (t + a + b) * (s - 2)
+        rows.append(
+            (
+                (s - 1) * s / (2 * t * (t + a + b)),
+                (s - 1) * (a * a - b * b) / below,
+                2 * (t + a - 1) * (t + b - 1) * s / below,
+            )
+        )
+    return Recurrence("jacobi", tuple(rows[:k]))
+
+
+@register(
+    samples=lambda: [
+        Sample(jacobi(3, k=3), weighted, 3),
+        Sample(jacobi(2, 4, k=4, a=0.5, b=-0.5, bias=True), messy, 2),
+        Sample(jacobi(2, k=1, a=-0.5, b=-0.5), messy, 2),
+        Sample(jacobi(1, k=0), ring, 1),
+    ],
+    citation="Wang and Zhang, How Powerful are Spectral Graph Neural Networks, ICML 2022",
+)
+def jacobi(
+    in_channels: int, out_channels: int | None = None, k: int = 10, a: float = 1.0, b: float = 1.0, bias: bool = False
+) -> Any:
+    """JacobiConv's filter: Jacobi polynomials of the adjacency, one coefficient a channel.
+
+    Equation: Y = sum_{t=0..k} P_t^(a,b)(S) X W_t, S = D^-1/2 A D^-1/2, W_t diagonal, P_0 = 1,
+    P_1 = (a - b) / 2 + (a + b + 2) / 2 z, P_t = (alpha_t z + beta_t) P_{t-1} - gamma_t P_{t-2}.
+
+    Meaning: the P_t are orthogonal under the weight (1 - z)^a (1 + z)^b; where it matches the density of the signal
+    over the spectrum, the coefficients are learned fast. a = b = -1/2 is Chebyshev's basis up to scale, 0 Legendre's.
+
+    In the family: k + 1 taps, polynomials of one sparse matrix; W depthwise, a filter a channel, or dense.
+
+    Traps: degrees contain the weights (the paper's code counts edges) and come from edges that arrive, as gcn's; no
+    loops are added. The paper's products of tanh in the coefficients are left to the optimiser.
+
+    Args: out_channels: None for the paper's diagonal W, a number for a dense one. k: degree. a, b: both > -1.
+
+    Shapes: x (*b, n, i) -> (*b, n, i), or (*b, n, o) with out_channels.
+
+    Raises:
+        ValueError: if k < 0, or a or b is not above -1.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(jacobi(3, k=4))(torch.zeros(7, 3), ring(7)).shape, GConv(jacobi(3, 5))(torch.zeros(7, 3), ring(7)).shape
+    (torch.Size([7, 3]), torch.Size([7, 5]))
+    """
+    if not (a > -1 and b > -1):
+        raise ValueError(f"Jacobi polynomials are orthogonal for a > -1 and b > -1, but a = {a!r} and b = {b!r}.")
+    taps = steps(k) + 1
+    if out_channels is None:
+        mixing: Dense | Grouped = Grouped(taps, in_channels, in_channels, in_channels)
+    else:
+        mixing = Dense(taps, in_channels, out_channels)
+    return Powers(_jacobi(k, float(a), float(b)), "adjacency"), mixing, bias

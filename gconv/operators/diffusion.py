@@ -1,0 +1,83 @@
+"""Random walks along the edges and against them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Basis, Polynomial, Recurrence, Stack
+from gconv.domains import Graph
+from gconv.laplacian import adjacency
+from gconv.mixing import Dense
+from gconv.operators.bases import steps
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Powers 0 to k of the walk along the edges, then 1 to k of the walk against them."""
+
+    k: int
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def taps(self) -> int:
+        return 2 * self.k + 1
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        along = adjacency(domain, x.dtype, norm="col", degree="out").T
+        against = adjacency(domain, x.dtype, norm="row")
+        powers = Recurrence.monomial(self.k + 1)
+        rest = tuple(tuple(float(t == p) for t in range(self.k + 1)) for p in range(1, self.k + 1))
+        return Stack((Polynomial(along, powers), Polynomial(against, powers, rest)))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(diffusion(3, 2, k=2), messy, 3),
+        Sample(diffusion(2, 3, k=3), weighted, 2),
+        Sample(diffusion(2, 2, k=1, bias=False), ring, 2, row_stochastic=True),
+    ],
+    citation="Li, Yu, Shahabi and Liu, Diffusion Convolutional Recurrent Neural Network, ICLR 2018",
+    init="glorot",
+)
+def diffusion(in_channels: int, out_channels: int, k: int = 2, bias: bool = True) -> Any:
+    """The diffusion convolution of DCRNN: walks along the edges and against them, one matrix for each length.
+
+    Equation: Y = X W_0 + sum_{t=1..k} (D_O^-1 A^T)^t X W_t + (D_I^-1 A)^t X W_{k+t} + b, with A[i, j] the edges
+    j -> i, D_O the weights that leave a node (columns of A) and D_I those that arrive.
+
+    Meaning: a node gathers from where a walk of t steps would lead it, downstream and upstream apart: traffic ahead
+    and traffic behind are not the same.
+
+    In the family: 2k + 1 taps, powers of two sparse matrices; W dense.
+
+    Traps: the paper's W is our A^T, so its D_O^-1 W is D_O^-1 A^T. The paper sums K terms from step 0 in both
+    directions; step 0 is the node itself in both and has one matrix here, and k is K - 1. The authors' code differs
+    from their formula: it applies the transposed walks, by Chebyshev's recurrence. A node without edges out (in)
+    gathers nothing in that direction.
+
+    Args: k: steps.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if k < 1 or a weighted degree is negative.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(diffusion(3, 2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    return Walks(steps(k, 1)), Dense(2 * k + 1, in_channels, out_channels), bias

@@ -1,0 +1,77 @@
+"""Powers of the adjacency that write side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gconv.basis import Recurrence
+from gconv.mixing import Heads
+from gconv.operators.polynomial import Powers
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Sample, register
+
+
+def chosen(powers: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+    """One row for each of some powers, which takes it from the list of all."""
+    return tuple(tuple(float(t == p) for t in range(max(powers) + 1)) for p in powers)
+
+
+def read_powers(name: str, powers: Any, least: int = 0) -> tuple[int, ...]:
+    """Distinct integers.
+
+    Raises:
+        ValueError: if there are none, two are equal or one is below `least`.
+    """
+    given = tuple(powers) if isinstance(powers, (tuple, list)) else ()
+    whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= least for p in given)
+    if not given or not whole or len(set(given)) < len(given):
+        raise ValueError(f"{name} must be one or more distinct integers >= {least}, but it is {powers!r}.")
+    return given
+
+
+@register(
+    samples=lambda: [
+        Sample(mixhop(3, 2), weighted, 3),
+        Sample(mixhop(2, 3, powers=(3, 1)), messy, 2),
+        Sample(mixhop(2, 2, powers=(0, 2), add_self_loops=False, bias=False), messy, 2),
+        Sample(mixhop(2, 1, powers=(0,)), ring, 2),
+    ],
+    citation="Abu-El-Haija et al., MixHop: Higher-Order Graph Convolutional Architectures via Sparsified Neighborhood "
+    "Mixing, ICML 2019",
+    init="glorot",
+)
+def mixhop(
+    in_channels: int,
+    out_channels: int,
+    powers: tuple[int, ...] = (0, 1, 2),
+    add_self_loops: bool = True,
+    bias: bool = True,
+) -> Any:
+    """MixHop: neighbourhoods of several widths, each with channels of its own.
+
+    Equation: Y = [S^p X W_p for p in powers] + b side by side, S = D^-1/2 (A + I) D^-1/2.
+
+    Meaning: the next layer can subtract one power from another, a difference of neighbourhoods, which sums of powers
+    under one nonlinearity cannot do.
+
+    In the family: a tap for each power of gcn's S, by repeated products; W by heads, each tap writing its own block.
+
+    Traps: blocks come in the order of `powers`, as in PyG; PyG lets a power be named twice, with one matrix for both,
+    which is refused here.
+
+    Args: PyG's MixHopConv's. out_channels: of each block.
+
+    Shapes: x (*b, n, i) -> (*b, n, len(powers) o).
+
+    Raises:
+        ValueError: if powers are not distinct integers >= 0.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(mixhop(3, 2, powers=(0, 1, 3)))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 6])
+    """
+    powers = read_powers("powers", powers)
+    matrix: Any = "adjacency+loops" if add_self_loops else "adjacency"
+    structure = Powers(Recurrence.monomial(max(powers) + 1), matrix, combine=chosen(powers))
+    return structure, Heads(len(powers), in_channels, out_channels), bias
