@@ -8,7 +8,9 @@
     AveragedHeads  the mean over heads plus the node itself
     Fixed      channels pass as they are
     Patches    what each tap reads, side by side; and its adjoint
+    Beside     what each tap reads, block after block; and its adjoint
     Shuffled   channels change places
+    Blocks     matrices with some blocks learned and the others zero
     Parametrised   made from any of these by a rule: tied, rotated, ...
 
 Each mixing is a description without numbers; the weight travels beside it.
@@ -16,12 +18,15 @@ Each mixing is a description without numbers; the weight travels beside it.
 
 from gconv.mixing.averaged import AveragedHeads
 from gconv.mixing.base import Mixing, Parametrised, plain
+from gconv.mixing.blocks import Beside, Blocks
 from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared
 from gconv.mixing.fixed import Fixed, Patches, Shuffled
 from gconv.mixing.initial import initial_weight
 
 __all__ = [
     "AveragedHeads",
+    "Beside",
+    "Blocks",
     "Dense",
     "Fixed",
     "Grouped",

@@ -11,6 +11,10 @@ Where the libraries' conventions differ from ours, or surprise, it is written be
             ChebConv(normalization=None) on a graph without edges: 0 / 0 = NaN; here lmax falls back to 1.
             GMMConv documents a factor 1 / K that its code does not apply; the code is the oracle.
             TAGConv, ChebConv and SAGEConv add no self-loops; ChebConv drops those there are.
+            ClusterGCNConv divides by degrees of the default dtype, so in single precision even
+            where x is float64; the oracle sets the default. Without add_self_loops it fails.
+            HypergraphConv documents D^-1 H W B^-1 H^T; its code lets W into D only.
+            FastRGCNConv(num_blocks=) wants a contiguous weight.
   networkx  a self-loop of an undirected graph counts twice in its degree; here once. No oracle rests on it.
 """
 
@@ -19,6 +23,7 @@ from oracles import filters as _filters  # noqa: F401
 from oracles import graphs as _graphs  # noqa: F401  (each module enters its oracles)
 from oracles import grids as _grids  # noqa: F401
 from oracles import rearranged as _rearranged  # noqa: F401
+from oracles import relations as _relations  # noqa: F401
 from oracles.common import ORACLES, RANDOM, WITHOUT, graphs
 
 __all__ = ["ORACLES", "RANDOM", "WITHOUT", "graphs"]

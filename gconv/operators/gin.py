@@ -1,0 +1,76 @@
+"""The sum over a neighbourhood that tells multisets apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Taps
+from gconv.domains import Graph
+from gconv.laplacian import adjacency, pattern
+from gconv.mixing import Fixed
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A + (1 + eps) I with eps fixed, or learned."""
+
+    eps: float
+    train_eps: bool
+
+    taps: ClassVar[int] = 1
+    domain: ClassVar[Literal["graph"]] = "graph"
+
+    @property
+    def kind(self) -> Literal["fixed", "learned"]:
+        return "learned" if self.train_eps else "fixed"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"eps": Parameter((1,), "constant", self.eps)} if self.train_eps else {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+        if not self.train_eps:
+            return adjacency(domain, x.dtype, loops="add", fill=1 + self.eps, weighted=False)
+        entries, edge = pattern(domain, "add")
+        return Taps(entries, torch.where(edge < 0, 1 + theta["eps"].to(x.dtype), 1.0))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(gin(), ring, 2),
+        Sample(gin(eps=0.5), messy, 2),
+        Sample(gin(eps=0.25, train_eps=True), messy, 3),
+    ],
+    citation="Xu et al., How Powerful are Graph Neural Networks?, ICLR 2019",
+)
+def gin(eps: float = 0.0, train_eps: bool = False) -> Any:
+    """The aggregation of the graph isomorphism network; the network that reads it is yours.
+
+    Equation: Y = (A + (1 + eps) I) X.
+
+    Meaning: a sum, unlike a mean or a maximum, tells any two neighbourhoods apart. A multilayer perceptron behind it,
+    `nn.Sequential(GConv(gin()), mlp)` in a network that passes the graph on, is PyG's GINConv.
+
+    In the family: one tap, fixed or learned (eps); W = I.
+
+    Traps: edge weights are ignored, as in PyG; a self-loop counts beside the (1 + eps). GINEConv adds edge features
+    inside a ReLU: it is outside of the family.
+
+    Args: PyG's GINConv's, without its `nn`.
+
+    Shapes: x (*b, n, c) -> (*b, n, c).
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(gin(eps=0.5))(torch.ones(7, 3), ring(7))[0]
+    tensor([3.5000, 3.5000, 3.5000])
+    """
+    return Sum(float(eps), train_eps), Fixed(), False

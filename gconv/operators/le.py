@@ -1,0 +1,65 @@
+"""Local extrema: how a node differs from its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Identity, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import adjacency, degrees
+from gconv.mixing import Dense
+from gconv.operators.shapes import messy, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Extrema:
+    """The weighted adjacency, minus its degrees, and the node itself."""
+
+    taps: ClassVar[int] = 3
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Stack:
+        D = degrees(domain, x.dtype)
+        return Stack((adjacency(domain, x.dtype), Taps(D.pattern, -D.values), Identity(domain.size)))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [Sample(le(3, 2), weighted, 3), Sample(le(2, 4, bias=False), messy, 2)],
+    citation="Ranjan, Sanyal and Talukdar, ASAP: Adaptive Structure Aware Pooling for Learning Hierarchical Graph "
+    "Representations, AAAI 2020",
+)
+def le(in_channels: int, out_channels: int, bias: bool = True) -> Any:
+    """The local extremum convolution: neighbours less the node, each with a matrix, and the node itself.
+
+    Equation: Y = A X W_0 - D X W_1 + X W_2 + b, D = diag(A 1); at a node
+    y_i = sum over edges j -> i of w_ij (W_0^T x_j - W_1^T x_i) + W_2^T x_i + b.
+
+    Meaning: with W_0 = W_1 it is minus the Laplacian: it is large where a node is a local extremum.
+
+    In the family: three taps, A, -D and the identity; W dense.
+
+    Traps: PyG's LEConv(bias=True) has two biases. That of lin3 is b. That of lin1 is inside the sum over edges, so node
+    i receives it D_ii times, which no single b can be; append a channel of ones to x and it is the last row of W_0.
+    lin2 has none.
+
+    Args: PyG's LEConv's. bias: that of lin3.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). The weight's taps are PyG's lin1, lin2, lin3.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(le(3, 2))(torch.ones(8, 3), weighted()).shape
+    torch.Size([8, 2])
+    """
+    return Extrema(), Dense(3, in_channels, out_channels), bias

@@ -1,0 +1,80 @@
+"""Molecular fingerprints: a matrix for each degree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Pattern, Taps
+from gconv.domains import Graph
+from gconv.mixing import Dense
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class ByDegree:
+    """For each degree the neighbours of the nodes that have it; then for each degree those nodes themselves."""
+
+    max_degree: int
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def taps(self) -> int:
+        return 2 * (self.max_degree + 1)
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+        n, node = domain.size, torch.arange(domain.size, device=domain.device)
+        degree = torch.bincount(domain.target, minlength=n).clamp(max=self.max_degree)
+        tap = torch.cat([degree[domain.target], degree + self.max_degree + 1])
+        row, col = torch.cat([domain.target, node]), torch.cat([domain.source, node])
+        return Taps(Pattern((self.taps, n, n), tap, row, col), torch.ones_like(row, dtype=x.dtype))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(mf(3, 2, max_degree=2), messy, 3),
+        Sample(mf(2, 3, max_degree=4, bias=False), messy, 2),
+        Sample(mf(2, 2, max_degree=0), ring, 2),
+    ],
+    citation="Duvenaud et al., Convolutional Networks on Graphs for Learning Molecular Fingerprints, NeurIPS 2015",
+)
+def mf(in_channels: int, out_channels: int, max_degree: int = 10, bias: bool = True) -> Any:
+    """The molecular fingerprint convolution: nodes of different degree have different matrices.
+
+    Equation: y_i = W_d^T sum over edges j -> i of x_j + W_(D+1+d)^T x_i + b, d = min(number of edges that arrive, D).
+
+    Meaning: the degree of an atom is most of its chemistry.
+
+    In the family: 2 (D + 1) taps: the adjacency and the identity, cut into rows of equal degree; W dense.
+
+    Traps: edge weights are ignored, as in PyG. PyG's MFConv has a bias for each degree, which no single b can be;
+    append a channel of ones to x, and the last row of W_(D+1+d) is the bias of degree d.
+
+    Args: PyG's MFConv's. max_degree: D; larger degrees count as D. bias: one b for all degrees.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). The weight's taps are PyG's lins_l, then its lins_r.
+
+    Raises:
+        ValueError: if max_degree is negative.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(mf(3, 2, max_degree=4))(torch.ones(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    if not isinstance(max_degree, int) or isinstance(max_degree, bool) or max_degree < 0:
+        raise ValueError(f"max_degree must be an integer >= 0, but it is {max_degree!r}.")
+    structure = ByDegree(max_degree)
+    return structure, Dense(structure.taps, in_channels, out_channels), bias

@@ -1,0 +1,60 @@
+"""Signed graphs: friends and foes, and two signals that they exchange."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gconv.domains import Graph
+from gconv.mixing import Blocks, Heads
+from gconv.operators.relational import Relations
+from gconv.operators.shapes import messy
+from gconv.spec import Sample, register
+
+
+def friends() -> Graph:
+    """`messy`, every third edge negative."""
+    g = messy()
+    assert g.edge_type is not None
+    return Graph(g.edge_index, g.size, edge_weight=g.edge_weight, edge_type=g.edge_type // 2)
+
+
+@register(
+    samples=lambda: [
+        Sample(signed(3, 2, first_aggr=True), friends, 3),
+        Sample(signed(2, 3, first_aggr=False), friends, 4),
+        Sample(signed(1, 1, first_aggr=False, bias=False), friends, 2),
+    ],
+    citation="Derr, Ma and Tang, Signed Graph Convolutional Networks, ICDM 2018",
+)
+def signed(in_channels: int, out_channels: int, first_aggr: bool, bias: bool = True) -> Any:
+    """The signed graph convolution: a balanced and an unbalanced half of the signal.
+
+    Equation: first [M+ X W_0 + X W_2 | M- X W_1 + X W_3] + b; then, with X = [P | N],
+    [M+ P W_0 + M- N W_1 + P W_4 | M+ N W_2 + M- P W_3 + N W_5] + b. M+, M-: the means over positive, negative edges.
+
+    Meaning: the friend of a friend is a friend, the foe of a friend is a foe, the foe of a foe a friend.
+
+    In the family: three taps, M+, M- and the identity; W by heads (first), then in blocks of which half are zero.
+
+    Traps: positive edges have `edge_type` 0, negative ones 1 (PyG takes two lists of edges); edge weights are ignored,
+    as in PyG. in_channels is that of a half: the second kind reads 2 i channels.
+
+    Args: PyG's SignedConv's.
+
+    Shapes: first: x (*b, n, i) -> (*b, n, 2 o); the weight is (4, i, o): PyG's lin_pos_l, lin_neg_l, lin_pos_r,
+    lin_neg_r. Then: x (*b, n, 2 i) -> (*b, n, 2 o); the weight is (6, i, o): the halves of lin_pos_l, the halves of
+    lin_neg_l, lin_pos_r, lin_neg_r. b is that of lin_pos_r, then lin_neg_r.
+
+    Raises:
+        ValueError: if the graph has no labels, or one above 1.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(signed(3, 2, first_aggr=True))(torch.ones(6, 3), friends()).shape
+    torch.Size([6, 4])
+    """
+    structure = Relations(2, None, "mean", True)
+    if first_aggr:
+        return structure, Heads(2, in_channels, out_channels, root=True), bias
+    places = ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (2, 0, 0), (2, 1, 1))
+    return structure, Blocks(3, 2 * in_channels, 2 * out_channels, in_channels, out_channels, places), bias

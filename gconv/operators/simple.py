@@ -1,0 +1,89 @@
+"""Aggregation alone: nothing to learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import Loops, adjacency, mean, pattern
+from gconv.mixing import Beside, Fixed
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+Root = Literal["sum", "cat", "self_loop"] | None
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """The weighted sum, mean or maximum of what arrives, and perhaps the node itself before it."""
+
+    aggr: Literal["sum", "mean", "max"]
+    loops: Loops
+    root: bool
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def taps(self) -> int:
+        return 2 if self.root else 1
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        S = adjacency(domain, x.dtype, loops=self.loops)
+        if self.aggr == "mean":
+            S = Taps(S.pattern, S.values * mean(pattern(domain, self.loops)[0], x.dtype))
+        elif self.aggr == "max":
+            S = Taps(S.pattern, S.values, "max")
+        return Stack((Identity(domain.size), S)) if self.root else S
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(simple(), messy, 2),
+        Sample(simple(aggr="mean", combine_root="self_loop"), ring, 2, row_stochastic=True),
+        Sample(simple(aggr="mean", combine_root="sum"), messy, 3),
+        Sample(simple(aggr="sum", combine_root="cat"), weighted, 2),
+        Sample(simple(aggr="max", combine_root="cat"), messy, 2),
+    ],
+    citation="Fey and Lenssen, Fast Graph Representation Learning with PyTorch Geometric, 2019 (its SimpleConv)",
+)
+def simple(aggr: Literal["sum", "mean", "max"] = "sum", combine_root: Root = None) -> Any:
+    """Propagation that learns nothing: the weighted sum, mean or maximum over the edges.
+
+    Equation: y_i = aggr over edges j -> i of w_ij x_j, plus x_i ("sum"), with a loop i -> i of weight 1 among the edges
+    ("self_loop"), or [x_i | y_i] ("cat").
+
+    In the family: one tap, or the identity and one tap; W = I, or the two side by side. With "max" not linear.
+
+    Traps: the mean divides by the number of edges, not by their weights; "self_loop" adds a loop beside those there
+    are. No edge gives 0.
+
+    Args: PyG's SimpleConv's; of its aggregations sum, mean and max.
+
+    Shapes: x (*b, n, c) -> (*b, n, c), with "cat" (*b, n, 2 c), the node first.
+
+    Raises:
+        ValueError: if aggr or combine_root is unknown.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(simple(aggr="mean", combine_root="cat"))(torch.ones(7, 1), ring(7))[0]
+    tensor([1., 1.])
+    """
+    if aggr not in ("sum", "mean", "max"):
+        raise ValueError(f"aggr must be 'sum', 'mean' or 'max', but it is {aggr!r}.")
+    if combine_root not in (None, "sum", "cat", "self_loop"):
+        raise ValueError(f"combine_root must be None, 'sum', 'cat' or 'self_loop', but it is {combine_root!r}.")
+    root = combine_root in ("sum", "cat")
+    structure = Aggregation(aggr, "add" if combine_root == "self_loop" else "keep", root)
+    return structure, Beside(2) if combine_root == "cat" else Fixed(1 + root), False
