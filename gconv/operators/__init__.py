@@ -6,7 +6,7 @@ On grids: conv1d, conv2d, conv3d, their transposes, depthwise, pointwise, separa
 and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
 (patches.py). On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
 spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
-gatv2 (gat.py), agnn, supergat, transformer.
+gatv2 (gat.py), agnn, supergat, transformer, and with signs fagcn.
 Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2.
 Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), mixhop, diffusion.
 """
@@ -27,6 +27,7 @@ from gconv.operators.convolution import (
 )
 from gconv.operators.diffusion import diffusion
 from gconv.operators.directed import directed
+from gconv.operators.fagcn import fagcn
 from gconv.operators.gat import gat, gatv2
 from gconv.operators.gcn2 import gcn2
 from gconv.operators.gin import gin
@@ -77,6 +78,7 @@ __all__ = [
     "diffusion",
     "directed",
     "fold",
+    "fagcn",
     "gat",
     "gatv2",
     "gcn",

@@ -110,6 +110,16 @@ def transformer(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     return y + layer.bias if a["bias"] and not a["root_weight"] else y
 
 
+@oracle("fagcn")
+def fagcn(layer: GConv, g: Graph, x: Tensor) -> Tensor:
+    a = given(layer)
+    weights = {"att_l.weight": layer.att_l.unsqueeze(0), "att_r.weight": layer.att_r.unsqueeze(0)}
+    pairs = x.unflatten(-1, (2, -1)).unbind(-2) if a.pop("initial") else (x, x)
+    w = None if a["normalize"] else g.weights(x.dtype)
+    module = pyg.FAConv(**a)
+    return torch.stack([call(module, weights, now, first, g.edge_index, w) for now, first in zip(*pairs, strict=True)])
+
+
 # -- random specs and graphs ---------------------------------------------------------------------------------------
 
 BOOL, HEADS = st.booleans(), st.integers(1, 3)
@@ -132,6 +142,9 @@ SPECS: dict[str, Callable[[Any, int, int], Any]] = {
     "supergat": lambda draw, i, o: operators.supergat(
         i, o, draw(HEADS), draw(BOOL), add_self_loops=draw(BOOL), attention_type=draw(st.sampled_from(["MX", "SD"]))
     ),
+    "fagcn": lambda draw, i, o: operators.fagcn(
+        i, draw(st.sampled_from([0.0, 0.1, 0.5])), 0.0, draw(BOOL), draw(BOOL), draw(BOOL)
+    ),
     "transformer": lambda draw, i, o: operators.transformer(
         i, o, draw(HEADS), draw(BOOL), bias=draw(BOOL), root_weight=draw(BOOL)
     ),
@@ -142,4 +155,4 @@ SPECS: dict[str, Callable[[Any, int, int], Any]] = {
 def _(draw: Any, name: str) -> Sample:
     i, o = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     graph, spec = draw(graphs()), SPECS[name](draw, i, o)
-    return Sample(spec, lambda: graph, i)
+    return Sample(spec, lambda: graph, 2 * i if dict(spec.arguments).get("initial") else i)

@@ -1,0 +1,107 @@
+"""Attention with signs: neighbours are added or subtracted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Polynomial, Recurrence, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import adjacency
+from gconv.mixing import Beside, Fixed
+from gconv.mixing.base import check_channels
+from gconv.operators.attention import check_heads
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Two taps: tanh(a_l . x_j + a_r . x_i) times gcn's normalised adjacency, and eps I."""
+
+    c: int
+    eps: float
+    dropout: float
+    add_self_loops: bool
+    normalize: bool
+    initial: bool
+
+    taps: ClassVar[int] = 2
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    def parameters(self) -> dict[str, Parameter]:
+        p = Parameter((self.c,), "uniform", self.c**-0.5)
+        return {"att_l": p, "att_r": p}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Stack:
+        width = self.c * (1 + self.initial)
+        if x.shape[-1] != width:
+            layout = ", x beside x_0" if self.initial else ""
+            raise ValueError(f"This fagcn takes {width} channels in{layout}, but the signal has {x.shape[-1]}.")
+        x = x[..., : self.c]
+        L = adjacency(
+            domain,
+            x.dtype,
+            loops="fill" if self.normalize and self.add_self_loops else "keep",
+            norm="sym" if self.normalize else None,
+            weighted=not self.normalize,
+        )
+        source, target = x @ theta["att_l"], x @ theta["att_r"]
+        S = Taps(L.pattern, (source[L.pattern.col] + target[L.pattern.row]).tanh() * L.values)
+        return Stack((S, Polynomial(L, Recurrence.monomial(1), ((self.eps,),))))  # eps I, a polynomial without steps
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(fagcn(2), messy, 4),
+        Sample(fagcn(3, eps=0.3, add_self_loops=False), ring, 6),
+        Sample(fagcn(2, eps=0.0, normalize=False), messy, 4),
+        Sample(fagcn(3, initial=False), messy, 3),
+    ],
+    citation="Bo et al., Beyond Low-frequency Information in Graph Convolutional Networks, AAAI 2021",
+)
+def fagcn(
+    channels: int,
+    eps: float = 0.1,
+    dropout: float = 0.0,
+    add_self_loops: bool = True,
+    normalize: bool = True,
+    initial: bool = True,
+) -> Any:
+    """FAGCN: each edge learns whether it smooths or sharpens.
+
+    Equation: Y = S X + eps X_0, S[i, j] = tanh(a_l . x_j + a_r . x_i) / sqrt(d_i d_j).
+
+    Meaning: a positive entry brings the two nodes nearer to each other, a negative one drives them apart: a low-pass
+    or a high-pass filter, edge by edge.
+
+    In the family: two taps, an adaptive S without a softmax (rows do not sum to one) and eps I; W only splits the
+    channels.
+
+    Traps: x carries X and X_0 side by side, 2 c channels, and attention sees X; PyG takes two arguments.
+    initial=False takes X alone, as X_0 too. Degrees, and loops for nodes that have none, are gcn's on the graph without
+    its weights; PyG refuses weights with normalize=True, here they are ignored. With normalize=False they stand for
+    1 / sqrt(d_i d_j), and no loops are added. dropout drops entries of S, never eps X_0.
+
+    Args: PyG's FAConv's. initial: whether X_0 is a signal of its own.
+
+    Shapes: x (*b, n, 2 c), X then X_0, or (*b, n, c) with initial=False -> (*b, n, c).
+
+    Raises:
+        ValueError: if channels < 1, dropout is outside of [0, 1), or x has another number of channels.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(fagcn(3))(torch.ones(7, 6), ring(7)).shape
+    torch.Size([7, 3])
+    """
+    check_channels(channels, channels)
+    check_heads(1, dropout)
+    structure = Signed(channels, float(eps), dropout, add_self_loops, normalize, initial)
+    return structure, Beside(2, fold=True) if initial else Fixed(2), False
