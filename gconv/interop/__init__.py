@@ -1,0 +1,12 @@
+"""Convert models of torch.nn and PyG, and back.
+
+convert        a copy of a model whose layers run through gconv
+as_linear_map  a layer of torch.nn or PyG as a LinearMap
+export         a GConv as a layer of torch.nn or PyG
+"""
+
+from gconv.interop.convert import convert, restore
+from gconv.interop.maps import as_linear_map
+from gconv.interop.report import Entry, Report
+
+__all__ = ["Entry", "Report", "as_linear_map", "convert", "restore"]

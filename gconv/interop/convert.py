@@ -1,0 +1,117 @@
+"""Whole models: a copy in which every layer inside the family runs through gconv."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gconv.interop.peer import Converted, LeftAlone, Unweighted, convertible
+from gconv.interop.peers import base_class, describe, is_layer
+from gconv.interop.report import Entry, Report
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def convert(model: Model) -> Model:
+    """A copy of a model in which every torch and PyG layer inside the family runs through gconv.
+
+    Equation: each layer becomes Y = sum_k S_k X W_k + b with the S_k and W_k that it always meant.
+
+    Meaning: the same numbers and the same gradients, by gconv's engine. The copy is a model of the same class; a
+    converted layer still is one of its own class, with the same parameters under the same names, so state_dicts,
+    hooks, parametrizations and pruning go on working. Its `gconv` is the GConv that runs it, `spec` its operator,
+    `at(domain)` its linear map, `plan(x, domain)` how it runs. `report()` of the copy says what became of each layer,
+    which conventions of the peer were kept, and what was left alone and why.
+
+    Traps: the parameters of the copy are new tensors with the same values: make optimisers after converting. Shared
+    layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. A call that a
+    description does not cover (sparse adjacencies, pairs of node features, attention weights asked for, explainers)
+    goes to the peer's own forward.
+
+    Args:
+        model: any module, or a single layer. It is not changed.
+
+    Shapes: every layer takes and returns what it did before.
+
+    Raises:
+        TypeError: if it is no module.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> cnn = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2))
+    >>> twin = convert(cnn)
+    >>> x = torch.rand(2, 3, 6, 6)
+    >>> torch.allclose(twin(x), cnn(x), atol=1e-6)
+    True
+    >>> print(twin.report())
+    2 of 3 layers run through gconv.
+    0: Conv2d -> conv2d(3, 8, (3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    1: ReLU left alone
+        an activation, not linear
+    2: AvgPool2d -> avg_pool2d(2, stride=2)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert takes a torch module, but a {type(model).__name__} was given.")
+    # torch refuses to copy tensors that a hook computed (weight_norm, pruning); the hook will compute them again
+    derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    twin = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})
+    entries: list[Entry] = []
+    _walk(twin, "", {}, entries)
+    report = Report(tuple(entries))
+    if not hasattr(type(twin), "report"):
+        twin.report = report  # type: ignore[assignment]
+    return twin
+
+
+def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: list[Entry]) -> None:
+    if module in seen:
+        first = next((entry for entry in entries if entry.path == seen[module]), None)
+        if first is not None:
+            entries.append(replace(first, path=path, notes=(f"the layer at {seen[module]!r} again", *first.notes)))
+        return
+    seen[module] = path
+    name = base_class(module).__name__
+    inside: list[str] = [key for key, _ in module.named_children()]
+    try:
+        peer, spec = describe(module)
+        _swap(module, spec)
+        entries.append(Entry(path, name, spec, tuple(peer.notes(module))))
+        inside = [key for key in peer.inner if isinstance(getattr(module, key), nn.Module)]
+    except LeftAlone as reason:
+        if is_layer(module):
+            entries.append(Entry(path, name, None, (str(reason),)))
+    for key in inside:
+        _walk(module.get_submodule(key), f"{path}.{key}" if path else key, seen, entries)
+
+
+def _swap(layer: nn.Module, spec: Any) -> None:
+    """Give a layer the class that runs through gconv."""
+    if isinstance(layer, Converted):
+        return
+    cls = type(layer)
+    if parametrize.is_parametrized(layer):  # torch made this class for this layer; conversion goes beneath it
+        body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(cls.__name__, (convertible(cls.__mro__[1]),), body)
+    else:
+        layer.__class__ = convertible(cls)
+    layer.add_module("gconv", Unweighted(spec).train(layer.training))
+
+
+def restore(layer: Model) -> Model:
+    """A copy of a converted model or layer with the classes it had before."""
+    twin = copy.deepcopy(layer)
+    for module in twin.modules():
+        if isinstance(module, Converted):
+            cls = type(module)
+            if parametrize.is_parametrized(module):
+                body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+                module.__class__ = type(cls.__name__, (base_class(module),), body)
+            else:
+                module.__class__ = base_class(module)
+            del module.gconv
+    vars(twin).pop("report", None)
+    return twin

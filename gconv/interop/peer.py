@@ -1,0 +1,185 @@
+"""What is known of a foreign layer, as data; and the layer that runs through gconv in its place.
+
+A converted layer is still the layer it was: its class derives from the peer's, so its parameters keep their names and
+places (state_dict, optimiser groups, hooks, parametrizations, pruning), and only `forward` is new. That reads GConv's
+weight off the layer's own parameters, a view or a differentiable function of them, and lets the engine run. A call
+that the description does not cover goes to the peer's own forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from typing import Any
+
+from torch import Tensor, nn
+
+from gconv.domains import Graph
+from gconv.linear import LinearMap
+from gconv.module import GConv
+from gconv.plan import Plan
+from gconv.spec import OperatorSpec
+
+Weights = dict[str, Tensor | None]
+
+
+class LeftAlone(Exception):
+    """The layer cannot be described exactly; the message is the reason, for the report."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How one class of foreign layers maps onto a GConv.
+
+    Args:
+        spec: the operator of a layer; raises LeftAlone where its arguments are not covered.
+        weights: GConv's parameters as functions of the layer's; names that are missing are None.
+        call: forward with the peer's own signature; None hands the call to the peer's forward.
+        notes: the conventions worth naming.
+        affine: x gets a last channel of ones, so that a bias that is mixed like a channel needs no form of its own.
+        inner: children that are layers of their own (an MLP after the convolution) and are converted as such.
+        after: what follows the linear map, in words; such a layer has no LinearMap.
+    """
+
+    spec: Callable[[Any], OperatorSpec]
+    weights: Callable[[Any], Weights]
+    call: Callable[..., Tensor | None]
+    notes: Callable[[Any], list[str]] = lambda layer: []
+    affine: Callable[[Any], bool] = lambda layer: False
+    inner: tuple[str, ...] = ()
+    after: Callable[[Any], str | None] = lambda layer: None
+
+
+class Unweighted(GConv):
+    """A GConv without parameters: it borrows them, call by call, from the layer it stands in."""
+
+    def __init__(self, spec: OperatorSpec) -> None:
+        super().__init__(spec, device="meta")
+        for name in self._parameters:
+            self._parameters[name] = None
+
+    def borrow(self, weights: Weights) -> GConv:
+        """A GConv with these weights; it shares all else with this one."""
+        layer = object.__new__(GConv)
+        layer.__dict__.update(self.__dict__, _parameters={**self._parameters, **weights})
+        return layer
+
+    def _get_name(self) -> str:
+        return "GConv"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        raise TypeError("This GConv has the weights of the converted layer around it: call that layer.")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _unweighted, (self.spec, self.training)
+
+
+def _unweighted(spec: OperatorSpec, training: bool) -> Unweighted:
+    return Unweighted(spec).train(training)
+
+
+@lru_cache(256)
+def unweighted(spec: OperatorSpec) -> Unweighted:
+    """For specs that a call decides."""
+    return Unweighted(spec)
+
+
+class Converted:
+    """What a converted layer is besides the class it always was; `gconv` is the GConv that runs it."""
+
+    gconv: Unweighted
+    peer: Peer
+
+    _cached_graph: Graph | None = None  # of PyG's layers that keep their first graph
+    _changed: bool = False  # whether an attribute was set, so that the spec must be made again
+
+    @property
+    def spec(self) -> OperatorSpec:
+        """The operator that the layer runs as."""
+        return self.gconv.spec
+
+    def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
+        """The layer on a domain as a `LinearMap`; see `gconv.as_linear_map`."""
+        from gconv.interop.maps import as_linear_map
+
+        assert isinstance(self, nn.Module)
+        return as_linear_map(self, domain, x)
+
+    def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
+        """How the layer will run, as `GConv.plan`; x and the domain as GConv takes them."""
+        return self.gconv.borrow(self.peer.weights(self)).plan(x, domain, lowering=lowering, **edges)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
+        if name[0] != "_" and name not in ("training", "gconv", "report"):
+            old = getattr(self, name, None)
+            if not (isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape):
+                self.__dict__["_changed"] = True
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        return (_blank, (type(self).__mro__[2],), *reduced[2:])
+
+
+def _blank(cls: type) -> Any:
+    made = convertible(cls)
+    return made.__new__(made)
+
+
+def run(layer: Any, x: Tensor, domain: Any = None, spec: OperatorSpec | None = None, **edges: Tensor | None) -> Tensor:
+    """A converted layer on x, by gconv."""
+    gconv = layer.gconv if spec is None else unweighted(spec)
+    if layer.peer.affine(layer):
+        x = with_ones(x)
+    y: Tensor = gconv.borrow(layer.peer.weights(layer))(x, domain, **edges)
+    return y
+
+
+def with_ones(x: Tensor) -> Tensor:
+    """x with a last channel of ones."""
+    import torch
+
+    return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
+
+
+@lru_cache(None)
+def convertible(cls: type) -> type:
+    """The class of converted layers that derives from a peer's class."""
+    from gconv.interop.peers import find
+
+    peer = find(cls)
+    original = cls.forward  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._changed:
+            renew(self)
+        y = peer.call(self, *args, **kwargs) if self.gconv is not None else None
+        return original(self, *args, **kwargs) if y is None else y
+
+    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    def reset_parameters(self: Any) -> None:
+        self._cached_graph = None
+        cls.reset_parameters(self)  # type: ignore[attr-defined]
+
+    body = {"forward": forward, "peer": peer, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    if hasattr(cls, "reset_parameters"):
+        body["reset_parameters"] = reset_parameters
+    return type(cls.__name__, (Converted, cls), body)
+
+
+def renew(layer: Any) -> None:
+    """Make the spec again; where the new arguments are not covered, the peer's own forward runs from now on."""
+    from gconv.interop.peers import describe
+
+    layer._changed = False
+    try:
+        spec = describe(layer)[1]
+    except LeftAlone:
+        layer.gconv = None
+        return
+    if layer.gconv is None or spec != layer.gconv.spec:
+        layer.gconv = Unweighted(spec).train(layer.training)

@@ -1,0 +1,119 @@
+"""Which classes gconv knows, and why a layer is left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from gconv.interop import torch_nn
+from gconv.interop.peer import Converted, LeftAlone, Peer
+from gconv.spec import OperatorSpec, OutsideFamily
+
+PYG = "torch_geometric"
+HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}  # methods that a forward pass does not meet
+
+
+def is_pyg(cls: type) -> bool:
+    """Whether a class comes from PyG, without importing it."""
+    return cls.__module__.split(".")[0] == PYG
+
+
+def known(cls: type) -> Peer | None:
+    """The peer of exactly this class."""
+    if is_pyg(cls):
+        from gconv.interop import pyg
+
+        return pyg.PEERS.get(cls.__name__)
+    return torch_nn.PEERS.get(cls)
+
+
+def find(cls: type) -> Peer:
+    """The peer of a class, or of the one that it derives from without changing how it runs.
+
+    Raises:
+        LeftAlone: if there is none.
+    """
+    peer = known(cls)
+    if peer is not None:
+        return peer
+    base = next((base for base in cls.__mro__[1:] if known(base) is not None), None)
+    if base is None:
+        raise LeftAlone(why_outside(cls))
+    own = {name for k in cls.__mro__[: cls.__mro__.index(base)] for name, value in vars(k).items() if callable(value)}
+    if own - HARMLESS:
+        raise LeftAlone(
+            f"a subclass of {base.__name__} with code of its own ({', '.join(sorted(own - HARMLESS))}), "
+            "which gconv cannot answer for"
+        )
+    found = known(base)
+    assert found is not None
+    return found
+
+
+def base_class(layer: nn.Module) -> type:
+    """The class of a layer without what conversion and parametrizations put before it."""
+    cls = type(layer)
+    if parametrize.is_parametrized(layer):
+        cls = cls.__mro__[1]
+    return cls.__mro__[2] if issubclass(cls, Converted) else cls
+
+
+def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
+    """How a layer maps onto a GConv.
+
+    Raises:
+        LeftAlone: if it does not, exactly; the message is the reason.
+    """
+    peer = find(base_class(layer))
+    if any(is_lazy(p) for p in layer.parameters()):
+        raise LeftAlone("its parameters are not initialised yet: run the model once, then convert it")
+    replaced = {"forward", "message", "aggregate", "update", "propagate"} & set(vars(layer))
+    if replaced:
+        raise LeftAlone(f"{' and '.join(sorted(replaced))} of this very layer was replaced")
+    try:
+        return peer, peer.spec(layer)
+    except OutsideFamily as error:
+        raise LeftAlone(str(error)) from None
+    except ValueError as error:
+        raise LeftAlone(f"gconv has no such operator: {error}") from None
+
+
+KINDS = {
+    "activation": "an activation, not linear",
+    "dropout": "drops numbers at random, and does nothing in eval",
+    "batchnorm": "normalises by statistics of a batch",
+    "normalization": "normalises by statistics of its input",
+    "instancenorm": "normalises by statistics of its input",
+    "rnn": "recurrent, not one linear map",
+    "sparse": "a table that integers index, not a map of signals",
+    "loss": "a loss",
+    "flatten": "only gives its input another shape",
+    "transformer": "attention between channels of tokens, not a layer of one structure and one mixing",
+}
+
+
+def why_outside(cls: type) -> str:
+    """The reason, in words, why gconv does not know a class."""
+    if is_pyg(cls):
+        from gconv.interop import pyg
+
+        return pyg.why_outside(cls.__name__)
+    kind = cls.__module__.rsplit(".", 1)[-1] if cls.__module__.startswith("torch.nn.") else ""
+    return KINDS.get(kind, "no layer that gconv knows")
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a report speaks of a module: it computes something itself, rather than only hold others."""
+    if is_pyg(type(module)):
+        from gconv.interop import pyg
+
+        return pyg.is_layer(module)
+    return next(module.children(), None) is None
+
+
+def options(layer: Any, *names: str) -> dict[str, Any]:
+    """Attributes of a layer, by name."""
+    return {name: getattr(layer, name) for name in names}

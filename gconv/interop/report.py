@@ -1,0 +1,80 @@
+"""What `convert` did, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gconv.spec import OperatorSpec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer of a model.
+
+    Args:
+        path: its place in the model; "" is the model itself.
+        layer: its class.
+        spec: what it became; None where it was left alone.
+        notes: the conventions that were kept; where it was left alone, the reason.
+    """
+
+    path: str
+    layer: str
+    spec: OperatorSpec | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def converted(self) -> bool:
+        return self.spec is not None
+
+    def __str__(self) -> str:
+        head = f"{self.path or '(the model)'}: {self.layer}"
+        lines = [f"{head} -> {self.spec!r}" if self.converted else f"{head} left alone"]
+        return "\n    ".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class Report:
+    """The entries of all layers, in the order of the model.
+
+    `report[path]` is the entry of one layer, `len(report)` their number, `str(report)` the text to read.
+    Calling it returns it, so that it can sit on a model as `model.report()`.
+
+    >>> from torch import nn
+    >>> from gconv.interop import convert
+    >>> report = convert(nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU())).report()
+    >>> report["0"].spec, report["1"].notes
+    (conv1d(2, 3, (3,), stride=(1,), padding=(0,), dilation=(1,)), ('an activation, not linear',))
+    """
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def converted(self) -> tuple[Entry, ...]:
+        """The layers that run through gconv now."""
+        return tuple(entry for entry in self.entries if entry.converted)
+
+    @property
+    def left_alone(self) -> tuple[Entry, ...]:
+        """The layers that are what they were."""
+        return tuple(entry for entry in self.entries if not entry.converted)
+
+    def __call__(self) -> Report:
+        return self
+
+    def __getitem__(self, path: str) -> Entry:
+        for entry in self.entries:
+            if entry.path == path:
+                return entry
+        raise KeyError(f"The model has no layer at {path!r}; the report knows {[e.path for e in self.entries]}.")
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __str__(self) -> str:
+        head = f"{len(self.converted)} of {len(self)} layers run through gconv."
+        return "\n".join([head, *map(str, self.entries)])

@@ -1,0 +1,195 @@
+"""Every PyG layer that gconv converts, against itself: values and all gradients."""
+
+import copy
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from torch_geometric import nn as pyg
+
+from gconv import Graph
+from gconv.interop import convert
+from gconv.interop.peer import Converted
+from gconv.operators.shapes import messy, weighted
+from oracles.common import graphs
+
+F64 = torch.float64
+
+
+def mlp(i, o):
+    return nn.Sequential(nn.Linear(i, 5), nn.Tanh(), nn.Linear(5, o))
+
+
+# name -> layers, each from channels in and out; and which edge tensors its call takes
+WEIGHT, ATTR, BARE = "edge_weight", "edge_attr", ""
+CASES = {
+    "GCNConv": (
+        WEIGHT,
+        [
+            lambda i, o: pyg.GCNConv(i, o),
+            lambda i, o: pyg.GCNConv(i, o, improved=True, bias=False),
+            lambda i, o: pyg.GCNConv(i, o, add_self_loops=False),
+            lambda i, o: pyg.GCNConv(i, o, normalize=False),
+            lambda i, o: pyg.GCNConv(i, o, cached=True),
+        ],
+    ),
+    "ChebConv": (
+        WEIGHT,
+        [
+            lambda i, o: pyg.ChebConv(i, o, 3),
+            lambda i, o: pyg.ChebConv(i, o, 1, bias=False),
+            lambda i, o: pyg.ChebConv(i, o, 4, normalization="rw"),
+            lambda i, o: pyg.ChebConv(i, o, 2, normalization=None),
+        ],
+    ),
+    "SAGEConv": (
+        BARE,
+        [
+            lambda i, o: pyg.SAGEConv(i, o),
+            lambda i, o: pyg.SAGEConv((i, i), o, aggr="sum", root_weight=False),
+            lambda i, o: pyg.SAGEConv(i, o, aggr="max", bias=False),
+            lambda i, o: pyg.SAGEConv(i, o, project=True),
+            lambda i, o: pyg.SAGEConv(i, o, normalize=True),
+            lambda i, o: pyg.SAGEConv(i, o, project=True, root_weight=False, normalize=True),
+        ],
+    ),
+    "GraphConv": (
+        WEIGHT,
+        [
+            lambda i, o: pyg.GraphConv(i, o),
+            lambda i, o: pyg.GraphConv(i, o, aggr="mean", bias=False),
+            lambda i, o: pyg.GraphConv(i, o, aggr="max"),
+        ],
+    ),
+    "SimpleConv": (
+        WEIGHT,
+        [
+            lambda i, o: pyg.SimpleConv(),
+            lambda i, o: pyg.SimpleConv("mean", "sum"),
+            lambda i, o: pyg.SimpleConv("max", "cat"),
+            lambda i, o: pyg.SimpleConv("mean", "self_loop"),
+        ],
+    ),
+    "GINConv": (BARE, [lambda i, o: pyg.GINConv(mlp(i, o), 0.5), lambda i, o: pyg.GINConv(mlp(i, o), train_eps=True)]),
+    "ClusterGCNConv": (
+        BARE,
+        [
+            lambda i, o: pyg.ClusterGCNConv(i, o, 0.5),
+            lambda i, o: pyg.ClusterGCNConv(i, o, add_self_loops=False, bias=False),
+        ],
+    ),
+    "LEConv": (WEIGHT, [lambda i, o: pyg.LEConv(i, o), lambda i, o: pyg.LEConv(i, o, bias=False)]),
+    "TAGConv": (WEIGHT, [lambda i, o: pyg.TAGConv(i, o), lambda i, o: pyg.TAGConv(i, o, 0, bias=False)]),
+    "SGConv": (WEIGHT, [lambda i, o: pyg.SGConv(i, o, 2), lambda i, o: pyg.SGConv(i, o, bias=False)]),
+    "SSGConv": (WEIGHT, [lambda i, o: pyg.SSGConv(i, o, 0.3, 3)]),
+    "APPNP": (WEIGHT, [lambda i, o: pyg.APPNP(3, 0.2), lambda i, o: pyg.APPNP(2, 0.1, cached=True)]),
+    "LGConv": (WEIGHT, [lambda i, o: pyg.LGConv(), lambda i, o: pyg.LGConv(normalize=False)]),
+    "MixHopConv": (
+        WEIGHT,
+        [lambda i, o: pyg.MixHopConv(i, o), lambda i, o: pyg.MixHopConv(i, o, [3, 1], False, False)],
+    ),
+    "GATConv": (
+        BARE,
+        [
+            lambda i, o: pyg.GATConv(i, o, 2),
+            lambda i, o: pyg.GATConv(i, o, 3, concat=False, add_self_loops=False, bias=False),
+            lambda i, o: pyg.GATConv(i, o, 2, residual=True),
+            lambda i, o: pyg.GATConv(i, o, 2, concat=False, residual=True),
+        ],
+    ),
+    "GATConv with edges": (
+        ATTR,
+        [
+            lambda i, o: pyg.GATConv(i, o, 2, edge_dim=2),
+            lambda i, o: pyg.GATConv(i, o, 2, edge_dim=2, fill_value=0.5),
+            lambda i, o: pyg.GATConv(i, o, 1, edge_dim=2, fill_value=torch.tensor([0.5, -1.0], dtype=F64)),
+        ],
+    ),
+    "GATv2Conv": (
+        BARE,
+        [
+            lambda i, o: pyg.GATv2Conv(i, o, 2),
+            lambda i, o: pyg.GATv2Conv(i, o, 2, add_self_loops=False, residual=True),
+            lambda i, o: pyg.GATv2Conv(i, o, 2, concat=False, share_weights=True, add_self_loops=False),
+            lambda i, o: pyg.GATv2Conv(i, o, bias=False),
+        ],
+    ),
+    "GATv2Conv with edges": (ATTR, [lambda i, o: pyg.GATv2Conv(i, o, 2, edge_dim=2, fill_value="max")]),
+    "SuperGATConv": (
+        BARE,
+        [
+            lambda i, o: pyg.SuperGATConv(i, o, 2).eval(),
+            lambda i, o: pyg.SuperGATConv(i, o, 2, False, attention_type="SD", bias=False).eval(),
+        ],
+    ),
+    "TransformerConv": (
+        BARE,
+        [
+            lambda i, o: pyg.TransformerConv(i, o, 2),
+            lambda i, o: pyg.TransformerConv(i, o, 2, concat=False),
+            lambda i, o: pyg.TransformerConv(i, o, 2, concat=False, root_weight=False),
+            lambda i, o: pyg.TransformerConv(i, o, bias=False),
+        ],
+    ),
+    "AGNNConv": (BARE, [lambda i, o: pyg.AGNNConv(), lambda i, o: pyg.AGNNConv(False, False)]),
+    "GMMConv": (ATTR, [lambda i, o: pyg.GMMConv(i, o, 2, 3), lambda i, o: pyg.GMMConv(i, o, 2, 1, bias=False)]),
+}
+
+BUILDS = [(name, edges, build) for name, (edges, builds) in CASES.items() for build in builds]
+IDS = [f"{name}-{k}" for name, (_, builds) in CASES.items() for k in range(len(builds))]
+
+
+def empty(n):
+    return Graph(torch.empty(2, 0, dtype=torch.int64), n, edge_attr=torch.empty(0, 2, dtype=F64))
+
+
+GRAPHS = {"messy": messy, "weighted": weighted, "no edges": lambda: empty(3), "one node": lambda: empty(1)}
+
+
+def edge_arguments(graph, edges, plain):
+    """The edge tensors of a call, as leaves."""
+    if edges == BARE or (edges == WEIGHT and (plain or graph.edge_weight is None)):
+        return {}
+    return {edges: getattr(graph, edges).to(F64).clone().requires_grad_()}
+
+
+def compare(layer, graph, edges, plain=False, tolerance=1e-10, call=None):
+    """Value and every gradient of a layer and of its converted copy."""
+    layer = layer.double()
+    twin = convert(layer)
+    assert isinstance(twin, Converted) and isinstance(twin, type(layer)), twin.report()
+    torch.manual_seed(1)
+    x = torch.randn(graph.size, 3, dtype=F64)
+    results = []
+    for module in (layer, twin):
+        leaf = x.clone().requires_grad_()
+        given = edge_arguments(graph, edges, plain)
+        run = module if module is layer else lambda *a, **k: strictly(twin, *a, **k)
+        y = run(leaf, graph.edge_index, **given) if call is None else call(run, leaf, graph, given)
+        probe = torch.sin(torch.arange(y.numel(), dtype=F64) + 1).reshape(y.shape)
+        wanted = [leaf, *given.values(), *(p for p in module.parameters() if p.requires_grad)]
+        grads = torch.autograd.grad((y * probe).sum(), wanted, allow_unused=True)
+        results.append([y, *(torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True))])
+    for ours, theirs in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    return twin
+
+
+def strictly(twin, *args, **kwargs):
+    """The converted layer; that the peer's own forward ran instead is a failure."""
+    y = twin.peer.call(twin, *args, **kwargs)
+    assert y is not None, "the call went to PyG"
+    assert torch.equal(y, twin(*args, **kwargs))
+    return y
+
+
+@pytest.mark.parametrize("where", GRAPHS)
+@pytest.mark.parametrize(("name", "edges", "build"), BUILDS, ids=IDS)
+def test_same_numbers_and_gradients(name, edges, build, where):
+    torch.manual_seed(0)
+    graph = GRAPHS[where]()
+    layer = build(3, 2)
+    for plain in {True, edges != WEIGHT or graph.edge_weight is None}:
+        compare(copy.deepcopy(layer), graph, edges, plain)
