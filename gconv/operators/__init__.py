@@ -4,11 +4,15 @@ Each is a description: structure, mixing, samples, source; none has a forward pa
 
 On grids: conv1d, conv2d, conv3d, their transposes, depthwise, pointwise, separable (convolution.py), avg_pool, max_pool
 and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
-(patches.py). On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
+(patches.py), upsample, adaptive_avg_pool, adaptive_max_pool (resampling.py).
+
+On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
 spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
 gatv2 (gat.py), agnn, supergat, transformer, and with signs fagcn.
 Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2.
-Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), mixhop, diffusion.
+Learned: spline, nnconv, feast.
+Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), arma, cayley
+(rational.py), mixhop, diffusion, wavelet, lanczos.
 """
 
 from gconv.operators.agnn import agnn
@@ -28,15 +32,18 @@ from gconv.operators.convolution import (
 from gconv.operators.diffusion import diffusion
 from gconv.operators.directed import directed
 from gconv.operators.fagcn import fagcn
+from gconv.operators.feast import feast
 from gconv.operators.gat import gat, gatv2
 from gconv.operators.gcn2 import gcn2
 from gconv.operators.gin import gin
 from gconv.operators.hypergraph import hypergraph
+from gconv.operators.lanczos import lanczos
 from gconv.operators.le import le
 from gconv.operators.mf import mf
 from gconv.operators.mixhop import mixhop
 from gconv.operators.monet import monet
 from gconv.operators.neighbourhood import gcn, graphconv, sage
+from gconv.operators.nnconv import nnconv
 from gconv.operators.patches import channel_shuffle, fold, pad, pixel_shuffle, pixel_unshuffle, unfold
 from gconv.operators.polynomial import appnp, cheb, sgc, tag
 from gconv.operators.pooling import (
@@ -49,21 +56,41 @@ from gconv.operators.pooling import (
     max_pool3d,
 )
 from gconv.operators.propagation import gpr, heat, lightgcn, ppr, ssg
+from gconv.operators.rational import arma, cayley
 from gconv.operators.relational import relational
+from gconv.operators.resampling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    upsample,
+)
 from gconv.operators.selection import selection
 from gconv.operators.signed import signed
 from gconv.operators.simple import simple
 from gconv.operators.spectral import spectral
+from gconv.operators.spline import spline
 from gconv.operators.supergat import supergat
 from gconv.operators.transformer import transformer
+from gconv.operators.wavelet import wavelet
 
 __all__ = [
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
     "agnn",
     "appnp",
+    "arma",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
     "bernstein",
+    "cayley",
     "channel_shuffle",
     "cheb",
     "chebnetii",
@@ -77,8 +104,9 @@ __all__ = [
     "depthwise",
     "diffusion",
     "directed",
-    "fold",
     "fagcn",
+    "feast",
+    "fold",
     "gat",
     "gatv2",
     "gcn",
@@ -90,6 +118,7 @@ __all__ = [
     "heat",
     "hypergraph",
     "jacobi",
+    "lanczos",
     "le",
     "lightgcn",
     "max_pool1d",
@@ -98,6 +127,7 @@ __all__ = [
     "mf",
     "mixhop",
     "monet",
+    "nnconv",
     "pad",
     "pixel_shuffle",
     "pixel_unshuffle",
@@ -111,9 +141,12 @@ __all__ = [
     "signed",
     "simple",
     "spectral",
+    "spline",
     "ssg",
     "supergat",
     "tag",
     "transformer",
     "unfold",
+    "upsample",
+    "wavelet",
 ]

@@ -90,6 +90,24 @@ def mixhop(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     return each(pyg.MixHopConv(**a), weights | {"bias": layer.bias}, x, g.edge_index, edge_weights(g, x))
 
 
+@oracle("arma")
+def arma(layer: GConv, g: Graph, x: Tensor) -> Tensor:
+    a, poles = given(layer), layer.a
+    K, T, W = a["num_stacks"], a["num_layers"], layer.weight
+    if T == 0:
+        y = x @ W.sum(0)
+        return y if layer.bias is None else y + layer.bias
+    module = pyg.ARMAConv(a["in_channels"], a["out_channels"], K, T, act=None, bias=False)
+    turn = poles[:, None, None] * torch.eye(a["out_channels"], dtype=x.dtype)
+    weights = {
+        "weight": turn.expand(max(1, T - 1), *turn.shape),
+        "init_weight": K * poles[:, None, None] * W,
+        "root_weight": (K * W).expand(T, *W.shape),
+    }
+    y = each(module, weights, x, g.edge_index, edge_weights(g, x))
+    return y if layer.bias is None else y + layer.bias
+
+
 # -- formulas ------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +200,56 @@ def diffusion(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     return mixed(layer, x, taps)
 
 
+@oracle("cayley")
+def cayley(layer: GConv, g: Graph, x: Tensor) -> Tensor:
+    """In complex numbers, by torch's inverse."""
+    k, L, one = given(layer)["k"], laplacian(g, given(layer)["normalization"]), torch.eye(g.size, dtype=torch.float64)
+    W, y = layer.weight, x @ layer.weight[0]
+    C = (layer.h.double() * L - 1j * one) @ torch.linalg.inv(layer.h.double() * L + 1j * one)
+    for j in range(1, k + 1):
+        complex_weight = torch.complex(W[j].double(), W[k + j].double())
+        y = y + 2 * (power(C, j) @ x.to(C.dtype) @ complex_weight).real.to(x.dtype)
+    return y if layer.bias is None else y + layer.bias
+
+
+@oracle("wavelet")
+def wavelet(layer: GConv, g: Graph, x: Tensor) -> Tensor:
+    """By numpy's eigenbasis, or by its Chebyshev interpolation and torch's matrix products."""
+    J, order, L = given(layer)["scales"], given(layer)["order"], laplacian(g).detach()
+
+    def band(s: float, frequencies: Any) -> Any:
+        z = s * np.maximum(frequencies, 0)
+        return np.piecewise(
+            z,
+            [z < 1, (z >= 1) & (z <= 2)],
+            [lambda u: u**2, np.polynomial.Polynomial([-5, 11, -6, 1]), lambda u: 4 / u**2],
+        )
+
+    top = max(band(1.0, np.array([2 - 3**-0.5])))  # where g is largest
+    scales = np.geomspace(2 / 0.1, 1 / 2, J)
+    filters = [lambda f: top * np.exp(-((f / 0.06) ** 4)), *(lambda f, s=s: band(s, f) for s in scales)]
+    taps = []
+    for f in filters:
+        if order is None:
+            values, U = np.linalg.eigh(L.numpy())
+            taps.append(torch.from_numpy(U * f(values) @ U.T))
+        else:
+            c = np.polynomial.chebyshev.chebinterpolate(lambda z, f=f: f(1 + z), order)
+            taps.append(chebyshev(laplacian(g) - torch.eye(g.size, dtype=torch.float64), c))
+    return mixed(layer, x, taps)
+
+
+@oracle("lanczos")
+def lanczos(layer: GConv, g: Graph, x: Tensor) -> Tensor:
+    """S between projections onto the Krylov space, whose orthonormal basis is found by QR."""
+    a, S = given(layer), step(g, False)
+    krylov = torch.stack([power(S, t) @ torch.ones(g.size, dtype=torch.float64) for t in range(min(a["k"], g.size))], 1)
+    rank = int(np.linalg.matrix_rank(krylov.detach().numpy(), tol=1e-7))
+    V, _ = torch.linalg.qr(krylov[:, :rank])
+    small = V.t() @ S @ V
+    return mixed(layer, x, [power(S, p) for p in a["short"]] + [V @ power(small, p) @ V.t() for p in a["long"]])
+
+
 # -- random specs and graphs ---------------------------------------------------------------------------------------
 
 
@@ -200,6 +268,12 @@ SPECS: dict[str, Callable[[Any, int, int], Any]] = {
     "heat": lambda draw, i, o: operators.heat(draw(st.sampled_from([0.1, 1.0, 3.0])), draw(DEGREE)),
     "ppr": lambda draw, i, o: operators.ppr(draw(st.sampled_from([0.2, 0.5, 1.0])), draw(DEGREE)),
     "diffusion": lambda draw, i, o: operators.diffusion(i, o, draw(st.integers(1, 3)), draw(st.booleans())),
+    "arma": lambda draw, i, o: operators.arma(i, o, draw(st.integers(1, 3)), draw(st.integers(0, 4))),
+    "cayley": lambda draw, i, o: operators.cayley(i, o, draw(st.integers(0, 4)), draw(st.sampled_from(["sym", None]))),
+    "wavelet": lambda draw, i, o: operators.wavelet(i, o, draw(st.integers(1, 4)), draw(DEGREE)),
+    "lanczos": lambda draw, i, o: operators.lanczos(
+        i, o, draw(st.integers(1, 4)), draw(st.sampled_from([(), (1,), (0, 2)])), draw(st.sampled_from([(1,), (4, 3)]))
+    ),
 }
 SHARE = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 JACOBI = st.sampled_from([-0.9, -0.5, 0.0, 1.0, 2.5])

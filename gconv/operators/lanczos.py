@@ -1,0 +1,151 @@
+"""A few Ritz vectors in place of the whole Fourier basis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Diagonal, Polynomial, Recurrence, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import adjacency
+from gconv.mixing import Dense
+from gconv.operators.bases import steps
+from gconv.operators.mixhop import chosen, read_powers
+from gconv.operators.shapes import ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+TINY = 1e-6  # a residual below this counts as 0: the Krylov space is exhausted
+
+
+def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor]:
+    """Ritz values (r,) and vectors (n, r) of k Lanczos steps on each part of a disjoint union.
+
+    Equation: S V = V T + residual with V^T V = I and T tridiagonal, T = Q diag(r) Q^T; the vectors are V Q. Every part
+    starts from its constant vector, and stops where its residual vanishes.
+
+    Args:
+        S: one symmetric tap (n, n), in float64.
+        part: (n,) the part of each node.
+        parts: how many there are.
+        k: steps.
+    """
+    n, values = S.shape[1], S.values
+    total = lambda v: values.new_zeros(parts).index_add(0, part, v)  # noqa: E731
+    count = total(values.new_ones(n))
+    v, alive = count.clamp(min=1).rsqrt()[part], count > 0
+    basis, diagonal, beside, kept = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    for t in range(k):
+        basis.append(v)
+        kept.append(alive)
+        w = S.expand(v.unsqueeze(-1))[0, :, 0]
+        alpha = total(v * w)
+        diagonal.append(torch.where(alive, alpha, 2.0 + t))  # what has died stands apart from all Ritz values
+        for _ in range(2):
+            for u in basis:
+                w = w - total(u * w)[part] * u
+        square = total(w * w)
+        alive = alive & (square > TINY**2)
+        beta = torch.where(alive, square, 1.0).sqrt()
+        beside.append(torch.where(alive, beta, 0.0))
+        v = torch.where(alive, 1 / beta, 0.0)[part] * w
+    V = torch.stack(basis, -1)
+    T = torch.diag_embed(torch.stack(diagonal, -1))
+    if k > 1:
+        side = torch.diag_embed(torch.stack(beside[:-1], -1), 1)
+        T = T + side + side.mT
+    values, Q = torch.linalg.eigh(T)  # ascending: the dead ones come last
+    own = torch.einsum("nt,ntr->nr", V, Q[part])
+    apart = torch.nn.functional.one_hot(part, parts).to(own.dtype)
+    U = (apart.unsqueeze(-1) * own.unsqueeze(1)).flatten(1)
+    lives = (torch.arange(k, device=part.device) < torch.stack(kept).sum(0).unsqueeze(1)).flatten()
+    return values.flatten()[lives], U[:, lives]
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Exact low powers of the symmetric adjacency, and high powers of its Ritz approximation."""
+
+    k: int
+    short: tuple[int, ...]
+    long: tuple[int, ...]
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    @property
+    def taps(self) -> int:
+        return len(self.short) + len(self.long)
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        if not domain.is_undirected:
+            raise ValueError(
+                "Ritz vectors need a symmetric adjacency: an undirected graph (each edge with its reverse, of the same "
+                "weight), but this one is directed."
+            )
+        S = adjacency(domain, torch.float64, norm="sym")
+        r, U = ritz(S, domain.part(), len(domain.ptr) - 1, self.k)
+        g = torch.stack([r**p for p in self.long])
+        far = Diagonal(U.to(x.dtype), g.to(x.dtype), r.to(x.dtype))
+        if not self.short:
+            return far
+        near = adjacency(domain, x.dtype, norm="sym")
+        return Stack((Polynomial(near, Recurrence.monomial(max(self.short) + 1), chosen(self.short)), far))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(lanczos(3, 2, k=3, short=(1, 2), long=(3, 5)), weighted, 3),
+        Sample(lanczos(2, 3, k=4, short=(), long=(1, 4), bias=False), weighted, 2),
+        Sample(lanczos(2, 2, k=3, short=(0, 1), long=(7,)), ring, 2),
+    ],
+    citation="Liao, Zhao, Urtasun and Zemel, LanczosNet: Multi-Scale Deep Graph Convolutional Networks, ICLR 2019",
+    init="glorot",
+)
+def lanczos(
+    in_channels: int,
+    out_channels: int,
+    k: int = 10,
+    short: tuple[int, ...] = (1, 2, 3),
+    long: tuple[int, ...] = (10, 20, 30),
+    bias: bool = True,
+) -> Any:
+    """LanczosNet's convolution: short walks exactly, long ones in a low-rank basis.
+
+    Equation: Y = sum_{p in short} S^p X W_p + sum_{p in long} U diag(r^p) U^T X W_p + b, S = D^-1/2 A D^-1/2, with the
+    Ritz values r and vectors U (n, k) of k Lanczos steps from the constant vector.
+
+    Meaning: high powers of S live on its extreme eigenvalues, which Lanczos finds first; power 30 then costs what
+    power 1 does, n k numbers for each of the two changes of basis.
+
+    In the family: a tap for each power: polynomials of a sparse matrix, and diagonal in fewer than n vectors; W dense.
+
+    Traps: the paper starts from a random vector. A fixed random vector would tie the result to the order of the nodes;
+    the constant one goes along with any renaming, so the operator is equivariant, but it sees only what is reached
+    from it: on a graph whose nodes are all alike, such as a ring, that is the mean alone. Every part of a union has
+    its own k vectors, stored with zeros elsewhere, (n, parts k). The paper's MLP of the Ritz values is not built in.
+
+    Args: k: Lanczos steps, at most; they end early where nothing new is found. short: powers taken exactly, perhaps
+        none. long: powers >= 1 taken in the Ritz basis, at least one.
+
+    Shapes: x (*b, n, i) -> (*b, n, o).
+
+    Raises:
+        ValueError: if k < 1, the powers are not distinct integers, or the graph is directed.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(lanczos(3, 2, k=4))(torch.zeros(8, 3), weighted()).shape
+    torch.Size([8, 2])
+    """
+    short = read_powers("short", short) if short else ()
+    long = read_powers("long", long, 1)
+    return Ritz(steps(k, 1), short, long), Dense(len(short) + len(long), in_channels, out_channels), bias

@@ -1,0 +1,160 @@
+"""Rational filters: with poles, by their series (ARMA) or in the Fourier basis (Cayley)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Diagonal, Polynomial, Recurrence
+from gconv.domains import Graph
+from gconv.laplacian import eigenbasis
+from gconv.mixing import Dense
+from gconv.operators.bases import steps
+from gconv.operators.polynomial import Powers
+from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Poles:
+    """sum_{t<=T} a_k^t S^t for each of k learned numbers a_k, S the symmetric adjacency."""
+
+    taps: int
+    layers: int
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    def parameters(self) -> dict[str, Parameter]:
+        start = tuple(0.9 * (k + 1) / self.taps for k in range(self.taps))
+        return {"a": Parameter((self.taps,), "constant", start)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
+        a, powers = theta["a"].to(x.dtype), Powers(Recurrence.monomial(self.layers + 1), "adjacency")
+        columns = [torch.ones_like(a)]
+        for _ in range(self.layers):
+            columns.append(columns[-1] * a)
+        return Polynomial(powers.L(domain, x), powers.recurrence, torch.stack(columns, 1))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(arma(3, 2, num_stacks=2, num_layers=3), weighted, 3),
+        Sample(arma(2, 3, num_stacks=3, num_layers=2, bias=False), messy, 2),
+        Sample(arma(2, 2, num_stacks=1, num_layers=1), ring, 2),
+    ],
+    citation="Bianchi, Grattarola, Livi and Alippi, Graph Neural Networks with Convolutional ARMA Filters, TPAMI 2021",
+    init="glorot",
+)
+def arma(in_channels: int, out_channels: int, num_stacks: int = 2, num_layers: int = 4, bias: bool = True) -> Any:
+    """The ARMA filter: learned poles, by as many terms of their geometric series as there are layers.
+
+    Equation: Y = sum_k (sum_{t=0..T} a_k^t S^t) X W_k + b, S = D^-1/2 A D^-1/2; for |a_k| < 1 and T = infinity the
+    bracket is (I - a_k S)^-1.
+
+    Meaning: one number a_k decides how far stack k sees: its response 1 / (1 - a_k s) is sharp where a polynomial of
+    the same size is flat. The sum is what T rounds of Z <- a_k S Z + X leave.
+
+    In the family: K taps, learned polynomials of one sparse matrix; W dense.
+
+    Traps: this is PyG's ARMAConv with act=None, shared weights, the recurrent matrices a_k I, and its mean over stacks
+    taken into W. Any other ARMAConv with act=None, and one layer or no bias, is a polynomial of S with free matrices:
+    tag(k=num_layers) with the products of its matrices as weights; with an act it is several layers, not one. No
+    self-loops are added. Nothing keeps |a_k| below 1, where alone the series has a limit.
+
+    Args: PyG's ARMAConv's. num_stacks: poles; num_layers: T, the highest power.
+
+    Shapes: x (*b, n, i) -> (*b, n, o); a (num_stacks,).
+
+    Raises:
+        ValueError: if num_stacks < 1 or num_layers < 0.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(arma(3, 2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    for name, value, least in (("num_stacks", num_stacks, 1), ("num_layers", num_layers, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, but it is {value!r}.")
+    return Poles(num_stacks, num_layers), Dense(num_stacks, in_channels, out_channels), bias
+
+
+@dataclass(frozen=True)
+class Cayley:
+    """1, then the real and imaginary parts of the powers of (h lambda - i) / (h lambda + i), with a learned zoom h."""
+
+    k: int
+    norm: Literal["sym"] | None
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    @property
+    def taps(self) -> int:
+        return 2 * self.k + 1
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"h": Parameter((1,), "constant", 1.0)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
+        eigenvalues, U = eigenbasis(domain, self.norm)
+        u = theta["h"].to(torch.float64) * eigenvalues
+        angle = 2 * torch.arange(self.k + 1, device=u.device).unsqueeze(1) * torch.atan2(torch.ones_like(u), u)
+        g = torch.cat([angle[:1].cos(), 2 * angle[1:].cos(), 2 * angle[1:].sin()])
+        return Diagonal(U.to(x.dtype), g.to(x.dtype), eigenvalues.to(x.dtype))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(cayley(3, 2, k=2), weighted, 3),
+        Sample(cayley(2, 3, k=3, normalization=None), ring, 2),
+        Sample(cayley(2, 2, k=0), ring, 2),
+    ],
+    citation="Levie, Monti, Bresson and Bronstein, CayleyNets: Graph Convolutional Neural Networks with Complex "
+    "Rational Spectral Filters, IEEE Transactions on Signal Processing 2019",
+    init="glorot",
+)
+def cayley(
+    in_channels: int, out_channels: int, k: int = 3, normalization: Literal["sym"] | None = "sym", bias: bool = True
+) -> Any:
+    """The Cayley filter: Fourier multipliers on a line bent into a circle, with a learned zoom.
+
+    Equation: Y = X W_0 + sum_{j=1..k} 2 Re(C^j) X W_j - 2 Im(C^j) X W_{k+j} + b, C = (h L - i I)(h L + i I)^-1; that is
+    X c_0 + 2 Re sum_j C^j X c_j with complex matrices c_j = W_j + i W_{k+j}.
+
+    Meaning: C sends the spectrum onto the unit circle, exp(-2 i arccot(h lambda)), where powers are a Fourier basis.
+    A large h spreads the low frequencies over the circle, a small one the high ones: the filter focuses where it must.
+
+    In the family: 2k + 1 taps with real multipliers, 1, 2 cos and 2 sin of 2 j arccot(h lambda), diagonal in one
+    orthogonal basis; W dense.
+
+    Traps: exact by the eigenbasis, O(n^3) once for each graph, where the paper iterates Jacobi's method; undirected
+    graphs only. The sign of h turns the circle round: -h takes C to its conjugate.
+
+    Args: k: order. normalization: "sym" or None, the Laplacian.
+
+    Shapes: x (*b, n, i) -> (*b, n, o); h (1,).
+
+    Raises:
+        ValueError: if k < 0, the normalisation is not symmetric, or the graph is directed.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(cayley(3, 2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    if normalization not in ("sym", None):
+        raise ValueError(
+            f"A Fourier basis needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}."
+        )
+    return Cayley(steps(k), normalization), Dense(2 * k + 1, in_channels, out_channels), bias
