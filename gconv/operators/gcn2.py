@@ -25,7 +25,7 @@ class Residual(Parametrised):
     beta: float
     shared: bool
 
-    taps: ClassVar[int] = 2  # type: ignore[assignment,misc]
+    taps: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_channels(self.c, self.c)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from gconv.domains import Graph, Grid, grid_graph
 
@@ -83,6 +84,19 @@ def split_pads(total: Sequence[int], padding: Literal["same_upper", "same_lower"
     return tuple(
         (b, a) if padding == "same_upper" or t < 0 else (a, b) for t, (b, a) in zip(total, halves, strict=True)
     )
+
+
+def attributes(name: str, graph: Graph, dim: int, dtype: torch.dtype) -> Tensor:
+    """The graph's edge_attr (e, dim).
+
+    Raises:
+        ValueError: if it has none, or another number of them an edge.
+    """
+    u = graph.edge_attr
+    if u is None or u.shape[1] != dim:
+        have = "none" if u is None else f"{u.shape[1]}"
+        raise ValueError(f"{name} needs edge_attr with {dim} numbers an edge; the graph has {have}.")
+    return u.to(dtype)
 
 
 def grid(*shape: int) -> Grid:

@@ -1,0 +1,83 @@
+"""Feature-steered convolution: which matrix an edge takes depends on what its ends carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Taps
+from gconv.domains import Graph
+from gconv.laplacian import mean, pattern
+from gconv.mixing import Dense
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Steered:
+    """One tap a head: the softmax over the heads of u_h . (x_j - x_i) + c_h, over the number of edges that arrive."""
+
+    heads: int
+    i: int
+    add_self_loops: bool
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    @property
+    def taps(self) -> int:
+        return self.heads
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"u": Parameter((self.heads, self.i), "uniform", self.i**-0.5), "c": Parameter((self.heads,), value=0.1)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+        one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
+        steer = x @ theta["u"].t()
+        q = (steer[one.col] - steer[one.row] + theta["c"]).softmax(-1)
+        return Taps.shared(one, q.t() * mean(one, x.dtype))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(feast(3, 2, heads=2), ring, 3),
+        Sample(feast(2, 3, heads=3), messy, 2),
+        Sample(feast(2, 2, heads=2, add_self_loops=False, bias=False), messy, 2),
+        Sample(feast(2, 3), ring, 2, row_stochastic=True),
+    ],
+    citation="Verma, Boyer and Verbeek, FeaStNet: Feature-Steered Graph Convolutions for 3D Shape Analysis, CVPR 2018",
+)
+def feast(in_channels: int, out_channels: int, heads: int = 1, add_self_loops: bool = True, bias: bool = True) -> Any:
+    """FeaStConv: every edge spreads over the matrices by what its two ends carry.
+
+    Equation: Y = sum_h S_h X W_h + b, S_h[i, j] = (1 / |N(i)|) softmax over h of u_h . (x_j - x_i) + c_h.
+
+    Meaning: the offset labels of a grid convolution, learned from the signal. Attention picks among neighbours; this
+    picks among matrices.
+
+    In the family: one tap a head, adaptive; over all heads the values of an edge sum to 1 / |N(i)|; W dense. Linear
+    only when frozen: `layer.at(graph, x=x0)`.
+
+    Traps: as PyG: existing self-loops are replaced by new ones; |N(i)| counts edges, the loop among them; edge weights
+    are ignored. Adding one vector to every x changes no S. A batch (b, n, c) is b structures, one after the other.
+
+    Args: PyG's FeaStConv's.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). u (heads, i), c (heads); the weight (heads, i, o) is PyG's lin, cut by heads.
+
+    Raises:
+        ValueError: if heads < 1.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(feast(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise ValueError(f"heads must be a positive integer, but it is {heads!r}.")
+    return Steered(heads, in_channels, add_self_loops), Dense(heads, in_channels, out_channels), bias

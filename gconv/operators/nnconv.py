@@ -1,0 +1,111 @@
+"""Edge-conditioned convolution: a network of the edge's attributes writes its matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import mean, pattern
+from gconv.mixing import Dense
+from gconv.operators.shapes import attributes, messy, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """One tap a hidden unit, ReLU(u W_1^T + b_1), one that is 1 on every edge, and perhaps the node itself."""
+
+    dim: int
+    hidden: int
+    average: bool
+    root: bool
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    @property
+    def taps(self) -> int:
+        return self.hidden + 1 + self.root
+
+    def parameters(self) -> dict[str, Parameter]:
+        bound = self.dim**-0.5
+        return {
+            "w1": Parameter((self.hidden, self.dim), "uniform", bound),
+            "b1": Parameter((self.hidden,), "uniform", bound),
+        }
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        u = attributes("nnconv", domain, self.dim, x.dtype)
+        one, _ = pattern(domain)
+        units = (theta["w1"] @ u.t() + theta["b1"].unsqueeze(1)).relu()
+        values = torch.cat([units, torch.ones_like(units[:1])])
+        S = Taps.shared(one, values * mean(one, x.dtype) if self.average else values)
+        return Stack((S, Identity(domain.size))) if self.root else S
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(nnconv(3, 2, dim=2, hidden=3), weighted, 3),
+        Sample(nnconv(2, 3, dim=2, hidden=2, aggr="mean"), messy, 2),
+        Sample(nnconv(2, 2, dim=2, hidden=1, root_weight=False, bias=False), messy, 2),
+    ],
+    citation="Gilmer et al., Neural Message Passing for Quantum Chemistry, ICML 2017; Simonovsky and Komodakis, "
+    "Dynamic Edge-Conditioned Filters in Convolutional Neural Networks on Graphs, CVPR 2017",
+)
+def nnconv(
+    in_channels: int,
+    out_channels: int,
+    dim: int,
+    hidden: int,
+    aggr: Literal["sum", "mean"] = "sum",
+    root_weight: bool = True,
+    bias: bool = True,
+) -> Any:
+    """The edge-conditioned convolution: the matrix of an edge is a network of its attributes.
+
+    Equation: y_i = sum over edges j -> i of Theta(u_ij)^T x_j + W_root^T x_i + b,
+    Theta(u) = sum_h phi_h(u) W_h + W_hidden, phi = ReLU(W_1 u + b_1).
+
+    Meaning: however nonlinear in the edge, it is linear in x: the last layer of the network is the mixing, what is
+    before it the structure.
+
+    In the family: hidden + 1 taps on the edges, learned, and the identity; W dense.
+
+    Traps: edge weights are ignored. PyG's NNConv takes any network; its Sequential(Linear(dim, hidden), ReLU(),
+    Linear(hidden, i o)) is this, with `edge_attr` for u. A maximum over the edges does not split into taps. PyG makes
+    a matrix for every edge, e i o numbers; here there are e (hidden + 1) values.
+
+    Args:
+        in_channels, out_channels: channels.
+        dim: attributes of an edge.
+        hidden: units of the network.
+        aggr: "sum", or "mean" over the edges that arrive.
+        root_weight: whether the node itself has a matrix.
+        bias: whether one number a channel is added.
+
+    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim). w1 (hidden, dim) and b1 are the first Linear's; the weight's
+    taps are the columns of the last Linear as (i, o), its bias as (i, o), and PyG's lin.
+
+    Raises:
+        ValueError: if aggr is neither, a size is not positive, or the graph has other attributes.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(nnconv(3, 2, dim=2, hidden=4))(torch.zeros(8, 3), weighted()).shape
+    torch.Size([8, 2])
+    """
+    if aggr not in ("sum", "mean"):
+        raise ValueError(f"aggr must be 'sum' or 'mean', but it is {aggr!r}: no other splits into taps.")
+    for name, value in (("dim", dim), ("hidden", hidden)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
+    structure = Conditioned(dim, hidden, aggr == "mean", root_weight)
+    return structure, Dense(structure.taps, in_channels, out_channels), bias
