@@ -65,6 +65,7 @@ class Structure(Protocol):
 
     `kind` says what S depends on: "fixed" the domain alone; "learned" also on parameters; "adaptive" on x as well.
     `dropout` is the share of S's values that training drops (0 for most).
+    `nodes` is the size of the one graph that its parameters belong to (None for most: they fit any graph).
     """
 
     @property

@@ -12,7 +12,7 @@ gatv2 (gat.py), agnn, supergat, transformer, and with signs fagcn.
 Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2.
 Learned: spline, nnconv, feast.
 Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), arma, cayley
-(rational.py), mixhop, diffusion, wavelet, lanczos.
+(rational.py), wavelet, gwnn (wavelet.py), mixhop, diffusion, lanczos.
 """
 
 from gconv.operators.agnn import agnn
@@ -74,7 +74,7 @@ from gconv.operators.spectral import spectral
 from gconv.operators.spline import spline
 from gconv.operators.supergat import supergat
 from gconv.operators.transformer import transformer
-from gconv.operators.wavelet import wavelet
+from gconv.operators.wavelet import gwnn, wavelet
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -115,6 +115,7 @@ __all__ = [
     "global_pool",
     "gpr",
     "graphconv",
+    "gwnn",
     "heat",
     "hypergraph",
     "jacobi",

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Diagonal, Polynomial, Recurrence
+from gconv.basis import Basis, Diagonal, Pattern, Polynomial, Product, Recurrence, Taps
 from gconv.domains import Graph
 from gconv.laplacian import eigenbasis
 from gconv.mixing import Dense
 from gconv.operators.bases import interpolation, nodes
 from gconv.operators.polynomial import Powers
+from gconv.operators.propagation import heat_degree, heat_series
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -117,3 +118,82 @@ def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | N
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer >= {least}, but it is {value!r}.")
     return Wavelets(scales, order), Dense(scales + 1, in_channels, out_channels), bias
+
+
+@dataclass(frozen=True)
+class InWavelets:
+    """psi diag(theta) psi^-1 with psi = exp(-s L): one learned number for each node of one graph."""
+
+    nodes: int
+    s: float
+
+    taps: ClassVar[int] = 1
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"theta": Parameter((self.nodes,), "constant", 1.0)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        if domain.size != self.nodes:
+            raise ValueError(
+                f"gwnn has a parameter for each of {self.nodes} nodes, but the graph has {domain.size}; "
+                "it belongs to one graph."
+            )
+        there = heat_series(self.s)[: heat_degree(self.s) + 1]
+        back = tuple(math.exp(2 * self.s) * abs(c) for c in there)
+        powers = Powers(Recurrence.chebyshev(len(there)), "laplacian", "sym", LMAX)
+        L = powers.L(domain, x)
+
+        def diagonal() -> Pattern:
+            i = torch.arange(domain.size, device=domain.device)
+            return Pattern((1, domain.size, domain.size), torch.zeros_like(i), i, i)
+
+        g = Taps(domain.memo("diagonal", diagonal), theta["theta"].to(x.dtype))
+        psi, inverse = (Polynomial(L, powers.recurrence, (c,)) for c in (there, back))
+        return Product(psi, Product(g, inverse))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(gwnn(3, 2, nodes=8, s=0.5), weighted, 3),
+        Sample(gwnn(2, 2, nodes=6, s=1.0, bias=False), messy, 2),
+        Sample(gwnn(2, 3, nodes=7, s=0.7), ring, 2),
+    ],
+    citation="Xu, Shen, Cao, Qiu and Cheng, Graph Wavelet Neural Network, ICLR 2019",
+    init="glorot",
+)
+def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: bool = True) -> Any:
+    """GWNN's convolution: the graph Fourier multipliers of one graph, with heat wavelets in place of eigenvectors.
+
+    Equation: Y = psi diag(theta) psi^-1 X W + b, psi = exp(-s L), L = I - D^-1/2 A D^-1/2.
+
+    Meaning: column j of psi is the heat that spreads from node j, so theta_j weighs what is about node j: local where
+    an eigenvector is global. At all ones, the start, every signal passes.
+
+    In the family: one tap, the product of a polynomial, a learned diagonal and another polynomial; W dense.
+
+    Traps: theta belongs to the nodes of one graph: the layer fits no other one, and renaming the nodes renames theta.
+    psi^-1 = exp(s L) amplifies by exp(2 s) at most, so single precision suffers where s is large. The authors' code
+    sets small entries of psi to 0 and normalises its rows; here psi is exact, by Chebyshev series never formed.
+
+    Args: nodes: of the graph. s: the scale, > 0.
+
+    Shapes: x (*b, n, i) -> (*b, n, o); theta (n,).
+
+    Raises:
+        ValueError: if s is not positive, nodes < 1, or the graph has another number of nodes.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(gwnn(3, 2, nodes=7))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
+        raise ValueError(f"nodes must be an integer >= 1, the size of the graph, but it is {nodes!r}.")
+    if not 0 < s < math.inf:
+        raise ValueError(f"s is a scale and must be a positive number, but it is {s!r}.")
+    return InWavelets(nodes, float(s)), Dense(1, in_channels, out_channels), bias

@@ -250,6 +250,13 @@ def lanczos(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     return mixed(layer, x, [power(S, p) for p in a["short"]] + [V @ power(small, p) @ V.t() for p in a["long"]])
 
 
+@oracle("gwnn")
+def gwnn(layer: GConv, g: Graph, x: Tensor) -> Tensor:
+    L, s = laplacian(g), given(layer)["s"]
+    S = torch.matrix_exp(-s * L) @ torch.diag(layer.theta.double()) @ torch.matrix_exp(s * L)
+    return mixed(layer, x, [S])
+
+
 # -- random specs and graphs ---------------------------------------------------------------------------------------
 
 
@@ -282,10 +289,11 @@ LOOPS = {"ssg", "mixhop", "gpr", "ppr"}  # where PyG's gradient at double loops 
 UNDIRECTED = {"ppr", "cayley", "lanczos", "wavelet"}
 
 
-@random_case(*SPECS)
+@random_case(*SPECS, "gwnn")
 def _(draw: Any, name: str) -> Sample:
     i, o = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    graph, spec = draw(graphs(undirected=name in UNDIRECTED)), SPECS[name](draw, i, o)
+    graph = draw(graphs(undirected=name in UNDIRECTED))
+    spec = operators.gwnn(i, o, graph.size, 0.5) if name == "gwnn" else SPECS[name](draw, i, o)
     loops = graph.source[graph.source == graph.target]
     hypothesis.assume(name not in LOOPS or len(loops) == len(loops.unique()))
     return Sample(spec, lambda: graph, i)
