@@ -105,6 +105,7 @@ class Table:
         published: numbers to print beside, with their gap; their sources are listed below.
         reruns: numbers listed below.
         scale: from a row's number to the published one's unit.
+        words: columns of text behind the numbers, (heading, dotted path); the rows of one table row must agree.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Table:
     published: tuple[Published, ...] = ()
     reruns: tuple[Published, ...] = ()
     scale: float = 100.0
+    words: tuple[tuple[str, str], ...] = ()
 
 
 class TableError(ValueError):
@@ -186,7 +188,8 @@ def render(table: Table, rows: Iterable[Row]) -> str:
             if column in beside:
                 line.append(_number(paper) if paper else "-")
                 line.append(f"{statistics.fmean(values) * table.scale - paper.value:+.1f}" if values and paper else "-")
-        body.append(line)
+        body.append(line + [_text(table, rows, label, path) for _, path in table.words])
+    head += [heading for heading, _ in table.words]
     grid = tabulate(body, head, tablefmt="pipe", disable_numparse=True)
     data = sorted({f"{get(r, 'data.label')} ({get(r, 'data.hash')})" for r in rows if r.get("data")})
     notes = [f"Rows: `experiments/results/{table.experiment}.jsonl`, by `{table.command}`."]
@@ -194,6 +197,14 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     notes += [f"Published: {'; '.join(_sources(table.published, labels))}."] if beside else []
     notes += [f"Independent reruns: {'; '.join(_sources(table.reruns, labels))}."] if table.reruns else []
     return "\n\n".join([table.caption, grid, *notes]) + "\n"
+
+
+def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:
+    """What the rows of a table row say at a dotted path. Raises: TableError where they do not agree."""
+    said = sorted({str(get(row, path)) for row in rows if str(get(row, table.label)) == label})
+    if len(said) > 1:
+        raise TableError(f"table {table.name}, {label}: rows differ in {path} ({' and '.join(said)})")
+    return said[0].replace("|", "\\|") if said else "no rows yet"
 
 
 def _number(paper: Published) -> str:

@@ -122,6 +122,26 @@ TABLES: tuple[Table, ...] = (
         command="python -m experiments.equivalence",
     ),
     Table(
+        name="conformance",
+        experiment="conformance",
+        label="config.convention",
+        cells=several(everything="metrics.everything", plain="metrics.plain"),
+        format=plain,
+        words=(
+            ("known by", "metrics.known"),
+            ("parts on", "metrics.parts_on"),
+            ("differs in", "metrics.differs_in"),
+            ("in gconv", "metrics.in_gconv"),
+        ),
+        caption=(
+            "The matrix S that each library applies, against the first of its family: largest difference of an entry, "
+            "on a five-node graph that has everything (a one-way edge, weights, a loop, a double edge, an isolated "
+            "node) and on a plain undirected one; which feature alone, added to the plain one, parts them; and in "
+            'what they differ. Only what is known by "run" was run.'
+        ),
+        command="python -m experiments.conformance",
+    ),
+    Table(
         name="overhead",
         experiment="overhead",
         label="config.case",

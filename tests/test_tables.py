@@ -116,6 +116,20 @@ def test_where_and_vary_say_what_a_cell_may_hold():
         render.render(Table(**base, cells=one("x", "metrics.absent"), vary=("seed", "hidden")), rows)
 
 
+def test_words_stand_behind_the_numbers_and_must_agree():
+    rows = [row(seed=s) | {"metrics": {"test_accuracy": 0.5, "said": "loops | added"}} for s in (0, 1)]
+    table = Table(
+        name="t", experiment="citation", label="config.model", cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100), caption="C", command="c", labels=("gcn", "gat"), words=(("why", "metrics.said"),),
+    )  # fmt: skip
+    lines = render.render(table, rows).splitlines()
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["model", "Cora", "why"]
+    assert "50.0 +- 0.0 (2)" in lines[4] and r"loops \| added" in lines[4] and lines[5].count("no rows yet") == 2
+    rows[1]["metrics"]["said"] = "loops kept"
+    with pytest.raises(TableError, match=r"t, gcn: rows differ in metrics\.said"):
+        render.render(table, rows)
+
+
 def test_rows_of_another_experiment_and_torn_lines_do_not_count(tmp_path):
     lines = [json.dumps(row()), json.dumps(row(experiment="other")), '{"key": "to']
     (tmp_path / "citation.jsonl").write_text("\n".join(lines))
@@ -135,8 +149,9 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics |= {f"logit_{what}_float{bits}": 1e-7 for what in ("gap", "scale") for bits in (32, 64)}
     metrics |= {"ratio_low": 1.0, "ratio_high": 1.2, "peak_ratio": 0.3, "kernels": "c"}
     metrics |= {f"{who}_{when}": 9.0 for who in ("bare", "gconv") for when in ("peak_mb", "step_peak_mb")}
+    metrics |= {"everything": 0.5, "plain": 0.0, "known": "run", "parts_on": "loop", "differs_in": "a", "in_gconv": "b"}
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
-    fields |= {"dtype": "float64", "case": "conv"}
+    fields |= {"dtype": "float64", "case": "conv", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
         config = fields | {path.removeprefix("config."): value for path, value in table.where}
         single = table.cells.__qualname__.startswith("one")
