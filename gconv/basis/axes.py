@@ -29,9 +29,9 @@ class Axes:
 
     factors: tuple[Taps, ...]
 
-    @property
+    @lazy
     def shape(self) -> tuple[int, int, int]:
-        return 1, math.prod(A.shape[1] for A in self.factors), math.prod(A.shape[2] for A in self.factors)
+        return 1, math.prod([A.shape[1] for A in self.factors]), math.prod([A.shape[2] for A in self.factors])
 
     @property
     def nnz(self) -> int:

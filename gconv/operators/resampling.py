@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from gconv.operators.shapes import grid, per_axis
 from gconv.spec import Parameter, Sample, Theta, register
 
 Along = Literal["nearest", "nearest-exact", "linear", "cubic", "area"]
+T = TypeVar("T")
+KEPT = 64  # grids whose matrices a structure remembers
 KEYS = "Keys, Cubic Convolution Interpolation for Digital Image Processing, IEEE Trans. ASSP 1981"
 HE = "He et al., Spatial Pyramid Pooling in Deep Convolutional Networks, ECCV 2014"
 MODES: dict[str, tuple[Along, int | None]] = {
@@ -51,6 +53,7 @@ class Resampled:
     align_corners: bool = False
     exact: bool = False
     antialias: bool = False
+    memo: dict[Any, Axes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     domain: ClassVar[Literal["grid"]] = "grid"
     kind: ClassVar[Literal["fixed"]] = "fixed"
@@ -71,6 +74,9 @@ class Resampled:
         return Grid(size)
 
     def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Axes:
+        return _kept(self, domain, x, self._make)
+
+    def _make(self, domain: Grid, x: Tensor) -> Axes:
         sizes = zip(domain.shape, self.target(domain).shape, strict=True)
         return Axes(tuple(self._along(a, n, m, x) for a, (n, m) in enumerate(sizes)))
 
@@ -92,6 +98,18 @@ class Resampled:
             row, col, values = torch.arange(m).repeat_interleave(read.shape[1]), read.flatten(), weights.flatten()
         row, col = row.to(x.device), col.to(x.device)
         return Taps(Pattern((1, m, n), torch.zeros_like(row), row, col), values.to(x.device, x.dtype))
+
+
+def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor], T]) -> T:
+    """What a structure is on a grid, made once, so that a compiler need not trace the making."""
+    key = domain.shape, x.dtype, x.device
+    memo: dict[Any, T] = structure.memo
+    if key not in memo:
+        if len(memo) >= KEPT:
+            memo.clear()
+        with torch.inference_mode(False):  # what is kept must serve training too
+            memo[key] = make(domain, x)
+    return memo[key]
 
 
 def _windows(n: int, m: int) -> tuple[Tensor, Tensor]:
@@ -183,7 +201,7 @@ def upsample(
     Traps: the step is 1 / scale_factor where that is given, n / m for a `size` or with recompute_scale_factor. In
     "nearest" and "nearest-exact" torch's rounding decides where floor(m s) falls on a border: it computes in float32 in
     two dimensions (in float64 on large images of doubles, which is not followed here). antialias has a = -0.5;
-    torch's goes wrong on an output one site wide.
+    torch's goes wrong on an output one site wide. Call the layer once on a size before compiling it with fullgraph.
 
     Args:
         size, scale_factor, mode, align_corners, recompute_scale_factor: torch.nn.Upsample's, in its order.
@@ -304,6 +322,7 @@ class Largest:
     """One tap with a window for each output site, reduced by max."""
 
     size: tuple[int | None, ...]
+    memo: dict[Any, Taps] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     domain: ClassVar[Literal["grid"]] = "grid"
     kind: ClassVar[Literal["fixed"]] = "fixed"
@@ -320,6 +339,9 @@ class Largest:
         return Grid(tuple(n if m is None else m for n, m in zip(domain.shape, self.size, strict=True)))
 
     def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Taps:
+        return _kept(self, domain, x, self._make)
+
+    def _make(self, domain: Grid, x: Tensor) -> Taps:
         out = self.target(domain)
         row = col = torch.zeros(1, dtype=torch.int64)
         for n, m in zip(domain.shape, out.shape, strict=True):
