@@ -169,6 +169,28 @@ def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted
     return _kept(graph, ("degrees", degree, weighted), dtype, make)
 
 
+def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
+    """(n,) from how many nodes each node is reached in at most `steps` steps, itself among them.
+
+    >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
+    >>> reach(path, 1, torch.float32), reach(path, 2, torch.float32)
+    (tensor([1., 2., 2.]), tensor([1., 2., 3.]))
+    """
+
+    def make() -> Tensor:
+        n, node = graph.size, torch.arange(graph.size, device=graph.device)
+        index = torch.cat([graph.edge_index.flip(0), torch.stack([node, node])], 1)
+        ones = torch.ones(index.shape[1], dtype=torch.float64, device=graph.device)
+        step = torch.sparse_coo_tensor(index, ones, (n, n), check_invariants=False)
+        within = torch.sparse_coo_tensor(torch.stack([node, node]), ones[:n], (n, n), check_invariants=False).coalesce()
+        for _ in range(steps):
+            within = torch.sparse.mm(step, within).coalesce()
+            within.values().fill_(1)  # walks are not counted, nodes are
+        return torch.bincount(within.indices()[0], minlength=n).to(dtype)
+
+    return graph.memo(("reach", steps, dtype), make)
+
+
 def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
     """One adjacency for each label of `edge_type`.
 
@@ -333,3 +355,13 @@ def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
     if graph.edge_weight is not None and graph.edge_weight.requires_grad:
         return compute()
     return graph.memo(("eigenbasis", norm), compute)
+
+
+def inverse_root_degree(graph: Graph) -> Tensor:
+    """(n,) d^-1/2 in float64, with d the out-degrees without loops; 0 at an isolated node.
+
+    >>> inverse_root_degree(Graph(torch.tensor([[0, 1], [1, 0]]), 3))
+    tensor([1., 1., 0.], dtype=torch.float64)
+    """
+    w = torch.where(graph.source == graph.target, 0.0, graph.weights(torch.float64))
+    return _inverse(w.new_zeros(graph.size).index_add(0, graph.source, w), 0.5, "Symmetric")

@@ -9,8 +9,9 @@ and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad 
 On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
 spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
 gatv2 (gat.py), agnn, supergat, transformer, and with signs fagcn.
-Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2.
-Learned: spline, nnconv, feast.
+Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2,
+wl_continuous, rgat, resgated, egc.
+Learned: spline, nnconv, feast, pdn, pan.
 Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), arma, cayley
 (rational.py), wavelet, gwnn (wavelet.py), mixhop, diffusion, lanczos.
 """
@@ -31,6 +32,7 @@ from gconv.operators.convolution import (
 )
 from gconv.operators.diffusion import diffusion
 from gconv.operators.directed import directed
+from gconv.operators.egc import egc
 from gconv.operators.fagcn import fagcn
 from gconv.operators.feast import feast
 from gconv.operators.gat import gat, gatv2
@@ -44,7 +46,9 @@ from gconv.operators.mixhop import mixhop
 from gconv.operators.monet import monet
 from gconv.operators.neighbourhood import gcn, graphconv, sage
 from gconv.operators.nnconv import nnconv
+from gconv.operators.pan import pan
 from gconv.operators.patches import channel_shuffle, fold, pad, pixel_shuffle, pixel_unshuffle, unfold
+from gconv.operators.pdn import pdn
 from gconv.operators.polynomial import appnp, cheb, sgc, tag
 from gconv.operators.pooling import (
     avg_pool1d,
@@ -67,6 +71,8 @@ from gconv.operators.resampling import (
     adaptive_max_pool3d,
     upsample,
 )
+from gconv.operators.resgated import resgated
+from gconv.operators.rgat import rgat
 from gconv.operators.selection import selection
 from gconv.operators.signed import signed
 from gconv.operators.simple import simple
@@ -75,6 +81,7 @@ from gconv.operators.spline import spline
 from gconv.operators.supergat import supergat
 from gconv.operators.transformer import transformer
 from gconv.operators.wavelet import gwnn, wavelet
+from gconv.operators.wl import wl_continuous
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -104,6 +111,7 @@ __all__ = [
     "depthwise",
     "diffusion",
     "directed",
+    "egc",
     "fagcn",
     "feast",
     "fold",
@@ -130,11 +138,15 @@ __all__ = [
     "monet",
     "nnconv",
     "pad",
+    "pan",
+    "pdn",
     "pixel_shuffle",
     "pixel_unshuffle",
     "pointwise",
     "ppr",
     "relational",
+    "resgated",
+    "rgat",
     "sage",
     "selection",
     "separable",
@@ -150,4 +162,5 @@ __all__ = [
     "unfold",
     "upsample",
     "wavelet",
+    "wl_continuous",
 ]

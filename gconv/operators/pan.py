@@ -1,0 +1,82 @@
+"""Path integrals: walks of every length, each length with a learned weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Pattern, Polynomial, Product, Recurrence, Taps
+from gconv.domains import Graph
+from gconv.laplacian import adjacency, reach
+from gconv.mixing import Dense
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Paths:
+    """N^-1/2 (sum_l c_l A^l) N^-1/2, N the number of nodes within reach."""
+
+    filter_size: int
+
+    taps: ClassVar[int] = 1
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"path": Parameter((self.filter_size + 1,), "constant", 0.5)}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Product:
+        node = torch.arange(domain.size, device=domain.device)
+        root = Taps(
+            Pattern((1, domain.size, domain.size), torch.zeros_like(node), node, node),
+            reach(domain, self.filter_size, x.dtype).rsqrt(),
+        )
+        A, steps = adjacency(domain, x.dtype, weighted=False), Recurrence.monomial(self.filter_size + 1)
+        return Product(root, Product(Polynomial(A, steps, theta["path"].cumprod(0).unsqueeze(0)), root))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(pan(3, 2, filter_size=2), ring, 3),
+        Sample(pan(2, 3, filter_size=3), messy, 2),
+        Sample(pan(2, 2, filter_size=0, bias=False), messy, 2),
+    ],
+    citation="Ma et al., Path Integral Based Convolution and Pooling for Graph Neural Networks, NeurIPS 2020",
+)
+def pan(in_channels: int, out_channels: int, filter_size: int, bias: bool = True) -> Any:
+    """PANConv: the maximal entropy transition matrix, all walks up to a length, weighed by their length.
+
+    Equation: Y = N^-1/2 (sum_{l<=L} c_l A^l) N^-1/2 X W + b, c_l = p_0 p_1 ... p_l, N_ii the number of nodes from which
+    i is reached in at most L steps.
+
+    Meaning: p_l is the price of one more step; a learned, short-sighted relative of appnp.
+
+    In the family: one tap, a learned polynomial of the adjacency between two diagonals, never formed; W dense.
+
+    Traps: as PyG's code has it, c_l is the product of the weights so far, not the weight; N counts nodes, not walks,
+    the node itself among them; edge weights are ignored, double edges count twice in A. PyG returns M beside the
+    output: here it is `layer.at(graph).S`. PyG's runs on a sparse tensor package that was absent here, so PyG could not
+    be run, and the oracle is this formula with dense matrices.
+
+    Args: PyG's PANConv's. filter_size: L.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). path (L + 1) is PyG's weight, the weight its lin.
+
+    Raises:
+        ValueError: if filter_size is negative.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(pan(3, 2, filter_size=2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    if not isinstance(filter_size, int) or isinstance(filter_size, bool) or filter_size < 0:
+        raise ValueError(f"filter_size must be an integer >= 0, but it is {filter_size!r}.")
+    return Paths(filter_size), Dense(1, in_channels, out_channels), bias

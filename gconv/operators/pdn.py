@@ -1,0 +1,99 @@
+"""Pathfinder discovery: the edges' attributes say what each edge weighs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Taps
+from gconv.domains import Graph
+from gconv.laplacian import normalised, pattern
+from gconv.mixing import Dense
+from gconv.operators.shapes import attributes, messy, weighted
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """gcn's adjacency of edges that a network of their attributes weighs, sigmoid(w_2 . ReLU(W_1 u + b_1) + b_2)."""
+
+    dim: int
+    hidden: int
+    add_self_loops: bool
+    normalize: bool
+
+    taps: ClassVar[int] = 1
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["learned"]] = "learned"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {
+            "w1": Parameter((self.hidden, self.dim), "uniform", (6 / (self.hidden + self.dim)) ** 0.5),
+            "b1": Parameter((self.hidden,), "constant", 0.0),
+            "w2": Parameter((self.hidden,), "uniform", (6 / (self.hidden + 1)) ** 0.5),
+            "b2": Parameter((1,), "constant", 0.0),
+        }
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+        u = attributes("pdn", domain, self.dim, x.dtype)
+        units = (u @ theta["w1"].t() + theta["b1"]).relu()
+        weight = (units @ theta["w2"] + theta["b2"]).sigmoid()
+        entries, edge = pattern(domain, "fill" if self.add_self_loops else "keep")
+        weight = torch.cat([weight, weight.new_ones(1)])[edge]  # -1 reads the weight of an added loop
+        return Taps(entries, normalised(entries, weight) if self.normalize else weight)
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(pdn(3, 2, edge_dim=2, hidden_channels=3), weighted, 3),
+        Sample(pdn(2, 3, edge_dim=2, hidden_channels=2), messy, 2),
+        Sample(pdn(2, 2, edge_dim=2, hidden_channels=2, add_self_loops=False, bias=False), messy, 2),
+        Sample(pdn(2, 2, edge_dim=2, hidden_channels=1, normalize=False), messy, 2),
+    ],
+    citation="Rozemberczki et al., Pathfinder Discovery Networks for Neural Message Passing, WWW 2021",
+    init="glorot",
+)
+def pdn(
+    in_channels: int,
+    out_channels: int,
+    edge_dim: int,
+    hidden_channels: int,
+    add_self_loops: bool = True,
+    normalize: bool = True,
+    bias: bool = True,
+) -> Any:
+    """PDNConv: a graph convolution whose edge weights are learned from the attributes of the edges.
+
+    Equation: Y = D^-1/2 (A' + I) D^-1/2 X W + b, A'[i, j] = sum over edges j -> i of
+    sigmoid(w_2 . ReLU(W_1 u_ij + b_1) + b_2), D the degrees of A' + I.
+
+    Meaning: of several kinds of neighbourship, the task picks those that matter.
+
+    In the family: one tap, learned; W dense.
+
+    Traps: gcn's conventions, as in PyG: a node with a self-loop keeps it, and its learned weight; in-degrees normalise
+    both ends. u is `edge_attr`; edge weights are ignored. Without normalize no loops are added.
+
+    Args: PyG's PDNConv's.
+
+    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, edge_dim). w1, b1 and w2, b2 are PyG's mlp.0 and mlp.2.
+
+    Raises:
+        ValueError: if a size is not positive, or the graph has other attributes.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(pdn(3, 2, edge_dim=2, hidden_channels=4))(torch.zeros(8, 3), weighted()).shape
+    torch.Size([8, 2])
+    """
+    for name, value in (("edge_dim", edge_dim), ("hidden_channels", hidden_channels)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
+    structure = Weighed(edge_dim, hidden_channels, add_self_loops and normalize, normalize)
+    return structure, Dense(1, in_channels, out_channels), bias

@@ -1,0 +1,81 @@
+"""Gated edges: each channel decides for itself which neighbours it hears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.domains import Graph
+from gconv.laplacian import pattern
+from gconv.mixing import Heads
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Gates:
+    """One tap an output channel, sigmoid(key_c . x_i + query_c . x_j + gate_c); and perhaps the node itself."""
+
+    i: int
+    o: int
+    root: bool
+
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+
+    @property
+    def taps(self) -> int:
+        return self.o + self.root
+
+    def parameters(self) -> dict[str, Parameter]:
+        bound = self.i**-0.5
+        matrix, vector = Parameter((self.o, self.i), "uniform", bound), Parameter((self.o,), "uniform", bound)
+        return {"key": matrix, "query": matrix, "gate": vector}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        one, _ = pattern(domain)
+        key, query = x @ theta["key"].t() + theta["gate"], x @ theta["query"].t()
+        S = Taps.shared(one, (key[one.row] + query[one.col]).sigmoid().t())
+        return Stack((S, Identity(domain.size))) if self.root else S
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(resgated(3, 2), ring, 3),
+        Sample(resgated(2, 3), messy, 2),
+        Sample(resgated(2, 2, root_weight=False, bias=False), messy, 2),
+    ],
+    citation="Bresson and Laurent, Residual Gated Graph ConvNets, 2017",
+)
+def resgated(in_channels: int, out_channels: int, root_weight: bool = True, bias: bool = True) -> Any:
+    """The gated graph convolution: an edge has a gate for every channel, open or shut by what its two ends carry.
+
+    Equation: y_i = sum over edges j -> i of sigmoid(K x_i + Q x_j + g) * V^T x_j + W_root^T x_i + b, * entry by entry.
+
+    Meaning: attention without a softmax and with as many heads as channels.
+
+    In the family: one tap an output channel, adaptive, and the identity; W by heads of one channel. Linear only when
+    frozen: `layer.at(graph, x=x0)`.
+
+    Traps: PyG's ResGatedGraphConv has a bias in its values, which its gates weigh: no single b can be that; append a
+    channel of ones to x, and it is the last row of V. Its key and query biases are one, g. Edge weights are ignored;
+    with edge_dim its values have a term without x, which is outside of the family.
+
+    Args: PyG's ResGatedGraphConv's.
+
+    Shapes: x (*b, n, i) -> (*b, n, o). key and query (o, i) and gate (o) are PyG's lin_key and lin_query; the weight
+    (o, i, 1) is its lin_value, followed by lin_skip.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(resgated(3, 2))(torch.zeros(7, 3), ring(7)).shape
+    torch.Size([7, 2])
+    """
+    mixing = Heads(out_channels, in_channels, 1, root_weight)
+    return Gates(in_channels, out_channels, root_weight), mixing, bias

@@ -1,0 +1,67 @@
+"""Weisfeiler and Leman, continuously: half the node, half the mean of its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Taps
+from gconv.domains import Graph
+from gconv.laplacian import adjacency, pattern
+from gconv.mixing import Fixed
+from gconv.operators.shapes import messy, ring
+from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Half:
+    """(I + D^-1 A) / 2."""
+
+    taps: ClassVar[int] = 1
+    domain: ClassVar[Literal["graph"]] = "graph"
+    kind: ClassVar[Literal["fixed"]] = "fixed"
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {}
+
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+        entries, _ = pattern(domain, "add")
+        average = adjacency(domain, x.dtype, norm="row").values
+        return Taps(entries, 0.5 * torch.cat([average, average.new_ones(domain.size)]))
+
+    def target(self, domain: Graph) -> Graph:
+        return domain
+
+
+@register(
+    samples=lambda: [
+        Sample(wl_continuous(), ring, 2, row_stochastic=True),
+        Sample(wl_continuous(), messy, 3),
+    ],
+    citation="Togninalli et al., Wasserstein Weisfeiler-Lehman Graph Kernels, NeurIPS 2019",
+)
+def wl_continuous() -> Any:
+    """The Weisfeiler-Leman step on continuous signals: half the node, half the weighted mean of its neighbours.
+
+    Equation: Y = (X + D^-1 A X) / 2.
+
+    Meaning: a lazy random walk; repeated, its signals are the features of a graph kernel.
+
+    In the family: one tap, fixed; W = I.
+
+    Traps: the mean divides by the weights that arrive, unlike PyG's other means; a node without neighbours is halved.
+
+    Shapes: x (*b, n, c) -> (*b, n, c).
+
+    Raises:
+        ValueError: if the weights that arrive at a node sum to less than 0.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> GConv(wl_continuous())(torch.ones(7, 2), ring(7))[0]
+    tensor([1., 1.])
+    """
+    return Half(), Fixed(), False
