@@ -57,7 +57,8 @@ class Window:
             if self.ceil_mode:
                 out = -(-(n + before + after - d * (k - 1) - 1) // s) + 1
                 out -= (out - 1) * s >= n + before  # a window may not start behind the grid
-                after = max(after, (out - 1) * s + d * (k - 1) + 1 - n - before)
+                needed = (out - 1) * s + d * (k - 1) + 1 - n - before
+                after = needed if needed > after or after - needed >= s else after
             padding.append((before, after))
         divisor = None if self.reduce == "max" else self.divisor_override or tuple(covered)
         if self.reduce == "max" or not (self.count_include_pad or self.divisor_override):

@@ -233,7 +233,7 @@ def upsample(
         raise ValueError(f"antialias is for 'bilinear' and 'bicubic', not for {mode!r}.")
     if size is not None and recompute_scale_factor:
         raise ValueError("recompute_scale_factor takes a scale_factor, but a size was given.")
-    options = {"align_corners": bool(align_corners), "antialias": antialias}
+    options: dict[str, Any] = {"align_corners": bool(align_corners), "antialias": antialias}
     if size is not None:
         return Resampled(d, along, per_axis("size", size, d, 1), **options), Fixed(), False
     factors = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor,) * d

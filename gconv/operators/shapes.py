@@ -79,11 +79,9 @@ def pads_on(
 
 
 def split_pads(total: Sequence[int], padding: Literal["same_upper", "same_lower"]) -> Pairs:
-    """Padding in halves, an odd site behind or before; what is less than nothing, behind."""
-    halves = [(t // 2, t - t // 2) if t > 0 else (0, t) for t in total]
-    return tuple(
-        (b, a) if padding == "same_upper" or t < 0 else (a, b) for t, (b, a) in zip(total, halves, strict=True)
-    )
+    """Padding in halves, an odd site behind or before; ONNX halves what is less than nothing too."""
+    halves = [(t // 2, t - t // 2) for t in total]
+    return tuple((small, large) if padding == "same_upper" else (large, small) for small, large in halves)
 
 
 def attributes(name: str, graph: Graph, dim: int, dtype: torch.dtype) -> Tensor:
