@@ -177,8 +177,9 @@ def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: 
     In the family: one tap, the product of a polynomial, a learned diagonal and another polynomial; W dense.
 
     Traps: theta belongs to the nodes of one graph: the layer fits no other one, and renaming the nodes renames theta.
-    psi^-1 = exp(s L) amplifies by exp(2 s) at most, so single precision suffers where s is large. The authors' code
-    sets small entries of psi to 0 and normalises its rows; here psi is exact, by Chebyshev series never formed.
+    psi^-1 = exp(s L) amplifies by exp(2 s) at most, so single precision suffers where s is large. The authors' code,
+    as read, makes the inverse from eigenvalues that its first step has overwritten, so that its two matrices are not
+    inverse to each other, and may set small and negative entries to 0; here both are exact, series never formed.
 
     Args: nodes: of the graph. s: the scale, > 0.
 
