@@ -4,6 +4,7 @@
     D         diagonal of degrees: "in" sums the weights that arrive (rows of A), "out" those that leave (columns)
     sym       D^-1/2 A D^-1/2      row  D^-1 A (rows sum to 1)      col  A D^-1 (columns sum to 1)
     both      D_in^-1/2 A D_out^-1/2, for directed graphs
+    both      D_in^-1/2 A D_out^-1/2, for directed graphs
     L         D - A,  I - sym,  I - row,  I - col
 
 Degrees contain the edge weights, and the loops that were added. The inverse of a zero degree is 0, so the row of an
@@ -94,7 +95,18 @@ def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
     """(e,) one over the number of entries in the row of each entry (of its tap): values that average."""
     k, m, _ = entries.shape
     row = entries.row * k + entries.tap
-    return (1 / torch.bincount(row, minlength=m * k).clamp(min=1).double())[row].to(dtype)
+    one = torch.ones(len(row), dtype=torch.float64, device=row.device)
+    return (1 / one.new_zeros(m * k).index_add(0, row, one).clamp(min=1))[row].to(dtype)
+
+
+def diagonal(graph: Graph) -> Pattern:
+    """One entry a node, on the diagonal."""
+
+    def make() -> Pattern:
+        node = torch.arange(graph.size, device=graph.device)
+        return Pattern((1, graph.size, graph.size), torch.zeros_like(node), node, node)
+
+    return graph.memo("diagonal", make)
 
 
 def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: object) -> Taps:
@@ -160,11 +172,10 @@ def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted
     """
 
     def make() -> tuple[Pattern, Tensor]:
-        node = torch.arange(graph.size, device=graph.device)
         w = graph.weights(torch.float64)
         end = graph.target if degree == "in" else graph.source
         d = w.new_zeros(graph.size).index_add(0, end, w if weighted else torch.ones_like(w))
-        return Pattern((1, graph.size, graph.size), torch.zeros_like(node), node, node), d
+        return diagonal(graph), d
 
     return _kept(graph, ("degrees", degree, weighted), dtype, make)
 
@@ -189,6 +200,97 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
         return torch.bincount(within.indices()[0], minlength=n).to(dtype)
 
     return graph.memo(("reach", steps, dtype), make)
+
+
+def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
+    """One adjacency for each label of `edge_type`.
+
+    Args:
+        graph: a graph whose edges are labelled.
+        dtype: of the values.
+        count: labels, 0 to count - 1.
+        average: divides each row of each adjacency by the number of its edges.
+        weighted: False reads every edge as 1.
+
+    Raises:
+        ValueError: if the graph has no labels, or one that is too large.
+
+    >>> triangle = Graph(torch.tensor([[0, 1, 2], [2, 2, 0]]), edge_type=torch.tensor([0, 0, 1]))
+    >>> relations(triangle, torch.float32, 2, average=True).expand(torch.eye(3))[0, 2]
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    label = graph.edge_type
+    if label is None:
+        raise ValueError("Relations need a label on every edge: give the graph an edge_type.")
+
+    def labelled() -> Pattern:
+        if graph.num_edges and int(label.max()) >= count:
+            raise ValueError(
+                f"There are {count} relations, labels 0 to {count - 1}, but an edge has label {int(label.max())}."
+            )
+        return Pattern((count, graph.size, graph.size), label, graph.target, graph.source)
+
+    def make() -> tuple[Pattern, Tensor]:
+        entries = graph.memo(("relations", count), labelled)
+        w = graph.weights(torch.float64)
+        w = w if weighted else torch.ones_like(w)
+        return entries, w * mean(entries, w.dtype) if average else w
+
+    return _kept(graph, ("relations", count, average, weighted), dtype, make)
+
+
+def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps, Taps]:
+    """A hypergraph's B^-1 H^T, nodes to hyperedges, and D^-1 H (or D^-1 H W), hyperedges to nodes.
+
+    An edge v -> v with label e says that v is in hyperedge e, its weight is that of the hyperedge. B counts the nodes
+    of a hyperedge, D sums the weights of the hyperedges of a node. Labels count within a part of a union. (An edge
+    u -> v with u other than v: u sends into e, v receives from it.)
+
+    Args:
+        graph: a graph whose edges are labelled.
+        dtype: of the values.
+        weighted: whether the weights multiply too, D^-1 H W; D contains them anyway.
+
+    Raises:
+        ValueError: if the graph has no labels, or the weights at a node sum to less than 0.
+    """
+    label = graph.edge_type
+    if label is None:
+        raise ValueError("A hypergraph needs the number of its hyperedge on every edge: give the graph an edge_type.")
+    n, most = graph.size, int(label.max()) + 1 if graph.num_edges else 0
+    parts = len(graph.ptr) - 1
+
+    def into() -> tuple[Pattern, Tensor]:
+        row = label + most * graph.part()[graph.source]
+        entries = Pattern((1, parts * most, n), torch.zeros_like(row), row, graph.source)
+        return entries, mean(entries, torch.float64)
+
+    def back() -> tuple[Pattern, Tensor]:
+        col = label + most * graph.part()[graph.target]
+        entries = Pattern((1, n, parts * most), torch.zeros_like(col), graph.target, col)
+        w = graph.weights(torch.float64)
+        one = _inverse(w.new_zeros(n).index_add(0, graph.target, w), 1.0, "Hypergraph")[graph.target]
+        return entries, one * w if weighted else one
+
+    return _kept(graph, ("into",), dtype, into), _kept(graph, ("back", weighted), dtype, back)
+
+
+def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
+    """D, the diagonal of degrees, as one tap.
+
+    >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
+    >>> degrees(path, torch.float32).expand(torch.ones(3, 1)).flatten()
+    tensor([0., 1., 1.])
+    """
+
+    def make() -> tuple[Pattern, Tensor]:
+        node = torch.arange(graph.size, device=graph.device)
+        w = graph.weights(torch.float64)
+        end = graph.target if degree == "in" else graph.source
+        d = w.new_zeros(graph.size).index_add(0, end, w if weighted else torch.ones_like(w))
+        return Pattern((1, graph.size, graph.size), torch.zeros_like(node), node, node), d
+
+    return _kept(graph, ("degrees", degree, weighted), dtype, make)
 
 
 def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:

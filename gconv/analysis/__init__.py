@@ -1,5 +1,66 @@
-"""Questions about a LinearMap, each a free function: matrix, norm, adjoint_gap, receptive_field."""
+"""Questions about a layer, each a free function: exact where the form allows it, iterative elsewhere.
 
-from gconv.analysis.linear import adjoint_gap, matrix, norm, receptive_field
+    matrix                     written out, dense or sparse
+    singular_values, norm      from Fourier blocks of grids and graphs, else from the matrix or by Lanczos
+    norm_bound                 never too small
+    lipschitz_bound            of a whole network
+    frequency_response         of a trained filter
+    receptive_field            what can be seen; effective_receptive_field: what counts
+    equivariance_error         how far from commuting with a shift, turn, flip or renaming (Shift, Rot90, ...)
+    dirichlet_energy           oversmoothing; energy_by_depth, mean_average_distance
+    total_influence            over-squashing; effective_resistance
+    cost, parameter_count      what a call costs
+    adjoint_gap                whether A.T is the adjoint
+    clip_singular_values       layers changed through their spectrum; spectral_normalise, SpectralNorm
+    plot_matrix, ...           pictures: plot_response, plot_spectrum, plot_receptive_field, plot_energy
 
-__all__ = ["adjoint_gap", "matrix", "norm", "receptive_field"]
+Most take a `LinearMap`, `layer.at(domain)`, or anything composed of such; adaptive layers are asked about frozen at a
+signal, and a layer that takes a maximum has no map and raises NotLinear.
+"""
+
+from gconv.analysis.adjoint import adjoint_gap
+from gconv.analysis.costs import cost, parameter_count
+from gconv.analysis.equivariance import Flip, Permutation, Rot90, Shift, equivariance_error
+from gconv.analysis.explicit import matrix
+from gconv.analysis.lipschitz import lipschitz_bound
+from gconv.analysis.norms import norm, norm_bound
+from gconv.analysis.plots import plot_energy, plot_matrix, plot_receptive_field, plot_response, plot_spectrum
+from gconv.analysis.receptive import effective_receptive_field, receptive_field
+from gconv.analysis.response import Response, frequency_response
+from gconv.analysis.smoothing import dirichlet_energy, energy_by_depth, mean_average_distance
+from gconv.analysis.spectrum import singular_values
+from gconv.analysis.squashing import effective_resistance, total_influence
+from gconv.analysis.transform import SpectralNorm, clip_singular_values, spectral_normalise
+
+__all__ = [
+    "Flip",
+    "Permutation",
+    "Response",
+    "Rot90",
+    "Shift",
+    "SpectralNorm",
+    "adjoint_gap",
+    "clip_singular_values",
+    "cost",
+    "dirichlet_energy",
+    "effective_receptive_field",
+    "effective_resistance",
+    "energy_by_depth",
+    "equivariance_error",
+    "frequency_response",
+    "lipschitz_bound",
+    "matrix",
+    "mean_average_distance",
+    "norm",
+    "norm_bound",
+    "parameter_count",
+    "plot_energy",
+    "plot_matrix",
+    "plot_receptive_field",
+    "plot_response",
+    "plot_spectrum",
+    "receptive_field",
+    "singular_values",
+    "spectral_normalise",
+    "total_influence",
+]

@@ -83,6 +83,11 @@ def pairs(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     return which, starts[which] + torch.arange(len(which), device=counts.device) - first[which]
 
 
+def summed(S: Taps) -> Taps:
+    """The same structure with one entry for each place, in row-major order."""
+    return _added(S.shape, S.pattern.tap, S.pattern.row, S.pattern.col, S.values)
+
+
 def _stacked(parts: list[Taps]) -> Taps:
     offset, taps = 0, []
     for part in parts:

@@ -1,0 +1,159 @@
+"""How far a layer is from commuting with a symmetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gconv.analysis.calls import Model, call
+from gconv.domains import Graph, Grid, read_graph
+from gconv.linear import Map
+
+
+class Action(Protocol):
+    """A symmetry: what it does to a signal, and to the domain under it."""
+
+    def signal(self, x: Tensor, sites: int) -> Tensor:
+        """The moved signal; its last `sites` axes are the sites (grids), or the last but one (graphs)."""
+        ...
+
+    def domain(self, domain: Any) -> Any:
+        """The moved domain."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Translation on a grid, around its borders.
+
+    Args:
+        steps: sites along each axis.
+        out: sites along each axis of the output, where they differ (a stride divides them).
+    """
+
+    steps: tuple[int, ...]
+    out: tuple[int, ...] | None = None
+
+    def signal(self, x: Tensor, sites: int) -> Tensor:
+        return x.roll(self.steps, tuple(range(-len(self.steps), 0)))
+
+    def domain(self, domain: Any) -> Any:
+        return domain
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Reflection along axes of a grid, counted from the last (-1)."""
+
+    axes: tuple[int, ...] = (-1,)
+
+    def signal(self, x: Tensor, sites: int) -> Tensor:
+        return x.flip(self.axes)
+
+    def domain(self, domain: Any) -> Any:
+        return domain
+
+
+@dataclass(frozen=True)
+class Rot90:
+    """Rotation by quarters of a turn in the last two axes of a grid."""
+
+    quarters: int = 1
+
+    def signal(self, x: Tensor, sites: int) -> Tensor:
+        return x.rot90(self.quarters, (-2, -1))
+
+    def domain(self, domain: Any) -> Any:
+        return domain
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Node v is renamed to order[v]; the graph is renamed along."""
+
+    order: tuple[int, ...]
+
+    def signal(self, x: Tensor, sites: int) -> Tensor:
+        order = torch.tensor(self.order, device=x.device)
+        if len(order) != x.shape[-2]:
+            raise ValueError(f"The permutation has {len(order)} numbers, but the signal has {x.shape[-2]} nodes.")
+        return torch.empty_like(x).index_copy(-2, order, x)
+
+    def domain(self, domain: Any) -> Any:
+        return domain.permute(torch.tensor(self.order, device=domain.device)) if isinstance(domain, Graph) else domain
+
+
+NAMED = ("shift", "flip", "rot90", "permutation")
+
+
+def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: Any = None, *, seed: int = 0) -> float:
+    """How far a layer is from commuting with an action, at a signal.
+
+    Equation: |f(g x; g D) - g f(x; D)| / |g f(x; D)|, with g D the moved domain.
+
+    Meaning: zero for shifts of a convolution whose borders wrap around, not for one with zero padding; zero for
+    renaming nodes of any graph layer. The layer may be nonlinear, and a whole network. A Map is bound to its domain,
+    so for one the error is that of A g - g A: zero where g is a symmetry of its graph or grid.
+
+    Cost: two forward passes.
+
+    Args:
+        model: a layer, nn.Sequential of layers, any callable, or a Map (signals of it have sites before channels).
+        action: `Shift`, `Flip`, `Rot90`, `Permutation`, anything with their two methods, or a name: "shift" (one site
+            along each axis), "flip" (the last axis), "rot90", "permutation" (a random one).
+        x: a signal in the model's own layout; its output is moved in the same layout.
+        domain: the graph for layers on graphs; for a Map on a grid, its `Grid`.
+        seed: of the random permutation.
+
+    Raises:
+        ValueError: if the name is unknown, or the action takes the output to another shape.
+
+    >>> from gconv import GConv
+    >>> from gconv.operators import conv2d
+    >>> x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    >>> wrapping = GConv(conv2d(2, 3, 3, padding=1, padding_mode="circular"), dtype=torch.float64)
+    >>> equivariance_error(wrapping, "shift", x) < 1e-12, equivariance_error(wrapping, "rot90", x) > 0.1
+    (True, True)
+
+    Source: Lenc and Vedaldi, Understanding Image Representations by Measuring Their Equivariance, CVPR 2015.
+    """
+    grid = domain if isinstance(domain, Grid) else None
+    graph = None if grid or domain is None else read_graph(domain, x.shape[-2])
+    sites = x.ndim - 2 if graph is None and not isinstance(model, Map) else 1
+    if isinstance(model, Map) and grid is not None:
+        sites = grid.ndim
+    act = _named(action, x.shape[-2], sites, seed) if isinstance(action, str) else action
+    after = Shift(act.out) if isinstance(act, Shift) and act.out is not None else act
+
+    def move(signal: Tensor, by: Action, place: Grid | None) -> Tensor:
+        if place is None:
+            return by.signal(signal, sites)
+        return by.signal(signal.mT.unflatten(-1, place.shape), sites).flatten(-place.ndim).mT
+
+    with torch.no_grad():
+        y = call(model, x, graph)
+        moved = call(model, move(x, act, grid), act.domain(graph) if graph is not None else None)
+        want = move(y, after, grid)
+    if moved.shape != want.shape:
+        raise ValueError(
+            f"The moved output has shape {tuple(want.shape)}, but the output of the moved signal {tuple(moved.shape)}; "
+            "use a square grid, or an action that keeps the shape."
+        )
+    size = float(want.norm())
+    error = float((moved - want).norm())
+    return error / size if size else error
+
+
+def _named(action: str, nodes: int, sites: int, seed: int) -> Action:
+    if action == "shift":
+        return Shift((1,) * sites)
+    if action == "flip":
+        return Flip()
+    if action == "rot90":
+        return Rot90()
+    if action == "permutation":
+        return Permutation(tuple(torch.randperm(nodes, generator=torch.Generator().manual_seed(seed)).tolist()))
+    raise ValueError(f"There is no action named {action!r}; there are {', '.join(NAMED)}.")

@@ -1,0 +1,102 @@
+"""The matrix of a map, written out: dense, or sparse from the taps directly."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from gconv.basis.entries import entries, pairs
+from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
+from gconv.lowering import dense
+
+
+@overload
+def matrix(A: Map, layout: Literal["dense", "torch_sparse"] = "dense") -> Tensor: ...
+
+
+@overload
+def matrix(A: Map, layout: Literal["sparse"]) -> Any: ...
+
+
+def matrix(A: Map, layout: str = "dense") -> Any:
+    """The matrix of A, (m o, n i): sites outermost, channels innermost.
+
+    Equation: M = sum_k S_k (x) W_k^T.
+
+    Meaning: M @ x.flatten() is (A @ x).flatten(). Sparse layouts are built from the entries of the taps; no dense array
+    is made on the way, unless S itself is dense (a Fourier basis).
+
+    Cost: dense, m o n i numbers; sparse, one number for each entry of S and of W_k that meet.
+
+    Traps: sparse matrices keep an entry wherever the structure has one, also where its weight happens to be zero;
+    entries that a grouped mixing does not have are left out.
+
+    Args:
+        A: any map.
+        layout: "dense" for a tensor, differentiable in W and S; "sparse" for a `scipy.sparse.csr_array`;
+            "torch_sparse" for a coalesced torch COO tensor whose values carry the gradient.
+
+    Raises:
+        ValueError: if the layout is none of these.
+
+    >>> from gconv import GConv, Grid
+    >>> from gconv.operators import avg_pool1d
+    >>> A = GConv(avg_pool1d(2)).at(Grid((4,)))
+    >>> matrix(A)
+    tensor([[0.5000, 0.5000, 0.0000, 0.0000],
+            [0.0000, 0.0000, 0.5000, 0.5000]])
+    >>> matrix(A, "sparse").nnz
+    4
+    """
+    if layout == "dense":
+        if isinstance(A, LinearMap):
+            return dense.matrix(A.S, A.mixing, A.W, A.i, A.dtype, A.device)
+        n = A.sites[1]
+        columns = torch.eye(n * A.i, dtype=A.dtype, device=A.device).unflatten(-1, (n, A.i))
+        return (A @ columns).flatten(1).mT
+    if layout == "torch_sparse":
+        return _coo(A).coalesce()
+    if layout != "sparse":
+        raise ValueError(f"The layout of a matrix is 'dense', 'sparse' or 'torch_sparse', not {layout!r}.")
+    import scipy.sparse
+
+    with torch.no_grad():
+        row, col, values = _coordinates(A) if isinstance(A, LinearMap) else _parts(_coo(A))
+        row, col, values = row.int().cpu(), col.int().cpu(), values.cpu()
+    # shapes of 2^31 and more keep scipy's own index type
+    return scipy.sparse.coo_array((values.numpy(), (row.numpy(), col.numpy())), shape=A.shape).tocsr()
+
+
+def _parts(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    M = M.coalesce()
+    row, col = M.indices()
+    return row, col, M.values()
+
+
+def _coo(A: Map) -> Tensor:
+    """A as a torch COO tensor."""
+    if isinstance(A, Sum):
+        return reduce(torch.add, [_coo(B) for B in A.terms])
+    if isinstance(A, Scaled):
+        M = _coo(A.A).coalesce()
+        return torch.sparse_coo_tensor(M.indices(), A.c * M.values(), A.shape, check_invariants=False)
+    if isinstance(A, Composed):
+        return reduce(torch.sparse.mm, [_coo(B) for B in A.factors])
+    row, col, values = _coordinates(A.collapse())
+    return torch.sparse_coo_tensor(torch.stack([row, col]), values, A.shape, check_invariants=False)
+
+
+def _coordinates(A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and value of every entry of S that meets one of W; those of one place come one after the other."""
+    S = entries(A.S, A.dtype, A.device)
+    W = A.weight()
+    like = None if A.W is None else torch.ones_like(A.W)
+    has = A.mixing.dense(like, A.i).to(A.device) != 0  # where this mixing has weights at all
+    tap, into, out = has.nonzero(as_tuple=True)
+    counts = has.flatten(1).sum(1)
+    e, place = pairs(counts[S.pattern.tap], (counts.cumsum(0) - counts)[S.pattern.tap])
+    values = S.values.to(A.dtype)[e] * W[tap, into, out][place]
+    return S.pattern.row[e] * A.o + out[place], S.pattern.col[e] * A.i + into[place], values

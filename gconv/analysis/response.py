@@ -1,0 +1,136 @@
+"""What a (trained) filter does to each frequency."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.analysis.calls import map_of
+from gconv.analysis.fourier import Frames, kernel_weight, table, wide_weight
+from gconv.basis import Basis, Polynomial, Shifts, Stack
+from gconv.linear import LinearMap, Map
+from gconv.module import GConv
+
+SITES = 6000
+
+
+@dataclass(frozen=True, eq=False)
+class Response:
+    """A frequency response.
+
+    Args:
+        frequency: (f,) eigenvalues, ascending, or (f, d) cycles a site along each axis, in [-1/2, 1/2).
+        taps: (k, f) the multiplier of each tap.
+        gain: (f, i, o) what happens on the way from channel i to channel o, sum_k taps_k W_k.
+        grid: the shape that f unfolds to, on grids.
+    """
+
+    frequency: Tensor
+    taps: Tensor
+    gain: Tensor
+    grid: tuple[int, ...] = ()
+
+
+def frequency_response(
+    A: Map | GConv, domain: Any = None, frequencies: Tensor | None = None, x: Tensor | None = None
+) -> Response:
+    """The frequency response of a layer, with its weights.
+
+    Equation: on graphs G(lambda) = sum_k g_k(lambda) W_k, with g_k(lambda) what tap k does to the eigenvector of
+    lambda; on grids G(f) = sum_k exp(2 pi i <f, q_k>) W_k, with q_k the offset that tap k reads.
+
+    Meaning: on graphs, of a polynomial filter (Chebyshev, TAG, SGC, ...), GCN, or multipliers. lambda is an eigenvalue
+    of the matrix that the polynomial is of: for `cheb` the rescaled Laplacian, in [-1, 1] and low frequencies first;
+    for adjacencies (`gcn`, `tag`, `sgc`) that adjacency, low frequencies last. On grids it is exact where borders wrap
+    around, and holds away from the borders elsewhere.
+
+    Cost: O(n^3) for eigenvalues, none if `frequencies` are given; on grids a number for each tap and frequency.
+
+    Args:
+        A: a layer, or its map.
+        domain: for a layer, its graph or Grid.
+        frequencies: (f,) numbers to evaluate at instead of the eigenvalues, for polynomials (any, also those of a
+            matrix that is not symmetric); (f, d) in cycles a site, on grids.
+        x: the signal at which adaptive structure is frozen.
+
+    Raises:
+        ValueError: if the taps have no common eigenbasis, or the grid's map has a stride.
+
+    >>> from gconv.operators import cheb
+    >>> from gconv.operators.shapes import ring
+    >>> layer = GConv(cheb(1, 1, k=3))
+    >>> r = frequency_response(layer, ring(8), torch.tensor([-1.0, 0.0, 1.0]))
+    >>> r.taps  # T_0, T_1, T_2
+    tensor([[ 1.,  1.,  1.],
+            [-1.,  0.,  1.],
+            [ 1., -1.,  1.]], dtype=torch.float64)
+
+    Source: Shuman, Narang, Frossard, Ortega and Vandergheynst, The Emerging Field of Signal Processing on Graphs, 2013.
+    """
+    A = map_of(A, domain, x)
+    if not isinstance(A, LinearMap):
+        A = A.collapse()
+    W = wide_weight(A)
+    if isinstance(A.S, Shifts):
+        return _on_grid(A, A.S, frequencies)
+    if frequencies is not None:
+        at = frequencies.detach().double().to(A.device)
+        g = _polynomials(A.S, at)
+        if g is None:
+            raise ValueError(
+                "Frequencies can be chosen for polynomials of one matrix; this structure is a "
+                f"{type(A.S).__name__}, which is known at its own eigenvalues only."
+            )
+    else:
+        frames = Frames(SITES)
+        found = table(A.S, frames)
+        if found is None or found.frame is None:
+            raise ValueError(
+                "A frequency response needs taps that share the eigenbasis of one symmetric matrix (an undirected "
+                f"graph, symmetric normalisation, at most {SITES} nodes); the taps of this {type(A.S).__name__} "
+                "do not. For a polynomial, give the frequencies to evaluate it at."
+            )
+        entry, g = frames.known[found.frame], found.g
+        at = entry[1] if isinstance(entry, tuple) else _eigenvalues(A.S)
+    wide = torch.promote_types(g.dtype, W.dtype)
+    return Response(at, g, torch.einsum("kf,kio->fio", g.to(wide), W.to(wide)))
+
+
+def _eigenvalues(S: Basis) -> Tensor:
+    """Those that a Diagonal keeps."""
+    parts = S.parts if isinstance(S, Stack) else (S,)
+    values: Tensor = next(part.eigenvalues for part in parts if hasattr(part, "eigenvalues"))
+    return values.double()
+
+
+def _polynomials(S: Basis, at: Tensor) -> Tensor | None:
+    if isinstance(S, Polynomial):
+        g = S.recurrence.at(at)
+        return g if S.combine is None else torch.as_tensor(S.combine, dtype=g.dtype, device=g.device).detach() @ g
+    return None
+
+
+def _on_grid(A: LinearMap, S: Shifts, frequencies: Tensor | None) -> Response:
+    if set(S.stride) != {1}:
+        raise ValueError(
+            f"A map with stride {S.stride} folds frequencies onto each other, so it has no response at each of them; "
+            "singular_values(A) takes the folded ones together."
+        )
+    W = kernel_weight(A)
+    if W is None:
+        raise ValueError("The windows of this pooling differ at the borders, so it has no frequency response.")
+    grid = S.grids[0]
+    if frequencies is None:
+        axes = [torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64)) for n in grid]
+        at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    else:
+        at, grid = frequencies.detach().double().reshape(-1, len(grid)), ()
+    places = [torch.arange(k) * d - p[0] for k, d, p in zip(S.kernel, S.dilation, S.padding, strict=True)]
+    offset = torch.stack(torch.meshgrid(*(p.double() for p in places), indexing="ij"), -1).flatten(0, -2)
+    sign = -1 if S.transposed else 1
+    taps = torch.exp(sign * 2j * math.pi * (offset @ at.mT)).to(A.device)
+    return Response(at.to(A.device), taps, torch.einsum("kf,kio->fio", taps, W.to(taps.dtype)), grid)

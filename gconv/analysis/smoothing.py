@@ -1,0 +1,141 @@
+"""Oversmoothing: how much a signal differs between neighbours, and how that fades with depth."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gconv.analysis.calls import call
+from gconv.domains import read_graph
+from gconv.laplacian import inverse_root_degree
+
+
+def dirichlet_energy(
+    x: Tensor, graph: Any, normalization: Literal["sym"] | None = None, *, relative: bool = False
+) -> Tensor:
+    """How much a signal differs between neighbours.
+
+    Equation: E(x) = 1/2 sum over edges j -> i of w_ij |x_i / sqrt(d_i) - x_j / sqrt(d_j)|^2 with "sym", without the
+    square roots for None. On an undirected graph (each edge in both directions) it is trace(x^T L x).
+
+    Meaning: zero where a signal is constant (with "sym": a multiple of sqrt(d)) on each component, large where
+    neighbours disagree. A network oversmooths where it falls towards zero, exponentially in depth.
+
+    Traps: an isolated node adds nothing, although the normalised L has diagonal 1 there (PyG's convention).
+    PyGSP's and Rusch et al.'s energies differ by factors (1 / n there). Loops add nothing.
+
+    Cost: two rows of x for each edge.
+
+    Args:
+        x: (*b, n, c).
+        graph: any graph.
+        normalization: "sym" or None. d are out-degrees without loops, as in `laplacian`.
+        relative: divide by |x|^2 (the Rayleigh quotient, which does not shrink when all of x does).
+
+    Returns:
+        (*b), differentiable in x; summed over channels.
+
+    Raises:
+        ValueError: if the normalisation is another one, or sizes differ.
+
+    >>> from gconv.operators.shapes import ring
+    >>> dirichlet_energy(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), ring(4))  # four edges, each |2|^2
+    tensor(16.)
+
+    Source: Cai and Wang, A Note on Over-Smoothing for Graph Neural Networks, 2020.
+    """
+    if normalization not in ("sym", None):
+        raise ValueError(f"An energy needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}.")
+    place = read_graph(graph, x.shape[-2])
+    if place.size != x.shape[-2]:
+        raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
+    scaled = x if normalization is None else x * inverse_root_degree(place).to(x.dtype).unsqueeze(-1)
+    gap = scaled.index_select(-2, place.target) - scaled.index_select(-2, place.source)
+    energy = 0.5 * (place.weights(x.dtype) * gap.abs().square().sum(-1)).sum(-1)
+    return energy / x.abs().square().sum((-2, -1)) if relative else energy
+
+
+def mean_average_distance(x: Tensor, graph: Any = None) -> float:
+    """MAD: the mean cosine distance between nodes, over neighbours or over all pairs.
+
+    Equation: D_ij = 1 - <x_i, x_j> / (|x_i| |x_j|); the mean over nodes i of the mean of those D_ij > 0 that count.
+
+    Meaning: near 0 where the features of all nodes point the same way.
+
+    Traps: as in the source, distances of exactly zero leave the mean; a node whose features are all zero is at
+    distance 1 from everything.
+
+    Cost: (n, n) numbers for all pairs, one for each edge with a graph.
+
+    Args:
+        x: (n, c).
+        graph: only neighbours count; default all pairs.
+
+    >>> mean_average_distance(torch.eye(3))
+    1.0
+
+    Source: Chen, Lin, Li, Li, Zhou and Sun, Measuring and Relieving the Over-smoothing Problem, AAAI 2020.
+    """
+    unit = torch.nn.functional.normalize(x.detach().double(), dim=-1)
+    if graph is None:
+        gap = 1 - unit @ unit.mT
+        gap = gap.fill_diagonal_(0.0)
+        row = torch.arange(len(x), device=x.device).repeat_interleave(len(x))
+        gap = gap.flatten()
+    else:
+        place = read_graph(graph, len(x))
+        row, gap = place.target, 1 - (unit[place.target] * unit[place.source]).sum(-1)
+        gap = torch.where(place.target == place.source, 0.0, gap)
+    far = gap.abs() > 1e-12
+    total = unit.new_zeros(len(x)).index_add(0, row, torch.where(far, gap, 0.0))
+    count = unit.new_zeros(len(x)).index_add(0, row, far.double())
+    some = count > 0
+    return float((total[some] / count[some]).mean()) if bool(some.any()) else 0.0
+
+
+def energy_by_depth(
+    model: nn.Module | list[nn.Module],
+    x: Tensor,
+    graph: Any,
+    normalization: Literal["sym"] | None = "sym",
+    *,
+    relative: bool = True,
+) -> Tensor:
+    """The Dirichlet energy of the input and behind each layer.
+
+    Equation: E(x), E(f_1(x)), E(f_2(f_1(x))), ...
+
+    Cost: one forward pass.
+
+    Args:
+        model: nn.Sequential, nn.ModuleList or list of layers; whoever works on graphs is handed the graph.
+        x: (n, c).
+        graph: any graph.
+        normalization, relative: see `dirichlet_energy`.
+
+    Returns:
+        (layers + 1,).
+
+    Raises:
+        TypeError: if the model has no sequence of layers.
+
+    >>> from gconv import GConv
+    >>> from gconv.operators import sgc
+    >>> from gconv.operators.shapes import ring
+    >>> steps = torch.nn.Sequential(*(GConv(sgc(2, 2, k=4)) for _ in range(4)))
+    >>> energy_by_depth(steps, torch.randn(7, 2), ring(7)).shape
+    torch.Size([5])
+    """
+    if not isinstance(model, nn.Sequential | nn.ModuleList | list | tuple):
+        raise TypeError(
+            f"Depth needs layers in a row: an nn.Sequential, an nn.ModuleList or a list, not a {type(model).__name__}."
+        )
+    place = read_graph(graph, x.shape[-2])
+    with torch.no_grad():
+        energies = [dirichlet_energy(x, place, normalization, relative=relative)]
+        for layer in model:
+            x = call(layer, x, place)
+            energies.append(dirichlet_energy(x, place, normalization, relative=relative))
+    return torch.stack(energies)

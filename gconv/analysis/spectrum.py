@@ -1,0 +1,111 @@
+"""The singular values of a map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.analysis.explicit import matrix
+from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight, wider
+from gconv.basis import entries
+from gconv.linear import LinearMap, Map
+from gconv.mixing import Fixed, Shared
+
+SMALL = 2000  # rows or columns that an explicit decomposition takes
+SITES = 6000  # nodes whose eigenvalues are computed
+
+
+def singular_values(A: Map, k: int | None = None, *, eigenvalues: Tensor | None = None) -> Tensor:
+    """The singular values of A, descending.
+
+    Equation: sigma(A) = union over f of sigma(H(f)), with H(f) the small matrix of channels at frequency f: on a grid
+    that wraps around, H(f) = sum_k exp(2 pi i <f, q_k>) W_k^T; on a graph, for taps that are polynomials of one
+    symmetric matrix, H(lambda) = sum_k p_k(lambda) W_k^T at each eigenvalue.
+
+    Meaning: how much the map stretches what it stretches most, second most, ... Where a Fourier basis brings it to
+    blocks, sums and products of such maps included, the values are exact and the matrix is never formed.
+
+    Cost, in the order tried:
+        grids that wrap around, any stride   an FFT and a decomposition of (o, s^d i) for each frequency
+        graphs, symmetric S, multipliers     O(n^3) for the eigenvalues unless given, then one (o, i) each
+        one tap, or one matrix for all       sigma(S) times sigma(W): O(n^3), not O(n^3 i^3)
+        small                                the explicit matrix
+        all others, with k                   Lanczos (scipy) for the k largest; two products a step
+
+    Args:
+        A: any map.
+        k: only the k largest.
+        eigenvalues: (n,) of the symmetric matrix that S is made of (for `cheb` the rescaled Laplacian), where known.
+
+    Returns:
+        (min(shape),) or (k,), in double precision.
+
+    Raises:
+        ValueError: if the map is too large for all of them and no k is given, or k is out of range.
+
+    >>> from gconv import GConv, Grid
+    >>> from gconv.operators import conv2d
+    >>> A = GConv(conv2d(3, 8, 3, padding=1, padding_mode="circular")).at(Grid((32, 32)))
+    >>> singular_values(A).shape  # no matrix of 8192 x 3072
+    torch.Size([3072])
+
+    Source: Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, ICLR 2019, for grids.
+    """
+    count = min(A.shape)
+    if k is not None and not 1 <= k <= count:
+        raise ValueError(f"This map has {count} singular values, but k is {k}.")
+    values = _exact(A, eigenvalues)
+    if values is None and count <= SMALL:
+        M = matrix(A).detach()
+        values = torch.linalg.svdvals(M.to(wider(M.dtype)))
+    if values is None:
+        if k is None:
+            raise ValueError(
+                f"All {count} singular values of this map need its matrix, {A.shape[0]} x {A.shape[1]}; "
+                "ask for the k largest, singular_values(A, k=10)."
+            )
+        return _lanczos(A, min(k, count - 1))
+    values = torch.nn.functional.pad(values.sort(descending=True).values, (0, max(0, count - len(values))))
+    return values[: count if k is None else k]
+
+
+def _exact(A: Map, eigenvalues: Tensor | None) -> Tensor | None:
+    blocks = fourier_blocks(A, Frames(SITES, eigenvalues))
+    if blocks is not None:
+        values = torch.linalg.svdvals(blocks.values)
+        return values.flatten() if blocks.into is not None else values.flatten().repeat(A.sites[0])
+    return _kronecker(A) if isinstance(A, LinearMap) and max(A.sites) <= SITES else None
+
+
+def _kronecker(A: LinearMap) -> Tensor | None:
+    """Of S (x) W^T, the products of those of S and of W."""
+    if A.S.shape[0] != 1 and not isinstance(A.mixing, Fixed | Shared):
+        return None
+    W = wide_weight(A)
+    if min(W.shape[1:]) == 1 and min(A.shape) <= SMALL:
+        return None  # nothing to save
+    S = entries(A.S, A.dtype, A.device)
+    total = torch.zeros(S.shape[1:], dtype=W.dtype, device=A.device)
+    total = total.index_put((S.pattern.row, S.pattern.col), S.values.detach().to(W.dtype), accumulate=True)
+    return torch.outer(torch.linalg.svdvals(total), torch.linalg.svdvals(W[0])).flatten()
+
+
+def _lanczos(A: Map, k: int) -> Tensor:
+    import numpy as np
+    from scipy.sparse.linalg import LinearOperator, svds
+
+    def forth(B: Map, v: Any) -> Any:
+        x = torch.as_tensor(np.asarray(v).ravel(), device=A.device).to(A.dtype).view(B.sites[1], B.i)
+        with torch.no_grad():
+            return (B @ x).flatten().cpu().numpy()
+
+    def back(v: Any) -> Any:  # the adjoint; for real maps the transpose
+        return forth(A.T, np.conj(v)).conj()
+
+    kind = np.complex128 if A.dtype.is_complex else np.float64
+    operator = LinearOperator(A.shape, matvec=lambda v: forth(A, v), rmatvec=back, dtype=kind)
+    start = np.random.default_rng(0).standard_normal(min(A.shape))
+    values = svds(operator, k=k, v0=start, return_singular_vectors=False)
+    return torch.as_tensor(np.sort(values)[::-1].copy(), dtype=torch.float64)
