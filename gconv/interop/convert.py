@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gconv.interop.peer import Converted, LeftAlone, Unweighted, convertible
-from gconv.interop.peers import base_class, describe, is_layer
+from gconv.interop.peers import OPAQUE, base_class, describe, is_layer
 from gconv.interop.report import Entry, Report
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,6 +84,7 @@ def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: lis
     except LeftAlone as reason:
         if is_layer(module):
             entries.append(Entry(path, name, None, (str(reason),)))
+        inside = [] if name in OPAQUE else inside
     for key in inside:
         _walk(module.get_submodule(key), f"{path}.{key}" if path else key, seen, entries)
 

@@ -41,15 +41,17 @@ class Peer:
         affine: x gets a last channel of ones, so that a bias that is mixed like a channel needs no form of its own.
         inner: children that are layers of their own (an MLP after the convolution) and are converted as such.
         after: what follows the linear map, in words; such a layer has no LinearMap.
+        any_axes: it runs on grids of any number of axes, which `spec` takes as a second argument.
     """
 
-    spec: Callable[[Any], OperatorSpec]
+    spec: Callable[..., OperatorSpec]
     weights: Callable[[Any], Weights]
     call: Callable[..., Tensor | None]
     notes: Callable[[Any], list[str]] = lambda layer: []
     affine: Callable[[Any], bool] = lambda layer: False
     inner: tuple[str, ...] = ()
     after: Callable[[Any], str | None] = lambda layer: None
+    any_axes: bool = False
 
 
 class Unweighted(GConv):
@@ -129,12 +131,19 @@ def _blank(cls: type) -> Any:
     return made.__new__(made)
 
 
-def run(layer: Any, x: Tensor, domain: Any = None, spec: OperatorSpec | None = None, **edges: Tensor | None) -> Tensor:
-    """A converted layer on x, by gconv."""
+def run(
+    layer: Any,
+    x: Tensor,
+    domain: Any = None,
+    spec: OperatorSpec | None = None,
+    weights: Weights | None = None,
+    **edges: Tensor | None,
+) -> Tensor:
+    """A converted layer on x, by gconv; perhaps as another operator, or with other weights."""
     gconv = layer.gconv if spec is None else unweighted(spec)
     if layer.peer.affine(layer):
         x = with_ones(x)
-    y: Tensor = gconv.borrow(layer.peer.weights(layer))(x, domain, **edges)
+    y: Tensor = gconv.borrow(layer.peer.weights(layer) if weights is None else weights)(x, domain, **edges)
     return y
 
 
@@ -161,6 +170,7 @@ def convertible(cls: type) -> type:
         return original(self, *args, **kwargs) if y is None else y
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+
     def reset_parameters(self: Any) -> None:
         self._cached_graph = None
         cls.reset_parameters(self)  # type: ignore[attr-defined]

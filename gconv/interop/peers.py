@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -76,9 +74,9 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     try:
         return peer, peer.spec(layer)
     except OutsideFamily as error:
-        raise LeftAlone(str(error)) from None
+        raise LeftAlone(str(error).rstrip(".")) from None
     except ValueError as error:
-        raise LeftAlone(f"gconv has no such operator: {error}") from None
+        raise LeftAlone(f"gconv has no such operator: {str(error).rstrip('.')}") from None
 
 
 KINDS = {
@@ -95,8 +93,19 @@ KINDS = {
 }
 
 
+BY_NAME = {
+    "Bilinear": "a product of two inputs, linear in neither alone",
+    "Identity": "returns its input",
+    "MultiheadAttention": "attention over all tokens with projections inside: gconv.operators.transformer on the complete "
+    "graph is its like",
+}
+OPAQUE = {"MultiheadAttention"}  # layers that read the weights of their children without calling them
+
+
 def why_outside(cls: type) -> str:
     """The reason, in words, why gconv does not know a class."""
+    if cls.__name__ in BY_NAME and cls.__module__.startswith("torch.nn."):
+        return BY_NAME[cls.__name__]
     if is_pyg(cls):
         from gconv.interop import pyg
 
@@ -111,9 +120,4 @@ def is_layer(module: nn.Module) -> bool:
         from gconv.interop import pyg
 
         return pyg.is_layer(module)
-    return next(module.children(), None) is None
-
-
-def options(layer: Any, *names: str) -> dict[str, Any]:
-    """Attributes of a layer, by name."""
-    return {name: getattr(layer, name) for name in names}
+    return next(module.children(), None) is None or type(module).__name__ in OPAQUE

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,10 @@ from torch_geometric.nn.conv import MessagePassing
 from gconv import operators
 from gconv.domains import Graph, read_graph
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peers import base_class
+from gconv.interop.torch_nn import linear_call
+from gconv.operators.outside import OUTSIDE
 from gconv.spec import OperatorSpec
-
-try:
-    from gconv.operators.outside import OUTSIDE
-except ImportError:
-    OUTSIDE = {}
 
 PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
@@ -30,9 +29,18 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, MessagePassing) or type(module).__name__ in PEERS or type(module).__name__ in OUTSIDE
 
 
+ELSEWHERE = {
+    "PANConv": "it returns its matrix as a SparseTensor beside the signal; gconv.operators.pan is the operator alone",
+    "SplineConv": "it runs on a compiled package that gconv was not tested against; gconv.operators.spline is the "
+    "operator",
+}
+
+
 def why_outside(name: str) -> str:
     """The reason why a class of PyG is left alone."""
-    return OUTSIDE.get(name, "no layer that gconv knows")
+    if name in ELSEWHERE:
+        return ELSEWHERE[name]
+    return OUTSIDE.get(name, "no layer that gconv knows").rstrip(".")
 
 
 # -- what must be ordinary about a layer, and about a call ---------------------------------------------------------
@@ -111,7 +119,7 @@ def usual(layer: Any, x: Any, *indices: Any) -> bool:
     """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
     if type(x) not in PLAIN or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
         return False
-    if getattr(layer, "node_dim", -2) == 0 and x.ndim != 2:
+    if x.ndim != 2 and (getattr(layer, "node_dim", -2) == 0 or layer.gconv.spec.structure.kind != "fixed"):
         return False
     for edge_index in indices:
         if type(edge_index) is not Tensor or edge_index.layout != torch.strided or edge_index.ndim != 2:
@@ -135,9 +143,7 @@ def on_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) 
     return run(layer, x, kept_graph(layer, x, edge_index, **edges))
 
 
-def weighted(
-    layer: Any, x: Any, edge_index: Any, edge_weight: Tensor | None = None, size: Any = None
-) -> Tensor | None:
+def weighted(layer: Any, x: Any, edge_index: Any, edge_weight: Tensor | None = None, size: Any = None) -> Tensor | None:
     """layer(x, edge_index, edge_weight)."""
     if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index) or size is not None:
         return None
@@ -535,9 +541,7 @@ def supergat_weights(layer: Any) -> Weights:
     return W | {"att_l": layer.att_l[0], "att_r": layer.att_r[0]} if layer.attention_type == "MX" else W
 
 
-def supergat_call(
-    layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = None, batch: Any = None
-) -> Tensor | None:
+def supergat_call(layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = None, batch: Any = None) -> Tensor | None:
     return None if layer.training or not usual(layer, x, edge_index) else run(layer, x, edge_index)
 
 
@@ -632,6 +636,520 @@ def nothing(layer: Any) -> Weights:
     return {}
 
 
+# -- two signals, relations, degrees, hyperedges -------------------------------------------------------------------
+
+
+def gcn2_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    graph_cached(layer)
+    theta = {} if layer.beta == 1.0 else {"theta": math.expm1(layer.beta), "layer": 1}
+    return operators.gcn2(
+        layer.channels,
+        layer.alpha,
+        **theta,
+        shared_weights=layer.weight2 is None,
+        add_self_loops=layer.add_self_loops,
+        normalize=layer.normalize,
+    )
+
+
+def gcn2_weights(layer: Any) -> Weights:
+    return {"weight": torch.stack([layer.weight1, *([] if layer.weight2 is None else [layer.weight2])])}
+
+
+def gcn2_call(layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
+    if type(x_0) not in PLAIN or type(x) not in PLAIN or x.shape != x_0.shape or x.dtype != x_0.dtype:
+        return None
+    return weighted(layer, torch.cat([x, x_0], -1), edge_index, edge_weight)
+
+
+TWO_SIGNALS = "x and x_0 run as one signal, side by side"
+
+
+def fa_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    graph_cached(layer)
+    return operators.fagcn(layer.channels, layer.eps, layer.dropout, layer.add_self_loops, layer.normalize)
+
+
+def fa_call(
+    layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None, return_attention_weights: Any = None
+) -> Tensor | None:
+    if return_attention_weights is not None or (edge_weight is None) != layer.normalize:
+        return None
+    return gcn2_call(layer, x, x_0, edge_index, edge_weight)
+
+
+def rgcn_spec(layer: Any) -> OperatorSpec:
+    fast = base_class(layer).__name__ == "FastRGCNConv"
+    ordinary(layer, (*SUM, *MEAN) if fast else (*SUM, *MEAN, *MAX), node_dim=0)
+    one_kind(layer)
+    width = layer.in_channels_l
+    return operators.relational(
+        width,
+        layer.out_channels,
+        layer.num_relations,
+        layer.num_bases,
+        layer.num_blocks,
+        AGGR[layer.aggr],
+        layer.root is not None,
+        has_bias(layer),
+    )
+
+
+def rgcn_weights(layer: Any) -> Weights:
+    W, root, parts = layer.weight, layer.root, layer.num_blocks
+    if parts is None:
+        W = W if root is None else torch.cat([W, root.unsqueeze(0)])
+    elif root is not None:
+        cut = root.unflatten(1, (parts, -1)).unflatten(0, (parts, -1)).transpose(1, 2)
+        W = torch.cat([W.flatten(0, 1), cut.flatten(0, 1)])
+    return {"weight": W, "bias": layer.bias} | ({} if layer.num_bases is None else {"comp": layer.comp})
+
+
+def relational_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Tensor | None:
+    if not usual(layer, x, edge_index) or type(edge_type) is not Tensor or edge_type.dtype != torch.int64:
+        return None
+    if edge_type.shape != edge_index.shape[1:] or bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any()):
+        return None
+    return run(layer, x, edge_index, edge_type=edge_type)
+
+
+def signed_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, MEAN)
+    biases = (layer.lin_pos_r.bias, layer.lin_neg_r.bias)
+    return operators.signed(layer.in_channels, layer.out_channels, layer.first_aggr, biases[0] is not None)
+
+
+def signed_weights(layer: Any) -> Weights:
+    lefts, rights = (layer.lin_pos_l, layer.lin_neg_l), (layer.lin_pos_r, layer.lin_neg_r)
+    left = matrices(*lefts)
+    if not layer.first_aggr:
+        left = left.unflatten(1, (2, -1)).flatten(0, 1)
+    bias = None if rights[0].bias is None else torch.cat([lin.bias for lin in rights])
+    return {"weight": torch.cat([left, matrices(*rights)]), "bias": bias}
+
+
+def signed_call(layer: Any, x: Any, pos_edge_index: Any, neg_edge_index: Any) -> Tensor | None:
+    if not usual(layer, x, pos_edge_index, neg_edge_index):
+        return None
+    sizes = torch.tensor([pos_edge_index.shape[1], neg_edge_index.shape[1]], device=x.device)
+    kind = torch.arange(2, device=x.device).repeat_interleave(sizes)
+    return run(layer, x, torch.cat([pos_edge_index, neg_edge_index], 1), edge_type=kind)
+
+
+def mf_affine(layer: Any) -> bool:
+    return layer.lins_l[0].bias is not None
+
+
+def mf_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    one_kind(layer)
+    i, o = sizes(layer.lins_l[0])
+    return operators.mf(i + mf_affine(layer), o, len(layer.lins_l) - 1, bias=False)
+
+
+def mf_weights(layer: Any) -> Weights:
+    W = matrices(*layer.lins_l, *layer.lins_r)
+    if mf_affine(layer):
+        b = torch.stack([lin.bias for lin in layer.lins_l])
+        W = torch.cat([W, torch.cat([torch.zeros_like(b), b]).unsqueeze(1)], 1)
+    return {"weight": W}
+
+
+def hypergraph_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    if layer.use_attention:
+        raise LeftAlone("use_attention=True: its attention reads features of the hyperedges, a second signal")
+    return operators.hypergraph(*sizes(layer.lin), bias=has_bias(layer))
+
+
+def hypergraph_call(
+    layer: Any,
+    x: Any,
+    hyperedge_index: Any,
+    hyperedge_weight: Any = None,
+    hyperedge_attr: Any = None,
+    num_edges: Any = None,
+) -> Tensor | None:
+    if not usual(layer, x, hyperedge_index) or (hyperedge_weight is not None and hyperedge_weight.dtype != x.dtype):
+        return None
+    return run(layer, x, Graph.from_hyperedge_index(hyperedge_index, len(x), hyperedge_weight))
+
+
+# -- a network of the edges, matrices steered by the signal --------------------------------------------------------
+
+
+def network(layer: Any) -> tuple[Any, Any]:
+    """The two linear layers of Sequential(Linear, ReLU, Linear).
+
+    Raises:
+        LeftAlone: if the network is another one, or someone hooks into it.
+    """
+    parts = list(layer.nn) if type(layer.nn) is nn.Sequential else []
+    kinds = [base_class(part).__name__ for part in parts]
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.nn.modules())
+    if kinds != ["Linear", "ReLU", "Linear"] or hooked:
+        raise LeftAlone(
+            "its network is not Sequential(Linear, ReLU, Linear), the one that splits into a structure and a mixing"
+        )
+    return parts[0], parts[2]
+
+
+def nn_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, (*SUM, *MEAN))
+    one_kind(layer)
+    first, _ = network(layer)
+    dim, hidden = sizes(first)
+    return operators.nnconv(
+        layer.in_channels_l, layer.out_channels, dim, hidden, AGGR[layer.aggr], layer.root_weight, has_bias(layer)
+    )
+
+
+def nn_weights(layer: Any) -> Weights:
+    first, last = network(layer)
+    cut = (layer.in_channels_l, layer.out_channels)
+    W = last.weight.t().unflatten(1, cut)
+    constant = W.new_zeros(1, *cut) if last.bias is None else last.bias.unflatten(0, cut).unsqueeze(0)
+    root = [matrices(layer.lin)] if layer.root_weight else []
+    shift = first.weight.new_zeros(len(first.weight)) if first.bias is None else first.bias
+    return {"weight": torch.cat([W, constant, *root]), "w1": first.weight, "b1": shift, "bias": layer.bias}
+
+
+def feast_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, MEAN)
+    i = layer.lin.weight.shape[1]
+    return operators.feast(i, layer.out_channels, layer.heads, layer.add_self_loops, has_bias(layer))
+
+
+def pdn_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    if [base_class(part).__name__ for part in layer.mlp] != ["Linear", "ReLU", "Linear", "Sigmoid"]:
+        raise LeftAlone("its network of the edges was replaced")
+    edges = sizes(layer.mlp[0])
+    return operators.pdn(*sizes(layer.lin), *edges, layer.add_self_loops, layer.normalize, has_bias(layer))
+
+
+def pdn_weights(layer: Any) -> Weights:
+    first, last = layer.mlp[0], layer.mlp[2]
+    network = {"w1": first.weight, "b1": first.bias, "w2": last.weight[0], "b2": last.bias}
+    return {"weight": matrices(layer.lin), "bias": layer.bias, **network}
+
+
+def eg_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    graph_cached(layer)
+    if layer.aggregators != ["symnorm"]:
+        raise LeftAlone(f"aggregators={layer.aggregators}: gconv converts 'symnorm' alone")
+    i = layer.bases_lin.weight.shape[1]
+    options = (("symnorm",), layer.num_heads, layer.num_bases, layer.add_self_loops, has_bias(layer))
+    return operators.egc(i, layer.out_channels, *options)
+
+
+def eg_weights(layer: Any) -> Weights:
+    comb = layer.comb_lin
+    return {
+        "weight": blocks(layer.bases_lin, layer.num_bases),
+        "comb_weight": comb.weight,
+        "comb_bias": comb.bias,
+        "bias": layer.bias,
+    }
+
+
+def eg_call(layer: Any, x: Any, edge_index: Any) -> Tensor | None:
+    if not usual(layer, x, edge_index):
+        return None
+    spec = operators.gcn(*sizes(layer.bases_lin), add_self_loops=layer.add_self_loops, bias=False)
+    graph = kept_graph(layer, x, edge_index)
+    bases = run(layer, x, graph, spec, {"weight": matrices(layer.bases_lin)}).unflatten(-1, (layer.num_bases, -1))
+    y = (layer.comb_lin(x).unflatten(-1, (layer.num_heads, -1)) @ bases).flatten(-2)
+    return y if layer.bias is None else y + layer.bias
+
+
+def resgated_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    one_kind(layer)
+    if type(layer.act) is not nn.Sigmoid or layer.edge_dim is not None:
+        raise LeftAlone("its gates are no sigmoids of x alone (another act, or edge_dim)")
+    i, o = sizes(layer.lin_value)
+    return operators.resgated(i + 1, o, layer.root_weight, has_bias(layer))
+
+
+def resgated_weights(layer: Any) -> Weights:
+    values = [torch.cat([layer.lin_value.weight, layer.lin_value.bias.unsqueeze(1)], 1)]
+    if layer.root_weight:
+        values.append(F.pad(layer.lin_skip.weight, (0, 1)))
+    return {
+        "weight": torch.cat(values).unsqueeze(-1),
+        "key": F.pad(layer.lin_key.weight, (0, 1)),
+        "query": F.pad(layer.lin_query.weight, (0, 1)),
+        "gate": layer.lin_key.bias + layer.lin_query.bias,
+        "bias": layer.bias,
+    }
+
+
+def resgated_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None) -> Tensor | None:
+    return None if edge_attr is not None else unweighted(layer, x, edge_index)
+
+
+def rgat_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    if layer.attention_mode != "additive-self-attention" or layer.dim != 1 or layer.edge_dim is not None:
+        raise LeftAlone("gconv knows its additive attention without edge features alone")
+    return operators.rgat(
+        layer.in_channels,
+        layer.out_channels,
+        layer.num_relations,
+        heads=layer.heads,
+        concat=layer.concat,
+        mod=layer.mod,
+        attention_mechanism=layer.attention_mechanism,
+        negative_slope=layer.negative_slope,
+        dropout=layer.dropout,
+        bias=has_bias(layer),
+    )
+
+
+def rgat_weights(layer: Any) -> Weights:
+    if layer.num_bases is not None:
+        W = torch.einsum("rb,bio->rio", layer.att, layer.basis)
+    elif layer.num_blocks is not None:
+        W = torch.stack([torch.block_diag(*parts) for parts in layer.weight])
+    else:
+        W = layer.weight
+    W = W.unflatten(-1, (layer.heads, -1)).transpose(1, 2).flatten(0, 1)
+    return {"weight": W, "q": layer.q, "k": layer.k, "bias": layer.bias}
+
+
+def rgat_call(
+    layer: Any,
+    x: Any,
+    edge_index: Any,
+    edge_type: Any = None,
+    edge_attr: Any = None,
+    size: Any = None,
+    return_attention_weights: Any = None,
+) -> Tensor | None:
+    plain = edge_attr is None and size is None and return_attention_weights is None
+    return relational_call(layer, x, edge_index, edge_type) if plain else None
+
+
+def wl_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    return operators.wl_continuous()
+
+
+# -- polynomials with matrices inside ------------------------------------------------------------------------------
+
+
+def arma_affine(layer: Any) -> bool:
+    return layer.bias is not None and layer.num_layers > 1
+
+
+def arma_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    if layer.act is not None:
+        raise LeftAlone("an activation sits inside the layer, between one step and the next (act=None has none)")
+    i, o = layer.init_weight.shape[-2:]
+    return operators.tag(i + arma_affine(layer), o, layer.num_layers, layer.bias is not None and layer.num_layers == 1)
+
+
+def arma_weights(layer: Any) -> Weights:
+    """Z <- S Z M_t + X R_t + b_t, multiplied out: a matrix for each power of S."""
+    at = (lambda t: 0) if layer.shared_weights else (lambda t: t)
+    affine = arma_affine(layer)
+
+    def root(t: int) -> Tensor:
+        R = layer.root_weight[at(t)]
+        return torch.cat([R, layer.bias[at(t)]], 1) if affine else R
+
+    first = layer.init_weight
+    powers = [root(0), F.pad(first, (0, 0, 0, 1)) if affine else first]
+    for t in range(1, layer.num_layers):
+        powers = [root(t), *(P @ layer.weight[at(t - 1)] for P in powers)]
+    bias = layer.bias[0].mean((0, 1)) if layer.bias is not None and not affine else None
+    return {"weight": torch.stack(powers).mean(1), "bias": bias}
+
+
+def arma_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
+    return None if layer.dropout and layer.training else weighted(layer, x, edge_index, edge_weight)
+
+
+# -- wrappers ------------------------------------------------------------------------------------------------------
+
+
+def dir_spec(layer: Any) -> OperatorSpec:
+    kinds = {base_class(conv).__name__ for conv in (layer.conv_in, layer.conv_out)}
+    for conv in (layer.conv_in, layer.conv_out):
+        ordinary(conv, (*SUM, *MEAN))
+        one_kind(conv)
+    if kinds == {"GCNConv"} and layer.conv_in.normalize and not layer.conv_in.cached:
+        aggr, lin = "gcn", layer.conv_in.lin
+    elif kinds == {"SAGEConv"} and not (layer.conv_in.project or layer.conv_in.normalize):
+        aggr, lin = AGGR[layer.conv_in.aggr], layer.conv_in.lin_l
+    else:
+        raise LeftAlone(f"gconv knows DirGNNConv around a plain GCNConv or SAGEConv, not around {kinds}")
+    if getattr(layer.conv_in, "root_weight", False):
+        raise LeftAlone("the layers inside read the node itself, too")
+    root = layer.root_weight
+    return operators.directed(*sizes(lin), aggr, layer.alpha, root, bias=dir_weights(layer)["bias"] is not None)
+
+
+def dir_weights(layer: Any) -> Weights:
+    a = layer.alpha
+    pairs = [(1 - a, layer.conv_in), (a, layer.conv_out)]
+    lins = [conv.lin_l if hasattr(conv, "lin_l") else conv.lin for _, conv in pairs]
+    biases = [
+        share * bias
+        for (share, conv), lin in zip(pairs, lins, strict=True)
+        if (bias := lin.bias if hasattr(conv, "lin_l") else conv.bias) is not None
+    ]
+    if layer.root_weight:
+        lins.append(layer.lin)
+        biases.append(layer.lin.bias)
+    return {"weight": matrices(*lins), "bias": torch.stack(biases).sum(0) if biases else None}
+
+
+# -- dense adjacencies ---------------------------------------------------------------------------------------------
+
+
+def dense(layer: Any, x: Any, adj: Any, make: Callable[[Tensor], Tensor], loops: bool = False) -> Tensor | None:
+    """A batch (b, n, n) as one graph of b parts, out_i = sum_j A[i, j] x_j; `make` says which A act.
+
+    Zeros are no edges, except those on the diagonal with `loops`.
+    """
+    if type(x) not in PLAIN or type(adj) is not Tensor or adj.dtype != x.dtype or adj.requires_grad:
+        return None
+    if x.ndim not in (2, 3) or adj.ndim not in (2, 3) or not x.shape[-2]:
+        return None
+    signals = x.unsqueeze(0) if x.ndim == 2 else x
+    matrices = make((adj.unsqueeze(0) if adj.ndim == 2 else adj).expand(len(signals), -1, -1))
+    if not len(signals) or matrices.shape[1:] != (signals.shape[1],) * 2:
+        return None
+    b, n = signals.shape[:2]
+    there = matrices != 0
+    if loops:
+        there = there | torch.eye(n, dtype=torch.bool, device=x.device)
+    part, i, j = there.nonzero().t()
+    graph = Graph(torch.stack([part * n + j, part * n + i]), b * n, matrices[part, i, j])
+    return run(layer, signals.flatten(0, 1), graph).unflatten(0, (b, n))
+
+
+def masked(y: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    return y if y is None or mask is None else y * mask.view(-1, y.shape[1], 1).to(y.dtype)
+
+
+def looped(adj: Tensor, add_loop: bool, value: float = 1.0) -> Tensor:
+    """The diagonal replaced."""
+    if not add_loop:
+        return adj
+    return torch.where(torch.eye(adj.shape[-1], dtype=torch.bool, device=adj.device), value, adj)
+
+
+def averaged(adj: Tensor) -> Tensor:
+    """Rows divided by their sums where these exceed 1."""
+    return adj / adj.sum(-1, keepdim=True).clamp(min=1)
+
+
+def dense_gcn(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
+    def make(A: Tensor) -> Tensor:
+        A = looped(A, add_loop, 2.0 if layer.improved else 1.0)
+        root = A.sum(-1).clamp(min=1).rsqrt()
+        return root.unsqueeze(-1) * A * root.unsqueeze(-2)
+
+    return masked(dense(layer, x, adj, make), mask)
+
+
+def dense_sage(layer: Any, x: Any, adj: Any, mask: Any = None) -> Tensor | None:
+    y = dense(layer, x, adj, averaged)
+    return masked(F.normalize(y, dim=-1) if layer.normalize and y is not None else y, mask)
+
+
+def dense_graph(layer: Any, x: Any, adj: Any, mask: Any = None) -> Tensor | None:
+    make = {"add": lambda A: A, "mean": averaged, "max": lambda A: (A.mT != 0).to(A.dtype)}[layer.aggr]
+    return masked(dense(layer, x, adj, make), mask)
+
+
+def dense_gin(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
+    def make(A: Tensor) -> Tensor:
+        own = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        return A + (1 + layer.eps) * own if add_loop else A
+
+    y = dense(layer, x, adj, make, add_loop)
+    return masked(y if y is None else layer.nn(y), mask)
+
+
+def dense_gat(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
+    if isinstance(adj, Tensor) and not add_loop and not bool((adj != 0).any(-1).all()):
+        return None  # a row without entries is 0 / 0 in PyG
+    return masked(dense(layer, x, adj, lambda A: (looped(A, add_loop) != 0).to(A.dtype)), mask)
+
+
+def dense_gat_spec(layer: Any) -> OperatorSpec:
+    return operators.gat(
+        layer.lin.weight.shape[1],
+        layer.out_channels,
+        layer.heads,
+        layer.concat,
+        layer.negative_slope,
+        layer.dropout,
+        add_self_loops=False,
+        bias=has_bias(layer),
+    )
+
+
+def dense_gat_weights(layer: Any) -> Weights:
+    return {
+        "weight": blocks(layer.lin, layer.heads),
+        "att_src": layer.att_src[0, 0],
+        "att_dst": layer.att_dst[0, 0],
+        "bias": layer.bias,
+    }
+
+
+DENSE = "the dense adjacency, its zeros left out, is read as a graph; one that needs a gradient stays PyG's"
+
+
+# -- readouts ------------------------------------------------------------------------------------------------------
+
+
+def readout(
+    layer: Any,
+    x: Any,
+    index: Any = None,
+    ptr: Any = None,
+    dim_size: int | None = None,
+    dim: int = -2,
+    max_num_elements: int | None = None,
+) -> Tensor | None:
+    if (
+        type(x) not in PLAIN
+        or x.ndim < 2
+        or not x.is_floating_point()
+        or dim not in (-2, x.ndim - 2)
+        or not x.shape[-2]
+    ):
+        return None
+    if type(index) is Tensor and index.ndim == 1 and bool((index[1:] >= index[:-1]).all()) and bool((index >= 0).all()):
+        counts = torch.bincount(index, minlength=dim_size or 0)
+        starts = (0, *counts.cumsum(0).tolist())
+    elif index is None and type(ptr) is Tensor and ptr.ndim == 1:
+        starts = tuple(ptr.tolist())
+    elif index is None and ptr is None:
+        starts = (0, x.shape[-2])
+    else:
+        return None
+    if starts[-1] != x.shape[-2] or (dim_size is not None and dim_size != len(starts) - 1):
+        return None
+    nodes = Graph(torch.empty(2, 0, dtype=torch.int64, device=x.device), x.shape[-2], ptr=starts)
+    return run(layer, x, nodes)
+
+
+def pooled(reduce: Literal["mean", "sum", "max"]) -> Peer:
+    """A readout; domains of its LinearMap are graphs of several parts."""
+    return Peer(lambda layer: operators.global_pool(reduce), nothing, readout)
+
+
 PEERS: dict[str, Peer] = {
     "GCNConv": Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes),
     "ChebConv": Peer(
@@ -693,5 +1211,91 @@ PEERS: dict[str, Peer] = {
     "AGNNConv": Peer(agnn_spec, lambda m: {"beta": m.beta}, unweighted, attention_notes),
     "GMMConv": Peer(
         gmm_spec, gmm_weights, attributed, listed("the mean over edges, without the 1 / K of its docstring")
+    ),
+    "NNConv": Peer(nn_spec, nn_weights, attributed, listed("edge weights are ignored")),
+    "FeaStConv": Peer(
+        feast_spec,
+        lambda m: {"weight": blocks(m.lin, m.heads), "u": m.u.weight, "c": m.c, "bias": m.bias},
+        unweighted,
+        attention_notes,
+    ),
+    "GCN2Conv": Peer(gcn2_spec, gcn2_weights, gcn2_call, lambda m: [TWO_SIGNALS] + [CACHED] * m.cached),
+    "FAConv": Peer(
+        fa_spec,
+        lambda m: {"att_l": m.att_l.weight[0], "att_r": m.att_r.weight[0]},
+        fa_call,
+        lambda m: [TWO_SIGNALS] + [CACHED] * m.cached,
+    ),
+    "RGCNConv": Peer(rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")),
+    "FastRGCNConv": Peer(
+        rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")
+    ),
+    "SignedConv": Peer(
+        signed_spec, signed_weights, signed_call, listed("the two lists of edges are one graph with two labels")
+    ),
+    "MFConv": Peer(mf_spec, mf_weights, unweighted, lambda m: [AFFINE] * mf_affine(m), affine=mf_affine),
+    "HypergraphConv": Peer(
+        hypergraph_spec,
+        biased("lin"),
+        hypergraph_call,
+        listed("weights of hyperedges count in the degrees of the nodes alone, unlike in its documented formula"),
+    ),
+    "ARMAConv": Peer(
+        arma_spec,
+        arma_weights,
+        arma_call,
+        lambda m: ["its steps are multiplied out, a matrix for each power"] + [AFFINE] * arma_affine(m),
+        affine=arma_affine,
+    ),
+    "PDNConv": Peer(pdn_spec, pdn_weights, attributed, listed("gcn's loops and degrees, of the learned weights")),
+    "EGConv": Peer(
+        eg_spec,
+        eg_weights,
+        eg_call,
+        lambda m: ["its bases run as a gcn that each node combines: the same, with fewer taps"] + [CACHED] * m.cached,
+    ),
+    "ResGatedGraphConv": Peer(resgated_spec, resgated_weights, resgated_call, listed(AFFINE), affine=lambda m: True),
+    "RGATConv": Peer(rgat_spec, rgat_weights, rgat_call, listed("edge weights are ignored")),
+    "WLConvContinuous": Peer(wl_spec, nothing, weighted, listed("the mean divides by the weights")),
+    "DirGNNConv": Peer(
+        dir_spec, dir_weights, unweighted, listed("no self-loops are added, and no edge weights are read")
+    ),
+    "DenseGCNConv": Peer(
+        lambda m: operators.gcn(*sizes(m.lin), normalize=False, bias=has_bias(m)),
+        biased("lin"),
+        dense_gcn,
+        listed(DENSE, "degrees below 1 count as 1; existing loops are replaced"),
+    ),
+    "DenseSAGEConv": Peer(
+        lambda m: operators.graphconv(*sizes(m.lin_rel), bias=m.lin_root.bias is not None),
+        inner_bias("lin_rel", "lin_root"),
+        dense_sage,
+        listed(DENSE, "the mean divides by the sum of the weights, or by 1 where that is larger"),
+        after=lambda m: "with normalize=True each row is divided by its length" if m.normalize else None,
+    ),
+    "DenseGraphConv": Peer(
+        lambda m: operators.graphconv(
+            *sizes(m.lin_rel), "max" if m.aggr == "max" else "sum", m.lin_rel.bias is not None
+        ),
+        inner_bias("lin_rel", "lin_root"),
+        dense_graph,
+        lambda m: [DENSE] + ["the maximum reads the adjacency transposed, as PyG's code does"] * (m.aggr == "max"),
+    ),
+    "DenseGINConv": Peer(
+        lambda m: operators.simple(),
+        nothing,
+        dense_gin,
+        listed(DENSE, GIN_NOTES[0]),
+        inner=("nn",),
+        after=lambda m: "its network `nn` follows the aggregation",
+    ),
+    "DenseGATConv": Peer(dense_gat_spec, dense_gat_weights, dense_gat, listed(DENSE)),
+    "MeanAggregation": pooled("mean"),
+    "SumAggregation": pooled("sum"),
+    "MaxAggregation": pooled("max"),
+    "Linear": Peer(
+        lambda m: operators.pointwise(*sizes(m), m.bias is not None, ndim=1),
+        lambda m: {"weight": matrices(m), "bias": m.bias},
+        linear_call,
     ),
 }

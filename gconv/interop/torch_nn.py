@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.operators.shapes import per_axis
 from gconv.spec import OperatorSpec
 
 NDIM = {"1d": 1, "2d": 2, "3d": 3}
@@ -33,9 +34,9 @@ def no_weights(layer: Any) -> Weights:
     return {}
 
 
-def images(layer: Any, input: Tensor) -> Tensor | None:
+def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
     """Images (b, c, *grid) or one without b; anything else is the peer's to judge."""
-    d = ndim(layer)
+    d = axes or ndim(layer)
     fits = input.ndim in (d + 1, d + 2) and input.is_floating_point() and input.numel()
     return run(layer, input) if fits else None
 
@@ -94,9 +95,7 @@ def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | N
         return None
     if output_size is None:
         return run(layer, input)
-    extra = layer._output_padding(
-        input, output_size, layer.stride, layer.padding, layer.kernel_size, d, layer.dilation
-    )
+    extra = layer._output_padding(input, output_size, layer.stride, layer.padding, layer.kernel_size, d, layer.dilation)
     return run(layer, input, spec=transposed_spec(layer, tuple(extra)))
 
 
@@ -133,10 +132,118 @@ AVG = Peer(avg_spec, no_weights, images, avg_notes)
 MAX = Peer(max_spec, no_weights, images, lambda layer: ["a maximum: it has no LinearMap"])
 
 
+def adaptive_spec(layer: Any) -> OperatorSpec:
+    kind = "max" if "Max" in mapped(layer) else "avg"
+    if kind == "max" and layer.return_indices:
+        raise LeftAlone("return_indices=True also asks where the maxima are, which is no convolution")
+    factory = getattr(operators, f"adaptive_{kind}_pool{ndim(layer)}d")
+    return factory(short(layer.output_size))
+
+
+ADAPTIVE_AVG = Peer(adaptive_spec, no_weights, images)
+ADAPTIVE_MAX = Peer(adaptive_spec, no_weights, images, lambda layer: ["a maximum: it has no LinearMap"])
+
+
+def mapped(layer: nn.Module) -> str:
+    """The name of the class of torch that a layer is one of."""
+    return next(cls.__name__ for cls in type(layer).__mro__ if cls in PEERS)
+
+
+# -- rearranging ---------------------------------------------------------------------------------------------------
+
+
+def upsample_spec(layer: Any, axes: int | None = None) -> OperatorSpec:
+    given = layer.size if layer.size is not None else layer.scale_factor
+    fixed = operators.resampling.MODES[layer.mode][1] if layer.mode in operators.resampling.MODES else None
+    d = fixed or axes or (len(given) if isinstance(given, (tuple, list)) else 2)
+    return operators.upsample(
+        short(layer.size),
+        short(layer.scale_factor),
+        layer.mode,
+        layer.align_corners,
+        layer.recompute_scale_factor,
+        ndim=d,
+    )
+
+
+def upsample_call(layer: Any, input: Tensor) -> Tensor | None:
+    d = input.ndim - 2
+    if d not in (1, 2, 3) or not input.is_floating_point() or not input.numel():
+        return None
+    spec = upsample_spec(layer, d)
+    structure: Any = spec.structure
+    if structure.ndim != d:
+        return None
+    if d == 2 and input.dtype == torch.float64 and layer.mode.startswith("nearest"):
+        sizes = zip(structure.target(Grid.of(input, 2)).shape, Grid.of(input, 2).shape, strict=True)
+        if any(m % n for m, n in sizes):
+            return None  # torch's rounding at a border depends on the size of the image there
+    return run(layer, input, spec=spec)
+
+
+def unfold_call(layer: Any, input: Tensor) -> Tensor | None:
+    y = images(layer, input, 2)
+    return y if y is None else y.flatten(-2)
+
+
+def fold_spec(layer: Any) -> OperatorSpec:
+    options = [short(getattr(layer, name)) for name in ("kernel_size", "dilation", "padding", "stride")]
+    return operators.fold(short(layer.output_size), *options)
+
+
+def fold_call(layer: Any, input: Tensor) -> Tensor | None:
+    axes = zip(
+        *(
+            per_axis(name, getattr(layer, name), 2, 0)
+            for name in ("output_size", "kernel_size", "dilation", "padding", "stride")
+        ),
+        strict=True,
+    )
+    places = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in axes]
+    if input.ndim not in (2, 3) or not input.is_floating_point() or not input.numel():
+        return None
+    return run(layer, input.unflatten(-1, places)) if math.prod(places) == input.shape[-1] else None
+
+
+def shuffle_call(layer: Any, input: Tensor) -> Tensor | None:
+    if input.ndim < 3 or not input.is_floating_point() or not input.numel():
+        return None
+    return (
+        run(layer, input.reshape(-1, *input.shape[-3:])).unflatten(0, input.shape[:-3])
+        if input.ndim > 3
+        else run(layer, input)
+    )
+
+
+def pad_spec(layer: Any) -> OperatorSpec:
+    name, d = mapped(layer), ndim(layer)
+    if getattr(layer, "value", 0.0) != 0.0:
+        raise LeftAlone(f"it lays a border of {layer.value}, which is no linear map; only zeros are")
+    mode = {"Refle": "reflect", "Repli": "replicate", "Circu": "circular"}.get(name[:5], "zeros")
+    flat = layer.padding
+    pairs = tuple((flat[2 * a], flat[2 * a + 1]) for a in reversed(range(d)))
+    same = len({p for pair in pairs for p in pair}) == 1
+    return operators.pad(flat[0] if same else pairs, mode, ndim=d)
+
+
+UPSAMPLE = Peer(upsample_spec, no_weights, upsample_call, any_axes=True)
+UNFOLD = Peer(
+    lambda layer: operators.unfold(
+        *(short(getattr(layer, n)) for n in ("kernel_size", "dilation", "padding", "stride"))
+    ),
+    no_weights,
+    unfold_call,
+    lambda layer: ["its patches lie in a row"],
+)
+FOLD = Peer(fold_spec, no_weights, fold_call, lambda layer: ["its patches lie in a row", "overlaps add up"])
+PAD = Peer(pad_spec, no_weights, images)
+
+
 # -- channels alone ------------------------------------------------------------------------------------------------
 
 
 def linear_call(layer: Any, input: Tensor) -> Tensor | None:
+    """layer(x) of a linear layer of torch or PyG."""
     if not input.ndim or not input.is_floating_point() or not input.numel():
         return None
     y = run(layer, input.reshape(-1, input.shape[-1]).t())
@@ -144,11 +251,17 @@ def linear_call(layer: Any, input: Tensor) -> Tensor | None:
 
 
 LINEAR = Peer(
-    lambda layer: operators.pointwise(layer.in_features, layer.out_features, layer.bias is not None, ndim=1),
+    lambda layer, axes=1: operators.pointwise(layer.in_features, layer.out_features, layer.bias is not None, ndim=axes),
     lambda layer: {"weight": layer.weight.t().unsqueeze(0), "bias": layer.bias},
     linear_call,
     lambda layer: ["all axes but the last are sites"],
+    any_axes=True,
 )
+
+
+def unknown_channels(layer: Any) -> OperatorSpec:
+    raise LeftAlone("its number of channels is only known at the call; gconv.operators.channel_shuffle takes it")
+
 
 PEERS: dict[type, Peer] = {
     nn.Conv1d: CONV,
@@ -163,5 +276,24 @@ PEERS: dict[type, Peer] = {
     nn.MaxPool1d: MAX,
     nn.MaxPool2d: MAX,
     nn.MaxPool3d: MAX,
+    nn.AdaptiveAvgPool1d: ADAPTIVE_AVG,
+    nn.AdaptiveAvgPool2d: ADAPTIVE_AVG,
+    nn.AdaptiveAvgPool3d: ADAPTIVE_AVG,
+    nn.AdaptiveMaxPool1d: ADAPTIVE_MAX,
+    nn.AdaptiveMaxPool2d: ADAPTIVE_MAX,
+    nn.AdaptiveMaxPool3d: ADAPTIVE_MAX,
+    nn.Upsample: UPSAMPLE,
+    nn.UpsamplingNearest2d: UPSAMPLE,
+    nn.UpsamplingBilinear2d: UPSAMPLE,
+    nn.Unfold: UNFOLD,
+    nn.Fold: FOLD,
+    nn.PixelShuffle: Peer(lambda m: operators.pixel_shuffle(m.upscale_factor), no_weights, shuffle_call),
+    nn.PixelUnshuffle: Peer(lambda m: operators.pixel_unshuffle(m.downscale_factor), no_weights, shuffle_call),
+    nn.ChannelShuffle: Peer(unknown_channels, no_weights, images),
     nn.Linear: LINEAR,
+    **{
+        getattr(nn, f"{kind}Pad{d}d"): PAD
+        for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular")
+        for d in (1, 2, 3)
+    },
 }
