@@ -14,7 +14,7 @@ from gconv.basis import Basis, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
-from gconv.mixing import Dense, initial_weight, plain
+from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, evaluate, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
@@ -107,6 +107,7 @@ class GConv(nn.Module):
         if spec.bias:
             mixing = spec.mixing
             o = mixing.channels(getattr(mixing, "i"))  # noqa: B009
+            o //= mixing.tied if isinstance(mixing, Parametrised) else 1
             bound = 0.0 if spec.init == "glorot" else max(1, mixing.fan_in) ** -0.5
             self.bias = nn.Parameter(torch.empty(o, dtype=dtype, device=device).uniform_(-bound, bound))
         else:
@@ -129,7 +130,7 @@ class GConv(nn.Module):
         key = (x.shape, x.dtype, x.device, lowering) if bare else None
         if key in self._images:  # decided before
             S, run = self._images[key]
-            return run(S, *plain(self.spec.mixing, self.weight), x, self.bias)
+            return run(S, *plain(self.spec.mixing, self.weight), x, spread_bias(self.spec.mixing, self.bias))
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
             signals = x.flatten(0, -3)
@@ -145,8 +146,9 @@ class GConv(nn.Module):
                     if len(self._images) >= KEPT:
                         self._images.clear()
                     self._images[key] = S, images
-                return images(S, mixing, W, x, self.bias)
-        y = evaluate(S, *plain(self.spec.mixing, self.weight), signal, self.bias, lowering)
+                return images(S, mixing, W, x, spread_bias(self.spec.mixing, self.bias))
+        bias = spread_bias(self.spec.mixing, self.bias)
+        y = evaluate(S, *plain(self.spec.mixing, self.weight), signal, bias, lowering)
         target = leads_to(self.spec.structure, place)
         return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) else y
 

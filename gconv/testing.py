@@ -30,7 +30,7 @@ from gconv.basis import Diagonal, Shifts
 from gconv.domains import Graph, Grid
 from gconv.linear import LinearMap
 from gconv.lowering import dense
-from gconv.mixing import Dense
+from gconv.mixing import Dense, spread_bias
 from gconv.module import GConv
 from gconv.plan import admitted, backward
 from gconv.spec import Domain, NotLinear, OperatorSpec, Sample, Structure
@@ -243,7 +243,8 @@ def law_hand_rule(case: Case, A: LinearMap) -> bool:
 def law_linearity(case: Case, A: LinearMap) -> bool:
     """The layer is its map plus the bias, and linear in x; adaptive structure: frozen."""
     x, y = _sites(case.x, case.domain)
-    bias = 0 if case.layer.bias is None else case.layer.bias
+    spread = spread_bias(case.layer.spec.mixing, case.layer.bias)
+    bias = 0 if spread is None else spread
     here, there = _sites(case(case.x), case.structure.target(case.domain))
     case.close("the layer against its map plus bias", here, A @ x + bias)
     if case.structure.kind != "adaptive":

@@ -11,17 +11,19 @@
     Beside     what each tap reads, block after block; and its adjoint
     Shuffled   channels change places
     Blocks     matrices with some blocks learned and the others zero
+    Symmetric  one kernel in all its poses, turned and mirrored
     Parametrised   made from any of these by a rule: tied, rotated, ...
 
 Each mixing is a description without numbers; the weight travels beside it.
 """
 
 from gconv.mixing.averaged import AveragedHeads
-from gconv.mixing.base import Mixing, Parametrised, plain
+from gconv.mixing.base import Mixing, Parametrised, plain, spread_bias
 from gconv.mixing.blocks import Beside, Blocks
 from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared
 from gconv.mixing.fixed import Fixed, Patches, Shuffled
 from gconv.mixing.initial import initial_weight
+from gconv.mixing.symmetric import Symmetric
 
 __all__ = [
     "AveragedHeads",
@@ -37,6 +39,8 @@ __all__ = [
     "Separable",
     "Shared",
     "Shuffled",
+    "Symmetric",
     "initial_weight",
     "plain",
+    "spread_bias",
 ]

@@ -77,6 +77,11 @@ class Parametrised:
     """
 
     @property
+    def tied(self) -> int:
+        """How many channels out, side by side, share one number of the bias."""
+        return 1
+
+    @property
     def taps(self) -> int:
         raise NotImplementedError
 
@@ -104,6 +109,12 @@ def plain(mixing: Mixing | Parametrised, W: Tensor | None) -> tuple[Mixing, Tens
         assert W is not None
         return mixing.plain(W)
     return mixing, W
+
+
+def spread_bias(mixing: Mixing | Parametrised, bias: Tensor | None) -> Tensor | None:
+    """(o,) the bias of every channel, from the numbers that are learned: those of tied channels are repeated."""
+    tied = mixing.tied if isinstance(mixing, Parametrised) else 1
+    return bias if bias is None or tied == 1 else bias.repeat_interleave(tied)
 
 
 def expect(given: int, wanted: int) -> None:

@@ -4,7 +4,8 @@ Each is a description: structure, mixing, samples, source; none has a forward pa
 
 On grids: conv1d, conv2d, conv3d, their transposes, depthwise, pointwise, separable (convolution.py), avg_pool, max_pool
 and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
-(patches.py), upsample, adaptive_avg_pool, adaptive_max_pool (resampling.py).
+(patches.py), upsample, adaptive_avg_pool, adaptive_max_pool (resampling.py), and turned with the image
+p4_lift, p4_conv (symmetry.py).
 
 On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
 spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
@@ -79,6 +80,7 @@ from gconv.operators.simple import simple
 from gconv.operators.spectral import spectral
 from gconv.operators.spline import spline
 from gconv.operators.supergat import supergat
+from gconv.operators.symmetry import p4_conv, p4_lift
 from gconv.operators.transformer import transformer
 from gconv.operators.wavelet import gwnn, wavelet
 from gconv.operators.wl import wl_continuous
@@ -137,6 +139,8 @@ __all__ = [
     "mixhop",
     "monet",
     "nnconv",
+    "p4_conv",
+    "p4_lift",
     "pad",
     "pan",
     "pdn",

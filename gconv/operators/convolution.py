@@ -72,9 +72,10 @@ class Kernel:
         return Grid(size)
 
 
-def _kernel(
+def read_kernel(
     ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode, extra: Any = None
 ) -> Kernel:
+    """The structure of a convolution from torch's arguments; `extra`, its output_padding, makes it a transposed one."""
     kernel = per_axis("kernel_size", kernel_size, ndim, 1)
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if mode not in ("zeros", "circular", "reflect", "replicate"):
@@ -126,7 +127,7 @@ def conv1d(
     >>> GConv(conv1d(2, 3, 5, stride=2))(torch.zeros(1, 2, 20)).shape
     torch.Size([1, 3, 8])
     """
-    structure = _kernel(1, kernel_size, stride, padding, dilation, padding_mode)
+    structure = read_kernel(1, kernel_size, stride, padding, dilation, padding_mode)
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
@@ -182,7 +183,7 @@ def conv2d(
     >>> GConv(conv2d(3, 64, 3, padding=1))(torch.zeros(16, 3, 32, 32)).shape
     torch.Size([16, 64, 32, 32])
     """
-    structure = _kernel(2, kernel_size, stride, padding, dilation, padding_mode)
+    structure = read_kernel(2, kernel_size, stride, padding, dilation, padding_mode)
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
@@ -215,7 +216,7 @@ def conv3d(
     >>> GConv(conv3d(1, 2, 3))(torch.zeros(1, 1, 4, 5, 6)).shape
     torch.Size([1, 2, 2, 3, 4])
     """
-    structure = _kernel(3, kernel_size, stride, padding, dilation, padding_mode)
+    structure = read_kernel(3, kernel_size, stride, padding, dilation, padding_mode)
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
@@ -248,7 +249,7 @@ def conv_transpose1d(
     >>> GConv(conv_transpose1d(2, 3, 4, stride=2))(torch.zeros(1, 2, 5)).shape
     torch.Size([1, 3, 12])
     """
-    structure = _kernel(1, kernel_size, stride, padding, dilation, padding_mode, output_padding)
+    structure = read_kernel(1, kernel_size, stride, padding, dilation, padding_mode, output_padding)
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
@@ -298,7 +299,7 @@ def conv_transpose2d(
     >>> GConv(conv_transpose2d(8, 4, 4, stride=2, padding=1))(torch.zeros(1, 8, 5, 5)).shape
     torch.Size([1, 4, 10, 10])
     """
-    structure = _kernel(2, kernel_size, stride, padding, dilation, padding_mode, output_padding)
+    structure = read_kernel(2, kernel_size, stride, padding, dilation, padding_mode, output_padding)
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
@@ -328,7 +329,7 @@ def conv_transpose3d(
     >>> GConv(conv_transpose3d(1, 2, 2, stride=2))(torch.zeros(1, 1, 2, 3, 4)).shape
     torch.Size([1, 2, 4, 6, 8])
     """
-    structure = _kernel(3, kernel_size, stride, padding, dilation, padding_mode, output_padding)
+    structure = read_kernel(3, kernel_size, stride, padding, dilation, padding_mode, output_padding)
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
@@ -365,7 +366,7 @@ def depthwise(
     >>> GConv(depthwise(8, 3, padding=1))(torch.zeros(1, 8, 5, 5)).shape
     torch.Size([1, 8, 5, 5])
     """
-    structure = _kernel(ndim, kernel_size, stride, padding, dilation, padding_mode)
+    structure = read_kernel(ndim, kernel_size, stride, padding, dilation, padding_mode)
     return structure, Grouped(structure.taps, channels, channels * multiplier, channels), bias
 
 
@@ -388,7 +389,7 @@ def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int 
     >>> GConv(pointwise(8, 4))(torch.zeros(1, 8, 5, 5)).shape
     torch.Size([1, 4, 5, 5])
     """
-    return _kernel(ndim, 1, 1, 0, 1, "zeros"), Dense(1, in_channels, out_channels), bias
+    return read_kernel(ndim, 1, 1, 0, 1, "zeros"), Dense(1, in_channels, out_channels), bias
 
 
 @register(
@@ -423,5 +424,5 @@ def separable(
     >>> layer(torch.zeros(1, 8, 5, 5)).shape, layer.weight.numel()
     (torch.Size([1, 4, 5, 5]), 104)
     """
-    structure = _kernel(ndim, kernel_size, stride, padding, dilation, padding_mode)
+    structure = read_kernel(ndim, kernel_size, stride, padding, dilation, padding_mode)
     return structure, Separable(structure.taps, in_channels, out_channels), bias

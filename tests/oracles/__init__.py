@@ -23,6 +23,7 @@ from oracles import filters as _filters  # noqa: F401
 from oracles import graphs as _graphs  # noqa: F401  (each module enters its oracles)
 from oracles import grids as _grids  # noqa: F401
 from oracles import learned as _learned  # noqa: F401
+from oracles import poses as _poses  # noqa: F401
 from oracles import rearranged as _rearranged  # noqa: F401
 from oracles import relations as _relations  # noqa: F401
 from oracles import resampled as _resampled  # noqa: F401

@@ -1,0 +1,124 @@
+"""A kernel turned and mirrored: the mixing of convolutions that commute with the symmetries of the square grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
+from gconv.mixing.elementary import Dense
+
+Group = Literal["p4", "p4m"]
+ORDER: dict[Group, int] = {"p4": 4, "p4m": 8}
+_TABLES: dict[tuple[int, Group, bool, torch.device], Tensor] = {}
+
+
+def turned(size: int, element: int) -> list[int]:
+    """Where each site of a square kernel comes from: element 4 m + r mirrors left to right if m, then turns r times.
+
+    (T psi)[k] = psi[turned(size, element)[k]]; one turn is by 90 degrees against the clock, as torch.rot90's.
+
+    >>> turned(2, 1)  # the right column becomes the top row
+    [1, 3, 0, 2]
+    """
+    sites = []
+    for k in range(size * size):
+        row, col = divmod(k, size)
+        for _ in range(element % 4):
+            row, col = col, size - 1 - row
+        sites.append(row * size + (size - 1 - col if element >= 4 else col))
+    return sites
+
+
+def left_quotient(order: int) -> list[list[int]]:
+    """[g][h], the element g^-1 h."""
+    sites = [turned(3, g) for g in range(order)]
+    table = []
+    for a in sites:
+        after = {tuple(b[k] for k in a): j for j, b in enumerate(sites)}  # T_g T_j, by what it does
+        table.append([after[tuple(h)] for h in sites])
+    return table
+
+
+def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tensor:
+    """(k, g), or (k, h, g) for a lifted input: which tap (and channel of the group) of the one kernel each reads."""
+    key = size, group, lifted, device
+    if key not in _TABLES:
+        order = ORDER[group]
+        site = [turned(size, g) for g in range(order)]
+        quotient = left_quotient(order)
+        rows: list[list[list[int]]] = [
+            [
+                [site[g][k] * order + quotient[g][h] if lifted else site[g][k] for g in range(order)]
+                for h in range(order if lifted else 1)
+            ]
+            for k in range(size * size)
+        ]
+        with torch.inference_mode(False):  # what is kept must serve training too
+            table = torch.tensor(rows, device=device)
+            _TABLES[key] = table if lifted else table.squeeze(1)
+    return _TABLES[key]
+
+
+@dataclass(frozen=True)
+class Symmetric(Parametrised):
+    """One kernel in all its poses: output channel o |G| + g sees it turned by g.
+
+    From plain channels, W (k, i, o):            W_k[c, o |G| + g] = W[g^-1 k, c, o]
+    From channels of the group, W (k, i |G|, o): W_k[c |G| + h, o |G| + g] = W[g^-1 k, c |G| + g^-1 h, o]
+
+    A bias is shared by the |G| poses of a kernel.
+
+    Args:
+        size: side of the square kernel.
+        i, o: channels in and out, all poses counted.
+        group: "p4", the four turns, or "p4m", the turns and their mirror images.
+        lifted: whether the channels in are of the group.
+    """
+
+    size: int
+    i: int
+    o: int
+    group: Group
+    lifted: bool
+
+    def __post_init__(self) -> None:
+        check_channels(self.i, self.o)
+
+    @property
+    def taps(self) -> int:
+        return self.size**2
+
+    @property
+    def order(self) -> int:
+        return ORDER[self.group]
+
+    @property
+    def tied(self) -> int:
+        return self.order
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.taps, self.i, self.o // self.order
+
+    @property
+    def fan_in(self) -> int:
+        return self.taps * self.i
+
+    def channels(self, i: int) -> int:
+        expect(i, self.i)
+        return self.o
+
+    def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
+        table = _table(self.size, self.group, self.lifted, W.device)
+        if self.lifted:
+            flat = W.unflatten(1, (-1, self.order)).movedim(2, 1).flatten(0, 1)  # (k h, i, o)
+            poses = flat.index_select(0, table.flatten()).unflatten(0, table.shape)  # (k, h, g, i, o)
+            full = poses.permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
+        else:
+            poses = W.index_select(0, table.flatten()).unflatten(0, table.shape)  # (k, g, i, o)
+            full = poses.permute(0, 2, 3, 1).flatten(2)
+        return Dense(self.taps, self.i, self.o), full

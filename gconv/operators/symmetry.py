@@ -1,0 +1,124 @@
+"""Convolutions that commute with the turns (p4) and mirror images (p4m) of the square grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gconv.basis.shifts import Mode
+from gconv.mixing.symmetric import ORDER, Group, Symmetric
+from gconv.operators.convolution import Kernel, read_kernel
+from gconv.operators.shapes import grid, per_axis
+from gconv.spec import Sample, register
+
+COHEN = "Cohen and Welling, Group Equivariant Convolutional Networks, ICML 2016"
+
+
+def _square(kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode) -> Kernel:
+    """A kernel that turns onto itself: one number for both axes."""
+    given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    k, s, p, d = (per_axis(name, value, 1, name != "padding")[0] for name, value in given.items())
+    return read_kernel(2, k, s, p, d, mode)
+
+
+def _order(group: Group) -> int:
+    if group not in ORDER:
+        raise ValueError(f"group must be 'p4' or 'p4m', but it is {group!r}.")
+    return ORDER[group]
+
+
+@register(
+    samples=lambda: [
+        Sample(p4_lift(2, 1, 3, padding=1), lambda: grid(4, 5), 2),
+        Sample(p4_lift(1, 2, 2, stride=2, group="p4m"), lambda: grid(4, 4), 1),
+        Sample(p4_lift(1, 1, 3, padding=1, bias=False, padding_mode="circular"), lambda: grid(3, 4), 1),
+    ],
+    citation=COHEN,
+)
+def p4_lift(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+    group: Group = "p4",
+) -> Any:
+    """The first layer of a group-equivariant network: an image is seen by each kernel in all its poses.
+
+    Equation: y[m, o |G| + g] = b[o] + sum_k sum_i x[m + a_k, i] W[g^-1 k, i, o], g^-1 k the tap that g turns onto k.
+
+    Meaning: turning the image turns the result and moves its poses: y of T_r x at (m, g) is y of x at (r^-1 m, r^-1 g).
+    In the family: the shifts of conv2d; W made from one kernel by an index table, a fourth or an eighth of its numbers.
+
+    Traps: the layer has out_channels |G| channels out, |G| = 4 or 8, poses innermost; pose 4 m + r mirrors left to
+    right if m, then turns r times against the clock as torch.rot90. The bias is one number for all poses. With a stride
+    it is equivariant only where the stride divides h + 2 p - d (k - 1) - 1 and the same of w.
+
+    Args: torch.nn.Conv2d's, integers alone; group: "p4" or "p4m".
+
+    Shapes: x (b, i, h, w) -> (b, o |G|, h', w').
+
+    Raises:
+        ValueError: if a number is out of range or is given an axis apart, or the group is unknown.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> layer, x = GConv(p4_lift(1, 1, 3)), torch.rand(1, 1, 6, 6)
+    >>> y, turned = layer(x), layer(x.rot90(1, (-2, -1)))
+    >>> torch.allclose(turned, y.rot90(1, (-2, -1)).roll(1, 1), atol=1e-6)
+    True
+    """
+    structure = _square(kernel_size, stride, padding, dilation, padding_mode)
+    order = _order(group)
+    return structure, Symmetric(structure.kernel[0], in_channels, out_channels * order, group, False), bias
+
+
+@register(
+    samples=lambda: [
+        Sample(p4_conv(1, 2, 3, padding=1), lambda: grid(4, 5), 4),
+        Sample(p4_conv(1, 1, 2, group="p4m"), lambda: grid(3, 3), 8),
+        Sample(p4_conv(2, 1, 1, bias=False), lambda: grid(2, 3), 8),
+    ],
+    citation=COHEN,
+)
+def p4_conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    bias: bool = True,
+    padding_mode: Mode = "zeros",
+    group: Group = "p4",
+) -> Any:
+    """A group-equivariant convolution between layers whose channels are poses.
+
+    Equation: y[m, o |G| + g] = b[o] + sum_k sum_i sum_h x[m + a_k, i |G| + h] W[g^-1 k, i |G| + g^-1 h, o].
+
+    Meaning: a convolution over the group instead of the plane: the kernel looks at the poses relative to its own. In
+    the family: as `p4_lift`.
+
+    Traps: in_channels and out_channels count without the poses; the signal has in_channels |G| channels, laid out as
+    `p4_lift` leaves them. The mean over the poses of each channel, then global_pool, is invariant.
+
+    Args: as p4_lift.
+
+    Shapes: x (b, i |G|, h, w) -> (b, o |G|, h', w').
+
+    Raises:
+        ValueError: as p4_lift.
+
+    >>> import torch
+    >>> from gconv import GConv
+    >>> net = torch.nn.Sequential(GConv(p4_lift(1, 2, 3)), torch.nn.ReLU(), GConv(p4_conv(2, 3, 3)))
+    >>> x = torch.rand(1, 1, 8, 8)
+    >>> pooled = [net(image).unflatten(1, (3, 4)).mean((2, 3, 4)) for image in (x, x.rot90(1, (-2, -1)))]
+    >>> torch.allclose(*pooled, atol=1e-6)
+    True
+    """
+    structure = _square(kernel_size, stride, padding, dilation, padding_mode)
+    order = _order(group)
+    return structure, Symmetric(structure.kernel[0], in_channels * order, out_channels * order, group, True), bias
