@@ -155,9 +155,10 @@ def chebnetii(k: int = 10) -> Any:
     Meaning: theta_j is the response at frequency 1 + x_j, exactly; the polynomial between is the interpolant, whose
     coefficients fall off as they should, where free Chebyshev coefficients need not. Starts at ones: all pass.
 
-    In the family: one tap, a learned polynomial of the Laplacian; W = I. Ranges over the same filters as bernstein.
+    In the family: one tap, a learned polynomial of the Laplacian; W = I.
 
-    Traps: self-loops are dropped, out-degrees normalise, lambda_max is taken as 2 (all as in the paper's code).
+    Traps: between the nodes the response may be negative, which bernstein's cannot. Self-loops are dropped,
+    out-degrees normalise and lambda_max is taken as 2 (all as in the paper's code).
 
     Args: k: degree; k + 1 parameters.
 
