@@ -59,11 +59,8 @@ def double(spec, seed=0):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
-@pytest.mark.parametrize("edges", [[], [(0, 0)]], ids=["no edges", "a loop"])
-@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("n, edges", [(0, []), (1, []), (3, []), (1, [(0, 0)]), (3, [(0, 0)])])
 def test_smallest_graphs(spec, n, edges):
-    if edges and not n:
-        pytest.skip("a loop needs a node")
     graph = Graph(torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).t(), n)
     layer, x = double(spec), torch.randn(2, n, 2, dtype=torch.float64)
     for lowering in ("dense", None):
