@@ -190,14 +190,17 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
 
     def make() -> Tensor:
         n, node = graph.size, torch.arange(graph.size, device=graph.device)
-        index = torch.cat([graph.edge_index.flip(0), torch.stack([node, node])], 1)
-        ones = torch.ones(index.shape[1], dtype=torch.float64, device=graph.device)
-        step = torch.sparse_coo_tensor(index, ones, (n, n), check_invariants=False)
-        within = torch.sparse_coo_tensor(torch.stack([node, node]), ones[:n], (n, n), check_invariants=False).coalesce()
+        source, target = torch.cat([graph.source, node]), torch.cat([graph.target, node])
+        row, col = node, node  # row is reached from col; sorted by row
         for _ in range(steps):
-            within = torch.sparse.mm(step, within).coalesce()
-            within.values().fill_(1)  # walks are not counted, nodes are
-        return torch.bincount(within.indices()[0], minlength=n).to(dtype)
+            count = torch.bincount(row, minlength=n)
+            many = count[source]  # how many pairs an edge carries on
+            first = torch.repeat_interleave(count.cumsum(0)[source] - many.cumsum(0), many)
+            pair = torch.unique(
+                torch.repeat_interleave(target, many) * n + col[first + torch.arange(len(first), device=graph.device)]
+            )
+            row, col = pair // n, pair % n
+        return torch.bincount(row, minlength=n).to(dtype)
 
     return graph.memo(("reach", steps, dtype), make)
 
@@ -232,94 +235,6 @@ def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, we
 
     def make() -> tuple[Pattern, Tensor]:
         entries = graph.memo(("relations", count), labelled)
-        w = graph.weights(torch.float64)
-        w = w if weighted else torch.ones_like(w)
-        return entries, w * mean(entries, w.dtype) if average else w
-
-    return _kept(graph, ("relations", count, average, weighted), dtype, make)
-
-
-def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps, Taps]:
-    """A hypergraph's B^-1 H^T, nodes to hyperedges, and D^-1 H (or D^-1 H W), hyperedges to nodes.
-
-    An edge v -> v with label e says that v is in hyperedge e, its weight is that of the hyperedge. B counts the nodes
-    of a hyperedge, D sums the weights of the hyperedges of a node. Labels count within a part of a union. (An edge
-    u -> v with u other than v: u sends into e, v receives from it.)
-
-    Args:
-        graph: a graph whose edges are labelled.
-        dtype: of the values.
-        weighted: whether the weights multiply too, D^-1 H W; D contains them anyway.
-
-    Raises:
-        ValueError: if the graph has no labels, or the weights at a node sum to less than 0.
-    """
-    label = graph.edge_type
-    if label is None:
-        raise ValueError("A hypergraph needs the number of its hyperedge on every edge: give the graph an edge_type.")
-    n, most = graph.size, int(label.max()) + 1 if graph.num_edges else 0
-    parts = len(graph.ptr) - 1
-
-    def into() -> tuple[Pattern, Tensor]:
-        row = label + most * graph.part()[graph.source]
-        entries = Pattern((1, parts * most, n), torch.zeros_like(row), row, graph.source)
-        return entries, mean(entries, torch.float64)
-
-    def back() -> tuple[Pattern, Tensor]:
-        col = label + most * graph.part()[graph.target]
-        entries = Pattern((1, n, parts * most), torch.zeros_like(col), graph.target, col)
-        w = graph.weights(torch.float64)
-        one = _inverse(w.new_zeros(n).index_add(0, graph.target, w), 1.0, "Hypergraph")[graph.target]
-        return entries, one * w if weighted else one
-
-    return _kept(graph, ("into",), dtype, into), _kept(graph, ("back", weighted), dtype, back)
-
-
-def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
-    """D, the diagonal of degrees, as one tap.
-
-    >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
-    >>> degrees(path, torch.float32).expand(torch.ones(3, 1)).flatten()
-    tensor([0., 1., 1.])
-    """
-
-    def make() -> tuple[Pattern, Tensor]:
-        node = torch.arange(graph.size, device=graph.device)
-        w = graph.weights(torch.float64)
-        end = graph.target if degree == "in" else graph.source
-        d = w.new_zeros(graph.size).index_add(0, end, w if weighted else torch.ones_like(w))
-        return Pattern((1, graph.size, graph.size), torch.zeros_like(node), node, node), d
-
-    return _kept(graph, ("degrees", degree, weighted), dtype, make)
-
-
-def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
-    """One adjacency for each label of `edge_type`.
-
-    Args:
-        graph: a graph whose edges are labelled.
-        dtype: of the values.
-        count: labels, 0 to count - 1.
-        average: divides each row of each adjacency by the number of its edges.
-        weighted: False reads every edge as 1.
-
-    Raises:
-        ValueError: if the graph has no labels, or one that is too large.
-
-    >>> triangle = Graph(torch.tensor([[0, 1, 2], [2, 2, 0]]), edge_type=torch.tensor([0, 0, 1]))
-    >>> relations(triangle, torch.float32, 2, average=True).expand(torch.eye(3))[0, 2]
-    tensor([0.5000, 0.5000, 0.0000])
-    """
-    label = graph.edge_type
-    if label is None:
-        raise ValueError("Relations need a label on every edge: give the graph an edge_type.")
-    if graph.num_edges and int(label.max()) >= count:
-        raise ValueError(
-            f"There are {count} relations, labels 0 to {count - 1}, but an edge has label {int(label.max())}."
-        )
-
-    def make() -> tuple[Pattern, Tensor]:
-        entries = Pattern((count, graph.size, graph.size), label, graph.target, graph.source)
         w = graph.weights(torch.float64)
         w = w if weighted else torch.ones_like(w)
         return entries, w * mean(entries, w.dtype) if average else w

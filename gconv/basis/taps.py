@@ -119,8 +119,8 @@ class Taps:
     def _ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
         """The pattern in this layout, the values in its row order, and for fixed values in that of its transpose."""
         csr = self.pattern.csr(layout)
-        if self.values.requires_grad:
-            return csr, self.values[csr.perm], None
+        if self.values.requires_grad or (torch.compiler.is_compiling() and layout not in self._memo):
+            return csr, self.values[csr.perm], None  # nor may a compiler look at numbers
         if layout not in self._memo:
             with torch.inference_mode(False):
                 values = self.values[csr.perm]

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Pattern, Product, Stack, Taps
+from gconv.basis import Basis, Product, Stack, Taps
 from gconv.domains import Graph
-from gconv.laplacian import Loops, adjacency
+from gconv.laplacian import Loops, adjacency, diagonal
 from gconv.mixing import Dense, Mixing, Parametrised
 from gconv.mixing.base import check_channels, expect
 from gconv.operators.shapes import messy, ring
@@ -44,9 +44,6 @@ class Combined:
         }
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
-        n, each = domain.size, self.heads * self.bases
-        node = torch.arange(n, device=x.device)
-        diagonal = Pattern((1, n, n), torch.zeros_like(node), node, node)
         weigh = (x @ theta["comb_weight"].t() + theta["comb_bias"]).t()  # (heads A bases, n), as PyG orders them
         weigh = weigh.unflatten(0, (self.heads, len(self.aggregators), self.bases)).movedim(1, 0).flatten(1, 2)
         loops: Loops = "fill" if self.add_self_loops else "keep"
@@ -54,7 +51,7 @@ class Combined:
         for aggregator, values in zip(self.aggregators, weigh, strict=True):
             norm: Literal["sym", "row"] | None = {"symnorm": "sym", "mean": "row"}.get(aggregator)  # type: ignore[assignment]
             S = adjacency(domain, x.dtype, loops=loops, norm=norm, weighted=False)
-            parts.append(Product(Taps(diagonal.repeated(each), values.flatten()), S))
+            parts.append(Product(Taps.shared(diagonal(domain), values), S))
         return Stack(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def target(self, domain: Graph) -> Graph:

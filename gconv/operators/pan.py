@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from gconv.basis import Pattern, Polynomial, Product, Recurrence, Taps
+from gconv.basis import Polynomial, Product, Recurrence, Taps
 from gconv.domains import Graph
-from gconv.laplacian import adjacency, reach
+from gconv.laplacian import adjacency, diagonal, reach
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
@@ -30,10 +29,9 @@ class Paths:
         return {"path": Parameter((self.filter_size + 1,), "constant", 0.5)}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Product:
-        node = torch.arange(domain.size, device=domain.device)
-        root = Taps(
-            Pattern((1, domain.size, domain.size), torch.zeros_like(node), node, node),
-            reach(domain, self.filter_size, x.dtype).rsqrt(),
+        root = domain.memo(
+            ("within reach", self.filter_size, x.dtype),
+            lambda: Taps(diagonal(domain), reach(domain, self.filter_size, x.dtype).rsqrt()),
         )
         A, steps = adjacency(domain, x.dtype, weighted=False), Recurrence.monomial(self.filter_size + 1)
         return Product(root, Product(Polynomial(A, steps, theta["path"].cumprod(0).unsqueeze(0)), root))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gconv.basis import Pattern, Taps
 from gconv.domains import Graph
-from gconv.laplacian import mean, relations
+from gconv.laplacian import mean, pattern, relations
 from gconv.mixing import Blocks, Dense
 from gconv.operators.attention import row_softmax
 from gconv.operators.shapes import messy
@@ -56,11 +56,14 @@ class RelationalAttention:
         if self.mod == "f-additive":
             alpha = alpha + 1
         elif self.mod == "f-scaled":
-            arriving = Pattern((1, domain.size, domain.size), torch.zeros_like(one.tap), one.row, one.col)
-            alpha = alpha / mean(arriving, x.dtype).unsqueeze(1)
-        tap = one.tap.unsqueeze(1) * h + torch.arange(h, device=x.device)
-        row, col = (end.repeat_interleave(h) for end in (one.row, one.col))
-        return Taps(Pattern((self.taps, domain.size, domain.size), tap.flatten(), row, col), alpha.flatten())
+            alpha = alpha / mean(pattern(domain)[0], x.dtype).unsqueeze(1)
+
+        def headed() -> Pattern:
+            tap = one.tap.unsqueeze(1) * h + torch.arange(h, device=x.device)
+            row, col = (end.repeat_interleave(h) for end in (one.row, one.col))
+            return Pattern((self.taps, domain.size, domain.size), tap.flatten(), row, col)
+
+        return Taps(domain.memo(("relations and heads", R, h), headed), alpha.flatten())
 
     def target(self, domain: Graph) -> Graph:
         return domain
