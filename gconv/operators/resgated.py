@@ -11,6 +11,7 @@ from gconv.basis import Basis, Identity, Stack, Taps
 from gconv.domains import Graph
 from gconv.laplacian import pattern
 from gconv.mixing import Heads
+from gconv.mixing.base import check_channels
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -72,10 +73,14 @@ def resgated(in_channels: int, out_channels: int, root_weight: bool = True, bias
     Shapes: x (*b, n, i) -> (*b, n, o). key and query (o, i) and gate (o) are PyG's lin_key and lin_query; the weight
     (o, i, 1) is its lin_value, followed by lin_skip.
 
+    Raises:
+        ValueError: if a number of channels is not positive.
+
     >>> import torch
     >>> from gconv import GConv
     >>> GConv(resgated(3, 2))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 2])
     """
+    check_channels(in_channels, out_channels)
     mixing = Heads(out_channels, in_channels, 1, root_weight)
     return Gates(in_channels, out_channels, root_weight), mixing, bias
