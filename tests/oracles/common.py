@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from gconv import GConv, Graph
 from gconv.spec import Sample
+from gconv.testing import TOL, assert_close
 
 Oracle = Callable[[GConv, Any, Tensor], Tensor]
 ORACLES: dict[str, Oracle] = {}
@@ -59,6 +60,11 @@ def call_grid(module: nn.Module, weights: dict[str, Tensor | None], x: Tensor) -
 
 def each(module: nn.Module, weights: dict[str, Tensor | None], x: Tensor, *graph: Any) -> Tensor:
     return torch.stack([call(module, weights, one, *graph) for one in x])
+
+
+def agree(got: Tensor, want: Tensor) -> None:
+    """Two oracles of one operator say the same, to the accuracy of the laws."""
+    assert_close("two oracles", got.to(want.dtype), want, TOL[want.dtype])
 
 
 def edge_weights(g: Graph, x: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch_geometric import nn as pyg
 
 from gconv import GConv, Graph, operators
 from gconv.spec import Sample
-from oracles.common import each, edge_weights, given, graphs, oracle, random_case
+from oracles.common import agree, each, edge_weights, given, graphs, oracle, random_case
 
 PYG_AGGR = {"sum": "add"}
 
@@ -52,7 +52,7 @@ def le(layer: GConv, g: Graph, x: Tensor) -> Tensor:
             wider.bias.copy_(layer.bias)
             got = wider(torch.cat([x, torch.ones_like(x[..., :1])], -1), g)
             biased = each(pyg.LEConv(**a), weights | {"lin1.bias": inner}, x, g.edge_index, edge_weights(g, x))
-            torch.testing.assert_close(got, biased, rtol=1e-4, atol=1e-4 if x.dtype == torch.float32 else 1e-10)
+            agree(got, biased)
     return each(pyg.LEConv(**a), weights, x, g.edge_index, edge_weights(g, x))
 
 
@@ -142,7 +142,7 @@ def relational(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     want = each(pyg.RGCNConv(**a), weights, x, g.edge_index, g.edge_type)
     if a["aggr"] != "max" and g.num_edges:
         fast = each(pyg.FastRGCNConv(**a), weights, x, g.edge_index, g.edge_type)
-        torch.testing.assert_close(fast.to(x.dtype), want, rtol=1e-4, atol=1e-4 if x.dtype == torch.float32 else 1e-10)
+        agree(fast.to(x.dtype), want)
     return want
 
 
@@ -163,7 +163,7 @@ def hypergraph(layer: GConv, g: Graph, x: Tensor) -> Tensor:
         module = pyg.HypergraphConv(a["in_channels"], a["out_channels"], bias=a["bias"])
         index = torch.stack([g.source, g.edge_type])
         theirs = each(module, {"lin.weight": W[0].t(), "bias": layer.bias}, x, index, per_edge)
-        torch.testing.assert_close(theirs, y, rtol=1e-4, atol=1e-4 if x.dtype == torch.float32 else 1e-10)
+        agree(theirs, y)
     return y
 
 
@@ -182,7 +182,7 @@ def mf(layer: GConv, g: Graph, x: Tensor) -> Tensor:
             got = wider(torch.cat([x, torch.ones_like(x[..., :1])], -1), g)
             theirs = {f"lins_l.{d}.bias": own[d] for d in range(top + 1)}
             want = each(pyg.MFConv(**a), weights | theirs, x, g.edge_index)
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 if x.dtype == torch.float32 else 1e-10)
+            agree(got, want)
     return each(pyg.MFConv(**a), weights, x, g.edge_index)
 
 
