@@ -9,12 +9,13 @@ operators    the convolutions themselves, one family a file
 lowering     the ways to run one
 plan         which way, and why
 module       GConv, the layer
+blocks       units of well-known networks, made of layers
 linear       LinearMap, the operator as the linear map that it is
 analysis     questions about a LinearMap
 testing      the laws every operator obeys
 """
 
-from gconv import analysis, operators
+from gconv import analysis, blocks, operators
 from gconv.domains import Graph, Grid, grid_graph
 from gconv.kernels import backend
 from gconv.linear import LinearMap
@@ -33,6 +34,7 @@ __all__ = [
     "OutsideFamily",
     "analysis",
     "backend",
+    "blocks",
     "cite",
     "grid_graph",
     "list_operators",

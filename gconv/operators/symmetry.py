@@ -7,7 +7,7 @@ from typing import Any
 from gconv.basis.shifts import Mode
 from gconv.mixing.symmetric import ORDER, Group, Symmetric
 from gconv.operators.convolution import Kernel, read_kernel
-from gconv.operators.shapes import grid, per_axis
+from gconv.operators.shapes import grid
 from gconv.spec import Sample, register
 
 COHEN = "Cohen and Welling, Group Equivariant Convolutional Networks, ICML 2016"
@@ -16,8 +16,11 @@ COHEN = "Cohen and Welling, Group Equivariant Convolutional Networks, ICML 2016"
 def _square(kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode) -> Kernel:
     """A kernel that turns onto itself: one number for both axes."""
     given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
-    k, s, p, d = (per_axis(name, value, 1, name != "padding")[0] for name, value in given.items())
-    return read_kernel(2, k, s, p, d, mode)
+    for name, value in given.items():
+        least = 0 if name == "padding" else 1
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer >= {least}, the same for both axes, but it is {value!r}.")
+    return read_kernel(2, kernel_size, stride, padding, dilation, mode)
 
 
 def _order(group: Group) -> int:

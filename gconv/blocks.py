@@ -1,0 +1,228 @@
+"""Blocks of well-known networks, each a few layers in a row: torch modules whose convolutions are `GConv` layers.
+
+A block is a composition, not an operator: between its linear maps stand normalisations and nonlinearities.
+
+    mobilenet_unit      a filter a channel, then a matrix for the channels
+    inverted_residual   the same between two matrices, wide in the middle, added to its input
+    shufflenet_unit     grouped matrices, between which the channels are shuffled
+    low_rank_conv2d     a column, then a row: a kernel of low rank
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gconv.module import GConv
+from gconv.operators import avg_pool2d, channel_shuffle, conv2d, depthwise, pointwise
+
+__all__ = ["Shortcut", "inverted_residual", "low_rank_conv2d", "mobilenet_unit", "shufflenet_unit"]
+
+
+class Shortcut(nn.Module):
+    """A branch beside a shortcut: their sum, or their channels one after the other.
+
+    Equation: y = body(x) + shortcut(x), or [shortcut(x) | body(x)] with join="cat".
+
+    Args:
+        body, shortcut: modules of images; the shortcut is the identity by default.
+        join: "add" or "cat".
+
+    Shapes: x (b, i, h, w) -> (b, o, h', w').
+
+    >>> Shortcut(nn.Identity())(torch.ones(1, 1, 1, 2))
+    tensor([[[[2., 2.]]]])
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, join: Literal["add", "cat"] = "add") -> None:
+        super().__init__()
+        if join not in ("add", "cat"):
+            raise ValueError(f"join must be 'add' or 'cat', but it is {join!r}.")
+        self.body, self.shortcut, self.join = body, shortcut or nn.Identity(), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, aside = self.body(x), self.shortcut(x)
+        return torch.cat([aside, y], -3) if self.join == "cat" else aside + y
+
+    def extra_repr(self) -> str:
+        return f"join={self.join!r}"
+
+
+def mobilenet_unit(in_channels: int, out_channels: int, stride: int = 1, kernel_size: int = 3) -> nn.Sequential:
+    """MobileNet's unit: depthwise convolution, batch norm, ReLU, pointwise convolution, batch norm, ReLU.
+
+    Equation: y = relu(norm(relu(norm(sum_k S_k x D_k)) P)), D_k diagonal, P (i, o).
+
+    Meaning: where and what apart: first each channel looks around on its own, then the channels meet in each pixel. It
+    has k^2 i + i o numbers where a convolution has k^2 i o. `gconv.operators.separable` is the same without what stands
+    between, as one linear map.
+
+    Args:
+        in_channels, out_channels: i, o.
+        stride: of the depthwise convolution.
+        kernel_size: odd; the padding is half of it.
+
+    Shapes: x (b, i, h, w) -> (b, o, ceil(h / stride), ceil(w / stride)).
+
+    Raises:
+        ValueError: if a number is out of range or the kernel is even.
+
+    >>> mobilenet_unit(8, 16, stride=2)(torch.zeros(2, 8, 6, 6)).shape
+    torch.Size([2, 16, 3, 3])
+
+    Howard et al., MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications, 2017.
+    """
+    return nn.Sequential(
+        GConv(depthwise(in_channels, kernel_size, stride, _half(kernel_size), bias=False)),
+        nn.BatchNorm2d(in_channels),
+        nn.ReLU(),
+        GConv(pointwise(in_channels, out_channels, bias=False)),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
+def inverted_residual(
+    in_channels: int, out_channels: int, stride: int = 1, expansion: int = 6, kernel_size: int = 3
+) -> nn.Module:
+    """MobileNetV2's unit: widen, depthwise convolution, narrow; added to its input where the shapes allow.
+
+    Equation: y = x + norm(relu6(norm(sum_k S_k relu6(norm(x P)) D_k)) Q), P (i, t i), D_k diagonal, Q (t i, o); without
+    x where the stride is not 1 or i != o, and without P where t = 1.
+
+    Meaning: the narrow ends are linear, so that nothing of the few channels is cut off; the filters work in the wide
+    middle.
+
+    Args:
+        in_channels, out_channels: i, o.
+        stride: of the depthwise convolution.
+        expansion: t, how much wider the middle is.
+        kernel_size: odd; the padding is half of it.
+
+    Shapes: x (b, i, h, w) -> (b, o, ceil(h / stride), ceil(w / stride)).
+
+    Raises:
+        ValueError: if a number is out of range or the kernel is even.
+
+    >>> inverted_residual(8, 8)(torch.zeros(2, 8, 6, 6)).shape
+    torch.Size([2, 8, 6, 6])
+
+    Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018.
+    """
+    _positive("expansion", expansion)
+    wide = in_channels * expansion
+    widen = [GConv(pointwise(in_channels, wide, bias=False)), nn.BatchNorm2d(wide), nn.ReLU6()]
+    body = nn.Sequential(
+        *(widen if expansion > 1 else []),
+        GConv(depthwise(wide, kernel_size, stride, _half(kernel_size), bias=False)),
+        nn.BatchNorm2d(wide),
+        nn.ReLU6(),
+        GConv(pointwise(wide, out_channels, bias=False)),
+        nn.BatchNorm2d(out_channels),
+    )
+    return Shortcut(body) if stride == 1 and in_channels == out_channels else body
+
+
+def shufflenet_unit(
+    in_channels: int, out_channels: int, groups: int = 3, stride: int = 1, grouped_first: bool = True
+) -> nn.Sequential:
+    """ShuffleNet's unit: grouped pointwise convolution, shuffle, depthwise convolution, grouped pointwise convolution.
+
+    Equation: y = relu(x + norm(norm(sum_k S_k shuffle(relu(norm(x P))) D_k) Q)), P (i, o / 4) and Q (o / 4, o) block
+    diagonal in g blocks; at stride 2 y = relu([pool(x) | ...]) with Q (o / 4, o - i).
+
+    Meaning: block diagonal matrices are cheap but never let the groups meet; the shuffle in between does.
+
+    Traps: no ReLU after the depthwise convolution; the ReLU comes after the shortcut. The paper's very first unit does
+    not group its first convolution: grouped_first=False.
+
+    Args:
+        in_channels, out_channels: i, o; the same at stride 1, o > i at stride 2.
+        groups: g; divides i, o / 4 and, at stride 2, o - i.
+        stride: 1 or 2.
+        grouped_first: whether P is in groups.
+
+    Shapes: x (b, i, h, w) -> (b, o, h, w), at stride 2 (b, o, ceil(h / 2), ceil(w / 2)).
+
+    Raises:
+        ValueError: if the channels do not fit the stride or the groups.
+
+    >>> shufflenet_unit(12, 24, groups=3, stride=2)(torch.zeros(2, 12, 6, 6)).shape
+    torch.Size([2, 24, 3, 3])
+
+    Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR 2018.
+    """
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, but it is {stride!r}.")
+    if (in_channels != out_channels) if stride == 1 else (in_channels >= out_channels):
+        wanted = "as many channels out as in" if stride == 1 else "more channels out than in"
+        raise ValueError(f"At stride {stride} the unit has {wanted}, but they are {out_channels} and {in_channels}.")
+    if out_channels % 4:
+        raise ValueError(f"The unit narrows to a quarter of its channels out, but 4 does not divide {out_channels}.")
+    narrow, last = out_channels // 4, out_channels if stride == 1 else out_channels - in_channels
+    body = nn.Sequential(
+        GConv(conv2d(in_channels, narrow, 1, groups=groups if grouped_first else 1, bias=False)),
+        nn.BatchNorm2d(narrow),
+        nn.ReLU(),
+        GConv(channel_shuffle(narrow, groups)),
+        GConv(depthwise(narrow, 3, stride, 1, bias=False)),
+        nn.BatchNorm2d(narrow),
+        GConv(conv2d(narrow, last, 1, groups=groups, bias=False)),
+        nn.BatchNorm2d(last),
+    )
+    joined = Shortcut(body) if stride == 1 else Shortcut(body, GConv(avg_pool2d(3, 2, 1)), "cat")
+    return nn.Sequential(joined, nn.ReLU())
+
+
+def low_rank_conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    rank: int,
+    stride: int = 1,
+    padding: int = 0,
+    bias: bool = True,
+) -> nn.Sequential:
+    """A k x 1 convolution to `rank` channels, then a 1 x k convolution: a kernel of low rank.
+
+    Equation: y = sum_b S_b (sum_a S_a x V_a) H_b + b, so that W_(a, b) = V_a H_b, V_a (i, r), H_b (r, o).
+
+    Meaning: k r (i + o) numbers instead of k^2 i o. Every kernel of rank r in this sense is met exactly; W's best
+    one comes from the singular value decomposition of W laid out as (k i, k o).
+
+    Traps: two linear maps with nothing between them are one: this is a linear layer.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, bias: as conv2d's, one number for both axes.
+        rank: r, channels between the two.
+
+    Shapes: x (b, i, h, w) -> (b, o, h', w'), those of conv2d.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    >>> layer = low_rank_conv2d(8, 16, 5, rank=4, padding=2)
+    >>> layer(torch.zeros(1, 8, 6, 6)).shape, sum(p.numel() for p in layer.parameters())
+    (torch.Size([1, 16, 6, 6]), 496)
+
+    Jaderberg, Vedaldi and Zisserman, Speeding up Convolutional Neural Networks with Low Rank Expansions, BMVC 2014.
+    """
+    _positive("rank", rank)
+    return nn.Sequential(
+        GConv(conv2d(in_channels, rank, (kernel_size, 1), (stride, 1), (padding, 0), bias=False)),
+        GConv(conv2d(rank, out_channels, (1, kernel_size), (1, stride), (0, padding), bias=bias)),
+    )
+
+
+def _half(kernel_size: int) -> int:
+    """The padding that keeps the grid."""
+    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd positive integer here, but it is {kernel_size!r}.")
+    return kernel_size // 2
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
