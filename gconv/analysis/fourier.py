@@ -150,7 +150,7 @@ def _spread(A: Blocks, frame: Hashable) -> Blocks:
     """What does the same at every site, in the basis of another map."""
     phases = math.prod(frame[2]) if isinstance(frame, tuple) else 1
     eye = torch.eye(phases, dtype=A.values.dtype, device=A.values.device)
-    return Blocks(torch.kron(eye, A.values[0]).unsqueeze(0), frame, frame)
+    return Blocks(torch.kron(eye, A.values[0].contiguous()).unsqueeze(0), frame, frame)
 
 
 def wide_weight(A: LinearMap) -> Tensor:

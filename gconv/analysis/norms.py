@@ -54,7 +54,11 @@ def exact_norm(A: Map) -> float | None:
 
 def _lanczos(A: Map, tol: float, steps: int) -> float:
     generator = torch.Generator(device="cpu").manual_seed(0)
-    v = torch.randn(A.sites[1], A.i, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
+    start = torch.randn(A.sites[0], A.o, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
+    with torch.no_grad():
+        v = adjoint(A, start)  # nothing of it is sent to zero
+    if not bool(v.any()):
+        return 0.0
     v, value, beta = v / v.norm(), 0.0, 0.0
     left: list[Tensor] = []
     right, diagonal, beside = [v.flatten()], list[float](), list[float]()

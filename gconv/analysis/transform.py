@@ -151,6 +151,8 @@ class SpectralNorm(nn.Module):
     Equation: W = V value / ||A(V)||, with the leading singular vectors found by power iteration, carried on from step
     to step, and sigma = <u, A(V) v> differentiated with u and v held.
 
+    Traps: power iteration approaches sigma from below, so the norm is `value` or a little more.
+
     Cost: in training two products a forward pass and one more for sigma; evaluation leaves u and v as they are.
 
     Args:
@@ -166,8 +168,8 @@ class SpectralNorm(nn.Module):
     >>> from gconv.operators import conv2d
     >>> layer = GConv(conv2d(2, 3, 3, padding=1))
     >>> _ = parametrize.register_parametrization(layer, "weight", SpectralNorm(layer, Grid((8, 8))))
-    >>> round(norm(layer.at(Grid((8, 8)))), 3)
-    1.0
+    >>> abs(norm(layer.at(Grid((8, 8)))) - 1) < 0.01
+    True
     """
 
     v: Tensor
