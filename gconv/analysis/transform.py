@@ -56,13 +56,13 @@ def clip_singular_values(layer: GConv, domain: Any, top: float, *, iterations: i
     """
     if not top > 0 or iterations < 1:
         raise ValueError(f"top must be positive and iterations at least 1, but they are {top} and {iterations}.")
-    mixing = layer.spec.mixing
+    A, mixing = layer.at(domain), layer.spec.mixing
     if not isinstance(mixing, Dense | Grouped):
         raise ValueError(
             f"Singular values are clipped where channels mix densely or in groups, not as {type(mixing).__name__}."
         )
     assert layer.weight is not None
-    g = _responses(layer, domain)
+    g = _responses(A)
     factor = mixing.scale if isinstance(mixing, Dense) else 1.0
     W = layer.weight.detach().double() * factor
     W = W.unsqueeze(1) if W.ndim == 3 else W  # (k, g, i, o)
@@ -79,9 +79,8 @@ def clip_singular_values(layer: GConv, domain: Any, top: float, *, iterations: i
     return made
 
 
-def _responses(layer: GConv, domain: Any) -> Tensor:
+def _responses(A: LinearMap) -> Tensor:
     """(k, f) what each tap does at each frequency."""
-    A = layer.at(domain)
     if not isinstance(A.S, Shifts):
         found = table(A.S, Frames(SITES))
         if found is None:

@@ -33,8 +33,13 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     patches = float(p.b) * p.item * max(m, n) * S.nnz / max(1, m)
-    patches *= p.o if isinstance(S, Shifts) and S.transposed else p.i
-    return Cost(float(mixing.flops(m * p.b, p.i)), 3 * patches + p.item * float(p.b) * (n * p.i + m * p.o), patches)
+    transposed = isinstance(S, Shifts) and S.transposed
+    patches *= p.o if transposed else p.i
+    return Cost(
+        float(mixing.flops((n if transposed else m) * p.b, p.i)),
+        3 * patches + p.item * float(p.b) * (n * p.i + m * p.o),
+        patches,
+    )
 
 
 IM2COL = Lowering("im2col", run, refuses, cost, 0.6)
