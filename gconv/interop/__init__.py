@@ -6,7 +6,8 @@ export         a GConv as a layer of torch.nn or PyG
 """
 
 from gconv.interop.convert import convert, restore
+from gconv.interop.export import export
 from gconv.interop.maps import as_linear_map
 from gconv.interop.report import Entry, Report
 
-__all__ = ["Entry", "Report", "as_linear_map", "convert", "restore"]
+__all__ = ["Entry", "Report", "as_linear_map", "convert", "export", "restore"]

@@ -75,7 +75,7 @@ def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: lis
         return
     seen[module] = path
     name = base_class(module).__name__
-    inside: list[str] = [key for key, _ in module.named_children()]
+    inside = [key for key, child in module._modules.items() if child is not None]
     try:
         peer, spec = describe(module)
         _swap(module, spec)
@@ -98,7 +98,7 @@ def _swap(layer: nn.Module, spec: Any) -> None:
         body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
         layer.__class__ = type(cls.__name__, (convertible(cls.__mro__[1]),), body)
     else:
-        layer.__class__ = convertible(cls)
+        layer.__class__ = convertible(cls)  # type: ignore[arg-type]
     layer.add_module("gconv", Unweighted(spec).train(layer.training))
 
 

@@ -53,9 +53,9 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Li
     after = peer.after(module)
     if after:
         raise NotLinear(f"{name} is not linear: {after}.")
+    if peer.any_axes and isinstance(domain, Grid):
+        spec = peer.spec(module, domain.ndim)
     layer = Unweighted(spec).eval().borrow(peer.weights(module))
-    if spec.structure.domain == "grid" and spec.structure.ndim == 1 and isinstance(module, nn.Linear):  # type: ignore[attr-defined]
-        domain = Grid((domain.size,))
     if not peer.affine(module):
         return layer.at(domain, x)
     A = layer.at(domain, None if x is None else with_ones(x))

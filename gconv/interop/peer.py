@@ -127,7 +127,7 @@ class Converted:
 
 
 def _blank(cls: type) -> Any:
-    made = convertible(cls)
+    made: Any = convertible(cls)
     return made.__new__(made)
 
 

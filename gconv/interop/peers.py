@@ -65,9 +65,9 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     Raises:
         LeftAlone: if it does not, exactly; the message is the reason.
     """
-    peer = find(base_class(layer))
     if any(is_lazy(p) for p in layer.parameters()):
         raise LeftAlone("its parameters are not initialised yet: run the model once, then convert it")
+    peer = find(base_class(layer))
     replaced = {"forward", "message", "aggregate", "update", "propagate"} & set(vars(layer))
     if replaced:
         raise LeftAlone(f"{' and '.join(sorted(replaced))} of this very layer was replaced")
@@ -96,8 +96,8 @@ KINDS = {
 BY_NAME = {
     "Bilinear": "a product of two inputs, linear in neither alone",
     "Identity": "returns its input",
-    "MultiheadAttention": "attention over all tokens with projections inside: gconv.operators.transformer on the complete "
-    "graph is its like",
+    "MultiheadAttention": "attention over all tokens with projections inside; gconv.operators.transformer on the "
+    "complete graph is its like",
 }
 OPAQUE = {"MultiheadAttention"}  # layers that read the weights of their children without calling them
 

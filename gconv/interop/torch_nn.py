@@ -136,12 +136,21 @@ def adaptive_spec(layer: Any) -> OperatorSpec:
     kind = "max" if "Max" in mapped(layer) else "avg"
     if kind == "max" and layer.return_indices:
         raise LeftAlone("return_indices=True also asks where the maxima are, which is no convolution")
+    if short(layer.output_size) == 1:
+        return operators.global_pool("max" if kind == "max" else "mean")
     factory = getattr(operators, f"adaptive_{kind}_pool{ndim(layer)}d")
     return factory(short(layer.output_size))
 
 
-ADAPTIVE_AVG = Peer(adaptive_spec, no_weights, images)
-ADAPTIVE_MAX = Peer(adaptive_spec, no_weights, images, lambda layer: ["a maximum: it has no LinearMap"])
+def adaptive(layer: Any, input: Tensor) -> Tensor | None:
+    d = ndim(layer)
+    if layer.spec.name == "global_pool" and input.ndim == d + 1:  # it must be told that there is no batch
+        return run(layer, input, Grid.of(input, d)) if input.is_floating_point() and input.numel() else None
+    return images(layer, input)
+
+
+ADAPTIVE_AVG = Peer(adaptive_spec, no_weights, adaptive)
+ADAPTIVE_MAX = Peer(adaptive_spec, no_weights, adaptive, lambda layer: ["a maximum: it has no LinearMap"])
 
 
 def mapped(layer: nn.Module) -> str:

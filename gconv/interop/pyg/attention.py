@@ -1,0 +1,376 @@
+"""Structure that adapts to the signal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gconv import operators
+from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.pyg.common import (
+    AFFINE,
+    CACHED,
+    MEAN,
+    blocks,
+    graph_cached,
+    has_bias,
+    kept_graph,
+    listed,
+    matrices,
+    one_kind,
+    ordinary,
+    per_edge,
+    sizes,
+    unweighted,
+    usual,
+)
+from gconv.interop.pyg.edges import relational_call
+from gconv.interop.pyg.neighbours import TWO_SIGNALS, two_signals
+from gconv.spec import OperatorSpec
+
+
+def gat_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    one_kind(layer, "apart")
+    return operators.gat(
+        layer.lin.weight.shape[1],
+        layer.out_channels,
+        layer.heads,
+        layer.concat,
+        layer.negative_slope,
+        layer.dropout,
+        layer.add_self_loops,
+        layer.edge_dim,
+        fill(layer),
+        bias=has_bias(layer),
+        residual=layer.res is not None,
+    )
+
+
+def fill(layer: Any) -> Any:
+    """PyG's fill_value, where it matters."""
+    value = layer.fill_value
+    if layer.edge_dim is None or not layer.add_self_loops:
+        return "mean"
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 else tuple(value.flatten().tolist())
+    return value
+
+
+def beside(layer: Any, W: Tensor, affine: bool = False) -> Tensor:
+    """The heads' W, and behind them the node's own."""
+    if layer.res is None:
+        return W
+    return torch.cat([W, blocks(layer.res, layer.heads if layer.concat else 1, affine)])
+
+
+def gat_weights(layer: Any) -> Weights:
+    W: Weights = {
+        "weight": beside(layer, blocks(layer.lin, layer.heads)),
+        "att_src": layer.att_src[0],
+        "att_dst": layer.att_dst[0],
+        "bias": layer.bias,
+    }
+    if layer.edge_dim is not None:
+        W |= {"att_edge": layer.att_edge[0], "lin_edge": blocks(layer.lin_edge, layer.heads)}
+    return W
+
+
+def gat_call(
+    layer: Any,
+    x: Any,
+    edge_index: Any,
+    edge_attr: Any = None,
+    size: Any = None,
+    return_attention_weights: Any = None,
+) -> Tensor | None:
+    if not usual(layer, x, edge_index) or size is not None or return_attention_weights is not None:
+        return None
+    if (edge_attr is None) != (layer.edge_dim is None) or not per_edge(edge_attr, x, edge_index, (1, 2)):
+        return None
+    return run(layer, x, edge_index, edge_attr=edge_attr)
+
+
+def gatv2_call(
+    layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, return_attention_weights: Any = None
+) -> Tensor | None:
+    return gat_call(layer, x, edge_index, edge_attr, None, return_attention_weights)
+
+
+def attention_notes(layer: Any) -> list[str]:
+    notes = []
+    if layer.add_self_loops:
+        notes.append("existing self-loops are replaced by new ones")
+    if getattr(layer, "dropout", 0.0):
+        notes.append("in training, attention is dropped by other random numbers than PyG's")
+    return notes
+
+
+def gatv2_affine(layer: Any) -> bool:
+    return layer.lin_l.bias is not None or layer.lin_r.bias is not None
+
+
+def gatv2_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    one_kind(layer)
+    return operators.gatv2(
+        layer.lin_l.weight.shape[1] + gatv2_affine(layer),
+        layer.out_channels,
+        layer.heads,
+        layer.concat,
+        layer.negative_slope,
+        layer.dropout,
+        layer.add_self_loops,
+        layer.edge_dim,
+        fill(layer),
+        bias=has_bias(layer),
+        share_weights=layer.share_weights,
+        residual=layer.res is not None,
+    )
+
+
+def gatv2_weights(layer: Any) -> Weights:
+    affine, heads = gatv2_affine(layer), layer.heads
+    W: Weights = {
+        "weight": beside(layer, blocks(layer.lin_l, heads, affine), affine),
+        "att": layer.att[0],
+        "bias": layer.bias,
+    }
+    if not layer.share_weights:
+        W["target_weight"] = blocks(layer.lin_r, heads, affine)
+    if layer.bias is not None:
+        W["shift"] = torch.zeros_like(layer.att[0])
+    if layer.edge_dim is not None:
+        W["lin_edge"] = blocks(layer.lin_edge, heads)
+    return W
+
+
+def supergat_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    return operators.supergat(
+        layer.lin.weight.shape[1],
+        layer.out_channels,
+        layer.heads,
+        layer.concat,
+        layer.negative_slope,
+        layer.dropout,
+        layer.add_self_loops,
+        has_bias(layer),
+        layer.attention_type,
+    )
+
+
+def supergat_weights(layer: Any) -> Weights:
+    W: Weights = {"weight": blocks(layer.lin, layer.heads), "bias": layer.bias}
+    return W | {"att_l": layer.att_l[0], "att_r": layer.att_r[0]} if layer.attention_type == "MX" else W
+
+
+def supergat_call(layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = None, batch: Any = None) -> Tensor | None:
+    return None if layer.training or not usual(layer, x, edge_index) else run(layer, x, edge_index)
+
+
+def transformer_affine(layer: Any) -> bool:
+    return layer.lin_value.bias is not None
+
+
+def transformer_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    one_kind(layer)
+    return operators.transformer(
+        layer.lin_key.weight.shape[1] + transformer_affine(layer),
+        layer.out_channels,
+        layer.heads,
+        layer.concat,
+        layer.beta,
+        layer.dropout,
+        layer.edge_dim,
+        bias=False,
+        root_weight=layer.root_weight,
+    )
+
+
+def transformer_weights(layer: Any) -> Weights:
+    affine, heads = transformer_affine(layer), layer.heads
+    W = blocks(layer.lin_value, heads, affine)
+    if layer.root_weight:
+        W = torch.cat([W, blocks(layer.lin_skip, heads if layer.concat else 1, affine)])
+    return {
+        "weight": W,
+        "query": blocks(layer.lin_query, heads, affine),
+        "key": blocks(layer.lin_key, heads, affine),
+    }
+
+
+def transformer_notes(layer: Any) -> list[str]:
+    notes = ["no self-loops are added; a node without edges gets its own part alone"]
+    if layer.dropout:
+        notes.append("in training, attention is dropped by other random numbers than PyG's")
+    return notes + [AFFINE] * transformer_affine(layer)
+
+
+def agnn_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    return operators.agnn(True, layer.add_self_loops)
+
+
+def feast_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, MEAN)
+    i = layer.lin.weight.shape[1]
+    return operators.feast(i, layer.out_channels, layer.heads, layer.add_self_loops, has_bias(layer))
+
+
+def fa_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    graph_cached(layer)
+    return operators.fagcn(layer.channels, layer.eps, layer.dropout, layer.add_self_loops, layer.normalize)
+
+
+def fa_call(
+    layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None, return_attention_weights: Any = None
+) -> Tensor | None:
+    if return_attention_weights is not None or (edge_weight is None) != layer.normalize:
+        return None
+    return two_signals(layer, x, x_0, edge_index, edge_weight)
+
+
+def eg_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    graph_cached(layer)
+    if layer.aggregators != ["symnorm"]:
+        raise LeftAlone(f"aggregators={layer.aggregators}: gconv converts 'symnorm' alone")
+    i = layer.bases_lin.weight.shape[1]
+    options = (("symnorm",), layer.num_heads, layer.num_bases, layer.add_self_loops, has_bias(layer))
+    return operators.egc(i, layer.out_channels, *options)
+
+
+def eg_weights(layer: Any) -> Weights:
+    comb = layer.comb_lin
+    return {
+        "weight": blocks(layer.bases_lin, layer.num_bases),
+        "comb_weight": comb.weight,
+        "comb_bias": comb.bias,
+        "bias": layer.bias,
+    }
+
+
+def eg_call(layer: Any, x: Any, edge_index: Any) -> Tensor | None:
+    if not usual(layer, x, edge_index):
+        return None
+    spec = operators.gcn(*sizes(layer.bases_lin), add_self_loops=layer.add_self_loops, bias=False)
+    graph = kept_graph(layer, x, edge_index)
+    bases = run(layer, x, graph, spec, {"weight": matrices(layer.bases_lin)}).unflatten(-1, (layer.num_bases, -1))
+    y = (layer.comb_lin(x).unflatten(-1, (layer.num_heads, -1)) @ bases).flatten(-2)
+    return y if layer.bias is None else y + layer.bias
+
+
+def resgated_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    one_kind(layer)
+    if type(layer.act) is not nn.Sigmoid or layer.edge_dim is not None:
+        raise LeftAlone("its gates are no sigmoids of x alone (another act, or edge_dim)")
+    i, o = sizes(layer.lin_value)
+    return operators.resgated(i + 1, o, layer.root_weight, has_bias(layer))
+
+
+def resgated_weights(layer: Any) -> Weights:
+    values = [torch.cat([layer.lin_value.weight, layer.lin_value.bias.unsqueeze(1)], 1)]
+    if layer.root_weight:
+        values.append(F.pad(layer.lin_skip.weight, (0, 1)))
+    return {
+        "weight": torch.cat(values).unsqueeze(-1),
+        "key": F.pad(layer.lin_key.weight, (0, 1)),
+        "query": F.pad(layer.lin_query.weight, (0, 1)),
+        "gate": layer.lin_key.bias + layer.lin_query.bias,
+        "bias": layer.bias,
+    }
+
+
+def resgated_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None) -> Tensor | None:
+    return None if edge_attr is not None else unweighted(layer, x, edge_index)
+
+
+def rgat_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    if layer.attention_mode != "additive-self-attention" or layer.dim != 1 or layer.edge_dim is not None:
+        raise LeftAlone("gconv knows its additive attention without edge features alone")
+    return operators.rgat(
+        layer.in_channels,
+        layer.out_channels,
+        layer.num_relations,
+        heads=layer.heads,
+        concat=layer.concat,
+        mod=layer.mod,
+        attention_mechanism=layer.attention_mechanism,
+        negative_slope=layer.negative_slope,
+        dropout=layer.dropout,
+        bias=has_bias(layer),
+    )
+
+
+def rgat_weights(layer: Any) -> Weights:
+    if layer.num_bases is not None:
+        W = torch.einsum("rb,bio->rio", layer.att, layer.basis)
+    elif layer.num_blocks is not None:
+        W = torch.stack([torch.block_diag(*parts) for parts in layer.weight])
+    else:
+        W = layer.weight
+    W = W.unflatten(-1, (layer.heads, -1)).transpose(1, 2).flatten(0, 1)
+    return {"weight": W, "q": layer.q, "k": layer.k, "bias": layer.bias}
+
+
+def rgat_call(
+    layer: Any,
+    x: Any,
+    edge_index: Any,
+    edge_type: Any = None,
+    edge_attr: Any = None,
+    size: Any = None,
+    return_attention_weights: Any = None,
+) -> Tensor | None:
+    plain = edge_attr is None and size is None and return_attention_weights is None
+    return relational_call(layer, x, edge_index, edge_type) if plain else None
+
+
+PEERS: dict[str, Peer] = {
+    "GATConv": Peer(gat_spec, gat_weights, gat_call, attention_notes),
+    "GATv2Conv": Peer(
+        gatv2_spec,
+        gatv2_weights,
+        gatv2_call,
+        lambda m: attention_notes(m) + [AFFINE] * gatv2_affine(m),
+        affine=gatv2_affine,
+    ),
+    "SuperGATConv": Peer(
+        supergat_spec,
+        supergat_weights,
+        supergat_call,
+        listed("in training its self-supervised loss needs PyG's forward; gconv runs it in eval"),
+    ),
+    "TransformerConv": Peer(
+        transformer_spec, transformer_weights, gatv2_call, transformer_notes, affine=transformer_affine
+    ),
+    "AGNNConv": Peer(agnn_spec, lambda m: {"beta": m.beta}, unweighted, attention_notes),
+    "FeaStConv": Peer(
+        feast_spec,
+        lambda m: {"weight": blocks(m.lin, m.heads), "u": m.u.weight, "c": m.c, "bias": m.bias},
+        unweighted,
+        attention_notes,
+    ),
+    "FAConv": Peer(
+        fa_spec,
+        lambda m: {"att_l": m.att_l.weight[0], "att_r": m.att_r.weight[0]},
+        fa_call,
+        lambda m: [TWO_SIGNALS] + [CACHED] * m.cached,
+    ),
+    "EGConv": Peer(
+        eg_spec,
+        eg_weights,
+        eg_call,
+        lambda m: ["its bases run as a gcn that each node combines: the same, with fewer taps"] + [CACHED] * m.cached,
+    ),
+    "ResGatedGraphConv": Peer(resgated_spec, resgated_weights, resgated_call, listed(AFFINE), affine=lambda m: True),
+    "RGATConv": Peer(rgat_spec, rgat_weights, rgat_call, listed("edge weights are ignored")),
+}

@@ -1,0 +1,190 @@
+"""What the layers of PyG share: what must be ordinary about them and about a call, and how weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.conv import MessagePassing
+
+from gconv.domains import Graph, read_graph
+from gconv.interop.peer import LeftAlone, Weights, run
+
+PLAIN = (Tensor, nn.Parameter)
+SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
+AGGR = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
+CACHED = "cached=True: the first graph serves all later calls, as in PyG; reset_parameters forgets it"
+AFFINE = "a last channel of ones carries the biases that are mixed or weighed like a channel"
+
+
+def ordinary(layer: Any, aggr: tuple[str, ...] = SUM, node_dim: int = -2) -> None:
+    """Refuse what PyG lets any layer change.
+
+    Raises:
+        LeftAlone: with the reason.
+    """
+    if layer.flow != "source_to_target":
+        raise LeftAlone(f"flow={layer.flow!r}: gconv's edges lead from source to target")
+    if layer.node_dim != node_dim:
+        raise LeftAlone(f"node_dim={layer.node_dim}: gconv's nodes are the axis before the channels")
+    if layer.aggr not in aggr:
+        raise LeftAlone(f"aggr={layer.aggr!r}, which is none of {', '.join(aggr)}")
+    if layer.aggr == "softmax" or getattr(layer.aggr_module, "learn", False):
+        raise LeftAlone("its aggregation is learned")
+    if layer.decomposed_layers > 1:
+        raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} cuts its channels into pieces")
+
+
+def one_kind(layer: Any, kind: str = "") -> None:
+    """Refuse layers between two sets of nodes.
+
+    Raises:
+        LeftAlone: with the reason.
+    """
+    channels = layer.in_channels
+    if isinstance(channels, (tuple, list)) and (kind == "apart" or channels[0] != channels[1]):
+        raise LeftAlone(f"in_channels={tuple(channels)}: it leads from one set of nodes to another")
+
+
+def never_cached(layer: Any) -> None:
+    """Refuse layers that keep their first result, whatever signal comes later.
+
+    Raises:
+        LeftAlone: with the reason.
+    """
+    if layer.cached:
+        raise LeftAlone("cached=True: PyG returns what the first signal gave, whatever comes later")
+
+
+def graph_cached(layer: Any) -> None:
+    """Refuse a layer whose cache is already full.
+
+    Raises:
+        LeftAlone: with the reason.
+    """
+    if layer.cached and (layer._cached_edge_index is not None or layer._cached_adj_t is not None):
+        raise LeftAlone("cached=True, and it holds a graph already: reset_parameters empties it")
+
+
+def observed(layer: Any) -> bool:
+    """Whether an explainer or a hook looks into the messages."""
+    hooks = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+    return bool(layer._explain) or any(
+        vars(layer).get(f"_{name}_forward_{when}") for name in hooks for when in ("hooks", "pre_hooks")
+    )
+
+
+def per_edge(value: Any, x: Tensor, edge_index: Tensor, ndims: tuple[int, ...] = (1,)) -> bool:
+    """Whether there is nothing, or one row an edge of x's dtype."""
+    if value is None:
+        return True
+    if type(value) not in PLAIN or value.ndim not in ndims or value.dtype != x.dtype:
+        return False
+    return len(value) == edge_index.shape[1] and value.device == x.device
+
+
+def usual(layer: Any, x: Any, *indices: Any) -> bool:
+    """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
+    if type(x) not in PLAIN or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
+        return False
+    if x.ndim != 2 and (getattr(layer, "node_dim", -2) == 0 or layer.gconv.spec.structure.kind != "fixed"):
+        return False
+    for edge_index in indices:
+        if type(edge_index) is not Tensor or edge_index.layout != torch.strided or edge_index.ndim != 2:
+            return False
+        if edge_index.dtype != torch.int64 or len(edge_index) != 2:
+            return False
+    return not (isinstance(layer, MessagePassing) and observed(layer))
+
+
+def kept_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) -> Graph:
+    """The graph that is given; the first one that was, if the layer caches."""
+    if not getattr(layer, "cached", False):
+        return read_graph(edge_index, x.shape[-2], **edges)
+    if layer._cached_graph is None:
+        layer._cached_graph = read_graph(edge_index, x.shape[-2], **edges)
+    return layer._cached_graph
+
+
+def on_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) -> Tensor:
+    """Run on that graph."""
+    return run(layer, x, kept_graph(layer, x, edge_index, **edges))
+
+
+def weighted(layer: Any, x: Any, edge_index: Any, edge_weight: Tensor | None = None, size: Any = None) -> Tensor | None:
+    """layer(x, edge_index, edge_weight)."""
+    if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index) or size is not None:
+        return None
+    return on_graph(layer, x, edge_index, edge_weight=edge_weight)
+
+
+def unweighted(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor | None:
+    """layer(x, edge_index)."""
+    return None if size is not None or not usual(layer, x, edge_index) else on_graph(layer, x, edge_index)
+
+
+def attributed(layer: Any, x: Any, edge_index: Any, edge_attr: Tensor | None = None, size: Any = None) -> Tensor | None:
+    """layer(x, edge_index, edge_attr), attributes needed."""
+    if not usual(layer, x, edge_index) or size is not None or edge_attr is None:
+        return None
+    return run(layer, x, edge_index, edge_attr=edge_attr) if per_edge(edge_attr, x, edge_index, (1, 2)) else None
+
+
+def has_bias(layer: Any) -> bool:
+    return layer.bias is not None
+
+
+def matrices(*lins: Any) -> Tensor:
+    """Linear layers as W (k, i, o), a tap each."""
+    return matrix(lins[0]).unsqueeze(0) if len(lins) == 1 else torch.stack([matrix(lin) for lin in lins])
+
+
+def matrix(lin: Any) -> Tensor:
+    """A linear layer's (o, i) as (i, o)."""
+    W: Tensor = lin.weight.t()
+    return W
+
+
+def sizes(lin: Any) -> tuple[int, int]:
+    """Channels in and out of a linear layer; PyG's own numbers stay -1 where they were found lazily."""
+    return lin.weight.shape[1], lin.weight.shape[0]
+
+
+def blocks(lin: Any, heads: int, affine: bool = False) -> Tensor:
+    """A linear layer that writes heads side by side, as (heads, i, c); affine with its bias, or 0, as a last row."""
+    W: Tensor = lin.weight.unflatten(0, (heads, -1)).mT
+    if not affine:
+        return W
+    bias = W.new_zeros(heads, W.shape[-1]) if lin.bias is None else lin.bias.unflatten(0, (heads, -1))
+    return torch.cat([W, bias.unsqueeze(1)], 1)
+
+
+def nothing(layer: Any) -> Weights:
+    return {}
+
+
+def biased(*names: str) -> Callable[[Any], Weights]:
+    """Weights of layers that mix by linear layers of these names, a tap each, with a bias of their own."""
+    return lambda layer: {"weight": matrices(*(getattr(layer, n) for n in names)), "bias": layer.bias}
+
+
+def inner_bias(*names: str) -> Callable[[Any], Weights]:
+    """As `biased`, where the first linear layer with a bias has the layer's."""
+
+    def weights(layer: Any) -> Weights:
+        lins = [getattr(layer, n) for n in names]
+        bias = next((lin.bias for lin in lins if lin.bias is not None), None)
+        return {"weight": matrices(*lins), "bias": bias}
+
+    return weights
+
+
+def listed(*notes: str) -> Callable[[Any], list[str]]:
+    """The same notes for every layer of a class."""
+    return lambda layer: list(notes)
+
+
+def maximum(layer: Any) -> list[str]:
+    return ["a maximum: it has no LinearMap"] if layer.aggr == "max" else []

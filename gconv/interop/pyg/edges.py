@@ -1,0 +1,220 @@
+"""Edges that carry something: labels, signs, attributes; degrees and hyperedges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gconv import operators
+from gconv.domains import Graph
+from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peers import base_class
+from gconv.interop.pyg.common import (
+    AFFINE,
+    AGGR,
+    MAX,
+    MEAN,
+    SUM,
+    attributed,
+    biased,
+    has_bias,
+    listed,
+    matrices,
+    one_kind,
+    ordinary,
+    sizes,
+    unweighted,
+    usual,
+)
+from gconv.spec import OperatorSpec
+
+
+def rgcn_spec(layer: Any) -> OperatorSpec:
+    fast = base_class(layer).__name__ == "FastRGCNConv"
+    ordinary(layer, (*SUM, *MEAN) if fast else (*SUM, *MEAN, *MAX), node_dim=0)
+    one_kind(layer)
+    width = layer.in_channels_l
+    return operators.relational(
+        width,
+        layer.out_channels,
+        layer.num_relations,
+        layer.num_bases,
+        layer.num_blocks,
+        AGGR[layer.aggr],
+        layer.root is not None,
+        has_bias(layer),
+    )
+
+
+def rgcn_weights(layer: Any) -> Weights:
+    W, root, parts = layer.weight, layer.root, layer.num_blocks
+    if parts is None:
+        W = W if root is None else torch.cat([W, root.unsqueeze(0)])
+    elif root is not None:
+        cut = root.unflatten(1, (parts, -1)).unflatten(0, (parts, -1)).transpose(1, 2)
+        W = torch.cat([W.flatten(0, 1), cut.flatten(0, 1)])
+    return {"weight": W, "bias": layer.bias} | ({} if layer.num_bases is None else {"comp": layer.comp})
+
+
+def relational_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Tensor | None:
+    if not usual(layer, x, edge_index) or type(edge_type) is not Tensor or edge_type.dtype != torch.int64:
+        return None
+    if edge_type.shape != edge_index.shape[1:] or bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any()):
+        return None
+    return run(layer, x, edge_index, edge_type=edge_type)
+
+
+def signed_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, MEAN)
+    biases = (layer.lin_pos_r.bias, layer.lin_neg_r.bias)
+    return operators.signed(layer.in_channels, layer.out_channels, layer.first_aggr, biases[0] is not None)
+
+
+def signed_weights(layer: Any) -> Weights:
+    lefts, rights = (layer.lin_pos_l, layer.lin_neg_l), (layer.lin_pos_r, layer.lin_neg_r)
+    left = matrices(*lefts)
+    if not layer.first_aggr:
+        left = left.unflatten(1, (2, -1)).flatten(0, 1)
+    bias = None if rights[0].bias is None else torch.cat([lin.bias for lin in rights])
+    return {"weight": torch.cat([left, matrices(*rights)]), "bias": bias}
+
+
+def signed_call(layer: Any, x: Any, pos_edge_index: Any, neg_edge_index: Any) -> Tensor | None:
+    if not usual(layer, x, pos_edge_index, neg_edge_index):
+        return None
+    sizes = torch.tensor([pos_edge_index.shape[1], neg_edge_index.shape[1]], device=x.device)
+    kind = torch.arange(2, device=x.device).repeat_interleave(sizes)
+    return run(layer, x, torch.cat([pos_edge_index, neg_edge_index], 1), edge_type=kind)
+
+
+def mf_affine(layer: Any) -> bool:
+    return layer.lins_l[0].bias is not None
+
+
+def mf_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    one_kind(layer)
+    i, o = sizes(layer.lins_l[0])
+    return operators.mf(i + mf_affine(layer), o, len(layer.lins_l) - 1, bias=False)
+
+
+def mf_weights(layer: Any) -> Weights:
+    W = matrices(*layer.lins_l, *layer.lins_r)
+    if mf_affine(layer):
+        b = torch.stack([lin.bias for lin in layer.lins_l])
+        W = torch.cat([W, torch.cat([torch.zeros_like(b), b]).unsqueeze(1)], 1)
+    return {"weight": W}
+
+
+def hypergraph_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, node_dim=0)
+    if layer.use_attention:
+        raise LeftAlone("use_attention=True: its attention reads features of the hyperedges, a second signal")
+    return operators.hypergraph(*sizes(layer.lin), bias=has_bias(layer))
+
+
+def hypergraph_call(
+    layer: Any,
+    x: Any,
+    hyperedge_index: Any,
+    hyperedge_weight: Any = None,
+    hyperedge_attr: Any = None,
+    num_edges: Any = None,
+) -> Tensor | None:
+    if not usual(layer, x, hyperedge_index) or (hyperedge_weight is not None and hyperedge_weight.dtype != x.dtype):
+        return None
+    return run(layer, x, Graph.from_hyperedge_index(hyperedge_index, len(x), hyperedge_weight))
+
+
+def gmm_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, MEAN)
+    one_kind(layer)
+    if layer.separate_gaussians:
+        raise LeftAlone("separate_gaussians=True: each pair of channels has a structure of its own")
+    if layer.root_weight is False and not hasattr(layer, "root"):
+        raise LeftAlone("with root_weight=False PyG's GMMConv fails: it reads a `root` that it never sets")
+    return operators.monet(
+        layer.g.shape[0], layer.out_channels, layer.dim, layer.kernel_size, layer.root_weight, has_bias(layer)
+    )
+
+
+def gmm_weights(layer: Any) -> Weights:
+    W = layer.g.unflatten(1, (layer.kernel_size, -1)).transpose(0, 1)
+    if layer.root_weight:
+        W = torch.cat([W, matrices(layer.root)])
+    return {"weight": W, "mu": layer.mu, "sigma": layer.sigma, "bias": layer.bias}
+
+
+def network(layer: Any) -> tuple[Any, Any]:
+    """The two linear layers of Sequential(Linear, ReLU, Linear).
+
+    Raises:
+        LeftAlone: if the network is another one, or someone hooks into it.
+    """
+    parts = list(layer.nn) if type(layer.nn) is nn.Sequential else []
+    kinds = [base_class(part).__name__ for part in parts]
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.nn.modules())
+    if kinds != ["Linear", "ReLU", "Linear"] or hooked:
+        raise LeftAlone(
+            "its network is not Sequential(Linear, ReLU, Linear), the one that splits into a structure and a mixing"
+        )
+    return parts[0], parts[2]
+
+
+def nn_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, (*SUM, *MEAN))
+    one_kind(layer)
+    first, _ = network(layer)
+    dim, hidden = sizes(first)
+    return operators.nnconv(
+        layer.in_channels_l, layer.out_channels, dim, hidden, AGGR[layer.aggr], layer.root_weight, has_bias(layer)
+    )
+
+
+def nn_weights(layer: Any) -> Weights:
+    first, last = network(layer)
+    cut = (layer.in_channels_l, layer.out_channels)
+    W = last.weight.t().unflatten(1, cut)
+    constant = W.new_zeros(1, *cut) if last.bias is None else last.bias.unflatten(0, cut).unsqueeze(0)
+    root = [matrices(layer.lin)] if layer.root_weight else []
+    shift = first.weight.new_zeros(len(first.weight)) if first.bias is None else first.bias
+    return {"weight": torch.cat([W, constant, *root]), "w1": first.weight, "b1": shift, "bias": layer.bias}
+
+
+def pdn_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    if [base_class(part).__name__ for part in layer.mlp] != ["Linear", "ReLU", "Linear", "Sigmoid"]:
+        raise LeftAlone("its network of the edges was replaced")
+    edges = sizes(layer.mlp[0])
+    return operators.pdn(*sizes(layer.lin), *edges, layer.add_self_loops, layer.normalize, has_bias(layer))
+
+
+def pdn_weights(layer: Any) -> Weights:
+    first, last = layer.mlp[0], layer.mlp[2]
+    network = {"w1": first.weight, "b1": first.bias, "w2": last.weight[0], "b2": last.bias}
+    return {"weight": matrices(layer.lin), "bias": layer.bias, **network}
+
+
+PEERS: dict[str, Peer] = {
+    "RGCNConv": Peer(rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")),
+    "FastRGCNConv": Peer(
+        rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")
+    ),
+    "SignedConv": Peer(
+        signed_spec, signed_weights, signed_call, listed("the two lists of edges are one graph with two labels")
+    ),
+    "MFConv": Peer(mf_spec, mf_weights, unweighted, lambda m: [AFFINE] * mf_affine(m), affine=mf_affine),
+    "HypergraphConv": Peer(
+        hypergraph_spec,
+        biased("lin"),
+        hypergraph_call,
+        listed("weights of hyperedges count in the degrees of the nodes alone, unlike in its documented formula"),
+    ),
+    "GMMConv": Peer(
+        gmm_spec, gmm_weights, attributed, listed("the mean over edges, without the 1 / K of its docstring")
+    ),
+    "NNConv": Peer(nn_spec, nn_weights, attributed, listed("edge weights are ignored")),
+    "PDNConv": Peer(pdn_spec, pdn_weights, attributed, listed("gcn's loops and degrees, of the learned weights")),
+}

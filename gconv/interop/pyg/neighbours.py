@@ -1,0 +1,253 @@
+"""One step on a graph: sums, means and maxima over neighbours."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv import operators
+from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peers import base_class
+from gconv.interop.pyg.common import (
+    AFFINE,
+    AGGR,
+    CACHED,
+    MAX,
+    MEAN,
+    PLAIN,
+    SUM,
+    biased,
+    graph_cached,
+    has_bias,
+    inner_bias,
+    kept_graph,
+    listed,
+    matrices,
+    maximum,
+    nothing,
+    one_kind,
+    ordinary,
+    per_edge,
+    sizes,
+    unweighted,
+    usual,
+    weighted,
+)
+from gconv.spec import OperatorSpec
+
+GIN_NOTES = ["its aggregation runs through gconv; the network behind it, `nn`, is kept", "edge weights are ignored"]
+TWO_SIGNALS = "x and x_0 run as one signal, side by side"
+
+
+def gcn_spec(layer: Any, improved: bool | None = None) -> OperatorSpec:
+    ordinary(layer)
+    graph_cached(layer)
+    improved = layer.improved if improved is None else improved
+    return operators.gcn(*sizes(layer.lin), improved, layer.add_self_loops, layer.normalize, bias=has_bias(layer))
+
+
+def gcn_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
+    if not layer.improved:
+        return weighted(layer, x, edge_index, edge_weight)
+    if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
+        return None
+    graph = kept_graph(layer, x, edge_index, edge_weight=edge_weight)
+    return run(layer, x, graph, gcn_spec(layer, False) if graph.edge_weight is None else None)
+
+
+def gcn_notes(layer: Any) -> list[str]:
+    notes = []
+    if layer.normalize:
+        notes.append("degrees count the arriving weights and normalise both ends, on directed graphs too")
+    if layer.add_self_loops:
+        notes.append("a node with a self-loop keeps it and gets no second one")
+    if layer.improved:
+        notes.append("improved=True: loops weigh 2 where edge weights are given, and 1 where none are")
+    return notes + [CACHED] * layer.cached
+
+
+def sage_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, (*SUM, *MEAN, *MAX))
+    one_kind(layer)
+    root = layer.root_weight and not layer.project
+    return operators.sage(*sizes(layer.lin_l), AGGR[layer.aggr], root, layer.lin_l.bias is not None)
+
+
+def sage_weights(layer: Any) -> Weights:
+    root = layer.root_weight and not layer.project
+    lins = (layer.lin_l, layer.lin_r) if root else (layer.lin_l,)
+    return {"weight": matrices(*lins), "bias": layer.lin_l.bias}
+
+
+def sage_call(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor | None:
+    if size is not None or not usual(layer, x, edge_index):
+        return None
+    if layer.project:
+        y = run(layer, layer.lin(x).relu(), edge_index)
+        y = y + layer.lin_r(x) if layer.root_weight else y
+    else:
+        y = run(layer, x, edge_index)
+    return F.normalize(y, dim=-1) if layer.normalize else y
+
+
+def sage_after(layer: Any) -> str | None:
+    if layer.project:
+        return "with project=True neighbours pass a ReLU before they are aggregated"
+    return "with normalize=True each row is divided by its length" if layer.normalize else None
+
+
+def sage_notes(layer: Any) -> list[str]:
+    notes = ["edge weights are ignored"]
+    if layer.project:
+        notes.append("project=True: the linear layer and the ReLU before it stay PyG's, and so does lin_r")
+    if layer.normalize:
+        notes.append("normalize=True: each row is divided by its length afterwards")
+    return notes + maximum(layer)
+
+
+def graphconv_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, (*SUM, *MEAN, *MAX))
+    one_kind(layer)
+    return operators.graphconv(*sizes(layer.lin_rel), AGGR[layer.aggr], layer.lin_rel.bias is not None)
+
+
+def mean_notes(layer: Any) -> list[str]:
+    return ["the mean divides by the number of edges, not by their weights"] * (layer.aggr == "mean") + maximum(layer)
+
+
+def simple_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer, (*SUM, *MEAN, *MAX))
+    return operators.simple(AGGR[layer.aggr], layer.combine_root)
+
+
+def gin_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    return operators.gin(train_eps=True)
+
+
+def gin_call(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor | None:
+    return None if size is not None or not usual(layer, x, edge_index) else layer.nn(run(layer, x, edge_index))
+
+
+def cluster_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    if not layer.add_self_loops:
+        raise LeftAlone(
+            "add_self_loops=False: PyG then needs as many loops as nodes, and weighs them by their place in the list"
+        )
+    return operators.cluster_gcn(
+        *sizes(layer.lin_out), layer.diag_lambda, layer.add_self_loops, layer.lin_out.bias is not None
+    )
+
+
+def le_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    one_kind(layer)
+    i, o = sizes(layer.lin1)
+    return operators.le(i + (layer.lin1.bias is not None), o, layer.lin3.bias is not None)
+
+
+def le_weights(layer: Any) -> Weights:
+    lins = (layer.lin1, layer.lin2, layer.lin3)
+    if layer.lin1.bias is None:
+        return {"weight": matrices(*lins), "bias": layer.lin3.bias}
+    zero = torch.zeros_like(layer.lin1.bias)
+    rows = torch.stack([layer.lin1.bias, zero, zero]).unsqueeze(1)
+    return {"weight": torch.cat([matrices(*lins), rows], 1), "bias": layer.lin3.bias}
+
+
+def wl_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    return operators.wl_continuous()
+
+
+def dir_spec(layer: Any) -> OperatorSpec:
+    kinds = {base_class(conv).__name__ for conv in (layer.conv_in, layer.conv_out)}
+    for conv in (layer.conv_in, layer.conv_out):
+        ordinary(conv, (*SUM, *MEAN))
+        one_kind(conv)
+    if kinds == {"GCNConv"} and layer.conv_in.normalize and not layer.conv_in.cached:
+        aggr, lin = "gcn", layer.conv_in.lin
+    elif kinds == {"SAGEConv"} and not (layer.conv_in.project or layer.conv_in.normalize):
+        aggr, lin = AGGR[layer.conv_in.aggr], layer.conv_in.lin_l
+    else:
+        raise LeftAlone(f"gconv knows DirGNNConv around a plain GCNConv or SAGEConv, not around {kinds}")
+    if getattr(layer.conv_in, "root_weight", False):
+        raise LeftAlone("the layers inside read the node itself, too")
+    root = layer.root_weight
+    return operators.directed(*sizes(lin), aggr, layer.alpha, root, bias=dir_weights(layer)["bias"] is not None)
+
+
+def dir_weights(layer: Any) -> Weights:
+    a = layer.alpha
+    pairs = [(1 - a, layer.conv_in), (a, layer.conv_out)]
+    lins = [conv.lin_l if hasattr(conv, "lin_l") else conv.lin for _, conv in pairs]
+    biases = [
+        share * bias
+        for (share, conv), lin in zip(pairs, lins, strict=True)
+        if (bias := lin.bias if hasattr(conv, "lin_l") else conv.bias) is not None
+    ]
+    if layer.root_weight:
+        lins.append(layer.lin)
+        biases.append(layer.lin.bias)
+    return {"weight": matrices(*lins), "bias": torch.stack(biases).sum(0) if biases else None}
+
+
+def gcn2_spec(layer: Any) -> OperatorSpec:
+    ordinary(layer)
+    graph_cached(layer)
+    theta = {} if layer.beta == 1.0 else {"theta": math.expm1(layer.beta), "layer": 1}
+    return operators.gcn2(
+        layer.channels,
+        layer.alpha,
+        **theta,
+        shared_weights=layer.weight2 is None,
+        add_self_loops=layer.add_self_loops,
+        normalize=layer.normalize,
+    )
+
+
+def gcn2_weights(layer: Any) -> Weights:
+    return {"weight": torch.stack([layer.weight1, *([] if layer.weight2 is None else [layer.weight2])])}
+
+
+def two_signals(layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
+    """layer(x, x_0, edge_index, edge_weight), the two side by side."""
+    if type(x_0) not in PLAIN or type(x) not in PLAIN or x.shape != x_0.shape or x.dtype != x_0.dtype:
+        return None
+    return weighted(layer, torch.cat([x, x_0], -1), edge_index, edge_weight)
+
+
+PEERS: dict[str, Peer] = {
+    "GCNConv": Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes),
+    "SAGEConv": Peer(sage_spec, sage_weights, sage_call, sage_notes, after=sage_after),
+    "GraphConv": Peer(graphconv_spec, inner_bias("lin_rel", "lin_root"), weighted, mean_notes),
+    "SimpleConv": Peer(simple_spec, nothing, weighted, mean_notes),
+    "GINConv": Peer(
+        gin_spec,
+        lambda m: {"eps": m.eps},
+        gin_call,
+        listed(*GIN_NOTES),
+        inner=("nn",),
+        after=lambda m: "its network `nn` follows the aggregation",
+    ),
+    "ClusterGCNConv": Peer(
+        cluster_spec, inner_bias("lin_out", "lin_root"), unweighted, listed("edge weights are ignored")
+    ),
+    "LEConv": Peer(
+        le_spec,
+        le_weights,
+        weighted,
+        lambda m: [AFFINE] * (m.lin1.bias is not None),
+        affine=lambda m: m.lin1.bias is not None,
+    ),
+    "WLConvContinuous": Peer(wl_spec, nothing, weighted, listed("the mean divides by the weights")),
+    "DirGNNConv": Peer(
+        dir_spec, dir_weights, unweighted, listed("no self-loops are added, and no edge weights are read")
+    ),
+    "GCN2Conv": Peer(gcn2_spec, gcn2_weights, two_signals, lambda m: [TWO_SIGNALS] + [CACHED] * m.cached),
+}

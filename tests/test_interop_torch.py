@@ -1,0 +1,452 @@
+"""Every torch.nn layer that gconv converts, against itself: values and all gradients; and whole torch models."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
+
+import gconv
+from gconv import GConv, Grid, NotLinear, OutsideFamily
+from gconv.interop import as_linear_map, convert, restore
+from gconv.interop.peer import Converted
+
+F64 = torch.float64
+SHAPES = {1: (9,), 2: (7, 6), 3: (4, 5, 6)}
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def images(d, c, batch=2):
+    torch.manual_seed(1)
+    return torch.randn(*((batch,) if batch else ()), c, *SHAPES[d], dtype=F64)
+
+
+def compare(layer, x, *args):
+    """Value and every gradient of a layer and of its converted copy, which must not fall back to torch."""
+    layer = layer.double()
+    twin = convert(layer)
+    assert isinstance(twin, Converted) and type(twin).__name__ == type(layer).__name__, str(twin.report())
+    results = []
+    for module in (layer, twin):
+        leaf = x.clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using padding='same' with even kernel lengths")
+            y = module(leaf, *args) if module is layer else twin.peer.call(twin, leaf, *args)
+        assert y is not None, "the call went to torch"
+        probe = torch.sin(torch.arange(y.numel(), dtype=F64) + 1).reshape(y.shape)
+        results.append([y, *torch.autograd.grad((y * probe).sum(), [leaf, *module.parameters()])])
+    for ours, theirs in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    return twin
+
+
+DIMENSIONS = pytest.mark.parametrize("d", [1, 2, 3])
+
+
+@DIMENSIONS
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_convolutions(d, mode):
+    compare(CONV[d](4, 6, 3, stride=2, padding=1, groups=2, padding_mode=mode), images(d, 4))
+    compare(CONV[d](2, 3, 2, padding="same", dilation=2, bias=False, padding_mode=mode), images(d, 2, batch=0))
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+def test_convolutions_with_random_arguments(data):
+    draw = data.draw
+    d, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    kernel = tuple(draw(st.integers(1, 3)) for _ in range(d))
+    stride = tuple(draw(st.integers(1, 3)) for _ in range(d))
+    dilation = draw(st.integers(1, 2))
+    padding = tuple(draw(st.integers(0, k)) for k in kernel)
+    bias, batch = draw(st.booleans()), draw(st.integers(0, 2))
+    if draw(st.booleans()):
+        layer = CONV[d](2 * groups, groups, kernel, stride, padding, dilation, groups, bias)
+    else:
+        padding = tuple(min(p, k - 1) for p, k in zip(padding, kernel, strict=True))
+        extra = tuple(draw(st.integers(0, max(s, dilation) - 1)) for s in stride)
+        layer = TRANSPOSED[d](2 * groups, groups, kernel, stride, padding, extra, groups, bias, dilation)
+    compare(layer, images(d, 2 * groups, batch))
+
+
+@DIMENSIONS
+def test_transposed_convolutions(d):
+    layer = TRANSPOSED[d](4, 6, 3, stride=2, padding=1, output_padding=1, groups=2)
+    compare(layer, images(d, 4))
+    compare(layer, images(d, 4), tuple(2 * n - 1 for n in SHAPES[d]))
+    compare(TRANSPOSED[d](2, 3, 2, dilation=2, bias=False), images(d, 2, batch=0))
+
+
+@DIMENSIONS
+def test_pooling(d):
+    avg, largest = getattr(nn, f"AvgPool{d}d"), getattr(nn, f"MaxPool{d}d")
+    for layer in (
+        avg(2),
+        avg(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        avg(3, 2, 1, ceil_mode=True),
+        largest(3, 2, 1, ceil_mode=True),
+        largest(2, 1, dilation=2),
+        getattr(nn, f"AdaptiveAvgPool{d}d")(3),
+        getattr(nn, f"AdaptiveAvgPool{d}d")(1),
+        getattr(nn, f"AdaptiveMaxPool{d}d")(2),
+    ):
+        compare(layer, images(d, 2))
+        compare(layer, images(d, 2, batch=0))
+    if d > 1:
+        compare(avg(2, divisor_override=3), images(d, 2))
+        compare(getattr(nn, f"AdaptiveAvgPool{d}d")((None, *(2,) * (d - 1))), images(d, 2))
+
+
+@DIMENSIONS
+def test_padding(d):
+    sides = tuple(range(1, 2 * d + 1)) if d == 1 else (1, 2, 0, 1, 2, 1)[: 2 * d]
+    for kind in ("Zero", "Reflection", "Replication", "Circular"):
+        compare(getattr(nn, f"{kind}Pad{d}d")(sides), images(d, 2))
+        compare(getattr(nn, f"{kind}Pad{d}d")(1), images(d, 2, batch=0))
+    compare(getattr(nn, f"ConstantPad{d}d")(sides, 0.0), images(d, 2))
+    compare(getattr(nn, f"ZeroPad{d}d")((-1, 2, *(0,) * (2 * d - 2))), images(d, 2))
+
+
+def test_upsampling():
+    for d, mode in ((1, "linear"), (2, "bilinear"), (3, "trilinear"), (2, "bicubic")):
+        compare(nn.Upsample(scale_factor=1.7, mode=mode, align_corners=True), images(d, 2))
+        compare(nn.Upsample(size=(5,) * d, mode=mode), images(d, 2))
+        compare(nn.Upsample(scale_factor=1.7, mode=mode, recompute_scale_factor=True), images(d, 2))
+    for d in (1, 2, 3):
+        compare(nn.Upsample(scale_factor=2), images(d, 2))
+    compare(nn.UpsamplingNearest2d(scale_factor=(2, 3)), images(2, 2))
+    compare(nn.UpsamplingBilinear2d(size=(9, 4)), images(2, 2))
+
+
+def test_rearranging():
+    compare(nn.Unfold((3, 2), dilation=(1, 2), padding=1, stride=2), images(2, 3))
+    compare(nn.Unfold(2), images(2, 3, batch=0))
+    compare(nn.Fold((5, 6), (3, 2), padding=(1, 0), stride=2), torch.randn(2, 12, 9, dtype=F64))
+    compare(nn.PixelShuffle(2), images(2, 8))
+    compare(nn.PixelShuffle(3), images(2, 18, batch=0))
+    compare(nn.PixelUnshuffle(2), torch.randn(2, 3, 2, 4, 6, dtype=F64))
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 1, 3, 5)])
+def test_linear(shape):
+    compare(nn.Linear(5, 3), torch.randn(shape, dtype=F64))
+    compare(nn.Linear(5, 1, bias=False), torch.randn(shape, dtype=F64))
+
+
+def test_a_wrongly_carried_weight_is_noticed(monkeypatch):
+    """Negative control: input and output channels swapped, and a bias that is lost."""
+    peer = gconv.interop.torch_nn.CONV
+
+    def swapped(layer):
+        W = peer.weights(layer)
+        return W | {"weight": W["weight"].mT}
+
+    for weights in (swapped, lambda layer: {**peer.weights(layer), "bias": None}):
+        twin = convert(nn.Conv2d(3, 3, 3))
+        monkeypatch.setattr(type(twin), "peer", gconv.interop.peer.Peer(peer.spec, weights, peer.call))
+        with pytest.raises(AssertionError):
+            x = torch.randn(1, 3, 5, 5)
+            torch.testing.assert_close(twin(x), restore(twin)(x), rtol=1e-10, atol=1e-10)
+        monkeypatch.undo()
+
+
+# -- what is left alone --------------------------------------------------------------------------------------------
+
+
+class Own(nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+class Small(nn.Conv2d):
+    def __init__(self, i, o):
+        super().__init__(i, o, 3, padding=1)
+
+
+def reason(layer):
+    (entry,) = convert(layer).report()
+    assert not entry.converted
+    return entry.notes[0]
+
+
+def test_what_is_left_alone_says_why():
+    assert "return_indices" in reason(nn.MaxPool2d(2, return_indices=True))
+    assert "a border of 1.5" in reason(nn.ConstantPad2d(1, 1.5))
+    assert "run the model once" in reason(nn.LazyConv2d(3, 3))
+    assert "code of its own (forward)" in reason(Own(2, 3, 3))
+    assert "activation" in reason(nn.GELU())
+    assert "product of two inputs" in reason(nn.Bilinear(2, 3, 4))
+    assert "only known at the call" in reason(nn.ChannelShuffle(2))
+    assert "attention" in reason(nn.MultiheadAttention(4, 2))
+    assert "no layer that gconv knows" in reason(nn.LPPool2d(2, 2))
+    patched = nn.Conv2d(2, 3, 3)
+    patched.forward = lambda input: input
+    assert "forward of this very layer was replaced" in reason(patched)
+
+
+def test_a_subclass_that_only_names_its_arguments_is_converted():
+    compare(Small(2, 3), images(2, 2))
+
+
+def test_calls_that_are_not_covered_go_to_torch():
+    pool = convert(nn.MaxPool2d(2))
+    whole = torch.arange(16).reshape(1, 4, 4)
+    assert torch.equal(pool(whole), nn.MaxPool2d(2)(whole))
+    empty = torch.empty(0, 3, 5, 5)
+    assert convert(nn.Conv2d(3, 2, 3))(empty).shape == (0, 2, 3, 3)
+    with pytest.raises(RuntimeError):
+        convert(nn.Conv2d(3, 2, 3))(torch.zeros(5, 5))
+
+
+def test_convert_takes_modules():
+    with pytest.raises(TypeError, match="convert takes a torch module, but a list was given"):
+        convert([nn.Conv2d(2, 3, 3)])
+
+
+# -- whole models --------------------------------------------------------------------------------------------------
+
+
+class Twice(nn.Module):
+    """A layer that is used twice, and one that two names share."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.middle = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.again = self.middle
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 2))
+
+    def forward(self, x):
+        x = self.norm(self.first(x).relu())
+        return self.head(self.again(self.middle(input=x)).relu())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Twice().double().eval()
+
+
+def same(model, twin, x):
+    torch.testing.assert_close(twin(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_model(model):
+    x = images(2, 3)
+    state = torch.get_rng_state()
+    twin = convert(model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert type(twin) is Twice and not any(isinstance(m, Converted) for m in model.modules())
+    assert twin.again is twin.middle and not twin.training
+    assert [name for name, _ in twin.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    assert len([m for m in twin.modules() if isinstance(m, GConv)]) == 4
+    same(model, twin, x)
+    same(model, twin, x.contiguous(memory_format=torch.channels_last))
+    for each in (model, twin):
+        each(x).square().sum().backward()
+    for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_the_report_of_a_model(model):
+    report = convert(model).report()
+    assert [entry.path for entry in report.converted] == ["first", "middle", "again", "head.0", "head.3"]
+    assert repr(report["middle"].spec) == "conv2d(4, 4, 3, padding=1, groups=4)"
+    assert report["again"].notes[0] == "the layer at 'middle' again"
+    assert report["norm"].notes == ("normalises by statistics of a batch",)
+    assert {entry.path for entry in report.left_alone} == {"norm", "head.1", "head.2"}
+    assert str(report).startswith("5 of 8 layers run through gconv.\nfirst: Conv2d -> conv2d(3, 4, 3, padding=1)")
+    with pytest.raises(KeyError, match="no layer at 'nowhere'"):
+        report["nowhere"]
+
+
+def test_copies_and_saved_states(model):
+    x, twin = images(2, 3), convert(model)
+    same(model, copy.deepcopy(twin), x)
+    same(model, pickle.loads(pickle.dumps(twin)), x)
+    file = io.BytesIO()
+    torch.save(twin, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    same(model, loaded, x)
+    assert len(loaded.report()) == 8 and isinstance(loaded.first, Converted)
+    fresh = convert(Twice().double().eval())
+    fresh.load_state_dict(model.state_dict())
+    same(model, fresh, x)
+    model.load_state_dict(twin.state_dict())
+    again = convert(twin)
+    same(model, again, x)
+    assert again.report().entries == twin.report().entries
+    back = restore(twin)
+    assert not any(isinstance(m, (Converted, GConv)) for m in back.modules())
+    same(model, back, x)
+
+
+def test_modes_dtypes_and_flags(model):
+    model.first.weight.requires_grad_(False)
+    twin = convert(model.train())
+    assert twin.training and not twin.first.weight.requires_grad and twin.first.bias.requires_grad
+    twin.eval().float()
+    torch.testing.assert_close(twin(images(2, 3).float()), model.float().eval()(images(2, 3).float()))
+    last = twin.to(memory_format=torch.channels_last)
+    x = images(2, 3).float().contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last(x), model(x))
+
+
+def test_training_goes_the_same_way(model):
+    """The same optimiser on both takes the same steps, as parameters are the same ones."""
+    x, twin = images(2, 3), convert(model)
+    for each in (model, twin):
+        steps = torch.optim.Adam(each.parameters(), 1e-2)
+        for _ in range(5):
+            steps.zero_grad()
+            each(x).square().sum().backward()
+            steps.step()
+    for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+def test_it_compiles(model):
+    twin = convert(model)
+    x = images(2, 3)
+    torch.testing.assert_close(torch.compile(twin, fullgraph=True, backend="eager")(x), twin(x))
+
+
+def test_a_layer_alone():
+    layer = nn.Conv2d(3, 4, 3)
+    twin = convert(layer)
+    assert type(twin).__name__ == "Conv2d" and twin.spec == gconv.operators.conv2d(3, 4, 3)
+    assert "GConv(conv2d(3, 4, 3))" in repr(twin) and twin.report()[""].converted
+    assert twin.at(Grid((5, 5))).shape == (36, 75) and "native" in str(twin.plan(torch.zeros(1, 3, 5, 5)))
+    with pytest.raises(TypeError, match="call that layer"):
+        twin.gconv(torch.zeros(1, 3, 5, 5))
+
+
+def test_a_model_with_a_report_of_its_own():
+    class Reporting(nn.Sequential):
+        def report(self):
+            return "mine"
+
+    twin = convert(Reporting(nn.Conv1d(1, 1, 1)))
+    assert twin.report() == "mine" and isinstance(twin[0], Converted)
+
+
+# -- what torch hangs onto layers ----------------------------------------------------------------------------------
+
+
+def test_hooks():
+    layer, seen = nn.Conv2d(2, 3, 3).double(), []
+    layer.register_forward_pre_hook(lambda m, args: (args[0] * 2,))
+    layer.register_forward_hook(lambda m, args, out: seen.append(type(m).__name__) or out + 1)
+    layer.register_full_backward_hook(lambda m, grad_in, grad_out: seen.append("backward"))
+    x = images(2, 2).requires_grad_()
+    twin = convert(layer)
+    torch.testing.assert_close(twin(x), layer(x), rtol=1e-12, atol=1e-12)
+    twin(x).sum().backward()
+    assert seen == ["Conv2d", "Conv2d", "Conv2d", "backward"]
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_parametrizations(norm):
+    layer = norm(nn.Conv2d(2, 3, 3).double()).eval()
+    x = images(2, 2)
+    twin = compare(layer, x)
+    torch.testing.assert_close(copy.deepcopy(twin)(x), layer(x))
+    parametrize.remove_parametrizations(twin, "weight")
+    assert isinstance(twin, Converted)
+    torch.testing.assert_close(twin(x), layer(x))
+    after = norm(convert(nn.Conv2d(2, 3, 3).double())).eval()  # put onto a converted layer
+    assert isinstance(convert(after), Converted)
+    torch.testing.assert_close(after(x), restore(after)(x))
+
+
+def test_spectral_norm_in_training_takes_one_step_a_call():
+    layer = parametrizations.spectral_norm(nn.Linear(4, 4).double())
+    twin = convert(layer)
+    x = torch.randn(3, 4, dtype=F64)
+    for _ in range(3):
+        torch.testing.assert_close(twin(x), layer(x))
+
+
+def test_hooks_that_compute_weights():
+    """Pruning and the old weight_norm write the weight before each call."""
+    x = images(2, 2)
+    pruned = prune.random_unstructured(nn.Conv2d(2, 3, 3).double(), "weight", 0.5)
+    twin = convert(pruned)
+    torch.testing.assert_close(twin(x), pruned(x))
+    twin(x).sum().backward()
+    assert twin.weight_orig.grad is not None and bool((twin.weight_orig.grad[twin.weight_mask == 0] == 0).all())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        old = weight_norm(nn.Conv1d(2, 3, 3).double())
+    torch.testing.assert_close(convert(old)(images(1, 2)), old(images(1, 2)))
+
+
+def test_arguments_that_change_later_are_heeded():
+    layer = convert(nn.Conv2d(2, 3, 3).double())
+    plain = restore(layer)
+    for each in (layer, plain):
+        each.padding, each.stride = (1, 1), (2, 2)
+        each.bias = None
+    x = images(2, 2)
+    torch.testing.assert_close(layer(x), plain(x))
+    assert layer.spec == gconv.operators.conv2d(2, 3, 3, stride=2, padding=1, bias=False)
+    pool = convert(nn.MaxPool2d(2))
+    pool.return_indices = True
+    assert len(pool(x)) == 2
+
+
+# -- linear maps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "channels"),
+    [
+        (nn.Conv2d(3, 4, 3, padding=1, groups=1), (4, 5), 3),
+        (nn.ConvTranspose1d(4, 2, 3, stride=2, groups=2), (5,), 4),
+        (nn.AvgPool2d(2), (4, 6), 2),
+        (nn.Upsample(scale_factor=2, mode="bilinear"), (3, 4), 2),
+        (nn.Upsample(scale_factor=2), (5,), 1),
+        (nn.Unfold(2), (3, 4), 2),
+        (nn.ReflectionPad1d(2), (5,), 2),
+        (nn.Linear(3, 5), (4, 2), 3),
+        (nn.PixelShuffle(2), (2, 3), 4),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_linear_maps(layer, shape, channels):
+    layer, grid = layer.double(), Grid(shape)
+    for module in (layer, convert(layer)):
+        A = as_linear_map(module, grid)
+        x = torch.randn(1, channels, *shape, dtype=F64)
+        flat = x.flatten(2).mT[0]
+        if isinstance(layer, nn.Linear):
+            y = (layer(flat) - layer(torch.zeros_like(flat))).flatten()
+        else:
+            y = (layer(x) - layer(torch.zeros_like(x))).flatten(2).mT.flatten()
+        if not any(True for _ in layer.parameters()):
+            A = as_linear_map(layer.double(), grid, x=flat)
+        torch.testing.assert_close((A @ flat).flatten(), y, rtol=1e-10, atol=1e-10)
+
+
+def test_what_has_no_linear_map_says_why():
+    with pytest.raises(NotLinear, match="maximum"):
+        as_linear_map(nn.MaxPool2d(2), Grid((4, 4)))
+    with pytest.raises(OutsideFamily, match="ReLU has no LinearMap: an activation, not linear"):
+        as_linear_map(nn.ReLU(), Grid((4, 4)))
+    with pytest.raises(TypeError, match="takes a layer"):
+        as_linear_map("conv", Grid((4, 4)))
+
+
+def test_gconv_layers_are_maps_already():
+    layer = GConv(gconv.operators.conv1d(2, 3, 3))
+    assert as_linear_map(layer, Grid((7,))).shape == layer.at(Grid((7,))).shape
