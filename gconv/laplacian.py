@@ -27,7 +27,7 @@ Norm = Literal["sym", "row", "col", "both"] | None
 Degree = Literal["in", "out"]
 
 
-def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
+def pattern(graph: Graph, loops: Loops = "keep", by_rows: bool = False) -> tuple[Pattern, Tensor]:
     """The edges as entries (target, source), and for each entry the number of its edge (-1 for an added loop).
 
     Args:
@@ -35,6 +35,7 @@ def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
         loops: "keep" the edges as they are; "remove" self-loops; "fill": one loop a node, existing ones keep their edge
             (of several the last); "replace": existing loops go, one new loop a node comes; "add": one new loop a node
             comes beside those there are.
+        by_rows: list them row by row, as the kernels want values that change at every call.
     """
 
     def make() -> tuple[Pattern, Tensor]:
@@ -53,9 +54,12 @@ def pattern(graph: Graph, loops: Loops = "keep") -> tuple[Pattern, Tensor]:
             source, target = source[edge], target[edge]
             if loops != "remove":
                 edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
+        if by_rows:
+            order = torch.argsort(target * max(n, 1) + source, stable=True)
+            edge, source, target = edge[order], source[order], target[order]
         return Pattern((1, n, n), torch.zeros_like(target), target, source), edge
 
-    return graph.memo(("pattern", loops), make)
+    return graph.memo(("pattern", loops, by_rows), make)
 
 
 def _inverse(degree: Tensor, power: float, what: str) -> Tensor:

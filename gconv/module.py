@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.basis import Basis, Stack, Taps
+from gconv.basis import Basis, SharedTaps, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
@@ -58,7 +58,7 @@ def dropped(S: Basis, share: float) -> Basis:
     """S without a share of its sparse entries, the others scaled up; a tap in closed form (the node itself) stays."""
     if isinstance(S, Stack):
         return Stack(tuple(dropped(part, share) for part in S.parts))
-    return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps) else S
+    return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps | SharedTaps) else S
 
 
 class GConv(nn.Module):

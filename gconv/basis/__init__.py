@@ -2,6 +2,7 @@
 
     Shifts      a kernel's shifts on a grid, never materialised
     Taps        labelled sparse entries
+    SharedTaps  several taps on the same entries
     Polynomial  p_k(L) of one sparse matrix, by a three-term recurrence
     Diagonal    U diag(g_k) U^T, in a basis that diagonalises
     Axes        one small matrix along each axis of a grid
@@ -23,6 +24,7 @@ from gconv.basis.base import Basis, Identity, Product, Stack, each
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.entries import entries, single
 from gconv.basis.polynomial import Polynomial, Recurrence
+from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Pattern, Taps
 
@@ -35,6 +37,7 @@ __all__ = [
     "Polynomial",
     "Product",
     "Recurrence",
+    "SharedTaps",
     "Shifts",
     "Stack",
     "Taps",

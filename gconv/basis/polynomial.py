@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gconv import kernels
 from gconv.basis.base import lazy
 from gconv.basis.taps import Taps
 
@@ -93,6 +94,11 @@ class Polynomial:
     def T(self) -> Polynomial:
         return Polynomial(self.L.T, self.recurrence, self.combine)
 
+    @property
+    def _fixed(self) -> bool:
+        """Whether L is not learned, so that a whole recurrence is one operator."""
+        return not self.L.values.requires_grad and bool(self.recurrence.rows)
+
     def _apply(self, x: Tensor) -> Tensor:
         return self.L.expand(x).squeeze(-3)
 
@@ -109,11 +115,22 @@ class Polynomial:
 
     def expand(self, x: Tensor) -> Tensor:
         if self.combine is not None and len(self.combine) == 1:
-            return _weighted(self.combine[0], self._terms(x)).unsqueeze(-3)
-        terms = torch.stack(list(self._terms(x)), -2)  # (*b, n, k, c)
+            return self._single(self.combine[0], x).unsqueeze(-3)
+        if self._fixed:
+            csr, values, back = self.L.ordered("expand")
+            terms = kernels.terms(csr, values, x, self.recurrence.rows, back)  # (*b, n, k, c)
+        else:
+            terms = torch.stack(list(self._terms(x)), -2)
         if self.combine is not None:
             terms = torch.einsum("jk,...nkc->...njc", self._combine(x), terms)
         return terms.movedim(-2, -3)
+
+    def _single(self, coefficients: Tensor | tuple[float, ...], x: Tensor) -> Tensor:
+        """sum_k c_k p_k(L) x."""
+        if isinstance(coefficients, Tensor) or not self._fixed:
+            return _weighted(coefficients, self._terms(x))
+        csr, values, back = self.L.ordered("expand")
+        return kernels.filtered(csr, values, x, self.recurrence.rows, coefficients, back)
 
     def _combine(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.combine, dtype=x.dtype, device=x.device)
@@ -124,6 +141,9 @@ class Polynomial:
             return self.expand(z.squeeze(-3)).squeeze(-3)
         if self.combine is not None:
             z = torch.einsum("jk,...jnc->...knc", self._combine(z), z)
+        if self._fixed:
+            csr, values, back = self.L.ordered("expand")
+            return kernels.clenshaw(csr, values, z.movedim(-3, -2), self.recurrence.rows, back)
         z_k, rows = z.unbind(-3), self.recurrence.rows
         ahead, b = None, z_k[-1]
         for k in range(len(rows) - 1, -1, -1):

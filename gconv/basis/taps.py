@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis.base import lazy
-from gconv.kernels import CSR, segment_max, spmm
+from gconv.kernels import CSR, ends, heads_sddmm, row_softmax, segment_max, spmm
 
 Layout = Literal["expand", "contract", "each"]
 
@@ -32,7 +32,6 @@ class Pattern:
     row: Tensor
     col: Tensor
     _memo: dict[str, CSR] = field(default_factory=dict)
-    _repeated: dict[int, Pattern] = field(default_factory=dict, init=False)
 
     def csr(self, layout: Layout) -> CSR:
         k, m, n = self.shape
@@ -58,16 +57,27 @@ class Pattern:
     def __len__(self) -> int:
         return len(self.row)
 
-    def repeated(self, taps: int) -> Pattern:
-        """The entries of a single tap once for every tap, tap after tap; made once for each number of taps."""
-        assert self.shape[0] == 1
-        if taps not in self._repeated:
-            with torch.inference_mode(False):  # what is kept must serve training too
-                tap = torch.arange(taps, device=self.row.device).repeat_interleave(len(self))
-                self._repeated[taps] = Pattern(
-                    (taps, *self.shape[1:]), tap, self.row.repeat(taps), self.col.repeat(taps)
-                )
-        return self._repeated[taps]
+    def ends(self, row: Tensor, col: Tensor) -> Tensor:
+        """(e, h) what both ends of each entry carry, added: row (m, h) and col (n, h), of a single tap."""
+        csr = self.csr("expand")
+        return self._back(csr, ends(csr, row, col))
+
+    def dots(self, row: Tensor, col: Tensor) -> Tensor:
+        """(e, h) inner products of what both ends of each entry carry: row (m, h, c), col (n, h, c); a single tap."""
+        csr = self.csr("expand")
+        return self._back(csr, heads_sddmm(csr, row, col, row.shape[1]))
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """(e, h) the softmax over the entries of each row, of a single tap; safe for large logits."""
+        csr = self.csr("expand")
+        return self._back(csr, row_softmax(csr, csr.ordered(logits)))
+
+    def _back(self, csr: CSR, values: Tensor) -> Tensor:
+        """From row order to the order of the entries."""
+        if csr.perm is None:
+            return values
+        entry = torch.arange(len(self), device=values.device)
+        return values[torch.empty_like(entry).index_copy_(0, csr.perm.long(), entry)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,11 +98,6 @@ class Taps:
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
     _memo: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
-
-    @classmethod
-    def shared(cls, pattern: Pattern, values: Tensor) -> Taps:
-        """Several taps on the entries of one: values (k, e), a row for each tap."""
-        return cls(pattern.repeated(len(values)), values.flatten())
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,14 +121,14 @@ class Taps:
             raise ValueError("A structure that reduces with max has no transpose.")
         return Taps(self.pattern.T, self.values)
 
-    def _ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
+    def ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
         """The pattern in this layout, the values in its row order, and for fixed values in that of its transpose."""
         csr = self.pattern.csr(layout)
         if self.values.requires_grad or (torch.compiler.is_compiling() and layout not in self._memo):
-            return csr, self.values[csr.perm], None  # nor may a compiler look at numbers
+            return csr, csr.ordered(self.values), None  # nor may a compiler look at numbers
         if layout not in self._memo:
             with torch.inference_mode(False):
-                values = self.values[csr.perm]
+                values = csr.ordered(self.values)
                 back = values[csr.to_t]
             if csr.self_transposed and torch.equal(values, back):
                 back = values  # a symmetric S is its own transpose
@@ -133,11 +138,11 @@ class Taps:
     @property
     def symmetric(self) -> bool:
         """Whether the (single) tap equals its transpose."""
-        csr, values, back = self._ordered("expand")
+        csr, values, back = self.ordered("expand")
         return self.shape[0] == 1 and csr.self_transposed and values is back
 
     def _product(self, layout: Layout, x: Tensor) -> Tensor:
-        csr, values, back = self._ordered(layout)
+        csr, values, back = self.ordered(layout)
         if self.reduce == "max":
             return segment_max(csr, values, x)
         return spmm(csr, values, x, back)

@@ -1,9 +1,25 @@
 """Sparse products as registered torch operators: compiled kernels for the CPU, and pure torch everywhere else."""
 
 from gconv.kernels import native
+from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
+from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.sparse import CSR, sddmm, segment_max, spmm
 
-__all__ = ["CSR", "backend", "sddmm", "segment_max", "spmm"]
+__all__ = [
+    "CSR",
+    "backend",
+    "clenshaw",
+    "ends",
+    "filtered",
+    "heads_sddmm",
+    "heads_spmm",
+    "row_softmax",
+    "row_sums",
+    "sddmm",
+    "segment_max",
+    "spmm",
+    "terms",
+]
 
 
 def backend() -> str:

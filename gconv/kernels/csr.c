@@ -1,7 +1,10 @@
 /* Sparse products on the CPU, for every instruction set from one text.
  *
- *   spmm    y[b] = alpha S x[b] + beta z[b]     S in CSR form, b signals, rows of y in parallel
- *   sddmm   v_e  = sum_b <a[b, i], x[b, j]>     at the entries e = (i, j) of S
+ *   spmm      y[b] = alpha S x[b] + beta z[b] + gamma w[b]     S in CSR form, b signals, rows of y in parallel
+ *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
+ *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
+ *
+ * Several matrices on one pattern ("heads") are values (e, heads); x, y and the sampled product then have a head axis.
  *
  * csr_isa.h is included once for each instruction set, under a pragma that lets the compiler use it; in turn it includes
  * csr_rows.h once for each type and vector width. Which set runs is decided when the library is loaded. Sums run over a
@@ -16,19 +19,31 @@
 #define JOIN_(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
 
-/* One product: the pattern, its values (float64 with float64 signals, else float32), and signals as (batch, row, channel)
- * with any stride between batches and between rows, channels side by side. z may be NULL, and may be y. */
+/* One product: the pattern, its values (float64 with float64 signals, else float32), and signals as (batch, row, head,
+ * channel) with any stride between batches, rows and heads, channels side by side. z and w may be NULL, and may be y.
+ *
+ * Entry k of the pattern has the values order[k] * heads + h (or k * heads + h without an order). `outer` heads of y are
+ * written apart; `inner` heads of x are summed into each. A plain product has one of each. */
 typedef struct {
-    const int32_t *crow, *col;
-    const void *values, *x, *z;
+    const int32_t *crow, *col, *order;
+    const void *values, *x, *z, *w;
     void *y;
-    int64_t rows, batch, channels;
-    int64_t x_batch, x_row, y_batch, y_row, z_batch, z_row;
-    double alpha, beta;
+    int64_t rows, batch, channels, heads, outer, inner;
+    int64_t x_batch, x_row, x_head, y_batch, y_row, y_head, z_batch, z_row, z_head, w_batch, w_row;
+    double alpha, beta, gamma;
 } product;
+
+/* What the entries carry: numbers (e, heads) in row order, beside numbers (rows or columns, heads). */
+typedef struct {
+    const int32_t *crow, *col, *order;
+    const void *a, *b;
+    void *y;
+    int64_t rows, heads;
+} edges;
 
 typedef void (*spmm_part)(const product *p, int64_t batch, int64_t first, int64_t last);
 typedef void (*sddmm_part)(const product *p, int64_t first, int64_t last);
+typedef void (*edges_part)(const edges *p, int64_t first, int64_t last);
 
 INLINE float widen(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
@@ -77,6 +92,13 @@ enum { F32, F64, BF16, TYPES };
 #endif
 static const spmm_part SPMM[TYPES][LEVELS] = {OF(spmm, f32), OF(spmm, f64), OF(spmm, bf16)};
 static const sddmm_part SDDMM[TYPES][LEVELS] = {OF(sddmm, f32), OF(sddmm, f64), OF(sddmm, bf16)};
+enum { SOFTMAX, SOFTMAX_BACK, ENDS, SUMS, EDGES };
+static const edges_part EDGE[EDGES][2][LEVELS] = {
+    {OF(softmax, f32), OF(softmax, f64)},
+    {OF(softmax_back, f32), OF(softmax_back, f64)},
+    {OF(ends, f32), OF(ends, f64)},
+    {OF(sums, f32), OF(sums, f64)},
+};
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -91,11 +113,11 @@ int gconv_level(void) {
 }
 
 /* The first row of part c of `parts`, chosen so that parts have about equal numbers of rows and entries together. */
-static int64_t boundary(const product *p, int64_t c, int64_t parts) {
-    int64_t low = 0, high = p->rows, work = (p->crow[p->rows] + p->rows) * c / parts;
+static int64_t boundary(const int32_t *crow, int64_t rows, int64_t c, int64_t parts) {
+    int64_t low = 0, high = rows, work = (crow[rows] + rows) * c / parts;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (p->crow[middle] + middle < work)
+        if (crow[middle] + middle < work)
             low = middle + 1;
         else
             high = middle;
@@ -105,23 +127,32 @@ static int64_t boundary(const product *p, int64_t c, int64_t parts) {
 
 #define PARTS 64 /* of the rows: enough to balance threads, few enough to cost nothing */
 
-static int64_t parts_of(const product *p, int threads) {
-    return threads == 1 ? 1 : p->rows < PARTS ? (p->rows ? p->rows : 1) : PARTS;
+static int64_t parts_of(int64_t rows, int threads) {
+    return threads == 1 ? 1 : rows < PARTS ? (rows ? rows : 1) : PARTS;
 }
 
 void gconv_spmm(const product *p, int type, int level, int threads) {
-    int64_t parts = parts_of(p, threads), tasks = parts * p->batch;
+    int64_t parts = parts_of(p->rows, threads), tasks = parts * p->batch;
     spmm_part run = SPMM[type][level];
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t t = 0; t < tasks; t++) {
         int64_t c = t % parts;
-        run(p, t / parts, boundary(p, c, parts), boundary(p, c + 1, parts));
+        run(p, t / parts, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
     }
 }
 
 void gconv_sddmm(const product *p, int type, int level, int threads) {
-    int64_t parts = parts_of(p, threads);
+    int64_t parts = parts_of(p->rows, threads);
     sddmm_part run = SDDMM[type][level];
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t c = 0; c < parts; c++) run(p, boundary(p, c, parts), boundary(p, c + 1, parts));
+    for (int64_t c = 0; c < parts; c++)
+        run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+}
+
+void gconv_edges(const edges *p, int what, int type, int level, int threads) {
+    int64_t parts = parts_of(p->rows, threads);
+    edges_part run = EDGE[what][type][level];
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t c = 0; c < parts; c++)
+        run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
 }

@@ -4,21 +4,29 @@
  * ones. A row of c channels is covered by ceil(c / lanes) vectors of which the last overlaps the one before. */
 #define STORE float
 #define REAL float
+#define INTEGER int32_t
 #define TYPE f32
+#define EDGES 1
 #define LOAD(p) (*(const VEC *)(p))
 #define SAVE(p, v) (*(VEC *)(p) = (v))
 #define LOAD1(p) (*(p))
 #define SAVE1(p, v) (*(p) = (v))
 #include "csr_type.h"
+#undef EDGES
+#undef INTEGER
 
 #define STORE double
 #define REAL double
+#define INTEGER int64_t
 #define TYPE f64
+#define EDGES 1
 #define LOAD(p) (*(const VEC *)(p))
 #define SAVE(p, v) (*(VEC *)(p) = (v))
 #define LOAD1(p) (*(p))
 #define SAVE1(p, v) (*(p) = (v))
 #include "csr_type.h"
+#undef EDGES
+#undef INTEGER
 
 #define STORE uint16_t
 #define REAL float

@@ -1,7 +1,9 @@
 /* One type for one instruction set: full vectors, 16-byte vectors, and the two entry points that choose between them. */
 #define LANES (VECTOR_BYTES / (int)sizeof(REAL))
 #define WIDTH full
+#define WIDE 1 /* rows of many vectors; with narrow vectors there are at most four */
 #include "csr_rows.h"
+#undef WIDE
 #undef LANES
 #undef WIDTH
 #define LANES (16 / (int)sizeof(REAL))
@@ -14,22 +16,30 @@
 #define FULL (VECTOR_BYTES / (int)sizeof(REAL))
 #define SLIM (16 / (int)sizeof(REAL))
 
-/* Rows of fewer channels than a vector has lanes; c is a constant where this is called. */
-INLINE void JOIN(few, ISA, TYPE)(const int c, const product *p, int64_t batch, int64_t first, int64_t last) {
+/* Rows of fewer channels than a vector has lanes; c, and that there is one head, are constants where this is called. */
+INLINE void JOIN(few, ISA, TYPE)(const int c, const int64_t outer, const int64_t inner, const product *p, int64_t batch,
+                                 int64_t first, int64_t last) {
     const REAL *values = p->values;
     const STORE *x = (const STORE *)p->x + batch * p->x_batch;
-    for (int64_t i = first; i < last; i++) {
-        REAL sum[4] = {0};
-        for (int64_t k = p->crow[i]; k < p->crow[i + 1]; k++)
-            for (int j = 0; j < c; j++) sum[j] += values[k] * LOAD1(x + p->col[k] * p->x_row + j);
-        STORE *y = (STORE *)p->y + batch * p->y_batch + i * p->y_row;
-        const STORE *z = p->z ? (const STORE *)p->z + batch * p->z_batch + i * p->z_row : 0;
-        for (int j = 0; j < c; j++) {
-            REAL value = (REAL)p->alpha * sum[j];
-            if (z) value += (REAL)p->beta * LOAD1(z + j);
-            SAVE1(y + j, value);
+    for (int64_t i = first; i < last; i++)
+        for (int64_t h = 0; h < outer; h++) {
+            REAL sum[4] = {0};
+            for (int64_t k = p->crow[i]; k < p->crow[i + 1]; k++) {
+                const REAL *value = values + (p->order ? p->order[k] : k) * p->heads + h;
+                const STORE *row = x + p->col[k] * p->x_row + h * p->x_head;
+                for (int64_t g = 0; g < inner; g++)
+                    for (int j = 0; j < c; j++) sum[j] += value[g] * LOAD1(row + g * p->x_head + j);
+            }
+            STORE *y = (STORE *)p->y + batch * p->y_batch + i * p->y_row + h * p->y_head;
+            const STORE *z = p->z ? (const STORE *)p->z + batch * p->z_batch + i * p->z_row : 0;
+            const STORE *w = p->w ? (const STORE *)p->w + batch * p->w_batch + i * p->w_row : 0;
+            for (int j = 0; j < c; j++) {
+                REAL value = (REAL)p->alpha * sum[j];
+                if (z) value += (REAL)p->beta * LOAD1(z + j);
+                if (w) value += (REAL)p->gamma * LOAD1(w + j);
+                SAVE1(y + j, value);
+            }
         }
-    }
 }
 
 static __attribute__((noinline)) void JOIN(spmm, ISA, TYPE)(const product *p, int64_t batch, int64_t first, int64_t last) {
@@ -38,12 +48,19 @@ static __attribute__((noinline)) void JOIN(spmm, ISA, TYPE)(const product *p, in
         AT(spmm, full)(p, batch, first, last);
     else if (c >= SLIM)
         AT(spmm, slim)(p, batch, first, last);
-    else if (c == 1)
-        JOIN(few, ISA, TYPE)(1, p, batch, first, last);
+    else if (p->heads > 1) {
+        if (c == 1)
+            JOIN(few, ISA, TYPE)(1, p->outer, p->inner, p, batch, first, last);
+        else if (c == 2)
+            JOIN(few, ISA, TYPE)(2, p->outer, p->inner, p, batch, first, last);
+        else if (c == 3)
+            JOIN(few, ISA, TYPE)(3, p->outer, p->inner, p, batch, first, last);
+    } else if (c == 1)
+        JOIN(few, ISA, TYPE)(1, 1, 1, p, batch, first, last);
     else if (c == 2)
-        JOIN(few, ISA, TYPE)(2, p, batch, first, last);
+        JOIN(few, ISA, TYPE)(2, 1, 1, p, batch, first, last);
     else if (c == 3)
-        JOIN(few, ISA, TYPE)(3, p, batch, first, last);
+        JOIN(few, ISA, TYPE)(3, 1, 1, p, batch, first, last);
 }
 
 static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, int64_t first, int64_t last) {
@@ -52,6 +69,10 @@ static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, i
     else
         AT(sddmm, slim)(p, first, last);
 }
+
+#ifdef EDGES
+#include "csr_edges.h"
+#endif
 
 #undef AT
 #undef FULL

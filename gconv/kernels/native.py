@@ -17,11 +17,24 @@ class Product(ctypes.Structure):
     """The struct `product` of csr.c."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("crow", "col", "values", "x", "z", "y")]
-        + [(name, ctypes.c_int64) for name in ("rows", "batch", "channels")]
-        + [(name, ctypes.c_int64) for name in ("x_batch", "x_row", "y_batch", "y_row", "z_batch", "z_row")]
-        + [(name, ctypes.c_double) for name in ("alpha", "beta")]
+        [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "values", "x", "z", "w", "y")]
+        + [(name, ctypes.c_int64) for name in ("rows", "batch", "channels", "heads", "outer", "inner")]
+        + [(f"{of}_{axis}", ctypes.c_int64) for of in "xyz" for axis in ("batch", "row", "head")]
+        + [(name, ctypes.c_int64) for name in ("w_batch", "w_row")]
+        + [(name, ctypes.c_double) for name in ("alpha", "beta", "gamma")]
     )
+
+
+class Edges(ctypes.Structure):
+    """The struct `edges` of csr.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "a", "b", "y")] + [
+        (name, ctypes.c_int64) for name in ("rows", "heads")
+    ]
+
+
+SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
+HEADS = 64  # at most, for it
 
 
 def load() -> ctypes.CDLL | None:
@@ -31,10 +44,14 @@ def load() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))  # torch is loaded: both share one OpenMP
         except OSError:
             continue
+        if not hasattr(library, "gconv_edges"):  # built from an older csr.c
+            continue
         for name in ("gconv_spmm", "gconv_sddmm"):
             function = getattr(library, name)
             function.argtypes = [ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_int]
             function.restype = None
+        library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
+        library.gconv_edges.restype = None
         return library
     return None
 
@@ -58,33 +75,98 @@ def _threads(work: int) -> int:
     return 1 if work < SERIAL else torch.get_num_threads()  # never a fixed number: forked workers run with one
 
 
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
 def spmm(
-    crow: Tensor, col: Tensor, values: Tensor, x: Tensor, z: Tensor | None = None, alpha: float = 1.0, beta: float = 0.0
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    x: Tensor,
+    z: Tensor | None = None,
+    w: Tensor | None = None,
+    factors: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    out: Tensor | None = None,
 ) -> Tensor:
-    """alpha S x + beta z, (*b, n, c) -> (*b, m, c); int32 indices, values in x's type (float32 beside bfloat16)."""
+    """alpha S x + beta z + gamma w, (*b, n, c) -> (*b, m, c), factors (alpha, beta, gamma).
+
+    int32 indices; values in x's type (float32 beside bfloat16). `out` (b, m, c) is written into, channels side by side.
+    """
     assert LIBRARY is not None
     m, signals = len(crow) - 1, _rows(x)
     b, _, c = signals.shape
-    y = torch.empty(*x.shape[:-2], m, c, dtype=x.dtype)
+    y = torch.empty(b, m, c, dtype=x.dtype) if out is None else out
     values = values.to(torch.float32 if x.dtype == torch.bfloat16 else x.dtype).contiguous()
-    extra = None if z is None else _rows(z)
-    p = Product(crow.data_ptr(), col.data_ptr(), values.data_ptr(), signals.data_ptr())
-    if extra is not None:
-        p.z, p.z_batch, p.z_row = extra.data_ptr(), extra.stride(0), extra.stride(1)
-    p.y, p.y_batch, p.y_row = y.data_ptr(), m * c, c
+    p = Product(crow.data_ptr(), col.data_ptr(), None, values.data_ptr(), signals.data_ptr())
+    p.y, p.y_batch, p.y_row = y.data_ptr(), y.stride(0), y.stride(1)
     p.x_batch, p.x_row = signals.stride(0), signals.stride(1)
-    p.rows, p.batch, p.channels, p.alpha, p.beta = m, b, c, alpha, beta
+    p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, 1, 1, 1
+    p.alpha, p.beta, p.gamma = factors
+    if z is not None:
+        z = _rows(z)
+        p.z, p.z_batch, p.z_row = z.data_ptr(), z.stride(0), z.stride(1)
+    if w is not None:
+        w = _rows(w)
+        p.w, p.w_batch, p.w_row = w.data_ptr(), w.stride(0), w.stride(1)
     LIBRARY.gconv_spmm(p, TYPES[x.dtype], LEVEL, _threads(len(col) * b * c))
-    return y
+    return y.view(*x.shape[:-2], m, c) if out is None else out
 
 
 def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
     """(e,) sum over batch and channels of a[..., i, :] x[..., j, :] at the entries, float32 beside bfloat16."""
+    return heads_sddmm(crow, col, a.unsqueeze(-2), x.unsqueeze(-2), 1).squeeze(-1)
+
+
+def _head_rows(x: Tensor) -> Tensor:
+    """(*b, n, g, c) -> (b, n, g, c) with channels side by side, a view where possible."""
+    flat = x.flatten(0, -4) if x.ndim > 3 else x.unsqueeze(0)
+    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+
+
+def _head_stride(x: Tensor) -> int:
+    return x.stride(2) if x.shape[2] > 1 else 0
+
+
+def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, x: Tensor, together: bool) -> Tensor:
+    """S_h x_h, (*b, n, g, c) -> (*b, m, heads, c), g the heads or 1; `together`: their sum, (*b, m, 1, c)."""
     assert LIBRARY is not None
-    left, right = _rows(a), _rows(x.to(a.dtype))
-    out = torch.empty(len(col), dtype=torch.float32 if a.dtype == torch.bfloat16 else a.dtype)
-    p = Product(crow.data_ptr(), col.data_ptr(), None, right.data_ptr(), left.data_ptr(), out.data_ptr())
-    p.x_batch, p.x_row, p.z_batch, p.z_row = right.stride(0), right.stride(1), left.stride(0), left.stride(1)
-    p.rows, (p.batch, _, p.channels) = len(crow) - 1, left.shape
-    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, _threads(len(col) * left.shape[0] * left.shape[2]))
+    m, signals, heads = len(crow) - 1, _head_rows(x), values.shape[1]
+    b, _, _, c = signals.shape
+    outer, inner = (1, heads) if together else (heads, 1)
+    y = torch.empty(b, m, outer, c, dtype=x.dtype)
+    values = values.to(torch.float32 if x.dtype == torch.bfloat16 else x.dtype).contiguous()
+    p = Product(crow.data_ptr(), col.data_ptr(), _pointer(order), values.data_ptr(), signals.data_ptr())
+    p.y, p.y_batch, p.y_row, p.y_head = y.data_ptr(), y.stride(0), y.stride(1), c
+    p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
+    p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
+    p.alpha = 1.0
+    LIBRARY.gconv_spmm(p, TYPES[x.dtype], LEVEL, _threads(len(col) * b * c * heads))
+    return y.view(*x.shape[:-3], m, outer, c)
+
+
+def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int) -> Tensor:
+    """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 beside bfloat16."""
+    assert LIBRARY is not None
+    left, right = _head_rows(a), _head_rows(x.to(a.dtype))
+    out = torch.empty(len(col), heads, dtype=torch.float32 if a.dtype == torch.bfloat16 else a.dtype)
+    p = Product(crow.data_ptr(), col.data_ptr(), None, None, right.data_ptr(), left.data_ptr())
+    p.y, p.rows, p.heads = out.data_ptr(), len(crow) - 1, heads
+    p.x_batch, p.x_row, p.x_head = right.stride(0), right.stride(1), _head_stride(right)
+    p.z_batch, p.z_row, p.z_head = left.stride(0), left.stride(1), _head_stride(left)
+    p.batch, p.channels = left.shape[0], left.shape[-1]
+    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, _threads(len(col) * left.shape[0] * left.shape[-1] * heads))
     return out
+
+
+def edges(
+    what: int, crow: Tensor, col: Tensor, order: Tensor | None, a: Tensor, b: Tensor | None, shape: tuple[int, int]
+) -> Tensor:
+    """What `gconv_edges` makes of numbers (e or rows, heads), float32 or float64: a tensor of this shape."""
+    assert LIBRARY is not None
+    a, b = a.contiguous(), None if b is None else b.contiguous()
+    y = torch.empty(shape, dtype=a.dtype)
+    p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
+    p.rows, p.heads = len(crow) - 1, shape[1]
+    LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * len(col) * shape[1]))
+    return y

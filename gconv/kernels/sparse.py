@@ -26,15 +26,15 @@ CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 class CSR:
     """A sparsity pattern by rows, and its transpose by rows, over one list of entries.
 
-    Values travel in row order: `values[csr.perm]` for values in the order of the entries. `to_t` reorders values from
-    row order to the row order of the transpose and `from_t` back.
+    Values travel in row order, as `csr.ordered` puts them (`perm` is None where the entries come so). `to_t` reorders
+    values from row order to the row order of the transpose and `from_t` back.
     """
 
     crow: Tensor
     col: Tensor
     crow_t: Tensor
     col_t: Tensor
-    perm: Tensor
+    perm: Tensor | None
     to_t: Tensor
     from_t: Tensor
 
@@ -44,18 +44,26 @@ class CSR:
         perm = torch.argsort(row * max(cols, 1) + col, stable=True)
         row, col = row[perm], col[perm]
         to_t = torch.argsort(col * max(rows, 1) + row, stable=True)
-        from_t = torch.empty_like(to_t).index_copy_(0, to_t, torch.arange(len(to_t), device=to_t.device))
+        entry = torch.arange(len(to_t), device=to_t.device)
+        from_t = torch.empty_like(to_t).index_copy_(0, to_t, entry)
         small = max(rows, cols, len(row)) < 2**31
         index = torch.int32 if small else torch.int64
+        to_t, from_t = to_t.to(index), from_t.to(index)
         crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
         by_row, by_col = col.to(index), row[to_t].to(index)
         if torch.equal(crow, crow_t) and torch.equal(by_row, by_col):
             crow_t, by_col = crow, by_row  # a symmetric pattern is its own transpose
-        return cls(crow, by_row, crow_t, by_col, perm, to_t, from_t)
+        kept = None if torch.equal(perm, entry) else perm
+        return cls(crow, by_row, crow_t, by_col, kept, to_t, from_t)
 
     @property
     def T(self) -> CSR:
-        return CSR(self.crow_t, self.col_t, self.crow, self.col, self.perm[self.to_t], self.from_t, self.to_t)
+        perm = self.to_t if self.perm is None else self.perm[self.to_t]
+        return CSR(self.crow_t, self.col_t, self.crow, self.col, perm, self.from_t, self.to_t)
+
+    def ordered(self, values: Tensor) -> Tensor:
+        """Values (e, ...) in the order of the entries, put in row order."""
+        return values if self.perm is None else values[self.perm]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,14 +110,14 @@ def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
 
 def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     """y[..., i, :] = max over the entries (i, j) of values x[..., j, :]; 0 for a row without entries."""
-    rows, col = _rows(csr.crow, csr.col), csr.col.long()
+    rows, col = rows_of(csr.crow, csr.col), csr.col.long()
     messages = x.index_select(-2, col) * values.unsqueeze(-1)
     index = rows.unsqueeze(-1).expand(messages.shape)
     shape = (*x.shape[:-2], csr.shape[0], x.shape[-1])
     return messages.new_zeros(shape).scatter_reduce(-2, index, messages, "amax", include_self=False)
 
 
-def _rows(crow: Tensor, col: Tensor) -> Tensor:
+def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each entry."""
     lengths = (crow[1:] - crow[:-1]).long()
     index = torch.arange(len(lengths), device=crow.device)
@@ -128,7 +136,8 @@ def _quiet_beta_notice() -> None:
         _sparse(torch.tensor([0, 1], dtype=torch.int32), zero, torch.ones(1), 1)
 
 
-def _spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+    """S x by torch's own CSR product; rest[0] has as many numbers as S has columns, and one more."""
     global _announced
     if not _announced:
         _quiet_beta_notice()
@@ -147,7 +156,7 @@ def _spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor
 
 
 def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    row, col = _rows(crow, col), col.long()
+    row, col = rows_of(crow, col), col.long()
     width = max(1, a.numel() // max(1, a.shape[-2]))
     step = max(1, CHUNK // width)
     axes = [d for d in range(a.ndim) if d != a.ndim - 2]
@@ -169,7 +178,7 @@ def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, 
     _fits("sites in", x.shape[-2], len(rest[0]) - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
         return native.spmm(crow, col, values, x)
-    return _spmm_torch(values, x, values_t, crow, col, *rest)
+    return spmm_torch(values, x, values_t, crow, col, *rest)
 
 
 def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
@@ -181,22 +190,22 @@ def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -
 
 
 _announced = False
-_STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
-_library = torch.library.Library("gconv", "DEF")
-_library.define(f"spmm(Tensor values, Tensor x, Tensor? values_t, {_STRUCTURE}) -> Tensor")
-_library.define(f"sddmm(Tensor a, Tensor b, {_STRUCTURE}) -> Tensor")
-_library.impl("spmm", _spmm_torch, "CompositeExplicitAutograd")
-_library.impl("sddmm", _sddmm_torch, "CompositeExplicitAutograd")
-_library.impl("spmm", _spmm_cpu, "CPU")
-_library.impl("sddmm", _sddmm_cpu, "CPU")
+STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
+library = torch.library.Library("gconv", "DEF")
+library.define(f"spmm(Tensor values, Tensor x, Tensor? values_t, {STRUCTURE}) -> Tensor")
+library.define(f"sddmm(Tensor a, Tensor b, {STRUCTURE}) -> Tensor")
+library.impl("spmm", spmm_torch, "CompositeExplicitAutograd")
+library.impl("sddmm", _sddmm_torch, "CompositeExplicitAutograd")
+library.impl("spmm", _spmm_cpu, "CPU")
+library.impl("sddmm", _sddmm_cpu, "CPU")
 
 
-@torch.library.register_fake("gconv::spmm", lib=_library)
+@torch.library.register_fake("gconv::spmm", lib=library)
 def _(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, *rest: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
 
 
-@torch.library.register_fake("gconv::sddmm", lib=_library)
+@torch.library.register_fake("gconv::sddmm", lib=library)
 def _(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
     return a.new_empty(col.shape[0])
 
@@ -232,5 +241,5 @@ def _sddmm_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     return (da, db, *[None] * 6)
 
 
-torch.library.register_autograd("gconv::spmm", _spmm_backward, setup_context=_spmm_setup, lib=_library)
-torch.library.register_autograd("gconv::sddmm", _sddmm_backward, setup_context=_sddmm_setup, lib=_library)
+torch.library.register_autograd("gconv::spmm", _spmm_backward, setup_context=_spmm_setup, lib=library)
+torch.library.register_autograd("gconv::sddmm", _sddmm_backward, setup_context=_sddmm_setup, lib=library)

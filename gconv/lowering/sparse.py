@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, Shifts, Stack, Taps
+from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.lowering.base import Cost, Lowering, Problem, add_bias
 from gconv.mixing import Mixing
 
@@ -49,7 +49,7 @@ def _refuses_recurrence(S: Basis, mixing: Mixing) -> str | None:
 def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
     if not S.linear:
         return "a tap reduces with max, which does not commute with mixing the channels"
-    if mixing.apart and not all(isinstance(leaf, Taps | Identity) for leaf in _leaves(S)):
+    if mixing.apart and not all(isinstance(leaf, Taps | SharedTaps | Identity) for leaf in _leaves(S)):
         return "the taps write apart, which only labelled sparse entries can do tap by tap"
     return None
 

@@ -32,8 +32,8 @@ class Cosine:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        u = F.normalize(x, dim=-1)
-        cosine = (u[one.row] * u[one.col]).sum(-1, keepdim=True)
+        u = F.normalize(x, dim=-1).unsqueeze(-2)
+        cosine = one.dots(u, u)
         return attend(one, theta["beta"] * cosine if self.learned else cosine)
 
     def target(self, domain: Graph) -> Graph:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Pattern, Stack, Taps
+from gconv.basis import Basis, Identity, Pattern, SharedTaps, Stack
 from gconv.domains import Graph
 from gconv.laplacian import pattern
 from gconv.mixing import AveragedHeads, Dense, Heads, Mixing, Parametrised
@@ -35,13 +35,13 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
 def attend(one: Pattern, logits: Tensor, root: bool = False) -> Basis:
     """A tap a head: the softmax of its logits (e, h) over the entries of each row; and perhaps the node itself."""
     n = one.shape[1]
-    S = Taps.shared(one, row_softmax(logits, one.row, n).t())
+    S = SharedTaps(one, one.softmax(logits))
     return Stack((S, Identity(n))) if root else S
 
 
 def arrivals(graph: Graph, add_self_loops: bool) -> tuple[Pattern, Tensor]:
     """The edges to attend over, as `laplacian.pattern` gives them; added loops replace those there are (as in PyG)."""
-    return pattern(graph, "replace" if add_self_loops else "keep")
+    return pattern(graph, "replace" if add_self_loops else "keep", by_rows=True)
 
 
 def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtype: torch.dtype, name: str) -> Tensor:
@@ -63,11 +63,11 @@ def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtyp
     if attr is None or attr.shape[1] != dim:
         have = "none" if attr is None else f"{attr.shape[1]}"
         raise ValueError(f"{name} needs edge_attr with edge_dim={dim} numbers an edge; the graph has {have}.")
-    if not add_self_loops:
-        return attr.to(dtype)
 
     def make() -> Tensor:
-        one, edge = arrivals(graph, True)
+        one, edge = arrivals(graph, add_self_loops)
+        if not add_self_loops:
+            return attr[edge].to(dtype)
         plain = edge[edge >= 0]
         if isinstance(fill, str):
             start = attr.new_ones(graph.size, dim) if fill == "mul" else attr.new_zeros(graph.size, dim)
@@ -77,7 +77,7 @@ def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtyp
             loop = attr.new_tensor(fill).expand(graph.size, dim)
         return torch.cat([attr, loop])[torch.where(edge < 0, graph.num_edges + one.row, edge)].to(dtype)
 
-    return make() if attr.requires_grad else graph.memo(("edge features", fill, dtype), make)
+    return make() if attr.requires_grad else graph.memo(("edge features", add_self_loops, fill, dtype), make)
 
 
 def head_mixing(heads: int, i: int, c: int, concat: bool, root: bool) -> Mixing | Parametrised:

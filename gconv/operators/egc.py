@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Product, Stack, Taps
+from gconv.basis import Basis, Product, SharedTaps, Stack
 from gconv.domains import Graph
 from gconv.laplacian import Loops, adjacency, diagonal
 from gconv.mixing import Dense, Mixing, Parametrised
@@ -51,7 +51,7 @@ class Combined:
         for aggregator, values in zip(self.aggregators, weigh, strict=True):
             norm: Literal["sym", "row"] | None = {"symnorm": "sym", "mean": "row"}.get(aggregator)  # type: ignore[assignment]
             S = adjacency(domain, x.dtype, loops=loops, norm=norm, weighted=False)
-            parts.append(Product(Taps.shared(diagonal(domain), values), S))
+            parts.append(Product(SharedTaps(diagonal(domain), values.t()), S))
         return Stack(tuple(parts)) if len(parts) > 1 else parts[0]
 
     def target(self, domain: Graph) -> Graph:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Taps
+from gconv.basis import SharedTaps
 from gconv.domains import Graph
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
@@ -33,11 +33,11 @@ class Steered:
     def parameters(self) -> dict[str, Parameter]:
         return {"u": Parameter((self.heads, self.i), "uniform", self.i**-0.5), "c": Parameter((self.heads,), value=0.1)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         steer = x @ theta["u"].t()
         q = (steer[one.col] - steer[one.row] + theta["c"]).softmax(-1)
-        return Taps.shared(one, q.t() * mean(one, x.dtype))
+        return SharedTaps(one, q * mean(one, x.dtype).unsqueeze(-1))
 
     def target(self, domain: Graph) -> Graph:
         return domain

@@ -57,7 +57,7 @@ class Attention:
         W = theta["weight"][: self.heads]  # (k, i, c); a . (W^T x) = x . (W a): no logit needs a transformed signal
         source = x @ torch.einsum("kic,kc->ik", W, theta["att_src"])
         target = x @ torch.einsum("kic,kc->ik", W, theta["att_dst"])
-        logits = source[one.col] + target[one.row]
+        logits = one.ends(target, source)
         if self.edge_dim is not None:
             u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gat")
             logits = logits + u @ torch.einsum("kdc,kc->dk", theta["lin_edge"], theta["att_edge"])

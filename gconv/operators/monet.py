@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.basis import Basis, Identity, SharedTaps, Stack
 from gconv.domains import Graph
 from gconv.laplacian import pattern
 from gconv.mixing import Dense
@@ -47,7 +47,7 @@ class Gaussians:
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
         count = torch.bincount(one.row, minlength=domain.size).clamp(min=1).to(x.dtype)
         values = torch.exp(-0.5 * distance.sum(-1)) / count[one.row]
-        S = Taps.shared(one, values)
+        S = SharedTaps(one, values.t())
         return Stack((S, Identity(domain.size))) if self.root else S
 
     def target(self, domain: Graph) -> Graph:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.basis import Basis, Identity, SharedTaps, Stack
 from gconv.domains import Graph
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
@@ -44,7 +44,7 @@ class Conditioned:
         one, _ = pattern(domain)
         units = (theta["w1"] @ u.t() + theta["b1"].unsqueeze(1)).relu()
         values = torch.cat([units, torch.ones_like(units[:1])])
-        S = Taps.shared(one, values * mean(one, x.dtype) if self.average else values)
+        S = SharedTaps(one, (values * mean(one, x.dtype) if self.average else values).t())
         return Stack((S, Identity(domain.size))) if self.root else S
 
     def target(self, domain: Graph) -> Graph:

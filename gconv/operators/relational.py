@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.basis import Basis, Identity, SharedTaps, Stack, Taps
 from gconv.domains import Graph
 from gconv.laplacian import pattern, relations
 from gconv.mixing import Blocks, Dense, Grouped
@@ -47,7 +47,7 @@ class Relations:
         if self.aggr == "max":
             S = Taps(S.pattern, S.values, "max")
         if self.bases is not None:
-            S = Taps.shared(pattern(domain)[0], theta["comp"].t()[:, S.pattern.tap] * S.values)
+            S = SharedTaps(pattern(domain)[0], theta["comp"][S.pattern.tap] * S.values.unsqueeze(-1))
         return Stack((S, Identity(domain.size))) if self.root else S
 
     def target(self, domain: Graph) -> Graph:

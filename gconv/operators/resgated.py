@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.basis import Basis, Identity, SharedTaps, Stack
 from gconv.domains import Graph
 from gconv.laplacian import pattern
 from gconv.mixing import Heads
@@ -39,7 +39,7 @@ class Gates:
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = pattern(domain)
         key, query = x @ theta["key"].t() + theta["gate"], x @ theta["query"].t()
-        S = Taps.shared(one, (key[one.row] + query[one.col]).sigmoid().t())
+        S = SharedTaps(one, one.ends(key, query).sigmoid())
         return Stack((S, Identity(domain.size))) if self.root else S
 
     def target(self, domain: Graph) -> Graph:

@@ -41,10 +41,10 @@ class Likely:
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         z = torch.einsum("ni,kic->nkc", x, theta["weight"])
-        logits = (z[one.row] * z[one.col]).sum(-1)
+        logits = one.dots(z, z)
         if self.attention == "MX":
             source, target = (z * theta["att_l"]).sum(-1), (z * theta["att_r"]).sum(-1)
-            logits = (source[one.col] + target[one.row]) * logits.sigmoid()
+            logits = one.ends(target, source) * logits.sigmoid()
         else:
             logits = logits / self.c**0.5
         return attend(one, F.leaky_relu(logits, self.negative_slope))

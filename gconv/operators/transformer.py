@@ -45,7 +45,7 @@ class DotProduct:
         key = torch.einsum("ni,kic->nkc", x, theta["key"])
         if self.bias:
             query = query + theta["query_bias"]
-        return attend(one, (query[one.row] * key[one.col]).sum(-1) / self.c**0.5, self.root)
+        return attend(one, one.dots(query, key) / self.c**0.5, self.root)
 
     def target(self, domain: Graph) -> Graph:
         return domain

@@ -1,0 +1,318 @@
+"""Several sparse matrices on one pattern, and what the entries of a row carry: the products and softmax of attention.
+
+    heads_spmm    y_h = S_h x_h for every head h, or their sum      values (e, heads), one list of entries
+    heads_sddmm   v_eh = <a_ih, b_jh>                               the gradient of the values
+    row_softmax   over the entries of each row
+    ends          v_eh = a_ih + b_jh                                what attention's logits are made of
+    row_sums      s_ih = sum of the entries of row i
+
+All are torch.library operators closed under differentiation, as in sparse.py. `transposed` reads the pattern by
+columns instead of rows, the values staying where they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import native
+from gconv.kernels.sparse import CSR, STRUCTURE, library, rows_of, spmm_torch
+
+
+def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, transposed: bool = False) -> Tensor:
+    """y[..., i, h, :] = sum over the entries (i, j) of values[e, h] x[..., j, h, :].
+
+    Args:
+        csr: the pattern, (m, n).
+        values: (e, heads) in row order.
+        x: (*b, n, heads, c), or (*b, n, 1, c) for the same signal at every head.
+        together: sum the heads.
+        transposed: use the transposed matrices.
+
+    Returns:
+        (*b, m, heads, c), or (*b, m, 1, c) if together.
+
+    >>> csr = CSR.build(torch.tensor([0, 0]), torch.tensor([0, 1]), 1, 2)
+    >>> heads_spmm(csr, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[1.0]], [[10.0]]])).flatten()
+    tensor([31., 42.])
+    """
+    return torch.ops.gconv.heads_spmm(values, x, together, transposed, *csr.tensors)
+
+
+def heads_sddmm(csr: CSR, a: Tensor, b: Tensor, heads: int) -> Tensor:
+    """(e, heads) in row order: v_eh = sum over batch and channels of a[..., i, h, :] b[..., j, h, :]."""
+    return torch.ops.gconv.heads_sddmm(a, b, heads, *csr.tensors)
+
+
+def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
+    """The softmax of logits (e, heads) over the entries of each row; safe for large logits.
+
+    >>> csr = CSR.build(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), 2, 2)
+    >>> row_softmax(csr, torch.tensor([[0.0], [0.0], [5.0]])).flatten()
+    tensor([0.5000, 0.5000, 1.0000])
+    """
+    return torch.ops.gconv.row_softmax(logits, *csr.tensors)
+
+
+def ends(csr: CSR, row: Tensor, col: Tensor) -> Tensor:
+    """(e, heads) what the row and the column of each entry carry, added; row (m, heads), col (n, heads)."""
+    return torch.ops.gconv.ends(row, col, *csr.tensors)
+
+
+def row_sums(csr: CSR, values: Tensor, transposed: bool = False) -> Tensor:
+    """(m, heads) the sums of values (e, heads) over the entries of each row; of each column if transposed."""
+    return torch.ops.gconv.row_sums(values, transposed, *csr.tensors)
+
+
+# -- in torch ------------------------------------------------------------------------------------------------------
+
+
+def _turned(transposed: bool, structure: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+    crow, col, crow_t, col_t, to_t, _ = structure
+    return (crow_t, col_t, to_t) if transposed else (crow, col, None)
+
+
+def _heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    crow, col, order = _turned(transposed, structure)
+    values = values if order is None else values[order]
+    other = structure[0] if transposed else structure[2]
+    x = x.expand(*x.shape[:-2], values.shape[1], x.shape[-1])
+    heads = zip(values.t().contiguous(), x.unbind(-2), strict=True)
+    each = [spmm_torch(v, x_h, None, crow, col, other) for v, x_h in heads]
+    return torch.stack(each, -2).sum(-2, keepdim=True) if together else torch.stack(each, -2)
+
+
+def _heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+    crow, col = structure[:2]
+    row, at, outer = rows_of(crow, col), col.long(), tuple(range(a.ndim - 3))
+    out = a.new_empty(len(col), heads)
+    for h in range(heads):
+        left, right = (t[..., min(h, t.shape[-2] - 1), :] for t in (a, b))
+        out[:, h] = (left.index_select(-2, row) * right.index_select(-2, at)).sum((*outer, -1))
+    return out
+
+
+def _row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
+    row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
+    index = row.unsqueeze(-1).expand_as(logits)
+    top = logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits, "amax")
+    weight = (logits - top[row]).exp()
+    return weight / weight.new_zeros(top.shape).index_add(0, row, weight)[row]
+
+
+def _softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
+    product = a * g
+    return product - a * product.new_zeros(rows, a.shape[1]).index_add(0, row, product)[row]
+
+
+def _ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
+    return row.index_select(0, rows_of(*structure[:2])) + col.index_select(0, structure[1])
+
+
+def _row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+    crow, col, order = _turned(transposed, structure)
+    values = values if order is None else values[order]
+    return values.new_zeros(len(crow) - 1, values.shape[1]).index_add(0, rows_of(crow, col), values)
+
+
+# -- compiled ------------------------------------------------------------------------------------------------------
+
+
+def _compiled(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
+    return structure[0].dtype == torch.int32 and native.serves(*tensors)
+
+
+def _carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
+    """Whether the kernels take what entries carry."""
+    known = tensors[0].dtype in (torch.float32, torch.float64) and tensors[0].shape[1] <= native.HEADS
+    return known and all(t.dtype == tensors[0].dtype for t in tensors) and _compiled(structure, *tensors)
+
+
+def _fits(what: str, have: int, want: int) -> None:
+    if have != want:  # a compiled kernel would read beyond its arrays
+        raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
+
+
+def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    crow, col, order = _turned(transposed, structure)
+    _fits("values", len(values), len(col))
+    _fits("sites in", x.shape[-3], len(structure[0] if transposed else structure[2]) - 1)
+    if x.shape[-2] not in (1, values.shape[1]):
+        raise ValueError(f"There are {values.shape[1]} heads of values, but {x.shape[-2]} of signals.")
+    if _compiled(structure, values, x):
+        return native.heads_spmm(crow, col, order, values, x, together)
+    return _heads_spmm_torch(values, x, together, transposed, *structure)
+
+
+def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+    crow, col, crow_t = structure[:3]
+    _fits("sites out", a.shape[-3], len(crow) - 1)
+    _fits("sites in", b.shape[-3], len(crow_t) - 1)
+    if not {a.shape[-2], b.shape[-2]} <= {1, heads}:
+        raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
+    if _compiled(structure, a, b):
+        return native.heads_sddmm(crow, col, a, b, heads).to(a.dtype)
+    return _heads_sddmm_torch(a, b, heads, *structure)
+
+
+def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
+    crow, col = structure[:2]
+    _fits("logits", len(logits), len(col))
+    if _carried(structure, logits):
+        return native.edges(native.SOFTMAX, crow, col, None, logits, None, (len(col), logits.shape[1]))
+    return _row_softmax_torch(logits, *structure)
+
+
+def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    crow, col = structure[:2]
+    _fits("numbers", len(a), len(col))
+    _fits("gradients", len(g), len(col))
+    if _carried(structure, a, g):
+        return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, (len(col), a.shape[1]))
+    return _softmax_back_torch(a, g, *structure)
+
+
+def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
+    crow, at, crow_t = structure[:3]
+    _fits("rows", len(row), len(crow) - 1)
+    _fits("columns", len(col), len(crow_t) - 1)
+    if _carried(structure, row, col):
+        return native.edges(native.ENDS, crow, at, None, row, col, (len(at), row.shape[1]))
+    return _ends_torch(row, col, *structure)
+
+
+def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+    crow, col, order = _turned(transposed, structure)
+    _fits("numbers", len(values), len(col))
+    if _carried(structure, values):
+        return native.edges(native.SUMS, crow, col, order, values, None, (len(crow) - 1, values.shape[1]))
+    return _row_sums_torch(values, transposed, *structure)
+
+
+# -- as operators of torch -----------------------------------------------------------------------------------------
+
+OPERATORS = {
+    "heads_spmm": ("Tensor values, Tensor x, bool together, bool transposed", _heads_spmm_torch, _heads_spmm_cpu),
+    "heads_sddmm": ("Tensor a, Tensor b, int heads", _heads_sddmm_torch, _heads_sddmm_cpu),
+    "row_softmax": ("Tensor logits", _row_softmax_torch, _row_softmax_cpu),
+    "softmax_back": ("Tensor a, Tensor g", _softmax_back_torch, _softmax_back_cpu),
+    "ends": ("Tensor row, Tensor columns", _ends_torch, _ends_cpu),
+    "row_sums": ("Tensor values, bool transposed", _row_sums_torch, _row_sums_cpu),
+}
+for _name, (_arguments, _anywhere, _cpu) in OPERATORS.items():
+    library.define(f"{_name}({_arguments}, {STRUCTURE}) -> Tensor")
+    library.impl(_name, _anywhere, "CompositeExplicitAutograd")
+    library.impl(_name, _cpu, "CPU")
+_op = torch.ops.gconv
+
+
+@torch.library.register_fake("gconv::heads_spmm", lib=library)
+def _(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    m = structure[2 if transposed else 0].shape[0] - 1
+    return x.new_empty((*x.shape[:-3], m, 1 if together else values.shape[1], x.shape[-1]))
+
+
+@torch.library.register_fake("gconv::heads_sddmm", lib=library)
+def _(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+    return a.new_empty(structure[1].shape[0], heads)
+
+
+@torch.library.register_fake("gconv::row_softmax", lib=library)
+def _(logits: Tensor, *structure: Tensor) -> Tensor:
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("gconv::softmax_back", lib=library)
+def _(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    return torch.empty_like(a, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("gconv::ends", lib=library)
+def _(row: Tensor, columns: Tensor, *structure: Tensor) -> Tensor:
+    return row.new_empty(structure[1].shape[0], row.shape[1])
+
+
+@torch.library.register_fake("gconv::row_sums", lib=library)
+def _(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+    return values.new_empty(structure[2 if transposed else 0].shape[0] - 1, values.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *front, a, b, c, d, e, f = inputs
+    ctx.front = [value for value in front if not isinstance(value, Tensor)]
+    ctx.save_for_backward(*[value for value in front if isinstance(value, Tensor)], a, b, c, d, e, f)
+
+
+def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(output, *inputs[-6:])
+
+
+def _keep_structure(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.front = [value for value in inputs[:-6] if not isinstance(value, Tensor)]
+    ctx.save_for_backward(*inputs[-6:])
+
+
+def _heads_spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, *structure = ctx.saved_tensors
+    _, transposed = ctx.front
+    dvalues = dx = None
+    if ctx.needs_input_grad[0]:
+        pair = (x, dy) if transposed else (dy, x)  # (of the rows, of the columns)
+        dvalues = _op.heads_sddmm(*pair, values.shape[1], *structure).to(values.dtype)
+    if ctx.needs_input_grad[1]:
+        dx = _op.heads_spmm(values, dy, x.shape[-2] == 1, not transposed, *structure)
+    return (dvalues, dx, *[None] * 8)
+
+
+def _heads_sddmm_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    a, b, *structure = ctx.saved_tensors
+    da = db = None
+    if ctx.needs_input_grad[0]:
+        da = _op.heads_spmm(g, b, a.shape[-2] == 1, False, *structure)
+    if ctx.needs_input_grad[1]:
+        db = _op.heads_spmm(g, a, b.shape[-2] == 1, True, *structure)
+    return (da, db, *[None] * 7)
+
+
+def _row_softmax_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    a, *structure = ctx.saved_tensors
+    return (_op.softmax_back(a, g, *structure), *[None] * 6)
+
+
+def _softmax_back_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+    """Of a (g - s) with s the row sums of a g."""
+    a, g, *structure = ctx.saved_tensors
+    da = dg = None
+    if ctx.needs_input_grad[0]:
+        row = rows_of(structure[0], structure[1])
+        da = u * (g - _op.row_sums(a * g, False, *structure)[row]) - g * _op.row_sums(a * u, False, *structure)[row]
+    if ctx.needs_input_grad[1]:
+        dg = _op.softmax_back(a, u, *structure)
+    return (da, dg, *[None] * 6)
+
+
+def _ends_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    structure = ctx.saved_tensors
+    drow = _op.row_sums(g, False, *structure) if ctx.needs_input_grad[0] else None
+    dcol = _op.row_sums(g, True, *structure) if ctx.needs_input_grad[1] else None
+    return (drow, dcol, *[None] * 6)
+
+
+def _row_sums_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    structure, (transposed,) = ctx.saved_tensors, ctx.front
+    at = structure[1].long() if transposed else rows_of(structure[0], structure[1])
+    return (g.index_select(0, at), *[None] * 7)
+
+
+for _name, _backward, _setup in (
+    ("heads_spmm", _heads_spmm_backward, _keep),
+    ("heads_sddmm", _heads_sddmm_backward, _keep),
+    ("row_softmax", _row_softmax_backward, _keep_output),
+    ("softmax_back", _softmax_back_backward, _keep),
+    ("ends", _ends_backward, _keep_structure),
+    ("row_sums", _row_sums_backward, _keep_structure),
+):
+    torch.library.register_autograd(f"gconv::{_name}", _backward, setup_context=_setup, lib=library)

@@ -1,0 +1,191 @@
+"""Polynomials of one sparse matrix by their three-term recurrence, one pass over the matrix a term.
+
+    terms      p_k(S) x for k < K, side by side: p_{k+1} = (alpha_k S + beta_k) p_k - gamma_k p_{k-1}
+    clenshaw   sum_k p_k(S) z_k, from the last term to the first
+    filtered   sum_k c_k p_k(S) x, the same with z_k = c_k x
+
+`terms` and `clenshaw` are each other's derivative on the transposed matrix, and `filtered` is its own. The values of S
+are fixed here; where they are learned, the basis composes the same steps from `spmm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import native
+from gconv.kernels.sparse import CSR, STRUCTURE, library, spmm_torch
+
+Rows = Sequence[tuple[float, float, float]]
+
+
+def terms(csr: CSR, values: Tensor, x: Tensor, rows: Rows, values_t: Tensor | None = None) -> Tensor:
+    """p_k(S) x for all k, (*b, n, c) -> (*b, n, K, c).
+
+    Args:
+        csr, values, values_t: S (n, n), as in `spmm`.
+        x: (*b, n, c).
+        rows: K - 1 rows (alpha, beta, gamma).
+    """
+    return torch.ops.gconv.terms(values, x, values_t, _flat(rows), *csr.tensors)
+
+
+def clenshaw(csr: CSR, values: Tensor, z: Tensor, rows: Rows, values_t: Tensor | None = None) -> Tensor:
+    """sum_k p_k(S) z_k, (*b, n, K, c) -> (*b, n, c)."""
+    return torch.ops.gconv.clenshaw(values, z, values_t, _flat(rows), *csr.tensors)
+
+
+def filtered(
+    csr: CSR, values: Tensor, x: Tensor, rows: Rows, coefficients: Sequence[float], values_t: Tensor | None = None
+) -> Tensor:
+    """sum_k c_k p_k(S) x, (*b, n, c) -> (*b, n, c).
+
+    >>> csr = CSR.build(torch.tensor([0, 1]), torch.tensor([1, 0]), 2, 2)  # exchanges two nodes
+    >>> filtered(csr, torch.ones(2), torch.tensor([[1.0], [5.0]]), ((1.0, 0.0, 0.0),), (10.0, 1.0)).flatten()
+    tensor([15., 51.])
+    """
+    return torch.ops.gconv.filtered(values, x, values_t, _flat(rows), list(coefficients), *csr.tensors)
+
+
+def _flat(rows: Rows) -> list[float]:
+    return [number for row in rows for number in row]
+
+
+class Step:
+    """out = alpha S x + beta z + gamma w, by the compiled kernel where it serves."""
+
+    def __init__(self, values: Tensor, like: Tensor, structure: tuple[Tensor, ...]) -> None:
+        self.values, self.structure = values, structure
+        on_cpu = like.device.type == "cpu" and structure[0].dtype == torch.int32
+        self.compiled = on_cpu and native.serves(values, like)
+
+    def __call__(
+        self, out: Tensor, x: Tensor, alpha: float, z: Tensor | None, beta: float, w: Tensor | None, gamma: float
+    ) -> None:
+        z, w = (z if beta else None), (w if gamma else None)
+        if self.compiled:
+            crow, col = self.structure[:2]
+            native.spmm(crow, col, self.values, x, z, w, (alpha, beta, gamma), out)
+            return
+        y = spmm_torch(self.values, x, None, *self.structure)
+        y = y * alpha if alpha != 1 else y
+        y = y if z is None else y + beta * z
+        out.copy_(y if w is None else y + gamma * w)
+
+
+def _check(values: Tensor, n: int, structure: tuple[Tensor, ...]) -> None:
+    rows, entries = len(structure[0]) - 1, len(structure[1])
+    if rows != n or len(structure[2]) != len(structure[0]) or len(values) != entries:
+        raise ValueError(
+            f"A recurrence takes a square pattern, its {entries} values and {rows} sites, "
+            f"but there are {len(values)} values and {n} sites."
+        )
+
+
+def _terms(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
+    _check(values, x.shape[-2], structure)
+    signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
+    b, n, c = signals.shape
+    out = x.new_empty(b, n, len(rows) // 3 + 1, c)
+    out[:, :, 0] = signals
+    step = Step(values, x, structure)
+    for k in range(len(rows) // 3):
+        alpha, beta, gamma = rows[3 * k : 3 * k + 3]
+        now, before = out[:, :, k], out[:, :, k - 1] if k else None
+        step(out[:, :, k + 1], now, alpha, now, beta, before, -gamma)
+    return out.view(*x.shape[:-1], out.shape[2], c)
+
+
+def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tensor:
+    """sum_k c_k p_k(S) z_k: b_k = c_k z_k + (alpha_k S + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
+    last = len(z) - 1
+    b = z[last] * c[last]
+    ahead = None
+    for k in range(last - 1, -1, -1):
+        alpha, beta = rows[3 * k : 3 * k + 2]
+        gamma = rows[3 * k + 5] if k + 1 < last else 0.0
+        out = torch.empty_like(b)
+        step(out, b, alpha, z[k], c[k], ahead, -gamma)
+        if beta:
+            out.add_(b, alpha=beta)
+        ahead, b = b, out
+    return b
+
+
+def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
+    _check(values, z.shape[-3], structure)
+    signals = z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)
+    each = list(signals.unbind(2))
+    each[-1] = each[-1].contiguous()
+    y = _sum(Step(values, z, structure), each, [1.0] * len(each), rows)
+    return y.view(*z.shape[:-2], z.shape[-1])
+
+
+def _filtered(
+    values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
+) -> Tensor:
+    _check(values, x.shape[-2], structure)
+    signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).contiguous()
+    return _sum(Step(values, x, structure), [signals] * len(coefficients), coefficients, rows).view(x.shape)
+
+
+for _name, _arguments, _body in (
+    ("terms", "Tensor values, Tensor x, Tensor? values_t, float[] rows", _terms),
+    ("clenshaw", "Tensor values, Tensor z, Tensor? values_t, float[] rows", _clenshaw),
+    ("filtered", "Tensor values, Tensor x, Tensor? values_t, float[] rows, float[] coefficients", _filtered),
+):
+    library.define(f"{_name}({_arguments}, {STRUCTURE}) -> Tensor")
+    library.impl(_name, _body, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("gconv::terms", lib=library)
+def _(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(rows) // 3 + 1, x.shape[-1]))
+
+
+@torch.library.register_fake("gconv::clenshaw", lib=library)
+def _(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
+    return z.new_empty((*z.shape[:-2], z.shape[-1]))
+
+
+@torch.library.register_fake("gconv::filtered", lib=library)
+def _(values: Tensor, x: Tensor, values_t: Tensor | None, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    values, _, values_t, *scalars = inputs[: len(inputs) - 6]
+    ctx.scalars = scalars
+    ctx.save_for_backward(values, values_t, *inputs[-6:])
+
+
+def _turned(ctx: Any) -> tuple[Tensor, Tensor, list[Any], tuple[Tensor, ...]]:
+    """The transposed matrix: its values, those of S, what else the operator takes, its pattern."""
+    values, values_t, crow, col, crow_t, col_t, to_t, from_t = ctx.saved_tensors
+    if ctx.needs_input_grad[0]:
+        raise NotImplementedError("The values of a recurrence are fixed; learned ones run by single products.")
+    back = values[to_t] if values_t is None else values_t
+    return back, values, ctx.scalars, (crow_t, col_t, crow, col, from_t, to_t)
+
+
+def _terms_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    back, values, scalars, structure = _turned(ctx)
+    return (None, torch.ops.gconv.clenshaw(back, dy, values, *scalars, *structure), *[None] * 8)
+
+
+def _clenshaw_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    back, values, scalars, structure = _turned(ctx)
+    return (None, torch.ops.gconv.terms(back, dy, values, *scalars, *structure), *[None] * 8)
+
+
+def _filtered_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    back, values, scalars, structure = _turned(ctx)
+    return (None, torch.ops.gconv.filtered(back, dy, values, *scalars, *structure), *[None] * 9)
+
+
+torch.library.register_autograd("gconv::terms", _terms_backward, setup_context=_setup, lib=library)
+torch.library.register_autograd("gconv::clenshaw", _clenshaw_backward, setup_context=_setup, lib=library)
+torch.library.register_autograd("gconv::filtered", _filtered_backward, setup_context=_setup, lib=library)
