@@ -105,12 +105,26 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
     }
 }
 
+/* The sum of a vector's lanes, by halves. */
+INLINE REAL NAME(lanes)(VEC x) {
+    REAL t[LANES];
+    memcpy(t, &x, sizeof(t));
+#pragma GCC unroll 16
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 16
+        for (int v = 0; v < half; v++) t[v] += t[v + half];
+    return t[0];
+}
+
 static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
     const int32_t *crow = p->crow, *col = p->col;
     const int64_t c = p->channels, whole = c / LANES * LANES;
     REAL *out = p->y;
+    const int64_t stop = crow[last], bytes = p->x_head * (p->heads - 1) * sizeof(STORE) + c * sizeof(STORE);
     for (int64_t i = first; i < last; i++)
-        for (int64_t k = crow[i]; k < crow[i + 1]; k++)
+        for (int64_t k = crow[i]; k < crow[i + 1]; k++) {
+            const char *next = (const char *)((const STORE *)p->x + col[k + AHEAD < stop ? k + AHEAD : k] * p->x_row);
+            for (int64_t line = 0; line < bytes && line < 1024; line += 64) __builtin_prefetch(next + line);
             for (int64_t h = 0; h < p->heads; h++) {
                 REAL total = 0;
                 for (int64_t b = 0; b < p->batch; b++) {
@@ -119,11 +133,12 @@ static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
                     VEC sum = {0};
                     int64_t j = 0;
                     for (; j < whole; j += LANES) sum += LOAD(left + j) * LOAD(right + j);
-                    for (int v = 0; v < LANES; v++) total += sum[v];
+                    total += NAME(lanes)(sum);
                     for (; j < c; j++) total += LOAD1(left + j) * LOAD1(right + j);
                 }
                 out[k * p->heads + h] = total;
             }
+        }
 }
 
 #undef CASE
