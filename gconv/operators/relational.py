@@ -43,11 +43,10 @@ class Relations:
         return {"comp": Parameter(shape, "uniform", (6 / sum(shape)) ** 0.5)}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
-        S = relations(domain, x.dtype, self.relations, average=self.aggr == "mean")
-        if self.aggr == "max":
-            S = Taps(S.pattern, S.values, "max")
+        taps = relations(domain, x.dtype, self.relations, average=self.aggr == "mean")
+        S: Basis = Taps(taps.pattern, taps.values, "max") if self.aggr == "max" else taps
         if self.bases is not None:
-            S = SharedTaps(pattern(domain)[0], theta["comp"][S.pattern.tap] * S.values.unsqueeze(-1))
+            S = SharedTaps(pattern(domain)[0], theta["comp"][taps.pattern.tap] * taps.values.unsqueeze(-1))
         return Stack((S, Identity(domain.size))) if self.root else S
 
     def target(self, domain: Graph) -> Graph:
