@@ -2,8 +2,10 @@
 
 import copy
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import nn
 from torch_geometric import nn as pyg
 
@@ -11,6 +13,7 @@ from gconv import Graph
 from gconv.interop import convert
 from gconv.interop.peer import Converted
 from gconv.operators.shapes import messy, weighted
+from oracles.common import graphs
 
 F64 = torch.float64
 
