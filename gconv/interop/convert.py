@@ -75,7 +75,7 @@ def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: lis
         return
     seen[module] = path
     name = base_class(module).__name__
-    inside = [key for key, child in module._modules.items() if child is not None]
+    inside = [key for key, child in module._modules.items() if child is not None and key != "aggr_module"]
     try:
         peer, spec = describe(module)
         _swap(module, spec)

@@ -40,15 +40,26 @@ def find(cls: type) -> Peer:
     base = next((base for base in cls.__mro__[1:] if known(base) is not None), None)
     if base is None:
         raise LeftAlone(why_outside(cls))
-    own = {name for k in cls.__mro__[: cls.__mro__.index(base)] for name, value in vars(k).items() if callable(value)}
-    if own - HARMLESS:
+    own = set().union(*(_methods(k) for k in cls.__mro__[: cls.__mro__.index(base)])) - HARMLESS
+    if own:
         raise LeftAlone(
-            f"a subclass of {base.__name__} with code of its own ({', '.join(sorted(own - HARMLESS))}), "
+            f"a subclass of {base.__name__} with code of its own ({', '.join(sorted(own))}), "
             "which gconv cannot answer for"
         )
     found = known(base)
     assert found is not None
     return found
+
+
+def _methods(cls: type) -> set[str]:
+    """What a class itself defines, without what PyG's MessagePassing writes into its classes."""
+    names = {name for name, value in vars(cls).items() if callable(value)}
+    written = {name.removeprefix("_jinja_") for name in names if name.startswith("_jinja_")}
+    if not written:
+        return names
+    return (
+        {name for name in names if not name.startswith(("_jinja_", "_orig_"))} - written - {"collect", "edge_collect"}
+    )
 
 
 def base_class(layer: nn.Module) -> type:
@@ -68,15 +79,16 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     if any(is_lazy(p) for p in layer.parameters()):
         raise LeftAlone("its parameters are not initialised yet: run the model once, then convert it")
     peer = find(base_class(layer))
-    replaced = {"forward", "message", "aggregate", "update", "propagate"} & set(vars(layer))
-    if replaced:
-        raise LeftAlone(f"{' and '.join(sorted(replaced))} of this very layer was replaced")
     try:
-        return peer, peer.spec(layer)
+        spec = peer.spec(layer)
     except OutsideFamily as error:
         raise LeftAlone(str(error).rstrip(".")) from None
     except ValueError as error:
         raise LeftAlone(f"gconv has no such operator: {str(error).rstrip('.')}") from None
+    replaced = {"forward", "message", "aggregate", "update", "propagate"} & set(vars(layer))
+    if replaced:
+        raise LeftAlone(f"{' and '.join(sorted(replaced))} of this very layer was replaced")
+    return peer, spec
 
 
 KINDS = {
@@ -116,8 +128,9 @@ def why_outside(cls: type) -> str:
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a report speaks of a module: it computes something itself, rather than only hold others."""
-    if is_pyg(type(module)):
+    if any(map(is_pyg, type(module).__mro__)):
         from gconv.interop import pyg
 
-        return pyg.is_layer(module)
+        if pyg.is_layer(module):
+            return True
     return next(module.children(), None) is None or type(module).__name__ in OPAQUE

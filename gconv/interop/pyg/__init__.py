@@ -16,6 +16,7 @@ PEERS: dict[str, Peer] = {
     **edges.PEERS,
     **dense.PEERS,
 }
+UNKNOWN = "no layer that gconv knows"
 ELSEWHERE = {
     "PANConv": "it returns its matrix as a SparseTensor beside the signal; gconv.operators.pan is the operator alone",
     "SplineConv": "it runs on a compiled package that gconv was not tested against; gconv.operators.spline is the "
@@ -30,6 +31,8 @@ def is_layer(module: nn.Module) -> bool:
 
 def why_outside(name: str) -> str:
     """The reason why a class of PyG is left alone."""
+    if name.startswith(("CuGraph", "Fused")):
+        return "it runs on compiled CUDA kernels that gconv was not tested against"
     if name in ELSEWHERE:
         return ELSEWHERE[name]
-    return OUTSIDE.get(name, "no layer that gconv knows").rstrip(".")
+    return OUTSIDE.get(name, UNKNOWN).rstrip(".")
