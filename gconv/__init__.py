@@ -12,11 +12,13 @@ module       GConv, the layer
 blocks       units of well-known networks, made of layers
 linear       LinearMap, the operator as the linear map that it is
 analysis     questions about a LinearMap
+interop      models of torch.nn and PyG converted, and back
 testing      the laws every operator obeys
 """
 
-from gconv import analysis, blocks, operators
+from gconv import analysis, blocks, interop, operators
 from gconv.domains import Graph, Grid, grid_graph
+from gconv.interop import as_linear_map, convert, export
 from gconv.kernels import backend
 from gconv.linear import LinearMap
 from gconv.module import GConv
@@ -33,10 +35,14 @@ __all__ = [
     "OperatorSpec",
     "OutsideFamily",
     "analysis",
+    "as_linear_map",
     "backend",
     "blocks",
     "cite",
+    "convert",
+    "export",
     "grid_graph",
+    "interop",
     "list_operators",
     "operators",
 ]

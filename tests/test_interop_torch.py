@@ -450,3 +450,16 @@ def test_what_has_no_linear_map_says_why():
 def test_gconv_layers_are_maps_already():
     layer = GConv(gconv.operators.conv1d(2, 3, 3))
     assert as_linear_map(layer, Grid((7,))).shape == layer.at(Grid((7,))).shape
+
+
+def test_layers_in_a_row():
+    row = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Identity(), nn.AvgPool2d(2), nn.Conv2d(4, 2, 1)).double()
+    A = as_linear_map(row, Grid((9, 8)))
+    x = torch.randn(1, 3, 9, 8, dtype=F64)
+    y = (row(x) - row(torch.zeros_like(x))).flatten(2).mT[0]
+    torch.testing.assert_close(A @ x.flatten(2).mT[0], y, rtol=1e-10, atol=1e-10)
+    assert gconv.analysis.adjoint_gap(A) < 1e-10
+    with pytest.raises(OutsideFamily, match="ReLU has no LinearMap"):
+        as_linear_map(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()), Grid((3,)))
+    with pytest.raises(OutsideFamily, match="nothing to map"):
+        as_linear_map(nn.Sequential(nn.Identity()), Grid((3,)))

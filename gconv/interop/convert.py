@@ -49,7 +49,7 @@ def convert(model: Model) -> Model:
     True
     >>> print(twin.report())
     2 of 3 layers run through gconv.
-    0: Conv2d -> conv2d(3, 8, (3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    0: Conv2d -> conv2d(3, 8, 3, padding=1)
     1: ReLU left alone
         an activation, not linear
     2: AvgPool2d -> avg_pool2d(2, stride=2)

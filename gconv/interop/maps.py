@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from gconv.domains import Grid
+from gconv.domains import Grid, read_graph
 from gconv.interop.peer import LeftAlone, Unweighted, with_ones
 from gconv.interop.peers import base_class, describe
-from gconv.linear import LinearMap
+from gconv.linear import Map
 from gconv.module import GConv
-from gconv.spec import NotLinear, OutsideFamily
+from gconv.spec import NotLinear, OutsideFamily, Structure
 
 
-def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> LinearMap:
+def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Map:
     """A layer of torch.nn, PyG or gconv on a domain, as the linear map that it is; its bias is left out.
 
     Equation: A @ x = layer(x) - layer(0), A = sum_k W_k^T (x) S_k.
@@ -27,6 +28,8 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Li
         domain: a Grid for what works on images, otherwise a Graph, edge_index, PyG Data, ... with the edge weights or
             attributes that the layer would be called with.
         x: (n, i) the signal at which adaptive structure (attention) is frozen.
+
+    `nn.Sequential` is the composition of its layers, `A_k @ ... @ A_1`; Identity, and Dropout in eval, are left out.
 
     Shapes: A maps signals (*b, n, i) to (*b, m, o), sites before channels also on grids.
 
@@ -45,6 +48,8 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Li
         return module.at(domain, x)
     if not isinstance(module, nn.Module):
         raise TypeError(f"as_linear_map takes a layer, but a {type(module).__name__} was given.")
+    if type(module) is nn.Sequential and len(module):
+        return _composed([part for part in module if not _passes(part)], domain, x)
     name = base_class(module).__name__
     try:
         peer, spec = describe(module)
@@ -62,3 +67,31 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Li
     assert A.W is not None
     i = A.i - 1  # without the channel of ones, which holds biases
     return replace(A, mixing=replace(A.mixing, i=i), W=A.W[..., :i, :], i=i)  # type: ignore[type-var]
+
+
+def _passes(part: nn.Module) -> bool:
+    return isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and not part.training)
+
+
+def _structure(part: nn.Module) -> Structure:
+    try:
+        return part.spec.structure if isinstance(part, GConv) else describe(part)[1].structure
+    except LeftAlone as reason:
+        raise OutsideFamily(f"{base_class(part).__name__} has no LinearMap: {reason}.") from None
+
+
+def _composed(parts: list[nn.Module], domain: Any, x: Tensor | None) -> Map:
+    """The maps of layers in a row, each on the domain that the one before leads to."""
+    place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
+    A: Map | None = None
+    for part in parts:
+        at = x
+        if x is None and A is not None and _structure(part).kind != "adaptive":  # says how many channels pass
+            at = torch.zeros(place.size, A.o, dtype=A.dtype, device=A.device)
+        step = as_linear_map(part, place, at)
+        place = _structure(part).target(place)
+        x = None if x is None else step @ x
+        A = step if A is None else step @ A
+    if A is None:
+        raise OutsideFamily("A Sequential without layers that do something has no LinearMap: there is nothing to map.")
+    return A

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gconv.domains import Graph
-from gconv.linear import LinearMap
+from gconv.linear import Map
 from gconv.module import GConv
 from gconv.plan import Plan
 from gconv.spec import OperatorSpec
@@ -95,6 +95,7 @@ class Converted:
     peer: Peer
 
     _cached_graph: Graph | None = None  # of PyG's layers that keep their first graph
+    _last_graph: Graph | None = None  # the graph of the call before, where it is put together from several tensors
     _changed: bool = False  # whether an attribute was set, so that the spec must be made again
 
     @property
@@ -102,7 +103,7 @@ class Converted:
         """The operator that the layer runs as."""
         return self.gconv.spec
 
-    def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
+    def at(self, domain: Any, x: Tensor | None = None) -> Map:
         """The layer on a domain as a `LinearMap`; see `gconv.as_linear_map`."""
         from gconv.interop.maps import as_linear_map
 
@@ -122,8 +123,9 @@ class Converted:
         super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced = super().__reduce_ex__(protocol)
-        return (_blank, (type(self).__mro__[2],), *reduced[2:])
+        reduced: Any = super().__reduce_ex__(protocol)
+        state = {key: value for key, value in reduced[2].items() if key != "_last_graph"}
+        return (_blank, (type(self).__mro__[2],), state, *reduced[3:])
 
 
 def _blank(cls: type) -> Any:

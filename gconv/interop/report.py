@@ -45,7 +45,7 @@ class Report:
     >>> from gconv.interop import convert
     >>> report = convert(nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU())).report()
     >>> report["0"].spec, report["1"].notes
-    (conv1d(2, 3, (3,), stride=(1,), padding=(0,), dilation=(1,)), ('an activation, not linear',))
+    (conv1d(2, 3, 3), ('an activation, not linear',))
     """
 
     entries: tuple[Entry, ...]

@@ -113,6 +113,24 @@ def on_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) 
     return run(layer, x, kept_graph(layer, x, edge_index, **edges))
 
 
+def same_graph(layer: Any, graph: Graph) -> Graph:
+    """The graph of the call before, if this one is no other: what was derived from it need not be again."""
+    last = layer._last_graph
+    if graph.edge_weight is not None and graph.edge_weight.requires_grad:
+        return graph
+    tensors = [(getattr(g, name) for name in ("edge_index", "edge_weight", "edge_type")) for g in (last, graph) if g]
+    if last is not None and last.size == graph.size and all(map(_equal, *tensors)):
+        return last
+    layer._last_graph = graph
+    return graph
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
 def weighted(layer: Any, x: Any, edge_index: Any, edge_weight: Tensor | None = None, size: Any = None) -> Tensor | None:
     """layer(x, edge_index, edge_weight)."""
     if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index) or size is not None:

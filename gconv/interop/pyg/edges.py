@@ -24,6 +24,7 @@ from gconv.interop.pyg.common import (
     matrices,
     one_kind,
     ordinary,
+    same_graph,
     sizes,
     unweighted,
     usual,
@@ -86,7 +87,8 @@ def signed_call(layer: Any, x: Any, pos_edge_index: Any, neg_edge_index: Any) ->
         return None
     sizes = torch.tensor([pos_edge_index.shape[1], neg_edge_index.shape[1]], device=x.device)
     kind = torch.arange(2, device=x.device).repeat_interleave(sizes)
-    return run(layer, x, torch.cat([pos_edge_index, neg_edge_index], 1), edge_type=kind)
+    graph = Graph(torch.cat([pos_edge_index, neg_edge_index], 1), x.shape[-2], edge_type=kind)
+    return run(layer, x, same_graph(layer, graph))
 
 
 def mf_affine(layer: Any) -> bool:
@@ -125,7 +127,8 @@ def hypergraph_call(
 ) -> Tensor | None:
     if not usual(layer, x, hyperedge_index) or (hyperedge_weight is not None and hyperedge_weight.dtype != x.dtype):
         return None
-    return run(layer, x, Graph.from_hyperedge_index(hyperedge_index, len(x), hyperedge_weight))
+    graph = Graph.from_hyperedge_index(hyperedge_index, len(x), hyperedge_weight)
+    return run(layer, x, same_graph(layer, graph))
 
 
 def gmm_spec(layer: Any) -> OperatorSpec:
