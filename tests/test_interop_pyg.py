@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import strategies as st
 from oracles.common import graphs
 from torch import nn
+from torch.nn.utils import parametrizations, prune, weight_norm
 from torch_geometric import nn as pyg
 from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import conv
@@ -498,6 +500,54 @@ def test_explainers_and_hooks_into_messages_see_pyg(signal):
     torch.testing.assert_close(other(signal, g.edge_index), layer(signal, g.edge_index))
 
 
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def test_parts_with_hooks_or_of_another_kind_see_pyg(signal):
+    """gconv reads the weights of parts; where these do not say all, PyG runs."""
+    g = messy()
+    hooked = pyg.GCNConv(3, 2).double()
+    hooked.lin.register_forward_hook(lambda module, args, out: out + 1)
+    assert "a hook sits on its part 'lin'" in reason(hooked)
+    exchanged = pyg.SAGEConv(3, 2).double()
+    exchanged.lin_r = Doubled(3, 2, bias=False).double()
+    assert "its part 'lin_r' is a Doubled" in reason(exchanged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        for change in (
+            lambda m: m.lin.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
+            lambda m: weight_norm(m.lin),
+            lambda m: prune.l1_unstructured(m.lin, "weight", 2),
+            lambda m: setattr(m, "lin", Doubled(3, 2, bias=False).double()),
+            lambda m: m._modules.update(lin=Doubled(3, 2, bias=False).double()),
+        ):
+            layer = pyg.GCNConv(3, 2).double()
+            twin = convert(layer)
+            for each in (layer, twin):
+                torch.manual_seed(0)
+                change(each)
+            torch.testing.assert_close(twin(signal, g.edge_index), layer(signal, g.edge_index))
+            torch.testing.assert_close(convert(layer)(signal, g.edge_index), layer(signal, g.edge_index))
+    normed = pyg.GCNConv(3, 2).double()
+    parametrizations.weight_norm(normed.lin)
+    compare(normed, g, WEIGHT)  # a parametrised weight is read as it is computed
+
+
+def test_layers_inside_that_change_later_are_heeded(signal):
+    g, layer = messy(), pyg.DirGNNConv(pyg.GCNConv(3, 2)).double()
+    twin = convert(layer)
+    for each in (layer, twin):
+        each.conv_in.add_self_loops = True
+    torch.testing.assert_close(twin(signal, g.edge_index), layer(signal, g.edge_index))
+    layer = pyg.NNConv(3, 2, edge_net(6)).double()
+    twin = convert(layer)
+    for each in (layer, twin):
+        each.nn[1] = nn.Tanh()
+    torch.testing.assert_close(twin(signal, g.edge_index, g.edge_attr), layer(signal, g.edge_index, g.edge_attr))
+
+
 def test_lambda_max_in_the_call(signal):
     layer, g = pyg.ChebConv(3, 2, 3, normalization=None).double(), messy()
     twin = convert(layer)
@@ -616,6 +666,12 @@ def test_models_of_pyg(build, signal):
     assert str(twin.report())
     if "PNA" not in type(model).__name__:
         assert twin.report().converted
+
+
+def test_compiled_models_run_pyg(signal):
+    model, g = pyg.GCN(3, 4, 2, 2).double().eval(), messy()
+    compiled = torch.compile(convert(model), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(signal, g.edge_index), model(signal, g.edge_index))
 
 
 # -- linear maps ---------------------------------------------------------------------------------------------------

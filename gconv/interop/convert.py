@@ -30,7 +30,8 @@ def convert(model: Model) -> Model:
     Traps: the parameters of the copy are new tensors with the same values: make optimisers after converting. Shared
     layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. A call that a
     description does not cover (sparse adjacencies, pairs of node features, attention weights asked for, explainers)
-    goes to the peer's own forward.
+    goes to the peer's own forward; under torch.compile PyG's layers always do. Edge weights that make a degree
+    negative are refused in words, where PyG returns NaN.
 
     Args:
         model: any module, or a single layer. It is not changed.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gconv.domains import Graph
@@ -151,24 +152,30 @@ def run(
 
 def with_ones(x: Tensor) -> Tensor:
     """x with a last channel of ones."""
-    import torch
-
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
 
 
 @lru_cache(None)
 def convertible(cls: type) -> type:
     """The class of converted layers that derives from a peer's class."""
-    from gconv.interop.peers import find
+    from gconv.interop.peers import find, is_pyg, obstacle
 
     peer = find(cls)
     original = cls.forward  # type: ignore[attr-defined]
+    on_graphs = any(map(is_pyg, cls.__mro__))
 
     @wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if on_graphs and torch.compiler.is_compiling():  # what is derived from a graph depends on its edges
+            return original(self, *args, **kwargs)
         if self._changed:
             renew(self)
-        y = peer.call(self, *args, **kwargs) if self.gconv is not None else None
+        y = None
+        if self.gconv is not None and obstacle(self, peer.inner) is None:
+            try:
+                y = peer.call(self, *args, **kwargs)
+            except LeftAlone:  # a part was exchanged
+                y = None
         return original(self, *args, **kwargs) if y is None else y
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -85,10 +87,43 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
         raise LeftAlone(str(error).rstrip(".")) from None
     except ValueError as error:
         raise LeftAlone(f"gconv has no such operator: {str(error).rstrip('.')}") from None
+    reason = obstacle(layer, peer.inner)
+    if reason:
+        raise LeftAlone(reason)
     replaced = {"forward", "message", "aggregate", "update", "propagate"} & set(vars(layer))
     if replaced:
         raise LeftAlone(f"{' and '.join(sorted(replaced))} of this very layer was replaced")
     return peer, spec
+
+
+READ = {"Linear", "ModuleList", "Sequential", "Identity", "GCNConv", "SAGEConv"}  # parts whose weights peers read
+NOT_READ = {"gconv", "aggr_module", "parametrizations"}
+
+
+@lru_cache(None)
+def _readable(cls: type) -> bool:
+    """Whether a part is what its name says, so that its weights tell what it computes."""
+    if issubclass(cls, Converted) or cls.__name__ == f"Parametrized{cls.__mro__[1].__name__}":
+        return _readable(cls.__mro__[2 if issubclass(cls, Converted) else 1])
+    library = cls.__module__.split(".")[:2]
+    return library in (["torch", "nn"], [PYG, "nn"]) and (
+        cls.__name__ in READ or cls.__module__ == "torch.nn.modules.activation"
+    )
+
+
+def obstacle(layer: nn.Module, inner: tuple[str, ...] = ()) -> str | None:
+    """Why the weights of a layer's parts do not say what they compute: hooks, or other modules in their place."""
+    for key, part in layer._modules.items():
+        if part is None or key in inner or key in NOT_READ:
+            continue
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"a hook sits on its part {key!r}, which gconv reads but does not call"
+        if not _readable(type(part)):  # type: ignore[arg-type]
+            return f"its part {key!r} is a {type(part).__name__}, whose weights gconv cannot read"
+        deeper = obstacle(part)
+        if deeper:
+            return deeper
+    return None
 
 
 KINDS = {

@@ -29,6 +29,7 @@ from gconv.interop.pyg.common import (
     matrices,
     maximum,
     nothing,
+    observed,
     one_kind,
     ordinary,
     per_edge,
@@ -166,20 +167,30 @@ def wl_spec(layer: Any) -> OperatorSpec:
 
 
 def dir_spec(layer: Any) -> OperatorSpec:
-    kinds = {base_class(conv).__name__ for conv in (layer.conv_in, layer.conv_out)}
-    for conv in (layer.conv_in, layer.conv_out):
+    convs = (layer.conv_in, layer.conv_out)
+    kinds = {base_class(conv).__name__ for conv in convs}
+    for conv in convs:
         ordinary(conv, (*SUM, *MEAN))
         one_kind(conv)
-    if kinds == {"GCNConv"} and layer.conv_in.normalize and not layer.conv_in.cached:
+        if observed(conv):
+            raise LeftAlone("someone looks into the messages of the layers inside")
+    if kinds == {"GCNConv"} and all(c.normalize and not c.cached and not c.add_self_loops for c in convs):
         aggr, lin = "gcn", layer.conv_in.lin
-    elif kinds == {"SAGEConv"} and not (layer.conv_in.project or layer.conv_in.normalize):
+    elif (
+        kinds == {"SAGEConv"}
+        and layer.conv_in.aggr == layer.conv_out.aggr
+        and not any(c.project or c.normalize or c.root_weight for c in convs)
+    ):
         aggr, lin = AGGR[layer.conv_in.aggr], layer.conv_in.lin_l
     else:
-        raise LeftAlone(f"gconv knows DirGNNConv around a plain GCNConv or SAGEConv, not around {kinds}")
-    if getattr(layer.conv_in, "root_weight", False):
-        raise LeftAlone("the layers inside read the node itself, too")
-    root = layer.root_weight
-    return operators.directed(*sizes(lin), aggr, layer.alpha, root, bias=dir_weights(layer)["bias"] is not None)
+        raise LeftAlone(f"gconv knows it around a plain GCNConv or SAGEConv, not around {' and '.join(sorted(kinds))}")
+    bias = dir_weights(layer)["bias"] is not None
+    return operators.directed(*sizes(lin), aggr, layer.alpha, layer.root_weight, bias=bias)
+
+
+def dir_call(layer: Any, x: Any, edge_index: Any) -> Tensor | None:
+    """The layers inside may have been changed, which the layer around them does not see."""
+    return unweighted(layer, x, edge_index) if dir_spec(layer) == layer.spec else None
 
 
 def dir_weights(layer: Any) -> Weights:
@@ -247,7 +258,7 @@ PEERS: dict[str, Peer] = {
     ),
     "WLConvContinuous": Peer(wl_spec, nothing, weighted, listed("the mean divides by the weights")),
     "DirGNNConv": Peer(
-        dir_spec, dir_weights, unweighted, listed("no self-loops are added, and no edge weights are read")
+        dir_spec, dir_weights, dir_call, listed("no self-loops are added, and no edge weights are read")
     ),
     "GCN2Conv": Peer(gcn2_spec, gcn2_weights, two_signals, lambda m: [TWO_SIGNALS] + [CACHED] * m.cached),
 }
