@@ -95,7 +95,10 @@ CASES = {
     ),
     "LEConv": (WEIGHT, [lambda i, o: pyg.LEConv(i, o), lambda i, o: pyg.LEConv(i, o, bias=False)]),
     "TAGConv": (WEIGHT, [lambda i, o: pyg.TAGConv(i, o), lambda i, o: pyg.TAGConv(i, o, 0, bias=False)]),
-    "SGConv": (WEIGHT, [lambda i, o: pyg.SGConv(i, o, 2), lambda i, o: pyg.SGConv(i, o, bias=False)]),
+    "SGConv": (
+        WEIGHT,
+        [lambda i, o: pyg.SGConv(i, o, 2), lambda i, o: pyg.SGConv(i, o, 3, add_self_loops=False, bias=False)],
+    ),
     "SSGConv": (WEIGHT, [lambda i, o: pyg.SSGConv(i, o, 0.3, 3)]),
     "APPNP": (WEIGHT, [lambda i, o: pyg.APPNP(3, 0.2), lambda i, o: pyg.APPNP(2, 0.1, cached=True)]),
     "LGConv": (WEIGHT, [lambda i, o: pyg.LGConv(), lambda i, o: pyg.LGConv(normalize=False)]),
@@ -535,6 +538,20 @@ def test_parts_with_hooks_or_of_another_kind_see_pyg(signal):
     compare(normed, g, WEIGHT)  # a parametrised weight is read as it is computed
 
 
+@pytest.mark.parametrize(
+    "build",
+    [lambda: pyg.GCNConv(3, 2, improved=True), lambda: pyg.GATConv(3, 2), lambda: pyg.DirGNNConv(pyg.GCNConv(3, 2))],
+)
+def test_a_weight_that_is_computed_is_computed_once_a_call(build, signal):
+    """Spectral norm in training takes a step of its power iteration each time that the weight is read."""
+    layer, g = build().double(), messy()
+    parametrizations.spectral_norm(getattr(layer, "conv_in", layer).lin)
+    twin = convert(layer)
+    assert isinstance(twin, Converted)
+    for _ in range(3):
+        torch.testing.assert_close(twin(signal, g.edge_index), layer(signal, g.edge_index))
+
+
 def test_layers_inside_that_change_later_are_heeded(signal):
     g, layer = messy(), pyg.DirGNNConv(pyg.GCNConv(3, 2)).double()
     twin = convert(layer)
@@ -708,6 +725,24 @@ def test_linear_maps(layer, signal):
             p.data.zero_()
         A = as_linear_map(layer, given, signal)
         torch.testing.assert_close(A @ signal, layer(signal, g.edge_index), rtol=1e-10, atol=1e-10)
+
+
+def test_linear_maps_follow_what_a_call_would_do(signal):
+    g = messy()
+    improved = pyg.GCNConv(3, 2, improved=True, bias=False).double()  # without weights its loops weigh 1, as in PyG
+    for graph in (g, Graph(g.edge_index, g.size)):
+        A = as_linear_map(improved, graph)
+        torch.testing.assert_close(A @ signal, improved(signal, graph.edge_index, graph.edge_weight))
+    adj = adjacency(g)[0]
+    for layer in (pyg.DenseGCNConv(3, 2, True, False), pyg.DenseSAGEConv(3, 2, bias=False)):
+        A = as_linear_map(layer.double(), adj)
+        torch.testing.assert_close(A @ signal, layer(signal, adj)[0])
+    with pytest.raises(TypeError, match=r"dense adjacency \(n, n\)"):
+        as_linear_map(pyg.DenseGCNConv(3, 2), g)
+    signed = Graph(g.edge_index, g.size, edge_type=g.edge_type % 2)
+    layer = pyg.SignedConv(3, 2, True, bias=False).double()
+    A = as_linear_map(layer, signed)
+    torch.testing.assert_close(A @ signal, layer(signal, *(g.edge_index[:, signed.edge_type == k] for k in (0, 1))))
 
 
 def test_what_has_no_linear_map_says_why(signal):

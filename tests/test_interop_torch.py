@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 
 import gconv
 from gconv import GConv, Grid, NotLinear, OutsideFamily
-from gconv.interop import as_linear_map, convert, restore
+from gconv.interop import as_linear_map, convert, preview, restore
 from gconv.interop.peer import Converted
 
 F64 = torch.float64
@@ -338,6 +338,10 @@ def test_a_model_with_a_report_of_its_own():
 
     twin = convert(Reporting(nn.Conv1d(1, 1, 1)))
     assert twin.report() == "mine" and isinstance(twin[0], Converted)
+    holder = nn.Sequential(nn.Conv1d(1, 1, 1))
+    holder.report = "mine"
+    assert convert(holder).report == "mine" and preview(holder)["0"].converted
+    assert not isinstance(holder[0], Converted)
 
 
 # -- what torch hangs onto layers ----------------------------------------------------------------------------------
@@ -403,6 +407,11 @@ def test_arguments_that_change_later_are_heeded():
     pool = convert(nn.MaxPool2d(2))
     pool.return_indices = True
     assert len(pool(x)) == 2
+    with pytest.raises(OutsideFamily, match="changed since it was converted"):
+        _ = pool.spec
+    assert not convert(pool).report()[""].converted
+    pool.return_indices = False
+    assert pool.spec.name == "max_pool2d" and convert(pool).report()[""].converted
 
 
 # -- linear maps ---------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Convert models of torch.nn and PyG, and back.
 
 convert        a copy of a model whose layers run through gconv
+preview        its report beforehand
+restore        a converted model as it was
 as_linear_map  a layer of torch.nn or PyG as a LinearMap
 export         a GConv as a layer of torch.nn or PyG
 """
 
-from gconv.interop.convert import convert, restore
+from gconv.interop.convert import convert, preview, restore
 from gconv.interop.export import export
 from gconv.interop.maps import as_linear_map
 from gconv.interop.report import Entry, Report
 
-__all__ = ["Entry", "Report", "as_linear_map", "convert", "export", "restore"]
+__all__ = ["Entry", "Report", "as_linear_map", "convert", "export", "preview", "restore"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gconv.interop.peer import Converted, LeftAlone, Unweighted, convertible
+from gconv.interop.peer import Converted, LeftAlone, Unweighted, convertible, renew
 from gconv.interop.peers import OPAQUE, base_class, describe, is_layer
 from gconv.interop.report import Entry, Report
+from gconv.spec import OperatorSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,7 +26,7 @@ def convert(model: Model) -> Model:
     converted layer still is one of its own class, with the same parameters under the same names, so state_dicts,
     hooks, parametrizations and pruning go on working. Its `gconv` is the GConv that runs it, `spec` its operator,
     `at(domain)` its linear map, `plan(x, domain)` how it runs. `report()` of the copy says what became of each layer,
-    which conventions of the peer were kept, and what was left alone and why.
+    which conventions of the peer were kept, and what was left alone and why; `gconv.interop.preview` says it beforehand.
 
     Traps: the parameters of the copy are new tensors with the same values: make optimisers after converting. Shared
     layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. A call that a
@@ -60,15 +61,38 @@ def convert(model: Model) -> Model:
     # torch refuses to copy tensors that a hook computed (weight_norm, pruning); the hook will compute them again
     derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
     twin = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})
-    entries: list[Entry] = []
-    _walk(twin, "", {}, entries)
-    report = Report(tuple(entries))
-    if not hasattr(type(twin), "report"):
+    report, found = _survey(twin)
+    for layer, spec in found:
+        _swap(layer, spec)
+    if isinstance(getattr(twin, "report", report), Report):
         twin.report = report  # type: ignore[assignment]
     return twin
 
 
-def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: list[Entry]) -> None:
+def preview(model: nn.Module) -> Report:
+    """The report of `convert`, and nothing converted; also for models that have a `report` of their own.
+
+    >>> preview(nn.Sequential(nn.Linear(3, 2), nn.Tanh())).converted[0].spec
+    pointwise(3, 2, ndim=1)
+    """
+    return _survey(model)[0]
+
+
+def _survey(model: nn.Module) -> tuple[Report, list[tuple[nn.Module, OperatorSpec]]]:
+    """The report, and the layers to convert."""
+    entries: list[Entry] = []
+    found: list[tuple[nn.Module, OperatorSpec]] = []
+    _walk(model, "", {}, entries, found)
+    return Report(tuple(entries)), found
+
+
+def _walk(
+    module: nn.Module,
+    path: str,
+    seen: dict[nn.Module, str],
+    entries: list[Entry],
+    found: list[tuple[nn.Module, OperatorSpec]],
+) -> None:
     if module in seen:
         first = next((entry for entry in entries if entry.path == seen[module]), None)
         if first is not None:
@@ -79,7 +103,7 @@ def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: lis
     inside = [key for key, child in module._modules.items() if child is not None and key != "aggr_module"]
     try:
         peer, spec = describe(module)
-        _swap(module, spec)
+        found.append((module, spec))
         entries.append(Entry(path, name, spec, tuple(peer.notes(module))))
         inside = [key for key in peer.inner if isinstance(getattr(module, key), nn.Module)]
     except LeftAlone as reason:
@@ -87,12 +111,13 @@ def _walk(module: nn.Module, path: str, seen: dict[nn.Module, str], entries: lis
             entries.append(Entry(path, name, None, (str(reason),)))
         inside = [] if name in OPAQUE else inside
     for key in inside:
-        _walk(module.get_submodule(key), f"{path}.{key}" if path else key, seen, entries)
+        _walk(module.get_submodule(key), f"{path}.{key}" if path else key, seen, entries, found)
 
 
-def _swap(layer: nn.Module, spec: Any) -> None:
+def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
     """Give a layer the class that runs through gconv."""
     if isinstance(layer, Converted):
+        renew(layer)
         return
     cls = type(layer)
     if parametrize.is_parametrized(layer):  # torch made this class for this layer; conversion goes beneath it

@@ -26,7 +26,7 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Ma
     Args:
         module: a layer, converted or not.
         domain: a Grid for what works on images, otherwise a Graph, edge_index, PyG Data, ... with the edge weights or
-            attributes that the layer would be called with.
+            attributes that the layer would be called with; for PyG's dense layers the adjacency (n, n).
         x: (n, i) the signal at which adaptive structure (attention) is frozen.
 
     `nn.Sequential` is the composition of its layers, `A_k @ ... @ A_1`; Identity, and Dropout in eval, are left out.
@@ -58,8 +58,7 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Ma
     after = peer.after(module)
     if after:
         raise NotLinear(f"{name} is not linear: {after}.")
-    if peer.any_axes and isinstance(domain, Grid):
-        spec = peer.spec(module, domain.ndim)
+    spec, domain = peer.settle(module, spec, domain)
     layer = Unweighted(spec).eval().borrow(peer.weights(module))
     if not peer.affine(module):
         return layer.at(domain, x)

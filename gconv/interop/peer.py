@@ -21,7 +21,7 @@ from gconv.domains import Graph
 from gconv.linear import Map
 from gconv.module import GConv
 from gconv.plan import Plan
-from gconv.spec import OperatorSpec
+from gconv.spec import OperatorSpec, OutsideFamily
 
 Weights = dict[str, Tensor | None]
 
@@ -42,17 +42,17 @@ class Peer:
         affine: x gets a last channel of ones, so that a bias that is mixed like a channel needs no form of its own.
         inner: children that are layers of their own (an MLP after the convolution) and are converted as such.
         after: what follows the linear map, in words; such a layer has no LinearMap.
-        any_axes: it runs on grids of any number of axes, which `spec` takes as a second argument.
+        settle: the spec and the domain of a LinearMap, where they depend on each other.
     """
 
-    spec: Callable[..., OperatorSpec]
+    spec: Callable[[Any], OperatorSpec]
     weights: Callable[[Any], Weights]
     call: Callable[..., Tensor | None]
     notes: Callable[[Any], list[str]] = lambda layer: []
     affine: Callable[[Any], bool] = lambda layer: False
     inner: tuple[str, ...] = ()
     after: Callable[[Any], str | None] = lambda layer: None
-    any_axes: bool = False
+    settle: Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]] = lambda layer, spec, domain: (spec, domain)
 
 
 class Unweighted(GConv):
@@ -92,7 +92,7 @@ def unweighted(spec: OperatorSpec) -> Unweighted:
 class Converted:
     """What a converted layer is besides the class it always was; `gconv` is the GConv that runs it."""
 
-    gconv: Unweighted
+    gconv: Unweighted | None  # None where an argument that was changed later is not covered
     peer: Peer
 
     _cached_graph: Graph | None = None  # of PyG's layers that keep their first graph
@@ -102,7 +102,7 @@ class Converted:
     @property
     def spec(self) -> OperatorSpec:
         """The operator that the layer runs as."""
-        return self.gconv.spec
+        return self._engine().spec
 
     def at(self, domain: Any, x: Tensor | None = None) -> Map:
         """The layer on a domain as a `LinearMap`; see `gconv.as_linear_map`."""
@@ -113,7 +113,14 @@ class Converted:
 
     def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
         """How the layer will run, as `GConv.plan`; x and the domain as GConv takes them."""
-        return self.gconv.borrow(self.peer.weights(self)).plan(x, domain, lowering=lowering, **edges)
+        return self._engine().borrow(self.peer.weights(self)).plan(x, domain, lowering=lowering, **edges)
+
+    def _engine(self) -> Unweighted:
+        if self._changed:
+            renew(self)
+        if self.gconv is None:
+            raise OutsideFamily("This layer has been changed since it was converted, and runs without gconv now.")
+        return self.gconv
 
     def __setattr__(self, name: str, value: Any) -> None:
         """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""

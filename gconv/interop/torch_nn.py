@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -158,6 +159,11 @@ def mapped(layer: nn.Module) -> str:
     return next(cls.__name__ for cls in type(layer).__mro__ if cls in PEERS)
 
 
+def on_axes(spec: Callable[[Any, int], OperatorSpec]) -> Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]]:
+    """For layers that run on grids of any number of axes."""
+    return lambda layer, made, domain: (spec(layer, domain.ndim) if isinstance(domain, Grid) else made, domain)
+
+
 # -- rearranging ---------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +241,7 @@ def pad_spec(layer: Any) -> OperatorSpec:
     return operators.pad(flat[0] if same else pairs, mode, ndim=d)
 
 
-UPSAMPLE = Peer(upsample_spec, no_weights, upsample_call, any_axes=True)
+UPSAMPLE = Peer(upsample_spec, no_weights, upsample_call, settle=on_axes(upsample_spec))
 UNFOLD = Peer(
     lambda layer: operators.unfold(
         *(short(getattr(layer, n)) for n in ("kernel_size", "dilation", "padding", "stride"))
@@ -259,12 +265,19 @@ def linear_call(layer: Any, input: Tensor) -> Tensor | None:
     return y.t().unflatten(0, input.shape[:-1]) if input.ndim != 1 else y[:, 0]
 
 
+def linear_spec(layer: Any, axes: int = 1) -> OperatorSpec:
+    channels = [
+        getattr(layer, n) for n in ("in_features", "out_features", "in_channels", "out_channels") if hasattr(layer, n)
+    ]
+    return operators.pointwise(*channels, layer.bias is not None, ndim=axes)
+
+
 LINEAR = Peer(
-    lambda layer, axes=1: operators.pointwise(layer.in_features, layer.out_features, layer.bias is not None, ndim=axes),
+    linear_spec,
     lambda layer: {"weight": layer.weight.t().unsqueeze(0), "bias": layer.bias},
     linear_call,
     lambda layer: ["all axes but the last are sites"],
-    any_axes=True,
+    settle=on_axes(linear_spec),
 )
 
 

@@ -36,7 +36,7 @@ def gat_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     one_kind(layer, "apart")
     return operators.gat(
-        layer.lin.weight.shape[1],
+        sizes(layer.lin)[0],
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -117,7 +117,7 @@ def gatv2_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     one_kind(layer)
     return operators.gatv2(
-        layer.lin_l.weight.shape[1] + gatv2_affine(layer),
+        sizes(layer.lin_l)[0] + gatv2_affine(layer),
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -151,7 +151,7 @@ def gatv2_weights(layer: Any) -> Weights:
 def supergat_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     return operators.supergat(
-        layer.lin.weight.shape[1],
+        sizes(layer.lin)[0],
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -180,7 +180,7 @@ def transformer_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     one_kind(layer)
     return operators.transformer(
-        layer.lin_key.weight.shape[1] + transformer_affine(layer),
+        sizes(layer.lin_key)[0] + transformer_affine(layer),
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -218,7 +218,7 @@ def agnn_spec(layer: Any) -> OperatorSpec:
 
 def feast_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, MEAN)
-    i = layer.lin.weight.shape[1]
+    i = sizes(layer.lin)[0]
     return operators.feast(i, layer.out_channels, layer.heads, layer.add_self_loops, has_bias(layer))
 
 
@@ -241,7 +241,7 @@ def eg_spec(layer: Any) -> OperatorSpec:
     graph_cached(layer)
     if layer.aggregators != ["symnorm"]:
         raise LeftAlone(f"aggregators={layer.aggregators}: gconv converts 'symnorm' alone")
-    i = layer.bases_lin.weight.shape[1]
+    i = sizes(layer.bases_lin)[0]
     options = (("symnorm",), layer.num_heads, layer.num_bases, layer.add_self_loops, has_bias(layer))
     return operators.egc(i, layer.out_channels, *options)
 

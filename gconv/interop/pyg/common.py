@@ -31,8 +31,6 @@ def ordinary(layer: Any, aggr: tuple[str, ...] = SUM, node_dim: int = -2) -> Non
         raise LeftAlone(f"node_dim={layer.node_dim}: gconv's nodes are the axis before the channels")
     if layer.aggr not in aggr:
         raise LeftAlone(f"aggr={layer.aggr!r}, which is none of {', '.join(aggr)}")
-    if layer.aggr == "softmax" or getattr(layer.aggr_module, "learn", False):
-        raise LeftAlone("its aggregation is learned")
     if layer.decomposed_layers > 1:
         raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} cuts its channels into pieces")
 
@@ -166,8 +164,10 @@ def matrix(lin: Any) -> Tensor:
 
 
 def sizes(lin: Any) -> tuple[int, int]:
-    """Channels in and out of a linear layer; PyG's own numbers stay -1 where they were found lazily."""
-    return lin.weight.shape[1], lin.weight.shape[0]
+    """Channels in and out of a linear layer of torch or PyG, without a look at its weight, which may be computed."""
+    if isinstance(lin, nn.Linear):
+        return lin.in_features, lin.out_features
+    return lin.in_channels, lin.out_channels
 
 
 def blocks(lin: Any, heads: int, affine: bool = False) -> Tensor:

@@ -12,34 +12,53 @@ from torch import Tensor
 from gconv import operators
 from gconv.domains import Graph
 from gconv.interop.peer import Peer, Weights, run
-from gconv.interop.pyg.common import PLAIN, biased, blocks, has_bias, inner_bias, listed, matrices, nothing, sizes
+from gconv.interop.pyg.common import PLAIN, biased, blocks, has_bias, inner_bias, listed, nothing, sizes
 from gconv.interop.pyg.neighbours import GIN_NOTES
-from gconv.interop.torch_nn import linear_call
+from gconv.interop.torch_nn import LINEAR
 from gconv.spec import OperatorSpec
 
+Matrix = Callable[[Any, Tensor, bool], Tensor]  # of a layer, from its adjacencies (b, n, n), and whether to add loops
 DENSE = "the dense adjacency, its zeros left out, is read as a graph; one that needs a gradient stays PyG's"
 
 
-def dense(layer: Any, x: Any, adj: Any, make: Callable[[Tensor], Tensor], loops: bool = False) -> Tensor | None:
-    """A batch (b, n, n) as one graph of b parts, out_i = sum_j A[i, j] x_j; `make` says which A act.
+def as_graph(A: Tensor, loops: bool = False) -> Graph:
+    """A batch (b, n, n) as one graph of b parts, out_i = sum_j A[i, j] x_j; zeros are no edges.
 
-    Zeros are no edges, except those on the diagonal with `loops`.
+    With `loops`, zeros on the diagonal are edges, too.
     """
+    n, there = A.shape[-1], A != 0
+    if loops:
+        there = there | torch.eye(n, dtype=torch.bool, device=A.device)
+    part, i, j = there.nonzero().t()
+    return Graph(torch.stack([part * n + j, part * n + i]), len(A) * n, A[part, i, j])
+
+
+def dense(layer: Any, x: Any, adj: Any, matrix: Matrix, add_loop: bool = True, loops: bool = False) -> Tensor | None:
+    """layer(x, adj); `matrix` says which A acts."""
     if type(x) not in PLAIN or type(adj) is not Tensor or adj.dtype != x.dtype or adj.requires_grad:
         return None
     if x.ndim not in (2, 3) or adj.ndim not in (2, 3) or not x.shape[-2]:
         return None
     signals = x.unsqueeze(0) if x.ndim == 2 else x
-    matrices = make((adj.unsqueeze(0) if adj.ndim == 2 else adj).expand(len(signals), -1, -1))
-    if not len(signals) or matrices.shape[1:] != (signals.shape[1],) * 2:
-        return None
+    A = matrix(layer, (adj.unsqueeze(0) if adj.ndim == 2 else adj).expand(len(signals), -1, -1), add_loop)
     b, n = signals.shape[:2]
-    there = matrices != 0
-    if loops:
-        there = there | torch.eye(n, dtype=torch.bool, device=x.device)
-    part, i, j = there.nonzero().t()
-    graph = Graph(torch.stack([part * n + j, part * n + i]), b * n, matrices[part, i, j])
-    return run(layer, signals.flatten(0, 1), graph).unflatten(0, (b, n))
+    if not b or A.shape[1:] != (n, n):
+        return None
+    return run(layer, signals.flatten(0, 1), as_graph(A, loops)).unflatten(0, (b, n))
+
+
+def settled(matrix: Matrix) -> Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]]:
+    """The domain of a LinearMap, from an adjacency (n, n)."""
+
+    def settle(layer: Any, spec: OperatorSpec, domain: Any) -> tuple[OperatorSpec, Any]:
+        if not isinstance(domain, Tensor) or domain.ndim != 2 or not domain.is_floating_point():
+            raise TypeError(
+                f"The domain of a {type(layer).__name__} is a dense adjacency (n, n) of floating point numbers, "
+                f"not {domain if isinstance(domain, Graph) else type(domain).__name__}."
+            )
+        return spec, as_graph(matrix(layer, domain.unsqueeze(0), True))
+
+    return settle
 
 
 def masked(y: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -53,18 +72,34 @@ def looped(adj: Tensor, add_loop: bool, value: float = 1.0) -> Tensor:
     return torch.where(torch.eye(adj.shape[-1], dtype=torch.bool, device=adj.device), value, adj)
 
 
-def averaged(adj: Tensor) -> Tensor:
+def averaged(layer: Any, adj: Tensor, add_loop: bool) -> Tensor:
     """Rows divided by their sums where these exceed 1."""
     return adj / adj.sum(-1, keepdim=True).clamp(min=1)
 
 
-def dense_gcn(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
-    def make(A: Tensor) -> Tensor:
-        A = looped(A, add_loop, 2.0 if layer.improved else 1.0)
-        root = A.sum(-1).clamp(min=1).rsqrt()
-        return root.unsqueeze(-1) * A * root.unsqueeze(-2)
+def gcn_matrix(layer: Any, adj: Tensor, add_loop: bool) -> Tensor:
+    A = looped(adj, add_loop, 2.0 if layer.improved else 1.0)
+    root = A.sum(-1).clamp(min=1).rsqrt()
+    return root.unsqueeze(-1) * A * root.unsqueeze(-2)
 
-    return masked(dense(layer, x, adj, make), mask)
+
+def graph_matrix(layer: Any, adj: Tensor, add_loop: bool) -> Tensor:
+    if layer.aggr == "max":
+        return (adj.mT != 0).to(adj.dtype)
+    return averaged(layer, adj, add_loop) if layer.aggr == "mean" else adj
+
+
+def gin_matrix(layer: Any, adj: Tensor, add_loop: bool) -> Tensor:
+    own = torch.eye(adj.shape[-1], dtype=adj.dtype, device=adj.device)
+    return adj + (1 + layer.eps) * own if add_loop else adj
+
+
+def gat_matrix(layer: Any, adj: Tensor, add_loop: bool) -> Tensor:
+    return (looped(adj, add_loop) != 0).to(adj.dtype)
+
+
+def dense_gcn(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
+    return masked(dense(layer, x, adj, gcn_matrix, add_loop), mask)
 
 
 def dense_sage(layer: Any, x: Any, adj: Any, mask: Any = None) -> Tensor | None:
@@ -73,28 +108,23 @@ def dense_sage(layer: Any, x: Any, adj: Any, mask: Any = None) -> Tensor | None:
 
 
 def dense_graph(layer: Any, x: Any, adj: Any, mask: Any = None) -> Tensor | None:
-    make = {"add": lambda A: A, "mean": averaged, "max": lambda A: (A.mT != 0).to(A.dtype)}[layer.aggr]
-    return masked(dense(layer, x, adj, make), mask)
+    return masked(dense(layer, x, adj, graph_matrix), mask)
 
 
 def dense_gin(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
-    def make(A: Tensor) -> Tensor:
-        own = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        return A + (1 + layer.eps) * own if add_loop else A
-
-    y = dense(layer, x, adj, make, add_loop)
+    y = dense(layer, x, adj, gin_matrix, add_loop, loops=add_loop)
     return masked(y if y is None else layer.nn(y), mask)
 
 
 def dense_gat(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
     if isinstance(adj, Tensor) and not add_loop and not bool((adj != 0).any(-1).all()):
         return None  # a row without entries is 0 / 0 in PyG
-    return masked(dense(layer, x, adj, lambda A: (looped(A, add_loop) != 0).to(A.dtype)), mask)
+    return masked(dense(layer, x, adj, gat_matrix, add_loop), mask)
 
 
 def dense_gat_spec(layer: Any) -> OperatorSpec:
     return operators.gat(
-        layer.lin.weight.shape[1],
+        sizes(layer.lin)[0],
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -157,6 +187,7 @@ PEERS: dict[str, Peer] = {
         biased("lin"),
         dense_gcn,
         listed(DENSE, "degrees below 1 count as 1; existing loops are replaced"),
+        settle=settled(gcn_matrix),
     ),
     "DenseSAGEConv": Peer(
         lambda m: operators.graphconv(*sizes(m.lin_rel), bias=m.lin_root.bias is not None),
@@ -164,6 +195,7 @@ PEERS: dict[str, Peer] = {
         dense_sage,
         listed(DENSE, "the mean divides by the sum of the weights, or by 1 where that is larger"),
         after=lambda m: "with normalize=True each row is divided by its length" if m.normalize else None,
+        settle=settled(averaged),
     ),
     "DenseGraphConv": Peer(
         lambda m: operators.graphconv(
@@ -172,6 +204,7 @@ PEERS: dict[str, Peer] = {
         inner_bias("lin_rel", "lin_root"),
         dense_graph,
         lambda m: [DENSE] + ["the maximum reads the adjacency transposed, as PyG's code does"] * (m.aggr == "max"),
+        settle=settled(graph_matrix),
     ),
     "DenseGINConv": Peer(
         lambda m: operators.simple(),
@@ -180,14 +213,11 @@ PEERS: dict[str, Peer] = {
         listed(DENSE, GIN_NOTES[0]),
         inner=("nn",),
         after=lambda m: "its network `nn` follows the aggregation",
+        settle=settled(gin_matrix),
     ),
-    "DenseGATConv": Peer(dense_gat_spec, dense_gat_weights, dense_gat, listed(DENSE)),
+    "DenseGATConv": Peer(dense_gat_spec, dense_gat_weights, dense_gat, listed(DENSE), settle=settled(gat_matrix)),
     "MeanAggregation": pooled("mean"),
     "SumAggregation": pooled("sum"),
     "MaxAggregation": pooled("max"),
-    "Linear": Peer(
-        lambda m: operators.pointwise(*sizes(m), m.bias is not None, ndim=1),
-        lambda m: {"weight": matrices(m), "bias": m.bias},
-        linear_call,
-    ),
+    "Linear": LINEAR,
 }

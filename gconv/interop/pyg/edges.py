@@ -182,8 +182,9 @@ def nn_weights(layer: Any) -> Weights:
     W = last.weight.t().unflatten(1, cut)
     constant = W.new_zeros(1, *cut) if last.bias is None else last.bias.unflatten(0, cut).unsqueeze(0)
     root = [matrices(layer.lin)] if layer.root_weight else []
-    shift = first.weight.new_zeros(len(first.weight)) if first.bias is None else first.bias
-    return {"weight": torch.cat([W, constant, *root]), "w1": first.weight, "b1": shift, "bias": layer.bias}
+    w1 = first.weight
+    shift = w1.new_zeros(len(w1)) if first.bias is None else first.bias
+    return {"weight": torch.cat([W, constant, *root]), "w1": w1, "b1": shift, "bias": layer.bias}
 
 
 def pdn_spec(layer: Any) -> OperatorSpec:

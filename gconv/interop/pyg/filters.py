@@ -64,8 +64,8 @@ def tag_spec(layer: Any) -> OperatorSpec:
 def sg_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
     never_cached(layer)
-    if not layer.add_self_loops:
-        raise LeftAlone("add_self_loops=False: gconv's sgc always adds them")
+    if not layer.add_self_loops:  # mixhop's power K alone
+        return operators.mixhop(*sizes(layer.lin), (layer.K,), False, layer.lin.bias is not None)
     return operators.sgc(*sizes(layer.lin), layer.K, layer.lin.bias is not None)
 
 

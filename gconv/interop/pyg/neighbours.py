@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv import operators
+from gconv.domains import read_graph
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
 from gconv.interop.peers import base_class
 from gconv.interop.pyg.common import (
@@ -58,6 +59,11 @@ def gcn_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Te
         return None
     graph = kept_graph(layer, x, edge_index, edge_weight=edge_weight)
     return run(layer, x, graph, gcn_spec(layer, False) if graph.edge_weight is None else None)
+
+
+def gcn_settle(layer: Any, spec: OperatorSpec, domain: Any) -> tuple[OperatorSpec, Any]:
+    graph = read_graph(domain, -1)
+    return gcn_spec(layer, False) if graph.edge_weight is None else spec, domain
 
 
 def gcn_notes(layer: Any) -> list[str]:
@@ -184,7 +190,11 @@ def dir_spec(layer: Any) -> OperatorSpec:
         aggr, lin = AGGR[layer.conv_in.aggr], layer.conv_in.lin_l
     else:
         raise LeftAlone(f"gconv knows it around a plain GCNConv or SAGEConv, not around {' and '.join(sorted(kinds))}")
-    bias = dir_weights(layer)["bias"] is not None
+    parts = (
+        *((conv.lin_l if kinds == {"SAGEConv"} else conv) for conv in convs),
+        *([layer.lin] if layer.root_weight else []),
+    )
+    bias = any(part.bias is not None for part in parts)
     return operators.directed(*sizes(lin), aggr, layer.alpha, layer.root_weight, bias=bias)
 
 
@@ -234,7 +244,7 @@ def two_signals(layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any 
 
 
 PEERS: dict[str, Peer] = {
-    "GCNConv": Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes),
+    "GCNConv": Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes, settle=gcn_settle),
     "SAGEConv": Peer(sage_spec, sage_weights, sage_call, sage_notes, after=sage_after),
     "GraphConv": Peer(graphconv_spec, inner_bias("lin_rel", "lin_root"), weighted, mean_notes),
     "SimpleConv": Peer(simple_spec, nothing, weighted, mean_notes),
