@@ -26,7 +26,7 @@ def convert(model: Model) -> Model:
     converted layer still is one of its own class, with the same parameters under the same names, so state_dicts,
     hooks, parametrizations and pruning go on working. Its `gconv` is the GConv that runs it, `spec` its operator,
     `at(domain)` its linear map, `plan(x, domain)` how it runs. `report()` of the copy says what became of each layer,
-    which conventions of the peer were kept, and what was left alone and why; `gconv.interop.preview` says it beforehand.
+    which conventions of the peer were kept, and what was left alone and why; `gconv.interop.preview` asks beforehand.
 
     Traps: the parameters of the copy are new tensors with the same values: make optimisers after converting. Shared
     layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. A call that a
