@@ -278,6 +278,11 @@ class Graph:
         return self.edge_index.device
 
     @property
+    def learned(self) -> bool:
+        """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
+        return any(t is not None and t.requires_grad for t in (self.edge_weight, self.edge_attr, self.pos))
+
+    @property
     def source(self) -> Tensor:
         return self.edge_index[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,12 @@ from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, evaluate, plan
+from gconv.plan import Plan, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
 _GRID_BASES: dict[Hashable, Basis] = {}
 _GRID_TARGETS: dict[Hashable, Domain] = {}
-KEPT = 64  # shapes of images whose way a layer remembers
+KEPT = 64  # shapes of signals whose way a layer remembers
 
 
 def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
@@ -29,9 +30,7 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
         return structure.basis(domain, theta, x)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Graph):
-        if any(
-            given is not None and given.requires_grad for given in (domain.edge_weight, domain.edge_attr, domain.pos)
-        ):
+        if domain.learned:
             return structure.basis(domain, theta, x)
         return domain.memo(key, lambda: structure.basis(domain, theta, x))
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
@@ -96,9 +95,9 @@ class GConv(nn.Module):
         if not isinstance(spec, OperatorSpec):
             raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
         self.spec = spec
-        self._images: dict[
-            Hashable, tuple[Basis, Run]
-        ] = {}  # shape of images -> S and a lowering that takes them as they are
+        # for images, and on each graph: shape of x -> S and the lowering that was chosen
+        self._images: dict[Hashable, tuple[Basis, Run]] = {}
+        self._graphs: WeakKeyDictionary[Graph, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
@@ -126,10 +125,12 @@ class GConv(nn.Module):
         lowering: str | None = None,
     ) -> Tensor:
         self._check_signal(x)
-        bare = domain is edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
-        key = (x.shape, x.dtype, x.device, lowering) if bare else None
-        if key in self._images:  # decided before
-            S, run = self._images[key]
+        bare = edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
+        ways = self._ways(domain) if bare else None
+        grad = torch.is_grad_enabled() and x.requires_grad
+        key = (x.shape, x.dtype, x.device, lowering, grad)
+        if ways is not None and key in ways:  # decided before
+            S, run = ways[key]
             return run(S, *plain(self.spec.mixing, self.weight), x, spread_bias(self.spec.mixing, self.bias))
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
@@ -138,19 +139,30 @@ class GConv(nn.Module):
             each = torch.stack([self(one, place, lowering=lowering) for one in some])
             return each[: len(signals)].unflatten(0, x.shape[:-2])
         S = self._basis(place, signal)
-        if isinstance(place, Grid) and x.ndim == place.ndim + 2 and self.spec.structure.kind == "fixed":
-            mixing, W = plain(self.spec.mixing, self.weight)
-            images = plan(S, mixing, signal, lowering).chosen.images
-            if images is not None:
-                if key is not None:
-                    if len(self._images) >= KEPT:
-                        self._images.clear()
-                    self._images[key] = S, images
-                return images(S, mixing, W, x, spread_bias(self.spec.mixing, self.bias))
+        mixing, W = plain(self.spec.mixing, self.weight)
         bias = spread_bias(self.spec.mixing, self.bias)
-        y = evaluate(S, *plain(self.spec.mixing, self.weight), signal, bias, lowering)
+        chosen = plan(S, mixing, signal, lowering).chosen
+        on_images = isinstance(place, Grid) and x.ndim == place.ndim + 2 and chosen.images is not None
+        run = chosen.images if on_images and chosen.images is not None else chosen.run
+        if ways is not None and (on_images or place is domain):
+            if len(ways) >= KEPT:
+                ways.clear()
+            ways[key] = S, run
+        y = run(S, mixing, W, x if on_images else signal, bias)
         target = leads_to(self.spec.structure, place)
-        return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) else y
+        return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) and not on_images else y
+
+    def _ways(self, domain: Any) -> dict[Hashable, tuple[Basis, Run]] | None:
+        """What was decided for calls on this domain, by the shape of x; None where S changes from call to call."""
+        if self.spec.structure.kind != "fixed":
+            return None
+        if domain is None:
+            return self._images
+        if type(domain) is not Graph or domain.learned:
+            return None
+        if domain not in self._graphs:
+            self._graphs[domain] = {}
+        return self._graphs[domain]
 
     def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
         """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected."""
@@ -287,7 +299,13 @@ class GConv(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_images": {}}
+        state = dict(super().__getstate__())
+        del state["_images"], state["_graphs"]  # what was decided is decided again
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._images, self._graphs = {}, WeakKeyDictionary()
 
     def extra_repr(self) -> str:
         return repr(self.spec)

@@ -149,11 +149,15 @@ class Taps:
 
     def expand(self, x: Tensor) -> Tensor:
         y = self._product("expand", x)
+        if self.shape[0] == 1:
+            return y.unsqueeze(-3)
         return y.unflatten(-2, (self.shape[1], self.shape[0])).movedim(-2, -3)
 
     def contract(self, z: Tensor) -> Tensor:
         if not self.linear:
             return self.each(z).sum(-3)
+        if self.shape[0] == 1:
+            return self._product("contract", z.squeeze(-3))
         return self._product("contract", z.movedim(-3, -2).flatten(-3, -2))
 
     def each(self, z: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import native
-from gconv.kernels.sparse import CSR, STRUCTURE, library, rows_of, spmm_torch
+from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.sparse import CSR, rows_of, spmm_torch
 
 
 def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, transposed: bool = False) -> Tensor:
@@ -38,12 +39,12 @@ def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, tran
     >>> heads_spmm(csr, torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[1.0]], [[10.0]]])).flatten()
     tensor([31., 42.])
     """
-    return torch.ops.gconv.heads_spmm(values, x, together, transposed, *csr.tensors)
+    return HEADS_SPMM(csr.tensors, values, x, together, transposed)
 
 
 def heads_sddmm(csr: CSR, a: Tensor, b: Tensor, heads: int) -> Tensor:
     """(e, heads) in row order: v_eh = sum over batch and channels of a[..., i, h, :] b[..., j, h, :]."""
-    return torch.ops.gconv.heads_sddmm(a, b, heads, *csr.tensors)
+    return HEADS_SDDMM(csr.tensors, a, b, heads)
 
 
 def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
@@ -53,17 +54,17 @@ def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
     >>> row_softmax(csr, torch.tensor([[0.0], [0.0], [5.0]])).flatten()
     tensor([0.5000, 0.5000, 1.0000])
     """
-    return torch.ops.gconv.row_softmax(logits, *csr.tensors)
+    return ROW_SOFTMAX(csr.tensors, logits)
 
 
 def ends(csr: CSR, row: Tensor, col: Tensor) -> Tensor:
     """(e, heads) what the row and the column of each entry carry, added; row (m, heads), col (n, heads)."""
-    return torch.ops.gconv.ends(row, col, *csr.tensors)
+    return ENDS(csr.tensors, row, col)
 
 
 def row_sums(csr: CSR, values: Tensor, transposed: bool = False) -> Tensor:
     """(m, heads) the sums of values (e, heads) over the entries of each row; of each column if transposed."""
-    return torch.ops.gconv.row_sums(values, transposed, *csr.tensors)
+    return ROW_SUMS(csr.tensors, values, transposed)
 
 
 # -- in torch ------------------------------------------------------------------------------------------------------
@@ -138,8 +139,8 @@ def _fits(what: str, have: int, want: int) -> None:
 
 def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _turned(transposed, structure)
-    _fits("values", len(values), len(col))
-    _fits("sites in", x.shape[-3], len(structure[0] if transposed else structure[2]) - 1)
+    _fits("values", values.shape[0], col.shape[0])
+    _fits("sites in", x.shape[-3], (structure[0] if transposed else structure[2]).shape[0] - 1)
     if x.shape[-2] not in (1, values.shape[1]):
         raise ValueError(f"There are {values.shape[1]} heads of values, but {x.shape[-2]} of signals.")
     if _compiled(structure, values, x):
@@ -149,8 +150,8 @@ def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool,
 
 def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
     crow, col, crow_t = structure[:3]
-    _fits("sites out", a.shape[-3], len(crow) - 1)
-    _fits("sites in", b.shape[-3], len(crow_t) - 1)
+    _fits("sites out", a.shape[-3], crow.shape[0] - 1)
+    _fits("sites in", b.shape[-3], crow_t.shape[0] - 1)
     if not {a.shape[-2], b.shape[-2]} <= {1, heads}:
         raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
     if _compiled(structure, a, b):
@@ -160,159 +161,173 @@ def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Te
 
 def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    _fits("logits", len(logits), len(col))
+    _fits("logits", logits.shape[0], col.shape[0])
     if _carried(structure, logits):
-        return native.edges(native.SOFTMAX, crow, col, None, logits, None, (len(col), logits.shape[1]))
+        return native.edges(native.SOFTMAX, crow, col, None, logits, None, (col.shape[0], logits.shape[1]))
     return _row_softmax_torch(logits, *structure)
 
 
 def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    _fits("numbers", len(a), len(col))
-    _fits("gradients", len(g), len(col))
+    _fits("numbers", a.shape[0], col.shape[0])
+    _fits("gradients", g.shape[0], col.shape[0])
     if _carried(structure, a, g):
-        return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, (len(col), a.shape[1]))
+        return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, (col.shape[0], a.shape[1]))
     return _softmax_back_torch(a, g, *structure)
 
 
 def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     crow, at, crow_t = structure[:3]
-    _fits("rows", len(row), len(crow) - 1)
-    _fits("columns", len(col), len(crow_t) - 1)
+    _fits("rows", row.shape[0], crow.shape[0] - 1)
+    _fits("columns", col.shape[0], crow_t.shape[0] - 1)
     if _carried(structure, row, col):
-        return native.edges(native.ENDS, crow, at, None, row, col, (len(at), row.shape[1]))
+        return native.edges(native.ENDS, crow, at, None, row, col, (at.shape[0], row.shape[1]))
     return _ends_torch(row, col, *structure)
 
 
 def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _turned(transposed, structure)
-    _fits("numbers", len(values), len(col))
+    _fits("numbers", values.shape[0], col.shape[0])
     if _carried(structure, values):
-        return native.edges(native.SUMS, crow, col, order, values, None, (len(crow) - 1, values.shape[1]))
+        return native.edges(native.SUMS, crow, col, order, values, None, (crow.shape[0] - 1, values.shape[1]))
     return _row_sums_torch(values, transposed, *structure)
 
 
 # -- as operators of torch -----------------------------------------------------------------------------------------
 
-OPERATORS = {
-    "heads_spmm": ("Tensor values, Tensor x, bool together, bool transposed", _heads_spmm_torch, _heads_spmm_cpu),
-    "heads_sddmm": ("Tensor a, Tensor b, int heads", _heads_sddmm_torch, _heads_sddmm_cpu),
-    "row_softmax": ("Tensor logits", _row_softmax_torch, _row_softmax_cpu),
-    "softmax_back": ("Tensor a, Tensor g", _softmax_back_torch, _softmax_back_cpu),
-    "ends": ("Tensor row, Tensor columns", _ends_torch, _ends_cpu),
-    "row_sums": ("Tensor values, bool transposed", _row_sums_torch, _row_sums_cpu),
-}
-for _name, (_arguments, _anywhere, _cpu) in OPERATORS.items():
-    library.define(f"{_name}({_arguments}, {STRUCTURE}) -> Tensor")
-    library.impl(_name, _anywhere, "CompositeExplicitAutograd")
-    library.impl(_name, _cpu, "CPU")
-_op = torch.ops.gconv
 
-
-@torch.library.register_fake("gconv::heads_spmm", lib=library)
-def _(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+def _heads_spmm_fake(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     m = structure[2 if transposed else 0].shape[0] - 1
     return x.new_empty((*x.shape[:-3], m, 1 if together else values.shape[1], x.shape[-1]))
 
 
-@torch.library.register_fake("gconv::heads_sddmm", lib=library)
-def _(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+def _heads_sddmm_fake(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
     return a.new_empty(structure[1].shape[0], heads)
 
 
-@torch.library.register_fake("gconv::row_softmax", lib=library)
-def _(logits: Tensor, *structure: Tensor) -> Tensor:
+def _row_softmax_fake(logits: Tensor, *structure: Tensor) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("gconv::softmax_back", lib=library)
-def _(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+def _softmax_back_fake(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     return torch.empty_like(a, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("gconv::ends", lib=library)
-def _(row: Tensor, columns: Tensor, *structure: Tensor) -> Tensor:
+def _ends_fake(row: Tensor, columns: Tensor, *structure: Tensor) -> Tensor:
     return row.new_empty(structure[1].shape[0], row.shape[1])
 
 
-@torch.library.register_fake("gconv::row_sums", lib=library)
-def _(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+def _row_sums_fake(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     return values.new_empty(structure[2 if transposed else 0].shape[0] - 1, values.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *front, a, b, c, d, e, f = inputs
-    ctx.front = [value for value in front if not isinstance(value, Tensor)]
-    ctx.save_for_backward(*[value for value in front if isinstance(value, Tensor)], a, b, c, d, e, f)
+def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    ctx.options = [value for value in arguments if not isinstance(value, Tensor)]
+    return [value for value in arguments if isinstance(value, Tensor)]
 
 
-def _keep_output(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(output, *inputs[-6:])
+def _keep_output(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    return [output]
 
 
-def _keep_structure(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.front = [value for value in inputs[:-6] if not isinstance(value, Tensor)]
-    ctx.save_for_backward(*inputs[-6:])
+def _keep_options(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    ctx.options = [value for value in arguments if not isinstance(value, Tensor)]
+    return []
 
 
-def _heads_spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    values, x, *structure = ctx.saved_tensors
-    _, transposed = ctx.front
+Gradients = tuple[Tensor | None, ...]
+
+
+def _heads_spmm_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> Gradients:
+    values, x = saved
+    _, transposed = ctx.options
     dvalues = dx = None
     if ctx.needs_input_grad[0]:
         pair = (x, dy) if transposed else (dy, x)  # (of the rows, of the columns)
-        dvalues = _op.heads_sddmm(*pair, values.shape[1], *structure).to(values.dtype)
+        dvalues = HEADS_SDDMM(structure, *pair, values.shape[1]).to(values.dtype)
     if ctx.needs_input_grad[1]:
-        dx = _op.heads_spmm(values, dy, x.shape[-2] == 1, not transposed, *structure)
-    return (dvalues, dx, *[None] * 8)
+        dx = HEADS_SPMM(structure, values, dy, x.shape[-2] == 1, not transposed)
+    return dvalues, dx, None, None
 
 
-def _heads_sddmm_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    a, b, *structure = ctx.saved_tensors
-    da = db = None
-    if ctx.needs_input_grad[0]:
-        da = _op.heads_spmm(g, b, a.shape[-2] == 1, False, *structure)
-    if ctx.needs_input_grad[1]:
-        db = _op.heads_spmm(g, a, b.shape[-2] == 1, True, *structure)
-    return (da, db, *[None] * 7)
+def _heads_sddmm_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
+    a, b = saved
+    da = HEADS_SPMM(structure, g, b, a.shape[-2] == 1, False) if ctx.needs_input_grad[0] else None
+    db = HEADS_SPMM(structure, g, a, b.shape[-2] == 1, True) if ctx.needs_input_grad[1] else None
+    return da, db, None
 
 
-def _row_softmax_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    a, *structure = ctx.saved_tensors
-    return (_op.softmax_back(a, g, *structure), *[None] * 6)
+def _row_softmax_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
+    return (SOFTMAX_BACK(structure, saved[0], g),)
 
 
-def _softmax_back_backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+def _softmax_back_backward(ctx: Any, saved: Any, structure: Structure, u: Tensor) -> Gradients:
     """Of a (g - s) with s the row sums of a g."""
-    a, g, *structure = ctx.saved_tensors
+    a, g = saved
     da = dg = None
     if ctx.needs_input_grad[0]:
         row = rows_of(structure[0], structure[1])
-        da = u * (g - _op.row_sums(a * g, False, *structure)[row]) - g * _op.row_sums(a * u, False, *structure)[row]
+        da = u * (g - ROW_SUMS(structure, a * g, False)[row]) - g * ROW_SUMS(structure, a * u, False)[row]
     if ctx.needs_input_grad[1]:
-        dg = _op.softmax_back(a, u, *structure)
-    return (da, dg, *[None] * 6)
+        dg = SOFTMAX_BACK(structure, a, u)
+    return da, dg
 
 
-def _ends_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    structure = ctx.saved_tensors
-    drow = _op.row_sums(g, False, *structure) if ctx.needs_input_grad[0] else None
-    dcol = _op.row_sums(g, True, *structure) if ctx.needs_input_grad[1] else None
-    return (drow, dcol, *[None] * 6)
+def _ends_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
+    drow = ROW_SUMS(structure, g, False) if ctx.needs_input_grad[0] else None
+    dcol = ROW_SUMS(structure, g, True) if ctx.needs_input_grad[1] else None
+    return drow, dcol
 
 
-def _row_sums_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    structure, (transposed,) = ctx.saved_tensors, ctx.front
+def _row_sums_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
+    (transposed,) = ctx.options
     at = structure[1].long() if transposed else rows_of(structure[0], structure[1])
-    return (g.index_select(0, at), *[None] * 7)
+    return g.index_select(0, at), None
 
 
-for _name, _backward, _setup in (
-    ("heads_spmm", _heads_spmm_backward, _keep),
-    ("heads_sddmm", _heads_sddmm_backward, _keep),
-    ("row_softmax", _row_softmax_backward, _keep_output),
-    ("softmax_back", _softmax_back_backward, _keep),
-    ("ends", _ends_backward, _keep_structure),
-    ("row_sums", _row_sums_backward, _keep_structure),
-):
-    torch.library.register_autograd(f"gconv::{_name}", _backward, setup_context=_setup, lib=library)
+HEADS_SPMM = Kernel(
+    "heads_spmm",
+    "Tensor values, Tensor x, bool together, bool transposed",
+    _heads_spmm_torch,
+    _heads_spmm_cpu,
+    _heads_spmm_fake,
+    _keep,
+    _heads_spmm_backward,
+)
+HEADS_SDDMM = Kernel(
+    "heads_sddmm",
+    "Tensor a, Tensor b, int heads",
+    _heads_sddmm_torch,
+    _heads_sddmm_cpu,
+    _heads_sddmm_fake,
+    _keep,
+    _heads_sddmm_backward,
+)
+ROW_SOFTMAX = Kernel(
+    "row_softmax",
+    "Tensor logits",
+    _row_softmax_torch,
+    _row_softmax_cpu,
+    _row_softmax_fake,
+    _keep_output,
+    _row_softmax_backward,
+)
+SOFTMAX_BACK = Kernel(
+    "softmax_back",
+    "Tensor a, Tensor g",
+    _softmax_back_torch,
+    _softmax_back_cpu,
+    _softmax_back_fake,
+    _keep,
+    _softmax_back_backward,
+)
+ENDS = Kernel("ends", "Tensor row, Tensor columns", _ends_torch, _ends_cpu, _ends_fake, _keep_options, _ends_backward)
+ROW_SUMS = Kernel(
+    "row_sums",
+    "Tensor values, bool transposed",
+    _row_sums_torch,
+    _row_sums_cpu,
+    _row_sums_fake,
+    _keep_options,
+    _row_sums_backward,
+)

@@ -60,19 +60,30 @@ LIBRARY = load()
 LEVEL: int = LIBRARY.gconv_level() if LIBRARY is not None else -1
 
 
-def serves(*tensors: Tensor) -> bool:
+def serves(a: Tensor, b: Tensor | None = None) -> bool:
     """Whether the kernels take these tensors: floating point of a known type, on the CPU."""
-    return LIBRARY is not None and all(t.device.type == "cpu" and t.dtype in TYPES for t in tensors)
+    if LIBRARY is None or a.dtype not in TYPES or not a.is_cpu:
+        return False
+    return b is None or (b.dtype in TYPES and b.is_cpu)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(*b, n, c) -> (b, n, c) with channels side by side, a view where possible."""
-    flat = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
-    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+def _rows(x: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
+    """(*b, n, c) with channels side by side, a view where possible; the number of signals, strides of batch and row."""
+    if x.ndim > 3:
+        x = x.flatten(0, -3)
+    if x.stride(-1) != 1 and x.shape[-1] != 1:
+        x = x.contiguous()
+    return (x, 1, (0, x.stride(0))) if x.ndim == 2 else (x, x.shape[0], x.stride()[:2])
 
 
 def _threads(work: int) -> int:
     return 1 if work < SERIAL else torch.get_num_threads()  # never a fixed number: forked workers run with one
+
+
+def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in the type that goes with signals of this dtype, without gaps."""
+    wanted = torch.float32 if dtype == torch.bfloat16 else dtype
+    return (values if values.dtype == wanted else values.to(wanted)).contiguous()
 
 
 def _pointer(t: Tensor | None) -> int | None:
@@ -94,23 +105,22 @@ def spmm(
     int32 indices; values in x's type (float32 beside bfloat16). `out` (b, m, c) is written into, channels side by side.
     """
     assert LIBRARY is not None
-    m, signals = len(crow) - 1, _rows(x)
-    b, _, c = signals.shape
-    y = torch.empty(b, m, c, dtype=x.dtype) if out is None else out
-    values = values.to(torch.float32 if x.dtype == torch.bfloat16 else x.dtype).contiguous()
-    p = Product(crow.data_ptr(), col.data_ptr(), None, values.data_ptr(), signals.data_ptr())
-    p.y, p.y_batch, p.y_row = y.data_ptr(), y.stride(0), y.stride(1)
-    p.x_batch, p.x_row = signals.stride(0), signals.stride(1)
-    p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, 1, 1, 1
-    p.alpha, p.beta, p.gamma = factors
-    if z is not None:
-        z = _rows(z)
-        p.z, p.z_batch, p.z_row = z.data_ptr(), z.stride(0), z.stride(1)
-    if w is not None:
-        w = _rows(w)
-        p.w, p.w_batch, p.w_row = w.data_ptr(), w.stride(0), w.stride(1)
-    LIBRARY.gconv_spmm(p, TYPES[x.dtype], LEVEL, _threads(len(col) * b * c))
-    return y.view(*x.shape[:-2], m, c) if out is None else out
+    m, c, dtype = crow.shape[0] - 1, x.shape[-1], x.dtype
+    signals, b, x_strides = _rows(x)
+    y = torch.empty((*x.shape[:-2], m, c), dtype=dtype) if out is None else out
+    values = _held(values, dtype)
+    x_pointer, y_strides, none = signals.data_ptr(), (m * c, c) if out is None else out.stride()[:2], (0, 0)
+    z, _, z_strides = (None, 1, none) if z is None else _rows(z)
+    w, _, w_strides = (None, 1, none) if w is None else _rows(w)
+    p = Product(
+        *(crow.data_ptr(), col.data_ptr(), None, values.data_ptr()),
+        *(x_pointer, _pointer(z), _pointer(w), y.data_ptr()),
+        *(m, b, c, 1, 1, 1),
+        *(*x_strides, 0, *y_strides, 0, *z_strides, 0, *w_strides),
+        *factors,
+    )
+    LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, _threads(col.shape[0] * b * c))
+    return y
 
 
 def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
@@ -131,17 +141,17 @@ def _head_stride(x: Tensor) -> int:
 def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, x: Tensor, together: bool) -> Tensor:
     """S_h x_h, (*b, n, g, c) -> (*b, m, heads, c), g the heads or 1; `together`: their sum, (*b, m, 1, c)."""
     assert LIBRARY is not None
-    m, signals, heads = len(crow) - 1, _head_rows(x), values.shape[1]
+    m, signals, heads = crow.shape[0] - 1, _head_rows(x), values.shape[1]
     b, _, _, c = signals.shape
     outer, inner = (1, heads) if together else (heads, 1)
     y = torch.empty(b, m, outer, c, dtype=x.dtype)
-    values = values.to(torch.float32 if x.dtype == torch.bfloat16 else x.dtype).contiguous()
+    values = _held(values, x.dtype)
     p = Product(crow.data_ptr(), col.data_ptr(), _pointer(order), values.data_ptr(), signals.data_ptr())
     p.y, p.y_batch, p.y_row, p.y_head = y.data_ptr(), y.stride(0), y.stride(1), c
     p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
     p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
     p.alpha = 1.0
-    LIBRARY.gconv_spmm(p, TYPES[x.dtype], LEVEL, _threads(len(col) * b * c * heads))
+    LIBRARY.gconv_spmm(p, TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c * heads))
     return y.view(*x.shape[:-3], m, outer, c)
 
 
@@ -149,13 +159,13 @@ def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int) -> 
     """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 beside bfloat16."""
     assert LIBRARY is not None
     left, right = _head_rows(a), _head_rows(x.to(a.dtype))
-    out = torch.empty(len(col), heads, dtype=torch.float32 if a.dtype == torch.bfloat16 else a.dtype)
+    out = torch.empty(col.shape[0], heads, dtype=torch.float32 if a.dtype == torch.bfloat16 else a.dtype)
     p = Product(crow.data_ptr(), col.data_ptr(), None, None, right.data_ptr(), left.data_ptr())
-    p.y, p.rows, p.heads = out.data_ptr(), len(crow) - 1, heads
+    p.y, p.rows, p.heads = out.data_ptr(), crow.shape[0] - 1, heads
     p.x_batch, p.x_row, p.x_head = right.stride(0), right.stride(1), _head_stride(right)
     p.z_batch, p.z_row, p.z_head = left.stride(0), left.stride(1), _head_stride(left)
     p.batch, p.channels = left.shape[0], left.shape[-1]
-    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, _threads(len(col) * left.shape[0] * left.shape[-1] * heads))
+    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, _threads(col.shape[0] * left.shape[0] * left.shape[-1] * heads))
     return out
 
 
@@ -167,6 +177,6 @@ def edges(
     a, b = a.contiguous(), None if b is None else b.contiguous()
     y = torch.empty(shape, dtype=a.dtype)
     p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
-    p.rows, p.heads = len(crow) - 1, shape[1]
-    LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * len(col) * shape[1]))
+    p.rows, p.heads = crow.shape[0] - 1, shape[1]
+    LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * col.shape[0] * shape[1]))
     return y

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import native
-from gconv.kernels.sparse import CSR, STRUCTURE, library, spmm_torch
+from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.sparse import CSR, spmm_torch, turned
 
 Rows = Sequence[tuple[float, float, float]]
 
@@ -30,12 +31,12 @@ def terms(csr: CSR, values: Tensor, x: Tensor, rows: Rows, values_t: Tensor | No
         x: (*b, n, c).
         rows: K - 1 rows (alpha, beta, gamma).
     """
-    return torch.ops.gconv.terms(values, x, values_t, _flat(rows), *csr.tensors)
+    return TERMS(csr.tensors, values, x, values_t, _flat(rows))
 
 
 def clenshaw(csr: CSR, values: Tensor, z: Tensor, rows: Rows, values_t: Tensor | None = None) -> Tensor:
     """sum_k p_k(S) z_k, (*b, n, K, c) -> (*b, n, c)."""
-    return torch.ops.gconv.clenshaw(values, z, values_t, _flat(rows), *csr.tensors)
+    return CLENSHAW(csr.tensors, values, z, values_t, _flat(rows))
 
 
 def filtered(
@@ -47,7 +48,7 @@ def filtered(
     >>> filtered(csr, torch.ones(2), torch.tensor([[1.0], [5.0]]), ((1.0, 0.0, 0.0),), (10.0, 1.0)).flatten()
     tensor([15., 51.])
     """
-    return torch.ops.gconv.filtered(values, x, values_t, _flat(rows), list(coefficients), *csr.tensors)
+    return FILTERED(csr.tensors, values, x, values_t, _flat(rows), list(coefficients))
 
 
 def _flat(rows: Rows) -> list[float]:
@@ -132,60 +133,70 @@ def _filtered(
     return _sum(Step(values, x, structure), [signals] * len(coefficients), coefficients, rows).view(x.shape)
 
 
-for _name, _arguments, _body in (
-    ("terms", "Tensor values, Tensor x, Tensor? values_t, float[] rows", _terms),
-    ("clenshaw", "Tensor values, Tensor z, Tensor? values_t, float[] rows", _clenshaw),
-    ("filtered", "Tensor values, Tensor x, Tensor? values_t, float[] rows, float[] coefficients", _filtered),
-):
-    library.define(f"{_name}({_arguments}, {STRUCTURE}) -> Tensor")
-    library.impl(_name, _body, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("gconv::terms", lib=library)
-def _(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
+def _terms_fake(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], len(rows) // 3 + 1, x.shape[-1]))
 
 
-@torch.library.register_fake("gconv::clenshaw", lib=library)
-def _(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
+def _clenshaw_fake(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     return z.new_empty((*z.shape[:-2], z.shape[-1]))
 
 
-@torch.library.register_fake("gconv::filtered", lib=library)
-def _(values: Tensor, x: Tensor, values_t: Tensor | None, *rest: Any) -> Tensor:
+def _filtered_fake(values: Tensor, x: Tensor, values_t: Tensor | None, *rest: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    values, _, values_t, *scalars = inputs[: len(inputs) - 6]
-    ctx.scalars = scalars
-    ctx.save_for_backward(values, values_t, *inputs[-6:])
+def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    values, _, values_t, *ctx.options = arguments
+    return [values, values_t]
 
 
-def _turned(ctx: Any) -> tuple[Tensor, Tensor, list[Any], tuple[Tensor, ...]]:
-    """The transposed matrix: its values, those of S, what else the operator takes, its pattern."""
-    values, values_t, crow, col, crow_t, col_t, to_t, from_t = ctx.saved_tensors
+def _turned(ctx: Any, saved: Any, structure: Structure) -> tuple[Structure, Tensor, Tensor]:
+    """The transposed matrix: its pattern, its values, and those of S."""
     if ctx.needs_input_grad[0]:
         raise NotImplementedError("The values of a recurrence are fixed; learned ones run by single products.")
-    back = values[to_t] if values_t is None else values_t
-    return back, values, ctx.scalars, (crow_t, col_t, crow, col, from_t, to_t)
+    values, values_t = saved
+    return turned(structure), values[structure[4]] if values_t is None else values_t, values
 
 
-def _terms_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    back, values, scalars, structure = _turned(ctx)
-    return (None, torch.ops.gconv.clenshaw(back, dy, values, *scalars, *structure), *[None] * 8)
+def _terms_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
+    pattern, back, values = _turned(ctx, saved, structure)
+    return None, CLENSHAW(pattern, back, dy, values, *ctx.options), None, None
 
 
-def _clenshaw_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    back, values, scalars, structure = _turned(ctx)
-    return (None, torch.ops.gconv.terms(back, dy, values, *scalars, *structure), *[None] * 8)
+def _clenshaw_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
+    pattern, back, values = _turned(ctx, saved, structure)
+    return None, TERMS(pattern, back, dy, values, *ctx.options), None, None
 
 
-def _filtered_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    back, values, scalars, structure = _turned(ctx)
-    return (None, torch.ops.gconv.filtered(back, dy, values, *scalars, *structure), *[None] * 9)
+def _filtered_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
+    pattern, back, values = _turned(ctx, saved, structure)
+    return None, FILTERED(pattern, back, dy, values, *ctx.options), None, None, None
 
 
-torch.library.register_autograd("gconv::terms", _terms_backward, setup_context=_setup, lib=library)
-torch.library.register_autograd("gconv::clenshaw", _clenshaw_backward, setup_context=_setup, lib=library)
-torch.library.register_autograd("gconv::filtered", _filtered_backward, setup_context=_setup, lib=library)
+TERMS = Kernel(
+    "terms",
+    "Tensor values, Tensor x, Tensor? values_t, float[] rows",
+    _terms,
+    _terms,
+    _terms_fake,
+    _keep,
+    _terms_backward,
+)
+CLENSHAW = Kernel(
+    "clenshaw",
+    "Tensor values, Tensor z, Tensor? values_t, float[] rows",
+    _clenshaw,
+    _clenshaw,
+    _clenshaw_fake,
+    _keep,
+    _clenshaw_backward,
+)
+FILTERED = Kernel(
+    "filtered",
+    "Tensor values, Tensor x, Tensor? values_t, float[] rows, float[] coefficients",
+    _filtered,
+    _filtered,
+    _filtered_fake,
+    _keep,
+    _filtered_backward,
+)

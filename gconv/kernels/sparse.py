@@ -11,13 +11,14 @@ torch's CSR product runs, with the transpose built beforehand.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gconv.kernels import native
+from gconv.kernels.registry import Kernel, Saved, Structure
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 
@@ -37,6 +38,11 @@ class CSR:
     perm: Tensor | None
     to_t: Tensor
     from_t: Tensor
+    tensors: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        pattern = self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
+        object.__setattr__(self, "tensors", pattern)
 
     @classmethod
     def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
@@ -73,10 +79,6 @@ class CSR:
     def self_transposed(self) -> bool:
         return self.col is self.col_t
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
-
 
 def _pointers(row: Tensor, rows: int) -> Tensor:
     counts = torch.bincount(row, minlength=rows) if len(row) else row.new_zeros(rows)
@@ -100,12 +102,12 @@ def spmm(csr: CSR, values: Tensor, x: Tensor, values_t: Tensor | None = None) ->
     tensor([[21.],
             [30.]])
     """
-    return torch.ops.gconv.spmm(values, x, values_t, *csr.tensors)
+    return SPMM(csr.tensors, values, x, values_t)
 
 
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
     """(e,) in row order: v_e = sum over batch and channels of a[..., i, :] b[..., j, :] at the entries (i, j)."""
-    return torch.ops.gconv.sddmm(a, b, *csr.tensors)
+    return SDDMM(csr.tensors, a, b)
 
 
 def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
@@ -174,72 +176,67 @@ def _fits(what: str, have: int, want: int) -> None:
 
 
 def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    _fits("values", len(values), len(col))
-    _fits("sites in", x.shape[-2], len(rest[0]) - 1)
+    _fits("values", values.shape[0], col.shape[0])
+    _fits("sites in", x.shape[-2], rest[0].shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
         return native.spmm(crow, col, values, x)
     return spmm_torch(values, x, values_t, crow, col, *rest)
 
 
 def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    _fits("sites out", a.shape[-2], len(crow) - 1)
-    _fits("sites in", b.shape[-2], len(rest[0]) - 1)
+    _fits("sites out", a.shape[-2], crow.shape[0] - 1)
+    _fits("sites in", b.shape[-2], rest[0].shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(a, b):
         return native.sddmm(crow, col, a, b).to(a.dtype)
     return _sddmm_torch(a, b, crow, col, *rest)
 
 
 _announced = False
-STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
-library = torch.library.Library("gconv", "DEF")
-library.define(f"spmm(Tensor values, Tensor x, Tensor? values_t, {STRUCTURE}) -> Tensor")
-library.define(f"sddmm(Tensor a, Tensor b, {STRUCTURE}) -> Tensor")
-library.impl("spmm", spmm_torch, "CompositeExplicitAutograd")
-library.impl("sddmm", _sddmm_torch, "CompositeExplicitAutograd")
-library.impl("spmm", _spmm_cpu, "CPU")
-library.impl("sddmm", _sddmm_cpu, "CPU")
 
 
-@torch.library.register_fake("gconv::spmm", lib=library)
-def _(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, *rest: Tensor) -> Tensor:
+def _spmm_fake(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, *rest: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
 
 
-@torch.library.register_fake("gconv::sddmm", lib=library)
-def _(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
+def _sddmm_fake(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
     return a.new_empty(col.shape[0])
 
 
-def _spmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    values, x, values_t, *structure = inputs
-    x_kept = x if ctx.needs_input_grad[0] else None
-    ctx.save_for_backward(values, x_kept, values_t, *structure)
+def turned(structure: Structure) -> Structure:
+    """The pattern of the transpose."""
+    crow, col, crow_t, col_t, to_t, from_t = structure
+    return crow_t, col_t, crow, col, from_t, to_t
 
 
-def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    values, x, values_t, crow, col, crow_t, col_t, to_t, from_t = ctx.saved_tensors
+def _spmm_keep(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> Saved:
+    values, x, values_t = arguments
+    return [values, x if ctx.needs_input_grad[0] else None, values_t]
+
+
+def _spmm_backward(ctx: Any, saved: Saved, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, values_t = saved
+    assert values is not None
     dvalues = dx = None
     if ctx.needs_input_grad[0]:
-        dvalues = torch.ops.gconv.sddmm(dy, x, crow, col, crow_t, col_t, to_t, from_t).to(values.dtype)
+        dvalues = SDDMM(structure, dy, x).to(values.dtype)
     if ctx.needs_input_grad[1]:
-        back = values[to_t] if values_t is None else values_t
-        dx = torch.ops.gconv.spmm(back, dy, values, crow_t, col_t, crow, col, from_t, to_t)
-    return (dvalues, dx, *[None] * 7)
+        back = values[structure[4]] if values_t is None else values_t
+        dx = SPMM(turned(structure), back, dy, values)
+    return dvalues, dx, None
 
 
-def _sddmm_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _sddmm_keep(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> Saved:
+    return list(arguments)
 
 
-def _sddmm_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    a, b, crow, col, crow_t, col_t, to_t, from_t = ctx.saved_tensors
-    da = db = None
-    if ctx.needs_input_grad[0]:
-        da = torch.ops.gconv.spmm(g, b, None, crow, col, crow_t, col_t, to_t, from_t)
-    if ctx.needs_input_grad[1]:
-        db = torch.ops.gconv.spmm(g[to_t], a, None, crow_t, col_t, crow, col, from_t, to_t)
-    return (da, db, *[None] * 6)
+def _sddmm_backward(ctx: Any, saved: Saved, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
+    a, b = saved
+    da = SPMM(structure, g, b, None) if ctx.needs_input_grad[0] else None
+    db = SPMM(turned(structure), g[structure[4]], a, None) if ctx.needs_input_grad[1] else None
+    return da, db
 
 
-torch.library.register_autograd("gconv::spmm", _spmm_backward, setup_context=_spmm_setup, lib=library)
-torch.library.register_autograd("gconv::sddmm", _sddmm_backward, setup_context=_sddmm_setup, lib=library)
+SPMM = Kernel(
+    "spmm", "Tensor values, Tensor x, Tensor? values_t", spmm_torch, _spmm_cpu, _spmm_fake, _spmm_keep, _spmm_backward
+)
+SDDMM = Kernel("sddmm", "Tensor a, Tensor b", _sddmm_torch, _sddmm_cpu, _sddmm_fake, _sddmm_keep, _sddmm_backward)

@@ -50,14 +50,14 @@ class Dense:
         assert W is not None
         W = self._scaled(W)
         if self.taps == 1:
-            return E.squeeze(-3) @ W[0]
+            return E.squeeze(-3) @ W.squeeze(0)
         return E.movedim(-3, -2).flatten(-2) @ W.flatten(0, 1)
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
         W = self._scaled(W)
         if self.taps == 1:
-            return (X @ W[0]).unsqueeze(-3)
+            return (X @ W.squeeze(0)).unsqueeze(-3)
         wide = X @ W.movedim(0, 1).flatten(1)
         return wide.unflatten(-1, (self.taps, self.o)).movedim(-2, -3)
 

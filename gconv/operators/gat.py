@@ -54,9 +54,10 @@ class Attention:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        W = theta["weight"][: self.heads]  # (k, i, c); a . (W^T x) = x . (W a): no logit needs a transformed signal
-        source = x @ torch.einsum("kic,kc->ik", W, theta["att_src"])
-        target = x @ torch.einsum("kic,kc->ik", W, theta["att_dst"])
+        W = theta["weight"][: self.heads] if self.root else theta["weight"]
+        ends = torch.stack((theta["att_dst"], theta["att_src"]), -1)  # (k, c, 2)
+        # a . (W^T x) = x . (W a): no logit needs a transformed signal
+        target, source = (x @ (W @ ends).permute(1, 2, 0).flatten(1)).chunk(2, -1)
         logits = one.ends(target, source)
         if self.edge_dim is not None:
             u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gat")

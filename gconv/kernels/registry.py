@@ -1,0 +1,106 @@
+"""Kernel: one operator of torch, and a short way to it.
+
+Registered with torch.library, an operator is seen by torch.compile(fullgraph=True), by functorch and by opcheck. But
+torch's dispatcher, run from Python, costs more than the product itself on small graphs; an eager call of plain tensors
+therefore goes straight to the body, and to autograd only where a gradient is needed. Both ways share body and formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
+library = torch.library.Library("gconv", "DEF")
+
+
+Saved = Sequence[Tensor | None]
+Structure = tuple[Tensor, ...]  # crow, col, crow_t, col_t, to_t, from_t
+
+
+class _Recorded(torch.autograd.Function):
+    """A kernel's call that autograd remembers; pattern and kernel come last, so that inputs keep their places."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        *arguments, structure, kernel = inputs
+        output = kernel.body(structure)(*arguments, *structure)
+        ctx.kernel, ctx.structure = kernel, structure
+        ctx.save_for_backward(*kernel.keep(ctx, arguments, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (*ctx.kernel.backward(ctx, ctx.saved_tensors, ctx.structure, *gradients), None, None)
+
+
+class Kernel:
+    """An operator `gconv::name` over tensors, the last six of which are a pattern and its transpose.
+
+    Args:
+        name: of the operator.
+        arguments: its schema, without the pattern.
+        anywhere: its body in pure torch.
+        cpu: its body on the CPU, compiled where it can be.
+        fake: its output's shape and type.
+        keep: (ctx, arguments, output) -> the tensors that the derivative needs; what else it needs goes onto ctx.
+        backward: (ctx, saved, pattern, gradient) -> the gradient of each argument, by kernels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: str,
+        anywhere: Callable[..., Tensor],
+        cpu: Callable[..., Tensor],
+        fake: Callable[..., Tensor],
+        keep: Callable[[Any, Any, Tensor], Saved],
+        backward: Callable[..., tuple[Tensor | None, ...]],
+    ) -> None:
+        self.anywhere, self.cpu, self.keep, self.backward = anywhere, cpu, keep, backward
+        library.define(f"{name}({arguments}, {STRUCTURE}) -> Tensor")
+        library.impl(name, anywhere, "CompositeExplicitAutograd")
+        library.impl(name, cpu, "CPU")
+        torch.library.register_fake(f"gconv::{name}", fake, lib=library)
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ctx.save_for_backward(*keep(ctx, inputs[:-6], output), *inputs[-6:])
+
+        def derivative(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+            saved = ctx.saved_tensors
+            return (*backward(ctx, saved[:-6], saved[-6:], gradient), *[None] * 6)
+
+        torch.library.register_autograd(f"gconv::{name}", derivative, setup_context=setup, lib=library)
+        self.operator = getattr(torch.ops.gconv, name)
+
+    def __call__(self, structure: Structure, *arguments: Any) -> Tensor:
+        recorded = False
+        for argument in arguments:
+            kind = type(argument)
+            if kind is Tensor or kind is Parameter:
+                recorded = recorded or argument.requires_grad
+            elif isinstance(argument, Tensor):  # a subclass may want to see the operator
+                return self._dispatched(structure, arguments)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or _watched():
+            return self._dispatched(structure, arguments)
+        if recorded and torch.is_grad_enabled():
+            result: Tensor = _Recorded.apply(*arguments, structure, self)
+            return result
+        return self.body(structure)(*arguments, *structure)
+
+    def _dispatched(self, structure: Structure, arguments: tuple[Any, ...]) -> Tensor:
+        result: Tensor = self.operator(*arguments, *structure)
+        return result
+
+    def body(self, structure: Structure) -> Callable[..., Tensor]:
+        """The body for where the tensors are."""
+        return self.cpu if structure[0].is_cpu else self.anywhere
+
+
+def _watched() -> bool:
+    """Whether something sees all operators (a FLOP counter, fake tensors)."""
+    return torch._C._len_torch_dispatch_stack() > 0
