@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.lowering.base import Cost, Lowering, Problem, add_bias
-from gconv.mixing import Mixing
+from gconv.mixing import Dense, Mixing
 
 
 def _sparse_form(S: Basis, x: Tensor) -> Basis:
@@ -23,7 +23,16 @@ def _sparse_form(S: Basis, x: Tensor) -> Basis:
 
 
 def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    return add_bias(mixing.gather(_sparse_form(S, x).expand(x), W), bias)
+    if not isinstance(mixing, Dense):
+        return add_bias(mixing.gather(_sparse_form(S, x).expand(x), W), bias)
+    assert W is not None
+    if not isinstance(S, Stack):
+        return mixing.gather(_sparse_form(S, x).expand(x), W, bias)
+    y = bias  # part by part: nothing is laid side by side
+    for part, (own, W_part) in zip(S.parts, mixing.split(W, [part.shape[0] for part in S.parts]), strict=True):
+        y = own.gather(_sparse_form(part, x).expand(x), W_part, y)
+    assert y is not None
+    return y
 
 
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:

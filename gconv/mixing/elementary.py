@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,13 @@ from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, each
 from gconv.mixing.base import Mixing, check_channels, expect
+
+
+def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
+    """X W + add, in one pass where X is a matrix."""
+    if add is None:
+        return X @ W
+    return torch.addmm(add, X, W) if X.ndim == 2 else X @ W + add
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,17 @@ class Dense:
     def _scaled(self, W: Tensor) -> Tensor:
         return W if self.scale == 1.0 else W * self.scale
 
-    def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
+    def gather(self, E: Tensor, W: Tensor | None, add: Tensor | None = None) -> Tensor:
         assert W is not None
         W = self._scaled(W)
         if self.taps == 1:
-            return E.squeeze(-3) @ W.squeeze(0)
-        return E.movedim(-3, -2).flatten(-2) @ W.flatten(0, 1)
+            return plus_product(add, E.squeeze(-3), W.squeeze(0))
+        return plus_product(add, E.movedim(-3, -2).flatten(-2), W.flatten(0, 1))
+
+    def split(self, W: Tensor, sizes: Sequence[int]) -> list[tuple[Dense, Tensor]]:
+        """The same mixing for the first taps, the next ones and so on, whose sum it is."""
+        parts = W.split(list(sizes))
+        return [(Dense(k, self.i, self.o, self.scale), part) for k, part in zip(sizes, parts, strict=True)]
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
