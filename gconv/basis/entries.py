@@ -11,6 +11,7 @@ from gconv.basis.axes import Axes
 from gconv.basis.base import Basis, Identity, Product, Stack
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.polynomial import Polynomial
+from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Pattern, Taps
 
@@ -27,6 +28,11 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
     """
     if isinstance(S, Taps):
         return S
+    if isinstance(S, SharedTaps):
+        one = S.pattern.T if S.transposed else S.pattern
+        k, e = S.shape[0], len(one)
+        tap = torch.arange(k, device=one.row.device).repeat_interleave(e)
+        return Taps(Pattern(S.shape, tap, one.row.repeat(k), one.col.repeat(k)), S.values.mT.flatten())
     if isinstance(S, Shifts):
         return S.taps(dtype, device)
     if isinstance(S, Identity):
@@ -58,6 +64,8 @@ def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
         return replace(S, combine=S.combine[k : k + 1])
     if isinstance(S, Diagonal):
         return replace(S, g=S.g[k : k + 1])
+    if isinstance(S, SharedTaps):
+        return replace(S, values=S.values[:, k : k + 1])
     if isinstance(S, Product):
         right = S.right.shape[0]
         return Product(single(S.left, k // right, dtype, device), single(S.right, k % right, dtype, device))
