@@ -19,7 +19,7 @@ testing      the laws every operator obeys
 from gconv import analysis, blocks, interop, operators
 from gconv.domains import Graph, Grid, grid_graph
 from gconv.interop import as_linear_map, convert, export
-from gconv.kernels import backend
+from gconv.kernels import backend, constant
 from gconv.linear import LinearMap
 from gconv.module import GConv
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
@@ -39,6 +39,7 @@ __all__ = [
     "backend",
     "blocks",
     "cite",
+    "constant",
     "convert",
     "export",
     "grid_graph",

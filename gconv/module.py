@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gconv.basis import Basis, SharedTaps, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
+from gconv.kernels import known
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
@@ -128,7 +129,7 @@ class GConv(nn.Module):
         bare = edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
         ways = self._ways(domain) if bare else None
         grad = torch.is_grad_enabled() and x.requires_grad
-        key = (x.shape, x.dtype, x.device, lowering, grad)
+        key = (x.shape, x.dtype, x.device, lowering, grad, known(x) is None)
         if ways is not None and key in ways:  # decided before
             S, run = ways[key]
             return run(S, *plain(self.spec.mixing, self.weight), x, spread_bias(self.spec.mixing, self.bias))

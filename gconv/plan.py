@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.kernels import known
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
 from gconv.mixing import Dense, Mixing
@@ -80,12 +81,18 @@ def plan(S: Basis, mixing: Mixing, x: Tensor, lowering: str | None = None) -> Pl
     """
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
         return _make(S, mixing, x, lowering)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering)
+    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering, _constancy(x))
     if key not in _PLANS:
         if len(_PLANS) >= KEPT:
             _PLANS.clear()
         _PLANS[key] = _make(S, mixing, x, lowering)
     return _PLANS[key]
+
+
+def _constancy(x: Tensor) -> tuple[float, bool]:
+    """What a plan may know of a constant signal: the share of it that a product reads, and that it is constant."""
+    found = known(x)
+    return (1.0, False) if found is None else (1.0 if found.sparse is None else found.density, True)
 
 
 def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
@@ -95,7 +102,7 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
     b = 1
     for extent in x.shape[:-2]:
         b *= int(extent)
-    problem = Problem(b, i, o, x.element_size())
+    problem = Problem(b, i, o, x.element_size(), *_constancy(x))
     candidates, admitted = [], {}
     for option in LOWERINGS:
         reason = option.refuses(S, mixing)

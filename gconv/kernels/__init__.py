@@ -1,6 +1,7 @@
 """Sparse products as registered torch operators: compiled kernels for the CPU, and pure torch everywhere else."""
 
 from gconv.kernels import native
+from gconv.kernels.constants import constant, kept, known, product
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.sparse import CSR, sddmm, segment_max, spmm
@@ -9,10 +10,14 @@ __all__ = [
     "CSR",
     "backend",
     "clenshaw",
+    "constant",
     "ends",
     "filtered",
     "heads_sddmm",
     "heads_spmm",
+    "kept",
+    "known",
+    "product",
     "row_softmax",
     "row_sums",
     "sddmm",

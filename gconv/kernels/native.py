@@ -34,6 +34,7 @@ class Edges(ctypes.Structure):
 
 
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
+INTERFACE = 2  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it
 
 
@@ -44,8 +45,8 @@ def load() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))  # torch is loaded: both share one OpenMP
         except OSError:
             continue
-        if not hasattr(library, "gconv_edges"):  # built from an older csr.c
-            continue
+        if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
+            continue  # built from another csr.c
         for name in ("gconv_spmm", "gconv_sddmm"):
             function = getattr(library, name)
             function.argtypes = [ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_int]

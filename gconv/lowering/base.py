@@ -27,12 +27,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Problem:
-    """The sizes a cost depends on: b signals of i channels, o out, `item` bytes a number."""
+    """What a cost depends on: b signals of i channels, o out, `item` bytes a number.
+
+    Args:
+        density: share of x that a product X W has to read (below 1 where a constant x has a sparse form).
+        constant: whether S x is computed once and kept.
+    """
 
     b: int
     i: int
     o: int
     item: int
+    density: float = 1.0
+    constant: bool = False
 
 
 @dataclass(frozen=True)

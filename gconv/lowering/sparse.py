@@ -14,6 +14,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
+from gconv.kernels import kept
 from gconv.lowering.base import Cost, Lowering, Problem, add_bias
 from gconv.mixing import Dense, Mixing
 
@@ -22,15 +23,21 @@ def _sparse_form(S: Basis, x: Tensor) -> Basis:
     return S.taps(x.dtype, x.device) if isinstance(S, Shifts) else S
 
 
+def _expanded(S: Basis, x: Tensor) -> Tensor:
+    """All S_k x; of a constant signal computed once."""
+    S = _sparse_form(S, x)
+    return kept(S, x, S.expand) if S.nnz else S.expand(x)
+
+
 def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     if not isinstance(mixing, Dense):
-        return add_bias(mixing.gather(_sparse_form(S, x).expand(x), W), bias)
+        return add_bias(mixing.gather(_expanded(S, x), W), bias)
     assert W is not None
     if not isinstance(S, Stack):
-        return mixing.gather(_sparse_form(S, x).expand(x), W, bias)
+        return mixing.gather(_expanded(S, x), W, bias)
     y = bias  # part by part: nothing is laid side by side
     for part, (own, W_part) in zip(S.parts, mixing.split(W, [part.shape[0] for part in S.parts]), strict=True):
-        y = own.gather(_sparse_form(part, x).expand(x), W_part, y)
+        y = own.gather(_expanded(part, x), W_part, y)
     assert y is not None
     return y
 
@@ -66,18 +73,18 @@ def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
 def _gather(S: Basis, p: Problem, width: int) -> Cost:
     """A sparse product at `width` channels: it reads a row of x for each entry and writes a row for each site."""
     k, m, _ = S.shape
-    rows = S.nnz * width * p.b
+    rows = 0 if p.constant else S.nnz * width * p.b
     out = float(m) * k * width * p.b
     return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out)
 
 
 def _mix(S: Basis, mixing: Mixing, p: Problem, sites: int) -> Cost:
-    numbers = float(p.b) * sites * (p.i + p.o)
-    return Cost(float(mixing.flops(sites * p.b, p.i)), p.item * numbers, p.item * numbers)
+    numbers = float(p.b) * sites * (p.i * p.density + p.o)
+    return Cost(mixing.flops(sites * p.b, p.i) * p.density, p.item * numbers, p.item * numbers)
 
 
 def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    return _gather(S, p, p.i) + _mix(S, mixing, p, S.shape[1])
+    return _gather(S, p, p.i) + _mix(S, mixing, replace(p, density=1.0), S.shape[1])  # S x is not sparse
 
 
 def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:

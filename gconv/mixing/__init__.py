@@ -17,6 +17,7 @@
 Each mixing is a description without numbers; the weight travels beside it.
 """
 
+from gconv.kernels import product
 from gconv.mixing.averaged import AveragedHeads
 from gconv.mixing.base import Mixing, Parametrised, plain, spread_bias
 from gconv.mixing.blocks import Beside, Blocks
@@ -42,5 +43,6 @@ __all__ = [
     "Symmetric",
     "initial_weight",
     "plain",
+    "product",
     "spread_bias",
 ]

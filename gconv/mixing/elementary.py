@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, each
+from gconv.kernels import product
 from gconv.mixing.base import Mixing, check_channels, expect
 
 
@@ -70,8 +71,8 @@ class Dense:
         assert W is not None
         W = self._scaled(W)
         if self.taps == 1:
-            return (X @ W.squeeze(0)).unsqueeze(-3)
-        wide = X @ W.movedim(0, 1).flatten(1)
+            return product(X, W.squeeze(0)).unsqueeze(-3)
+        wide = product(X, W.movedim(0, 1).flatten(1))
         return wide.unflatten(-1, (self.taps, self.o)).movedim(-2, -3)
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ class Heads:
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        wide = X @ W.movedim(0, 1).flatten(1)
+        wide = product(X, W.movedim(0, 1).flatten(1))
         return wide.unflatten(-1, (len(W), self.c)).movedim(-2, -3)
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
@@ -259,7 +260,7 @@ class Shared:
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        Z = X @ W
+        Z = product(X, W)
         return Z.unsqueeze(-3).expand(*Z.shape[:-2], self.taps, *Z.shape[-2:])
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.domains import Graph
+from gconv.mixing import product
 from gconv.operators.attention import (
     Fill,
     arrivals,
@@ -57,7 +58,7 @@ class Attention:
         W = theta["weight"][: self.heads] if self.root else theta["weight"]
         ends = torch.stack((theta["att_dst"], theta["att_src"]), -1)  # (k, c, 2)
         # a . (W^T x) = x . (W a): no logit needs a transformed signal
-        target, source = (x @ (W @ ends).permute(1, 2, 0).flatten(1)).chunk(2, -1)
+        target, source = product(x, (W @ ends).permute(1, 2, 0).flatten(1)).chunk(2, -1)
         logits = one.ends(target, source)
         if self.edge_dim is not None:
             u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gat")

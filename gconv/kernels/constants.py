@@ -1,0 +1,104 @@
+"""Signals that do not change: what follows from them alone is computed once and kept.
+
+The features of a citation network are the same in every step of a training, and 98.7 % of Cora's are zeros. Declared
+constant, a signal is multiplied through its sparse form where that pays, and S x is computed once for each S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from gconv.kernels.sparse import CSR, spmm
+
+SPARSE = 0.2  # share of non-zeros below which the sparse form is used
+
+
+@dataclass
+class Constant:
+    """What is known of a constant signal.
+
+    Args:
+        version: of the tensor when it was declared; another one means that somebody has written into it.
+        density: its share of non-zeros.
+        sparse: its pattern, its values in row order and in that of the transpose; None where it is dense.
+        expanded: S x, for each S that has met it.
+    """
+
+    version: int
+    density: float
+    sparse: tuple[CSR, Tensor, Tensor] | None
+    expanded: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary)
+
+
+_CONSTANTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def constant(x: Tensor) -> Tensor:
+    """A copy of x that layers may take for constant: its sparse form and S x are computed once, and kept with it.
+
+    Meaning: give it the input features of a network that is trained on one graph, and pass the result to the first
+    layer. The numbers are the same. It costs the sparse form or S x in memory, for as long as the copy lives.
+
+    Args:
+        x: (n, c) a signal that needs no gradient.
+
+    Raises:
+        TypeError: if x is no matrix of floating point numbers.
+        ValueError: if x needs a gradient.
+
+    >>> x = constant(torch.eye(4))
+    >>> known(x).density
+    0.25
+    """
+    if not isinstance(x, Tensor) or x.ndim != 2 or not x.dtype.is_floating_point:
+        what = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise TypeError(f"constant takes a signal (n, c) of floating point numbers, not {what}.")
+    if x.requires_grad:
+        raise ValueError("This signal needs a gradient, so it is not constant; x.detach() cuts it off.")
+    copy, sparse = x.detach().clone(), None
+    density = float(torch.count_nonzero(copy)) / max(1, copy.numel())
+    if density < SPARSE:
+        row, col = copy.nonzero(as_tuple=True)
+        csr = CSR.build(row, col, *copy.shape)
+        values = csr.ordered(copy[row, col])
+        sparse = csr, values, values[csr.to_t]
+    _CONSTANTS[copy] = Constant(copy._version, density, sparse)
+    return copy
+
+
+def known(x: Tensor) -> Constant | None:
+    """What is known of x; None unless it is a constant that nobody has written into."""
+    if not _CONSTANTS or x.requires_grad or torch.compiler.is_compiling():
+        return None
+    found: Constant | None = _CONSTANTS.get(x)
+    return found if found is not None and found.version == x._version else None
+
+
+def product(X: Tensor, W: Tensor) -> Tensor:
+    """X W, (*b, n, i) (i, o) -> (*b, n, o), through the sparse form of a constant X that has one."""
+    found = known(X)
+    if found is None or found.sparse is None:
+        return X @ W
+    csr, values, back = found.sparse
+    return spmm(csr, values, W, back)
+
+
+def kept(S: Any, x: Tensor, expand: Callable[[Tensor], Tensor]) -> Tensor:
+    """expand(x), S's product; kept where x is constant and S is not learned."""
+    found = known(x)
+    if found is None:
+        return expand(x)
+    if S not in found.expanded:
+        with torch.inference_mode(False):
+            made = expand(x)
+        if made.requires_grad:
+            return made
+        found.expanded[S] = made
+    return found.expanded[S]
