@@ -207,7 +207,7 @@ def keeps_old_weights(S, domain, theta, x):
         ("law_hand_rule", broken(GCN, claims_symmetry), "dX by hand"),
         ("law_hand_rule", replace(GCN, spec=replace(GCN.spec, mixing=LosesScale(1, 2, 2, 0.5))), "dX by hand"),
         ("law_norm", broken(GCN, claims_symmetry), "norm"),
-        ("law_norm", broken(CONV, zero_borders), "maximum over frequencies"),
+        ("law_norm", broken(CONV, zero_borders), "norm.A. against the singular values"),
         ("law_translation", broken(CONV, zero_borders), "translated by"),
         ("law_linearity", broken(GCN, lambda S, g, theta, x: scaled(S, x.mean()), "learned"), "its map plus bias"),
         ("law_permutation", broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + S.pattern.row)), "nodes renamed"),
