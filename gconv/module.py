@@ -17,7 +17,7 @@ from gconv.kernels import known
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, plan
+from gconv.plan import Plan, measured, plan, wanted
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
 _GRID_BASES: dict[Hashable, Basis] = {}
@@ -128,8 +128,7 @@ class GConv(nn.Module):
         self._check_signal(x)
         bare = edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
         ways = self._ways(domain) if bare else None
-        grad = torch.is_grad_enabled() and x.requires_grad
-        key = (x.shape, x.dtype, x.device, lowering, grad, known(x) is None)
+        key = (x.shape, x.dtype, x.device, lowering, wanted(x), x.stride(), known(x) is None)
         if ways is not None and key in ways:  # decided before
             S, run = ways[key]
             return run(S, *plain(self.spec.mixing, self.weight), x, spread_bias(self.spec.mixing, self.bias))
@@ -165,15 +164,25 @@ class GConv(nn.Module):
             self._graphs[domain] = {}
         return self._graphs[domain]
 
-    def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
-        """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected."""
+    def plan(
+        self, x: Tensor, domain: Any = None, *, lowering: str | None = None, measure: bool = False, **edges: Tensor
+    ) -> Plan:
+        """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected.
+
+        With gradients enabled the plan is for training: the backward pass counts too, for the weight, and for x if it
+        requires a gradient. `measure` runs every admitted candidate some times and says what it took, leaving out those
+        that are predicted to be far too slow.
+        """
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
+        gradients = wanted(x)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:
             signal = signal.new_zeros(signal.shape[-2:])  # a plan does not depend on numbers
         with torch.no_grad():
-            mixing, _ = plain(self.spec.mixing, self.weight)
-            return plan(self._basis(place, signal), mixing, signal, lowering)
+            mixing, W = plain(self.spec.mixing, self.weight)
+            S = self._basis(place, signal)
+            made = plan(S, mixing, signal, lowering, gradients)
+        return measured(made, S, mixing, W, signal, gradients) if measure else made
 
     def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,20 +15,26 @@ from gconv.kernels import known
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
 from gconv.mixing import Dense, Mixing
+from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
-FLOPS = 1e11  # rates of a small CPU; only their ratio matters for the choice
-BYTES = 2e10
+Name = TypeVar("Name", bound=Hashable)
+SKIP, LONG = 30.0, 0.1  # a candidate is not measured where it should take so many times the best, and so many seconds
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One lowering in a plan: its cost and predicted seconds, or why it was rejected."""
+    """One lowering in a plan: its cost and predicted seconds, or why it was rejected.
+
+    Where it was measured, `measured` holds the seconds of the forward pass, and of it with the backward pass where the
+    plan is for one.
+    """
 
     name: str
     cost: Cost | None
     seconds: float
     reason: str | None
+    measured: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,38 +63,57 @@ class Plan:
                 lines.append(f"{mark} {c.name:20s} rejected: {c.reason}")
             else:
                 numbers = f"{c.cost.flops / 1e9:8.3g} GFLOP {c.cost.bytes / 1e6:8.3g} MB"
-                lines.append(f"{mark} {c.name:20s} {numbers}  predicted {c.seconds * 1e3:8.3g} ms")
+                took = " + backward ".join(f"{seconds * 1e3:8.3g} ms" for seconds in _steps(c.measured))
+                took = f"  measured {took}" if took else ""
+                lines.append(f"{mark} {c.name:20s} {numbers}  predicted {c.seconds * 1e3:8.3g} ms{took}")
         return "\n".join(lines)
+
+
+def _steps(measured: tuple[float, ...]) -> tuple[float, ...]:
+    """Of forward, and forward with backward: forward, and backward."""
+    return (measured[0], max(0.0, measured[1] - measured[0])) if len(measured) == 2 else measured
 
 
 _PLANS: dict[Hashable, Plan] = {}
 KEPT = 4096  # plans, before the cache starts anew
 
 
-def predict(lowering: Lowering, cost: Cost) -> float:
-    """Seconds: arithmetic or memory traffic, whichever is slower."""
-    return max(cost.flops / FLOPS, cost.bytes / BYTES) / lowering.efficiency
+def predict(option: Lowering, cost: Cost, backward: bool) -> float:
+    """Seconds: what a call costs by itself, and its work at the machine's rates."""
+    steps = tuple((work.kind, float(work.amount), float(work.size), float(work.table)) for work in cost.work)
+    return price(f"{option.name} back" if backward else option.name, steps)
 
 
-def plan(S: Basis, mixing: Mixing, x: Tensor, lowering: str | None = None) -> Plan:
+def wanted(x: Tensor) -> tuple[bool, bool]:
+    """Which gradients a call will be asked for: in x, and in the weight."""
+    training = torch.is_grad_enabled()
+    return training and x.requires_grad, training
+
+
+def plan(
+    S: Basis, mixing: Mixing, x: Tensor, lowering: str | None = None, gradients: tuple[bool, bool] | None = None
+) -> Plan:
     """Choose how to run S and mixing on x.
 
     Args:
         S, mixing: the operator on its domain.
-        x: the signal, (*b, n, i); only its shape, dtype and device are read.
+        x: the signal, (*b, n, i); only its shape, dtype, device and layout are read.
         lowering: force one by name; "sparse" and "recurrence" leave the association open.
+        gradients: which ones will be wanted, as `wanted` says by default: the backward pass counts too.
 
     Raises:
         Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
     """
+    gradients = wanted(x) if gradients is None else gradients
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
-        return _make(S, mixing, x, lowering)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering, _constancy(x))
-    if key not in _PLANS:
+        return _make(S, mixing, x, lowering, gradients)
+    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering, gradients, x.stride(-1), _constancy(x))
+    found = _PLANS.get(key)
+    if found is None:
         if len(_PLANS) >= KEPT:
             _PLANS.clear()
-        _PLANS[key] = _make(S, mixing, x, lowering)
-    return _PLANS[key]
+        found = _PLANS[key] = _make(S, mixing, x, lowering, gradients)
+    return found
 
 
 def _constancy(x: Tensor) -> tuple[float, bool]:
@@ -95,24 +122,28 @@ def _constancy(x: Tensor) -> tuple[float, bool]:
     return (1.0, False) if found is None else (1.0 if found.sparse is None else found.density, True)
 
 
-def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
+def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tuple[bool, bool]) -> Plan:
     k, m, n = S.shape
     i = x.shape[-1]
     o = mixing.channels(i)
     b = 1
     for extent in x.shape[:-2]:
         b *= int(extent)
-    problem = Problem(b, i, o, x.element_size(), *_constancy(x))
+    dx, dw = gradients
+    kind = str(x.dtype).removeprefix("torch.")
+    kind = kind if kind in TYPES else "float32"  # no other type is measured
+    last = x.stride(-1) == 1 or i == 1
+    problem = Problem(b, i, o, x.element_size(), *_constancy(x), dx, dw and mixing.shape is not None, kind, last)
     candidates, admitted = [], {}
     for option in LOWERINGS:
-        reason = option.refuses(S, mixing)
+        reason = option.refuses(S, mixing) or (option.limit and option.limit(S, mixing, problem))
         cost = None if reason else option.cost(S, mixing, problem)
-        seconds = predict(option, cost) if cost else float("inf")
+        seconds = predict(option, cost, dx or dw) if cost else float("inf")
         candidates.append(Candidate(option.name, cost, seconds, reason))
         if cost:
             admitted[option.name] = (seconds, option)
     way = f"({n} sites, {i} channels) -> ({m} sites, {o} channels), {k} taps, {x.dtype}"
-    title = f"plan for {b} signal{'s' * (b != 1)} of {way}"
+    title = f"plan for {b} signal{'s' * (b != 1)} of {way}{', backward pass included' * (dx or dw)}"
     if forced is not None:
         admitted = {name: pair for name, pair in admitted.items() if forced in (name, name.split(":")[0])}
         if not admitted:
@@ -128,6 +159,71 @@ def _refusal(forced: str, candidates: list[Candidate]) -> str:
         return f"The lowering {forced!r} cannot run this operator: {reasons[-1]}."
     names = sorted({c.name for c in candidates} | {c.name.split(":")[0] for c in candidates})
     return f"There is no lowering named {forced!r}; there are {', '.join(names)}."
+
+
+def measured(
+    made: Plan, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, gradients: tuple[bool, bool], rounds: int = 5
+) -> Plan:
+    """The same plan with the seconds that each admitted candidate took, the least of some interleaved rounds.
+
+    Args:
+        made: the plan.
+        S, mixing, W, x, gradients: what it is for.
+        rounds: how often each candidate has its turn.
+    """
+    x = x.detach().requires_grad_(gradients[0])
+    W = None if W is None else W.detach().requires_grad_(gradients[1])
+    backs = (False, True) if any(leaf is not None and leaf.requires_grad for leaf in (x, W)) else (False,)
+    best = min(c.seconds for c in made.candidates)
+    names = [c.name for c in made.candidates if c.cost and c.seconds <= max(LONG, SKIP * best)]
+    options = [option for option in LOWERINGS if option.name in names]
+    steps = {(option.name, back): step_of(option, S, mixing, W, x, back) for option in options for back in backs}
+    least = take_turns(steps, rounds)
+    took = {name: tuple(least[name, back] for back in backs) for name in names}
+    return replace(made, candidates=tuple(replace(c, measured=took.get(c.name, ())) for c in made.candidates))
+
+
+def take_turns(steps: Mapping[Name, Callable[[], object]], rounds: int, lasts: float = 2e-3) -> dict[Name, float]:
+    """Seconds a call of each step: the least of its rounds, in which a short step is repeated until it lasts."""
+    calls, least = {}, {}
+    for name, step in steps.items():
+        step()
+        took = _seconds(step, 1)
+        calls[name], least[name] = max(1, min(1000, int(lasts / max(took, 1e-7)))), took
+    for _ in range(rounds):
+        for name, step in steps.items():
+            least[name] = min(least[name], _seconds(step, calls[name]))
+    return least
+
+
+def _seconds(step: Callable[[], object], calls: int) -> float:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    for _ in range(calls):
+        step()
+    return (clock() - start) / calls
+
+
+def step_of(
+    option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, back: bool
+) -> Callable[[], object]:
+    """A forward pass of a lowering, with `back` also the gradients in x and W where they require one."""
+    if not back:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return option.run(S, mixing, W, x, None)
+
+        return forward
+    leaves = [leaf for leaf in (x, W) if leaf is not None and leaf.requires_grad]
+    with torch.no_grad():
+        dy = torch.ones_like(option.run(S, mixing, W, x, None))
+
+    def both() -> object:
+        with torch.enable_grad():
+            return torch.autograd.grad(option.run(S, mixing, W, x, None), leaves, dy)
+
+    return both
 
 
 def admitted(S: Basis, mixing: Mixing) -> list[str]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import gconv.plan as plan_module
 from gconv import GConv, Graph, Grid, Inadmissible
 from gconv.basis import Shifts
 from gconv.lowering import LOWERINGS, im2col
@@ -75,12 +76,16 @@ def test_an_unknown_lowering_lists_those_there_are():
     assert all(name in str(caught.value) for name in NAMES)
 
 
-def test_im2col_refuses_more_memory_than_it_may_take(monkeypatch):
-    layer, x = GConv(conv2d(2, 2, 3, padding=1)), torch.zeros(1, 2, 16, 16)
+def test_im2col_is_rejected_where_it_would_take_too_much_memory(monkeypatch):
+    layer, x = GConv(conv2d(2, 2, 3, padding=1)), torch.zeros(1, 2, 17, 16)
     monkeypatch.setattr(im2col, "LIMIT", 1000)
-    with pytest.raises(MemoryError, match=r"im2col would write .* GiB of patches"):
+    plan_module._PLANS.clear()
+    (candidate,) = (c for c in layer.plan(x).candidates if c.name == "im2col")
+    assert candidate.cost is None and candidate.reason.startswith("it would write 1.82e-05 GiB of patches")
+    with pytest.raises(Inadmissible, match=r"it would write .* GiB of patches for this input, and its limit is"):
         layer(x, lowering="im2col")
-    layer(x)  # the planner's own choice is untouched
+    layer(x)  # another one serves
+    plan_module._PLANS.clear()
 
 
 def test_a_plan_depends_on_sizes_not_numbers():

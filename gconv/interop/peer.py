@@ -111,9 +111,13 @@ class Converted:
         assert isinstance(self, nn.Module)
         return as_linear_map(self, domain, x)
 
-    def plan(self, x: Tensor, domain: Any = None, *, lowering: str | None = None, **edges: Tensor) -> Plan:
+    def plan(
+        self, x: Tensor, domain: Any = None, *, lowering: str | None = None, measure: bool = False, **edges: Tensor
+    ) -> Plan:
         """How the layer will run, as `GConv.plan`; x and the domain as GConv takes them."""
-        return self._engine().borrow(self.peer.weights(self)).plan(x, domain, lowering=lowering, **edges)
+        return (
+            self._engine().borrow(self.peer.weights(self)).plan(x, domain, lowering=lowering, measure=measure, **edges)
+        )
 
     def _engine(self) -> Unweighted:
         if self._changed:

@@ -75,7 +75,7 @@ def constant(x: Tensor) -> Tensor:
 
 def known(x: Tensor) -> Constant | None:
     """What is known of x; None unless it is a constant that nobody has written into."""
-    if not _CONSTANTS or x.requires_grad or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not _CONSTANTS or x.requires_grad:
         return None
     found: Constant | None = _CONSTANTS.get(x)
     return found if found is not None and found.version == x._version else None

@@ -1,6 +1,6 @@
 """The ways to run Y = sum_k S_k X W_k + b. One algorithm a file, one signature, `dense` the reference for the rest."""
 
-from gconv.lowering.base import Cost, Lowering
+from gconv.lowering.base import Cost, Lowering, Work
 from gconv.lowering.dense import DENSE
 from gconv.lowering.fft import FFT, GFT
 from gconv.lowering.im2col import IM2COL
@@ -19,4 +19,4 @@ LOWERINGS: tuple[Lowering, ...] = (
     DENSE,
 )
 
-__all__ = ["LOWERINGS", "Cost", "Lowering"]
+__all__ = ["LOWERINGS", "Cost", "Lowering", "Work"]

@@ -14,15 +14,37 @@ Run = Callable[[Basis, Mixing, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
+class Work:
+    """A step and what its price depends on.
+
+    Args:
+        kind: of `gconv.rates`, or "gather": reading rows of a table through an index.
+        amount: flops, bytes, entries or calls.
+        size: what the rate depends on; of "gather" the bytes of a row.
+        table: of "gather": the bytes that the rows lie in, which say whether they come from a cache.
+    """
+
+    kind: str
+    amount: float
+    size: float = 1.0
+    table: float = 0.0
+
+
+@dataclass(frozen=True)
 class Cost:
-    """What one forward pass needs: arithmetic, memory traffic, and the largest array it makes, in bytes."""
+    """What a pass needs: arithmetic, memory traffic and the largest array it makes (bytes), all of the forward pass.
+
+    `work` is what a plan prices, step by step: the forward pass, and the backward pass for the gradients it asks for.
+    """
 
     flops: float
     bytes: float
     peak: float = 0.0
+    work: tuple[Work, ...] = ()
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.bytes + other.bytes, max(self.peak, other.peak))
+        peak = max(self.peak, other.peak)
+        return Cost(self.flops + other.flops, self.bytes + other.bytes, peak, self.work + other.work)
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,9 @@ class Problem:
     Args:
         density: share of x that a product X W has to read (below 1 where a constant x has a sparse form).
         constant: whether S x is computed once and kept.
+        dx, dw: whether the gradient in x, and in the weight, will be wanted.
+        kind: of the numbers.
+        last: whether the channels of a site lie side by side in memory.
     """
 
     b: int
@@ -40,6 +65,23 @@ class Problem:
     item: int
     density: float = 1.0
     constant: bool = False
+    dx: bool = False
+    dw: bool = False
+    kind: str = "float32"
+    last: bool = True
+
+    @property
+    def passes(self) -> int:
+        """How often a matrix product with the weight runs: forward, and once for each gradient."""
+        return 1 + self.dx + self.dw
+
+    def product(self, flops: float, *dimensions: float) -> Work:
+        """A matrix product and its derivatives; the smallest dimension says how fast."""
+        return Work(f"gemm {self.kind}", flops * self.passes, max(1.0, *[min(dimensions)]))
+
+    def stream(self, numbers: float, passes: float) -> Work:
+        """Passes over an array of so many numbers."""
+        return Work("stream", self.item * numbers * passes, self.item * numbers)
 
 
 @dataclass(frozen=True)
@@ -50,8 +92,8 @@ class Lowering:
         name: what `lowering=` takes; "sparse:transform" also answers to "sparse".
         run: (S, mixing, W, x, bias) -> y, with x (*b, n, i) and y (*b, m, o).
         refuses: why it cannot run a structure with a mixing, or None if it can.
-        cost: of one forward pass.
-        efficiency: share of the machine's rates that this kind of code reaches, at most 1.
+        cost: of one forward pass, and the work of the backward pass that the problem asks for.
+        limit: why it cannot run a problem of this size, or None if it can.
         images: the same as `run` on x (b, i, *grid), where the algorithm works on images anyway.
     """
 
@@ -59,7 +101,7 @@ class Lowering:
     run: Run
     refuses: Callable[[Basis, Mixing], str | None]
     cost: Callable[[Basis, Mixing, Problem], Cost]
-    efficiency: float = 1.0
+    limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
     images: Run | None = None
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts, Stack, Taps
-from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing
 
 
@@ -59,10 +59,17 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     k, m, n = S.shape
     entries = float(m) * p.o * n * p.i
-    build = 2.0 * k * entries
-    return Cost(
-        2.0 * p.b * entries + build, p.item * (2 * entries + 2.0 * k * m * n), p.item * (entries + float(k) * m * n)
+    build, flops = 2.0 * k * entries, 2.0 * p.b * entries
+    structure = float(k) * m * n
+    work = (
+        Work("gather", p.item * S.nnz * n, p.item * n, p.item * float(n) * n),
+        p.stream(structure, 3),
+        p.product(build, p.i * p.o, k),
+        p.stream(entries, 3 * (1 + p.dw)),
+        p.product(flops, n * p.i, m * p.o, max(1, p.b)),
     )
+    traffic = p.item * (2 * entries + 2.0 * structure)
+    return Cost(flops + build, traffic, p.item * (entries + structure), work)
 
 
 DENSE = Lowering("dense", run, refuses, cost)

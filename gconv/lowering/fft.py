@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Shifts
-from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
 
 
@@ -93,7 +93,13 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     weights = float(math.prod(mixing.shape or ())) / S.shape[0]
     transforms = ring * steps * (p.b * (p.i + p.o) + weights)
     numbers = float(ring) * (p.b * (p.i + p.o) + weights)
-    return Cost(transforms + mixed, 4 * p.item * numbers, 2 * p.item * numbers)
+    each = 2 + p.dx + p.dw  # transforms of signals, and as many of results
+    work = (
+        Work("fft", transforms * each / 2),
+        Work("mix", mixed * p.passes, mixing.fan_in / S.shape[0]),
+        p.stream(numbers, 4 * each / 2),
+    )
+    return Cost(transforms + mixed, 4 * p.item * numbers, 2 * p.item * numbers, work)
 
 
 def run_gft(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,8 +119,15 @@ def cost_gft(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     n, r = S.U.shape
     transforms = 2.0 * n * r * p.b * (p.i + p.o)
     numbers = float(n * r) * 2 + p.b * float(n) * (p.i + p.o) * (1 + S.shape[0])
-    return Cost(transforms + mixing.flops(r * p.b, p.i), p.item * numbers, p.item * float(p.b) * r * p.i * S.shape[0])
+    mixed = float(mixing.flops(r * p.b, p.i))
+    spectrum = float(p.b) * r * p.i * S.shape[0]
+    work = (
+        p.product(transforms, r, min(p.i, p.o) * p.b),
+        p.product(mixed, p.i, p.o),
+        p.stream(spectrum, 4 * p.passes),
+    )
+    return Cost(transforms + mixed, p.item * numbers, p.item * spectrum, work)
 
 
-FFT = Lowering("fft", run, refuses, cost, 0.15)
-GFT = Lowering("gft", run_gft, refuses_gft, cost_gft, 0.9)
+FFT = Lowering("fft", run, refuses, cost)
+GFT = Lowering("gft", run_gft, refuses_gft, cost_gft)

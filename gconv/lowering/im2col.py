@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
-from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing
 
 LIMIT = 8 << 30  # bytes: a 5-D patch array has been seen to ask for 64 GB
 
 
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    k, m, _ = S.shape
-    size = x.numel() // x.shape[-2] * m * k * x.element_size() if x.shape[-2] else 0
-    if size > LIMIT:
-        raise MemoryError(
-            f"im2col would write {size / 2**30:.1f} GiB of patches for this input (limit {LIMIT / 2**30:.0f} GiB); "
-            "use another lowering or a smaller batch."
-        )
     if isinstance(S, Shifts) and S.transposed:  # the adjoint mixes first and folds the patches back
         return add_bias(mixing.collect(S, mixing.spread(x, W)), bias)
     return add_bias(mixing.gather(S.expand(x), W), bias)
@@ -30,16 +25,32 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
     return None
 
 
-def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+def _patches(S: Basis, p: Problem) -> float:
+    """Numbers that it writes out."""
+    assert isinstance(S, Shifts)
     _, m, n = S.shape
-    patches = float(p.b) * p.item * max(m, n) * S.nnz / max(1, m)
-    transposed = isinstance(S, Shifts) and S.transposed
-    patches *= p.o if transposed else p.i
-    return Cost(
-        float(mixing.flops((n if transposed else m) * p.b, p.i)),
-        3 * patches + p.item * float(p.b) * (n * p.i + m * p.o),
-        patches,
+    return float(p.b) * max(m, n) * S.nnz / max(1, math.prod(S.out)) * (p.o if S.transposed else p.i)
+
+
+def limit(S: Basis, mixing: Mixing, p: Problem) -> str | None:
+    size = p.item * _patches(S, p)
+    if size <= LIMIT:
+        return None
+    return f"it would write {size / 2**30:.3g} GiB of patches for this input, and its limit is {LIMIT / 2**30:.3g} GiB"
+
+
+def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    assert isinstance(S, Shifts)
+    _, m, n = S.shape
+    patches = _patches(S, p)
+    flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
+    work = (
+        p.stream(patches, 4 * (1 + (p.dw if S.transposed else p.dx))),
+        p.product(flops, *((p.i, mixing.width(p.i)) if S.transposed else (mixing.fan_in, p.o))),
+        Work("call", math.prod(S.kernel)),
     )
+    traffic = p.item * (3 * patches + float(p.b) * (n * p.i + m * p.o))
+    return Cost(flops, traffic, p.item * patches, work)
 
 
-IM2COL = Lowering("im2col", run, refuses, cost, 0.6)
+IM2COL = Lowering("im2col", run, refuses, cost, limit)

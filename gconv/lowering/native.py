@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
-from gconv.lowering.base import Cost, Lowering, Problem
+from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -125,7 +125,27 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     entries = float(S.nnz) / max(1, math.prod(S.kernel))
     numbers = float(p.b) * (n * p.i + m * p.o)
-    return Cost(mixing.flops(int(entries) * p.b, p.i), p.item * numbers, p.item * float(p.b) * m * p.o)
+    flops = float(mixing.flops(int(entries) * p.b, p.i))
+    return Cost(
+        flops, p.item * numbers, p.item * float(p.b) * m * p.o, (*_work(S, mixing, p, flops), p.stream(numbers, 1))
+    )
+
+
+def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
+    taps, gradients = math.prod(S.kernel), p.dx + p.dw
+    if S.window:
+        return [Work("pool", S.nnz * p.b * p.i * (1 + p.dx))]
+    if isinstance(mixing, Separable):
+        point = 2.0 * S.shape[1] * p.b * p.i * p.o
+        return [*_work(S, Grouped(taps, p.i, p.i, p.i), p, flops - point), p.product(point, p.i, p.o)]
+    if (
+        isinstance(mixing, Grouped) and mixing.groups > 1 and mixing.i // mixing.groups < 4
+    ):  # hardly any products to share
+        kind, size = "single last" if p.last else "single", float(taps)
+    else:
+        groups = mixing.groups if isinstance(mixing, Grouped) else 1
+        kind, size = f"conv {p.kind}", float(min(p.i, p.o) // groups)
+    return [Work(kind, flops, size)] + [Work(f"{kind} back", flops * gradients, size)] * (gradients > 0)
 
 
 NATIVE = Lowering("native", run, refuses, cost, images=run_images)

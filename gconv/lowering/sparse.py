@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept
-from gconv.lowering.base import Cost, Lowering, Problem, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Mixing
 
 
@@ -70,38 +70,60 @@ def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
     return None
 
 
-def _gather(S: Basis, p: Problem, width: int) -> Cost:
-    """A sparse product at `width` channels: it reads a row of x for each entry and writes a row for each site."""
-    k, m, _ = S.shape
-    rows = 0 if p.constant else S.nnz * width * p.b
-    out = float(m) * k * width * p.b
-    return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out)
+def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
+    """A sparse product at `width` channels and, with `back`, its transpose.
+
+    It reads a row of x for each entry and writes `into` rows a signal.
+    """
+    n = S.shape[2]
+    rows, out = S.nnz * width * p.b, into * width * p.b
+    row = p.item * width
+    steps = sum(leaf.recurrence.terms for leaf in _leaves(S) if isinstance(leaf, Polynomial))
+    kind = "gather" if S.linear else "scatter"
+    work = (
+        Work(kind, p.item * rows * (1 + back), row, 0.0 if isinstance(S, Shifts) else float(row * n)),
+        p.stream(out, 1 + back),
+        Work("stream", 8.0 * S.nnz * p.b * (1 + back), 8.0 * S.nnz),
+        Work("call", (steps + len(_leaves(S)) - 1) * (1 + back)),
+    )
+    return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out, work)
 
 
-def _mix(S: Basis, mixing: Mixing, p: Problem, sites: int) -> Cost:
+def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float) -> Cost:
+    """The channels mixed at so many sites by a matrix (rows, columns)."""
     numbers = float(p.b) * sites * (p.i * p.density + p.o)
-    return Cost(mixing.flops(sites * p.b, p.i) * p.density, p.item * numbers, p.item * numbers)
+    flops = mixing.flops(sites * p.b, p.i) * p.density
+    if p.density < 1:  # x is sparse itself, and gathers rows of the weight
+        width = mixing.width(p.i)
+        row = float(p.item * width)
+        work = (Work("gather", flops / 2 * p.item * p.passes, row, row * p.i),)
+    elif mixing.shape is None:
+        work = (p.stream(flops / 2, 1 + p.dx),)
+    else:
+        work = (p.product(flops, rows, columns),)
+    return Cost(flops, p.item * numbers, p.item * numbers, work)
 
 
 def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    return _gather(S, p, p.i) + _mix(S, mixing, replace(p, density=1.0), S.shape[1])  # S x is not sparse
+    k, m, _ = S.shape
+    mixed = _mix(mixing, replace(p, density=1.0), m, mixing.fan_in, p.o)  # S x is not sparse
+    if not p.constant:
+        return _gather(S, p, p.i, float(m * k), p.dx) + mixed
+    return mixed  # S x is at hand
 
 
 def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     width = max(1, mixing.width(p.i) // S.shape[0])
     k, m, n = S.shape
-    rows = S.nnz * width * p.b
-    gather = Cost(
-        2.0 * rows, p.item * (rows + float(m + n * k) * width * p.b) + 12.0 * S.nnz, p.item * float(n) * k * width * p.b
-    )
-    return gather + _mix(S, mixing, p, S.shape[2])
+    into = float(m * (k if mixing.apart else 1)) + float(n * k)  # what is mixed is written too
+    return _gather(S, p, width, into, p.dx or p.dw) + _mix(mixing, p, n, p.i, mixing.width(p.i))
 
 
 def _transform(refuses_form: Callable[[Basis, Mixing], str | None]) -> Callable[[Basis, Mixing], str | None]:
     return lambda S, mixing: refuses_form(S, mixing) or _refuses_transform(S, mixing)
 
 
-SPARSE_AGGREGATE = Lowering("sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate, 0.5)
-SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _transform(_refuses_sparse), cost_transform, 0.5)
+SPARSE_AGGREGATE = Lowering("sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate)
+SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _transform(_refuses_sparse), cost_transform)
 RECURRENCE_AGGREGATE = replace(SPARSE_AGGREGATE, name="recurrence:aggregate", refuses=_refuses_recurrence)
 RECURRENCE_TRANSFORM = replace(SPARSE_TRANSFORM, name="recurrence:transform", refuses=_transform(_refuses_recurrence))

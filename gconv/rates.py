@@ -1,0 +1,202 @@
+"""How fast this machine does what the lowerings are made of: measured rates, read lazily, and defaults.
+
+A rate is a curve: points (size, amount a second), straight lines between them on logarithmic scales. What the size is
+depends on the kind of work:
+
+    gemm TYPE            flops              by the smaller of the two dimensions of W
+    conv TYPE, back      flops              by the fewer of the channels in and out; `back`: each of the two gradients
+    single, last         flops              each channel by itself, by the taps; `last`: channels last in memory; `back` as above
+    gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
+    stream               bytes              by the bytes of the array
+    scatter, pool        bytes, entries     single numbers
+    fft, mix             flops              single numbers
+    call                 library calls      a single number
+
+`python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
+gconv/calibration.json in the user's cache folder. Without a file the defaults serve, which are what that command
+measured on two cores of an AMD EPYC (Zen 3, AVX2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from bisect import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Curve = tuple[tuple[float, float], ...]
+FORMAT = 1
+TYPES = ("float32", "float64", "bfloat16")
+TABLES = {"near": 2.0**18, "middle": 2.0**22, "far": 2.0**26}  # bytes of what a sparse product gathers from
+
+
+def at(curve: Curve, size: float) -> float:
+    """The value of a curve, that of its nearest end outside of it.
+
+    >>> at(((1.0, 10.0), (100.0, 1000.0)), 10.0), at(((1.0, 10.0),), 7.0)
+    (100.0, 10.0)
+    """
+    if len(curve) == 1 or size <= curve[0][0]:
+        return curve[0][1]
+    if size >= curve[-1][0]:
+        return curve[-1][1]
+    k = bisect([point[0] for point in curve], size)
+    (low, a), (high, b) = curve[k - 1], curve[k]
+    return round(a * (b / a) ** (math.log(size / low) / math.log(high / low)), 9)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a plan prices work with.
+
+    Args:
+        curves: kind of work -> how much of it a second, by its size.
+        overheads: lowering, and "LOWERING back" with both gradients -> seconds of a call on next to nothing.
+        source: where the numbers come from.
+    """
+
+    curves: Mapping[str, Curve]
+    overheads: Mapping[str, float]
+    source: str = "defaults"
+
+    def seconds(self, kind: str, amount: float, size: float = 1.0, table: float = 0.0) -> float:
+        """How long an amount of work takes; "gather" reads rows of `size` bytes at random places of a table."""
+        if not amount:
+            return 0.0
+        if kind != "gather":
+            return amount / at(self.curves[kind], size)
+        return amount / at(tuple((TABLES[p], at(self.curves[f"gather {p}"], size)) for p in TABLES), table)
+
+
+def path() -> Path:
+    """Where the calibration is stored."""
+    given = os.environ.get("GCONV_CALIBRATION")
+    cache_folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(cache_folder) / "gconv" / "calibration.json"
+
+
+def rates() -> Rates:
+    """The rates for the number of threads in use: those of the file, of its nearest number of threads, or defaults.
+
+    The file is read once. One that cannot be used is one warning, and then the defaults serve.
+    """
+    found = _read(path())
+    threads = torch.get_num_threads()
+    return found[min(found, key=lambda have: (abs(math.log(have / threads)), have))]
+
+
+@torch.compiler.assume_constant_result  # a compiler can neither read files nor should watch all these numbers
+def price(name: str, steps: tuple[tuple[str, float, float, float], ...]) -> float:
+    """Seconds of a call of a lowering: its overhead by `name`, and its steps (kind, amount, size, table)."""
+    now = rates()
+    return now.overheads[name] + sum(now.seconds(*step) for step in steps)
+
+
+@cache
+def _read(where: Path) -> dict[int, Rates]:
+    try:
+        text = where.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return DEFAULTS
+    except OSError as error:
+        return _unusable(where, error.strerror or str(error))
+    try:
+        return parse(json.loads(text), str(where))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _unusable(where, str(error) or type(error).__name__)
+
+
+def _unusable(where: Path, why: str) -> dict[int, Rates]:
+    warnings.warn(
+        f"The calibration {where} cannot be used ({why}), so plans take the built-in rates; "
+        "`python -m gconv.calibrate` writes it anew.",
+        stacklevel=2,
+    )
+    return DEFAULTS
+
+
+def parse(data: Any, source: str) -> dict[int, Rates]:
+    """Rates by number of threads, from what the file holds.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: if it is not a calibration.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not data.get("threads"):
+        raise ValueError(f"it is not a calibration of format {FORMAT}")
+    found = {}
+    for threads, numbers in data["threads"].items():
+        curves = {kind: tuple((float(size), float(rate)) for size, rate in c) for kind, c in numbers["curves"].items()}
+        overheads = {name: float(seconds) for name, seconds in numbers["overheads"].items()}
+        _check(curves, overheads)
+        found[int(threads)] = Rates(curves, overheads, source)
+    return found
+
+
+def _check(curves: Mapping[str, Curve], overheads: Mapping[str, float]) -> None:
+    want = next(iter(DEFAULTS.values()))
+    missing = [name for name in [*want.curves, *want.overheads] if name not in curves and name not in overheads]
+    if missing:
+        raise ValueError(f"it lacks {missing[0]!r}")
+    for kind, curve in curves.items():
+        sizes = [size for size, _ in curve]
+        numbers = [number for point in curve for number in point]
+        if not curve or sizes != sorted(set(sizes)) or not all(math.isfinite(x) and x > 0 for x in numbers):
+            raise ValueError(f"{kind!r} is not a curve of positive numbers, its sizes ascending")
+    if not all(math.isfinite(seconds) and seconds >= 0 for seconds in overheads.values()):
+        raise ValueError("an overhead is not a number of seconds")
+
+
+DEFAULTS: dict[int, Rates] = {
+    1: Rates(
+        {
+            **{
+                f"gemm {kind}": ((1.0, 4e9 / f), (16.0, 4.5e10 / f), (64.0, 8.3e10 / f), (512.0, 9.4e10 / f))
+                for kind, f in (("float32", 1.0), ("float64", 2.5), ("bfloat16", 40.0))
+            },
+            **{
+                f"conv {kind}": ((3.0, 3e10 / f), (64.0, 8e10 / f))
+                for kind, f in (("float32", 1.0), ("float64", 2.5), ("bfloat16", 8.0))
+            },
+            **{
+                f"conv {kind} back": ((3.0, 3e10 / f), (64.0, 7e10 / f))
+                for kind, f in (("float32", 1.0), ("float64", 2.5), ("bfloat16", 8.0))
+            },
+            "single": ((9.0, 1e10), (961.0, 2e9)),
+            "single back": ((9.0, 3e9), (961.0, 1e9)),
+            "single last": ((9.0, 2e10), (961.0, 2e10)),
+            "single last back": ((9.0, 3e9), (961.0, 1e9)),
+            "gather near": ((4.0, 5e9), (64.0, 3e10), (1024.0, 6e10)),
+            "gather middle": ((4.0, 2e9), (64.0, 2e10), (1024.0, 3e10)),
+            "gather far": ((4.0, 5e8), (64.0, 5e9), (1024.0, 1e10)),
+            "stream": ((2.0**18, 3e10), (2.0**27, 1e10)),
+            "scatter": ((1.0, 1e9),),
+            "pool": ((1.0, 1e9),),
+            "fft": ((1.0, 5e9),),
+            "mix": ((1.0, 5e8), (64.0, 1e10)),
+            "call": ((1.0, 3e5),),
+        },
+        {
+            name + back: 2e-5
+            for back in ("", " back")
+            for name in (
+                "native",
+                "im2col",
+                "fft",
+                "gft",
+                "sparse:aggregate",
+                "sparse:transform",
+                "recurrence:aggregate",
+                "recurrence:transform",
+                "dense",
+            )
+        },
+    )
+}
