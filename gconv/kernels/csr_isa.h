@@ -4,6 +4,7 @@
  * ones. A row of c channels is covered by ceil(c / lanes) vectors of which the last overlaps the one before. */
 #define STORE float
 #define REAL float
+#define REAL_BYTES 4
 #define INTEGER int32_t
 #define TYPE f32
 #define EDGES 1
@@ -14,9 +15,11 @@
 #include "csr_type.h"
 #undef EDGES
 #undef INTEGER
+#undef REAL_BYTES
 
 #define STORE double
 #define REAL double
+#define REAL_BYTES 8
 #define INTEGER int64_t
 #define TYPE f64
 #define EDGES 1
@@ -27,9 +30,12 @@
 #include "csr_type.h"
 #undef EDGES
 #undef INTEGER
+#undef REAL_BYTES
 
 #define STORE uint16_t
 #define REAL float
+#define REAL_BYTES 4
+#define INTEGER int32_t
 #define TYPE bf16
 #define BITS16 1
 #define LOAD(p) ((VEC)(__builtin_convertvector(*(const HALF *)(p), BITS) << 16))
@@ -43,6 +49,8 @@
 #define LOAD1(p) widen(*(p))
 #define SAVE1(p, v) (*(p) = narrow(v))
 #include "csr_type.h"
+#undef INTEGER
+#undef REAL_BYTES
 #undef BITS16
 
 #undef ISA

@@ -2,8 +2,10 @@
 #define VEC JOIN(vec, JOIN(ISA, TYPE, WIDTH), t)
 #define BITS JOIN(bits, JOIN(ISA, TYPE, WIDTH), t)
 #define HALF JOIN(half, JOIN(ISA, TYPE, WIDTH), t)
+#define MASK JOIN(mask, JOIN(ISA, TYPE, WIDTH), t)
 #define NAME(f) JOIN(JOIN(f, ISA, TYPE), WIDTH, rows)
 typedef REAL VEC __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(STORE)), may_alias));
+typedef INTEGER MASK __attribute__((vector_size(LANES * sizeof(REAL))));
 #ifdef BITS16
 typedef uint32_t BITS __attribute__((vector_size(LANES * 4), may_alias));
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
@@ -105,15 +107,24 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
     }
 }
 
-/* The sum of a vector's lanes, by halves. */
+/* The sum of a vector's lanes: each is added to the one half the width away, then a quarter, and so on. */
 INLINE REAL NAME(lanes)(VEC x) {
-    REAL t[LANES];
-    memcpy(t, &x, sizeof(t));
-#pragma GCC unroll 16
-    for (int half = LANES / 2; half; half /= 2)
-#pragma GCC unroll 16
-        for (int v = 0; v < half; v++) t[v] += t[v + half];
-    return t[0];
+#if LANES == 16
+    x += __builtin_shuffle(x, (MASK){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+    x += __builtin_shuffle(x, (MASK){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
+    x += __builtin_shuffle(x, (MASK){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+    x += __builtin_shuffle(x, (MASK){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+#elif LANES == 8
+    x += __builtin_shuffle(x, (MASK){4, 5, 6, 7, 0, 1, 2, 3});
+    x += __builtin_shuffle(x, (MASK){2, 3, 0, 1, 6, 7, 4, 5});
+    x += __builtin_shuffle(x, (MASK){1, 0, 3, 2, 5, 4, 7, 6});
+#elif LANES == 4
+    x += __builtin_shuffle(x, (MASK){2, 3, 0, 1});
+    x += __builtin_shuffle(x, (MASK){1, 0, 3, 2});
+#else
+    x += __builtin_shuffle(x, (MASK){1, 0});
+#endif
+    return x[0];
 }
 
 static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
@@ -148,4 +159,5 @@ static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
 #undef VEC
 #undef BITS
 #undef HALF
+#undef MASK
 #undef NAME

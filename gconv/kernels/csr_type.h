@@ -1,20 +1,20 @@
 /* One type for one instruction set: full vectors, 16-byte vectors, and the two entry points that choose between them. */
-#define LANES (VECTOR_BYTES / (int)sizeof(REAL))
+#define LANES (VECTOR_BYTES / REAL_BYTES)
 #define WIDTH full
 #define WIDE 1 /* rows of many vectors; with narrow vectors there are at most four */
 #include "csr_rows.h"
 #undef WIDE
 #undef LANES
 #undef WIDTH
-#define LANES (16 / (int)sizeof(REAL))
+#define LANES (16 / REAL_BYTES)
 #define WIDTH slim
 #include "csr_rows.h"
 #undef LANES
 #undef WIDTH
 
 #define AT(f, width) JOIN(JOIN(f, ISA, TYPE), width, rows)
-#define FULL (VECTOR_BYTES / (int)sizeof(REAL))
-#define SLIM (16 / (int)sizeof(REAL))
+#define FULL (VECTOR_BYTES / REAL_BYTES)
+#define SLIM (16 / REAL_BYTES)
 
 /* Rows of fewer channels than a vector has lanes; c, and that there is one head, are constants where this is called. */
 INLINE void JOIN(few, ISA, TYPE)(const int c, const int64_t outer, const int64_t inner, const product *p, int64_t batch,
