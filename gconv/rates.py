@@ -5,7 +5,7 @@ depends on the kind of work:
 
     gemm TYPE            flops              by the smaller of the two dimensions of W
     conv TYPE, back      flops              by the fewer of the channels in and out; `back`: each of the two gradients
-    single, last         flops              each channel by itself, by the taps; `last`: channels last in memory; `back` as above
+    single, last, back   flops              each channel by itself, by the taps; `last`: channels last in memory
     gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
     stream               bytes              by the bytes of the array
     scatter, pool        bytes, entries     single numbers
@@ -93,11 +93,15 @@ def rates() -> Rates:
     return found[min(found, key=lambda have: (abs(math.log(have / threads)), have))]
 
 
-@torch.compiler.assume_constant_result  # a compiler can neither read files nor should watch all these numbers
 def price(name: str, steps: tuple[tuple[str, float, float, float], ...]) -> float:
     """Seconds of a call of a lowering: its overhead by `name`, and its steps (kind, amount, size, table)."""
     now = rates()
     return now.overheads[name] + sum(now.seconds(*step) for step in steps)
+
+
+# As torch.compiler.assume_constant_result does, which would import the compiler: it can neither read files nor should
+# it watch all these numbers.
+price._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
