@@ -26,7 +26,7 @@ def _sparse_form(S: Basis, x: Tensor) -> Basis:
 def _expanded(S: Basis, x: Tensor) -> Tensor:
     """All S_k x; of a constant signal computed once."""
     S = _sparse_form(S, x)
-    return kept(S, x, S.expand) if S.nnz else S.expand(x)
+    return S.expand(x) if isinstance(S, Identity) else kept(S, x, S.expand)
 
 
 def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
