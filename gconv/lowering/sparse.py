@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
@@ -53,6 +54,8 @@ def _leaves(S: Basis) -> list[Basis]:
 def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
     if isinstance(S, Diagonal) or any(isinstance(leaf, Polynomial) for leaf in _leaves(S)):
         return f"it runs structure by its entries, and this structure is {type(S).__name__}"
+    if torch.compiler.is_compiling() and any(isinstance(leaf, Shifts) for leaf in _leaves(S)):
+        return "a compiler cannot write out the entries of a kernel's shifts"
     return None
 
 
