@@ -101,7 +101,7 @@ def test_the_script_walks_all_steps_and_draws(tmp_path):
     assert done.returncode == 0, done.stderr
     for number, step in enumerate(STEPS, 1):
         assert f"\n{number}. {inspect.getdoc(step)}\n" in done.stdout
-    for said in ("-> native ", "[16, 3, 32, 32] -> [16, 64, 32, 32]", "NotLinear:", "Y = sum_k S_k X W_k"):
+    for said in ("-> ", "[16, 3, 32, 32] -> [16, 64, 32, 32]", "NotLinear:", "Y = sum_k S_k X W_k"):
         assert said in done.stdout
     assert "WRONG" not in done.stdout and str(ROOT) not in done.stdout
     drawn = sorted((tmp_path / "new").iterdir())
