@@ -17,7 +17,6 @@ Rows hold until their file is removed: a timing is not repeated because some cod
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,23 +24,30 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments import common
-from experiments.machine import ROOT
+from experiments.measure import (
+    Step,
+    adjacency,
+    gap,
+    peak_of_a_process,
+    peak_of_steps,
+    power_law,
+    quartiles,
+    take_turns,
+    threads,
+)
 from gconv import GConv, Graph
 from gconv.kernels import backend
 from gconv.operators import conv2d, gcn
 
 Only = Literal["all", "conv", "gcn", "call"]
-Step = Callable[[], Any]
 SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # channels in, channels out, pixels a side
 CHANNELS, HIDDEN, CLASSES = 128, 256, 40
 TOL = {"conv": 1e-4, "gcn": 1e-4, "call": 1e-5}
-LASTS = 0.02  # seconds that a measurement should last
 
 
 @dataclass(frozen=True)
@@ -134,30 +140,6 @@ def cases(config: Config) -> list[Case]:
 
 
 # -- the sides -----------------------------------------------------------------------------------------------------
-
-
-def power_law(nodes: int, edges: int, seed: int) -> Tensor:
-    """edge_index of an undirected Chung-Lu graph with degree exponent 3, without loops or double edges.
-
-    Args:
-        edges: directed ones, each beside its reverse.
-
-    >>> index = power_law(100, 300, 0)
-    >>> index.shape, len(index.unique(dim=1).T), bool((index[0] == index[1]).any())
-    (torch.Size([2, 300]), 300, False)
-    """
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.arange(1, nodes + 1, dtype=torch.float64).rsqrt()
-    cumulated = (weight / weight.sum()).cumsum(0)
-    names = torch.randperm(nodes, generator=generator)
-    pairs = torch.empty(0, dtype=torch.int64)
-    while len(pairs) < edges // 2:
-        draw = torch.rand(2, edges // 2, generator=generator, dtype=torch.float64)
-        low, high = torch.searchsorted(cumulated, draw).clamp(max=nodes - 1).sort(0).values
-        pairs = torch.cat([pairs, (low * nodes + high)[low != high]]).unique()
-    pairs = pairs[torch.randperm(len(pairs), generator=generator)[: edges // 2]]
-    one, other = names[pairs // nodes], names[pairs % nodes]
-    return torch.stack([torch.cat([one, other]), torch.cat([other, one])])
 
 
 def conv_sides(case: Case) -> Sides:
@@ -261,9 +243,7 @@ class Training:
             self.layers = [GCNConv(i, o, cached=True) for i, o in widths]
             for mine, theirs in zip(layers, self.layers, strict=True):
                 _same_gcn(mine, theirs)
-            if case.peer == "CSR":  # PyG builds such tensors too, where torch would warn once that it trusts them
-                torch.sparse.check_sparse_tensor_invariants.disable()
-            self.graph = data.edge_index if case.peer == "edge_index" else _adjacency(data.edge_index, case.sites)
+            self.graph = data.edge_index if case.peer == "edge_index" else adjacency(data.edge_index, case.sites)
         self.optimizer = torch.optim.Adam([p for layer in self.layers for p in layer.parameters()], lr=0.01)
 
     def forward(self, activation: Callable[[Tensor], Tensor] = torch.relu) -> Tensor:
@@ -297,14 +277,6 @@ class Training:
         return found
 
 
-def _adjacency(edge_index: Tensor, nodes: int) -> Tensor:
-    """PyG's transposed adjacency as a torch CSR tensor."""
-    source, target = edge_index
-    order = torch.argsort(target * nodes + source)
-    crow = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(target, minlength=nodes).cumsum(0)])
-    return torch.sparse_csr_tensor(crow, source[order], torch.ones(len(order)), (nodes, nodes))
-
-
 def gcn_sides(case: Case) -> Sides:
     """A training step with gconv on a `Graph`, and with PyG's cached GCNConv."""
     ours, bare = Training(case, "ours"), Training(case, "bare")
@@ -324,96 +296,29 @@ def gcn_sides(case: Case) -> Sides:
 
 def control(case: Case, sides: Sides) -> float:
     """The largest relative difference between the two sides. Raises: ValueError where it is more than rounding."""
-    worst = 0.0
-    for what, got, want in sides.numbers():
-        got, want = got.detach(), want.detach()
-        gap = float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)
-        if got.shape != want.shape or not gap <= TOL[case.kind]:
-            raise ValueError(f"{case.case}: {what} differs by {gap:.1e} of its largest number, so no clock starts")
-        worst = max(worst, gap)
-    return worst
-
-
-def _seconds(step: Step, calls: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(calls):
-        step()
-    return (clock() - start) / calls
-
-
-def take_turns(
-    bare: Step, ours: Step, pairs: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds a call of each side, pair by pair."""
-    calls = 1
-    while calls < 1 << 14 and max(_seconds(bare, calls, clock), _seconds(ours, calls, clock)) * calls < LASTS:
-        calls *= 2
-    times: dict[Step, list[float]] = {bare: [], ours: []}
-    for number in range(pairs):
-        for step in (bare, ours) if number % 2 else (ours, bare):
-            times[step].append(_seconds(step, calls, clock))
-    return np.array(times[bare]), np.array(times[ours])
-
-
-def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
-    """NAME (the median), NAME_low and NAME_high (the quartiles)."""
-    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return {name: float(median), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return max((gap(case.case, *compared, TOL[case.kind]) for compared in sides.numbers()), default=0.0)
 
 
 def peak(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
     """MiB resident above the start in this process, at best a new one: at the peak of three steps, and of a fourth."""
-    training = Training(case, side)
-    start = _resident()
-    for _ in range(3):
-        training.step()
-    first = common.peak_memory_mb() - start
-    settled = _resident()
-    training.step()
-    return {"peak_mb": round(first, 1), "step_peak_mb": round(common.peak_memory_mb() - settled, 1)}
-
-
-def _resident() -> float:
-    """MiB in use, with a new peak begun: what the allocator holds without need is given back first."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    common.reset_peak_memory()
-    return common.peak_memory_mb()
-
-
-def peak_of_a_process(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
-    """`peak` in a process of its own."""
-    command = [sys.executable, "-m", "experiments.overhead", "--peak-of", side, json.dumps(asdict(case))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the process that measures memory failed:\n{done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return peak_of_steps(Training(case, side).step)
 
 
 def run(case: Case) -> common.Outcome:
     """Compare."""
     common.seed_everything(case.seed, deterministic=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(case.threads or before)
-    try:
+    with threads(case.threads):
         sides = {"conv": conv_sides, "gcn": gcn_sides, "call": call_sides}[case.kind](case)
         metrics: dict[str, Any] = {"gap": control(case, sides), "threads": torch.get_num_threads()}
         metrics["kernels"] = backend()
-        bare, ours = take_turns(sides.bare, sides.ours, case.pairs, case.clock)
-    finally:
-        torch.set_num_threads(before)
+        bare, ours = take_turns({"bare": sides.bare, "ours": sides.ours}, case.pairs, case.clock).values()
     metrics |= quartiles("bare_ms", bare * 1e3) | quartiles("gconv_ms", ours * 1e3) | quartiles("ratio", ours / bare)
     metrics |= quartiles("added_us", (ours - bare) * 1e6)
     metrics |= {"bare_min_ms": float(bare.min() * 1e3), "gconv_min_ms": float(ours.min() * 1e3)}
     if case.kind == "gcn":
         for name, side in (("bare", "bare"), ("gconv", "ours")):
-            metrics |= {f"{name}_{what}": number for what, number in peak_of_a_process(case, side).items()}  # type: ignore[arg-type]
+            found = peak_of_a_process("experiments.overhead", side, json.dumps(asdict(case)))
+            metrics |= {f"{name}_{what}": number for what, number in found.items()}
         metrics["peak_ratio"] = metrics["gconv_peak_mb"] / metrics["bare_peak_mb"]
     return common.Outcome(metrics, sides.lowering)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gconv.plan
-from experiments import equivalence, overhead
+from experiments import equivalence, measure, overhead
 from experiments.overhead import Case, Config, Sides
 from gconv import GConv, Graph
 from gconv.kernels.sparse import CSR
@@ -122,7 +122,7 @@ def test_an_unknown_operator_is_one_error(tmp_path):
 
 
 def test_small_comparisons_run_and_their_rows_are_complete(tmp_path, rows, capsys, monkeypatch):
-    monkeypatch.setattr(overhead, "LASTS", 1e-3)
+    monkeypatch.setattr(measure, "LASTS", 1e-3)
     arguments = ["--pairs", "2", "--results", str(tmp_path / "rows.jsonl")]
     overhead.main(["--only", "call", *arguments])
     found = rows("rows.jsonl")
@@ -160,7 +160,7 @@ def test_turns_measure_what_a_call_takes():
     def work(times):
         return lambda: [sum(range(20_000)) for _ in range(times)]
 
-    bare, ours = overhead.take_turns(work(1), work(3), 9, time.process_time)
+    bare, ours = measure.take_turns({"bare": work(1), "ours": work(3)}, 9, time.process_time).values()
     assert len(bare) == len(ours) == 9 and 2 < np.median(ours / bare) < 4
 
 
@@ -184,7 +184,7 @@ def test_training_steps_reuse_the_transpose(monkeypatch):
     built = []
     build = CSR.build.__func__
     monkeypatch.setattr(CSR, "build", classmethod(lambda cls, *a: built.append(a) or build(cls, *a)))
-    graph = Graph(overhead.power_law(60, 240, 0))
+    graph = Graph(measure.power_law(60, 240, 0))
     first, second = GConv(gcn(4, 8)), GConv(gcn(8, 2))
     x = torch.randn(60, 4)
     counts = []
@@ -197,11 +197,11 @@ def test_training_steps_reuse_the_transpose(monkeypatch):
 
 
 def test_random_graph_is_simple_and_symmetric():
-    index = overhead.power_law(200, 1000, 1)
+    index = measure.power_law(200, 1000, 1)
     pairs = set(map(tuple, index.T.tolist()))
     assert len(pairs) == 1000 and all((b, a) in pairs and a != b for a, b in pairs)
-    assert torch.equal(index, overhead.power_law(200, 1000, 1))
-    assert not torch.equal(index, overhead.power_law(200, 1000, 2))
+    assert torch.equal(index, measure.power_law(200, 1000, 1))
+    assert not torch.equal(index, measure.power_law(200, 1000, 2))
 
 
 def test_cases_are_named_apart_and_bad_ones_refused():
