@@ -5,7 +5,22 @@ import torch
 
 from gconv import GConv
 from gconv.domains import Graph
-from gconv.kernels import CSR, sddmm, segment_max, spmm
+from gconv.kernels import (
+    CSR,
+    clenshaw,
+    ends,
+    filtered,
+    heads_sddmm,
+    heads_spmm,
+    maximum,
+    native,
+    row_softmax,
+    row_sums,
+    sddmm,
+    segment_max,
+    spmm,
+    terms,
+)
 from gconv.kernels import sparse as kernels
 from gconv.operators import cheb, gat, gcn, monet, sage, selection
 from gconv.operators.shapes import messy, ring, weighted
@@ -17,6 +32,18 @@ COL = torch.tensor([1, 0, 1, 4, 0, 1])
 SHAPE = (5, 6)
 
 
+BACKENDS = ["torch", *native.LEVELS[: native.LEVEL + 1]]  # all that this machine can run
+
+
+@pytest.fixture(params=BACKENDS)
+def anywhere(request, monkeypatch):
+    """Runs a test on each instruction set this machine has, and in pure torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    else:
+        monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(request.param))
+
+
 def problem(dtype=DOUBLE, width=3, batch=()):
     csr = CSR.build(ROW, COL, *SHAPE)
     values = torch.randn(len(ROW), dtype=dtype)
@@ -25,6 +52,7 @@ def problem(dtype=DOUBLE, width=3, batch=()):
     return csr, csr.ordered(values), x, dense
 
 
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("width", [1, 3, 17, 33])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
 def test_products_equal_dense(width, batch, dtype):
@@ -37,6 +65,7 @@ def test_products_equal_dense(width, batch, dtype):
     assert_close("sddmm", sddmm(csr, y, x), want, tol)
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_a_signal_may_lie_in_memory_as_it_likes(dtype):
     csr, values, _, dense = problem(dtype)
     for x in (
@@ -57,6 +86,7 @@ def test_a_signal_may_lie_in_memory_as_it_likes(dtype):
     assert_close("spmm of a permuted batch", spmm(csr, values, x), dense @ x, 1e-5)
 
 
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("width", [1, 3])
 def test_derivatives(width):
     csr, values, x, _ = problem(DOUBLE, width, (2,))
@@ -117,6 +147,7 @@ def test_sddmm_in_chunks_is_the_same(monkeypatch):
     assert torch.equal(kernels._sddmm_torch(y, x, *csr.tensors), whole)
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_bfloat16_accumulates_in_float32():
     n = 1000
     csr = CSR.build(torch.zeros(n, dtype=torch.int64), torch.arange(n), 1, n)
@@ -182,3 +213,165 @@ def test_a_symmetric_structure_is_its_own_transpose():
     assert not GConv(gcn(2, 2, add_self_loops=False, normalize=False)).at(one_way).S.symmetric, (
         "a symmetric pattern is not enough"
     )
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("width", [1, 3, 17, 33])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_maximum_and_its_gradients_are_torchs(width, batch, dtype):
+    """Whole numbers, so that many entries tie, some at zero."""
+    csr = CSR.build(torch.randint(0, 40, (200,)), torch.randint(0, 30, (200,)), 45, 30)
+    values = torch.randint(-2, 3, (200,)).to(dtype).requires_grad_()
+    x = torch.randint(-2, 3, (*batch, 30, width)).to(dtype).requires_grad_()
+    got, want = segment_max(csr, values, x), maximum._max_torch(values, x, *csr.tensors)
+    assert torch.equal(got, want)
+    dy = torch.randn_like(want)
+    for what, g, w in zip(
+        ("values", "x"), *(torch.autograd.grad(y, (values, x), dy) for y in (got, want)), strict=True
+    ):
+        assert_close(f"gradient in {what}", g, w, 1e-12 if dtype == DOUBLE else 1e-5)
+
+
+def test_maximum_is_differentiable_twice_and_a_good_operator():
+    csr, values, x, _ = problem()
+    values.requires_grad_()
+    x.requires_grad_()
+    torch.autograd.gradcheck(lambda v, s: segment_max(csr, v, s), (values, x))
+    torch.autograd.gradgradcheck(lambda v, s: segment_max(csr, v, s), (values, x), fast_mode=True)
+    torch.library.opcheck(torch.ops.gconv.segment_max.default, (values, x, *csr.tensors))
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_maximum_lets_a_nan_through():
+    csr = CSR.build(torch.tensor([0, 0]), torch.tensor([0, 1]), 1, 2)
+    for x in (torch.tensor([[torch.nan], [1.0]]), torch.tensor([[1.0], [torch.nan]])):
+        assert segment_max(csr, torch.ones(2), x).isnan().all()
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("width", [1, 3, 8, 17, 70])
+def test_products_of_several_heads(heads, width, dtype):
+    csr, *_ = problem(dtype)
+    values, tol = torch.randn(len(ROW), heads, dtype=dtype), 1e-12 if dtype == DOUBLE else 1e-5
+    x, y = torch.randn(2, SHAPE[1], heads, width, dtype=dtype), torch.randn(2, SHAPE[0], heads, width, dtype=dtype)
+    dense = torch.zeros(*SHAPE, heads, dtype=dtype)
+    dense.index_put_((ROW[csr.perm], COL[csr.perm]), values, accumulate=True)
+    assert_close("apart", heads_spmm(csr, values, x), torch.einsum("mnh,bnhc->bmhc", dense, x), tol)
+    assert_close(
+        "together", heads_spmm(csr, values, x, True), torch.einsum("mnh,bnhc->bmc", dense, x).unsqueeze(2), tol
+    )
+    same = x[:, :, :1]
+    assert_close("of one", heads_spmm(csr, values, same), torch.einsum("mnh,bnc->bmhc", dense, same[:, :, 0]), tol)
+    back = torch.einsum("mnh,bmhc->bnhc", dense, y)
+    assert_close("transposed", heads_spmm(csr, values, y, transposed=True), back, tol)
+    want = torch.einsum("bmhc,bnhc->mnh", y, x)[ROW[csr.perm], COL[csr.perm]]
+    assert_close("sampled", heads_sddmm(csr, y, x, heads), want, tol)
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("heads", [1, 3, 8, 70])
+def test_softmax_sums_and_ends(heads, dtype):
+    csr, *_ = problem(dtype)
+    row, col, tol = ROW[csr.perm], COL[csr.perm], 1e-12 if dtype == DOUBLE else 2e-6
+    logits = torch.randn(len(ROW), heads, dtype=dtype) * 30 + 1e4  # far beyond what exp can take
+    want = torch.cat([logits[row == r].softmax(0) for r in row.unique()])
+    assert_close("softmax", row_softmax(csr, logits), want, tol)
+    a, b = torch.randn(SHAPE[0], heads, dtype=dtype), torch.randn(SHAPE[1], heads, dtype=dtype)
+    assert_close("ends", ends(csr, a, b), a[row] + b[col], tol)
+    for transposed, at, n in ((False, row, SHAPE[0]), (True, col, SHAPE[1])):
+        sums = torch.zeros(n, heads, dtype=dtype).index_add(0, at, logits)
+        assert_close("sums", row_sums(csr, logits, transposed), sums, tol)
+
+
+def test_attention_kernels_are_differentiable_twice_and_good_operators():
+    csr, *_ = problem()
+    v, x = torch.randn(len(ROW), 2, dtype=DOUBLE), torch.randn(SHAPE[1], 2, 3, dtype=DOUBLE)
+    y, a, b = (torch.randn(n, 2, *c, dtype=DOUBLE) for n, c in ((SHAPE[0], (3,)), (SHAPE[0], ()), (SHAPE[1], ())))
+    v, x, y, a, b = (t.requires_grad_() for t in (v, x, y, a, b))
+    for run, given in (
+        (lambda v, x: heads_spmm(csr, v, x), (v, x)),
+        (lambda v, x: heads_spmm(csr, v, x, True), (v, x)),
+        (lambda v, x: heads_spmm(csr, v, x[:, :1]), (v, x)),
+        (lambda v, y: heads_spmm(csr, v, y, transposed=True), (v, y)),
+        (lambda y, x: heads_sddmm(csr, y, x, 2), (y, x)),
+        (lambda v: row_softmax(csr, v), (v,)),
+        (lambda a, b: ends(csr, a, b), (a, b)),
+        (lambda v: row_sums(csr, v, True), (v,)),
+    ):
+        assert torch.autograd.gradcheck(run, given) and torch.autograd.gradgradcheck(run, given, fast_mode=True)
+    for operator, given in (
+        ("heads_spmm", (v, x, False, False)),
+        ("heads_sddmm", (y, x, 2)),
+        ("row_softmax", (v,)),
+        ("ends", (a, b)),
+        ("row_sums", (v, False)),
+    ):
+        torch.library.opcheck(getattr(torch.ops.gconv, operator).default, (*given, *csr.tensors))
+
+
+@pytest.mark.parametrize(
+    "rows", [((1.0, 0.0, 0.0), (2.0, 0.0, 1.0)), ((0.5, 0.3, 0.0), (1.5, -0.2, 0.7), (2.0, 0.0, 1.0))]
+)
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_recurrences(rows, batch, dtype):
+    n, tol = 6, 1e-12 if dtype == DOUBLE else 1e-5
+    csr = CSR.build(torch.randint(0, n, (15,)), torch.randint(0, n, (15,)), n, n)
+    values = torch.randn(15, dtype=dtype)
+    dense = spmm(csr, values, torch.eye(n, dtype=dtype))
+    polynomials = [torch.eye(n, dtype=dtype)]
+    for k, (alpha, beta, gamma) in enumerate(rows):
+        step = (alpha * dense + beta * polynomials[0]) @ polynomials[k]
+        polynomials.append(step - gamma * polynomials[k - 1] if k else step)
+    stack = torch.stack(polynomials)
+    x = torch.randn(*batch, n, 5, dtype=dtype, requires_grad=True)
+    z = torch.randn(*batch, n, len(stack), 5, dtype=dtype, requires_grad=True)
+    c = torch.tensor([0.5, 0.0, 2.0, -1.0], dtype=dtype)[: len(stack)]
+    single = torch.einsum("k,kmn->mn", c, stack)
+    for what, got, want, leaf in (
+        ("terms", terms(csr, values, x, rows), torch.einsum("kmn,...nc->...mkc", stack, x), x),
+        ("clenshaw", clenshaw(csr, values, z, rows), torch.einsum("kmn,...nkc->...mc", stack, z), z),
+        ("filtered", filtered(csr, values, x, rows, c.tolist()), single @ x, x),
+    ):
+        assert_close(what, got, want, tol)
+        dy = torch.randn_like(want)
+        assert_close(f"gradient of {what}", *(torch.autograd.grad(y, leaf, dy)[0] for y in (got, want)), tol)
+
+
+def test_recurrences_are_good_operators():
+    csr = CSR.build(torch.tensor([0, 1, 1, 2]), torch.tensor([1, 0, 2, 1]), 3, 3)
+    values, rows = torch.randn(4, dtype=DOUBLE), [1.0, 0.0, 0.0, 2.0, 0.0, 1.0]
+    x, z = torch.randn(3, 2, dtype=DOUBLE, requires_grad=True), torch.randn(3, 3, 2, dtype=DOUBLE, requires_grad=True)
+    torch.library.opcheck(torch.ops.gconv.terms.default, (values, x, None, rows, *csr.tensors))
+    torch.library.opcheck(torch.ops.gconv.clenshaw.default, (values, z, None, rows, *csr.tensors))
+    torch.library.opcheck(torch.ops.gconv.filtered.default, (values, x, None, rows, [1.0, 2.0, 3.0], *csr.tensors))
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_rows_of_all_lengths_on_one_thread_and_on_two(dtype):
+    """A row with a million entries, many with none; to the last bit the same, however many threads there are."""
+    n, hub = 3000, 1_000_000
+    row = torch.cat([torch.full((hub,), 7), torch.randint(0, n // 2, (20_000,))])
+    csr = CSR.build(row, torch.randint(0, n, (len(row),)), n, n)
+    values, x = torch.rand(len(row), dtype=dtype), torch.rand(n, 4, dtype=dtype)
+    runs = {
+        "spmm": lambda: spmm(csr, values, x),
+        "transposed": lambda: spmm(csr.T, values[csr.to_t], x),
+        "sddmm": lambda: sddmm(csr, x, x),
+        "heads": lambda: heads_spmm(csr, values.unsqueeze(1).expand(-1, 2), x.unsqueeze(1)),
+        "softmax": lambda: row_softmax(csr, values.unsqueeze(1)),
+        "maximum": lambda: segment_max(csr, values, x),
+    }
+    before, found = torch.get_num_threads(), {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found[threads] = {name: run() for name, run in runs.items()}
+    torch.set_num_threads(before)
+    for name in runs:
+        assert torch.equal(found[1][name], found[2][name]), name
+    want = torch.zeros(n, 4, dtype=DOUBLE).index_add(
+        0, row.sort().values, values.double()[:, None] * x.double()[csr.col.long()]
+    )
+    assert_close("the hub", found[1]["spmm"][7], want[7], 1e-4 if dtype == torch.float32 else 1e-12)
+    assert not found[1]["spmm"][n // 2 :].any()

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import gconv
 from gconv import GConv, list_operators
 from gconv.domains import Graph
-from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, selection
+from gconv.kernels import native
+from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage, selection
 from gconv.operators.shapes import grid, messy, ring, weighted
 from gconv.spec import Sample, operator
 from gconv.testing import LAWS, TOL, Case, assert_close, check_operator, law_compile
@@ -74,6 +76,23 @@ def test_second_derivatives(sample):
         return y.square()  # linear maps alone have no second derivative
 
     assert torch.autograd.gradgradcheck(run, (case.x.requires_grad_(), *theta.values()), fast_mode=True)
+
+
+WITHOUT = [
+    Sample(gcn(3, 2), messy, 3),
+    Sample(cheb(3, 2, k=3), weighted, 3),
+    Sample(gat(3, 2, heads=2), messy, 3),
+    Sample(sage(2, 3, aggr="max"), messy, 2),
+    Sample(selection(2, 4, 3), messy, 2),
+]
+
+
+@pytest.mark.parametrize("sample", WITHOUT, ids=lambda s: s.spec.name)
+def test_laws_hold_without_the_compiled_kernels(sample, dtype, monkeypatch):
+    monkeypatch.setattr(native, "LIBRARY", None)
+    assert gconv.backend() == "torch"
+    for law in LAWS.values():
+        law(sample, dtype)
 
 
 COMPILED = [

@@ -3,8 +3,9 @@
 from gconv.kernels import native
 from gconv.kernels.constants import constant, kept, known, product
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
+from gconv.kernels.maximum import segment_max
 from gconv.kernels.recurrence import clenshaw, filtered, terms
-from gconv.kernels.sparse import CSR, sddmm, segment_max, spmm
+from gconv.kernels.sparse import CSR, sddmm, spmm
 
 __all__ = [
     "CSR",

@@ -3,6 +3,7 @@
  *   spmm      y[b] = alpha S x[b] + beta z[b] + gamma w[b]     S in CSR form, b signals, rows of y in parallel
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
  *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
+ *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
  *
  * Several matrices on one pattern ("heads") are values (e, heads); x, y and the sampled product then have a head axis.
  *
@@ -99,9 +100,16 @@ static const edges_part EDGE[EDGES][2][LEVELS] = {
     {OF(ends, f32), OF(ends, f64)},
     {OF(sums, f32), OF(sums, f64)},
 };
+enum { LARGEST, TIES, SHARES, WEIGHTS, MAXIMA };
+static const spmm_part MAX[MAXIMA][2][LEVELS] = {
+    {OF(largest, f32), OF(largest, f64)},
+    {OF(ties, f32), OF(ties, f64)},
+    {OF(shares, f32), OF(shares, f64)},
+    {OF(weights, f32), OF(weights, f64)},
+};
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 2; }
+int gconv_interface(void) { return 3; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -150,6 +158,16 @@ void gconv_sddmm(const product *p, int type, int level, int threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t c = 0; c < parts; c++)
         run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+}
+
+void gconv_max(const product *p, int what, int type, int level, int threads) {
+    int64_t parts = parts_of(p->rows, threads), tasks = what == WEIGHTS ? parts : parts * p->batch;
+    spmm_part run = MAX[what][type][level];
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < tasks; t++) {
+        int64_t c = t % parts;
+        run(p, t / parts, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+    }
 }
 
 void gconv_edges(const edges *p, int what, int type, int level, int threads) {

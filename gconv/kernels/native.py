@@ -34,7 +34,8 @@ class Edges(ctypes.Structure):
 
 
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
-INTERFACE = 2  # of csr.c: its structs and functions
+LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
+INTERFACE = 3  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it
 
 
@@ -52,7 +53,8 @@ def load() -> ctypes.CDLL | None:
             function.argtypes = [ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_int]
             function.restype = None
         library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
-        library.gconv_edges.restype = None
+        library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
+        library.gconv_edges.restype = library.gconv_max.restype = None
         return library
     return None
 
@@ -180,4 +182,34 @@ def edges(
     p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
     p.rows, p.heads = crow.shape[0] - 1, shape[1]
     LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * col.shape[0] * shape[1]))
+    return y
+
+
+def maxima(
+    what: int,
+    crow: Tensor,
+    col: Tensor,
+    order: Tensor | None,
+    values: Tensor,
+    x: Tensor,
+    y: Tensor,
+    z: Tensor | None = None,
+    w: Tensor | None = None,
+) -> Tensor:
+    """What `gconv_max` writes into y; x, z and w (*b, sites, c), values of the same type, float32 or float64."""
+    assert LIBRARY is not None
+    x, b, x_strides = _rows(x)
+    c, none = x.shape[-1], (0, 0)
+    z, _, z_strides = (None, 1, none) if z is None else _rows(z)
+    w, _, w_strides = (None, 1, none) if w is None else _rows(w)
+    values, rows = values.contiguous(), crow.shape[0] - 1
+    y_strides = none if what == WEIGHTS else (rows * c, c)
+    p = Product(
+        *(crow.data_ptr(), col.data_ptr(), _pointer(order), values.data_ptr()),
+        *(x.data_ptr(), _pointer(z), _pointer(w), y.data_ptr()),
+        *(rows, b, c, 1, 1, 1),
+        *(*x_strides, 0, *y_strides, 0, *z_strides, 0, *w_strides),
+        *(1.0, 0.0, 0.0),
+    )
+    LIBRARY.gconv_max(p, what, TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c))
     return y

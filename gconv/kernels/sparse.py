@@ -110,15 +110,6 @@ def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
     return SDDMM(csr.tensors, a, b)
 
 
-def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
-    """y[..., i, :] = max over the entries (i, j) of values x[..., j, :]; 0 for a row without entries."""
-    rows, col = rows_of(csr.crow, csr.col), csr.col.long()
-    messages = x.index_select(-2, col) * values.unsqueeze(-1)
-    index = rows.unsqueeze(-1).expand(messages.shape)
-    shape = (*x.shape[:-2], csr.shape[0], x.shape[-1])
-    return messages.new_zeros(shape).scatter_reduce(-2, index, messages, "amax", include_self=False)
-
-
 def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each entry."""
     lengths = (crow[1:] - crow[:-1]).long()

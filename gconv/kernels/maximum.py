@@ -1,0 +1,152 @@
+"""The largest entry of each row, y_i = max over the entries (i, j) of v_e x_j; 0 for a row without entries.
+
+The derivative goes to the entries that reach the maximum, in equal shares. A maximum of exactly 0 keeps a share to
+itself, as in torch's scatter_reduce "amax", whose tensor of zeros takes part; PyG's maximum is that one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import native
+from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.sparse import CSR, rows_of
+
+
+def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
+    """y[..., i, :] = max over the entries (i, j) of values x[..., j, :]; 0 for a row without entries.
+
+    Args:
+        csr: the pattern, (m, n).
+        values: (e,) in row order.
+        x: (*b, n, c).
+
+    >>> csr = CSR.build(torch.tensor([0, 0]), torch.tensor([0, 1]), 2, 2)
+    >>> segment_max(csr, torch.ones(2), torch.tensor([[1.0], [3.0]])).flatten()
+    tensor([3., 0.])
+    """
+    return SEGMENT_MAX(csr.tensors, values, x)
+
+
+def _messages(values: Tensor, x: Tensor, structure: Structure) -> tuple[Tensor, Tensor]:
+    """v_e x_j (*b, e, c), and the row of each entry."""
+    messages = x.index_select(-2, structure[1].long()) * values.unsqueeze(-1)
+    return messages, rows_of(structure[0], structure[1])
+
+
+def _max_torch(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
+    messages, rows = _messages(values, x, structure)
+    index = rows.unsqueeze(-1).expand(messages.shape)
+    shape = (*x.shape[:-2], structure[0].shape[0] - 1, x.shape[-1])
+    return messages.new_zeros(shape).scatter_reduce(-2, index, messages, "amax", include_self=False)
+
+
+def _shared(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
+    """What each message gets of the gradient, (*b, e, c); differentiable in dy."""
+    messages, rows = _messages(values, x, structure)
+    won = (messages == y.index_select(-2, rows)).to(dy.dtype)
+    ties = (y == 0).to(y.dtype).index_add(-2, rows, won).clamp(min=1)
+    return won * (dy / ties).index_select(-2, rows)
+
+
+def _dx_torch(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
+    part = _shared(values, x, y, dy, structure) * values.unsqueeze(-1)
+    return torch.zeros_like(x).index_add(-2, structure[1].long(), part.to(x.dtype))
+
+
+def _dvalues_torch(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
+    part = _shared(values, x, y, dy, structure) * x.index_select(-2, structure[1].long())
+    return part.sum((*range(part.ndim - 2), -1)).to(values.dtype)
+
+
+def _serves(values: Tensor, x: Tensor, structure: Structure) -> bool:
+    if values.shape[0] != structure[1].shape[0] or x.shape[-2] != structure[2].shape[0] - 1:
+        raise ValueError(
+            f"The sparse pattern wants {structure[1].shape[0]} values and {structure[2].shape[0] - 1} sites in, but "
+            f"{values.shape[0]} and {x.shape[-2]} are given."
+        )
+    known = x.dtype in (torch.float32, torch.float64) and values.dtype == x.dtype
+    return known and structure[0].dtype == torch.int32 and native.serves(values, x)
+
+
+def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
+    if not _serves(values, x, structure):
+        return _max_torch(values, x, *structure)
+    crow, col = structure[:2]
+    y = x.new_empty(*x.shape[:-2], crow.shape[0] - 1, x.shape[-1])
+    return native.maxima(native.LARGEST, crow, col, None, values, x, y)
+
+
+def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
+    ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, torch.empty_like(y), y)
+    return dy / ties.clamp_(min=1)
+
+
+def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
+    if not _serves(values, x, structure):
+        return _dx_torch(values, x, y, dy, *structure)
+    _, _, crow, col, order, _ = structure
+    dx = x.new_empty(x.shape)
+    return native.maxima(native.SHARES, crow, col, order, values, x, dx, y, _share(values, x, y, dy, structure))
+
+
+def _dvalues_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
+    if not _serves(values, x, structure):
+        return _dvalues_torch(values, x, y, dy, *structure)
+    crow, col = structure[:2]
+    share = _share(values, x, y, dy, structure)
+    return native.maxima(native.WEIGHTS, crow, col, None, values, x, torch.empty_like(values), y, share)
+
+
+def _max_fake(values: Tensor, x: Tensor, crow: Tensor, *rest: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
+
+
+def _max_keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    return [*arguments, output]
+
+
+def _max_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
+    values, x, y = saved
+    twice = torch.is_grad_enabled() and dy.requires_grad  # then torch's own operators are differentiated
+    of_values, of_x = ctx.needs_input_grad[:2]
+    given, dvalues, dx = (values, x, y, dy), None, None
+    if of_values:
+        dvalues = _dvalues_torch(*given, *structure) if twice else MAX_DVALUES(structure, *given)
+    if of_x:
+        dx = _dx_torch(*given, *structure) if twice else MAX_DX(structure, *given)
+    return dvalues, dx
+
+
+def _nothing_kept(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    return []
+
+
+def _once(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
+    raise NotImplementedError("The derivative of a maximum's compiled derivative is not written; run it eagerly.")
+
+
+MAX_DX = Kernel(
+    "max_dx",
+    "Tensor values, Tensor x, Tensor y, Tensor dy",
+    _dx_torch,
+    _dx_cpu,
+    lambda values, x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
+    _nothing_kept,
+    _once,
+)
+MAX_DVALUES = Kernel(
+    "max_dvalues",
+    "Tensor values, Tensor x, Tensor y, Tensor dy",
+    _dvalues_torch,
+    _dvalues_cpu,
+    lambda values, *rest: torch.empty_like(values, memory_format=torch.contiguous_format),
+    _nothing_kept,
+    _once,
+)
+SEGMENT_MAX = Kernel(
+    "segment_max", "Tensor values, Tensor x", _max_torch, _max_cpu, _max_fake, _max_keep, _max_backward
+)
