@@ -370,8 +370,8 @@ def test_rows_of_all_lengths_on_one_thread_and_on_two(dtype):
     torch.set_num_threads(before)
     for name in runs:
         assert torch.equal(found[1][name], found[2][name]), name
-    want = torch.zeros(n, 4, dtype=DOUBLE).index_add(
-        0, row.sort().values, values.double()[:, None] * x.double()[csr.col.long()]
-    )
-    assert_close("the hub", found[1]["spmm"][7], want[7], 1e-4 if dtype == torch.float32 else 1e-12)
+    messages = values.double()[:, None] * x.double()[csr.col.long()]
+    want = torch.zeros(n, 4, dtype=DOUBLE).index_add(0, row.sort().values, messages)
+    tol = 1e-3 if dtype == torch.float32 else 1e-12  # one running sum of a million terms
+    assert_close("the hub", found[1]["spmm"][7], want[7], tol)
     assert not found[1]["spmm"][n // 2 :].any()
