@@ -22,8 +22,8 @@ demo: $(VENV)/.ok  ## the main experiment on embedded data, no download: grid CN
 	@rm -f runs/digits_pair.jsonl
 	$(PY) -m experiments.digits_pair --results runs/digits_pair.jsonl $(ARGS)
 
-test: $(VENV)/.ok  ## the quick test suite, with the examples in all docstrings
-	$(PY) -m pytest $(ARGS)
+test: $(VENV)/.ok  ## the quick test suite, with the examples in all docstrings, a process a core
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.ok  ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .
