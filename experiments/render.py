@@ -106,6 +106,7 @@ class Table:
         reruns: numbers listed below.
         scale: from a row's number to the published one's unit.
         words: columns of text behind the numbers, (heading, dotted path); the rows of one table row must agree.
+        remarks: what the rows say together, a sentence each, printed below.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Table:
     reruns: tuple[Published, ...] = ()
     scale: float = 100.0
     words: tuple[tuple[str, str], ...] = ()
+    remarks: Callable[[Sequence[Row]], list[str]] = lambda rows: []
 
 
 class TableError(ValueError):
@@ -196,7 +198,7 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     notes += [f"Data: {'; '.join(data)}."] if data else []
     notes += [f"Published: {'; '.join(_sources(table.published, labels))}."] if beside else []
     notes += [f"Independent reruns: {'; '.join(_sources(table.reruns, labels))}."] if table.reruns else []
-    return "\n\n".join([table.caption, grid, *notes]) + "\n"
+    return "\n\n".join([table.caption, grid, *table.remarks(rows), *notes]) + "\n"
 
 
 def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:

@@ -19,7 +19,6 @@ Rows hold until their file is removed: a timing is not repeated because some cod
 """
 
 import json
-import math
 import re
 import sys
 import time
@@ -33,12 +32,12 @@ import torch
 
 from experiments import common, measure, speed_sides
 from experiments.machine import ROOT
-from experiments.speed_cases import EXPONENT, FULL, MEANS, QUICK, Case, cases
+from experiments.speed_cases import FULL, QUICK, Case, cases
 from experiments.speed_sides import Side, Sides
+from experiments.speed_summary import OURS, remarks, verdict
 from gconv.kernels import backend
 
 TOL = {"filter": 1e-10}
-OURS = "gconv"
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,6 @@ def compared(times: dict[str, np.ndarray], against: str = "") -> dict[str, Any]:
     }
 
 
-def verdict(got: float, goal: float, at_most: bool = False) -> str:
-    """Whether a goal is met, in a word; "-" without a goal.
-
-    >>> verdict(2.5, 2), verdict(1.9, 2), verdict(0.3, 0.2, at_most=True), verdict(1.9, 0)
-    ('met', 'missed', 'missed', '-')
-    """
-    if not goal:
-        return "-"
-    return "met" if (got <= goal if at_most else got >= goal) else "missed"
-
-
 def run(case: Case) -> common.Outcome:
     """Check, time, and weigh."""
     common.seed_everything(case.seed, deterministic=False)
@@ -183,56 +171,7 @@ def peak(side: str, case: Case) -> dict[str, float]:
         return measure.peak_of_steps(made.step, 2)
 
 
-# -- what the rows say together ------------------------------------------------------------------------------------
-
-
-def mean(rows: list[common.Row], group: str, metric: str = "faster") -> float:
-    """The geometric mean of a metric over a group of cases; nan without rows."""
-    found = [row["metrics"][metric] for row in rows if row["config"]["group"] == group]
-    return math.exp(sum(map(math.log, found)) / len(found)) if found else math.nan
-
-
-def growth(rows: list[common.Row], group: str, axis: str) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """ "ms" and "mb" -> "gconv" and "peer" -> sizes and values of the cases of a group, by edges or by width."""
-    found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for row in (row for row in rows if row["config"]["group"] == group):
-        config, m = row["config"], row["metrics"]
-        size = config["edges"] if axis == "edges" else config["channels"][0]
-        for unit in ("ms", "mb"):
-            for side in (OURS, "peer"):
-                if f"{side}_{unit}" in m:
-                    sizes, values = found.setdefault(unit, {}).setdefault(side, ([], []))
-                    sizes.append(size)
-                    values.append(m[f"{side}_{unit}"])
-    return found
-
-
-def remarks(rows: list[common.Row]) -> list[str]:
-    """Geometric means and fitted exponents, each beside its goal."""
-    said = []
-    for group, goal in MEANS.items():
-        if not math.isnan(got := mean(rows, group)):
-            said.append(f"Geometric mean of the {group}: {got:.2f} times faster; goal {goal:g}, {verdict(got, goal)}.")
-    layers = [row for row in rows if "memory_share" in row["metrics"]]
-    if not math.isnan(got := mean(layers, "layers", "memory_share")):
-        said.append(f"Geometric mean of the layers' share of the peer's peak memory: {got:.3f}.")
-    for group, axis in (("edges", "edges"), ("spmm", "width")):
-        for unit, found in growth(rows, group, axis).items():
-            what = {"ms": "Time", "mb": "Peak memory"}[unit]
-            fits = {side: measure.exponent(*points) for side, points in found.items() if len(points[0]) > 1}
-            if OURS not in fits:
-                continue
-            beside = f"; the peer's with {axis}^{fits['peer']:.2f}" if "peer" in fits else ""
-            goal = f"; goal {EXPONENT:g}, {verdict(fits[OURS], EXPONENT, at_most=True)}" if axis == "edges" else ""
-            sizes = found[OURS][0]
-            said.append(
-                f"{what} grows with {axis}^{fits[OURS]:.2f} from {min(sizes)} to {max(sizes)} {axis}{beside}{goal}."
-            )
-            large = [(size, value) for size, value in zip(*found[OURS], strict=True) if size >= 100_000]
-            if axis == "edges" and unit == "ms" and 1 < len(large) < len(sizes):
-                got = measure.exponent(*zip(*large, strict=True))
-                said.append(f"From 100000 edges on, where calls cost little beside the work, with edges^{got:.2f}.")
-    return said
+# -- the sweep -------------------------------------------------------------------------------------------------------
 
 
 def report(rows: list[common.Row]) -> None:
@@ -277,10 +216,10 @@ def data(case: Case) -> common.Data:
     return common.Data("random power-law graphs and bags of words", "generated")
 
 
-def place(config: Config, options: common.Options, name: str = "speed") -> common.Results:
+def place(quick: bool, options: common.Options, name: str = "speed") -> common.Results:
     """Where rows go: those of toy sizes never to the experiment's own."""
     toy = Path(ROOT / "runs" / f"{name}_quick.jsonl")
-    return common.Results(toy) if config.quick and options.results is None else options.open(name)
+    return common.Results(toy) if quick and options.results is None else options.open(name)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -297,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
         todo = chosen(config)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    results = place(config, options)
+    results = place(config.quick, options)
     done = {common.run_key(case, "speed", data(case)) for case in todo} & {row["key"] for row in results.rows()}
     fresh = [case for case in todo if common.run_key(case, "speed", data(case)) not in done]
     report(common.sweep(todo, announced(run, fresh), results, experiment="speed", data=data))

@@ -1,7 +1,7 @@
 """What `experiments.speed` compares, as data: the cases, their sizes, their goals, and how long each may take."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["limits", "spmm", "layer", "training", "edges", "call", "filter"]
 LAYERS = ("gcn", "cheb", "sage", "gat", "tag", "appnp")
@@ -27,6 +27,8 @@ class Case:
 
     case: str
     kind: Kind
+    compared: bool = True
+    """Whether there is a peer."""
     group: str = ""
     """Cases whose geometric mean has a goal, or through which a line is fitted."""
     op: str = ""
@@ -86,49 +88,71 @@ MODELS = {"cora": "Cora's size", "pubmed": "PubMed's size"}
 
 def cases(sizes: Sizes = FULL, threads: int = 0, seed: int = 0) -> list[Case]:
     """All comparisons, in the order of the README's table."""
-    found = [Case("limits of the machine", "limits", rounds=10, budget=20, threads=threads, seed=seed)]
-    large = {"nodes": sizes.nodes, "edges": sizes.edges}
+    found = [Case("limits of the machine", "limits", compared=False, rounds=10, budget=20, threads=threads, seed=seed)]
+    large: dict[str, Any] = {"nodes": sizes.nodes, "edges": sizes.edges}
     where = f"{sizes.nodes} nodes, {sizes.edges + sizes.nodes} non-zeros"
     for width in sizes.widths:
-        signal = {"channels": (width, width), "op": "gcn", "seed": seed, "threads": threads, **large}
+        signal: dict[str, Any] = {"channels": (width, width), "op": "gcn", "seed": seed, "threads": threads, **large}
         name = f"S X at width {width}, {where}"
-        found.append(
-            Case(f"{name}, forward", "spmm", "spmm forward", backward=False, against="torch CSR", goal=2, **signal)  # type: ignore[arg-type]
-        )
-        found.append(
-            Case(
-                f"{name}, forward + backward", "spmm", "spmm", against="PyG edge_index", goal=10, memory=True, **signal  # type: ignore[arg-type]
-            )
-        )  # fmt: skip
+        once: dict[str, Any] = {"group": "spmm forward", "backward": False, "against": "torch CSR", "goal": 2.0}
+        both: dict[str, Any] = {"group": "spmm", "against": "PyG edge_index", "goal": 10.0, "memory": True}
+        found.append(Case(f"{name}, forward", "spmm", **once, **signal))
+        found.append(Case(f"{name}, forward + backward", "spmm", **both, **signal))
     for op in LAYERS:
         name = f"{op} layer, {_widths(op, (128, 64))}, {sizes.nodes} nodes, {sizes.edges} edges, forward + backward"
-        how = {"goal": 3.0, "memory": True, "memory_goal": 0.2, "budget": 15.0, "rounds": 9, "threads": threads}
+        how: dict[str, Any] = {
+            "goal": 3.0,
+            "memory": True,
+            "memory_goal": 0.2,
+            "budget": 15.0,
+            "rounds": 9,
+            "threads": threads,
+        }
         channels = (64, 64) if op == "appnp" else (128, 64)
-        found.append(Case(name, "layer", "layers", op, channels=channels, seed=seed, **large, **how))  # type: ignore[arg-type]
+        found.append(Case(name, "layer", True, "layers", op, channels=channels, seed=seed, **large, **how))
     for key, label in MODELS.items():
         nodes, edges, channels, density = getattr(sizes, key)
         for op in LAYERS:
             middle = (64,) if op == "gat" and sizes == FULL else channels[1:2]
             widths = (channels[0], *middle, channels[-1])
             name = f"{op} training step, {_widths(op, widths)}, {label}"
-            task = {"nodes": nodes, "edges": edges, "channels": widths, "density": density, "seed": seed}
-            found.append(Case(name, "training", "training", op, goal=5, budget=8, threads=threads, **task))
+            task: dict[str, Any] = {
+                "nodes": nodes,
+                "edges": edges,
+                "channels": widths,
+                "density": density,
+                "seed": seed,
+            }
+            found.append(Case(name, "training", True, "training", op, goal=5, budget=8, threads=threads, **task))
     for edges in sizes.growth:
         name = f"growth, {edges} edges: gcn layer, 16 -> 16, forward + backward"
-        size = {"nodes": max(2, edges // 16), "edges": edges, "channels": (16, 16), "seed": seed, "threads": threads}
-        found.append(Case(name, "edges", "edges", "gcn", memory=edges >= sizes.heard, budget=6, **size))  # type: ignore[arg-type]
+        size: dict[str, Any] = {
+            "nodes": max(2, edges // 16),
+            "edges": edges,
+            "channels": (16, 16),
+            "seed": seed,
+            "threads": threads,
+        }
+        found.append(Case(name, "edges", True, "edges", "gcn", memory=edges >= sizes.heard, budget=6, **size))
     for op in LAYERS:
         for backward in (False, True):
             way = "forward + backward" if backward else "forward"
             name = f"one call, {op}, {_widths(op, (4, 8))} on 10 nodes, {way}"
-            tiny = {"nodes": 10, "edges": 30, "channels": (8, 8) if op == "appnp" else (4, 8), "seed": seed}
+            tiny: dict[str, Any] = {
+                "nodes": 10,
+                "edges": 30,
+                "channels": (8, 8) if op == "appnp" else (4, 8),
+                "seed": seed,
+            }
             found.append(
-                Case(name, "call", "call", op, backward=backward, goal=1, rounds=100, budget=4, threads=1, **tiny)  # type: ignore[arg-type]
+                Case(name, "call", True, "call", op, backward=backward, goal=1, rounds=100, budget=4, threads=1, **tiny)
             )
     nodes, signals = sizes.signals
     name = f"heat filter, order 30, {signals} signals on {nodes} nodes, float64, forward"
     found.append(
-        Case(name, "filter", "", "cheb", nodes, 10 * nodes, (signals,), backward=False, threads=threads, seed=seed)
+        Case(
+            name, "filter", True, "", "cheb", nodes, 10 * nodes, (signals,), backward=False, threads=threads, seed=seed
+        )
     )
     return [_within(case, sizes.budget) for case in found]
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import operator_table, published, render
+from experiments import operator_table, published, render, speed_summary
 from experiments.common import RESULTS, ROOT
 from experiments.render import Figure, Table, TableError, bars, curve, last, lines, mean_std, one, several, worst
 
@@ -168,6 +168,66 @@ TABLES: tuple[Table, ...] = (
         caption="Peak memory of three training steps over what is resident before, set-up included; and of a fourth.",
         command="python -m experiments.overhead --only gcn",
     ),
+    Table(
+        name="speed",
+        experiment="speed",
+        label="config.case",
+        where=(("config.compared", True),),
+        cells=several(
+            **{"gconv ms": "metrics.gconv_ms", "peer ms": "metrics.peer_ms", "times faster": "metrics.faster"},
+            **{"25 %": "metrics.faster_low", "75 %": "metrics.faster_high"},
+        ),
+        format=plain,
+        words=(("peer", "metrics.peer"), ("goal", "metrics.goal"), ("", "metrics.verdict")),
+        same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
+        caption=(
+            "Milliseconds a call or step, medians, and how many times faster gconv is, with quartiles. The peer is the "
+            "fastest form of the other library, where the goal names none. In the training steps the features are "
+            "declared constant once beforehand, as PyG caches its graph and takes sparse features; the rows also have "
+            "gconv without that, and every other form and peer."
+        ),
+        command="python -m experiments.speed",
+        remarks=speed_summary.remarks,
+    ),
+    Table(
+        name="speed_memory",
+        experiment="speed",
+        label="config.case",
+        where=(("config.memory", True),),
+        cells=several(
+            **{"gconv MiB": "metrics.gconv_mb", "peer MiB": "metrics.peer_mb", "share": "metrics.memory_share"},
+        ),
+        format=plain,
+        words=(("peer", "metrics.peer"), ("goal", "metrics.memory_goal"), ("", "metrics.memory_verdict")),
+        same=("data.hash", "metrics.kernels"),
+        caption=(
+            "Peak memory of two steps over what is resident before the first, set-up included, each side in a process "
+            "of its own; the goal is a share of the peer's."
+        ),
+        command="python -m experiments.speed",
+    ),
+    Table(
+        name="whole_models",
+        experiment="whole_models",
+        label="config.case",
+        cells=several(
+            **{
+                "seconds an epoch": "metrics.before_s",
+                "converted": "metrics.after_s",
+                "times faster": "metrics.faster",
+            },
+            **{"25 %": "metrics.faster_low", "75 %": "metrics.faster_high"},
+            **{"peak MiB": "metrics.before_mb", "converted MiB": "metrics.after_mb"},
+        ),
+        format=plain,
+        same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
+        caption=(
+            "Models as PyG's and torch's users write them, before and after `gconv.convert`: an epoch is one step of "
+            "Adam on everything. The losses of five steps without dropout, and the gradients of the first, agreed to "
+            "rounding before (`gap` in the rows)."
+        ),
+        command="python -m experiments.whole_models",
+    ),
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -195,6 +255,18 @@ FIGURES: tuple[Figure, ...] = (
         draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
         title="Planetoid public split: test accuracy in %",
     ),
+    *(
+        Figure(
+            name=f"speed_{axis}_{what}",
+            experiment="speed",
+            draw=speed_summary.grown(group, axis, unit),
+            title=f"{title}, forward + backward: {what}",
+        )
+        for group, axis, title in (("edges", "edges", "A gcn layer, 16 -> 16"), ("spmm", "width", "S X, 170k nodes"))
+        for unit, what in (("ms", "time"), ("mb", "memory"))
+    ),
+    Figure(name="speed_ratios", experiment="speed", draw=speed_summary.ratios, title="Times faster than the peer"),
+    Figure(name="speed_roofline", experiment="speed", draw=speed_summary.roofline, title="Roofline, forward passes"),
 )
 
 

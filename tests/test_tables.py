@@ -150,6 +150,8 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics |= {"ratio_low": 1.0, "ratio_high": 1.2, "peak_ratio": 0.3, "kernels": "c"}
     metrics |= {f"{who}_{when}": 9.0 for who in ("bare", "gconv") for when in ("peak_mb", "step_peak_mb")}
     metrics |= {"everything": 0.5, "plain": 0.0, "known": "run", "parts_on": "loop", "differs_in": "a", "in_gconv": "b"}
+    metrics |= {f"faster{q}": 2.0 for q in ("", "_low", "_high")} | {"peer_ms": 2.0, "memory_share": 0.2}
+    metrics |= {f"{who}_{unit}": 2.0 for who in ("gconv", "peer", "before", "after") for unit in ("mb", "s")}
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
