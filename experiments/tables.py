@@ -5,7 +5,8 @@
 
 A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->`. To add one, add an entry to
 `TABLES` (what the fields mean: `experiments.render.Table`) and the two lines to the README. Between the markers
-`<!-- operators -->` and `<!-- /operators -->` stands the table of operators, from the registry.
+`operators` and `outside` stand the tables of operators, from the registry (`experiments.operator_table`), and between
+the markers `features` the comparison with other libraries (`experiments.features`).
 """
 
 import difflib
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import operator_table, published, render, speed_summary
+from experiments import features, operator_table, published, render, speed_summary
 from experiments.common import RESULTS, ROOT
 from experiments.render import Figure, Table, TableError, bars, curve, last, lines, mean_std, one, several, worst
 
@@ -291,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, description=__doc__, args=argv)
     try:
         old = config.readme.read_text(encoding="utf-8")
-        new = operator_table.fill(render.fill(old, config.results, TABLES))
+        new = features.fill(operator_table.fill(render.fill(old, config.results, TABLES)))
         rows = {f: render.select(render.load(config.results, f.experiment), f.where) for f in FIGURES}
         paths = {f: config.figures / f"{f.name}.png" for f in FIGURES}
         stale = [f for f in FIGURES if rows[f] and render.drawn_from(paths[f]) != render.fingerprint(rows[f])]

@@ -1,19 +1,22 @@
 """gconv: every convolution as one thing, Y = sum_k S_k X W_k + b.
 
+The rooms, in the order in which they may import each other:
+
+kernels      compiled products for the CPU, and the same in pure torch; constant(x), signals that never change
 domains      where signals live: Grid, Graph
-laplacian    adjacencies and Laplacians, and every convention about degrees and loops
 basis        the structure S in its closed forms
+laplacian    adjacencies and Laplacians, and every convention about degrees and loops
 mixing       the channel part W
-spec         a convolution as data, and the registry
-operators    the convolutions themselves, one family a file
+spec         a convolution as data, and the registry: list_operators, cite
 lowering     the ways to run one
-plan         which way, and why
+plan         which way, and why; rates: how fast this machine is, which calibrate measures
+linear       LinearMap, the operator as the linear map that it is, and the algebra of such maps
 module       GConv, the layer
+operators    the convolutions themselves, one family a file
 blocks       units of well-known networks, made of layers
-linear       LinearMap, the operator as the linear map that it is
-analysis     questions about a LinearMap
-interop      models of torch.nn and PyG converted, and back
-testing      the laws every operator obeys
+analysis     questions about a LinearMap, a layer or a network
+interop      models of torch.nn and PyG: convert, as_linear_map, export
+testing      the laws every operator obeys, for your own operators too
 """
 
 from gconv import analysis, blocks, interop, operators

@@ -185,7 +185,10 @@ def test_what_is_left_alone_says_why():
     assert "product of two inputs" in reason(nn.Bilinear(2, 3, 4))
     assert "only known at the call" in reason(nn.ChannelShuffle(2))
     assert "attention" in reason(nn.MultiheadAttention(4, 2))
-    assert "no layer that gconv knows" in reason(nn.LPPool2d(2, 2))
+    assert "mean of powers" in reason(nn.LPPool2d(2, 2))
+    assert "at random" in reason(nn.FractionalMaxPool2d(2, 1))
+    assert "second input" in reason(nn.MaxUnpool2d(2))
+    assert "no layer that gconv knows" in reason(nn.CosineSimilarity())
     patched = nn.Conv2d(2, 3, 3)
     patched.forward = lambda input: input
     assert "forward of this very layer was replaced" in reason(patched)

@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import gconv.spec
 from experiments import operator_table
 from experiments.machine import ROOT
 from experiments.render import TableError
 from gconv.lowering import LOWERINGS
+from gconv.operators.outside import OUTSIDE
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
@@ -106,8 +108,25 @@ def test_extras_exist():
 
 def test_operator_table_is_the_registry():
     assert operator_table.fill(TEXT) == TEXT
-    table = TEXT[TEXT.index(operator_table.START) : TEXT.index(operator_table.END)]
+    table = TEXT[TEXT.index("<!-- operators -->") : TEXT.index("<!-- /operators -->")]
     assert [name for name in gconv.list_operators() if f"`{name}`" not in table] == []
+    assert [name for name in operator_table.FAMILIES if f"**{name}**" not in table] == []
+
+
+def test_told_apart_operators_exist():
+    assert set(gconv.list_operators()) >= operator_table.LABELLED
+
+
+def test_what_is_outside_is_listed():
+    block = TEXT[TEXT.index("<!-- outside -->") : TEXT.index("<!-- /outside -->")]
+    assert [name for name in (*OUTSIDE, *operator_table.LAYERS) if f"`{name}`" not in block] == []
+
+
+def test_what_is_inside_cannot_be_listed_as_outside(monkeypatch):
+    """Negative control."""
+    monkeypatch.setitem(operator_table.LAYERS, "Conv", torch.nn.Conv2d(1, 1, 1))
+    with pytest.raises(TableError, match="Conv is listed as outside"):
+        operator_table.left_out()
 
 
 def test_operator_table_follows_the_registry(own_registry):

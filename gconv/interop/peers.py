@@ -145,6 +145,9 @@ BY_NAME = {
     "Identity": "returns its input",
     "MultiheadAttention": "attention over all tokens with projections inside; gconv.operators.transformer on the "
     "complete graph is its like",
+    **{f"LPPool{d}d": "a mean of powers over its window, not linear in x and no maximum either" for d in (1, 2, 3)},
+    **{f"FractionalMaxPool{d}d": "its windows are drawn at random" for d in (2, 3)},
+    **{f"MaxUnpool{d}d": "a second input, the places of the maxima, says where its values go" for d in (1, 2, 3)},
 }
 OPAQUE = {"MultiheadAttention"}  # layers that read the weights of their children without calling them
 

@@ -2,19 +2,34 @@
 
 Each is a description: structure, mixing, samples, source; none has a forward pass.
 
-On grids: conv1d, conv2d, conv3d, their transposes, depthwise, pointwise, separable (convolution.py), avg_pool, max_pool
-and global_pool (pooling.py), unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
-(patches.py), upsample, adaptive_avg_pool, adaptive_max_pool (resampling.py), and turned with the image
-p4_lift, p4_conv (symmetry.py).
+On grids (2d stands for 1d, 2d, 3d):
+    convolution.py   conv2d, conv_transpose2d, depthwise, pointwise, separable
+    pooling.py       avg_pool2d, max_pool2d, global_pool
+    resampling.py    upsample, adaptive_avg_pool2d, adaptive_max_pool2d
+    patches.py       unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
+    symmetry.py      p4_lift, p4_conv: what turns with the image
 
-On graphs: gcn, graphconv, sage (neighbourhood.py), cheb, sgc, tag, appnp (polynomial.py),
-spectral (spectral.py), selection, the labelled twin of a grid convolution (selection.py), monet; by attention, gat,
-gatv2 (gat.py), agnn, supergat, transformer, and with signs fagcn.
-Labelled, directed, relational: cluster_gcn, le, gin, simple, directed, signed, relational, hypergraph, mf, gcn2,
-wl_continuous, rgat, resgated, egc.
-Learned: spline, nnconv, feast, pdn, pan.
-Filters: lightgcn, ssg, gpr, heat, ppr (propagation.py), bernstein, chebnetii, jacobi (bases.py), arma, cayley
-(rational.py), wavelet, gwnn (wavelet.py), mixhop, diffusion, lanczos.
+On graphs, one step:
+    neighbourhood.py gcn, graphconv, sage
+    a file each      cluster_gcn, gcn2, gin, le, simple, wl_continuous (wl.py); lightgcn (propagation.py)
+
+On graphs, polynomials and spectra:
+    polynomial.py    cheb, sgc, tag, appnp
+    propagation.py   ssg, gpr, heat, ppr
+    bases.py         bernstein, chebnetii, jacobi
+    rational.py      arma, cayley
+    wavelet.py       wavelet, gwnn
+    a file each      spectral, mixhop, diffusion, lanczos, pan
+
+On graphs, edges told apart by label, place, feature, degree or direction:
+    a file each      selection (the twin of a grid convolution), relational, directed, signed, hypergraph, mf,
+                     monet, spline, nnconv, pdn
+
+On graphs, S made from x:
+    gat.py           gat, gatv2
+    a file each      agnn, supergat, transformer, fagcn (with signs), feast, rgat, resgated, egc
+
+`outside.OUTSIDE` has the convolutions of PyG that are not of the form, each with the assumption that fails.
 """
 
 from gconv.operators.agnn import agnn

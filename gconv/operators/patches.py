@@ -310,7 +310,7 @@ def channel_shuffle(channels: int, groups: int) -> Any:
 def pad(padding: Any, mode: Mode = "zeros", ndim: int = 2) -> Any:
     """Lay a border around the grid.
 
-    Equation: y[m] = x[m - p] inside; outside 0, or the site of the grid that the mode names.
+    Equation: y[m] = x[m - p] inside, and outside 0 or the site of the grid that the mode names.
 
     Meaning: circular continues on the other side, reflect mirrors without repeating the border, replicate repeats it.
     In the family: a kernel of a single tap, with padding; W = I.
