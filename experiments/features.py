@@ -51,9 +51,9 @@ FEATURES: tuple[Feature, ...] = (
         "one description, several ways to compute it, held equal in value and all gradients",
         "yes",
         ("tests/test_laws.py::test_law_holds -k law_lowerings", "experiments.equivalence"),
-        "partly partly no no ? partly partly",
+        "partly partly partly no ? partly partly",
         "PyG's layers take an edge index or a sparse matrix, and its tests compare the outputs; DGL has three dense "
-        "twins of sparse layers; einconv compares its einsums with torch; torch-harmonics has kernels beside a "
+        "twins of sparse layers; PyGSP filters exactly or by Chebyshev series; einconv compares its einsums with torch; torch-harmonics has kernels beside a "
         "reference, compared in value and gradients",
     ),
     Feature(
@@ -85,7 +85,7 @@ FEATURES: tuple[Feature, ...] = (
         "yes",
         ("tests/test_law_controls.py::test_every_law_has_a_control",),
         "no no no partly partly no no",
-        "escnn: check_equivariance on every module; PyLops: dottest; neither has the controls",
+        "escnn: check_equivariance on its modules, empty on some; PyLops: dottest; neither has the controls",
     ),
     # -- a layer as a linear map ---------------------------------------------------------------------------------------
     Feature(
@@ -96,8 +96,8 @@ FEATURES: tuple[Feature, ...] = (
             f"{SPECTRUM}::test_sparse_matrices_are_the_dense_one",
             f"{SPECTRUM}::test_sparse_values_carry_the_gradient",
         ),
-        "no no no no partly no no",
-        "PyLops: convmtx in 1-D; CoLA: one channel, in JAX; linear_operator: symmetric Toeplitz in 1-D",
+        "no no partly no partly no no",
+        "PyGSP: the frame of a filter bank, dense; PyLops: convmtx in 1-D; CoLA: one channel, in JAX; linear_operator: symmetric Toeplitz in 1-D",
     ),
     Feature(
         "the adjoint of every padding mode and of every graph convolution",
@@ -111,7 +111,8 @@ FEATURES: tuple[Feature, ...] = (
         "an algebra of maps: products, sums, multiples, blocks, transposes, restriction",
         "yes",
         ("tests/test_linear_algebra.py::test_any_expression_is_what_it_says",),
-        "no no ? no yes no no",
+        "no no partly no yes no no",
+        "PyGSP: filter banks side by side, and applied by @",
     ),
     Feature(
         "exact singular values of a circular convolution by FFT",
