@@ -53,7 +53,8 @@ FEATURES: tuple[Feature, ...] = (
         ("tests/test_laws.py::test_law_holds -k law_lowerings", "experiments.equivalence"),
         "partly partly partly no ? partly partly",
         "PyG's layers take an edge index or a sparse matrix, and its tests compare the outputs; DGL has three dense "
-        "twins of sparse layers; PyGSP filters exactly or by Chebyshev series; einconv compares its einsums with torch; torch-harmonics has kernels beside a "
+        "twins of sparse layers; PyGSP filters exactly or by Chebyshev series; "
+        "einconv compares its einsums with torch; torch-harmonics has kernels beside a "
         "reference, compared in value and gradients",
     ),
     Feature(
@@ -97,7 +98,8 @@ FEATURES: tuple[Feature, ...] = (
             f"{SPECTRUM}::test_sparse_values_carry_the_gradient",
         ),
         "no no partly no partly no no",
-        "PyGSP: the frame of a filter bank, dense; PyLops: convmtx in 1-D; CoLA: one channel, in JAX; linear_operator: symmetric Toeplitz in 1-D",
+        "PyGSP: the frame of a filter bank, dense; PyLops: convmtx in 1-D; "
+        "CoLA: one channel, in JAX; linear_operator: symmetric Toeplitz in 1-D",
     ),
     Feature(
         "the adjoint of every padding mode and of every graph convolution",
