@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -35,9 +36,9 @@ ROUNDS, LASTS = 5, 4e-3
 SMALL = 1e-6  # seconds; no call costs less
 
 
-def _took(**steps: Step) -> dict[str, float]:
+def _took(rounds: int = ROUNDS, **steps: Step) -> dict[str, float]:
     with torch.no_grad():
-        return take_turns(steps, ROUNDS, LASTS)
+        return take_turns(steps, rounds, LASTS)
 
 
 def _gemm(kind: str) -> Curve:
@@ -68,17 +69,22 @@ def _curves(sizes: Sequence[float], pairs: Sequence[tuple[float, float]]) -> tup
     return tuple(zip(sizes, forward, strict=True)), tuple(zip(sizes, back, strict=True))
 
 
-def _conv(kind: str) -> tuple[Curve, Curve]:
-    """3x3 by the channels."""
-    sizes, pairs = (3.0, 16.0, 64.0), []
-    for c in sizes:
-        i = int(c)
-        x, W = torch.randn(4, i, 16, 16), torch.randn(max(16, i), i, 3, 3)
-        flops = 2.0 * 9 * W.shape[0] * i * 4 * 256
-        pairs.append(
-            _pair(lambda x, W: F.conv2d(x, W, padding=1), *(t.to(getattr(torch, kind)) for t in (x, W)), flops)
-        )
-    return _curves(sizes, pairs)
+def _conv(kind: str) -> dict[str, Curve]:
+    """By the channels, 3x3 and 9x9."""
+    found: dict[str, list[tuple[float, float]]] = {"": [], " large": [], " last": [], " back": []}
+    for c, k in ((4, 1), (16, 1), (4, 3), (16, 3), (64, 3), (4, 9), (16, 9)):
+        side = 16 if kind == "bfloat16" or c > 16 else 32
+        x, W = torch.randn(4, c, side, side), torch.randn(c, c, k, k)
+        x, W = x.to(getattr(torch, kind)), W.to(getattr(torch, kind))
+        flops, last = 2.0 * W.numel() * 4 * side**2, x.contiguous(memory_format=torch.channels_last)
+        run = lambda x, W, k=k: F.conv2d(x, W, padding=k // 2)  # noqa: E731
+        if k > 1:
+            took = _took(first=lambda x=x, W=W, run=run: run(x, W), last=lambda x=last, W=W, run=run: run(x, W))  # type: ignore[misc]
+            found["" if k == 3 else " large"].append((float(c), flops / took["first"]))
+            found[" last"].append((float(c * k), flops / took["last"]))
+        if k < 9:
+            found[" back"].append((float(c * k), _pair(run, x, W, flops)[1]))
+    return {f"conv {kind}{name}": tuple(sorted(dict(points).items())) for name, points in found.items()}
 
 
 def _single(last: bool) -> tuple[Curve, Curve]:
@@ -120,19 +126,40 @@ def _rest() -> dict[str, Curve]:
     at = torch.arange(4096)
     csr = CSR.build(at.repeat(8), torch.randint(4096, (8 * 4096,)), 4096, 4096)
     values, x, image = torch.ones(8 * 4096), torch.randn(4096, 32), torch.randn(8, 32, 32, 32)
+    rows, wide = torch.randn(8, 16, 256), torch.randn(8, 32, 38, 38)
     took = _took(
         scatter=lambda: segment_max(csr, values, x),
-        pool=lambda: F.max_pool2d(image, 3, padding=1),
-        fft=lambda: torch.fft.irfft2(torch.fft.rfft2(image), s=(32, 32)),
+        turn=lambda: rows.mT.contiguous(),
+        fft=lambda: torch.fft.irfft2(torch.fft.rfft2(wide), s=(38, 38)),
     )
-    work = {"scatter": 4.0 * 32 * 8 * 4096, "pool": 9.0 * image.numel(), "fft": 2 * 2.5 * 10 * image.numel()}
+    work = {"scatter": 4.0 * 32 * 8 * 4096, "turn": 4.0 * rows.numel(), "fft": 2 * 2.5 * 10.5 * wide.numel()}
+    found: dict[str, Curve] = {kind: ((1.0, work[kind] / took[kind]),) for kind in work}
+    image = image[:2]
+    for name, pool in (("max", F.max_pool2d), ("sum", F.avg_pool2d)):
+        took = _took(**{str(k): lambda k=k, pool=pool: pool(image, k, 1) for k in (2, 5)})  # type: ignore[arg-type]
+        sizes = {k: image.shape[0] * 32 * (33 - k) ** 2 / took[str(k)] for k in (2, 5)}
+        found[f"pool {name}"] = tuple((float(k * k), rate) for k, rate in sizes.items())
+    points = []
+    for c in (4, 16, 64):
+        wide, W = torch.randn(4, c, 12, 12), torch.randn(c, c, 4, 4)
+        took = _took(conv=lambda x=wide, W=W: F.conv_transpose2d(x, W, stride=2, padding=1))  # type: ignore[misc]
+        points.append((float(c), 2 * W.numel() * 4 * 144 / took["conv"]))
+    found["conv transposed"] = tuple(points)
+    tiny, W = torch.randn(64, 4, 4, 4), torch.randn(4, 4, 1, 1)
+    took = _took(many=lambda: F.conv2d(tiny, W), one=lambda: F.conv2d(tiny[:1], W))
+    found["image"] = ((1.0, 63 / max(took["many"] - took["one"], SMALL)),)
+    taps = GConv(conv2d(2, 2, 9))
+    signal = torch.randn(1, 2, 9, 9)
+    one = GConv(conv2d(2, 2, 1))
+    took = _took(many=lambda: taps(signal, lowering="im2col"), one=lambda: one(signal, lowering="im2col"))
+    found["slice"] = ((1.0, 80 / max(took["many"] - took["one"], SMALL)),)
     points = []
     for width in (1, 8, 64):
         signal = torch.randn(4, 64 // width, width, 16, 9, dtype=torch.complex64)
         kernel = torch.randn(64 // width, width, width, 16, 9, dtype=torch.complex64)
         mix = lambda s=signal, k=kernel: torch.einsum("...gixy,gioxy->...goxy", s, k)  # noqa: E731
         points.append((float(width), 8 * 4 * 64 * width * 16 * 9 / _took(mix=mix)["mix"]))
-    return {**{kind: ((1.0, work[kind] / took[kind]),) for kind in work}, "mix": tuple(points)}
+    return found | {"mix": tuple(points)}
 
 
 PATH = Graph(torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]), 4)
@@ -162,25 +189,23 @@ def _call() -> Curve:
 
 def _overheads(known: Rates) -> dict[str, float]:
     """What a call on next to nothing takes beyond its work."""
-    found = {}
+    steps: dict[str, Step] = {}
+    work = {}
     for layer, x, graph, names in _tiny():
-        for name in names:
-            for back in (False, True):
-                found[f"{name}{' back' * back}"] = max(SMALL, _overhead(layer, x, graph, name, back, known))
-    return found
-
-
-def _overhead(layer: GConv, x: Tensor, graph: Graph | None, name: str, back: bool, known: Rates) -> float:
-    (option,) = (option for option in LOWERINGS if option.name == name)
-    signal, place = layer._enter(x, graph)
-    S = layer._basis(place, signal)
-    mixing, W = plain(layer.spec.mixing, layer.weight)
-    made = plan(S, mixing, signal, name, (back, back))
-    (cost,) = (c.cost for c in made.candidates if c.name == name)
-    assert cost is not None
-    step = step_of(option, S, mixing, W, signal.detach().requires_grad_(back), back)
-    work = sum(known.seconds(w.kind, w.amount, w.size, w.table) for w in cost.work)
-    return _took(call=step)["call"] - work
+        signal, place = layer._enter(x, graph)
+        S = layer._basis(place, signal)
+        mixing, W = plain(layer.spec.mixing, layer.weight)
+        assert W is not None
+        for suffix, dx, dw in (("", False, False), (" weight", False, True), (" back", True, True)):
+            leaves = W.detach().requires_grad_(dw), signal.detach().requires_grad_(dx)
+            costs = {c.name: c.cost for c in plan(S, mixing, signal, None, (dx, dw)).candidates}
+            for option in LOWERINGS:
+                cost = costs[option.name]
+                if option.name in names and cost is not None:
+                    steps[option.name + suffix] = step_of(option, S, mixing, *leaves, dw)
+                    work[option.name + suffix] = sum(known.seconds(*astuple(w)) for w in cost.work)
+    took = _took(4 * ROUNDS, **steps)
+    return {name: max(SMALL, took[name] - work[name]) for name in steps}
 
 
 def measure(say: Callable[[str], None] = lambda text: None) -> Rates:
@@ -195,7 +220,7 @@ def measure(say: Callable[[str], None] = lambda text: None) -> Rates:
     for kind in TYPES:
         say(f"products and convolutions in {kind}")
         curves[f"gemm {kind}"] = _gemm(kind)
-        curves[f"conv {kind}"], curves[f"conv {kind} back"] = _conv(kind)
+        curves |= _conv(kind)
     for name, last in (("single", False), ("single last", True)):
         say(f"convolutions of each channel by itself, {name}")
         curves[name], curves[f"{name} back"] = _single(last)
@@ -233,10 +258,10 @@ def table(found: Rates) -> str:
     lines = [f"rates from {found.source}, {torch.get_num_threads()} threads; a second, by size"]
     for kind, curve in found.curves.items():
         lines.append(f"  {kind:22s}" + "".join(f"  {size:>9.9g}: {rate:8.3g}" for size, rate in curve))
-    lines.append("overhead of a call, microseconds: forward, and with backward")
+    lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and with that in x")
     for name in (option.name for option in LOWERINGS):
-        both = found.overheads[name] * 1e6, found.overheads[f"{name} back"] * 1e6
-        lines.append(f"  {name:22s}" + "".join(f"  {us:8.1f}" for us in both))
+        each = (found.overheads[name + suffix] * 1e6 for suffix in ("", " weight", " back"))
+        lines.append(f"  {name:22s}" + "".join(f"  {us:8.1f}" for us in each))
     return "\n".join(lines)
 
 

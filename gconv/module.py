@@ -17,7 +17,7 @@ from gconv.kernels import known
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, measured, plan, wanted
+from gconv.plan import Plan, measured, plan, strides, wanted
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
 _GRID_BASES: dict[Hashable, Basis] = {}
@@ -128,7 +128,7 @@ class GConv(nn.Module):
         self._check_signal(x)
         bare = edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
         ways = self._ways(domain) if bare else None
-        key = (x.shape, x.dtype, x.device, lowering, wanted(x), x.stride(), known(x) is None)
+        key = (x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None)
         if ways is not None and key in ways:  # decided before
             S, run = ways[key]
             return run(S, *plain(self.spec.mixing, self.weight), x, spread_bias(self.spec.mixing, self.bias))
@@ -165,13 +165,19 @@ class GConv(nn.Module):
         return self._graphs[domain]
 
     def plan(
-        self, x: Tensor, domain: Any = None, *, lowering: str | None = None, measure: bool = False, **edges: Tensor
+        self,
+        x: Tensor,
+        domain: Any = None,
+        *,
+        lowering: str | None = None,
+        measure: bool | int = False,
+        **edges: Tensor,
     ) -> Plan:
         """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected.
 
         With gradients enabled the plan is for training: the backward pass counts too, for the weight, and for x if it
-        requires a gradient. `measure` runs every admitted candidate some times and says what it took, leaving out those
-        that are predicted to be far too slow.
+        requires a gradient. `measure` runs every admitted candidate, in 5 rounds or as many as it says, and the plan
+        shows what each took; those that are predicted to be far too slow are left out.
         """
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
@@ -182,7 +188,8 @@ class GConv(nn.Module):
             mixing, W = plain(self.spec.mixing, self.weight)
             S = self._basis(place, signal)
             made = plan(S, mixing, signal, lowering, gradients)
-        return measured(made, S, mixing, W, signal, gradients) if measure else made
+        rounds = 5 if measure is True else int(measure)
+        return measured(made, S, mixing, W, signal, gradients, rounds) if rounds else made
 
     def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.

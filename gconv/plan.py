@@ -43,9 +43,10 @@ class Plan:
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv2d
-    >>> print(GConv(conv2d(3, 64, 3, padding=1)).plan(torch.zeros(8, 3, 32, 32)))  # doctest: +ELLIPSIS
+    >>> with torch.no_grad():
+    ...     print(GConv(conv2d(3, 64, 3, padding=1)).plan(torch.zeros(8, 3, 32, 32)))  # doctest: +ELLIPSIS
     plan for 8 signals of (1024 sites, 3 channels) -> (1024 sites, 64 channels), 9 taps, torch.float32
-    -> native                 0.0283 GFLOP      2.2 MB  predicted    0.283 ms
+    -> native                 0.0283 GFLOP      2.2 MB  predicted ... ms
     ...
        gft                  rejected: it needs multipliers of a Fourier basis, and this structure is Shifts
     ...
@@ -78,16 +79,21 @@ _PLANS: dict[Hashable, Plan] = {}
 KEPT = 4096  # plans, before the cache starts anew
 
 
-def predict(option: Lowering, cost: Cost, backward: bool) -> float:
+def predict(option: Lowering, cost: Cost, dx: bool, dw: bool) -> float:
     """Seconds: what a call costs by itself, and its work at the machine's rates."""
     steps = tuple((work.kind, float(work.amount), float(work.size), float(work.table)) for work in cost.work)
-    return price(f"{option.name} back" if backward else option.name, steps)
+    return price(option.name + (" back" if dx else " weight" if dw else ""), steps)
 
 
 def wanted(x: Tensor) -> tuple[bool, bool]:
     """Which gradients a call will be asked for: in x, and in the weight."""
     training = torch.is_grad_enabled()
     return training and x.requires_grad, training
+
+
+def strides(x: Tensor) -> tuple[int, ...]:
+    """How x lies in memory; a sparse signal (which `X W` takes, too) counts as channels last."""
+    return x.stride() if x.layout is torch.strided else (1,)
 
 
 def plan(
@@ -107,7 +113,7 @@ def plan(
     gradients = wanted(x) if gradients is None else gradients
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
         return _make(S, mixing, x, lowering, gradients)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering, gradients, x.stride(-1), _constancy(x))
+    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering, gradients, strides(x)[-1], _constancy(x))
     found = _PLANS.get(key)
     if found is None:
         if len(_PLANS) >= KEPT:
@@ -132,24 +138,24 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tu
     dx, dw = gradients
     kind = str(x.dtype).removeprefix("torch.")
     kind = kind if kind in TYPES else "float32"  # no other type is measured
-    last = x.stride(-1) == 1 or i == 1
+    last = strides(x)[-1] == 1 or i == 1
     problem = Problem(b, i, o, x.element_size(), *_constancy(x), dx, dw and mixing.shape is not None, kind, last)
     candidates, admitted = [], {}
     for option in LOWERINGS:
         reason = option.refuses(S, mixing) or (option.limit and option.limit(S, mixing, problem))
         cost = None if reason else option.cost(S, mixing, problem)
-        seconds = predict(option, cost, dx or dw) if cost else float("inf")
+        seconds = predict(option, cost, dx, problem.dw) if cost else float("inf")
         candidates.append(Candidate(option.name, cost, seconds, reason))
         if cost:
             admitted[option.name] = (seconds, option)
     way = f"({n} sites, {i} channels) -> ({m} sites, {o} channels), {k} taps, {x.dtype}"
-    title = f"plan for {b} signal{'s' * (b != 1)} of {way}{', backward pass included' * (dx or dw)}"
+    title = f"plan for {b} signal{'s' * (b != 1)} of {way}{', backward pass included' * (dx or problem.dw)}"
     if forced is not None:
         admitted = {name: pair for name, pair in admitted.items() if forced in (name, name.split(":")[0])}
         if not admitted:
             raise Inadmissible(_refusal(forced, candidates))
     least = min(seconds for seconds, _ in admitted.values())
-    chosen = next(option for seconds, option in admitted.values() if seconds == least)
+    chosen = next(option for seconds, option in admitted.values() if seconds <= least * option.trust)
     return Plan(title, tuple(candidates), chosen)
 
 

@@ -4,13 +4,18 @@ A rate is a curve: points (size, amount a second), straight lines between them o
 depends on the kind of work:
 
     gemm TYPE            flops              by the smaller of the two dimensions of W
-    conv TYPE, back      flops              by the fewer of the channels in and out; `back`: each of the two gradients
+    conv TYPE, large     flops              by the channels out of a group; `large`: kernels wider than 7
+    conv TYPE last       flops              channels last in memory; by channels (mean of in and out) times kernel side
+    conv TYPE back       flops              each of the two gradients; by the same
     single, last, back   flops              each channel by itself, by the taps; `last`: channels last in memory
     gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
     stream               bytes              by the bytes of the array
-    scatter, pool        bytes, entries     single numbers
-    fft, mix             flops              single numbers
-    call                 library calls      a single number
+    turn, scatter        bytes              laying channels side by side, and max over entries: single numbers
+    conv transposed      flops              of stride 2, by the channels out
+    image                images             beyond their arithmetic, a single number
+    pool sum, max        sites out          times channels; by the taps
+    fft, mix             flops              transforms: a single number; mixing in between: by channels of a group
+    call, slice          library calls      a term of a recurrence and what one tap reads: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
 gconv/calibration.json in the user's cache folder. Without a file the defaults serve, which are what that command
@@ -59,7 +64,8 @@ class Rates:
 
     Args:
         curves: kind of work -> how much of it a second, by its size.
-        overheads: lowering, and "LOWERING back" with both gradients -> seconds of a call on next to nothing.
+        overheads: lowering, "LOWERING weight" with the gradient in the weight, "LOWERING back" with that in x too ->
+            seconds of a call on next to nothing.
         source: where the numbers come from.
     """
 
@@ -96,7 +102,7 @@ def rates() -> Rates:
 def price(name: str, steps: tuple[tuple[str, float, float, float], ...]) -> float:
     """Seconds of a call of a lowering: its overhead by `name`, and its steps (kind, amount, size, table)."""
     now = rates()
-    return now.overheads[name] + sum(now.seconds(*step) for step in steps)
+    return now.overheads.get(name, 0.0) + sum(now.seconds(*step) for step in steps)
 
 
 # As torch.compiler.assume_constant_result does, which would import the compiler: it can neither read files nor should
@@ -161,46 +167,197 @@ def _check(curves: Mapping[str, Curve], overheads: Mapping[str, float]) -> None:
 DEFAULTS: dict[int, Rates] = {
     1: Rates(
         {
-            **{
-                f"gemm {kind}": ((1.0, 4e9 / f), (16.0, 4.5e10 / f), (64.0, 8.3e10 / f), (512.0, 9.4e10 / f))
-                for kind, f in (("float32", 1.0), ("float64", 2.5), ("bfloat16", 40.0))
-            },
-            **{
-                f"conv {kind}": ((3.0, 3e10 / f), (64.0, 8e10 / f))
-                for kind, f in (("float32", 1.0), ("float64", 2.5), ("bfloat16", 8.0))
-            },
-            **{
-                f"conv {kind} back": ((3.0, 3e10 / f), (64.0, 7e10 / f))
-                for kind, f in (("float32", 1.0), ("float64", 2.5), ("bfloat16", 8.0))
-            },
-            "single": ((9.0, 1e10), (961.0, 2e9)),
-            "single back": ((9.0, 3e9), (961.0, 1e9)),
-            "single last": ((9.0, 2e10), (961.0, 2e10)),
-            "single last back": ((9.0, 3e9), (961.0, 1e9)),
-            "gather near": ((4.0, 5e9), (64.0, 3e10), (1024.0, 6e10)),
-            "gather middle": ((4.0, 2e9), (64.0, 2e10), (1024.0, 3e10)),
-            "gather far": ((4.0, 5e8), (64.0, 5e9), (1024.0, 1e10)),
-            "stream": ((2.0**18, 3e10), (2.0**27, 1e10)),
-            "scatter": ((1.0, 1e9),),
-            "pool": ((1.0, 1e9),),
-            "fft": ((1.0, 5e9),),
-            "mix": ((1.0, 5e8), (64.0, 1e10)),
-            "call": ((1.0, 3e5),),
+            "gemm float32": (
+                (1, 2.96e09),
+                (4, 3.31e09),
+                (16, 5.45e10),
+                (64, 8.13e10),
+                (256, 8.96e10),
+            ),
+            "conv float32": (
+                (4, 8.42e09),
+                (16, 4.67e10),
+                (64, 7.26e10),
+            ),
+            "conv float32 large": (
+                (4, 8.47e09),
+                (16, 2.76e10),
+            ),
+            "conv float32 last": (
+                (12, 7.77e09),
+                (36, 2.62e10),
+                (48, 6.24e10),
+                (144, 8.58e10),
+                (192, 8.66e10),
+            ),
+            "conv float32 back": (
+                (4, 1.99e09),
+                (12, 4.86e09),
+                (16, 1.69e10),
+                (48, 3.51e10),
+                (192, 6.02e10),
+            ),
+            "gemm float64": (
+                (1, 2.47e09),
+                (4, 1.86e09),
+                (16, 8.5e09),
+                (64, 2.06e10),
+                (256, 2.72e10),
+            ),
+            "conv float64": (
+                (4, 6.21e09),
+                (16, 1.46e10),
+                (64, 1.92e10),
+            ),
+            "conv float64 large": (
+                (4, 2.96e09),
+                (16, 4.01e09),
+            ),
+            "conv float64 last": (
+                (12, 2.4e09),
+                (36, 2.66e09),
+                (48, 1.04e10),
+                (144, 3.62e09),
+                (192, 1.87e10),
+            ),
+            "conv float64 back": (
+                (4, 1.43e09),
+                (12, 3.78e09),
+                (16, 6.96e09),
+                (48, 1.2e10),
+                (192, 2.07e10),
+            ),
+            "gemm bfloat16": (
+                (1, 6.7e07),
+                (4, 1.31e09),
+                (16, 2.44e09),
+                (64, 2.58e09),
+                (256, 1.36e09),
+            ),
+            "conv bfloat16": (
+                (4, 1.26e09),
+                (16, 1.22e09),
+                (64, 1.25e09),
+            ),
+            "conv bfloat16 large": (
+                (4, 1.07e09),
+                (16, 7.82e08),
+            ),
+            "conv bfloat16 last": (
+                (12, 9.36e08),
+                (36, 2.54e09),
+                (48, 4.7e09),
+                (144, 8.23e09),
+                (192, 8.45e09),
+            ),
+            "conv bfloat16 back": (
+                (4, 6.5e08),
+                (12, 1.6e09),
+                (16, 4.87e09),
+                (48, 5.8e09),
+                (192, 8.54e09),
+            ),
+            "single": (
+                (9, 1.54e09),
+                (49, 7.01e09),
+                (225, 1.35e09),
+                (961, 2.89e09),
+            ),
+            "single back": (
+                (9, 1.13e09),
+                (49, 1.43e09),
+                (225, 4.69e09),
+                (961, 3.04e09),
+            ),
+            "single last": (
+                (9, 4.71e09),
+                (49, 1.84e10),
+                (225, 3.88e10),
+                (961, 5.75e10),
+            ),
+            "single last back": (
+                (9, 2.24e09),
+                (49, 6.76e09),
+                (225, 3.33e09),
+                (961, 8.84e08),
+            ),
+            "gather near": (
+                (4, 2.77e09),
+                (32, 1.84e10),
+                (128, 5.27e10),
+                (512, 6.34e10),
+            ),
+            "gather middle": (
+                (4, 1.97e09),
+                (32, 1.63e10),
+                (128, 4.19e10),
+                (512, 3.95e10),
+            ),
+            "gather far": (
+                (4, 5.52e08),
+                (32, 3.68e09),
+                (128, 1.06e10),
+                (512, 1.06e10),
+            ),
+            "stream": (
+                (16400, 7.65e09),
+                (262000, 3.61e10),
+                (4.19e06, 4.99e10),
+                (6.71e07, 3.05e09),
+            ),
+            "scatter": ((1, 1.55e10),),
+            "turn": ((1, 5.11e09),),
+            "fft": ((1, 3.82e09),),
+            "pool max": (
+                (4, 5.16e07),
+                (25, 1.61e07),
+            ),
+            "pool sum": (
+                (4, 1.1e08),
+                (25, 4.92e07),
+            ),
+            "conv transposed": (
+                (4, 1.74e09),
+                (16, 2e10),
+                (64, 6.73e10),
+            ),
+            "image": ((1, 908000),),
+            "slice": ((1, 122000),),
+            "mix": (
+                (1, 9.87e09),
+                (8, 4.32e09),
+                (64, 8.44e09),
+            ),
+            "call": ((1, 34800),),
         },
         {
-            name + back: 2e-5
-            for back in ("", " back")
-            for name in (
-                "native",
-                "im2col",
-                "fft",
-                "gft",
-                "sparse:aggregate",
-                "sparse:transform",
-                "recurrence:aggregate",
-                "recurrence:transform",
-                "dense",
-            )
+            "native": 2.9e-05,
+            "im2col": 7.24e-05,
+            "fft": 0.00036,
+            "dense": 0.000217,
+            "native weight": 0.000157,
+            "im2col weight": 0.000181,
+            "fft weight": 0.000758,
+            "dense weight": 0.000422,
+            "native back": 0.000165,
+            "im2col back": 0.000124,
+            "fft back": 0.000857,
+            "dense back": 0.000436,
+            "sparse:aggregate": 4.51e-05,
+            "sparse:transform": 3.97e-05,
+            "sparse:aggregate weight": 0.000137,
+            "sparse:transform weight": 0.000222,
+            "sparse:aggregate back": 0.000229,
+            "sparse:transform back": 0.000224,
+            "recurrence:aggregate": 3.6e-05,
+            "recurrence:transform": 4.37e-05,
+            "recurrence:aggregate weight": 0.000143,
+            "recurrence:transform weight": 0.00025,
+            "recurrence:aggregate back": 0.000245,
+            "recurrence:transform back": 0.000246,
+            "gft": 3.07e-05,
+            "gft weight": 0.000137,
+            "gft back": 0.000195,
         },
-    )
+    ),
 }

@@ -1,10 +1,12 @@
 """The planner explains itself, picks the cheaper association, and refuses in prose."""
 
+import json
+
 import pytest
 import torch
 
 import gconv.plan as plan_module
-from gconv import GConv, Graph, Grid, Inadmissible
+from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
 from gconv.lowering import LOWERINGS, im2col
 from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, max_pool2d, sage, selection, spectral
@@ -24,10 +26,21 @@ def test_a_plan_names_every_candidate_once_with_a_cost_or_a_reason():
     assert sum(line.startswith("->") for line in text.splitlines()) == 1
 
 
-def test_the_chosen_one_is_the_cheapest_admitted():
-    made = GConv(conv2d(3, 8, 3)).plan(torch.zeros(2, 3, 9, 9))
-    best = min((c for c in made.candidates if c.reason is None), key=lambda c: c.seconds)
-    assert made.chosen.name == best.name == "native"
+def test_the_chosen_one_is_the_cheapest_admitted_unless_torch_s_own_is_nearly_as_cheap():
+    trust = {option.name: option.trust for option in LOWERINGS}
+    assert {name for name, factor in trust.items() if factor != 1} == {"native"}
+    for layer, x in (
+        (conv2d(3, 8, 3), (2, 3, 9, 9)),
+        (conv2d(16, 16, 3), (8, 16, 12, 12)),
+        (conv2d(1, 1, 2), (1, 1, 2, 2)),
+    ):
+        made = GConv(layer).plan(torch.zeros(x))
+        seconds = {c.name: c.seconds for c in made.candidates if c.reason is None}
+        near = [name for name in seconds if seconds[name] <= trust[name] * min(seconds.values())]
+        assert made.chosen.name == near[0]
+    layer, x = GConv(gcn(32, 32)), torch.zeros(7, 32)
+    seconds = {c.name: c.seconds for c in layer.plan(x, ring()).candidates if c.reason is None}
+    assert layer.plan(x, ring()).chosen.name == min(seconds, key=seconds.get)
 
 
 @pytest.mark.parametrize(("i", "o", "side"), [(4, 64, "aggregate"), (64, 4, "transform")])
@@ -35,11 +48,10 @@ def test_sparse_gathers_at_the_narrower_side(i, o, side):
     n = 500
     at = torch.arange(n)
     graph = Graph(torch.stack([at.repeat(20), torch.cat([(at + s) % n for s in range(20)])]), n)
-    assert GConv(gcn(i, o)).plan(torch.zeros(n, i), graph, lowering="sparse").chosen.name == f"sparse:{side}"
-    assert (
-        GConv(cheb(i, o, k=5)).plan(torch.zeros(n, i), graph, lowering="recurrence").chosen.name == f"recurrence:{side}"
-    )
-    assert GConv(gcn(i, o)).plan(torch.zeros(n, i), graph).chosen.name == f"sparse:{side}"
+    x = torch.zeros(n, i, requires_grad=True)
+    assert GConv(gcn(i, o)).plan(x, graph, lowering="sparse").chosen.name == f"sparse:{side}"
+    assert GConv(cheb(i, o, k=5)).plan(x, graph, lowering="recurrence").chosen.name == f"recurrence:{side}"
+    assert GConv(gcn(i, o)).plan(x, graph).chosen.name == f"sparse:{side}"
 
 
 def test_a_forced_lowering_is_taken():
@@ -130,3 +142,142 @@ def test_conv2d_is_its_selection_twin():
 def test_average_pooling_is_a_row_stochastic_matrix_with_identity_mixing():
     A = GConv(avg_pool2d(2)).at(grid(4, 4), x=torch.zeros(16, 3))
     assert A.shape == (4 * 3, 16 * 3) and A.W is None
+
+
+# -- rates and gradients ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calibrated(monkeypatch, tmp_path):
+    """Writes a calibration that plans then use: the built-in rates, changed."""
+    monkeypatch.setattr(plan_module, "_PLANS", {})
+
+    def write(change=None, text=None):
+        plan_module._PLANS.clear()
+        rates._read.cache_clear()
+        built_in = rates.DEFAULTS[1]
+        data = {"format": rates.FORMAT, "threads": {"1": {"curves": dict(built_in.curves)}}}
+        data["threads"]["1"]["overheads"] = dict(built_in.overheads)
+        if change:
+            change(data)
+        path = tmp_path / "calibration.json"
+        path.write_text(json.dumps(data) if text is None else text)
+        monkeypatch.setenv("GCONV_CALIBRATION", str(path))
+
+    yield write
+    rates._read.cache_clear()
+
+
+def scaled(kinds, factor):
+    def change(data):
+        curves = data["threads"]["1"]["curves"]
+        for kind in list(curves):
+            if kind.startswith(kinds):
+                curves[kind] = [(size, rate * factor) for size, rate in curves[kind]]
+
+    return change
+
+
+def test_the_rates_decide(calibrated):
+    layer, x = GConv(conv2d(16, 16, 7, padding=3)), torch.zeros(4, 16, 32, 32)
+    calibrated()
+    before = layer.plan(x)
+    assert before.chosen.name == "native"
+    calibrated(scaled(("fft", "mix", "turn", "stream"), 1e3))
+    assert layer.plan(x).chosen.name == "fft"
+    calibrated(scaled(("conv",), 1e-3))
+    assert layer.plan(x).chosen.name != "native"
+    calibrated()
+    assert str(layer.plan(x)) == str(before), "the same file, the same plan"
+
+
+def test_the_association_follows_the_rates(calibrated):
+    layer, x, graph = GConv(gcn(32, 64)), torch.zeros(2000, 32), ring(2000)
+    calibrated(scaled(("gather",), 1e-3))  # what is gathered decides
+    assert layer.plan(x, graph).chosen.name == "sparse:aggregate"
+    calibrated(lambda data: data["threads"]["1"]["overheads"].update({"sparse:aggregate weight": 9.0}))
+    assert layer.plan(x, graph).chosen.name == "sparse:transform"
+
+
+def test_without_a_file_the_built_in_rates_serve(calibrated, monkeypatch, tmp_path):
+    monkeypatch.setenv("GCONV_CALIBRATION", str(tmp_path / "none.json"))
+    assert rates.rates() is rates.DEFAULTS[1]
+    monkeypatch.delenv("GCONV_CALIBRATION")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert rates.path() == tmp_path / "gconv" / "calibration.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "not a calibration of format"),
+        ('{"format": 99, "threads": {"1": {}}}', "not a calibration of format"),
+        ('{"format": 1, "threads": {"1": {"curves": {}, "overheads": {}}}}', "it lacks 'gemm float32'"),
+    ],
+)
+def test_a_broken_file_is_one_warning_and_the_built_in_rates(calibrated, text, why):
+    calibrated(text=text)
+    with pytest.warns(UserWarning, match=why) as caught:
+        found = [rates.rates(), rates.rates()]
+    assert len(caught) == 1 and "python -m gconv.calibrate" in str(caught[0].message)
+    assert found == [rates.DEFAULTS[1]] * 2
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_rates_that_are_no_rates_are_refused(calibrated, bad):
+    calibrated(lambda data: data["threads"]["1"]["curves"].update(fft=[(1.0, bad)]))
+    with pytest.warns(UserWarning, match="'fft' is not a curve of positive numbers"):
+        assert rates.rates() is rates.DEFAULTS[1]
+
+
+def test_the_nearest_number_of_threads_serves(calibrated, monkeypatch):
+    def twice(data):
+        data["threads"]["8"] = data["threads"]["1"]
+
+    calibrated(twice)
+    one, eight = (rates._read(rates.path())[threads] for threads in (1, 8))
+    for threads, want in ((1, one), (2, one), (4, eight), (64, eight)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert rates.rates() is want
+
+
+def test_a_plan_knows_which_gradients_are_wanted():
+    layer, x, graph = GConv(gcn(8, 8)), torch.zeros(7, 8), ring()
+    training = layer.plan(x, graph)
+    with torch.no_grad():
+        inference = layer.plan(x, graph)
+    whole = layer.plan(x.requires_grad_(), graph)
+    assert "backward pass included" in training.title and "backward" not in inference.title
+    seconds = [min(c.seconds for c in made.candidates) for made in (inference, training, whole)]
+    assert seconds == sorted(seconds) and seconds[0] < seconds[2]
+
+
+def test_a_measured_plan_shows_what_every_candidate_took():
+    layer, x = GConv(cheb(3, 4, k=3)), torch.zeros(7, 3)
+    with torch.no_grad():
+        made = layer.plan(x, ring(), measure=1)
+    assert all((len(c.measured) == 1 and c.measured[0] > 0) == (c.reason is None) for c in made.candidates)
+    assert str(made).count("measured") == 3 and "+ backward" not in str(made)
+    training = layer.plan(x.requires_grad_(), ring(), measure=True)
+    assert {len(c.measured) for c in training.candidates if c.reason is None} == {2}
+    assert str(training).count("+ backward") == 3
+    assert layer.plan(x, ring()).candidates[0].measured == () and x.grad is None and layer.weight.grad is None
+
+
+def test_measuring_leaves_out_what_is_predicted_to_be_far_too_slow():
+    made = GConv(conv2d(16, 16, 3)).plan(torch.zeros(8, 16, 40, 40), measure=1)
+    by_name = {c.name: c for c in made.candidates}
+    assert by_name["native"].measured and by_name["dense"].cost and not by_name["dense"].measured
+
+
+def test_calibrating_writes_a_file_that_serves(calibrated, monkeypatch, capsys):
+    calibrated(text="{")
+    monkeypatch.setattr(calibrate, "measure", lambda say: rates.DEFAULTS[1])
+    calibrate.main([])
+    assert "stored in" in capsys.readouterr().out
+    rates._read.cache_clear()
+    found = rates.rates()
+    assert found.overheads == rates.DEFAULTS[1].overheads and found.source == str(rates.path())
+    calibrate.main(["--show"])
+    assert f"rates from {rates.path()}" in capsys.readouterr().out

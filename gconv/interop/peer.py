@@ -112,7 +112,13 @@ class Converted:
         return as_linear_map(self, domain, x)
 
     def plan(
-        self, x: Tensor, domain: Any = None, *, lowering: str | None = None, measure: bool = False, **edges: Tensor
+        self,
+        x: Tensor,
+        domain: Any = None,
+        *,
+        lowering: str | None = None,
+        measure: bool | int = False,
+        **edges: Tensor,
     ) -> Plan:
         """How the layer will run, as `GConv.plan`; x and the domain as GConv takes them."""
         return (

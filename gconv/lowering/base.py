@@ -79,6 +79,10 @@ class Problem:
         """A matrix product and its derivatives; the smallest dimension says how fast."""
         return Work(f"gemm {self.kind}", flops * self.passes, max(1.0, *[min(dimensions)]))
 
+    def turn(self, numbers: float) -> tuple[Work, ...]:
+        """Laying the channels of x side by side, where they are not yet, and back for its gradient."""
+        return () if self.last else (Work("turn", self.item * numbers * (1 + self.dx)),)
+
     def stream(self, numbers: float, passes: float) -> Work:
         """Passes over an array of so many numbers."""
         return Work("stream", self.item * numbers * passes, self.item * numbers)
@@ -94,6 +98,8 @@ class Lowering:
         refuses: why it cannot run a structure with a mixing, or None if it can.
         cost: of one forward pass, and the work of the backward pass that the problem asks for.
         limit: why it cannot run a problem of this size, or None if it can.
+        trust: it is taken where it is predicted to take at most so many times as long as the best: torch's own kernels
+            are the best known, and a prediction is not worth leaving them for little.
         images: the same as `run` on x (b, i, *grid), where the algorithm works on images anyway.
     """
 
@@ -103,6 +109,7 @@ class Lowering:
     cost: Callable[[Basis, Mixing, Problem], Cost]
     limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
     images: Run | None = None
+    trust: float = 1.0
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

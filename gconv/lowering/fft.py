@@ -98,6 +98,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
         Work("fft", transforms * each / 2),
         Work("mix", mixed * p.passes, mixing.fan_in / S.shape[0]),
         p.stream(numbers, 4 * each / 2),
+        Work("turn", p.item * float(ring) * p.b * (p.i + p.o) * each / 2),
     )
     return Cost(transforms + mixed, 4 * p.item * numbers, 2 * p.item * numbers, work)
 

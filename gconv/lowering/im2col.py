@@ -43,11 +43,14 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     assert isinstance(S, Shifts)
     _, m, n = S.shape
     patches = _patches(S, p)
+    groups = getattr(mixing, "groups", 1)
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (
+        *([Work("turn", p.item * patches * 2 * p.passes)] if groups > 1 else []),
+        *p.turn(float(p.b) * n * p.i),
         p.stream(patches, 4 * (1 + (p.dw if S.transposed else p.dx))),
-        p.product(flops, *((p.i, mixing.width(p.i)) if S.transposed else (mixing.fan_in, p.o))),
-        Work("call", math.prod(S.kernel)),
+        p.product(flops, *((p.i, mixing.width(p.i) / groups) if S.transposed else (mixing.fan_in, p.o / groups))),
+        Work("slice", math.prod(S.kernel) * (1.0 + 5.0 * p.dx)),
     )
     traffic = p.item * (3 * patches + float(p.b) * (n * p.i + m * p.o))
     return Cost(flops, traffic, p.item * patches, work)

@@ -13,6 +13,7 @@ from gconv.basis import Basis, Shifts
 from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 
+LARGE = 7  # taps along an axis, from which on torch's kernels are slower where channels come first
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -125,27 +126,37 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     entries = float(S.nnz) / max(1, math.prod(S.kernel))
     numbers = float(p.b) * (n * p.i + m * p.o)
+    images = Work("image", float(p.b) * p.passes)
     flops = float(mixing.flops(int(entries) * p.b, p.i))
     return Cost(
-        flops, p.item * numbers, p.item * float(p.b) * m * p.o, (*_work(S, mixing, p, flops), p.stream(numbers, 1))
+        flops,
+        p.item * numbers,
+        p.item * float(p.b) * m * p.o,
+        (*_work(S, mixing, p, flops), p.stream(numbers, 1), images),
     )
 
 
 def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
     taps, gradients = math.prod(S.kernel), p.dx + p.dw
     if S.window:
-        return [Work("pool", S.nnz * p.b * p.i * (1 + p.dx))]
+        return [Work(f"pool {S.reduce}", math.prod(S.out) * p.b * p.i * (1.0 + p.dx), float(taps))]
     if isinstance(mixing, Separable):
         point = 2.0 * S.shape[1] * p.b * p.i * p.o
         return [*_work(S, Grouped(taps, p.i, p.i, p.i), p, flops - point), p.product(point, p.i, p.o)]
-    if (
-        isinstance(mixing, Grouped) and mixing.groups > 1 and mixing.i // mixing.groups < 4
-    ):  # hardly any products to share
-        kind, size = "single last" if p.last else "single", float(taps)
+    groups = mixing.groups if isinstance(mixing, Grouped) else 1
+    if groups > 1 and 4 * groups > max(p.i, p.o):  # hardly any channels share a product
+        kind = "single last" if p.last else "single"
+        return [Work(kind, flops, float(taps)), Work(f"{kind} back", flops * gradients, float(taps))]
+    channels = p.o / groups
+    side = 2.0 if len(S.kernel) == 1 else min(LARGE, taps ** (1 / len(S.kernel)))  # a line of taps shares less
+    across = (p.i + p.o) / groups / 2 * side
+    if S.transposed:
+        kind, size = "conv transposed", channels
+    elif p.last:
+        kind, size = f"conv {p.kind} last", across
     else:
-        groups = mixing.groups if isinstance(mixing, Grouped) else 1
-        kind, size = f"conv {p.kind}", float(min(p.i, p.o) // groups)
-    return [Work(kind, flops, size)] + [Work(f"{kind} back", flops * gradients, size)] * (gradients > 0)
+        kind, size = f"conv {p.kind}{' large' * (max(S.kernel) > LARGE)}", channels
+    return [Work(kind, flops, size), Work(f"conv {p.kind} back", flops * gradients, across)]
 
 
-NATIVE = Lowering("native", run, refuses, cost, images=run_images)
+NATIVE = Lowering("native", run, refuses, cost, images=run_images, trust=2.0)

@@ -19,6 +19,8 @@ from gconv.kernels import kept
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Mixing
 
+SCATTER = 24  # passes that the derivative of a maximum takes
+
 
 def _sparse_form(S: Basis, x: Tensor) -> Basis:
     return S.taps(x.dtype, x.device) if isinstance(S, Shifts) else S
@@ -83,11 +85,13 @@ def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
     row = p.item * width
     steps = sum(leaf.recurrence.terms for leaf in _leaves(S) if isinstance(leaf, Polynomial))
     kind = "gather" if S.linear else "scatter"
+    passes = 1 + back * (1 if S.linear else SCATTER)
     work = (
-        Work(kind, p.item * rows * (1 + back), row, 0.0 if isinstance(S, Shifts) else float(row * n)),
+        Work(kind, p.item * rows * passes, row, 0.0 if isinstance(S, Shifts) else float(row * n)),
         p.stream(out, 1 + back),
         Work("stream", 8.0 * S.nnz * p.b * (1 + back), 8.0 * S.nnz),
         Work("call", (steps + len(_leaves(S)) - 1) * (1 + back)),
+        Work("slice", 3.0 * isinstance(S, Shifts)),
     )
     return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out, work)
 
@@ -96,6 +100,7 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float) ->
     """The channels mixed at so many sites by a matrix (rows, columns)."""
     numbers = float(p.b) * sites * (p.i * p.density + p.o)
     flops = mixing.flops(sites * p.b, p.i) * p.density
+    work: tuple[Work, ...]
     if p.density < 1:  # x is sparse itself, and gathers rows of the weight
         width = mixing.width(p.i)
         row = float(p.item * width)
@@ -103,14 +108,19 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float) ->
     elif mixing.shape is None:
         work = (p.stream(flops / 2, 1 + p.dx),)
     else:
-        work = (p.product(flops, rows, columns),)
+        groups = getattr(mixing, "groups", 1)
+        work = (p.product(flops, rows, columns / groups),)
+        if groups > 1:  # the channels of a group are brought together, by copies
+            work += (Work("turn", p.item * float(p.b) * sites * max(rows, columns) * 2 * p.passes),)
     return Cost(flops, p.item * numbers, p.item * numbers, work)
 
 
 def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     k, m, _ = S.shape
     mixed = _mix(mixing, replace(p, density=1.0), m, mixing.fan_in, p.o)  # S x is not sparse
+    heads = (Work("slice", 3.0),) if mixing.apart else ()  # a product for each tap
     if not p.constant:
+        mixed += Cost(0.0, 0.0, 0.0, (*p.turn(float(p.b) * S.shape[2] * p.i), *heads))
         return _gather(S, p, p.i, float(m * k), p.dx) + mixed
     return mixed  # S x is at hand
 
