@@ -26,6 +26,7 @@ from gconv.spec import OperatorSpec
 
 Only = Literal["all", "graphs", "grids"]
 CLOSE = 1.1
+MODE = ("inference", "training")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Case:
     """One operator on one domain."""
 
     case: str
+    group: str
     spec: str
     shape: tuple[int, ...]
     """Of x."""
@@ -101,18 +103,40 @@ def cases(config: Config) -> list[Case]:
         for spec, shape, domain, degree in _graphs():
             for training, dx in ((False, False), (True, shape[-1] != 256)):
                 found.append(
-                    Case(_name(spec, shape, domain, training), spec, shape, domain, degree, training, dx, *tail)
+                    Case(
+                        _name(spec, shape, domain, training),
+                        f"graphs, {MODE[training]}",
+                        spec,
+                        shape,
+                        domain,
+                        degree,
+                        training,
+                        dx,
+                        *tail,
+                    )
                 )
     if config.only != "graphs":
         for spec, shape in _grids():
             for training in (False, True):
                 dx = training and shape[1] > 3
-                found.append(Case(_name(spec, shape, "grid", training), spec, shape, "grid", 0, training, dx, *tail))
+                found.append(
+                    Case(
+                        _name(spec, shape, "grid", training),
+                        f"grids, {MODE[training]}",
+                        spec,
+                        shape,
+                        "grid",
+                        0,
+                        training,
+                        dx,
+                        *tail,
+                    )
+                )
     return found
 
 
 def _name(spec: str, shape: tuple[int, ...], domain: str, training: bool) -> str:
-    return f"{spec} on {'x'.join(map(str, shape))}, {domain}, {'training' if training else 'inference'}"
+    return f"{spec} on {'x'.join(map(str, shape))}, {domain}, {MODE[training]}"
 
 
 def graph(case: Case) -> Graph:

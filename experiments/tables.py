@@ -32,7 +32,65 @@ def plain(values: Sequence[float]) -> str:
     return f"{mean:.{0 if mean >= 100 else 3}f}"
 
 
+def share(values: Sequence[float]) -> str:
+    """How many of the rows have it, where each is 0 or 1.
+
+    >>> share([1.0, 1.0, 0.0])
+    '67 % of 3'
+    """
+    return f"{100 * statistics.fmean(values):.0f} % of {len(values)}"
+
+
+PLANS_VARY = ("seed", "case", "spec", "shape", "domain", "degree", "training", "dx")
 TABLES: tuple[Table, ...] = (
+    Table(
+        name="plans",
+        experiment="plans",
+        label="config.group",
+        cells=several(**{"within 10 % of the best": "metrics.close"}),
+        format=share,
+        vary=PLANS_VARY,
+        same=("data.hash", "hardware.cpu", "metrics.rates"),
+        caption="How often the way that the plan chose took at most 10 % longer than the best of all that could run.",
+        command="python -m experiments.plans",
+    ),
+    Table(
+        name="plans_misses",
+        experiment="plans",
+        label="config.case",
+        where=(("metrics.close", 0.0),),
+        cells=several(**{"time over the best": "metrics.ratio"}),
+        format=plain,
+        words=(("chosen", "metrics.chosen"), ("best", "metrics.best")),
+        same=("data.hash", "hardware.cpu", "metrics.rates"),
+        caption="The other cases: the time of what was chosen over that of the best.",
+        command="python -m experiments.plans",
+    ),
+    Table(
+        name="choices_product",
+        experiment="choices",
+        label="config.case",
+        where=(("config.kind", "product"),),
+        cells=several(
+            **{"1x1 conv": "metrics.conv_ratio", "1x1 conv, training": "metrics.conv_training_ratio"},
+            **{"widened": "metrics.widened_ratio", "widened, training": "metrics.widened_training_ratio"},
+        ),
+        format=plain,
+        same=("data.hash", "hardware.cpu"),
+        caption="Matrix products: the time of torch.mm over that of another way (above 1: the other way is faster).",
+        command="python -m experiments.choices --only product",
+    ),
+    Table(
+        name="choices_order",
+        experiment="choices",
+        label="config.case",
+        where=(("config.what", "rcm"),),
+        cells=several(**{"before / after": "metrics.ratio", "order, ms": "metrics.order_ms"}),
+        format=plain,
+        same=("data.hash", "hardware.cpu"),
+        caption="A GCN layer's training step on randomly numbered nodes over the same in reverse Cuthill-McKee order.",
+        command="python -m experiments.choices --only order",
+    ),
     Table(
         name="citation",
         experiment="citation",

@@ -41,13 +41,14 @@ def _took(rounds: int = ROUNDS, **steps: Step) -> dict[str, float]:
         return take_turns(steps, rounds, LASTS)
 
 
-def _gemm(kind: str) -> Curve:
-    """X W by the smaller dimension of W."""
+def _gemm(kind: str, widened: bool = False) -> Curve:
+    """X W by the smaller dimension of W; `widened`: through float32."""
     points = []
     for width in (1, 4, 16, 64, 256):
         rows = min(16384, max(1024, (1 << 22) // width**2)) if kind != "bfloat16" else 1024
         x, W = (torch.randn(shape).to(getattr(torch, kind)) for shape in ((rows, width), (width, width)))
-        points.append((float(width), 2 * rows * width**2 / _took(mm=lambda x=x, W=W: x @ W)["mm"]))  # type: ignore[misc]
+        run = lambda x=x, W=W: (x.float() @ W.float()).to(x.dtype) if widened else x @ W  # noqa: E731
+        points.append((float(width), 2 * rows * width**2 / _took(mm=run)["mm"]))
     return tuple(points)
 
 
@@ -221,6 +222,7 @@ def measure(say: Callable[[str], None] = lambda text: None) -> Rates:
         say(f"products and convolutions in {kind}")
         curves[f"gemm {kind}"] = _gemm(kind)
         curves |= _conv(kind)
+    curves["gemm widened"] = _gemm("bfloat16", True)
     for name, last in (("single", False), ("single last", True)):
         say(f"convolutions of each channel by itself, {name}")
         curves[name], curves[f"{name} back"] = _single(last)

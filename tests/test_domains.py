@@ -244,3 +244,25 @@ def test_degrees_and_direction():
 def test_to_the_same_device_is_the_same_graph():
     graph = ring()
     assert graph.to("cpu") is graph and graph.to("meta").device.type == "meta"
+
+
+@pytest.mark.parametrize("how", ["rcm", "degree"])
+def test_a_reordered_graph_computes_the_same(how):
+    edge_index = torch.randint(0, 30, (2, 90))
+    graph = Graph(edge_index, 31, edge_weight=torch.rand(90), pos=torch.randn(31, 2))
+    other, order = graph.reordered(how)
+    assert sorted(order.tolist()) == list(range(31)) and torch.equal(other.pos, graph.pos[order])
+    layer, x = GConv(gcn(3, 4), dtype=torch.float64), torch.randn(31, 3, dtype=torch.float64)
+    torch.testing.assert_close(layer(x[order], other), layer(x, graph)[order])
+
+
+def test_reverse_cuthill_mckee_brings_neighbours_together():
+    natural = grid_graph((20, 20), 4)
+    shuffled = natural.permute(torch.randperm(400))
+    span = [int((g.source - g.target).abs().max()) for g in (natural, shuffled, shuffled.reordered()[0])]
+    assert span[2] <= 2 * span[0] < span[1]
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(ValueError, match=r"The order of nodes is .*, not 'size'"):
+        grid_graph((2, 2)).reordered("size")

@@ -2,6 +2,7 @@
 
 from gconv.kernels import native
 from gconv.kernels.constants import constant, kept, known, product
+from gconv.kernels.gemm import matmul, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.recurrence import clenshaw, filtered, terms
@@ -18,6 +19,7 @@ __all__ = [
     "heads_spmm",
     "kept",
     "known",
+    "matmul",
     "product",
     "row_softmax",
     "row_sums",
@@ -25,6 +27,7 @@ __all__ = [
     "segment_max",
     "spmm",
     "terms",
+    "widens",
 ]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gconv.kernels.gemm import matmul
 from gconv.kernels.sparse import CSR, spmm
 
 SPARSE = 0.2  # share of non-zeros below which the sparse form is used
@@ -85,7 +86,7 @@ def product(X: Tensor, W: Tensor) -> Tensor:
     """X W, (*b, n, i) (i, o) -> (*b, n, o), through the sparse form of a constant X that has one."""
     found = known(X)
     if found is None or found.sparse is None:
-        return X @ W
+        return matmul(X, W)
     csr, values, back = found.sparse
     return spmm(csr, values, W, back)
 

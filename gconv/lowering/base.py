@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.kernels import widens
 from gconv.mixing import Mixing
 
 Run = Callable[[Basis, Mixing, Tensor | None, Tensor, Tensor | None], Tensor]
@@ -77,7 +78,8 @@ class Problem:
 
     def product(self, flops: float, *dimensions: float) -> Work:
         """A matrix product and its derivatives; the smallest dimension says how fast."""
-        return Work(f"gemm {self.kind}", flops * self.passes, max(1.0, *[min(dimensions)]))
+        kind = "widened" if self.kind == "bfloat16" and widens() else self.kind
+        return Work(f"gemm {kind}", flops * self.passes, max(1.0, *[min(dimensions)]))
 
     def turn(self, numbers: float) -> tuple[Work, ...]:
         """Laying the channels of x side by side, where they are not yet, and back for its gradient."""

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, each
-from gconv.kernels import product
+from gconv.kernels import matmul, product
 from gconv.mixing.base import Mixing, check_channels, expect
 
 
 def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
     """X W + add, in one pass where X is a matrix."""
     if add is None:
-        return X @ W
-    return torch.addmm(add, X, W) if X.ndim == 2 else X @ W + add
+        return matmul(X, W)
+    if X.ndim == 2 and X.dtype != torch.bfloat16:
+        return torch.addmm(add, X, W)
+    return matmul(X, W) + add
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,7 @@ class Shared:
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        return E.sum(-3) @ W
+        return matmul(E.sum(-3), W)
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
@@ -316,12 +318,12 @@ class Separable:
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
         d, P = self.split(W)
-        return (E * d.unsqueeze(-2)).sum(-3) @ P
+        return matmul((E * d.unsqueeze(-2)).sum(-3), P)
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
         d, P = self.split(W)
-        return (X.unsqueeze(-3) * d.unsqueeze(-2)) @ P
+        return matmul(X.unsqueeze(-3) * d.unsqueeze(-2), P)
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         return S.contract(Z)
