@@ -87,8 +87,7 @@ def predict(option: Lowering, cost: Cost, dx: bool, dw: bool) -> float:
 
 def wanted(x: Tensor) -> tuple[bool, bool]:
     """Which gradients a call will be asked for: in x, and in the weight."""
-    training = torch.is_grad_enabled()
-    return training and x.requires_grad, training
+    return (x.requires_grad, True) if torch.is_grad_enabled() else (False, False)
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
@@ -110,10 +109,11 @@ def plan(
     Raises:
         Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
     """
-    gradients = wanted(x) if gradients is None else gradients
+    if gradients is None:
+        gradients = wanted(x)
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
         return _make(S, mixing, x, lowering, gradients)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device.type, lowering, gradients, strides(x)[-1], _constancy(x))
+    key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, gradients, strides(x)[-1:], _constancy(x))
     found = _PLANS.get(key)
     if found is None:
         if len(_PLANS) >= KEPT:
@@ -125,7 +125,9 @@ def plan(
 def _constancy(x: Tensor) -> tuple[float, bool]:
     """What a plan may know of a constant signal: the share of it that a product reads, and that it is constant."""
     found = known(x)
-    return (1.0, False) if found is None else (1.0 if found.sparse is None else found.density, True)
+    if found is None:
+        return 1.0, False
+    return 1.0 if found.sparse is None else found.density, True
 
 
 def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tuple[bool, bool]) -> Plan:
