@@ -268,8 +268,9 @@ TABLES: tuple[Table, ...] = (
         words=(("peer", "metrics.peer"), ("goal", "metrics.memory_goal"), ("", "metrics.memory_verdict")),
         same=("data.hash", "metrics.kernels"),
         caption=(
-            "Peak memory of two steps over what is resident before the first, set-up included, each side in a process "
-            "of its own; the goal is a share of the peer's."
+            "Peak memory of two steps over what is resident before the first, each side in a process of its own; gconv "
+            "makes its sparse form within them, a peer's CSR adjacency is there before. The goal is a share of the "
+            "peer's."
         ),
         command="python -m experiments.speed",
     ),
