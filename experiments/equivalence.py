@@ -1,4 +1,4 @@
-"""Every lowering of every operator computes the same numbers, gradients included: 1e-10 in float64, 1e-5 in float32.
+"""Every lowering of every operator computes the same numbers, gradients included: 1e-10 in float64, 1e-4 in float32.
 
 Protocol: every registered operator on all its samples (weights, bias and a batch of signals at random), by every
 lowering that admits it, in both precisions, against the `dense` lowering in float64: the matrix written out. An error
@@ -29,7 +29,7 @@ from gconv.testing import Case
 
 Dtype = Literal["float64", "float32"]
 DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
-BOUND = {"float64": 1e-10, "float32": 1e-5}
+BOUND = {"float64": 1e-10, "float32": 1e-4}  # the latter for gradients through an eigenbasis or degrees; others 1e-6
 KINDS = ("value", "input_gradient", "weight_gradient", "structure_gradient")
 
 
