@@ -1,5 +1,6 @@
 import doctest
 import importlib
+import random
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def own_registry(monkeypatch):
 
 
 def test_code_runs_as_printed(own_registry, tmp_path, monkeypatch):
+    random.seed("README")  # PyG names the code it writes for a Sequential at random: other tests' seed, their code
     monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, object] = {}
     runner = doctest.DocTestRunner(optionflags=FLAGS)
