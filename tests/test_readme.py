@@ -26,8 +26,6 @@ def own_registry(monkeypatch):
 
 
 def test_code_runs_as_printed(own_registry, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if "sequential_Sequential_" in name]:
-        del sys.modules[name]  # PyG names the code it writes at random: with the seed of another test, that one's code
     monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, object] = {}
     runner = doctest.DocTestRunner(optionflags=FLAGS)
