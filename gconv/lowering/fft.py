@@ -1,78 +1,74 @@
 """fft and gft: structure that a Fourier basis diagonalises.
 
-fft   shifts on a circular grid are diagonal in the discrete Fourier basis. Zero padding is embedded: the grid is
-      padded until nothing wraps. Other borders are laid on first; strides keep every s-th site of the result.
+fft   shifts on a circular grid are diagonal in the discrete Fourier basis. Zero padding is embedded: the ring is
+      longer than the grid by the wider of the two borders, so that both fall into the same zeros, and of a length that
+      transforms quickly. Other borders are laid on first; strides keep every s-th site of the result.
 gft   multipliers of a graph's Fourier basis, Y = U sum_k diag(g_k) (U^T X) W_k, channels mixed between the transforms
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Shifts
+from gconv.kernels.ring import Ring, X, Y, fast_length, gradient, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
 
 
-def _wraps(S: Shifts) -> bool:
-    """Whether the circular grid itself serves: circular borders that reach as far as the kernel does, stride aside."""
-    reach = (sum(p) == d * (k - 1) for p, d, k in zip(S.padding, S.dilation, S.kernel, strict=True))
-    return S.mode == "circular" and all(reach)
-
-
-def _kernel(S: Shifts, W: Tensor, ring: tuple[int, ...]) -> Tensor:
-    """The kernel laid on the ring so that circular cross-correlation is the operator, (*W.shape[1:], *ring)."""
-    start = [before if _wraps(S) else 0 for before, _ in S.padding]
-    tap = itertools.product(*(range(k) for k in S.kernel))
-    places = [[(a * d - p) % r for a, d, p, r in zip(t, S.dilation, start, ring, strict=True)] for t in tap]
-    flat = torch.tensor(
-        [sum(q * math.prod(ring[axis + 1 :]) for axis, q in enumerate(place)) for place in places], device=W.device
-    )
-    laid = W.new_zeros(math.prod(ring), *W.shape[1:]).index_add(0, flat, W)
-    return laid.movedim(0, -1).unflatten(-1, ring)
+def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
+    """The ring on which nothing wraps, and whether it closes over the grid as it is, without its border laid on."""
+    size, padding, out = S.size, S.padding, S.out
+    span = [d * (k - 1) + 1 for d, k in zip(S.dilation, S.kernel, strict=True)]
+    reach = [max(s * (o - 1) + 1, w) for s, o, w in zip(S.stride, out, span, strict=True)]
+    closes = S.mode == "circular" and all(r <= n for r, n in zip(reach, size, strict=True))
+    if closes:
+        length = size
+    else:
+        if S.mode != "zeros":
+            size, padding = S.padded, ((0, 0),) * len(size)
+        beyond = (n + max(0, *p) for n, p in zip(size, padding, strict=True))
+        length = tuple(fast_length(max(r, n)) for r, n in zip(reach, beyond, strict=True))
+    before = tuple(p[0] for p in padding)
+    return Ring(groups, size, out, S.kernel, S.stride, S.dilation, before, length), closes
 
 
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    assert isinstance(S, Shifts)
+    signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
+    y = run_images(S, mixing, W, signals.mT.unflatten(-1, S.grids[0]), None)
+    return add_bias(y.flatten(2).mT.reshape(*x.shape[:-2], S.shape[1], -1), bias)
+
+
+def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    """The same on images, (b, i, *grid) -> (b, o, *grid)."""
     assert isinstance(S, Shifts) and W is not None
     d = len(S.size)
-    axes = tuple(range(-d, 0))
-    if x.numel() == 0:  # no library transforms nothing
-        return add_bias(mixing.gather(S.expand(x), W), bias)
     if x.dtype in (torch.float16, torch.bfloat16):
-        wide = run(S, mixing, W.float(), x.float(), None)
-        return add_bias(wide.to(x.dtype), bias)
-    W = W * mixing.scale if isinstance(mixing, Dense) else W
-    grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
-    ring = S.size if _wraps(S) else S.padded
-    kernel = torch.fft.rfftn(_kernel(S, grouped, ring), dim=axes).conj()  # (g, i, o, *f): correlation conjugates
-    if S.transposed:
-        image = _insert(S, x, ring)
-        kernel = kernel.conj()
+        y = run_images(S, mixing, W.float(), x.float(), None).to(x.dtype)
+    elif x.is_complex():
+        W = W.to(x.dtype)
+        x = torch.cat([x.real, x.imag])
+        real, imag = (run_images(S, mixing, part, x, None).tensor_split(2) for part in (W.real, W.imag))
+        y = torch.complex(real[0] - imag[1], real[1] + imag[0])
     else:
-        image = x.unflatten(-2, S.size)
-        image = (image if _wraps(S) else S.pad(image)).movedim(-1, -d - 1)
-    groups = kernel.shape[0]
-    signal = torch.fft.rfftn(image, dim=axes).unflatten(-d - 1, (groups, -1))
-    f = "xyz"[:d]
-    mixed = torch.einsum(f"...gi{f},gio{f}->...go{f}", signal, kernel).flatten(-d - 2, -d - 1)
-    y = torch.fft.irfftn(mixed, s=ring, dim=axes).movedim(-d - 1, -1)
-    if S.transposed:
-        y = y if _wraps(S) else S.unpad(y)
-    else:
-        y = y[(..., *(slice(0, s * (o - 1) + 1, s) for s, o in zip(S.stride, S.out, strict=True)), slice(None))]
-    return add_bias(y.flatten(-d - 1, -2), bias)
+        W = (W * mixing.scale if isinstance(mixing, Dense) else W).to(x.dtype)
+        grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
+        y = _correlate(S, grouped.movedim(0, -1).unflatten(-1, S.kernel), x)
+    return y if bias is None else y + bias.reshape(-1, *[1] * d)
 
 
-def _insert(S: Shifts, x: Tensor, ring: tuple[int, ...]) -> Tensor:
-    """The adjoint of keeping every s-th site: zeros between and behind, (*b, m, c) -> (*b, c, *ring)."""
-    image = x.unflatten(-2, S.out)
-    spread = image.new_zeros(*image.shape[: -len(ring) - 1], *ring, image.shape[-1])
-    spread[(..., *(slice(0, s * (o - 1) + 1, s) for s, o in zip(S.stride, S.out, strict=True)), slice(None))] = image
-    return spread.movedim(-1, -len(ring) - 1)
+def _correlate(S: Shifts, kernel: Tensor, x: Tensor) -> Tensor:
+    """kernel (g, i, o, *taps), x (b, g i, *grid)."""
+    ring, closes = _ring(S, len(kernel))
+    laid = S.mode != "zeros" and not closes
+    if not S.transposed:
+        return gradient(ring, Y, S.pad(x.movedim(1, -1)).movedim(-1, 1) if laid else x, kernel)
+    y = gradient(ring, X, kernel.transpose(1, 2), x)
+    return S.unpad(y.movedim(1, -1)).movedim(-1, 1) if laid else y
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
@@ -87,20 +83,28 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     assert isinstance(S, Shifts)
-    ring = math.prod(S.padded)
-    steps = 2.5 * math.log2(max(2, ring))
-    mixed = 4.0 * mixing.flops(ring // 2 * p.b, p.i) / S.shape[0]
-    weights = float(math.prod(mixing.shape or ())) / S.shape[0]
-    transforms = ring * steps * (p.b * (p.i + p.o) + weights)
-    numbers = float(ring) * (p.b * (p.i + p.o) + weights)
-    each = 2 + p.dx + p.dw  # transforms of signals, and as many of results
-    work = (
-        Work("fft", transforms * each / 2),
-        Work("mix", mixed * p.passes, mixing.fan_in / S.shape[0]),
-        p.stream(numbers, 4 * each / 2),
-        Work("turn", p.item * float(ring) * p.b * (p.i + p.o) * each / 2),
+    ring, _ = _ring(S, 1)
+    sites = float(math.prod(ring.length))
+    groups = mixing.groups if isinstance(mixing, Grouped) else 1
+    i, o = p.i // groups, p.o // groups
+    paired = p.b > 1 and 1 in (i, o)
+    one = 2.5 * sites * math.log2(max(2.0, sites))
+    x, w, y = float(p.b) * p.i, float(groups) * i * o, float(p.b) * p.o
+    forward = x + w + y
+    back = p.dx * (y + w + x) + p.dw * (x + w) + (p.dw and not p.dx) * y
+    mixed = 8.0 * (sites if paired else sites / 2) * p.b * w
+    sides = p.b * (float(math.prod(S.size)) * p.i + float(math.prod(S.out)) * p.o)
+    rate = 0.5 if paired else 1.0  # two at a time, and never far from the cache
+    work = [Work("fft", rate * one * (forward + back)), p.stream(sides, 2 * p.passes)]
+    if not paired:
+        work += [Work("mix", mixed * p.passes, i), p.stream(sites * (forward + back), 4)]
+    if p.last:
+        work.append(Work("turn", 2.0 * p.item * sides * (1 + (p.dx or p.dw))))
+    step, outs = steps(p.b, groups, i, o, sites * p.item)
+    spectra = p.b * step * i + p.b * step * outs + step * i * outs
+    return Cost(
+        one * forward + mixed, p.item * (sides + w * math.prod(S.kernel)), 2 * p.item * sites * spectra, tuple(work)
     )
-    return Cost(transforms + mixed, 4 * p.item * numbers, 2 * p.item * numbers, work)
 
 
 def run_gft(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -130,5 +134,5 @@ def cost_gft(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     return Cost(transforms + mixed, p.item * numbers, p.item * spectrum, work)
 
 
-FFT = Lowering("fft", run, refuses, cost)
+FFT = Lowering("fft", run, refuses, cost, images=run_images)
 GFT = Lowering("gft", run_gft, refuses_gft, cost_gft)

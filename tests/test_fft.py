@@ -1,0 +1,165 @@
+"""The transforms: their lengths, and convolutions of every geometry by them against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gconv import GConv
+from gconv.kernels import ring
+from gconv.kernels.ring import Ring, W, X, Y, fast_length, gradient
+from gconv.operators import conv1d, conv2d, conv3d, conv_transpose2d, depthwise
+from gconv.testing import assert_close
+
+EXACT = 1e-10
+
+
+def test_fast_lengths_are_the_least_products_of_small_primes():
+    def smooth(n):
+        for prime in (2, 3, 5, 7):
+            while n % prime == 0:
+                n //= prime
+        return n == 1
+
+    for n in range(1, 700):
+        found = fast_length(n)
+        assert smooth(found) and not any(smooth(m) for m in range(n, found))
+
+
+SPECS = {
+    "plain": conv2d(3, 4, 3),
+    "even kernel, one side": conv2d(3, 4, (4, 2), padding="same"),
+    "stride": conv2d(3, 4, 5, stride=(2, 3), padding=2),
+    "dilation": conv2d(3, 4, 3, dilation=(3, 2), padding=4),
+    "wide padding": conv2d(3, 4, (1, 2), padding=5),
+    "groups": conv2d(4, 6, 3, groups=2, padding=1),
+    "depthwise": depthwise(5, 7, padding=3),
+    "depthwise, stride and dilation": depthwise(5, 3, padding=2, stride=2, dilation=2),
+    "multiplier": depthwise(3, 3, multiplier=2, padding=1),
+    "circular": depthwise(3, 5, padding=2, padding_mode="circular"),
+    "circular, far": depthwise(3, 3, padding=4, padding_mode="circular"),
+    "circular, dense": conv2d(3, 2, 3, padding=(2, 1), stride=2, padding_mode="circular"),
+    "reflect": depthwise(3, 5, padding=2, padding_mode="reflect"),
+    "replicate": conv2d(3, 2, 3, padding=2, padding_mode="replicate"),
+    "transposed": conv_transpose2d(3, 4, 3, stride=2, padding=1, output_padding=1),
+    "transposed, groups": conv_transpose2d(4, 6, (2, 3), stride=3, groups=2, dilation=2),
+    "line": conv1d(3, 4, 4, padding=3, stride=2),
+    "space": conv3d(2, 3, 3, padding=1),
+    "space, each by itself": conv3d(3, 3, (3, 2, 1), groups=3, padding=1),
+}
+
+
+def both(spec, x, layer=None):
+    """Value and gradients by the transforms, and by torch's convolutions."""
+    layer = layer or GConv(spec, dtype=torch.float64)
+    found = []
+    for lowering in ("fft", "native"):
+        y = layer(x, lowering=lowering)
+        dy = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+        found.append((y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)))
+    return zip(("value", "x", "weight", "bias"), *found, strict=True)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 3])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_every_geometry_is_torchs(spec, batch):
+    d = spec.structure.ndim
+    x = torch.randn(batch, spec.mixing.i, *(11, 8, 5)[:d], dtype=torch.float64, requires_grad=True)
+    for what, got, want in both(spec, x):
+        assert_close(what, got, want, EXACT)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (13, 17), (23, 4)])
+@pytest.mark.parametrize("kernel", [1, 2, 15])
+def test_odd_grids_and_kernels_larger_than_they(size, kernel):
+    x = torch.randn(3, 4, *size, dtype=torch.float64, requires_grad=True)
+    for what, got, want in both(depthwise(4, kernel, padding=7), x):
+        assert_close(what, got, want, EXACT)
+
+
+@pytest.mark.parametrize("name", ["depthwise", "groups", "transposed, groups", "stride", "multiplier", "space"])
+def test_a_few_channels_at_a_time_are_as_good_as_all(name, monkeypatch):
+    spec = SPECS[name]
+    x = torch.randn(3, spec.mixing.i, *(11, 8, 5)[: spec.structure.ndim], dtype=torch.float64, requires_grad=True)
+    layer = GConv(spec, dtype=torch.float64)
+    whole = [got for _, got, _ in both(spec, x, layer)]
+    monkeypatch.setattr(ring, "CHUNK", 1)
+    monkeypatch.setattr(ring, "KERNELS", 1)
+    for (what, got, _), want in zip(both(spec, x, layer), whole, strict=True):
+        assert_close(what, got, want, EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("spec", [SPECS["depthwise"], SPECS["groups"]], ids=["depthwise", "groups"])
+def test_channels_last_stays_so(spec, dtype):
+    layer = GConv(spec, dtype=dtype)
+    x = torch.randn(2, spec.mixing.i, 6, 9, dtype=dtype)
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    y = layer(last, lowering="fft")
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    assert_close("value", y, layer(x, lowering="fft"), 1e-6)
+    (dx,) = torch.autograd.grad(y.sum(), last)
+    assert dx.dtype == dtype and dx.shape == x.shape
+    wide = GConv(spec).to(torch.float64)
+    wide.load_state_dict(layer.state_dict())
+    assert_close("rounding", y.double(), wide(x.double(), lowering="native"), 2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_complex_signals():
+    spec = SPECS["groups"]
+    layer = GConv(spec, dtype=torch.complex128)
+    x = torch.randn(3, 4, 7, 6, dtype=torch.complex128)
+    weight = layer.weight.permute(1, 3, 2, 0).flatten(0, 1).unflatten(-1, (3, 3))
+    want = F.conv2d(x, weight, layer.bias, padding=1, groups=2)
+    assert_close("value", torch.view_as_real(layer(x, lowering="fft")), torch.view_as_real(want), EXACT)
+
+
+GEOMETRY = Ring(2, (3, 4), (2, 3), (2, 2), (2, 1), (1, 2), (1, 1), (6, 6))
+SHAPES = {X: (2, 4, 3, 4), W: (2, 2, 1, 2, 2), Y: (2, 2, 2, 3)}
+
+
+@pytest.mark.parametrize("slot", [X, W, Y], ids="xwy")
+def test_derivatives_to_the_second_order(slot):
+    one, two = (
+        torch.randn(SHAPES[other], dtype=torch.float64, requires_grad=True) for other in (X, W, Y) if other != slot
+    )
+    assert gradient(GEOMETRY, slot, one, two).shape == SHAPES[slot]
+    assert torch.autograd.gradcheck(lambda a, b: gradient(GEOMETRY, slot, a, b), (one, two), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda a, b: gradient(GEOMETRY, slot, a, b), (one, two), fast_mode=True)
+    torch.library.opcheck(torch.ops.gconv.ring, (one, two, slot, GEOMETRY.flat))
+
+
+def test_one_form_in_three_arguments():
+    """T(x, w, y) by each of its gradients is the same number, and it is what the sum says."""
+    x, w, y = (torch.randn(SHAPES[slot], dtype=torch.float64) for slot in (X, W, Y))
+    numbers = [(gradient(GEOMETRY, X, w, y) * x).sum(), (gradient(GEOMETRY, W, x, y) * w).sum()]
+    numbers.append((gradient(GEOMETRY, Y, x, w) * y).sum())
+    padded = F.pad(x, (1, 9, 1, 9))
+    want = sum(
+        (padded[:, [2 * g + i], a : a + 3 : 2, 2 * c : 2 * c + 3] * w[g, i, 0, a, c] * y[:, [g]]).sum()
+        for g in range(2)
+        for i in range(2)
+        for a in range(2)
+        for c in range(2)
+    )
+    for number in numbers:
+        assert_close("T", number, want, EXACT)
+
+
+def test_compiled_equals_eager():
+    layer, x = GConv(depthwise(4, 5, padding=2)), torch.randn(3, 4, 9, 7, requires_grad=True)
+    compiled = torch.compile(lambda x: layer(x, lowering="fft"), fullgraph=True, backend="aot_eager")
+    want, got = layer(x, lowering="fft"), compiled(x)
+    assert_close("value", got, want, 1e-6)
+    leaves = [x, *layer.parameters()]
+    grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (got, want)]
+    for a, b in zip(*grads, strict=True):
+        assert_close("gradient", a, b, 1e-5)
+
+
+def test_training_large_kernels_goes_by_transforms():
+    for kernel in (15, 31):
+        layer = GConv(depthwise(64, kernel, padding=kernel // 2))
+        x = torch.zeros(8, 64, 64, 64, requires_grad=True)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            assert layer.plan(x.to(memory_format=layout)).chosen.name == "fft"
+    assert GConv(depthwise(64, 3, padding=1)).plan(x).chosen.name == "native"
