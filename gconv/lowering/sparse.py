@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept
+from gconv.lowering import batches
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Mixing
 
@@ -37,6 +38,9 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
         return add_bias(mixing.gather(_expanded(S, x), W), bias)
     assert W is not None
     if not isinstance(S, Stack):
+        form = _sparse_form(S, x)
+        if batches.serves(form, x, W):
+            return batches.mixed(form, x, mixing.dense(W, x.shape[-1]), bias, True)
         return mixing.gather(_expanded(S, x), W, bias)
     y = bias  # part by part: nothing is laid side by side
     for part, (own, W_part) in zip(S.parts, mixing.split(W, [part.shape[0] for part in S.parts]), strict=True):
@@ -46,7 +50,10 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 
 
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    return add_bias(mixing.collect(_sparse_form(S, x), mixing.spread(x, W)), bias)
+    form = _sparse_form(S, x)
+    if isinstance(mixing, Dense) and W is not None and batches.serves(form, x, W):
+        return batches.mixed(form, x, mixing.dense(W, x.shape[-1]), bias, False)
+    return add_bias(mixing.collect(form, mixing.spread(x, W)), bias)
 
 
 def _leaves(S: Basis) -> list[Basis]:

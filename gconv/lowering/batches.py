@@ -1,0 +1,149 @@
+"""Many signals on one fixed S, a few at a time: what is made on the way stays in the cache, and none of it is kept.
+
+    mixed      Y = sum_k S_k X W_k             dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY)
+    moments    M_k = (S_k X)^T Z               dX = sum_k S_k^T Z dM_k^T,    dZ = sum_k S_k X dM_k
+
+Each is the other's derivative, to any order. Both associations of S X W serve both passes; the backward pass takes the
+one whose products are narrower, whatever the forward pass took.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gconv.basis import Basis, Polynomial, SharedTaps, Taps
+from gconv.kernels import matmul
+
+CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
+
+
+def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
+    """Whether S is fixed, and there are signals enough on it to go through in parts."""
+    if x.ndim < 3 or type(x) not in (Tensor, Parameter) or not x.is_cpu:
+        return False
+    k, m, n = S.shape
+    if x.numel() // n * x.element_size() * k * max(m, n) <= 4 * CHUNK or not _fixed(S):
+        return False
+    unusual = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return not (unusual or torch.is_autocast_enabled("cpu") or x.dtype != W.dtype)
+
+
+def _fixed(S: Basis) -> bool:
+    if isinstance(S, Polynomial):
+        learned = isinstance(S.combine, Tensor) and S.combine.requires_grad
+        return not (learned or S.L.values.requires_grad)
+    return isinstance(S, Taps | SharedTaps) and S.linear and not S.values.requires_grad
+
+
+def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
+    """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): aggregate first or transform first."""
+    y: Tensor = _Mixed.apply(x.flatten(0, -3), W, bias, S, aggregate)
+    return y.unflatten(0, x.shape[:-2])
+
+
+def _parts(S: Basis, x: Tensor, width: int) -> Iterator[slice]:
+    """Of the signals, as many at a time as `CHUNK` allows for products of this width."""
+    k, m, n = S.shape
+    step = max(1, CHUNK // max(1, x.element_size() * width * k * max(m, n)))
+    return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+def _side_by_side(S: Basis, x: Tensor) -> Tensor:
+    """All S_k x as a matrix (b m, k c)."""
+    return S.expand(x).movedim(-3, -2).flatten(-2).flatten(0, 1)
+
+
+def _contract(S: Basis, z: Tensor) -> Tensor:
+    """sum_k S_k z_k of a matrix (b n, k c)."""
+    k, _, n = S.shape
+    return S.contract(z.view(-1, n, k, z.shape[1] // k).movedim(-2, -3))
+
+
+def _wide(W: Tensor) -> Tensor:
+    """(k, i, o) -> (i, k o)."""
+    return W.movedim(0, 1).flatten(1)
+
+
+def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
+    m = S.shape[1]
+    i, o = W.shape[1:]
+    y = x.new_empty(len(x), m, o)
+    matrix = W.flatten(0, 1) if aggregate else _wide(W)
+    for part in _parts(S, x, i if aggregate else o):
+        if aggregate:
+            made = matmul(_side_by_side(S, x[part]), matrix).view(-1, m, o)
+        else:
+            made = _contract(S, matmul(x[part].flatten(0, 1), matrix))
+        y[part] = made if bias is None else made.add_(bias)
+    return y
+
+
+def _gradients(S: Basis, x: Tensor, W: Tensor | None, dy: Tensor, want: bool) -> tuple[Tensor | None, Tensor | None]:
+    """dX where W is given, and dW where it is wanted, with products of the narrower side."""
+    k, _, n = S.shape
+    i, o = x.shape[-1], dy.shape[-1]
+    summed = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    dx = None if W is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    if i < o:
+        dw = x.new_zeros(k * i, o, dtype=summed)
+        matrix = None if W is None else W.flatten(0, 1).mT
+        for part in _parts(S, x, i):
+            arriving = dy[part].flatten(0, 1)
+            if want:
+                dw += matmul(_side_by_side(S, x[part]).mT, arriving)
+            if dx is not None and matrix is not None:
+                dx[part] = _contract(S.T, matmul(arriving, matrix))
+        return dx, dw.view(k, i, o).to(x.dtype) if want else None
+    dw = x.new_zeros(i, k * o, dtype=summed)
+    matrix = None if W is None else W.mT.flatten(0, 1)
+    for part in _parts(S, x, o):
+        back = _side_by_side(S.T, dy[part])
+        if want:
+            dw += matmul(x[part].flatten(0, 1).mT, back)
+        if dx is not None and matrix is not None:
+            dx[part] = matmul(back, matrix).view(-1, n, i)
+    return dx, dw.view(i, k, o).movedim(1, 0).to(x.dtype) if want else None
+
+
+class _Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, S: Basis, aggregate: bool) -> Tensor:
+        ctx.S = S
+        ctx.save_for_backward(x, W)
+        return _mix(S, x, W, bias, aggregate)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, W), S = ctx.saved_tensors, ctx.S
+        to_x, to_w, to_bias = ctx.needs_input_grad[:3]
+        db = dy.sum((0, 1)) if to_bias else None
+        if not torch.is_grad_enabled():
+            return *_gradients(S, x, W if to_x else None, dy, to_w), db, None, None
+        dx = _apply(S.T, dy, W.mT) if to_x else None
+        return dx, _Moments.apply(x, dy, S) if to_w else None, db, None, None
+
+
+class _Moments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor, S: Basis) -> Tensor:
+        ctx.S = S
+        ctx.save_for_backward(x, z)
+        _, dw = _gradients(S, x, None, z, True)
+        assert dw is not None
+        return dw
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, z = ctx.saved_tensors
+        dx = _apply(ctx.S.T, z, g.mT) if ctx.needs_input_grad[0] else None
+        return dx, _apply(ctx.S, x, g) if ctx.needs_input_grad[1] else None, None
+
+
+def _apply(S: Basis, x: Tensor, W: Tensor) -> Tensor:
+    y: Tensor = _Mixed.apply(x, W, None, S, W.shape[1] <= W.shape[2])
+    return y
