@@ -24,7 +24,7 @@ CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether S is fixed, and there are signals enough on it to go through in parts."""
-    if x.ndim < 3 or type(x) not in (Tensor, Parameter) or not x.is_cpu:
+    if x.ndim < 3 or x.numel() == 0 or type(x) not in (Tensor, Parameter) or not x.is_cpu:
         return False
     k, m, n = S.shape
     if x.numel() // n * x.element_size() * k * max(m, n) <= 4 * CHUNK or not _fixed(S):
@@ -69,6 +69,17 @@ def _wide(W: Tensor) -> Tensor:
     return W.movedim(0, 1).flatten(1)
 
 
+def _write(out: Tensor, X: Tensor, W: Tensor, bias: Tensor | None) -> None:
+    """X W + b into `out` (b, m, o), its rows one after the other."""
+    rows = out.view(len(X), -1)
+    if X.dtype == torch.bfloat16:
+        rows.copy_(matmul(X, W) if bias is None else matmul(X, W).add_(bias))
+    elif bias is None:
+        torch.mm(X, W, out=rows)
+    else:
+        torch.addmm(bias, X, W, out=rows)
+
+
 def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     m = S.shape[1]
     i, o = W.shape[1:]
@@ -76,16 +87,16 @@ def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -
     matrix = W.flatten(0, 1) if aggregate else _wide(W)
     for part in _parts(S, x, i if aggregate else o):
         if aggregate:
-            made = matmul(_side_by_side(S, x[part]), matrix).view(-1, m, o)
+            _write(y[part], _side_by_side(S, x[part]), matrix, bias)
         else:
             made = _contract(S, matmul(x[part].flatten(0, 1), matrix))
-        y[part] = made if bias is None else made.add_(bias)
+            y[part] = made if bias is None else made.add_(bias)
     return y
 
 
 def _gradients(S: Basis, x: Tensor, W: Tensor | None, dy: Tensor, want: bool) -> tuple[Tensor | None, Tensor | None]:
     """dX where W is given, and dW where it is wanted, with products of the narrower side."""
-    k, _, n = S.shape
+    k = S.shape[0]
     i, o = x.shape[-1], dy.shape[-1]
     summed = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     dx = None if W is None else torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -106,7 +117,7 @@ def _gradients(S: Basis, x: Tensor, W: Tensor | None, dy: Tensor, want: bool) ->
         if want:
             dw += matmul(x[part].flatten(0, 1).mT, back)
         if dx is not None and matrix is not None:
-            dx[part] = matmul(back, matrix).view(-1, n, i)
+            _write(dx[part], back, matrix, None)
     return dx, dw.view(i, k, o).movedim(1, 0).to(x.dtype) if want else None
 
 
