@@ -151,7 +151,7 @@ def cases(sizes: Sizes = FULL, threads: int = 0, seed: int = 0) -> list[Case]:
     name = f"heat filter, order 30, {signals} signals on {nodes} nodes, float64, forward"
     found.append(
         Case(
-            name, "filter", True, "", "cheb", nodes, 10 * nodes, (signals,), backward=False, threads=threads, seed=seed
+            name, "filter", True, "", "heat", nodes, 10 * nodes, (signals,), backward=False, threads=threads, seed=seed
         )
     )
     return [_within(case, sizes.budget) for case in found]

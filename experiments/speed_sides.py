@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from experiments import measure
 from experiments.speed_cases import FORMS, SPARSE_FEATURES, Case
 from gconv import GConv, Graph, OperatorSpec, constant, export
-from gconv.operators import appnp, cheb, gat, gcn, sage, tag
+from gconv.operators import appnp, cheb, gat, gcn, heat, sage, tag
 
 Numbers = dict[str, Tensor]
 
@@ -312,50 +312,46 @@ def _csr(x: Tensor) -> Tensor:
 
 # -- filters -------------------------------------------------------------------------------------------------------
 
-ORDER, SCALE = 30, 10.0
+ORDER, TIME = 30, 5.0
 
 
 def _heat(z: Any) -> Any:
-    return np.exp(-SCALE * (z + 1) / 2)
+    """exp(-t lambda) at lambda = 1 + z."""
+    return np.exp(-TIME * (z + 1))
 
 
 def filters(case: Case) -> Sides:
-    """exp(-10 lambda / lambda_max) by a Chebyshev polynomial of order 30, for several signals at once."""
-    index = edge_index(case.nodes, case.edges, case.seed)
-    (many,) = case.channels
-    x = torch.randn(many, case.nodes, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(case.seed))
-    degree = torch.bincount(index[0], minlength=case.nodes)
-    lmax = float((degree[index[0]] + degree[index[1]]).max())  # a bound of the largest eigenvalue
-    weights = np.polynomial.chebyshev.chebinterpolate(_heat, ORDER)
+    """exp(-5 L), L the normalised Laplacian, by a Chebyshev polynomial of order 30; a column for each signal."""
+    met, index = edge_index(case.nodes, case.edges, case.seed).unique(return_inverse=True)
+    nodes, (many,) = len(met), case.channels  # without isolated ones, about which conventions differ
+    x = torch.randn(nodes, many, dtype=torch.float64, generator=torch.Generator().manual_seed(case.seed))
 
     def ours() -> Side:
-        layer = GConv(cheb(1, 1, ORDER + 1, normalization=None, lambda_max=lmax, bias=False), dtype=torch.float64)
-        graph = Graph(index, case.nodes)
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(weights)[:, None, None])  # type: ignore[union-attr]
+        layer, graph = GConv(heat(TIME, k=ORDER)), Graph(index, nodes)
         step = partial(call, lambda: layer(x, graph), [], None)
         return Side(step, lambda: {"value": step()[0]})
 
     def adjacency() -> Any:
         import scipy.sparse
 
-        return scipy.sparse.csr_matrix((np.ones(index.shape[1]), index.numpy()), (case.nodes, case.nodes))
+        return scipy.sparse.csr_matrix((np.ones(index.shape[1]), index.numpy()), (nodes, nodes))
 
     def pygsp() -> Side:
         import pygsp
 
-        graph = pygsp.graphs.Graph(adjacency())
-        graph._lmax, graph._lmax_method = lmax, "bounds"  # the same interval for all sides
-        heat, values = pygsp.filters.Heat(graph, SCALE), x[..., 0].numpy().T.copy()
-        step = partial(heat.filter, values, method="chebyshev", order=ORDER)
-        return Side(step, lambda: {"value": torch.from_numpy(step().T.copy()[..., None])})
+        graph = pygsp.graphs.Graph(adjacency(), lap_type="normalized")
+        graph._lmax, graph._lmax_method = 2.0, "bounds"  # the same interval for all sides
+        filters, values = pygsp.filters.Heat(graph, 2 * TIME), x.numpy()  # PyGSP divides its scale by the interval
+        step = partial(filters.filter, values, method="chebyshev", order=ORDER)
+        return Side(step, lambda: {"value": torch.from_numpy(step())})
 
     def scipy() -> Side:
         A = adjacency()
         import scipy.sparse as sparse
 
-        L = (2 / lmax) * (sparse.diags(A.sum(1).A1) - A) - sparse.identity(case.nodes)
-        L, values = L.tocsr(), x[..., 0].numpy().T.copy()
+        scale = sparse.diags(A.sum(1).A1 ** -0.5)
+        L, values = (-scale @ A @ scale).tocsr(), x.numpy()  # L - I
+        weights = np.polynomial.chebyshev.chebinterpolate(_heat, ORDER)
 
         def step() -> np.ndarray:
             last, now = values, L @ values
@@ -365,7 +361,7 @@ def filters(case: Case) -> Sides:
                 y += w * now
             return y
 
-        return Side(step, lambda: {"value": torch.from_numpy(step().T.copy()[..., None])})
+        return Side(step, lambda: {"value": torch.from_numpy(step())})
 
     found: Sides = {"gconv": ours, "scipy by hand": scipy}
     return found | ({"PyGSP": pygsp} if importlib.util.find_spec("pygsp") else {})

@@ -54,7 +54,7 @@ def problem(dtype=DOUBLE, width=3, batch=()):
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("width", [1, 3, 17, 33])
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (9,)])
 def test_products_equal_dense(width, batch, dtype):
     csr, values, x, dense = problem(dtype, width, batch)
     tol = 1e-12 if dtype == DOUBLE else 1e-5
@@ -217,7 +217,7 @@ def test_a_symmetric_structure_is_its_own_transpose():
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("width", [1, 3, 17, 33])
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (9,)])
 def test_maximum_and_its_gradients_are_torchs(width, batch, dtype):
     """Whole numbers, so that many entries tie, some at zero."""
     csr = CSR.build(torch.randint(0, 40, (200,)), torch.randint(0, 30, (200,)), 45, 30)
@@ -314,8 +314,9 @@ def test_attention_kernels_are_differentiable_twice_and_good_operators():
     "rows", [((1.0, 0.0, 0.0), (2.0, 0.0, 1.0)), ((0.5, 0.3, 0.0), (1.5, -0.2, 0.7), (2.0, 0.0, 1.0))]
 )
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
-def test_recurrences(rows, batch, dtype):
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3), (9,)])
+@pytest.mark.parametrize("width", [1, 5])
+def test_recurrences(rows, batch, width, dtype):
     n, tol = 6, 1e-12 if dtype == DOUBLE else 1e-5
     csr = CSR.build(torch.randint(0, n, (15,)), torch.randint(0, n, (15,)), n, n)
     values = torch.randn(15, dtype=dtype)
@@ -325,8 +326,8 @@ def test_recurrences(rows, batch, dtype):
         step = (alpha * dense + beta * polynomials[0]) @ polynomials[k]
         polynomials.append(step - gamma * polynomials[k - 1] if k else step)
     stack = torch.stack(polynomials)
-    x = torch.randn(*batch, n, 5, dtype=dtype, requires_grad=True)
-    z = torch.randn(*batch, n, len(stack), 5, dtype=dtype, requires_grad=True)
+    x = torch.randn(*batch, n, width, dtype=dtype, requires_grad=True)
+    z = torch.randn(*batch, n, len(stack), width, dtype=dtype, requires_grad=True)
     c = torch.tensor([0.5, 0.0, 2.0, -1.0], dtype=dtype)[: len(stack)]
     single = torch.einsum("k,kmn->mn", c, stack)
     for what, got, want, leaf in (

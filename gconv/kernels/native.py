@@ -105,14 +105,15 @@ def spmm(
 ) -> Tensor:
     """alpha S x + beta z + gamma w, (*b, n, c) -> (*b, m, c), factors (alpha, beta, gamma).
 
-    int32 indices; values in x's type (float32 beside bfloat16). `out` (b, m, c) is written into, channels side by side.
+    int32 indices; values in x's type (float32 beside bfloat16). `out`, of y's shape, is written into, channels side by
+    side.
     """
     assert LIBRARY is not None
     m, c, dtype = crow.shape[0] - 1, x.shape[-1], x.dtype
     signals, b, x_strides = _rows(x)
     y = torch.empty((*x.shape[:-2], m, c), dtype=dtype) if out is None else out
     values = _held(values, dtype)
-    x_pointer, y_strides, none = signals.data_ptr(), (m * c, c) if out is None else out.stride()[:2], (0, 0)
+    x_pointer, y_strides, none = signals.data_ptr(), (m * c, c) if out is None else (0, *out.stride())[-3:-1], (0, 0)
     z, _, z_strides = (None, 1, none) if z is None else _rows(z)
     w, _, w_strides = (None, 1, none) if w is None else _rows(w)
     p = Product(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import native
+from gconv.kernels import narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure
 from gconv.kernels.sparse import CSR, spmm_torch, turned
 
@@ -89,15 +89,22 @@ def _check(values: Tensor, n: int, structure: tuple[Tensor, ...]) -> None:
 def _terms(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     _check(values, x.shape[-2], structure)
     signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
-    b, n, c = signals.shape
-    out = x.new_empty(b, n, len(rows) // 3 + 1, c)
-    out[:, :, 0] = signals
-    step = Step(values, x, structure)
+    step, count = Step(values, x, structure), len(rows) // 3 + 1
+    if narrow.serves(signals):
+        out = narrow.side_by_side(lambda some: _each(step, rows, some.new_empty(count, *some.shape), some), signals)
+        return out.movedim(1, 2).reshape(*x.shape[:-1], count, x.shape[-1])
+    out = x.new_empty(*signals.shape[:2], count, x.shape[-1])
+    _each(step, rows, out.movedim(2, 0), signals)
+    return out.view(*x.shape[:-1], *out.shape[2:])
+
+
+def _each(step: Step, rows: list[float], out: Tensor, x: Tensor) -> Tensor:
+    """p_k(S) x written to out[k], for all k."""
+    out[0] = x
     for k in range(len(rows) // 3):
         alpha, beta, gamma = rows[3 * k : 3 * k + 3]
-        now, before = out[:, :, k], out[:, :, k - 1] if k else None
-        step(out[:, :, k + 1], now, alpha, now, beta, before, -gamma)
-    return out.view(*x.shape[:-1], out.shape[2], c)
+        step(out[k + 1], out[k], alpha, out[k], beta, out[k - 1] if k else None, -gamma)
+    return out
 
 
 def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tensor:
@@ -119,6 +126,9 @@ def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tens
 def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     _check(values, z.shape[-3], structure)
     signals = z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)
+    if narrow.serves(signals):
+        y = narrow.side_by_side(lambda some: _clenshaw(values, some, values_t, rows, *structure), signals)
+        return y.view(*z.shape[:-2], z.shape[-1])
     each = list(signals.unbind(2))
     each[-1] = each[-1].contiguous()
     y = _sum(Step(values, z, structure), each, [1.0] * len(each), rows)
@@ -130,6 +140,9 @@ def _filtered(
 ) -> Tensor:
     _check(values, x.shape[-2], structure)
     signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).contiguous()
+    if narrow.serves(signals):
+        y = narrow.side_by_side(lambda some: _filtered(values, some, values_t, rows, coefficients, *structure), signals)
+        return y.view(x.shape)
     return _sum(Step(values, x, structure), [signals] * len(coefficients), coefficients, rows).view(x.shape)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import native
+from gconv.kernels import narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
@@ -170,6 +170,8 @@ def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, 
     _fits("values", values.shape[0], col.shape[0])
     _fits("sites in", x.shape[-2], rest[0].shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
+        if x.ndim == 3 and narrow.serves(x):
+            return narrow.side_by_side(lambda some: native.spmm(crow, col, values, some), x)
         return native.spmm(crow, col, values, x)
     return spmm_torch(values, x, values_t, crow, col, *rest)
 

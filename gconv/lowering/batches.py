@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from gconv.basis import Basis, Polynomial, SharedTaps, Taps
 from gconv.kernels import matmul
+from gconv.kernels.narrow import LANES
 
 CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
 
@@ -49,7 +50,7 @@ def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) 
 def _parts(S: Basis, x: Tensor, width: int) -> Iterator[slice]:
     """Of the signals, as many at a time as `CHUNK` allows for products of this width."""
     k, m, n = S.shape
-    step = max(1, CHUNK // max(1, x.element_size() * width * k * max(m, n)))
+    step = max(LANES if width == 1 else 1, CHUNK // max(1, x.element_size() * width * k * max(m, n)))
     return (slice(start, start + step) for start in range(0, len(x), step))
 
 
