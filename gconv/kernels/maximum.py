@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import native
+from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure
 from gconv.kernels.sparse import CSR, rows_of
 
@@ -76,12 +77,12 @@ def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     if not _serves(values, x, structure):
         return _max_torch(values, x, *structure)
     crow, col = structure[:2]
-    y = x.new_empty(*x.shape[:-2], crow.shape[0] - 1, x.shape[-1])
+    y = empty(x, (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
     return native.maxima(native.LARGEST, crow, col, None, values, x, y)
 
 
 def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
-    ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, torch.empty_like(y), y)
+    ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, empty(y, y.shape), y)
     return dy / ties.clamp_(min=1)
 
 
@@ -89,7 +90,7 @@ def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor
     if not _serves(values, x, structure):
         return _dx_torch(values, x, y, dy, *structure)
     _, _, crow, col, order, _ = structure
-    dx = x.new_empty(x.shape)
+    dx = empty(x, x.shape)
     return native.maxima(native.SHARES, crow, col, order, values, x, dx, y, _share(values, x, y, dy, structure))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gconv.kernels.memory import empty
+
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 LEVELS = ("base", "avx2", "avx512")
 SERIAL = 1 << 15  # multiply-adds below which waking a second thread costs more than it gives
@@ -111,7 +113,7 @@ def spmm(
     assert LIBRARY is not None
     m, c, dtype = crow.shape[0] - 1, x.shape[-1], x.dtype
     signals, b, x_strides = _rows(x)
-    y = torch.empty((*x.shape[:-2], m, c), dtype=dtype) if out is None else out
+    y = empty(x, (*x.shape[:-2], m, c)) if out is None else out
     values = _held(values, dtype)
     x_pointer, y_strides, none = signals.data_ptr(), (m * c, c) if out is None else (0, *out.stride())[-3:-1], (0, 0)
     z, _, z_strides = (None, 1, none) if z is None else _rows(z)
@@ -148,7 +150,7 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     m, signals, heads = crow.shape[0] - 1, _head_rows(x), values.shape[1]
     b, _, _, c = signals.shape
     outer, inner = (1, heads) if together else (heads, 1)
-    y = torch.empty(b, m, outer, c, dtype=x.dtype)
+    y = empty(x, (b, m, outer, c))
     values = _held(values, x.dtype)
     p = Product(crow.data_ptr(), col.data_ptr(), _pointer(order), values.data_ptr(), signals.data_ptr())
     p.y, p.y_batch, p.y_row, p.y_head = y.data_ptr(), y.stride(0), y.stride(1), c
@@ -163,7 +165,7 @@ def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int) -> 
     """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 beside bfloat16."""
     assert LIBRARY is not None
     left, right = _head_rows(a), _head_rows(x.to(a.dtype))
-    out = torch.empty(col.shape[0], heads, dtype=torch.float32 if a.dtype == torch.bfloat16 else a.dtype)
+    out = empty(a, (col.shape[0], heads), torch.float32 if a.dtype == torch.bfloat16 else None)
     p = Product(crow.data_ptr(), col.data_ptr(), None, None, right.data_ptr(), left.data_ptr())
     p.y, p.rows, p.heads = out.data_ptr(), crow.shape[0] - 1, heads
     p.x_batch, p.x_row, p.x_head = right.stride(0), right.stride(1), _head_stride(right)
@@ -179,7 +181,7 @@ def edges(
     """What `gconv_edges` makes of numbers (e or rows, heads), float32 or float64: a tensor of this shape."""
     assert LIBRARY is not None
     a, b = a.contiguous(), None if b is None else b.contiguous()
-    y = torch.empty(shape, dtype=a.dtype)
+    y = empty(a, shape)
     p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
     p.rows, p.heads = crow.shape[0] - 1, shape[1]
     LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * col.shape[0] * shape[1]))

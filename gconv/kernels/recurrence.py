@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import narrow, native
+from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure
 from gconv.kernels.sparse import CSR, spmm_torch, turned
 
@@ -93,7 +94,7 @@ def _terms(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float]
     if narrow.serves(signals):
         out = narrow.side_by_side(lambda some: _each(step, rows, some.new_empty(count, *some.shape), some), signals)
         return out.movedim(1, 2).reshape(*x.shape[:-1], count, x.shape[-1])
-    out = x.new_empty(*signals.shape[:2], count, x.shape[-1])
+    out = empty(x, (*signals.shape[:2], count, x.shape[-1]))
     _each(step, rows, out.movedim(2, 0), signals)
     return out.view(*x.shape[:-1], *out.shape[2:])
 
@@ -110,12 +111,12 @@ def _each(step: Step, rows: list[float], out: Tensor, x: Tensor) -> Tensor:
 def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tensor:
     """sum_k c_k p_k(S) z_k: b_k = c_k z_k + (alpha_k S + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
     last = len(z) - 1
-    b = z[last] * c[last]
+    b = torch.mul(z[last], c[last], out=empty(z[last], z[last].shape))
     ahead = None
     for k in range(last - 1, -1, -1):
         alpha, beta = rows[3 * k : 3 * k + 2]
         gamma = rows[3 * k + 5] if k + 1 < last else 0.0
-        out = torch.empty_like(b)
+        out = empty(b, b.shape) if ahead is None else ahead  # b_{k+2} is read before b_k is written
         step(out, b, alpha, z[k], c[k], ahead, -gamma)
         if beta:
             out.add_(b, alpha=beta)
