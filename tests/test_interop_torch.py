@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gconv
 from gconv import GConv, Grid, NotLinear, OutsideFamily
@@ -138,6 +139,29 @@ def test_rearranging():
 def test_linear(shape):
     compare(nn.Linear(5, 3), torch.randn(shape, dtype=F64))
     compare(nn.Linear(5, 1, bias=False), torch.randn(shape, dtype=F64))
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_linear_layer_is_a_matrix_product_that_copies_nothing():
+    """torch's 1-D convolution takes channels first, so it would turn the signal around, and back."""
+    layer, x = convert(nn.Linear(6, 4)), torch.randn(50, 6, requires_grad=True)
+    with Seen() as seen:
+        layer(x).sum().backward()
+    assert "addmm" in seen.names and not {"convolution", "copy_", "clone"} & seen.names
+    with Seen() as seen:  # the control: three taps are no matrix product
+        convert(nn.Conv1d(6, 4, 3))(x.t())
+    assert "convolution" in seen.names
 
 
 def test_a_wrongly_carried_weight_is_noticed(monkeypatch):

@@ -114,6 +114,12 @@ class Shifts:
             raise ValueError("A structure that reduces with max has no transpose.")
         return replace(self, transposed=not self.transposed)
 
+    @lazy
+    def trivial(self) -> bool:
+        """Whether it is the identity alone: each site reads itself."""
+        one = {*self.kernel, *self.stride} == {1}
+        return one and not self.is_padded and not self.window and self.reduce == "sum"
+
     @property
     def padded(self) -> tuple[int, ...]:
         return tuple(n + sum(p) for n, p in zip(self.size, self.padding, strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 from gconv.basis import Basis, Shifts
 from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
+from gconv.mixing.elementary import plus_product
 
 LARGE = 7  # taps along an axis, from which on torch's kernels are slower where channels come first
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -60,6 +61,8 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
         return CONV[d](filtered, point.mT.reshape(mixing.o, mixing.i, *[1] * d), bias)
     if isinstance(mixing, Dense) and mixing.scale != 1.0:
         W = W * mixing.scale
+    if d == 1 and isinstance(mixing, Dense) and S.trivial and x.stride(-2) == 1:
+        return plus_product(bias, x.mT, W.squeeze(0)).mT  # torch's 1-D convolutions would turn x and y around
     weight, groups = _weight(W, mixing, S.kernel, S.transposed)
     padding = S.even_padding
     if not S.transposed:
