@@ -107,50 +107,113 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
     }
 }
 
-/* The sum of a vector's lanes: each is added to the one half the width away, then a quarter, and so on. */
-INLINE REAL NAME(lanes)(VEC x) {
+/* Lane i of the result is the sum of the lanes of x[i]: each is added to the one half the width away, then a quarter,
+ * and so on. x is written over. */
+#define SHARED(i, d) ((i) & (d) ? LANES + (i) - (d) : (i))
 #if LANES == 16
-    x += __builtin_shuffle(x, (MASK){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-    x += __builtin_shuffle(x, (MASK){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
-    x += __builtin_shuffle(x, (MASK){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
-    x += __builtin_shuffle(x, (MASK){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+#define EACH(d) \
+    (MASK){SHARED(0, d), SHARED(1, d), SHARED(2, d),  SHARED(3, d),  SHARED(4, d),  SHARED(5, d),  SHARED(6, d),  SHARED(7, d), \
+           SHARED(8, d), SHARED(9, d), SHARED(10, d), SHARED(11, d), SHARED(12, d), SHARED(13, d), SHARED(14, d), SHARED(15, d)}
 #elif LANES == 8
-    x += __builtin_shuffle(x, (MASK){4, 5, 6, 7, 0, 1, 2, 3});
-    x += __builtin_shuffle(x, (MASK){2, 3, 0, 1, 6, 7, 4, 5});
-    x += __builtin_shuffle(x, (MASK){1, 0, 3, 2, 5, 4, 7, 6});
+#define EACH(d) \
+    (MASK){SHARED(0, d), SHARED(1, d), SHARED(2, d), SHARED(3, d), SHARED(4, d), SHARED(5, d), SHARED(6, d), SHARED(7, d)}
 #elif LANES == 4
-    x += __builtin_shuffle(x, (MASK){2, 3, 0, 1});
-    x += __builtin_shuffle(x, (MASK){1, 0, 3, 2});
+#define EACH(d) (MASK){SHARED(0, d), SHARED(1, d), SHARED(2, d), SHARED(3, d)}
 #else
-    x += __builtin_shuffle(x, (MASK){1, 0});
+#define EACH(d) (MASK){SHARED(0, d), SHARED(1, d)}
 #endif
+#define FOLD(d)                                             \
+    for (int j = 0; j < (d); j++)                           \
+        x[j] = __builtin_shuffle(x[j], x[j + (d)], EACH(d)) + \
+               __builtin_shuffle(x[j], x[j + (d)], EACH(d) + (d));
+INLINE VEC NAME(lanes)(VEC *x) {
+#if LANES == 16
+    FOLD(8)
+#endif
+#if LANES >= 8
+    FOLD(4)
+#endif
+#if LANES >= 4
+    FOLD(2)
+#endif
+    FOLD(1)
     return x[0];
 }
+#undef FOLD
+#undef EACH
+#undef SHARED
 
-static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
+/* As many products as a vector has lanes are summed together: those of several heads, or of several entries. n vectors
+ * cover the channels, the last of which may overlap the one before: its lanes that were seen are left out. n is a
+ * constant where this is called; it is minus the number of channels where they do not fill a vector, and 0 for any
+ * number of channels and signals. */
+INLINE void NAME(dots)(const int n, const product *p, int64_t first, int64_t last) {
     const int32_t *crow = p->crow, *col = p->col;
-    const int64_t c = p->channels, whole = c / LANES * LANES;
-    REAL *out = p->y;
-    const int64_t stop = crow[last], bytes = p->x_head * (p->heads - 1) * sizeof(STORE) + c * sizeof(STORE);
+    const int64_t c = p->channels, whole = c / LANES * LANES, end = c - LANES, stop = crow[last], heads = p->heads;
+    VEC sums[LANES];
+    REAL *out = (REAL *)p->y + crow[first] * heads, rest[LANES];
+    MASK fresh;
+    for (int v = 0; v < LANES; v++) fresh[v] = -(v >= n * LANES - c), rest[v] = 0;
+    int have = 0;
     for (int64_t i = first; i < last; i++)
         for (int64_t k = crow[i]; k < crow[i + 1]; k++) {
-            const char *next = (const char *)((const STORE *)p->x + col[k + AHEAD < stop ? k + AHEAD : k] * p->x_row);
-            for (int64_t line = 0; line < bytes && line < 1024; line += 64) __builtin_prefetch(next + line);
-            for (int64_t h = 0; h < p->heads; h++) {
-                REAL total = 0;
-                for (int64_t b = 0; b < p->batch; b++) {
-                    const STORE *left = (const STORE *)p->z + b * p->z_batch + i * p->z_row + h * p->z_head;
-                    const STORE *right = (const STORE *)p->x + b * p->x_batch + col[k] * p->x_row + h * p->x_head;
-                    VEC sum = {0};
-                    int64_t j = 0;
-                    for (; j < whole; j += LANES) sum += LOAD(left + j) * LOAD(right + j);
-                    total += NAME(lanes)(sum);
-                    for (; j < c; j++) total += LOAD1(left + j) * LOAD1(right + j);
+            const STORE *left = (const STORE *)p->z + i * p->z_row, *right = (const STORE *)p->x + col[k] * p->x_row;
+            const STORE *next = (const STORE *)p->x + col[k + AHEAD < stop ? k + AHEAD : k] * p->x_row;
+            for (int64_t h = 0; h < heads; h++, left += p->z_head, right += p->x_head, next += p->x_head) {
+                VEC sum = {0};
+                REAL few = 0;
+                if (n > 0) {
+#pragma GCC unroll 16
+                    for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
+                        __builtin_prefetch((const char *)next + 64 * line);
+#pragma GCC unroll 8
+                    for (int v = 0; v < n - 1; v++) sum += LOAD(left + v * LANES) * LOAD(right + v * LANES);
+                    sum += (VEC)((MASK)(LOAD(left + end) * LOAD(right + end)) & fresh);
+                } else if (n < 0) {
+                    __builtin_prefetch(next);
+#pragma GCC unroll 4
+                    for (int j = 0; j < -n; j++) few += LOAD1(left + j) * LOAD1(right + j);
+                } else
+                    for (int64_t b = 0; b < p->batch; b++) {
+                        const STORE *l = left + b * p->z_batch, *r = right + b * p->x_batch;
+                        for (int64_t j = 0; j < c * (int64_t)sizeof(STORE) && j < 1024; j += 64)
+                            __builtin_prefetch((const char *)(next + b * p->x_batch) + j);
+                        for (int64_t j = 0; j < whole; j += LANES) sum += LOAD(l + j) * LOAD(r + j);
+                        for (int64_t j = whole; j < c; j++) few += LOAD1(l + j) * LOAD1(r + j);
+                    }
+                sums[have] = sum;
+                if (n <= 0) rest[have] = few;
+                have++;
+                if (have == LANES) {
+                    VEC total = {0};
+                    if (n <= 0) total = *(VEC *)rest;
+                    if (n >= 0) total += NAME(lanes)(sums);
+                    *(VEC *)out = total;
+                    out += LANES;
+                    have = 0;
                 }
-                out[k * p->heads + h] = total;
             }
         }
+    for (int v = have; v < LANES; v++) sums[v] = (VEC){0};
+    VEC total = NAME(lanes)(sums);
+    for (int v = 0; v < have; v++) out[v] = total[v] + rest[v];
 }
+
+#define CASE_OF(n)                       \
+    case n:                              \
+        NAME(dots)(n, p, first, last); \
+        break;
+static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
+    const int64_t c = p->channels, n = p->batch > 1 ? 0 : c < 4 && c < LANES ? -c : c < LANES ? 0 : (c + LANES - 1) / LANES;
+    switch (n) {
+        CASE_OF(-3) CASE_OF(-2) CASE_OF(-1) CASE_OF(1) CASE_OF(2) CASE_OF(3) CASE_OF(4)
+#ifdef WIDE
+        CASE_OF(6) CASE_OF(8) CASE_OF(16)
+#endif
+        default: NAME(dots)(0, p, first, last);
+    }
+}
+#undef CASE_OF
 
 #undef CASE
 #undef CASES
