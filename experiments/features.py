@@ -25,7 +25,7 @@ class Feature:
     what: str
     gconv: str
     shown: tuple[str, ...]
-    """Nodes of pytest (`tests/test_x.py::test_y`, with options behind a blank) and modules (`experiments.x`)."""
+    """Files and nodes of pytest (`tests/test_x.py::test_y`, options behind a blank), modules (`experiments.x`)."""
     peers: str
     note: str = ""
 
@@ -84,7 +84,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature(
         "laws and an adjoint test that third-party operators can be held to, each with a negative control",
         "yes",
-        ("tests/test_law_controls.py::test_every_law_has_a_control",),
+        ("tests/test_law_controls.py",),
         "no no no partly partly no no",
         "escnn: check_equivariance on its modules, empty on some; PyLops: dottest; neither has the controls",
     ),
@@ -254,7 +254,7 @@ def command(shown: str) -> str:
     >>> command("tests/test_x.py::test_y"), command("experiments.spectrum")
     ('pytest tests/test_x.py::test_y', 'python -m experiments.spectrum')
     """
-    return f"{'pytest' if '::' in shown else 'python -m'} {shown}"
+    return f"{'pytest' if shown.startswith('tests/') else 'python -m'} {shown}"
 
 
 def table() -> str:
