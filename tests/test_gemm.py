@@ -52,3 +52,33 @@ def test_layers_in_bfloat16_compile(way):
     want = layer(x, graph)
     got = torch.compile(layer, fullgraph=True, backend="aot_eager")(x, graph)
     assert_close("compiled", got.float(), want.float(), 2e-2)
+
+
+@pytest.mark.parametrize("shape", [(2000, 17), (4, 500, 17)])
+@pytest.mark.parametrize("o", [1, 3, 8, 9, 15, 16])
+def test_to_few_channels(shape, o):
+    x, W, tol = torch.randn(shape, requires_grad=True), torch.randn(17, o, requires_grad=True), 1e-5
+    for signal, weight in ((x, W), (x.mT.contiguous().mT, W.t().contiguous().t())):
+        assert gemm.few(signal, weight) == (o < 16), "the way is not the one that is tested"
+        y, want = matmul(signal, weight), signal @ weight
+        assert_close("value", y, want, tol)
+        dy = torch.randn_like(y)
+        grads = [torch.autograd.grad(v, (x, W), dy, create_graph=True) for v in (y, want)]
+        for got, right in zip(*grads, strict=True):
+            assert_close("gradient", got, right, tol)
+        twice = [torch.autograd.grad(g[0].square().sum() + g[1].square().sum(), (x, W)) for g in grads]
+        for got, right in zip(*twice, strict=True):
+            assert_close("second derivative", got, right, 10 * tol)
+
+
+def test_few_channels_under_transforms_autocast_and_a_compiler():
+    x, W = torch.randn(3, 2000, 17), torch.randn(17, 3)
+    assert gemm.few(x, W)
+    want = x @ W
+    assert_close("vmap", torch.func.vmap(lambda one: matmul(one, W))(x), want, 1e-5)
+    pull = torch.func.grad(lambda w: matmul(x, w).square().sum())(W)
+    assert_close("func.grad", pull, 2 * torch.einsum("bni,bno->io", x, want), 1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert matmul(x, W).dtype == torch.bfloat16
+    assert_close("compiled", torch.compile(matmul, fullgraph=True, backend="aot_eager")(x, W), want, 1e-5)
+    assert not gemm.few(x.bfloat16(), W.bfloat16()) and not gemm.few(x, W.double())
