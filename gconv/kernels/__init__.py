@@ -5,14 +5,16 @@ from gconv.kernels.constants import constant, kept, known, product
 from gconv.kernels.gemm import matmul, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.maximum import segment_max
+from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
-from gconv.kernels.sparse import CSR, sddmm, spmm
+from gconv.kernels.sparse import CSR, sddmm, spmm, spmm_rows
 
 __all__ = [
     "CSR",
     "backend",
     "clenshaw",
     "constant",
+    "empty",
     "ends",
     "filtered",
     "heads_sddmm",
@@ -26,6 +28,7 @@ __all__ = [
     "sddmm",
     "segment_max",
     "spmm",
+    "spmm_rows",
     "terms",
     "widens",
 ]

@@ -125,10 +125,10 @@ int gconv_level(void) {
 
 /* The first row of part c of `parts`, chosen so that parts have about equal numbers of rows and entries together. */
 static int64_t boundary(const int32_t *crow, int64_t rows, int64_t c, int64_t parts) {
-    int64_t low = 0, high = rows, work = (crow[rows] + rows) * c / parts;
+    int64_t low = 0, high = rows, work = (crow[rows] - crow[0] + rows) * c / parts;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (crow[middle] + middle < work)
+        if (crow[middle] - crow[0] + middle < work)
             low = middle + 1;
         else
             high = middle;

@@ -105,6 +105,39 @@ def spmm(csr: CSR, values: Tensor, x: Tensor, values_t: Tensor | None = None) ->
     return SPMM(csr.tensors, values, x, values_t)
 
 
+def spmm_rows(
+    csr: CSR,
+    values: Tensor,
+    x: Tensor,
+    first: int = 0,
+    last: int | None = None,
+    add: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The rows first to last of S x + add, (n, c) -> (last - first, c); nothing here has a derivative.
+
+    Args:
+        csr, values, x: as in `spmm`.
+        add: (last - first, c), or (c,) for all rows.
+        out: what the result is written into, which may be `add`.
+
+    >>> csr = CSR.build(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
+    >>> spmm_rows(csr, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0], [10.0]]), 1, 2, torch.tensor([0.5]))
+    tensor([[30.5000]])
+    """
+    crow = csr.crow[first : None if last is None else last + 1]
+    rows = len(crow) - 1
+    _fits("values", values.shape[0], csr.col.shape[0])
+    _fits("sites in", x.shape[-2], csr.shape[1])
+    if crow.dtype == torch.int32 and native.serves(values, x):
+        z = None if add is None else add.expand(rows, x.shape[-1])
+        return native.spmm(crow, csr.col, values, x, z, None, (1.0, float(add is not None), 0.0), out)
+    start, stop = int(crow[0]), int(crow[-1])
+    y = spmm_torch(values[start:stop], x, None, crow - start, csr.col[start:stop], csr.crow_t)
+    y = y if add is None else y + add
+    return y if out is None else out.copy_(y)
+
+
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
     """(e,) in row order: v_e = sum over batch and channels of a[..., i, :] b[..., j, :] at the entries (i, j)."""
     return SDDMM(csr.tensors, a, b)

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gconv.basis import Basis, Polynomial, SharedTaps, Taps
-from gconv.kernels import matmul
+from gconv.kernels import empty, matmul
 from gconv.kernels.narrow import LANES
+from gconv.lowering.single import fixed
 
 CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
 
@@ -28,17 +29,14 @@ def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     if x.ndim < 3 or x.numel() == 0 or type(x) not in (Tensor, Parameter) or not x.is_cpu:
         return False
     k, m, n = S.shape
-    if x.numel() // n * x.element_size() * k * max(m, n) <= 4 * CHUNK or not _fixed(S):
+    if x.numel() // n * x.element_size() * k * max(m, n) <= 4 * CHUNK or not _simple(S):
         return False
     unusual = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     return not (unusual or torch.is_autocast_enabled("cpu") or x.dtype != W.dtype)
 
 
-def _fixed(S: Basis) -> bool:
-    if isinstance(S, Polynomial):
-        learned = isinstance(S.combine, Tensor) and S.combine.requires_grad
-        return not (learned or S.L.values.requires_grad)
-    return isinstance(S, Taps | SharedTaps) and S.linear and not S.values.requires_grad
+def _simple(S: Basis) -> bool:
+    return isinstance(S, Polynomial | Taps | SharedTaps) and fixed(S)
 
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
@@ -84,7 +82,7 @@ def _write(out: Tensor, X: Tensor, W: Tensor, bias: Tensor | None) -> None:
 def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     m = S.shape[1]
     i, o = W.shape[1:]
-    y = x.new_empty(len(x), m, o)
+    y = empty(x, (len(x), m, o))
     matrix = W.flatten(0, 1) if aggregate else _wide(W)
     for part in _parts(S, x, i if aggregate else o):
         if aggregate:
@@ -100,7 +98,7 @@ def _gradients(S: Basis, x: Tensor, W: Tensor | None, dy: Tensor, want: bool) ->
     k = S.shape[0]
     i, o = x.shape[-1], dy.shape[-1]
     summed = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-    dx = None if W is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    dx = None if W is None else empty(x, x.shape)
     if i < o:
         dw = x.new_zeros(k * i, o, dtype=summed)
         matrix = None if W is None else W.flatten(0, 1).mT

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept
-from gconv.lowering import batches
+from gconv.lowering import batches, single
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Mixing
 
@@ -33,14 +33,25 @@ def _expanded(S: Basis, x: Tensor) -> Tensor:
     return S.expand(x) if isinstance(S, Identity) else kept(S, x, S.expand)
 
 
+def _by_parts(
+    S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None, aggregate: bool
+) -> Tensor | None:
+    """The result, where much goes through a fixed S: a few signals or rows at a time."""
+    if isinstance(mixing, Dense) and W is not None:
+        for way in (single, batches):
+            if way.serves(S, x, W):
+                return way.mixed(S, x, mixing.dense(W, x.shape[-1]), bias, aggregate)
+    return None
+
+
 def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     if not isinstance(mixing, Dense):
         return add_bias(mixing.gather(_expanded(S, x), W), bias)
     assert W is not None
+    done = _by_parts(_sparse_form(S, x), mixing, W, x, bias, True)
+    if done is not None:
+        return done
     if not isinstance(S, Stack):
-        form = _sparse_form(S, x)
-        if batches.serves(form, x, W):
-            return batches.mixed(form, x, mixing.dense(W, x.shape[-1]), bias, True)
         return mixing.gather(_expanded(S, x), W, bias)
     y = bias  # part by part: nothing is laid side by side
     for part, (own, W_part) in zip(S.parts, mixing.split(W, [part.shape[0] for part in S.parts]), strict=True):
@@ -51,9 +62,8 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     form = _sparse_form(S, x)
-    if isinstance(mixing, Dense) and W is not None and batches.serves(form, x, W):
-        return batches.mixed(form, x, mixing.dense(W, x.shape[-1]), bias, False)
-    return add_bias(mixing.collect(form, mixing.spread(x, W)), bias)
+    done = _by_parts(form, mixing, W, x, bias, False)
+    return done if done is not None else add_bias(mixing.collect(form, mixing.spread(x, W)), bias)
 
 
 def _leaves(S: Basis) -> list[Basis]:

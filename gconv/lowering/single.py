@@ -1,0 +1,202 @@
+"""One large signal on a fixed S, a few rows at a time: what is made on the way stays in the cache, none of it is kept.
+
+    aggregate first    rows of S_k X, then mixed                  transform first    all of X W_k, then gathered
+    dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY): the side whose products are narrower
+
+Only what rows are gathered from is written out whole. Results lie in large pages (see gconv.kernels.memory), which
+torch's own products would not give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from gconv.basis import Basis, Identity, Polynomial, SharedTaps, Stack, Taps
+from gconv.kernels import empty, known, matmul, spmm_rows
+
+CHUNK = 1 << 21  # bytes of the rows at hand
+LARGE = 1 << 24  # bytes of all S_k x, from which on this pays
+
+
+def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
+    """Whether this is one large signal that may change, on an S that does not."""
+    if torch.compiler.is_compiling() or x.ndim != 2 or x.dtype != W.dtype:
+        return False
+    if x.numel() * x.element_size() * S.shape[0] <= LARGE:
+        return False
+    if type(x) not in (Tensor, Parameter) or not x.is_cpu or not fixed(S) or known(x) is not None:
+        return False
+    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    return not (watched or torch.is_autocast_enabled("cpu"))
+
+
+def fixed(S: Basis) -> bool:
+    """Whether no number of S is learned, and S is linear."""
+    if isinstance(S, Stack):
+        return all(fixed(part) for part in S.parts)
+    if isinstance(S, Polynomial):
+        learned = isinstance(S.combine, Tensor) and S.combine.requires_grad
+        return not (learned or S.L.values.requires_grad)
+    taps = isinstance(S, Taps | SharedTaps) and S.linear and not S.values.requires_grad
+    return taps or isinstance(S, Identity)
+
+
+def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
+    """sum_k S_k X W_k + b, x (n, i), W (k, i, o) -> (m, o): aggregate first or transform first."""
+    y: Tensor = _Mixed.apply(x, W, bias, S, aggregate)
+    return y
+
+
+def _leaves(S: Basis) -> tuple[Basis, ...]:
+    return tuple(leaf for part in S.parts for leaf in _leaves(part)) if isinstance(S, Stack) else (S,)
+
+
+def _wide(W: Tensor) -> Tensor:
+    """(k, i, o) -> (i, k o)."""
+    return W.movedim(0, 1).flatten(1)
+
+
+def _step(width: int, like: Tensor) -> int:
+    return max(1, CHUNK // max(1, width * like.element_size()))
+
+
+def _pieces(rows: int, width: int, like: Tensor) -> Iterator[slice]:
+    """So many rows, as many at a time as `CHUNK` allows at this width."""
+    step = _step(width, like)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _rows(S: Basis, x: Tensor) -> Callable[[slice, Tensor], Tensor]:
+    """A function that gives rows of all S_k x side by side, (rows, k c), in `out` if it likes."""
+    if isinstance(S, Identity):
+        return lambda piece, out: x[piece]
+    k, c = S.shape[0], x.shape[1]
+    if isinstance(S, Taps):
+        csr, values, _ = S.ordered("expand")
+
+        def some(piece: slice, out: Tensor) -> Tensor:
+            place = out.view(-1, c) if out.is_contiguous() else out if k == 1 else None
+            found = spmm_rows(csr, values, x, piece.start * k, piece.stop * k, out=place)
+            return out if found is place else found.view(-1, k * c)
+
+        return some
+    whole = S.expand(x).movedim(-3, -2).flatten(-2)
+    return lambda piece, out: whole[piece]
+
+
+def _side_by_side(S: Basis, x: Tensor) -> Callable[[slice], Tensor]:
+    """A function that gives rows of all S_k x side by side, (rows, k c); they hold until the next call."""
+    leaves, c = _leaves(S), x.shape[1]
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    sources = [_rows(leaf, x) for leaf in leaves]
+    widths = [leaf.shape[0] * c for leaf in leaves]
+    held = x.new_empty(min(S.shape[1], _step(sum(widths), x)), sum(widths))
+
+    def some(piece: slice) -> Tensor:
+        wide = held[: piece.stop - piece.start]
+        if len(sources) == 1:
+            return sources[0](piece, wide)
+        for rows, place in zip(sources, wide.split(widths, 1), strict=True):
+            found = rows(piece, place)
+            if found is not place:
+                place.copy_(found.view(place.shape))
+        return wide
+
+    return some
+
+
+def _write(out: Tensor, X: Tensor, W: Tensor, bias: Tensor | None) -> None:
+    """out = X W + b."""
+    if X.dtype == torch.bfloat16:
+        out.copy_(matmul(X, W) if bias is None else matmul(X, W).add_(bias))
+    elif bias is None:
+        torch.mm(X, W, out=out)
+    else:
+        torch.addmm(bias, X, W, out=out)
+
+
+def _contract(S: Basis, z: Tensor, add: Tensor | None, out: Tensor | None) -> Tensor:
+    """sum_k S_k z_k + add, of z (n, k c) that nobody else has; in `out` where there is one, which may be `add`."""
+    k, _, n = S.shape
+    c = z.shape[1] // k
+    if isinstance(S, Taps):
+        csr, values, _ = S.ordered("contract")
+        return spmm_rows(csr, values, z.view(n * k, c), add=add, out=out)
+    made = z if isinstance(S, Identity) else S.contract(z.view(n, k, c).movedim(-2, -3))
+    made = made if add is None else made.add_(add)
+    return made if out is None else out.copy_(made)
+
+
+def _aggregate(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    y, matrix = empty(x, (S.shape[1], W.shape[2])), W.flatten(0, 1)
+    rows = _side_by_side(S, x)
+    for piece in _pieces(len(y), len(matrix), x):
+        _write(y[piece], rows(piece), matrix, bias)
+    return y
+
+
+def _transform(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    o, matrix, leaves = W.shape[2], _wide(W), _leaves(S)
+    widths = [leaf.shape[0] * o for leaf in leaves]
+    made = [empty(x, (len(x), width)) for width in widths]
+    for piece in _pieces(len(x), len(W) * o, x):
+        if len(made) == 1:
+            _write(made[0][piece], x[piece], matrix, None)
+            continue
+        for z, some in zip(made, matmul(x[piece], matrix).split(widths, 1), strict=True):
+            z[piece] = some
+    y: Tensor | None = None
+    add = bias
+    for leaf, z in sorted(zip(leaves, made, strict=True), key=lambda pair: not isinstance(pair[0], Identity)):
+        y = add = _contract(leaf, z, add, y)
+    assert y is not None
+    return y
+
+
+def _gradients(
+    S: Basis, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, to_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    k, i, o = W.shape
+    summed = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+    if i < o:
+        dx = _transform(S.T, dy, W.mT, None) if to_x else None
+        if not to_w:
+            return dx, None
+        dw, rows = x.new_zeros(k * i, o, dtype=summed), _side_by_side(S, x)
+        for piece in _pieces(len(dy), k * i, x):
+            dw.addmm_(rows(piece).mT.to(summed), dy[piece].to(summed))
+        return dx, dw.view(k, i, o).to(W.dtype)
+    dx = empty(x, x.shape) if to_x else None
+    dw, rows = x.new_zeros(i, k * o, dtype=summed), _side_by_side(S.T, dy)
+    matrix = W.mT.flatten(0, 1)
+    for piece in _pieces(len(x), k * o, x):
+        back = rows(piece)
+        if to_w:
+            dw.addmm_(x[piece].mT.to(summed), back.to(summed))
+        if dx is not None:
+            _write(dx[piece], back, matrix, None)
+    return dx, dw.view(i, k, o).movedim(1, 0).to(W.dtype) if to_w else None
+
+
+class _Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, S: Basis, aggregate: bool) -> Tensor:
+        ctx.S = S
+        ctx.save_for_backward(x, W)
+        return (_aggregate if aggregate else _transform)(S, x, W, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, W), S = ctx.saved_tensors, ctx.S
+        to_x, to_w, to_bias = ctx.needs_input_grad[:3]
+        db = dy.sum(0) if to_bias else None
+        if not torch.is_grad_enabled():
+            return *_gradients(S, x, W, dy, to_x, to_w), db, None, None
+        dx = S.T.contract(matmul(dy, W.mT)) if to_x else None
+        dw = matmul(S.expand(x).mT, dy) if to_w else None
+        return dx, dw, db, None, None
