@@ -40,9 +40,9 @@ def test_a_few_at_a_time_are_as_good_as_all(layer, association, monkeypatch):
     spec, graph, family = layer
     layer = GConv(spec, dtype=torch.float64)
     i = spec.mixing.i
-    for frozen in ("nothing", "weight", "x"):
-        x = torch.randn(2, 3, graph.size, i, dtype=torch.float64, requires_grad=frozen != "x")
-        layer.weight.requires_grad_(frozen != "weight")
+    for frozen in ("nothing", "weight", "x", "both"):
+        x = torch.randn(2, 3, graph.size, i, dtype=torch.float64, requires_grad=frozen not in ("x", "both"))
+        layer.weight.requires_grad_(frozen not in ("weight", "both"))
         name = f"{family}:{association}"
         monkeypatch.setattr(batches, "CHUNK", 1 << 30)
         want = grads(layer, x, graph, name)
@@ -93,6 +93,27 @@ def test_other_types(dtype, monkeypatch):
         assert_close("rounding", got.double(), right, 1e-5 if dtype == torch.float32 else 5e-2)
 
 
+@pytest.mark.parametrize("name", ["selection", "cheb, wider"])
+def test_complex_signals_have_conjugate_gradients(name, monkeypatch):
+    monkeypatch.setattr(batches, "CHUNK", 1)
+    spec, graph, family = LAYERS[name]
+    layer = GConv(spec, dtype=torch.complex128)
+    x = torch.randn(4, graph.size, spec.mixing.i, dtype=torch.complex128, requires_grad=True)
+    for got, want in zip(grads(layer, x, graph, family), grads(layer, x, graph, "dense"), strict=True):
+        assert_close("complex", torch.view_as_real(got), torch.view_as_real(want), 1e-10)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_what_is_not_asked_for_is_not_kept(frozen, monkeypatch):
+    monkeypatch.setattr(batches, "CHUNK", 1)
+    layer, kept = GConv(gcn(5, 2)), []
+    x = torch.randn(7, MESSY.size, 5, requires_grad=frozen != "x")
+    layer.weight.requires_grad_(frozen != "weight")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        layer(x, MESSY, lowering="sparse")
+    assert (x.numel() in kept) == (frozen == "x")
+
+
 def test_who_is_served():
     S = GConv(gcn(2, 2))._basis(MESSY, torch.zeros(6, 2))
     many, W = torch.zeros(1 << 20, 6, 2), torch.zeros(1, 2, 2)
@@ -102,6 +123,11 @@ def test_who_is_served():
     assert not batches.serves(S, many, W.double())
     with torch.autocast("cpu"):
         assert not batches.serves(S, many, W)
+    with torch.autograd.forward_ad.dual_level():
+        assert not batches.serves(S, many, W)
+    seen = []
+    torch.func.vmap(lambda x: (seen.append(batches.serves(S, x, W)), x)[1])(many[None])
+    assert seen == [False]
     learned = GConv(gat(2, 2))
     adaptive = learned._basis(MESSY, torch.zeros(6, 2))
     assert not batches.serves(adaptive, many, W)

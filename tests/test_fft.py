@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
 
 from gconv import GConv
 from gconv.kernels import ring
-from gconv.kernels.ring import Ring, W, X, Y, fast_length, gradient
+from gconv.kernels.ring import Ring, Steps, W, X, Y, fast_length, gradient
 from gconv.operators import conv1d, conv2d, conv3d, conv_transpose2d, depthwise
 from gconv.testing import assert_close
 
@@ -163,3 +165,59 @@ def test_training_large_kernels_goes_by_transforms():
         for layout in (torch.contiguous_format, torch.channels_last):
             assert layer.plan(x.to(memory_format=layout)).chosen.name == "fft"
     assert GConv(depthwise(64, 3, padding=1)).plan(x).chosen.name == "native"
+
+
+def derivatives(run, theta, x, v):
+    """Of run(theta, x), by the transforms of torch.func."""
+
+    def loss(theta, x):
+        return run(theta, x).square().sum()
+
+    yield from jvp(lambda x: run(theta, x), (x,), (v,))
+    yield grad(loss, 1)(theta, x)
+    yield jvp(grad(lambda x: loss(theta, x)), (x,), (v,))[1]
+    yield vmap(lambda x: run(theta, x[None]))(x)
+    yield vmap(lambda theta: run(theta, x))({name: torch.stack([p, 2 * p]) for name, p in theta.items()})
+    yield from vmap(grad(loss), (None, 0))(theta, x[:, None]).values()
+
+
+@pytest.mark.parametrize("name", ["depthwise, stride and dilation", "groups", "transposed, groups", "multiplier"])
+def test_transforms_of_torch_func_and_forward_mode(name):
+    layer = GConv(SPECS[name], dtype=torch.float64)
+    x, v = torch.randn(2, 3, layer.spec.mixing.i, 7, 6, dtype=torch.float64)
+    theta = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def by(lowering):
+        return lambda theta, x: functional_call(layer, theta, (x,), {"lowering": lowering})
+
+    for got, want in zip(*(derivatives(by(n), theta, x, v) for n in ("fft", "native")), strict=True):
+        assert_close("derivative", got, want, EXACT)
+    with forward_ad.dual_level():
+        tangents = [forward_ad.unpack_dual(by(n)(theta, forward_ad.make_dual(x, v)))[1] for n in ("fft", "native")]
+    assert_close("tangent", *tangents, EXACT)
+    assert (
+        not by("fft")(theta, x[:0]).numel() and jvp(lambda x: by("fft")(theta, x), (x[:0],), (v[:0],))[1].shape[0] == 0
+    )
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_what_is_not_asked_for_is_not_kept(frozen):
+    layer, kept = GConv(depthwise(3, 5, padding=2, bias=False)), []
+    x = torch.randn(2, 3, 6, 7, requires_grad=frozen != "x")
+    layer.weight.requires_grad_(frozen != "weight")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        y = layer(x, lowering="fft")
+    assert (x.numel() in kept) == (frozen == "x")
+    leaf = layer.weight if frozen == "x" else x
+    want = torch.autograd.grad(layer(x, lowering="native").square().sum(), leaf)[0]
+    assert_close("gradient", torch.autograd.grad(y.square().sum(), leaf)[0], want, 1e-5)
+
+
+def test_steps_keep_to_the_cache_and_serve_everything():
+    for b, groups, i, o in ((1, 64, 1, 1), (8, 64, 1, 1), (3, 4, 1, 5), (64, 1, 64, 128), (2, 1, 1, 4096)):
+        for sites in (16, 6400, 1 << 20):
+            steps = Steps.of(b, groups, i, o, 4 * sites, 4)
+            assert steps.paired == (b > 1 and 1 in (i, o)) and 1 <= steps.groups <= groups and 1 <= steps.outs <= o
+            assert steps.signals >= b or (steps.paired and steps.signals % 2 == 0 and steps.outs == o)
+            many = steps.groups > 16 and steps.groups * min(b, steps.signals) * max(i, o) * 4 * sites
+            assert many <= ring.CHUNK

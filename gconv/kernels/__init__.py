@@ -7,6 +7,7 @@ from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
+from gconv.kernels.registry import transformed
 from gconv.kernels.sparse import CSR, sddmm, spmm, spmm_rows
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "spmm",
     "spmm_rows",
     "terms",
+    "transformed",
     "widens",
 ]
 

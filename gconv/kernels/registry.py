@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
@@ -104,3 +105,8 @@ class Kernel:
 def _watched() -> bool:
     """Whether something sees all operators (a FLOP counter, fake tensors)."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is under way: they know torch's operators."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

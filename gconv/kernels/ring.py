@@ -4,8 +4,8 @@
                  x[b, g i, s t + d a - p] w[g, i, o, a] y[b, g o, t]                      x is 0 outside of its grid
 
 The gradient of T in y is a convolution, that in x its adjoint and that in w a convolution's weight gradient; the
-derivative of each of the three is made of the other two, to any order. Groups go through the transforms a few at a
-time, which keeps the spectra in the processor's cache and out of memory.
+derivative of each of the three is made of the other two, to any order. Groups and signals go through the transforms a
+few at a time, which keeps the spectra in the processor's cache and out of memory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels.registry import library
+from gconv.kernels.memory import empty
+from gconv.kernels.registry import library, transformed
 
 X, W, Y = range(3)
-CHUNK = 1 << 21  # bytes of a signal's part that is transformed at a time
+CHUNK = 1 << 20  # bytes of signals that are transformed at a time
+LINE = 64  # bytes that come from memory at a time
 KERNELS = 1 << 26  # bytes of kernels laid on the ring at a time, where one group alone has many
 
 
@@ -89,8 +91,10 @@ def _last(signal: Tensor) -> bool:
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """A signal (b, c, *grid), laid out in memory as another one."""
     if not _last(like):
-        return like.new_empty(shape)
-    return like.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+        return empty(like, shape)
+    c, *grid = shape[1:]
+    within = [c * math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
+    return like.new_empty_strided(shape, (c * math.prod(grid), 1, *within))
 
 
 class _Transforms:
@@ -124,47 +128,80 @@ class _Transforms:
         laid = torch.roll(laid, self.shift, self.axes)
         return torch.fft.fftn(laid, dim=self.axes) if self.paired else torch.fft.rfftn(laid, dim=self.axes)
 
-    def write(self, spectrum: Tensor, slot: int, values: Tensor) -> None:
-        """The numbers of a spectrum, into their place."""
-        sites = self.ring.places(slot)
+    def numbers(self, spectrum: Tensor, slot: int) -> Tensor:
+        """The numbers of a spectrum; of a pair of signals both, as a complex one."""
         if self.paired:
             found = torch.fft.ifftn(spectrum, dim=self.axes)
         else:
             found = torch.fft.irfftn(spectrum, s=self.ring.length, dim=self.axes)
         if slot == W:
             found = torch.roll(found.real if self.paired else found, self.ring.before, self.axes)
-            values.copy_(found[sites])
-        elif self.paired:
+        return found[self.ring.places(slot)]
+
+    def write(self, spectrum: Tensor, slot: int, values: Tensor) -> None:
+        """The numbers of a spectrum, into their place."""
+        found = self.numbers(spectrum, slot)
+        if found.is_complex():
             half = len(found)
-            values[:half] = found.real[sites]
-            values[half:] = found.imag[: len(values) - half][sites]
+            values[:half] = found.real
+            values[half:] = found.imag[: len(values) - half]
         else:
-            values.copy_(found[sites])
+            values.copy_(found)
 
 
-def _multiply(slot: int, one: Tensor, two: Tensor, f: str) -> Tensor:
+def _multiply(slot: int, one: Tensor, two: Tensor) -> Tensor:
     """The spectrum in one slot from those in the others: X (b, g, i, *f), W (g, i, o, *f), Y (b, g, o, *f).
 
     The conjugates are written out: a compiled graph calls an operator where torch does not see a pending one.
     """
+    f = "uvw"[: one.ndim - 3]
     if slot == W:  # from X and Y
-        two = two.conj_physical()
-        if one.shape[2] == 1 or two.shape[2] == 1:
-            return (one.unsqueeze(3) * two.unsqueeze(2)).sum(0)
-        return torch.einsum(f"bgi{f},bgo{f}->gio{f}", one, two)
+        if one.shape[2] > 1 and two.shape[2] > 1:
+            return torch.einsum(f"bgi{f},bgo{f}->gio{f}", one, _conjugate(two))
+        pairs = ((x.unsqueeze(2), _conjugate(y).unsqueeze(1)) for x, y in zip(one, two, strict=True))
+        total = torch.mul(*next(pairs))
+        for x, y in pairs:
+            total = total.addcmul_(x, y)
+        return total
     if slot == Y:  # from X and W
-        two = two.conj_physical()
+        two = _conjugate(two)
         return one * two[:, 0] if two.shape[1] == 1 else torch.einsum(f"bgi{f},gio{f}->bgo{f}", one, two)
     return two * one[:, :, 0] if one.shape[2] == 1 else torch.einsum(f"gio{f},bgo{f}->bgi{f}", one, two)
 
 
-def steps(b: int, g: int, i: int, o: int, sites: float) -> tuple[int, int]:
-    """How many groups, and how many of a group's channels out, go through the transforms at a time.
+def _conjugate(t: Tensor) -> Tensor:
+    return t.conj() if transformed() else t.conj_physical()
 
-    `sites` is a signal on the ring, in bytes.
+
+@dataclass(frozen=True)
+class Steps:
+    """What goes through the transforms at a time, so that its spectra stay in the cache.
+
+    Where a group has one channel, in or out, signals go in pairs, and a few after the others past the same kernels;
+    where it mixes channels, all signals meet its kernels at once.
+
+    Args:
+        paired: whether signals go in pairs.
+        groups, signals: at a time.
+        outs: of a group's channels out, at a time.
     """
-    step = max(1, min(g, int(CHUNK / max(1, b * max(i, o) * sites))))
-    return step, o if step > 1 else max(1, min(o, int(KERNELS / max(1, i * sites))))
+
+    paired: bool
+    groups: int
+    signals: int
+    outs: int
+
+    @classmethod
+    def of(cls, b: int, groups: int, i: int, o: int, ring: float, item: int) -> Steps:
+        """For b signals on a ring of so many bytes, `item` a number."""
+        paired, each = b > 1 and 1 in (i, o), max(1.0, max(i, o) * ring)
+        some = int(CHUNK / max(1.0, b * each))
+        if paired:  # where channels lie side by side in memory, they come by the line
+            some = max(some, LINE // (item * max(i, o)))
+        some = max(1, min(groups, some))
+        outs = o if some > 1 else max(1, min(o, int(KERNELS / max(1.0, i * ring))))
+        signals = int(CHUNK / (some * each)) // 2 * 2 if paired and outs == o else b
+        return cls(paired, some, max(2, min(b, signals)), outs)
 
 
 def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> list[Tensor]:
@@ -173,40 +210,56 @@ def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> li
     b, (i, o) = shapes[X][0], shapes[W][1:3]
     signal = given[X] if X in given else given[Y]
     made = {slot: _blank(ring, given, slot) for slot in wanted}
-    if not signal.numel():  # no library transforms nothing
+    if not all(t.numel() for t in given.values()):  # no library transforms nothing
         return [made[slot].zero_() for slot in wanted]
-    sites = math.prod(ring.length) * signal.element_size()
-    transforms = _Transforms(ring, paired=b > 1 and 1 in (i, o))
-    step, outs = steps(b, g, i, o, sites)
-    f = "uvw"[: len(ring.size)]
+    steps = Steps.of(b, g, i, o, math.prod(ring.length) * signal.itemsize, signal.itemsize)
+    transforms, outs = _Transforms(ring, steps.paired), steps.outs
 
-    def part(t: Tensor, start: int, width: int, low: int, high: int) -> Tensor:
-        """(b, g, c, *grid) of the groups at hand."""
-        return t.unflatten(1, (g, width))[:, start : start + step, low:high]
+    def part(t: Tensor, first: int, start: int, low: int = 0, high: int | None = None) -> Tensor:
+        """(b, g, c, *grid) of the signals and groups at hand."""
+        return t.unflatten(1, (g, -1))[first : first + steps.signals, start : start + steps.groups, low:high]
 
-    for start in range(0, g, step):
-        total = None
-        x = transforms.signals(part(given[X], start, i, 0, i), X) if X in given else None
-        for low in range(0, o, outs):
-            have: dict[int, Tensor | None] = {X: x}
-            high = low + outs
-            if W in given:
-                have[W] = transforms.kernels(given[W][start : start + step, :, low:high])
-            if Y in given:
-                have[Y] = transforms.signals(part(given[Y], start, o, low, high), Y)
-            for slot in wanted:
-                one, two = (have[other] for other in (X, W, Y) if other != slot)
-                assert one is not None and two is not None
-                spectrum = _multiply(slot, one, two, f)
-                if slot == X:
-                    total = spectrum if total is None else total.add_(spectrum)
-                elif slot == W:
-                    transforms.write(spectrum, W, made[W][start : start + step, :, low:high])
-                else:
-                    transforms.write(spectrum, Y, part(made[Y], start, o, low, high))
-        if total is not None:
-            transforms.write(total, X, part(made[X], start, i, 0, i))
+    for start in range(0, g, steps.groups):
+        groups = slice(start, start + steps.groups)
+        have: dict[int, Tensor] = {}
+        weights = None
+        for first in range(0, b, steps.signals):
+            total = None
+            if X in given:
+                have[X] = transforms.signals(part(given[X], first, start), X)
+            for low in range(0, o, outs):
+                high = low + outs
+                if W in given and (W not in have or outs < o):
+                    have[W] = transforms.kernels(given[W][groups, :, low:high])
+                if Y in given:
+                    have[Y] = transforms.signals(part(given[Y], first, start, low, high), Y)
+                for slot in wanted:
+                    one, two = (have[other] for other in _others(slot))
+                    spectrum = _multiply(slot, one, two)
+                    if slot == X:
+                        total = spectrum if total is None else total.add_(spectrum)
+                    elif slot == Y:
+                        transforms.write(spectrum, Y, part(made[Y], first, start, low, high))
+                    else:
+                        weights = spectrum if weights is None or outs < o else weights.add_(spectrum)
+                        if first + steps.signals >= b:
+                            transforms.write(weights, W, made[W][groups, :, low:high])
+            if total is not None:
+                transforms.write(total, X, part(made[X], first, start))
     return [made[slot] for slot in wanted]
+
+
+def _whole(ring: Ring, slot: int, one: Tensor, two: Tensor) -> Tensor:
+    """The gradient of T in one slot by torch's operators alone, all at once."""
+    if not (one.numel() and two.numel()):
+        return _blank(ring, dict(zip(_others(slot), (one, two), strict=True)), slot).zero_()
+    transforms = _Transforms(ring, paired=False)
+    spectra = []
+    for other, values in zip(_others(slot), (one, two), strict=True):
+        grouped = values if other == W else values.unflatten(1, (ring.groups, -1))
+        spectra.append(transforms.kernels(grouped) if other == W else transforms.signals(grouped, other))
+    found = transforms.numbers(_multiply(slot, *spectra), slot)
+    return found if slot == W else found.flatten(1, 2)
 
 
 def _shapes(ring: Ring, given: dict[int, Tensor]) -> dict[int, tuple[int, ...]]:
@@ -243,6 +296,8 @@ def gradient(ring: Ring, slot: int, one: Tensor, two: Tensor) -> Tensor:
     >>> gradient(ring, Y, torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[[10.0, 1.0]]]])).round().flatten()
     tensor([ 1., 12., 23.])
     """
+    if not torch.compiler.is_compiling() and transformed():
+        return _whole(ring, slot, one, two)
     result: Tensor = torch.ops.gconv.ring(one, two, slot, ring.flat)
     return result
 
@@ -269,7 +324,8 @@ def _two_fake(x: Tensor, w: Tensor, y: Tensor, slot: int, ring: Sequence[int]) -
 
 def _keep_one(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     one, two, ctx.slot, ctx.ring = inputs
-    ctx.save_for_backward(one, two)
+    to_one, to_two = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(one if to_two else None, two if to_one else None)
 
 
 def _keep_two(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gconv.basis import Basis, Polynomial, SharedTaps, Taps
-from gconv.kernels import empty, matmul
+from gconv.kernels import empty, matmul, transformed
 from gconv.kernels.narrow import LANES
 from gconv.lowering.single import fixed
 
@@ -26,13 +26,13 @@ CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether S is fixed, and there are signals enough on it to go through in parts."""
-    if x.ndim < 3 or x.numel() == 0 or type(x) not in (Tensor, Parameter) or not x.is_cpu:
+    if x.ndim < 3 or not (x.numel() and x.is_cpu and x.is_floating_point() and x.dtype == W.dtype):
         return False
     k, m, n = S.shape
     if x.numel() // n * x.element_size() * k * max(m, n) <= 4 * CHUNK or not _simple(S):
         return False
-    unusual = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return not (unusual or torch.is_autocast_enabled("cpu") or x.dtype != W.dtype)
+    wrapped = any(type(t) not in (Tensor, Parameter) for t in (x, W))
+    return not (wrapped or torch.compiler.is_compiling() or transformed() or torch.is_autocast_enabled("cpu"))
 
 
 def _simple(S: Basis) -> bool:
@@ -93,38 +93,39 @@ def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -
     return y
 
 
-def _gradients(S: Basis, x: Tensor, W: Tensor | None, dy: Tensor, want: bool) -> tuple[Tensor | None, Tensor | None]:
-    """dX where W is given, and dW where it is wanted, with products of the narrower side."""
-    k = S.shape[0]
-    i, o = x.shape[-1], dy.shape[-1]
-    summed = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-    dx = None if W is None else empty(x, x.shape)
-    if i < o:
-        dw = x.new_zeros(k * i, o, dtype=summed)
-        matrix = None if W is None else W.flatten(0, 1).mT
-        for part in _parts(S, x, i):
-            arriving = dy[part].flatten(0, 1)
-            if want:
-                dw += matmul(_side_by_side(S, x[part]).mT, arriving)
-            if dx is not None and matrix is not None:
-                dx[part] = _contract(S.T, matmul(arriving, matrix))
-        return dx, dw.view(k, i, o).to(x.dtype) if want else None
-    dw = x.new_zeros(i, k * o, dtype=summed)
-    matrix = None if W is None else W.mT.flatten(0, 1)
-    for part in _parts(S, x, o):
-        back = _side_by_side(S.T, dy[part])
-        if want:
-            dw += matmul(x[part].flatten(0, 1).mT, back)
+def _gradients(S: Basis, x: Tensor | None, W: Tensor | None, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """dX where W is given and dW where x is, with products of the narrower side."""
+    k, _, n = S.shape
+    some = x if W is None else W.mT
+    if some is None:
+        return None, None
+    i, o = some.shape[-1], dy.shape[-1]
+    narrow = i < o
+    dx = None if W is None else empty(dy, (len(dy), n, i))
+    summed = torch.float32 if dy.itemsize == 2 else dy.dtype
+    dw = None if x is None else dy.new_zeros((k * i, o) if narrow else (i, k * o), dtype=summed)
+    matrix = None if W is None else W.flatten(0, 1).mT if narrow else W.mT.flatten(0, 1)
+    for part in _parts(S, dy, min(i, o)):
+        arriving = dy[part].flatten(0, 1) if narrow else _side_by_side(S.T, dy[part])
+        if dw is not None and x is not None:
+            met = _side_by_side(S, x[part]) if narrow else x[part].flatten(0, 1)
+            dw += matmul(met.mT, arriving)
         if dx is not None and matrix is not None:
-            _write(dx[part], back, matrix, None)
-    return dx, dw.view(i, k, o).movedim(1, 0).to(x.dtype) if want else None
+            if narrow:
+                dx[part] = _contract(S.T, matmul(arriving, matrix))
+            else:
+                _write(dx[part], arriving, matrix, None)
+    if dw is not None:
+        dw = (dw.view(k, i, o) if narrow else dw.view(i, k, o).movedim(1, 0)).to(dy.dtype)
+    return dx, dw
 
 
 class _Mixed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, S: Basis, aggregate: bool) -> Tensor:
         ctx.S = S
-        ctx.save_for_backward(x, W)
+        to_x, to_w = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if to_w else None, W if to_x else None)
         return _mix(S, x, W, bias, aggregate)
 
     @staticmethod
@@ -133,7 +134,7 @@ class _Mixed(torch.autograd.Function):
         to_x, to_w, to_bias = ctx.needs_input_grad[:3]
         db = dy.sum((0, 1)) if to_bias else None
         if not torch.is_grad_enabled():
-            return *_gradients(S, x, W if to_x else None, dy, to_w), db, None, None
+            return *_gradients(S, x, W, dy), db, None, None
         dx = _apply(S.T, dy, W.mT) if to_x else None
         return dx, _Moments.apply(x, dy, S) if to_w else None, db, None, None
 
@@ -143,7 +144,7 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, z: Tensor, S: Basis) -> Tensor:
         ctx.S = S
         ctx.save_for_backward(x, z)
-        _, dw = _gradients(S, x, None, z, True)
+        _, dw = _gradients(S, x, None, z)
         assert dw is not None
         return dw
 

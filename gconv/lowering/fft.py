@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Shifts
-from gconv.kernels.ring import Ring, X, Y, fast_length, gradient, steps
+from gconv.kernels import transformed
+from gconv.kernels.ring import Ring, Steps, X, Y, fast_length, gradient
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
 
@@ -39,8 +40,8 @@ def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     assert isinstance(S, Shifts)
     signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
-    y = run_images(S, mixing, W, signals.mT.unflatten(-1, S.grids[0]), None)
-    return add_bias(y.flatten(2).mT.reshape(*x.shape[:-2], S.shape[1], -1), bias)
+    y = run_images(S, mixing, W, signals.mT.unflatten(-1, S.grids[0]), bias)
+    return y.flatten(2).mT.reshape(*x.shape[:-2], S.shape[1], -1)
 
 
 def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -58,7 +59,10 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
         W = (W * mixing.scale if isinstance(mixing, Dense) else W).to(x.dtype)
         grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
         y = _correlate(S, grouped.movedim(0, -1).unflatten(-1, S.kernel), x)
-    return y if bias is None else y + bias.reshape(-1, *[1] * d)
+    if bias is None:
+        return y
+    bias = bias.reshape(-1, *[1] * d)
+    return y + bias if transformed() or y.dtype != bias.dtype else y.add_(bias)
 
 
 def _correlate(S: Shifts, kernel: Tensor, x: Tensor) -> Tensor:
@@ -87,7 +91,8 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     sites = float(math.prod(ring.length))
     groups = mixing.groups if isinstance(mixing, Grouped) else 1
     i, o = p.i // groups, p.o // groups
-    paired = p.b > 1 and 1 in (i, o)
+    steps = Steps.of(p.b, groups, i, o, sites * p.item, p.item)
+    paired = steps.paired
     one = 2.5 * sites * math.log2(max(2.0, sites))
     x, w, y = float(p.b) * p.i, float(groups) * i * o, float(p.b) * p.o
     forward = x + w + y
@@ -100,8 +105,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
         work += [Work("mix", mixed * p.passes, i), p.stream(sites * (forward + back), 4)]
     if p.last:
         work.append(Work("turn", 2.0 * p.item * sides * (1 + (p.dx or p.dw))))
-    step, outs = steps(p.b, groups, i, o, sites * p.item)
-    spectra = p.b * step * i + p.b * step * outs + step * i * outs
+    spectra = steps.groups * (steps.signals * (i + steps.outs) + i * steps.outs)
     return Cost(
         one * forward + mixed, p.item * (sides + w * math.prod(S.kernel)), 2 * p.item * sites * spectra, tuple(work)
     )

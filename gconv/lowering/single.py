@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gconv.basis import Basis, Identity, Polynomial, SharedTaps, Stack, Taps
-from gconv.kernels import empty, known, matmul, spmm_rows
+from gconv.kernels import empty, known, matmul, spmm_rows, transformed
 
 CHUNK = 1 << 21  # bytes of the rows at hand
 LARGE = 1 << 24  # bytes of all S_k x, from which on this pays
@@ -25,13 +25,13 @@ LARGE = 1 << 24  # bytes of all S_k x, from which on this pays
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether this is one large signal that may change, on an S that does not."""
-    if torch.compiler.is_compiling() or x.ndim != 2 or x.dtype != W.dtype:
+    if torch.compiler.is_compiling() or x.ndim != 2 or not x.is_floating_point() or x.dtype != W.dtype:
         return False
     if x.numel() * x.element_size() * S.shape[0] <= LARGE:
         return False
     if type(x) not in (Tensor, Parameter) or not x.is_cpu or not fixed(S) or known(x) is not None:
         return False
-    watched = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    watched = transformed() or torch._C._len_torch_dispatch_stack() > 0
     return not (watched or torch.is_autocast_enabled("cpu"))
 
 
