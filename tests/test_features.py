@@ -16,7 +16,9 @@ def exists(shown):
         return hasattr(importlib.import_module(node), "main")
     path, _, name = node.partition("::")
     tree = ast.parse((ROOT / path).read_text()) if (ROOT / path).exists() else ast.Module([], [])
-    return any(isinstance(n, ast.FunctionDef) and n.name.startswith("test_") and name in ("", n.name) for n in tree.body)
+    return any(
+        isinstance(n, ast.FunctionDef) and n.name.startswith("test_") and name in ("", n.name) for n in tree.body
+    )
 
 
 @pytest.mark.parametrize("feature", FEATURES, ids=lambda f: f.what)
@@ -25,7 +27,9 @@ def test_every_command_exists(feature):
     assert bool(feature.shown) == (feature.gconv != "no")
 
 
-@pytest.mark.parametrize("shown", ["tests/test_laws.py::test_nothing", "tests/absent.py::test_x", "tests/oracles/common.py"])
+@pytest.mark.parametrize(
+    "shown", ["tests/test_laws.py::test_nothing", "tests/absent.py::test_x", "tests/oracles/common.py"]
+)
 def test_a_command_that_does_not_exist_is_noticed(shown):
     """Negative control."""
     assert not exists(shown)
