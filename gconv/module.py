@@ -100,6 +100,10 @@ class GConv(nn.Module):
         self._images: dict[Hashable, tuple[Basis, Run]] = {}
         self._graphs: WeakKeyDictionary[Graph, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
+        if (
+            weight is not None and spec.structure.domain == "graph"
+        ):  # only torch's kernels for grids want taps innermost
+            weight = weight.contiguous()
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
         for name, p in spec.structure.parameters().items():
@@ -125,13 +129,17 @@ class GConv(nn.Module):
         edge_type: Tensor | None = None,
         lowering: str | None = None,
     ) -> Tensor:
-        self._check_signal(x)
         bare = edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
         ways = self._ways(domain) if bare else None
-        key = (x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None)
-        if ways is not None and key in ways:  # decided before
-            S, run = ways[key]
-            return run(S, *plain(self.spec.mixing, self.weight), x, spread_bias(self.spec.mixing, self.bias))
+        key: Hashable = None
+        if ways is not None and isinstance(x, Tensor):
+            key = x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None
+            way, weight = ways.get(key), self.weight
+            fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
+            if way is not None and fits:  # decided before
+                S, run = way
+                return run(S, *plain(self.spec.mixing, weight), x, spread_bias(self.spec.mixing, self.bias))
+        self._check_signal(x)
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
             signals = x.flatten(0, -3)
@@ -160,9 +168,10 @@ class GConv(nn.Module):
             return self._images
         if type(domain) is not Graph or domain.learned:
             return None
-        if domain not in self._graphs:
-            self._graphs[domain] = {}
-        return self._graphs[domain]
+        ways = self._graphs.get(domain)
+        if ways is None:
+            ways = self._graphs[domain] = {}
+        return ways
 
     def plan(
         self,

@@ -133,7 +133,7 @@ class Stack:
     def signature(self) -> Hashable:
         return ("Stack", *(part.signature for part in self.parts))
 
-    @property
+    @lazy
     def T(self) -> Stack:
         return Stack(tuple(part.T for part in self.parts))
 

@@ -8,7 +8,7 @@ from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import transformed
-from gconv.kernels.sparse import CSR, sddmm, spmm, spmm_rows
+from gconv.kernels.sparse import CSR, sddmm, spmm, spmm_rows, unrecorded
 
 __all__ = [
     "CSR",
@@ -32,6 +32,7 @@ __all__ = [
     "spmm_rows",
     "terms",
     "transformed",
+    "unrecorded",
     "widens",
 ]
 

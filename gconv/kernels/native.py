@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from pathlib import Path
 
 import torch
@@ -25,6 +26,11 @@ class Product(ctypes.Structure):
         + [(name, ctypes.c_int64) for name in ("w_batch", "w_row")]
         + [(name, ctypes.c_double) for name in ("alpha", "beta", "gamma")]
     )
+
+
+# a `product` as bytes, in the order of its fields: much less work than a Structure, where all of them are given
+PACKED = struct.Struct("8P17q3d")
+assert PACKED.size == ctypes.sizeof(Product)
 
 
 class Edges(ctypes.Structure):
@@ -50,9 +56,9 @@ def load() -> ctypes.CDLL | None:
             continue
         if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
             continue  # built from another csr.c
-        for name in ("gconv_spmm", "gconv_sddmm"):
+        for name, kind in (("gconv_spmm", ctypes.c_char_p), ("gconv_sddmm", ctypes.POINTER(Product))):
             function = getattr(library, name)
-            function.argtypes = [ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_int]
+            function.argtypes = [kind, ctypes.c_int, ctypes.c_int, ctypes.c_int]
             function.restype = None
         library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
         library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
@@ -72,13 +78,15 @@ def serves(a: Tensor, b: Tensor | None = None) -> bool:
     return b is None or (b.dtype in TYPES and b.is_cpu)
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
+def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
     """(*b, n, c) with channels side by side, a view where possible; the number of signals, strides of batch and row."""
     if x.ndim > 3:
         x = x.flatten(0, -3)
-    if x.stride(-1) != 1 and x.shape[-1] != 1:
+    strides = x.stride()
+    if strides[-1] != 1 and x.shape[-1] != 1:
         x = x.contiguous()
-    return (x, 1, (0, x.stride(0))) if x.ndim == 2 else (x, x.shape[0], x.stride()[:2])
+        strides = x.stride()
+    return (x, 1, 0, strides[0]) if len(strides) == 2 else (x, x.shape[0], strides[0], strides[1])
 
 
 def _threads(work: int) -> int:
@@ -111,18 +119,23 @@ def spmm(
     side.
     """
     assert LIBRARY is not None
-    m, c, dtype = crow.shape[0] - 1, x.shape[-1], x.dtype
-    signals, b, x_strides = _rows(x)
-    y = empty(x, (*x.shape[:-2], m, c)) if out is None else out
+    dtype = x.dtype
+    signals, b, x_batch, x_row = _rows(x)
+    m, c = crow.shape[0] - 1, x.shape[-1]
     values = _held(values, dtype)
-    x_pointer, y_strides, none = signals.data_ptr(), (m * c, c) if out is None else (0, *out.stride())[-3:-1], (0, 0)
-    z, _, z_strides = (None, 1, none) if z is None else _rows(z)
-    w, _, w_strides = (None, 1, none) if w is None else _rows(w)
-    p = Product(
-        *(crow.data_ptr(), col.data_ptr(), None, values.data_ptr()),
-        *(x_pointer, _pointer(z), _pointer(w), y.data_ptr()),
+    if out is None:
+        y = empty(x, (m, c) if x.ndim == 2 else (*x.shape[:-2], m, c))
+        y_batch, y_row = m * c, c
+    else:
+        y = out
+        y_batch, y_row = (0, *out.stride())[-3:-1]
+    z, _, z_batch, z_row = (None, 1, 0, 0) if z is None else _rows(z)
+    w, _, w_batch, w_row = (None, 1, 0, 0) if w is None else _rows(w)
+    p = PACKED.pack(
+        *(crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()),
+        *(signals.data_ptr(), _pointer(z) or 0, _pointer(w) or 0, y.data_ptr()),
         *(m, b, c, 1, 1, 1),
-        *(*x_strides, 0, *y_strides, 0, *z_strides, 0, *w_strides),
+        *(x_batch, x_row, 0, y_batch, y_row, 0, z_batch, z_row, 0, w_batch, w_row),
         *factors,
     )
     LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, _threads(col.shape[0] * b * c))
@@ -157,7 +170,7 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
     p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
     p.alpha = 1.0
-    LIBRARY.gconv_spmm(p, TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c * heads))
+    LIBRARY.gconv_spmm(bytes(p), TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c * heads))
     return y.view(*x.shape[:-3], m, outer, c)
 
 
@@ -201,10 +214,10 @@ def maxima(
 ) -> Tensor:
     """What `gconv_max` writes into y; x, z and w (*b, sites, c), values of the same type, float32 or float64."""
     assert LIBRARY is not None
-    x, b, x_strides = _rows(x)
+    x, b, *x_strides = _rows(x)
     c, none = x.shape[-1], (0, 0)
-    z, _, z_strides = (None, 1, none) if z is None else _rows(z)
-    w, _, w_strides = (None, 1, none) if w is None else _rows(w)
+    z, _, *z_strides = (None, 1, *none) if z is None else _rows(z)
+    w, _, *w_strides = (None, 1, *none) if w is None else _rows(w)
     values, rows = values.contiguous(), crow.shape[0] - 1
     y_strides = none if what == WEIGHTS else (rows * c, c)
     p = Product(

@@ -138,6 +138,15 @@ def spmm_rows(
     return y if out is None else out.copy_(y)
 
 
+def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
+    """`spmm` where nothing is recorded or watched: plain tensors on the CPU, straight to the kernel."""
+    crow, col, crow_t = csr.tensors[:3]
+    _fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
+    if crow.dtype == torch.int32 and native.serves(values, x):
+        return native.spmm(crow, col, values, x)
+    return spmm_torch(values, x, None, *csr.tensors)
+
+
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
     """(e,) in row order: v_e = sum over batch and channels of a[..., i, :] b[..., j, :] at the entries (i, j)."""
     return SDDMM(csr.tensors, a, b)

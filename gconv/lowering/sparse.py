@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept
-from gconv.lowering import batches, single
+from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Mixing
 
@@ -33,12 +33,12 @@ def _expanded(S: Basis, x: Tensor) -> Tensor:
     return S.expand(x) if isinstance(S, Identity) else kept(S, x, S.expand)
 
 
-def _by_parts(
+def _fixed(
     S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None, aggregate: bool
 ) -> Tensor | None:
-    """The result, where much goes through a fixed S: a few signals or rows at a time."""
+    """The result where S is fixed: a few signals or rows at a time where there are many, or in one step."""
     if isinstance(mixing, Dense) and W is not None:
-        for way in (single, batches):
+        for way in (single, batches, steps):
             if way.serves(S, x, W):
                 return way.mixed(S, x, mixing.dense(W, x.shape[-1]), bias, aggregate)
     return None
@@ -48,7 +48,7 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
     if not isinstance(mixing, Dense):
         return add_bias(mixing.gather(_expanded(S, x), W), bias)
     assert W is not None
-    done = _by_parts(_sparse_form(S, x), mixing, W, x, bias, True)
+    done = _fixed(_sparse_form(S, x), mixing, W, x, bias, True)
     if done is not None:
         return done
     if not isinstance(S, Stack):
@@ -62,7 +62,7 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     form = _sparse_form(S, x)
-    done = _by_parts(form, mixing, W, x, bias, False)
+    done = _fixed(form, mixing, W, x, bias, False)
     return done if done is not None else add_bias(mixing.collect(form, mixing.spread(x, W)), bias)
 
 
