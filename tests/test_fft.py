@@ -15,7 +15,7 @@ from gconv.testing import assert_close
 EXACT = 1e-10
 
 
-def test_fast_lengths_are_the_least_products_of_small_primes():
+def test_fast_lengths_are_products_of_small_primes_and_at_best_multiples_of_four():
     def smooth(n):
         for prime in (2, 3, 5, 7):
             while n % prime == 0:
@@ -24,7 +24,10 @@ def test_fast_lengths_are_the_least_products_of_small_primes():
 
     for n in range(1, 700):
         found = fast_length(n)
-        assert smooth(found) and not any(smooth(m) for m in range(n, found))
+        assert smooth(found) and not any(smooth(m) and m % 4 == 0 for m in range(n, found))
+        if found % 4:
+            rivals = [m for m in range(n, 2 * found) if smooth(m) and m % 4 == 0]
+            assert found <= min(rivals, default=found + 3) * (3 / 4 if found % 2 else 8 / 9)
 
 
 SPECS = {

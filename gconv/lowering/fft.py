@@ -19,6 +19,8 @@ from gconv.kernels.ring import Ring, Steps, X, Y, fast_length, gradient
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
 
+SHORT = 32  # sites along an axis, of which transforms take twice as long for their size as very long ones
+
 
 def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
     """The ring on which nothing wraps, and whether it closes over the grid as it is, without its border laid on."""
@@ -99,12 +101,13 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     back = p.dx * (y + w + x) + p.dw * (x + w) + (p.dw and not p.dx) * y
     mixed = 8.0 * (sites if paired else sites / 2) * p.b * w
     sides = p.b * (float(math.prod(S.size)) * p.i + float(math.prod(S.out)) * p.o)
-    rate = 0.5 if paired else 1.0  # two at a time, and never far from the cache
+    rate = 0.35 if paired else 0.7  # two at a time, and never far from the cache
+    rate *= 1 + SHORT / max(1.0, sites) ** (1 / len(ring.length))
     work = [Work("fft", rate * one * (forward + back)), p.stream(sides, 2 * p.passes)]
     if not paired:
         work += [Work("mix", mixed * p.passes, i), p.stream(sites * (forward + back), 4)]
     if p.last:
-        work.append(Work("turn", 2.0 * p.item * sides * (1 + (p.dx or p.dw))))
+        work.append(Work("turn", 2.0 * p.item * sides * p.passes))
     spectra = steps.groups * (steps.signals * (i + steps.outs) + i * steps.outs)
     return Cost(
         one * forward + mixed, p.item * (sides + w * math.prod(S.kernel)), 2 * p.item * sites * spectra, tuple(work)
