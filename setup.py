@@ -7,7 +7,7 @@ setup(
         Extension(
             "gconv.kernels._csr",
             sources=["gconv/kernels/csr.c"],
-            depends=[f"gconv/kernels/csr_{part}.h" for part in ("isa", "type", "rows", "edges", "max")],
+            depends=[f"gconv/kernels/csr_{part}.h" for part in ("isa", "type", "rows", "edges", "max", "build")],
             extra_compile_args=["-O3", "-std=gnu11", "-fopenmp"],
             extra_link_args=["-fopenmp"],
             optional=True,

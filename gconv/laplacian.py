@@ -4,7 +4,6 @@
     D         diagonal of degrees: "in" sums the weights that arrive (rows of A), "out" those that leave (columns)
     sym       D^-1/2 A D^-1/2      row  D^-1 A (rows sum to 1)      col  A D^-1 (columns sum to 1)
     both      D_in^-1/2 A D_out^-1/2, for directed graphs
-    both      D_in^-1/2 A D_out^-1/2, for directed graphs
     L         D - A,  I - sym,  I - row,  I - col
 
 Degrees contain the edge weights, and the loops that were added. The inverse of a zero degree is 0, so the row of an
@@ -50,16 +49,22 @@ def pattern(graph: Graph, loops: Loops = "keep", by_rows: bool = False) -> tuple
             own = torch.full((n,), -1, dtype=torch.int64, device=graph.device)
             if loops == "fill":
                 own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
-            edge = edge[plain]
-            source, target = source[edge], target[edge]
+            if not bool(plain.all()):
+                edge = edge[plain]
+                source, target = source[edge], target[edge]
             if loops != "remove":
                 edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
         if by_rows:
             order = torch.argsort(target * max(n, 1) + source, stable=True)
             edge, source, target = edge[order], source[order], target[order]
-        return Pattern((1, n, n), torch.zeros_like(target), target, source), edge
+        return Pattern((1, n, n), _one_tap(target), target, source), edge
 
     return graph.memo(("pattern", loops, by_rows), make)
+
+
+def _one_tap(row: Tensor) -> Tensor:
+    """The tap of entries that are all in the first one; a single number in memory."""
+    return row.new_zeros(1).expand(len(row))
 
 
 def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
@@ -78,7 +83,8 @@ def _normalised(entries: Pattern, w: Tensor, norm: Norm, degree: Degree) -> tupl
     d = w.new_zeros(entries.shape[1]).index_add(0, end, w)
     if norm == "sym":
         root = _inverse(d, 0.5, "Symmetric")
-        w = root[entries.row] * w * root[entries.col]
+        w = w * root[entries.row]
+        w = w * root[entries.col]
     elif norm == "row":
         w = _inverse(d, 1.0, "Row")[entries.row] * w
     elif norm == "col":
@@ -108,7 +114,7 @@ def diagonal(graph: Graph) -> Pattern:
 
     def make() -> Pattern:
         node = torch.arange(graph.size, device=graph.device)
-        return Pattern((1, graph.size, graph.size), torch.zeros_like(node), node, node)
+        return Pattern((1, graph.size, graph.size), _one_tap(node), node, node)
 
     return graph.memo("diagonal", make)
 
@@ -159,9 +165,11 @@ def adjacency(
 
     def make() -> tuple[Pattern, Tensor]:
         entries, edge = pattern(graph, loops)
-        w = graph.weights(torch.float64)
-        w = torch.ones_like(w) if not weighted else w
-        w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
+        if weighted and graph.edge_weight is not None:
+            w = graph.weights(torch.float64)
+            w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
+        else:
+            w = torch.ones(len(edge), dtype=torch.float64, device=graph.device).masked_fill_(edge < 0, fill)
         return entries, _normalised(entries, w, norm, degree)[0]
 
     return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted), dtype, make)

@@ -170,6 +170,34 @@ def builds(monkeypatch):
     return made
 
 
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize("kind", ["any", "sorted", "symmetric"])
+def test_building_by_counting_is_building_by_sorting(kind):
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        rows, cols, entries = (int(n) for n in torch.randint(1, 9, (3,), generator=generator))
+        entries = 4 * (entries - 1)  # none at all, or many repeated ones
+        cols = rows if kind == "symmetric" else cols
+        row, col = (torch.randint(n, (entries,), generator=generator) for n in (rows, cols))
+        if kind == "sorted":
+            row, col = torch.stack([row, col])[:, torch.argsort(row * cols + col)]
+        if kind == "symmetric":
+            row, col = torch.cat([row, col]), torch.cat([col, row])
+        made, want = native.build(row, col, rows, cols), kernels._sorted(row, col, rows, cols)
+        assert len(made) == len(want) == (6 if kind == "sorted" or not entries else len(want))
+        assert all(torch.equal(got, right) and got.dtype == right.dtype for got, right in zip(made, want, strict=True))
+        csr = CSR.build(row, col, rows, cols)
+        assert torch.equal(csr.from_t, want[5]), "shared with to_t where the pattern is symmetric"
+        assert kind != "symmetric" or csr.from_t is csr.to_t
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize(("row", "col"), [(5, 0), (0, 6), (-1, 0), (0, -1)])
+def test_entries_outside_are_refused(row, col):
+    with pytest.raises(IndexError, match="an entry outside"):
+        native.build(torch.tensor([row]), torch.tensor([col]), *SHAPE)
+
+
 @pytest.mark.parametrize(
     ("spec", "make", "most"),
     [
@@ -202,9 +230,18 @@ def test_one_layout_serves_every_layer_that_sees_the_graph(builds):
     assert len(builds) == 1
 
 
+def test_a_transpose_shares_the_values_in_both_orders():
+    S = GConv(gcn(2, 2)).at(messy()).S
+    csr, values, back = S.ordered("expand")
+    csr_t, values_t, back_t = S.T.ordered("expand")
+    assert csr_t.col is csr.col_t and values_t is back and back_t is values
+    assert_close("numbers", S.T.expand(torch.eye(6))[0], S.expand(torch.eye(6))[0].t(), 1e-6)
+
+
 def test_a_symmetric_structure_is_its_own_transpose():
     for graph in (ring(), weighted()):
         S = GConv(gcn(2, 2)).at(graph).S
+        assert S.T is S
         assert S.symmetric
         csr, values, back = S.ordered("expand")
         assert csr.crow_t is csr.crow and csr.col_t is csr.col and back is values

@@ -13,6 +13,7 @@ from gconv.basis.base import lazy
 from gconv.kernels import CSR, ends, heads_sddmm, row_softmax, segment_max, spmm
 
 Layout = Literal["expand", "contract", "each"]
+SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # by a transpose
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Pattern:
     tap: Tensor
     row: Tensor
     col: Tensor
-    _memo: dict[str, CSR] = field(default_factory=dict)
+    _memo: dict[Layout, CSR] = field(default_factory=dict)
 
     def csr(self, layout: Layout) -> CSR:
         k, m, n = self.shape
@@ -39,8 +40,8 @@ class Pattern:
             layout = "expand"  # with a single tap the three are the same matrix
         if layout not in self._memo:
             high, wide = layout != "contract", layout != "expand"
-            row = self.row * k + self.tap if high else self.row
-            col = self.col * k + self.tap if wide else self.col
+            row = self.row * k + self.tap if high and k > 1 else self.row
+            col = self.col * k + self.tap if wide and k > 1 else self.col
             with torch.inference_mode(False):  # what is kept must serve training too
                 self._memo[layout] = CSR.build(row, col, m * k if high else m, n * k if wide else n)
         return self._memo[layout]
@@ -48,8 +49,7 @@ class Pattern:
     @lazy
     def T(self) -> Pattern:
         k, m, n = self.shape
-        swap = {"expand": "contract", "contract": "expand", "each": "each"}
-        memo = {swap[layout]: csr.T for layout, csr in self._memo.items()}
+        memo = {SWAPPED[layout]: csr.T for layout, csr in self._memo.items()}
         if k == 1:
             memo = {"expand": self.csr("expand").T}
         return Pattern((k, n, m), self.tap, self.col, self.row, memo)
@@ -97,7 +97,7 @@ class Taps:
     pattern: Pattern
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
-    _memo: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
+    _memo: dict[Layout, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,11 +115,19 @@ class Taps:
     def signature(self) -> Hashable:
         return "Taps", self.shape, self.nnz, self.reduce
 
-    @lazy
+    @property
     def T(self) -> Taps:
+        return self if self.linear and self.symmetric else self._transposed
+
+    @lazy
+    def _transposed(self) -> Taps:
         if not self.linear:
             raise ValueError("A structure that reduces with max has no transpose.")
-        return Taps(self.pattern.T, self.values)
+        made = Taps(self.pattern.T, self.values)
+        for layout, (values, back) in self._memo.items():
+            if back is not None:
+                made._memo[layout if self.shape[0] == 1 else SWAPPED[layout]] = back, values
+        return made
 
     def ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
         """The pattern in this layout, the values in its row order, and for fixed values in that of its transpose."""
@@ -138,8 +146,10 @@ class Taps:
     @property
     def symmetric(self) -> bool:
         """Whether the (single) tap equals its transpose."""
+        if self.shape[0] != 1 or self.values.requires_grad:
+            return False
         csr, values, back = self.ordered("expand")
-        return self.shape[0] == 1 and csr.self_transposed and values is back
+        return csr.self_transposed and values is back
 
     def _product(self, layout: Layout, x: Tensor) -> Tensor:
         csr, values, back = self.ordered(layout)

@@ -4,6 +4,7 @@
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
  *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
  *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
+ *   build     S in CSR form, and its transpose, from a list of entries
  *
  * Several matrices on one pattern ("heads") are values (e, heads); x, y and the sampled product then have a head axis.
  *
@@ -109,7 +110,7 @@ static const spmm_part MAX[MAXIMA][2][LEVELS] = {
 };
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 3; }
+int gconv_interface(void) { return 5; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -177,3 +178,5 @@ void gconv_edges(const edges *p, int what, int type, int level, int threads) {
     for (int64_t c = 0; c < parts; c++)
         run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
 }
+
+#include "csr_build.h"

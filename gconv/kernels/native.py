@@ -43,7 +43,7 @@ class Edges(ctypes.Structure):
 
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 3  # of csr.c: its structs and functions
+INTERFACE = 5  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it
 
 
@@ -62,6 +62,7 @@ def load() -> ctypes.CDLL | None:
             function.restype = None
         library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
         library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
+        library.gconv_build.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7
         library.gconv_edges.restype = library.gconv_max.restype = None
         return library
     return None
@@ -101,6 +102,20 @@ def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
+
+
+def build(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
+    """What a CSR holds of int64 entries: crow, col, crow_t, col_t, to_t, from_t, and perm where they came unsorted."""
+    assert LIBRARY is not None
+    row, col = row.contiguous(), col.contiguous()
+    index, entries = row.new_empty(0, dtype=torch.int32), row.shape[0]
+    crow, crow_t = index.new_zeros(rows + 1), index.new_zeros(cols + 1)
+    column, column_t, perm, to_t, from_t = (empty(index, (entries,)) for _ in range(5))
+    made = (crow, column, crow_t, column_t, perm, to_t, from_t)
+    found = LIBRARY.gconv_build(row.data_ptr(), col.data_ptr(), entries, rows, cols, *(t.data_ptr() for t in made))
+    if found < 0:
+        raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
+    return crow, column, crow_t, column_t, to_t, from_t, *(() if found else (perm,))
 
 
 def spmm(

@@ -47,20 +47,14 @@ class CSR:
     @classmethod
     def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
         """From the row and column of each entry, in any order; repeated entries are kept and add up."""
-        perm = torch.argsort(row * max(cols, 1) + col, stable=True)
-        row, col = row[perm], col[perm]
-        to_t = torch.argsort(col * max(rows, 1) + row, stable=True)
-        entry = torch.arange(len(to_t), device=to_t.device)
-        from_t = torch.empty_like(to_t).index_copy_(0, to_t, entry)
         small = max(rows, cols, len(row)) < 2**31
-        index = torch.int32 if small else torch.int64
-        to_t, from_t = to_t.to(index), from_t.to(index)
-        crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
-        by_row, by_col = col.to(index), row[to_t].to(index)
+        compiled = small and native.LIBRARY is not None and row.is_cpu and row.dtype == col.dtype == torch.int64
+        crow, by_row, crow_t, by_col, to_t, from_t, *perm = (native.build if compiled else _sorted)(
+            row, col, rows, cols
+        )
         if torch.equal(crow, crow_t) and torch.equal(by_row, by_col):
-            crow_t, by_col = crow, by_row  # a symmetric pattern is its own transpose
-        kept = None if torch.equal(perm, entry) else perm
-        return cls(crow, by_row, crow_t, by_col, kept, to_t, from_t)
+            crow_t, by_col, from_t = crow, by_row, to_t  # a symmetric pattern is its own transpose
+        return cls(crow, by_row, crow_t, by_col, perm[0] if perm else None, to_t, from_t)
 
     @property
     def T(self) -> CSR:
@@ -78,6 +72,19 @@ class CSR:
     @property
     def self_transposed(self) -> bool:
         return self.col is self.col_t
+
+
+def _sorted(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
+    """What `native.build` returns, in pure torch; int64 where int32 is too small."""
+    index = torch.int32 if max(rows, cols, len(row)) < 2**31 else torch.int64
+    perm = torch.argsort(row * max(cols, 1) + col, stable=True)
+    row, col = row[perm], col[perm]
+    to_t = torch.argsort(col * max(rows, 1) + row, stable=True)
+    entry = torch.arange(len(to_t), device=to_t.device)
+    from_t = torch.empty_like(to_t).index_copy_(0, to_t, entry)
+    crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
+    made = crow, col.to(index), crow_t, row[to_t].to(index), to_t.to(index), from_t.to(index)
+    return made if torch.equal(perm, entry) else (*made, perm.to(index))
 
 
 def _pointers(row: Tensor, rows: int) -> Tensor:
