@@ -7,7 +7,9 @@ setup(
         Extension(
             "gconv.kernels._csr",
             sources=["gconv/kernels/csr.c"],
-            depends=[f"gconv/kernels/csr_{part}.h" for part in ("isa", "type", "rows", "edges", "max", "build")],
+            depends=[
+                f"gconv/kernels/csr_{part}.h" for part in ("isa", "type", "rows", "edges", "attend", "max", "build")
+            ],
             extra_compile_args=["-O3", "-std=gnu11", "-fopenmp"],
             extra_link_args=["-fopenmp"],
             optional=True,

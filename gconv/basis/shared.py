@@ -20,6 +20,8 @@ class SharedTaps:
         pattern: where the entries are, a single tap.
         values: (e, k) in the order of the pattern's entries; may require grad.
         transposed: the stack of the transposed matrices.
+        made: a signal x, a weight W (k, i, c) and all x W_k (n, k, c), where the values were made of these, so that the
+            products need not be computed again.
 
     >>> import torch
     >>> pattern = Pattern((1, 1, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
@@ -30,6 +32,7 @@ class SharedTaps:
     pattern: Pattern
     values: Tensor
     transposed: bool = False
+    made: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis.base import lazy
-from gconv.kernels import CSR, ends, heads_sddmm, row_softmax, segment_max, spmm
+from gconv.kernels import CSR, attention, ends, heads_sddmm, row_softmax, segment_max, spmm
 
 Layout = Literal["expand", "contract", "each"]
 SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # by a transpose
@@ -71,6 +71,11 @@ class Pattern:
         """(e, h) the softmax over the entries of each row, of a single tap; safe for large logits."""
         csr = self.csr("expand")
         return self._back(csr, row_softmax(csr, csr.ordered(logits)))
+
+    def attention(self, z: Tensor, target: Tensor, source: Tensor, slope: float) -> Tensor:
+        """(e, h) the softmax over each row of LeakyReLU(target_h z_ih + source_h z_jh), z (n, h, c); a single tap."""
+        csr = self.csr("expand")
+        return self._back(csr, attention(csr, z, target, source, slope))
 
     def _back(self, csr: CSR, values: Tensor) -> Tensor:
         """From row order to the order of the entries."""

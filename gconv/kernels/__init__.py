@@ -1,6 +1,7 @@
 """Sparse products as registered torch operators: compiled kernels for the CPU, and pure torch everywhere else."""
 
 from gconv.kernels import native
+from gconv.kernels.attention import attention
 from gconv.kernels.constants import constant, kept, known, product
 from gconv.kernels.gemm import matmul, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
@@ -12,6 +13,7 @@ from gconv.kernels.sparse import CSR, sddmm, spmm, spmm_rows, unrecorded
 
 __all__ = [
     "CSR",
+    "attention",
     "backend",
     "clenshaw",
     "constant",

@@ -3,6 +3,7 @@
  *   spmm      y[b] = alpha S x[b] + beta z[b] + gamma w[b]     S in CSR form, b signals, rows of y in parallel
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
  *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
+ *   attend    the softmax of logits that are a sum over both ends of an entry, and its derivative
  *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
  *   build     S in CSR form, and its transpose, from a list of entries
  *
@@ -43,9 +44,20 @@ typedef struct {
     int64_t rows, heads;
 } edges;
 
+/* Attention: z (sites, heads, channels) with any stride between sites and heads, p and q (heads, channels); see
+ * csr_attend.h. `sums` holds a part's dp and dq for each of the PARTS. */
+typedef struct {
+    const int32_t *crow, *col, *crow_t, *order;
+    const void *z, *p, *q, *values, *g;
+    void *scores, *d_scores, *y, *dz, *sums;
+    int64_t rows, heads, channels, z_row, z_head;
+    double slope;
+} attention;
+
 typedef void (*spmm_part)(const product *p, int64_t batch, int64_t first, int64_t last);
 typedef void (*sddmm_part)(const product *p, int64_t first, int64_t last);
 typedef void (*edges_part)(const edges *p, int64_t first, int64_t last);
+typedef void (*attention_part)(const attention *p, int64_t first, int64_t last, void *sums);
 
 INLINE float widen(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
@@ -101,6 +113,13 @@ static const edges_part EDGE[EDGES][2][LEVELS] = {
     {OF(ends, f32), OF(ends, f64)},
     {OF(sums, f32), OF(sums, f64)},
 };
+enum { SCORES, ATTEND, BENT, SPREAD, ATTENTIONS };
+static const attention_part ATTENTION[ATTENTIONS][2][LEVELS] = {
+    {OF(scores, f32), OF(scores, f64)},
+    {OF(attend, f32), OF(attend, f64)},
+    {OF(bent, f32), OF(bent, f64)},
+    {OF(spread, f32), OF(spread, f64)},
+};
 enum { LARGEST, TIES, SHARES, WEIGHTS, MAXIMA };
 static const spmm_part MAX[MAXIMA][2][LEVELS] = {
     {OF(largest, f32), OF(largest, f64)},
@@ -110,7 +129,7 @@ static const spmm_part MAX[MAXIMA][2][LEVELS] = {
 };
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 5; }
+int gconv_interface(void) { return 6; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -177,6 +196,26 @@ void gconv_edges(const edges *p, int what, int type, int level, int threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t c = 0; c < parts; c++)
         run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+}
+
+/* The values of attention; with `back`, from the gradient g that arrives, dz and (2, heads, channels) dp and dq, which are
+ * written to the first of `sums`. Parts are the same for any number of threads, for sums over sites are added part by part. */
+void gconv_attend(const attention *p, int back, int type, int level, int threads) {
+    int64_t numbers = 2 * p->heads * p->channels, bytes = numbers * (type == F64 ? 8 : 4);
+    for (int step = back ? 3 : 2, what = SCORES; step > 0; step--, what = back && what == SCORES ? BENT : what + 1) {
+        attention_part run = ATTENTION[what][type][level];
+        const int32_t *crow = what == SPREAD ? p->crow_t : p->crow;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+        for (int64_t c = 0; c < PARTS; c++)
+            run(p, boundary(crow, p->rows, c, PARTS), boundary(crow, p->rows, c + 1, PARTS), (char *)p->sums + c * bytes);
+    }
+    for (int64_t c = 1; back && c < PARTS; c++)
+        for (int64_t j = 0; j < numbers; j++) {
+            if (type == F64)
+                ((double *)p->sums)[j] += ((double *)p->sums)[c * numbers + j];
+            else
+                ((float *)p->sums)[j] += ((float *)p->sums)[c * numbers + j];
+        }
 }
 
 #include "csr_build.h"

@@ -72,6 +72,7 @@ static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, i
 
 #ifdef EDGES
 #include "csr_edges.h"
+#include "csr_attend.h"
 #include "csr_max.h"
 #endif
 

@@ -95,7 +95,8 @@ def _heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> 
     return out
 
 
-def _row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
+def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
+    """`row_softmax` in torch."""
     row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
     index = row.unsqueeze(-1).expand_as(logits)
     top = logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits, "amax")
@@ -103,17 +104,20 @@ def _row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
     return weight / weight.new_zeros(top.shape).index_add(0, row, weight)[row]
 
 
-def _softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+def softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    """Its gradient, from the softmax a and the gradient g that arrives."""
     row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
     product = a * g
     return product - a * product.new_zeros(rows, a.shape[1]).index_add(0, row, product)[row]
 
 
-def _ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
+def ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
+    """`ends` in torch."""
     return row.index_select(0, rows_of(*structure[:2])) + col.index_select(0, structure[1])
 
 
-def _row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+    """`row_sums` in torch."""
     crow, col, order = _turned(transposed, structure)
     values = values if order is None else values[order]
     return values.new_zeros(len(crow) - 1, values.shape[1]).index_add(0, rows_of(crow, col), values)
@@ -126,10 +130,10 @@ def _compiled(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
     return structure[0].dtype == torch.int32 and native.serves(*tensors)
 
 
-def _carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
+def carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
     """Whether the kernels take what entries carry."""
     known = tensors[0].dtype in (torch.float32, torch.float64) and tensors[0].shape[1] <= native.HEADS
-    return known and all(t.dtype == tensors[0].dtype for t in tensors) and _compiled(structure, *tensors)
+    return known and all(t.dtype == tensors[0].dtype for t in tensors) and _compiled(structure, tensors[0], tensors[-1])
 
 
 def _fits(what: str, have: int, want: int) -> None:
@@ -162,35 +166,35 @@ def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Te
 def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
     _fits("logits", logits.shape[0], col.shape[0])
-    if _carried(structure, logits):
+    if carried(structure, logits):
         return native.edges(native.SOFTMAX, crow, col, None, logits, None, (col.shape[0], logits.shape[1]))
-    return _row_softmax_torch(logits, *structure)
+    return row_softmax_torch(logits, *structure)
 
 
 def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
     _fits("numbers", a.shape[0], col.shape[0])
     _fits("gradients", g.shape[0], col.shape[0])
-    if _carried(structure, a, g):
+    if carried(structure, a, g):
         return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, (col.shape[0], a.shape[1]))
-    return _softmax_back_torch(a, g, *structure)
+    return softmax_back_torch(a, g, *structure)
 
 
 def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     crow, at, crow_t = structure[:3]
     _fits("rows", row.shape[0], crow.shape[0] - 1)
     _fits("columns", col.shape[0], crow_t.shape[0] - 1)
-    if _carried(structure, row, col):
+    if carried(structure, row, col):
         return native.edges(native.ENDS, crow, at, None, row, col, (at.shape[0], row.shape[1]))
-    return _ends_torch(row, col, *structure)
+    return ends_torch(row, col, *structure)
 
 
 def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _turned(transposed, structure)
     _fits("numbers", values.shape[0], col.shape[0])
-    if _carried(structure, values):
+    if carried(structure, values):
         return native.edges(native.SUMS, crow, col, order, values, None, (crow.shape[0] - 1, values.shape[1]))
-    return _row_sums_torch(values, transposed, *structure)
+    return row_sums_torch(values, transposed, *structure)
 
 
 # -- as operators of torch -----------------------------------------------------------------------------------------
@@ -306,7 +310,7 @@ HEADS_SDDMM = Kernel(
 ROW_SOFTMAX = Kernel(
     "row_softmax",
     "Tensor logits",
-    _row_softmax_torch,
+    row_softmax_torch,
     _row_softmax_cpu,
     _row_softmax_fake,
     _keep_output,
@@ -315,17 +319,17 @@ ROW_SOFTMAX = Kernel(
 SOFTMAX_BACK = Kernel(
     "softmax_back",
     "Tensor a, Tensor g",
-    _softmax_back_torch,
+    softmax_back_torch,
     _softmax_back_cpu,
     _softmax_back_fake,
     _keep,
     _softmax_back_backward,
 )
-ENDS = Kernel("ends", "Tensor row, Tensor columns", _ends_torch, _ends_cpu, _ends_fake, _keep_options, _ends_backward)
+ENDS = Kernel("ends", "Tensor row, Tensor columns", ends_torch, _ends_cpu, _ends_fake, _keep_options, _ends_backward)
 ROW_SUMS = Kernel(
     "row_sums",
     "Tensor values, bool transposed",
-    _row_sums_torch,
+    row_sums_torch,
     _row_sums_cpu,
     _row_sums_fake,
     _keep_options,

@@ -41,10 +41,22 @@ class Edges(ctypes.Structure):
     ]
 
 
+class Attention(ctypes.Structure):
+    """The struct `attention` of csr.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "order", "z", "p", "q", "values", "g")]
+        + [(name, ctypes.c_void_p) for name in ("scores", "d_scores", "y", "dz", "sums")]
+        + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head")]
+        + [("slope", ctypes.c_double)]
+    )
+
+
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 5  # of csr.c: its structs and functions
-HEADS = 64  # at most, for it
+INTERFACE = 6  # of csr.c: its structs and functions
+HEADS = 64  # at most, for it and for attention
+PARTS = 64  # of the rows, in csr.c
 
 
 def load() -> ctypes.CDLL | None:
@@ -63,7 +75,8 @@ def load() -> ctypes.CDLL | None:
         library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
         library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
         library.gconv_build.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7
-        library.gconv_edges.restype = library.gconv_max.restype = None
+        library.gconv_attend.argtypes = [ctypes.POINTER(Attention)] + [ctypes.c_int] * 4
+        library.gconv_edges.restype = library.gconv_max.restype = library.gconv_attend.restype = None
         return library
     return None
 
@@ -214,6 +227,45 @@ def edges(
     p.rows, p.heads = crow.shape[0] - 1, shape[1]
     LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * col.shape[0] * shape[1]))
     return y
+
+
+def attend(
+    structure: tuple[Tensor, ...],
+    z: Tensor,
+    p: Tensor,
+    q: Tensor,
+    slope: float,
+    values: Tensor | None = None,
+    g: Tensor | None = None,
+) -> Tensor:
+    """The values (e, heads) of attention by both ends; from them and g, dz (n, heads, c) with dp and dq below it.
+
+    z (n, heads, c), p and q (heads, c), all float32 or all float64.
+    """
+    assert LIBRARY is not None
+    crow, col, crow_t, _, to_t, _ = structure
+    n, heads, c = z.shape
+    z = z if z.stride(-1) == 1 or c == 1 else z.contiguous()
+    p, q, kind, e = p.contiguous(), q.contiguous(), z.dtype, col.shape[0]
+    scores, y = torch.empty(n, 2, heads, dtype=kind), torch.empty(e, heads, dtype=kind)
+    a = Attention(*(t.data_ptr() for t in (crow, col, crow_t, to_t, z, p, q)))
+    a.scores, a.y, a.slope = scores.data_ptr(), y.data_ptr(), slope
+    a.rows, a.heads, a.channels, a.z_row, a.z_head = n, heads, c, z.stride(0), z.stride(1)
+    threads = _threads(8 * e * heads + 4 * n * heads * c)
+    if values is None or g is None:
+        LIBRARY.gconv_attend(a, 0, TYPES[kind], LEVEL, threads)
+        return y
+    values, g, dz, d_scores = (
+        values.contiguous(),
+        g.contiguous(),
+        z.new_empty(n + 2, heads, c),
+        torch.empty_like(scores),
+    )
+    sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
+    a.values, a.g, a.dz, a.d_scores, a.sums = (t.data_ptr() for t in (values, g, dz, d_scores, sums))
+    LIBRARY.gconv_attend(a, 1, TYPES[kind], LEVEL, threads)
+    dz[n:] = sums[0]
+    return dz
 
 
 def maxima(

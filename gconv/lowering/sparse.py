@@ -18,7 +18,7 @@ from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTa
 from gconv.kernels import kept
 from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
-from gconv.mixing import Dense, Mixing
+from gconv.mixing import Dense, Heads, Mixing
 
 SCATTER = 24  # passes that the derivative of a maximum takes
 
@@ -63,7 +63,17 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     form = _sparse_form(S, x)
     done = _fixed(form, mixing, W, x, bias, False)
-    return done if done is not None else add_bias(mixing.collect(form, mixing.spread(x, W)), bias)
+    return done if done is not None else add_bias(mixing.collect(form, _spread(form, mixing, W, x)), bias)
+
+
+def _spread(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
+    """X W_k, all of them; at hand where S was made of them."""
+    part = S.parts[0] if isinstance(S, Stack) else S
+    if isinstance(mixing, Heads) and isinstance(part, SharedTaps) and part.made is not None:
+        signal, weight, product = part.made
+        if signal is x and weight is W:
+            return product.movedim(-2, -3)
+    return mixing.spread(x, W)
 
 
 def _leaves(S: Basis) -> list[Basis]:

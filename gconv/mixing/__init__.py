@@ -21,7 +21,7 @@ from gconv.kernels import product
 from gconv.mixing.averaged import AveragedHeads
 from gconv.mixing.base import Mixing, Parametrised, plain, spread_bias
 from gconv.mixing.blocks import Beside, Blocks
-from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared
+from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared, by_heads
 from gconv.mixing.fixed import Fixed, Patches, Shuffled
 from gconv.mixing.initial import initial_weight
 from gconv.mixing.symmetric import Symmetric
@@ -41,6 +41,7 @@ __all__ = [
     "Shared",
     "Shuffled",
     "Symmetric",
+    "by_heads",
     "initial_weight",
     "plain",
     "product",

@@ -23,6 +23,12 @@ def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
     return matmul(X, W) + add
 
 
+def by_heads(X: Tensor, W: Tensor) -> Tensor:
+    """All X W_k side by side, (*b, n, i) (k, i, c) -> (*b, n, k, c)."""
+    wide = product(X, W.movedim(0, 1).flatten(1) if len(W) > 1 else W.squeeze(0))
+    return wide.unflatten(-1, (W.shape[0], W.shape[2]))
+
+
 @dataclass(frozen=True)
 class Dense:
     """Every output channel sees every input channel: W (k, i, o).
@@ -199,8 +205,7 @@ class Heads:
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        wide = product(X, W.movedim(0, 1).flatten(1))
-        return wide.unflatten(-1, (len(W), self.c)).movedim(-2, -3)
+        return by_heads(X, W).movedim(-2, -3)
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         if not self.root:

@@ -32,11 +32,18 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
     return weight / (total[row] + 1e-16)
 
 
-def attend(one: Pattern, logits: Tensor, root: bool = False) -> Basis:
+Made = tuple[Tensor, Tensor, Tensor]  # see SharedTaps
+
+
+def attend(one: Pattern, logits: Tensor, root: bool = False, made: Made | None = None) -> Basis:
     """A tap a head: the softmax of its logits (e, h) over the entries of each row; and perhaps the node itself."""
-    n = one.shape[1]
-    S = SharedTaps(one, one.softmax(logits))
-    return Stack((S, Identity(n))) if root else S
+    return head_taps(one, one.softmax(logits), root, made)
+
+
+def head_taps(one: Pattern, values: Tensor, root: bool = False, made: Made | None = None) -> Basis:
+    """A tap a head with values (e, h), and perhaps the node itself; `made` as in SharedTaps."""
+    S = SharedTaps(one, values, made=made)
+    return Stack((S, Identity(one.shape[1]))) if root else S
 
 
 def arrivals(graph: Graph, add_self_loops: bool) -> tuple[Pattern, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.domains import Graph
-from gconv.mixing import product
+from gconv.mixing import by_heads, product
 from gconv.operators.attention import (
     Fill,
     arrivals,
@@ -21,6 +21,7 @@ from gconv.operators.attention import (
     edge_features,
     glorot,
     head_mixing,
+    head_taps,
 )
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -55,7 +56,11 @@ class Attention:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        W = theta["weight"][: self.heads] if self.root else theta["weight"]
+        if self.edge_dim is None and self.c <= x.shape[-1]:
+            z = by_heads(x, theta["weight"])
+            alpha = one.attention(z[:, : self.heads], theta["att_dst"], theta["att_src"], self.negative_slope)
+            return head_taps(one, alpha, self.root, (x, theta["weight"], z))
+        W = theta["weight"][: self.heads]
         ends = torch.stack((theta["att_dst"], theta["att_src"]), -1)  # (k, c, 2)
         # a . (W^T x) = x . (W a): no logit needs a transformed signal
         target, source = product(x, (W @ ends).permute(1, 2, 0).flatten(1)).chunk(2, -1)
@@ -104,16 +109,17 @@ class AttentionV2:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        W = theta["weight"][: self.heads]
-        source = torch.einsum("ni,kic->nkc", x, W)
-        target = source if self.share_weights else torch.einsum("ni,kic->nkc", x, theta["target_weight"])
+        z = by_heads(x, theta["weight"])
+        source = z[:, : self.heads]
+        target = source if self.share_weights else by_heads(x, theta["target_weight"])
         if self.bias:
             target = target + theta["shift"]
-        z = source[one.col] + target[one.row]
+        both = source[one.col] + target[one.row]
         if self.edge_dim is not None:
             u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gatv2")
-            z = z + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
-        return attend(one, (F.leaky_relu(z, self.negative_slope) * theta["att"]).sum(-1), self.root)
+            both = both + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
+        logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
+        return attend(one, logits, self.root, (x, theta["weight"], z))
 
     def target(self, domain: Graph) -> Graph:
         return domain

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.domains import Graph
+from gconv.mixing import by_heads
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
@@ -40,14 +40,14 @@ class Likely:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        z = torch.einsum("ni,kic->nkc", x, theta["weight"])
+        z = by_heads(x, theta["weight"])
         logits = one.dots(z, z)
         if self.attention == "MX":
             source, target = (z * theta["att_l"]).sum(-1), (z * theta["att_r"]).sum(-1)
             logits = one.ends(target, source) * logits.sigmoid()
         else:
             logits = logits / self.c**0.5
-        return attend(one, F.leaky_relu(logits, self.negative_slope))
+        return attend(one, F.leaky_relu(logits, self.negative_slope), made=(x, theta["weight"], z))
 
     def target(self, domain: Graph) -> Graph:
         return domain
