@@ -3,10 +3,11 @@
 Protocol: all sides of a case start from the same numbers and weights, and values and gradients must agree before a
 clock starts. Then they take turns, one measurement each a round, whoever begins alternating; the ratio is the median
 over rounds of the peer's seconds by gconv's, with its quartiles. Convolutions meet F.conv2d with the channels last in
-memory on both sides; both run contiguous, too. `twin` is a 3x3 convolution as a graph convolution with nine labelled
-offsets, against F.conv2d with channels last; `chebyshev` has all images on one graph, where PyG has a block-diagonal
-one. On one thread the clock is processor time, on more it is wall time. Peak memory is that of a process of its own
-for each side: resident, from before the first step to the end of the third.
+memory on both sides; both run contiguous, too, and depthwise ones also by the transforms alone. `twin` is a 3x3
+convolution as a graph convolution with nine labelled offsets, against F.conv2d with channels last; `chebyshev` has all
+images on one graph, where PyG has a block-diagonal one. On one thread the clock is processor time, on more it is wall
+time. Peak memory is that of a process of its own for each side: resident, from before the first step to the end of the
+third.
 
     python -m experiments.grids                        everything, some ten minutes
     python -m experiments.grids --only depthwise       kernels from 3x3 to 31x31, each channel by itself
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from experiments import common, measure
 from experiments.machine import ROOT
+from experiments.speed_summary import verdict
 from gconv import GConv
 from gconv.domains import grid_graph
 from gconv.kernels import backend
@@ -41,7 +43,7 @@ KERNELS = (3, 5, 7, 9, 11, 15, 21, 31)
 SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # channels in, channels out, pixels a side
 GOALS = {("depthwise", 15): 4.0, ("depthwise", 31): 15.0, ("twin", 3): 1 / 3, ("chebyshev", 3): 10.0}
 EQUAL = 0.95  # elsewhere: not slower, but for what a call costs
-OURS, PEER = "gconv", "conv2d"
+OURS, PEER, CONTIGUOUS = "gconv", "conv2d", " contiguous"
 TOL = 1e-3  # sums over hundreds of thousands of float32 numbers
 
 
@@ -128,14 +130,17 @@ def sides(case: Case) -> dict[str, Callable[[], Side]]:
     """What makes each side, by its name."""
     if case.kind == "chebyshev":
         return {OURS: lambda: on_graph(case, cheb(case.i, case.o, k=case.kernel)), "PyG": lambda: block_diagonal(case)}
-    layouts = {PEER: torch.channels_last, f"{PEER} contiguous": torch.contiguous_format}
+    layouts = {PEER: torch.channels_last, f"{PEER}{CONTIGUOUS}": torch.contiguous_format}
     made: dict[str, Callable[[], Side]] = {name: partial(bare, case, layout) for name, layout in layouts.items()}
     if case.kind == "twin":
         return {OURS: lambda: on_graph(case, selection(case.i, case.o, taps=9))} | made
-    return {
+    ours = {
         OURS: lambda: on_images(case, torch.channels_last),
-        f"{OURS} contiguous": lambda: on_images(case, torch.contiguous_format),
-    } | made
+        f"{OURS}{CONTIGUOUS}": lambda: on_images(case, torch.contiguous_format),
+    }
+    if case.kind == "depthwise":
+        ours[f"{OURS} by fft"] = lambda: on_images(case, torch.channels_last, "fft")
+    return ours | made
 
 
 def numbers(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,8 +175,8 @@ def chosen(case: Case, layer: GConv, *call: Any) -> str:
         return layer.plan(*call).chosen.name
 
 
-def on_images(case: Case, layout: torch.memory_format) -> Side:
-    """A convolution in gconv."""
+def on_images(case: Case, layout: torch.memory_format, lowering: str | None = None) -> Side:
+    """A convolution in gconv, by a lowering or as planned."""
     x, dy, weight, bias = numbers(case)
     k = case.kernel
     spec = (
@@ -180,7 +185,7 @@ def on_images(case: Case, layout: torch.memory_format) -> Side:
     layer = layer_of(spec, weight, bias).to(memory_format=layout)  # type: ignore[call-overload]
     x, dy = x.to(memory_format=layout), dy.to(memory_format=layout)
     leaves = wanted(case, x, *layer.parameters())
-    return Side(lambda: layer(x), leaves, dy, list, chosen(case, layer, x))
+    return Side(lambda: layer(x, lowering=lowering), leaves, dy, list, lowering or chosen(case, layer, x))
 
 
 def bare(case: Case, layout: torch.memory_format) -> Side:
@@ -295,7 +300,11 @@ def run(case: Case) -> common.Outcome:
         if not name.startswith(OURS):
             metrics["ratios"][name] = measure.quartiles("faster", seconds / times[OURS])
     metrics |= {"peer_ms": metrics[f"{peer}_ms"]} | measure.quartiles("faster", times[peer] / times[OURS])
-    metrics["verdict"] = "-" if not case.goal else "reached" if metrics["faster"] >= case.goal else "missed"
+    metrics["verdict"] = verdict(metrics["faster"], case.goal)
+    metrics["lowering"] = made[OURS].lowering
+    if f"{OURS}{CONTIGUOUS}" in times:
+        ratio = times[f"{PEER}{CONTIGUOUS}"] / times[f"{OURS}{CONTIGUOUS}"]
+        metrics |= measure.quartiles("contiguous_faster", ratio)
     if case.backward:
         for key, name in (("gconv", OURS), ("peer", peer)):
             found = measure.peak_of_a_process("experiments.grids", name, json.dumps(asdict(case)))

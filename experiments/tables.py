@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import features, operator_table, published, render, speed_summary
+from experiments import features, grids_summary, operator_table, published, render, speed_summary
 from experiments.common import RESULTS, ROOT
 from experiments.render import Figure, Table, TableError, bars, curve, last, lines, mean_std, one, several, worst
 
@@ -275,6 +275,43 @@ TABLES: tuple[Table, ...] = (
         command="python -m experiments.speed",
     ),
     Table(
+        name="grids",
+        experiment="grids",
+        label="config.case",
+        cells=several(
+            **{"gconv ms": "metrics.gconv_ms", "peer ms": "metrics.peer_ms", "times faster": "metrics.faster"},
+            **{"25 %": "metrics.faster_low", "75 %": "metrics.faster_high"},
+        ),
+        format=plain,
+        words=(
+            ("by", "metrics.lowering"),
+            ("peer", "metrics.peer"),
+            ("goal", "metrics.goal"),
+            ("", "metrics.verdict"),
+        ),
+        same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
+        caption=(
+            "On grids: milliseconds a step, medians, and how many times faster gconv is, with quartiles. F.conv2d and "
+            "gconv have channels last in memory, which is the faster layout of F.conv2d here; `twin` is a 3x3 "
+            "convolution as a graph convolution with nine labelled offsets, and `chebyshev` has all images on one "
+            "graph where PyG has as many copies of it."
+        ),
+        command="python -m experiments.grids",
+        remarks=grids_summary.remarks,
+    ),
+    Table(
+        name="grids_memory",
+        experiment="grids",
+        label="config.case",
+        where=(("config.backward", True),),
+        cells=several(**{"gconv MiB": "metrics.gconv_peak_mb", "peer MiB": "metrics.peer_peak_mb"}),
+        format=plain,
+        words=(("peer", "metrics.peer"),),
+        same=("data.hash", "metrics.kernels"),
+        caption="Peak memory of three such steps over what is resident before the first, each side in its own process.",
+        command="python -m experiments.grids",
+    ),
+    Table(
         name="whole_models",
         experiment="whole_models",
         label="config.case",
@@ -334,6 +371,15 @@ FIGURES: tuple[Figure, ...] = (
         for unit, what in (("ms", "time"), ("mb", "memory"))
     ),
     Figure(name="speed_ratios", experiment="speed", draw=speed_summary.ratios, title="Times faster than the peer"),
+    *(
+        Figure(
+            name=f"grids_{name}",
+            experiment="grids",
+            draw=grids_summary.by_kernel(backward),
+            title=f"Depthwise, 64 channels at 64x64, batch 8: {what}",
+        )
+        for backward, name, what in ((False, "inference", "forward"), (True, "training", "forward + backward"))
+    ),
     Figure(name="speed_roofline", experiment="speed", draw=speed_summary.roofline, title="Roofline, forward passes"),
 )
 

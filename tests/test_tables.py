@@ -148,7 +148,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics = {"test_accuracy": [0.5, 0.6], "max_error": 1e-9, "bare_ms": 1.0, "gconv_ms": 1.1, "ratio": 1.1}
     metrics |= {f"logit_{what}_float{bits}": 1e-7 for what in ("gap", "scale") for bits in (32, 64)}
     metrics |= {"ratio_low": 1.0, "ratio_high": 1.2, "peak_ratio": 0.3, "kernels": "c"}
-    metrics |= {f"{who}_{when}": 9.0 for who in ("bare", "gconv") for when in ("peak_mb", "step_peak_mb")}
+    metrics |= {f"{who}_{when}": 9.0 for who in ("bare", "gconv", "peer") for when in ("peak_mb", "step_peak_mb")}
     metrics |= {"everything": 0.5, "plain": 0.0, "known": "run", "parts_on": "loop", "differs_in": "a", "in_gconv": "b"}
     metrics |= {f"faster{q}": 2.0 for q in ("", "_low", "_high")} | {"peer_ms": 2.0, "memory_share": 0.2}
     metrics |= {f"{who}_{unit}": 2.0 for who in ("gconv", "peer", "before", "after") for unit in ("mb", "s")}
