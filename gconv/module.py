@@ -129,7 +129,11 @@ class GConv(nn.Module):
         edge_type: Tensor | None = None,
         lowering: str | None = None,
     ) -> Tensor:
-        bare = edge_weight is edge_attr is edge_type is None and not torch.compiler.is_compiling()
+        bare = not torch.compiler.is_compiling()
+        if bare and type(domain) is Tensor and type(x) in (Tensor, nn.Parameter) and self._reads_graph(x):
+            domain = read_graph(domain, x.shape[-2], edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
+            edge_weight = edge_attr = edge_type = None
+        bare = bare and edge_weight is edge_attr is edge_type is None
         ways = self._ways(domain) if bare else None
         key: Hashable = None
         if ways is not None and isinstance(x, Tensor):
@@ -155,10 +159,15 @@ class GConv(nn.Module):
         if ways is not None and (on_images or place is domain):
             if len(ways) >= KEPT:
                 ways.clear()
+            run = (chosen.prepare and not on_images and chosen.prepare(S, mixing, x)) or run
             ways[key] = S, run
         y = run(S, mixing, W, x if on_images else signal, bias)
         target = leads_to(self.spec.structure, place)
         return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) and not on_images else y
+
+    def _reads_graph(self, x: Tensor) -> bool:
+        """Whether a tensor beside x can only be an edge_index."""
+        return self.spec.structure.domain == "graph" and x.ndim > 1 and x.is_floating_point()
 
     def _ways(self, domain: Any) -> dict[Hashable, tuple[Basis, Run]] | None:
         """What was decided for calls on this domain, by the shape of x; None where S changes from call to call."""

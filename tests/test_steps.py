@@ -37,7 +37,9 @@ def numbers(layer, x, graph, name):
 
 
 def by_operators(monkeypatch):
+    """Neither a step that is ready nor one that is made for the call."""
     monkeypatch.setattr(steps, "serves", lambda *_: False)
+    monkeypatch.setattr(steps, "unseen", lambda *_: False)
 
 
 def nodes(y):
@@ -174,7 +176,8 @@ def test_without_compiled_kernels(name, monkeypatch):
     layer, x = GConv(make(3, 4)), torch.randn(6, 3, requires_grad=True)
     want = numbers(layer, x, graph, None)
     monkeypatch.setattr(native, "LIBRARY", None)
-    for got, right in zip(numbers(layer, x, graph, None), want, strict=True):
+    fresh = copy.deepcopy(layer)  # what the other one has made ready holds the kernel
+    for got, right in zip(numbers(fresh, x, graph, None), want, strict=True):
         assert_close("in pure torch", got, right, 1e-5)
 
 
@@ -190,6 +193,48 @@ def test_threads_do_not_change_a_bit():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+def test_what_is_ready_is_not_used_for_what_does_not_fit(monkeypatch):
+    """A kernel that is ready looks at no shape or type: what was exchanged since goes the careful way."""
+    layer, x = GConv(sage(3, 4)), torch.randn(6, 3, requires_grad=True)
+    first = layer(x, MESSY)
+    assert_close("the second call", layer(x, MESSY), first, 0)
+    served = []
+    monkeypatch.setattr(steps.Step, "__call__", lambda self, *_: served.append(self.dtype) or first)
+    layer(x, MESSY)
+    assert served.pop() == torch.float32  # ready: made for a type
+    kept = layer.weight, layer.bias
+    changes = {
+        "a wider weight": lambda: setattr(layer, "weight", torch.nn.Parameter(torch.randn(2, 3, 8))),
+        "a bias of one number": lambda: setattr(layer, "bias", torch.nn.Parameter(torch.zeros(1))),
+        "a bias with gaps": lambda: setattr(layer, "bias", torch.nn.Parameter(torch.zeros(8)[::2])),
+        "a bias of another type": lambda: setattr(layer, "bias", torch.nn.Parameter(torch.zeros(4).double())),
+    }
+    for what, change in changes.items():
+        change()
+        layer(x, MESSY)
+        assert served.pop() is None, what  # made for the call: shapes and types are torch's to check
+        layer.weight, layer.bias = kept
+    layer(x.detach().t().contiguous().t().requires_grad_(), MESSY)
+    assert served.pop() is None  # channels are not side by side
+
+
+def test_edges_in_a_tensor_are_recognised():
+    layer, x, index = GConv(gcn(3, 4)), torch.randn(6, 3), INDEX.clone()
+    weight = torch.rand(9)
+    want = layer(x, Graph(index, 6, edge_weight=weight))
+    for _ in range(2):
+        assert_close("edge_index", layer(x, index, edge_weight=weight), want, 1e-6)
+    assert len(layer._graphs) == 1  # the graph that was read, once: the other one is gone
+    other = layer(x, index, edge_weight=2 * weight + 1)
+    assert not torch.allclose(other, want)
+    learned = weight.clone().requires_grad_()
+    assert torch.autograd.grad(layer(x, index, edge_weight=learned).sum(), learned)[0].abs().sum() > 0
+    with pytest.raises(TypeError, match="floating point"):
+        layer(x.long(), index)
+    with pytest.raises(ValueError, match="nodes"):
+        layer(torch.randn(3), index)
 
 
 def test_a_signal_of_another_graph_is_refused():

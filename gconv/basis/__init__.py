@@ -21,7 +21,7 @@ backward pass of the library.
 
 from gconv.basis.axes import Axes
 from gconv.basis.base import Basis, Identity, Product, Stack, each
-from gconv.basis.beside import beside, together
+from gconv.basis.beside import beside, ready, together
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.entries import entries, single
 from gconv.basis.polynomial import Polynomial, Recurrence
@@ -45,6 +45,7 @@ __all__ = [
     "beside",
     "each",
     "entries",
+    "ready",
     "single",
     "together",
 ]

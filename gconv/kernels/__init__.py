@@ -9,7 +9,7 @@ from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import transformed
-from gconv.kernels.sparse import CSR, sddmm, spmm, spmm_rows, unrecorded
+from gconv.kernels.sparse import CSR, ready, sddmm, spmm, spmm_rows, unrecorded
 
 __all__ = [
     "CSR",
@@ -26,6 +26,7 @@ __all__ = [
     "known",
     "matmul",
     "product",
+    "ready",
     "row_softmax",
     "row_sums",
     "sddmm",

@@ -170,6 +170,34 @@ def spmm(
     return y
 
 
+class Ready:
+    """S x + add for matrices (n, c) without gaps and of the values' type: what does not change is looked up once.
+
+    Args:
+        crow, col, values: S by rows.
+        c: channels of x.
+        shape: of the result, a row of c numbers for each row of S; several rows may lie side by side.
+    """
+
+    def __init__(self, crow: Tensor, col: Tensor, values: Tensor, c: int, shape: tuple[int, int]) -> None:
+        assert LIBRARY is not None
+        self.crow, self.col, self.values, self.shape, self.c = crow, col, values, shape, c
+        self.sizes = crow.shape[0] - 1, 1, c, 1, 1, 1, 0, c, 0, 0, c, 0
+        self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """`add` without gaps, of the result's shape, or (c,) for all rows."""
+        y = x.new_empty(self.shape)
+        z, step, beta = (0, 0, 0.0) if add is None else (add.data_ptr(), 0 if add.ndim == 1 else self.c, 1.0)
+        p = PACKED.pack(
+            *(self.crow.data_ptr(), self.col.data_ptr(), 0, self.values.data_ptr(), x.data_ptr(), z, 0, y.data_ptr()),
+            *self.sizes,
+            *(0, step, 0, 0, 0, 1.0, beta, 0.0),
+        )
+        self.run(p, self.type, LEVEL, _threads(self.work))
+        return y
+
+
 def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
     """(e,) sum over batch and channels of a[..., i, :] x[..., j, :] at the entries, float32 beside bfloat16."""
     return heads_sddmm(crow, col, a.unsqueeze(-2), x.unsqueeze(-2), 1).squeeze(-1)

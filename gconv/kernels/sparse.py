@@ -11,6 +11,7 @@ torch's CSR product runs, with the transpose built beforehand.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,6 +153,14 @@ def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     if crow.dtype == torch.int32 and native.serves(values, x):
         return native.spmm(crow, col, values, x)
     return spmm_torch(values, x, None, *csr.tensors)
+
+
+def ready(csr: CSR, values: Tensor, c: int, shape: tuple[int, int]) -> Callable[..., Tensor] | None:
+    """S x + add as a function of matrices x (n, c) and add, as `native.Ready`; None where no compiled kernel serves."""
+    wide = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
+    if not wide or csr.crow.dtype != torch.int32 or not native.serves(values):
+        return None
+    return native.Ready(csr.crow, csr.col, values, c, shape)
 
 
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:

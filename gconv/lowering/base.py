@@ -103,6 +103,8 @@ class Lowering:
         trust: it is taken where it is predicted to take at most so many times as long as the best: torch's own kernels
             are the best known, and a prediction is not worth leaving them for little.
         images: the same as `run` on x (b, i, *grid), where the algorithm works on images anyway.
+        prepare: (S, mixing, x) -> the same as `run` for all signals of x's shape, type and strides, with what does not
+            change looked up once; None where there is no such way.
     """
 
     name: str
@@ -112,6 +114,7 @@ class Lowering:
     limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
     images: Run | None = None
     trust: float = 1.0
+    prepare: Callable[[Basis, Mixing, Tensor], Run | None] | None = None
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

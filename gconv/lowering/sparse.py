@@ -17,7 +17,7 @@ from torch import Tensor
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept
 from gconv.lowering import batches, single, steps
-from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
 from gconv.mixing import Dense, Heads, Mixing
 
 SCATTER = 24  # passes that the derivative of a maximum takes
@@ -74,6 +74,32 @@ def _spread(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
         if signal is x and weight is W:
             return product.movedim(-2, -3)
     return mixing.spread(x, W)
+
+
+def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Mixing, Tensor], Run | None]:
+    """`run` for signals like x: one step, the products of which are made ready."""
+
+    def prepare(S: Basis, mixing: Mixing, x: Tensor) -> Run | None:
+        form = _sparse_form(S, x)
+        if type(mixing) is not Dense or x.ndim != 2 or not x.is_contiguous():
+            return None
+        if not (steps.is_small(x, mixing.taps) and single.fixed(form) and steps.unwatched(x, x)):
+            return None
+        step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype), mixing.shape
+
+        def quick(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+            usual = W is not None and W.shape == shape and W.dtype == x.dtype and steps.unseen(x, W)
+            if not usual or (bias is not None and not _ordinary(bias, x, shape[2])):
+                return run(S, mixing, W, x, bias)
+            return step(x, mixing.dense(W, shape[1]), bias)
+
+        return quick
+
+    return prepare
+
+
+def _ordinary(bias: Tensor, x: Tensor, o: int) -> bool:
+    return bias.shape == (o,) and bias.dtype == x.dtype and bias.is_cpu and bias.is_contiguous()
 
 
 def _leaves(S: Basis) -> list[Basis]:
@@ -163,7 +189,15 @@ def _transform(refuses_form: Callable[[Basis, Mixing], str | None]) -> Callable[
     return lambda S, mixing: refuses_form(S, mixing) or _refuses_transform(S, mixing)
 
 
-SPARSE_AGGREGATE = Lowering("sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate)
-SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _transform(_refuses_sparse), cost_transform)
+SPARSE_AGGREGATE = Lowering(
+    "sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate, prepare=_prepared(aggregate_first, True)
+)
+SPARSE_TRANSFORM = Lowering(
+    "sparse:transform",
+    transform_first,
+    _transform(_refuses_sparse),
+    cost_transform,
+    prepare=_prepared(transform_first, False),
+)
 RECURRENCE_AGGREGATE = replace(SPARSE_AGGREGATE, name="recurrence:aggregate", refuses=_refuses_recurrence)
 RECURRENCE_TRANSFORM = replace(SPARSE_TRANSFORM, name="recurrence:transform", refuses=_transform(_refuses_recurrence))

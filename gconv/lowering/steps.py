@@ -8,52 +8,161 @@ write down than to compute. Derivatives of derivatives are still put together so
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gconv.basis import Basis, Identity, Stack, beside, together
+from gconv.basis import Basis, Identity, Stack, beside, ready, together
+from gconv.basis.base import lazy
 from gconv.kernels import known, transformed
 from gconv.lowering.single import fixed
 
 PLAIN = (Tensor, Parameter)
-LARGE = 1 << 22  # bytes of all S_k x, from which on the arithmetic is all that counts
 TYPES = (torch.float32, torch.float64)  # others are summed in a wider type
+LARGE = 1 << 22  # bytes of all S_k x, from which on the arithmetic is all that counts
+Product = Callable[..., Tensor] | None  # None for the identity
 
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether S is fixed, x small and no constant, and nobody wants to see the single operators."""
-    if torch.compiler.is_compiling() or type(x) not in PLAIN or type(W) not in PLAIN or not x.is_cpu:
+    return is_small(x, W.shape[0]) and unwatched(x, W) and fixed(S)
+
+
+def is_small(x: Tensor, taps: int) -> bool:
+    """Whether all S_k x are small, and not nothing."""
+    return 0 < x.numel() * x.element_size() * taps <= LARGE
+
+
+def unwatched(x: Tensor, W: Tensor) -> bool:
+    """Whether these are plain tensors of a type that is summed in itself, in a plain call."""
+    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype not in TYPES or x.dtype != W.dtype:
         return False
-    if x.dtype not in TYPES or x.dtype != W.dtype or not 0 < x.numel() * x.element_size() * W.shape[0] <= LARGE:
+    return known(x) is None and unseen(x, W)
+
+
+def unseen(x: Tensor, W: Tensor) -> bool:
+    """Whether nothing looks at the single operators of an eager call."""
+    if type(x) not in PLAIN or type(W) not in PLAIN or torch._C._len_torch_dispatch_stack() > 0:
         return False
-    if not fixed(S) or known(x) is not None:
-        return False
-    return not (transformed() or torch._C._len_torch_dispatch_stack() > 0 or torch.is_autocast_enabled("cpu"))
+    return not (transformed() or torch.is_autocast_enabled("cpu"))
 
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): aggregate first or transform first."""
-    if torch.is_grad_enabled() and (x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)):
-        y: Tensor = _Mixed.apply(x, W, bias, S, aggregate)
+    return Step(S, aggregate)(x, W, bias)
+
+
+class Step:
+    """The convolution of a fixed S.
+
+    Args:
+        S: the structure.
+        aggregate: whether its products come first, or the mixing.
+        widths, dtype: i and o, where it serves matrices x (n, i) without gaps of this type alone: then its products are
+            made ready.
+    """
+
+    def __init__(
+        self, S: Basis, aggregate: bool, widths: tuple[int, int] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.S, self.aggregate, self.widths, self.dtype = S, aggregate, widths, dtype
+        self.parts: tuple[Basis, ...] = S.parts if isinstance(S, Stack) else (S,)
+        self.taps = [part.shape[0] for part in self.parts]
+        self.order = sorted(range(len(self.parts)), key=lambda number: type(self.parts[number]) is not Identity)
+        self.forth = self._products(self.parts, aggregate)
+
+    def _products(self, parts: Sequence[Basis], expand: bool) -> list[Product]:
+        """The product of each part: all S_k x beside each other, or their sum of z_k that lie so."""
+        if self.widths is not None and self.dtype is not None:
+            width = self.widths[0 if self.aggregate else 1]
+            made = [ready(part, width, expand, self.dtype) for part in parts]
+        else:
+            made = [None] * len(parts)
+        general = beside if expand else _added
+        return [
+            None if type(part) is Identity else own or partial(general, part)
+            for part, own in zip(parts, made, strict=True)
+        ]
+
+    @lazy
+    def back(self) -> list[Product]:
+        """The products of the transposed parts."""
+        return self._products([part.T for part in self.parts], not self.aggregate)
+
+    def __call__(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and (
+            x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            y: Tensor = _Mixed.apply(x, W, bias, self)
+            return y
+        return self.aggregated(x, W, bias)[0] if self.aggregate else self.transformed(x, W, bias)
+
+    def pieces(self, W: Tensor) -> Sequence[Tensor]:
+        """The weight (k, i, o) of each part, or (i, o) of a single tap."""
+        if len(self.taps) == len(W):
+            return W.unbind()
+        if len(self.taps) == 1:
+            return (W,)
+        return [w.squeeze(0) if k == 1 else w for k, w in zip(self.taps, W.split(self.taps), strict=True)]
+
+    def aggregated(self, x: Tensor, W: Tensor, bias: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Y, and all S_k X as matrices."""
+        made: list[Tensor] = []
+        y = None
+        for product, own in zip(self.forth, self.pieces(W), strict=True):
+            E, matrix = _rows(x if product is None else product(x)), _tall(own)
+            made.append(E)
+            if y is not None:
+                y.addmm_(E, matrix)
+            else:
+                y = torch.mm(E, matrix) if bias is None else torch.addmm(bias, E, matrix)
+        assert y is not None
+        return _like(y, x), made
+
+    def transformed(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+        """Y."""
+        return self.contracted(x, self.forth, [_wide(own) for own in self.pieces(W)], bias)
+
+    def contracted(self, x: Tensor, products: list[Product], matrices: list[Tensor], add: Tensor | None) -> Tensor:
+        """sum_k S_k X W_k + add over the parts, each with its product and its matrix (i, k o): the identity first."""
+        X, y = _rows(x), add
+        for number in self.order:
+            product, matrix = products[number], matrices[number]
+            if product is not None:
+                y = product(_like(torch.mm(X, matrix), x), y)
+            elif y is None:
+                y = _like(torch.mm(X, matrix), x)
+            else:
+                y = _like(torch.addmm(y if y.ndim < 3 else _rows(y), X, matrix), x)
+        assert y is not None
         return y
-    return _aggregate(S, x, W, bias)[0] if aggregate else _transform(S, x, W, bias)
 
+    def back_aggregated(
+        self, W: Tensor, dy: Tensor, made: list[Tensor], to_x: bool, dw: Tensor | None
+    ) -> Tensor | None:
+        """dX where it is wanted, and dW from all S_k X."""
+        if dw is not None:
+            arriving = _rows(dy)
+            for out, E in zip(self.pieces(dw), made, strict=True):
+                _put(out, E, arriving)
+        return self.contracted(dy, self.back, [_tall(own).mT for own in self.pieces(W)], None) if to_x else None
 
-def _pieces(S: Basis, W: Tensor) -> list[tuple[Basis, Tensor]]:
-    """The parts of a stack, each with its weight (k, i, o), or (i, o) of a single tap."""
-    if not isinstance(S, Stack):
-        return [(S, W.squeeze(0) if W.shape[0] == 1 else W)]
-    if len(S.parts) == W.shape[0]:
-        return list(zip(S.parts, W.unbind(), strict=True))
-    found, at = [], 0
-    for part in S.parts:
-        k = part.shape[0]
-        found.append((part, W[at] if k == 1 else W[at : at + k]))
-        at += k
-    return found
+    def back_transformed(self, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, dw: Tensor | None) -> Tensor | None:
+        """dX where it is wanted, and dW, both from all S_k^T dY."""
+        X, dx = _rows(x), None
+        outs = self.pieces(W if dw is None else dw)
+        for product, own, out in zip(self.back, self.pieces(W), outs, strict=True):
+            back = _rows(dy if product is None else product(dy))
+            if dw is not None:
+                _put(out, X, back)
+            if to_x:
+                matrix = own.mT if own.ndim == 2 else own.mT.flatten(0, 1)
+                dx = torch.mm(back, matrix) if dx is None else dx.addmm_(back, matrix)
+        return None if dx is None else _like(dx, x)
 
 
 def _tall(W: Tensor) -> Tensor:
@@ -76,42 +185,10 @@ def _like(X: Tensor, x: Tensor) -> Tensor:
     return X if x.ndim == 2 else X.view(*x.shape[:-2], -1, X.shape[1])
 
 
-def _expand(S: Basis, x: Tensor) -> Tensor:
-    """All S_k x beside each other, (b m, k c)."""
-    return x if type(S) is Identity and x.ndim == 2 else _rows(beside(S, x))
-
-
-def _aggregate(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """Y, and all S_k X as matrices."""
-    made: list[Tensor] = []
-    y = None
-    for part, own in _pieces(S, W):
-        E, matrix = _expand(part, x), _tall(own)
-        made.append(E)
-        if y is not None:
-            y.addmm_(E, matrix)
-        else:
-            y = torch.mm(E, matrix) if bias is None else torch.addmm(bias, E, matrix)
-    assert y is not None
-    return _like(y, x), made
-
-
-def _transform(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
-    y = _contracted(x, [(part, _wide(own)) for part, own in _pieces(S, W)])
-    return y if bias is None else y.add_(bias)
-
-
-def _contracted(x: Tensor, pieces: list[tuple[Basis, Tensor]]) -> Tensor:
-    """sum_k S_k X W_k over some parts, each with its matrix (i, k o)."""
-    X, y = _rows(x), None
-    for part, matrix in pieces:
-        if type(part) is Identity and y is not None:
-            _rows(y).addmm_(X, matrix)
-            continue
-        z = together(part, _like(torch.mm(X, matrix), x))
-        y = z if y is None else y.add_(z)
-    assert y is not None
-    return y
+def _added(S: Basis, z: Tensor, add: Tensor | None) -> Tensor:
+    """sum_k S_k z_k + add, of z_k beside each other that nobody else has."""
+    y = together(S, z)
+    return y if add is None else y.add_(add)
 
 
 def _put(out: Tensor, X: Tensor, Y: Tensor) -> None:
@@ -126,49 +203,26 @@ def _put(out: Tensor, X: Tensor, Y: Tensor) -> None:
 
 class _Mixed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, S: Basis, aggregate: bool) -> Tensor:
-        ctx.S, ctx.aggregate = S, aggregate
-        if not aggregate:
+    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, step: Step) -> Tensor:
+        ctx.step = step
+        if not step.aggregate:
             ctx.save_for_backward(x, W)
-            return _transform(S, x, W, bias)
-        y, made = _aggregate(S, x, W, bias)
+            return step.transformed(x, W, bias)
+        y, made = step.aggregated(x, W, bias)
         ctx.save_for_backward(x, W, *(made if ctx.needs_input_grad[1] else ()))
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, W, *made), S = ctx.saved_tensors, ctx.S
+        x, W, *made = ctx.saved_tensors
+        step: Step = ctx.step
         to_x, to_w, to_bias = ctx.needs_input_grad[:3]
         db = _rows(dy).sum(0) if to_bias else None
         if torch.is_grad_enabled():
-            dx = S.T.contract(torch.einsum("...mo,kio->...kmi", dy, W)) if to_x else None
-            dw = torch.einsum("...kmi,...mo->kio", S.expand(x), dy) if to_w else None
-        else:
-            dw = torch.empty_like(W) if to_w else None
-            dx = _back_aggregate(S, W, dy, made, to_x, dw) if ctx.aggregate else _back_transform(S, x, W, dy, to_x, dw)
-        return dx, dw, db, None, None
-
-
-def _back_aggregate(
-    S: Basis, W: Tensor, dy: Tensor, made: list[Tensor], to_x: bool, dw: Tensor | None
-) -> Tensor | None:
-    """dX where it is wanted, and dW from all S_k X."""
-    if dw is not None:
-        arriving = _rows(dy)
-        for (_, out), E in zip(_pieces(S, dw), made, strict=True):
-            _put(out, E, arriving)
-    return _contracted(dy, [(part.T, _tall(own).mT) for part, own in _pieces(S, W)]) if to_x else None
-
-
-def _back_transform(S: Basis, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, dw: Tensor | None) -> Tensor | None:
-    """dX where it is wanted, and dW, both from all S_k^T dY."""
-    X, dx = _rows(x), None
-    outs = _pieces(S, W if dw is None else dw)
-    for (part, own), (_, out) in zip(_pieces(S, W), outs, strict=True):
-        back = _expand(part.T, dy)
-        if dw is not None:
-            _put(out, X, back)
-        if to_x:
-            matrix = own.mT if own.ndim == 2 else own.mT.flatten(0, 1)
-            dx = torch.mm(back, matrix) if dx is None else dx.addmm_(back, matrix)
-    return None if dx is None else _like(dx, x)
+            dx = step.S.T.contract(torch.einsum("...mo,kio->...kmi", dy, W)) if to_x else None
+            dw = torch.einsum("...kmi,...mo->kio", step.S.expand(x), dy) if to_w else None
+            return dx, dw, db, None
+        dw, dy = torch.empty_like(W) if to_w else None, dy.contiguous()
+        if step.aggregate:
+            return step.back_aggregated(W, dy, made, to_x, dw), dw, db, None
+        return step.back_transformed(x, W, dy, to_x, dw), dw, db, None
