@@ -225,12 +225,12 @@ def law_adjoint(case: Case, A: LinearMap) -> bool:
 
 @_linear_law
 def law_hand_rule(case: Case, A: LinearMap) -> bool:
-    """dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY are what autograd finds (dense mixing)."""
+    """dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY are what autograd finds of the matrix (dense mixing)."""
     if not isinstance(A.mixing, Dense):
         return False
     assert A.W is not None
     x, W = _random(A.W.new_empty(2, A.sites[1], A.i)).requires_grad_(), A.W.detach().clone().requires_grad_()
-    y = replace(A, W=W) @ x
+    y = replace(A, W=W).apply(x, "dense")  # which takes no transpose from S
     dy = _random(y, 2)
     want = torch.autograd.grad(y, (x, W), dy)
     for what, hand, auto in zip(("dX", "dW"), backward(A.S, A.mixing, W.detach(), x.detach(), dy), want, strict=True):

@@ -155,6 +155,18 @@ def test_who_is_served():
     assert not single.serves(largest, large, torch.zeros(2, 2, 2))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch's notice of beta
+def test_sparse_signals_go_the_plain_way(monkeypatch):
+    dense = torch.eye(6, 3).double()
+    for large in (0, NEVER):
+        monkeypatch.setattr(single, "LARGE", large)
+        for spec in (gcn(3, 2), gcn(2, 3)):
+            layer, x = GConv(spec, dtype=torch.float64), dense[:, : spec.mixing.i]
+            got = [layer(x.to_sparse_csr(), MESSY, lowering="sparse:transform") for _ in range(2)]  # decided, and again
+            for y in got:
+                assert_close("a sparse layout", y, layer(x, MESSY), 1e-12)
+
+
 def test_a_wrong_derivative_is_noticed(small):
     """Negative control: the derivative of S instead of that of its transpose."""
     layer, x = GConv(gcn(3, 2), dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64, requires_grad=True)

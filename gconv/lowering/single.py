@@ -27,7 +27,7 @@ def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether this is one large signal that may change, on an S that does not."""
     if torch.compiler.is_compiling() or x.ndim != 2 or not x.is_floating_point() or x.dtype != W.dtype:
         return False
-    if x.numel() * x.element_size() * S.shape[0] <= LARGE:
+    if x.layout is not torch.strided or x.numel() * x.element_size() * S.shape[0] <= LARGE:
         return False
     if type(x) not in (Tensor, Parameter) or not x.is_cpu or not fixed(S) or known(x) is not None:
         return False

@@ -80,9 +80,9 @@ def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Mixing, Tensor], Ru
     """`run` for signals like x: one step, the products of which are made ready."""
 
     def prepare(S: Basis, mixing: Mixing, x: Tensor) -> Run | None:
-        form = _sparse_form(S, x)
-        if type(mixing) is not Dense or x.ndim != 2 or not x.is_contiguous():
+        if type(mixing) is not Dense or x.ndim != 2 or x.layout != torch.strided or not x.is_contiguous():
             return None
+        form = _sparse_form(S, x)
         if not (steps.is_small(x, mixing.taps) and single.fixed(form) and steps.unwatched(x, x)):
             return None
         step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype), mixing.shape

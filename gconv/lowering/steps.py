@@ -41,6 +41,8 @@ def unwatched(x: Tensor, W: Tensor) -> bool:
     """Whether these are plain tensors of a type that is summed in itself, in a plain call."""
     if torch.compiler.is_compiling() or not x.is_cpu or x.dtype not in TYPES or x.dtype != W.dtype:
         return False
+    if x.layout is not torch.strided:
+        return False
     return known(x) is None and unseen(x, W)
 
 
