@@ -11,14 +11,15 @@ time of the choice over the best one's. The last row counts them.
     python -m experiments.plans --rounds 3           quicker, and less certain
 """
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from experiments import common
-from experiments.overhead import power_law
+from experiments import common, measure
+from experiments.measure import power_law
+from experiments.plan_cases import Shape, drawn, graphs, grids
 from gconv import GConv, Graph
 from gconv.domains import grid_graph
 from gconv.rates import rates
@@ -35,10 +36,12 @@ class Config:
 
     only: Only = "all"
     """Which cases."""
+    held_out: int = 75
+    """Held-out graphs, and as many grids."""
+    draw: int = 2026
+    """What decides the held-out cases."""
     rounds: int = 9
-    """Turns of each candidate."""
-    threads: int = 1
-    """Threads; with more than one, wall time is measured."""
+    """Turns of each candidate that may be the best."""
     seed: int = 0
 
 
@@ -48,119 +51,54 @@ class Case:
 
     case: str
     group: str
-    spec: str
-    shape: tuple[int, ...]
-    """Of x."""
-    domain: str
-    """"grid", "power law" or "lattice"."""
-    degree: int
+    shape: Shape
     training: bool
-    dx: bool
     rounds: int
-    threads: int
     seed: int
 
 
-def _graphs() -> Iterator[tuple[str, tuple[int, ...], str, int]]:
-    """Operators, shapes of x, kinds of graph and mean degrees."""
-    for nodes, degree in ((30, 4), (300, 8), (3000, 8), (20000, 14)):
-        for i, o in ((4, 32), (32, 32), (256, 16)):
-            yield f"gcn({i}, {o})", (nodes, i), "power law", degree
-            yield f"cheb({i}, {o}, k=3)", (nodes, i), "power law", degree
-        yield "sage(32, 64)", (nodes, 32), "power law", degree
-        yield "tag(64, 16, k=4)", (nodes, 64), "power law", degree
-        yield "gat(32, 8, heads=4)", (nodes, 32), "power law", degree
-    for n in (40, 400):
-        yield "spectral(16, 16, k=4)", (n, 16), "power law", 6
-    for batch, side in ((1, 8), (16, 16), (8, 32)):
-        yield "cheb(16, 32, k=3)", (batch, side * side, 16), "lattice", 4
-        yield "gcn(64, 16)", (batch, side * side, 64), "lattice", 4
-
-
-def _grids() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Operators and shapes of x."""
-    for i, o, side, batch in ((3, 16, 32, 4), (16, 16, 16, 8), (64, 64, 8, 8), (64, 64, 16, 4), (4, 4, 4, 64)):
-        for k in (1, 3, 5):
-            if k <= side:
-                yield f"conv2d({i}, {o}, {k}, padding={k // 2})", (batch, i, side, side)
-    for k in (3, 7, 15, 31):
-        yield f"depthwise(16, {k}, padding={k // 2})", (2, 16, 32, 32)
-    yield "depthwise(32, 7, padding=3)", (4, 32, 16, 16)
-    yield "conv2d(8, 8, 9, padding=4)", (4, 8, 24, 24)
-    yield "conv2d(4, 8, 3, stride=2)", (4, 4, 33, 33)
-    yield "conv1d(16, 16, 9, padding=4)", (8, 16, 256)
-    yield "conv1d(4, 4, 65, padding=32)", (8, 4, 512)
-    yield "conv_transpose2d(16, 8, 4, stride=2, padding=1)", (4, 16, 12, 12)
-    yield "avg_pool2d(2)", (8, 16, 32, 32)
-    yield "max_pool2d(2)", (8, 16, 32, 32)
-
-
 def cases(config: Config) -> list[Case]:
-    """The grid of shapes."""
+    """The list that the cost models were made with, for inference and for training, and the held-out cases."""
     found = []
-    tail = (config.rounds, config.threads, config.seed)
-    if config.only != "grids":
-        for spec, shape, domain, degree in _graphs():
-            for training, dx in ((False, False), (True, shape[-1] != 256)):
-                found.append(
-                    Case(
-                        _name(spec, shape, domain, training),
-                        f"graphs, {MODE[training]}",
-                        spec,
-                        shape,
-                        domain,
-                        degree,
-                        training,
-                        dx,
-                        *tail,
-                    )
-                )
-    if config.only != "graphs":
-        for spec, shape in _grids():
-            for training in (False, True):
-                dx = training and shape[1] > 3
-                found.append(
-                    Case(
-                        _name(spec, shape, "grid", training),
-                        f"grids, {MODE[training]}",
-                        spec,
-                        shape,
-                        "grid",
-                        0,
-                        training,
-                        dx,
-                        *tail,
-                    )
-                )
+    tail = (config.rounds, config.seed)
+    for kind, listed in (("graphs", graphs()), ("grids", grids())):
+        if config.only in ("all", kind):
+            for one in listed:
+                found += [_case(one, kind, training, tail) for training in (False, True)]
+            for k, one in enumerate(drawn(config.held_out, config.draw, kind == "grids")):
+                found.append(_case(one, f"held-out {kind}", k % 2 == 1, tail))
     return found
 
 
-def _name(spec: str, shape: tuple[int, ...], domain: str, training: bool) -> str:
-    return f"{spec} on {'x'.join(map(str, shape))}, {domain}, {MODE[training]}"
+def _case(one: Shape, group: str, training: bool, tail: tuple[int, int]) -> Case:
+    return Case(f"{one.name}, {MODE[training]}", f"{group}, {MODE[training]}", one, training, *tail)
 
 
-def graph(case: Case) -> Graph:
+def graph(one: Shape, seed: int) -> Graph:
     """The graph of a case."""
-    nodes = case.shape[-2]
-    if case.domain == "lattice":
+    nodes = one.shape[-2]
+    if one.domain == "lattice":
         side = round(nodes**0.5)
         return grid_graph((side, side))
-    return Graph(power_law(nodes, nodes * case.degree // 2, case.seed), nodes)
+    edges = power_law(nodes, nodes * one.degree // 2, seed)
+    if one.domain != "labelled":
+        return Graph(edges, nodes)
+    labels = int(re.findall(r"\d+", one.spec)[-1])
+    kind = torch.arange(edges.shape[1]) % labels
+    return Graph(edges, nodes, edge_type=kind, edge_attr=torch.rand(edges.shape[1], 2))
 
 
 def run(case: Case) -> common.Outcome:
     """Measure every candidate of a case."""
     common.seed_everything(case.seed, deterministic=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(case.threads)
-    try:
-        layer = GConv(OperatorSpec.parse(case.spec))
-        x = torch.randn(case.shape).requires_grad_(case.training and case.dx)
-        place = None if case.domain == "grid" else graph(case)
+    one, dtype = case.shape, getattr(torch, case.shape.dtype)
+    torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
+    with measure.threads(one.threads):
+        layer = GConv(OperatorSpec.parse(one.spec), dtype=dtype)
+        x = torch.randn(one.shape, dtype=dtype).requires_grad_(case.training and one.dx)
+        place = None if one.domain == "grid" else graph(one, case.seed)
         with torch.set_grad_enabled(case.training):
             made = layer.plan(x, place, measure=case.rounds)
-    finally:
-        torch.set_num_threads(before)
     took = {c.name: c.measured[-1] for c in made.candidates if c.measured}
     chosen, best = made.chosen.name, min(took, key=lambda name: took[name])
     metrics: dict[str, Any] = {"ratio": took[chosen] / took[best], "best": best, "chosen": chosen}
@@ -173,7 +111,7 @@ def run(case: Case) -> common.Outcome:
 
 def data(case: Case) -> common.Data:
     """What is measured on; the sizes and the seed decide it."""
-    return common.Data(f"random signals on a {case.domain}", "generated")
+    return common.Data(f"random signals on a {case.shape.domain}", "generated")
 
 
 def main(argv: list[str] | None = None) -> None:

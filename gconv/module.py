@@ -202,12 +202,14 @@ class GConv(nn.Module):
         gradients = wanted(x)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:
             signal = signal.new_zeros(signal.shape[-2:])  # a plan does not depend on numbers
-        with torch.no_grad():
-            mixing, W = plain(self.spec.mixing, self.weight)
-            S = self._basis(place, signal)
-            made = plan(S, mixing, signal, lowering, gradients)
+        mixing, W = plain(self.spec.mixing, self.weight)
+        S = self._basis(place, signal)
+        made = plan(S, mixing, signal, lowering, gradients)
+        if not measure:
+            return made
+        axes = place.ndim if isinstance(place, Grid) and x.ndim == place.ndim + 2 else 0
         rounds = 5 if measure is True else int(measure)
-        return measured(made, S, mixing, W, signal, gradients, rounds) if rounds else made
+        return measured(made, S, mixing, W, x if axes else signal, gradients, rounds, axes)
 
     def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.

@@ -10,16 +10,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis
+from gconv.basis import Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import known
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
-from gconv.mixing import Dense, Mixing
+from gconv.mixing import Dense, Grouped, Mixing, Separable
 from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
 Name = TypeVar("Name", bound=Hashable)
-SKIP, LONG = 30.0, 0.1  # a candidate is not measured where it should take so many times the best, and so many seconds
+SKIP, LONG = 20.0, 0.03  # a candidate is not measured where it should take so many times the best, and so many seconds
+CLOSE = 1.5  # and has all its turns where it takes at most so many times the best in the first ones
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,36 @@ _PLANS: dict[Hashable, Plan] = {}
 KEPT = 4096  # plans, before the cache starts anew
 
 
-def predict(option: Lowering, cost: Cost, dx: bool, dw: bool) -> float:
+def form(S: Basis, mixing: Mixing) -> str:
+    """What else a call by itself depends on: recurrences, signals on a grid and channels in groups take more steps."""
+    if isinstance(S, Polynomial):
+        return " terms"
+    if not isinstance(S, Shifts):
+        return ""
+    return " groups" if isinstance(mixing, Grouped | Separable) else " grid"
+
+
+def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
     """Seconds: what a call costs by itself, and its work at the machine's rates."""
     steps = tuple((work.kind, float(work.amount), float(work.size), float(work.table)) for work in cost.work)
-    return price(option.name + (" back" if dx else " weight" if dw else ""), steps)
+    return price(option.name, form, " back" if p.dx else " weight" if p.dw or p.ds else "", steps)
 
 
 def wanted(x: Tensor) -> tuple[bool, bool]:
     """Which gradients a call will be asked for: in x, and in the weight."""
     return (x.requires_grad, True) if torch.is_grad_enabled() else (False, False)
+
+
+def learned(S: Basis) -> list[Tensor]:
+    """The numbers of S that need a gradient."""
+    if isinstance(S, Stack | Product):
+        return [values for part in S.parts for values in learned(part)]
+    if isinstance(S, Axes):
+        return [values for factor in S.factors for values in learned(factor)]
+    if isinstance(S, Polynomial):
+        return learned(S.L) + ([S.combine] if isinstance(S.combine, Tensor) and S.combine.requires_grad else [])
+    own = S.g if isinstance(S, Diagonal) else S.values if isinstance(S, Taps | SharedTaps) else None
+    return [own] if own is not None and own.requires_grad else []
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
@@ -104,21 +126,23 @@ def plan(
         S, mixing: the operator on its domain.
         x: the signal, (*b, n, i); only its shape, dtype, device and layout are read.
         lowering: force one by name; "sparse" and "recurrence" leave the association open.
-        gradients: which ones will be wanted, as `wanted` says by default: the backward pass counts too.
+        gradients: which ones will be wanted, as `wanted` says by default: the backward pass counts too. With gradients
+            enabled, that in what S learns is wanted besides.
 
     Raises:
         Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
     """
     if gradients is None:
         gradients = wanted(x)
+    all_three = *gradients, torch.is_grad_enabled() and bool(learned(S))
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
-        return _make(S, mixing, x, lowering, gradients)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, gradients, strides(x)[-1:], _constancy(x))
+        return _make(S, mixing, x, lowering, all_three)
+    key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], _constancy(x))
     found = _PLANS.get(key)
     if found is None:
         if len(_PLANS) >= KEPT:
             _PLANS.clear()
-        found = _PLANS[key] = _make(S, mixing, x, lowering, gradients)
+        found = _PLANS[key] = _make(S, mixing, x, lowering, all_three)
     return found
 
 
@@ -130,28 +154,28 @@ def _constancy(x: Tensor) -> tuple[float, bool]:
     return 1.0 if found.sparse is None else found.density, True
 
 
-def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tuple[bool, bool]) -> Plan:
+def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tuple[bool, bool, bool]) -> Plan:
     k, m, n = S.shape
     i = x.shape[-1]
     o = mixing.channels(i)
     b = 1
     for extent in x.shape[:-2]:
         b *= int(extent)
-    dx, dw = gradients
+    dx, dw, ds = gradients
     kind = str(x.dtype).removeprefix("torch.")
     kind = kind if kind in TYPES else "float32"  # no other type is measured
     last = strides(x)[-1] == 1 or i == 1
-    problem = Problem(b, i, o, x.element_size(), *_constancy(x), dx, dw and mixing.shape is not None, kind, last)
+    problem = Problem(b, i, o, x.element_size(), *_constancy(x), dx, dw and mixing.shape is not None, kind, last, ds)
     candidates, admitted = [], {}
     for option in LOWERINGS:
         reason = option.refuses(S, mixing) or (option.limit and option.limit(S, mixing, problem))
         cost = None if reason else option.cost(S, mixing, problem)
-        seconds = predict(option, cost, dx, problem.dw) if cost else float("inf")
+        seconds = predict(option, cost, problem, form(S, mixing)) if cost else float("inf")
         candidates.append(Candidate(option.name, cost, seconds, reason))
         if cost:
             admitted[option.name] = (seconds, option)
     way = f"({n} sites, {i} channels) -> ({m} sites, {o} channels), {k} taps, {x.dtype}"
-    title = f"plan for {b} signal{'s' * (b != 1)} of {way}{', backward pass included' * (dx or problem.dw)}"
+    title = f"plan for {b} signal{'s' * (b != 1)} of {way}{', backward pass included' * (dx or problem.dw or ds)}"
     if forced is not None:
         admitted = {name: pair for name, pair in admitted.items() if forced in (name, name.split(":")[0])}
         if not admitted:
@@ -170,37 +194,57 @@ def _refusal(forced: str, candidates: list[Candidate]) -> str:
 
 
 def measured(
-    made: Plan, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, gradients: tuple[bool, bool], rounds: int = 5
+    made: Plan,
+    S: Basis,
+    mixing: Mixing,
+    W: Tensor | None,
+    x: Tensor,
+    gradients: tuple[bool, bool],
+    rounds: int = 5,
+    axes: int = 0,
 ) -> Plan:
     """The same plan with the seconds that each admitted candidate took, the least of some interleaved rounds.
 
     Args:
         made: the plan.
         S, mixing, W, x, gradients: what it is for.
-        rounds: how often each candidate has its turn.
+        rounds: how often each candidate that may be the best has its turn; the others have two.
+        axes: as in `step_of`.
     """
     x = x.detach().requires_grad_(gradients[0])
     W = None if W is None else W.detach().requires_grad_(gradients[1])
-    backs = (False, True) if any(leaf is not None and leaf.requires_grad for leaf in (x, W)) else (False,)
+    needed = any(leaf is not None and leaf.requires_grad for leaf in (x, W)) or bool(learned(S))
+    backs = (False, True) if torch.is_grad_enabled() and needed else (False,)
     best = min(c.seconds for c in made.candidates)
     names = [c.name for c in made.candidates if c.cost and c.seconds <= max(LONG, SKIP * best)]
     options = [option for option in LOWERINGS if option.name in names]
-    steps = {(option.name, back): step_of(option, S, mixing, W, x, back) for option in options for back in backs}
-    least = take_turns(steps, rounds)
+    steps = {(o.name, back): step_of(o, S, mixing, W, x, back, axes) for o in options for back in backs}
+    least = take_turns(steps, 2)
+    limit = CLOSE * min(least[name, backs[-1]] for name in names)
+    again = {key: step for key, step in steps.items() if least[key[0], backs[-1]] <= limit}
+    if len(again) > len(backs):
+        least |= {key: min(least[key], seconds) for key, seconds in take_turns(again, rounds).items()}
     took = {name: tuple(least[name, back] for back in backs) for name in names}
     return replace(made, candidates=tuple(replace(c, measured=took.get(c.name, ())) for c in made.candidates))
 
 
 def take_turns(steps: Mapping[Name, Callable[[], object]], rounds: int, lasts: float = 2e-3) -> dict[Name, float]:
-    """Seconds a call of each step: the least of its rounds, in which a short step is repeated until it lasts."""
+    """Seconds a call of each step: the least of its rounds, in which a short step is repeated until it lasts.
+
+    The order of the turns is reversed from round to round.
+    """
     calls, least = {}, {}
     for name, step in steps.items():
         step()
         took = _seconds(step, 1)
-        calls[name], least[name] = max(1, min(1000, int(lasts / max(took, 1e-7)))), took
-    for _ in range(rounds):
-        for name, step in steps.items():
-            least[name] = min(least[name], _seconds(step, calls[name]))
+        calls[name] = max(1, min(1000, int(lasts / max(took, 1e-7))))
+        if calls[name] > 1:  # the first calls may have been slow
+            took = _seconds(step, calls[name])
+            calls[name] = max(1, min(1000, int(lasts / max(took, 1e-7))))
+        least[name] = took
+    for turn in range(rounds):
+        for name in list(steps)[:: -1 if turn % 2 else 1]:
+            least[name] = min(least[name], _seconds(steps[name], calls[name]))
     return least
 
 
@@ -213,23 +257,32 @@ def _seconds(step: Callable[[], object], calls: int) -> float:
 
 
 def step_of(
-    option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, back: bool
+    option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, back: bool, axes: int = 0
 ) -> Callable[[], object]:
-    """A forward pass of a lowering, with `back` also the gradients in x and W where they require one."""
+    """A forward pass of a lowering, with `back` also the gradients in x, W and S where they require one.
+
+    Args:
+        axes: of the grid, where x is images (b, c, *grid), which a lowering that works on images takes as they are.
+    """
+
+    def run() -> Tensor:
+        if axes and option.images is not None:
+            return option.images(S, mixing, W, x, None)
+        return option.run(S, mixing, W, x.flatten(-axes).mT if axes else x, None)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return run()
+
     if not back:
-
-        def forward() -> object:
-            with torch.no_grad():
-                return option.run(S, mixing, W, x, None)
-
         return forward
-    leaves = [leaf for leaf in (x, W) if leaf is not None and leaf.requires_grad]
+    leaves = [leaf for leaf in (x, W, *learned(S)) if leaf is not None and leaf.requires_grad]
     with torch.no_grad():
-        dy = torch.ones_like(option.run(S, mixing, W, x, None))
+        dy = torch.ones_like(run())
 
     def both() -> object:
         with torch.enable_grad():
-            return torch.autograd.grad(option.run(S, mixing, W, x, None), leaves, dy)
+            return torch.autograd.grad(run(), leaves, dy)
 
     return both
 

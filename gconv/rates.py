@@ -100,10 +100,18 @@ def rates() -> Rates:
     return found[min(found, key=lambda have: (abs(math.log(have / threads)), have))]
 
 
-def price(name: str, steps: tuple[tuple[str, float, float, float], ...]) -> float:
-    """Seconds of a call of a lowering: its overhead by `name`, and its steps (kind, amount, size, table)."""
+def price(name: str, form: str, passes: str, steps: tuple[tuple[str, float, float, float], ...]) -> float:
+    """Seconds of a call of a lowering: its overhead, and its steps (kind, amount, size, table).
+
+    Args:
+        name: of the lowering.
+        form: of its overhead, "" where that of this form was not measured.
+        passes: "", " weight" or " back".
+        steps: its work.
+    """
     now = rates()
-    return now.overheads.get(name, 0.0) + sum(now.seconds(*step) for step in steps)
+    begun = now.overheads.get(f"{name}{form}{passes}", now.overheads.get(f"{name}{passes}", 0.0))
+    return begun + sum(now.seconds(*step) for step in steps)
 
 
 # As torch.compiler.assume_constant_result does, which would import the compiler: it can neither read files nor should
@@ -146,16 +154,16 @@ def parse(data: Any, source: str) -> dict[int, Rates]:
     for threads, numbers in data["threads"].items():
         curves = {kind: tuple((float(size), float(rate)) for size, rate in c) for kind, c in numbers["curves"].items()}
         overheads = {name: float(seconds) for name, seconds in numbers["overheads"].items()}
-        _check(curves, overheads)
+        _check(curves, overheads, DEFAULTS if source != "defaults" else {})
         found[int(threads)] = Rates(curves, overheads, source)
     return found
 
 
-def _check(curves: Mapping[str, Curve], overheads: Mapping[str, float]) -> None:
-    want = next(iter(DEFAULTS.values()))
-    missing = [name for name in [*want.curves, *want.overheads] if name not in curves and name not in overheads]
-    if missing:
-        raise ValueError(f"it lacks {missing[0]!r}")
+def _check(curves: Mapping[str, Curve], overheads: Mapping[str, float], like: Mapping[int, Rates]) -> None:
+    for want in like.values():
+        missing = [name for name in [*want.curves, *want.overheads] if name not in curves and name not in overheads]
+        if missing:
+            raise ValueError(f"it lacks {missing[0]!r}")
     for kind, curve in curves.items():
         sizes = [size for size, _ in curve]
         numbers = [number for point in curve for number in point]
@@ -165,207 +173,4 @@ def _check(curves: Mapping[str, Curve], overheads: Mapping[str, float]) -> None:
         raise ValueError("an overhead is not a number of seconds")
 
 
-DEFAULTS: dict[int, Rates] = {
-    1: Rates(
-        {
-            "gemm float32": (
-                (1, 2.94e09),
-                (4, 3.33e09),
-                (16, 6.03e10),
-                (64, 8.37e10),
-                (256, 9.42e10),
-            ),
-            "conv float32": (
-                (4, 9.63e09),
-                (16, 5.2e10),
-                (64, 8.06e10),
-            ),
-            "conv float32 large": (
-                (4, 8.9e09),
-                (16, 2.92e10),
-            ),
-            "conv float32 last": (
-                (12, 1.02e10),
-                (36, 2.78e10),
-                (48, 6.87e10),
-                (144, 9.72e10),
-                (192, 9.06e10),
-            ),
-            "conv float32 back": (
-                (4, 2.39e09),
-                (12, 5.46e09),
-                (16, 2.02e10),
-                (48, 4.7e10),
-                (192, 6.93e10),
-            ),
-            "gemm float64": (
-                (1, 2.36e09),
-                (4, 3.28e09),
-                (16, 1.3e10),
-                (64, 2.81e10),
-                (256, 3.89e10),
-            ),
-            "conv float64": (
-                (4, 8.62e09),
-                (16, 2.14e10),
-                (64, 3.2e10),
-            ),
-            "conv float64 large": (
-                (4, 8.57e09),
-                (16, 4.68e09),
-            ),
-            "conv float64 last": (
-                (12, 4.19e09),
-                (36, 4.86e09),
-                (48, 1.7e10),
-                (144, 4.41e09),
-                (192, 3.28e10),
-            ),
-            "conv float64 back": (
-                (4, 2.06e09),
-                (12, 5.67e09),
-                (16, 1.22e10),
-                (48, 7.48e09),
-                (192, 1.74e10),
-            ),
-            "gemm bfloat16": (
-                (1, 6.85e07),
-                (4, 1.39e09),
-                (16, 2.46e09),
-                (64, 2.98e09),
-                (256, 1.4e09),
-            ),
-            "conv bfloat16": (
-                (4, 2.3e09),
-                (16, 1.3e09),
-                (64, 1.29e09),
-            ),
-            "conv bfloat16 large": (
-                (4, 1.27e09),
-                (16, 9e08),
-            ),
-            "conv bfloat16 last": (
-                (12, 1.66e09),
-                (36, 3.96e09),
-                (48, 6.39e09),
-                (144, 9.73e09),
-                (192, 9.85e09),
-            ),
-            "conv bfloat16 back": (
-                (4, 7.18e08),
-                (12, 2.86e09),
-                (16, 5.5e09),
-                (48, 7.39e09),
-                (192, 1.08e10),
-            ),
-            "gemm widened": (
-                (1, 1.96e08),
-                (4, 1.59e09),
-                (16, 2.14e10),
-                (64, 6.14e10),
-                (256, 8.67e10),
-            ),
-            "single": (
-                (9, 3.34e09),
-                (49, 1.51e10),
-                (225, 2.68e09),
-                (961, 2.94e09),
-            ),
-            "single back": (
-                (9, 2.06e09),
-                (49, 2.99e09),
-                (225, 3.36e09),
-                (961, 3.07e09),
-            ),
-            "single last": (
-                (9, 4.86e09),
-                (49, 1.96e10),
-                (225, 4.02e10),
-                (961, 5.98e10),
-            ),
-            "single last back": (
-                (9, 2.46e09),
-                (49, 7.46e09),
-                (225, 3.49e09),
-                (961, 8.99e08),
-            ),
-            "gather near": (
-                (4, 2.7e09),
-                (32, 1.85e10),
-                (128, 5.33e10),
-                (512, 6.48e10),
-            ),
-            "gather middle": (
-                (4, 2.01e09),
-                (32, 1.66e10),
-                (128, 4.63e10),
-                (512, 4.8e10),
-            ),
-            "gather far": (
-                (4, 5.94e08),
-                (32, 4.48e09),
-                (128, 1.08e10),
-                (512, 1.21e10),
-            ),
-            "stream": (
-                (16400, 7.87e09),
-                (262000, 4.36e10),
-                (4.19e06, 6e10),
-                (6.71e07, 3.05e09),
-            ),
-            "scatter": ((1, 1.58e10),),
-            "turn": ((1, 5.15e09),),
-            "fft": ((1, 3.85e09),),
-            "pool max": (
-                (4, 5.01e07),
-                (25, 1.61e07),
-            ),
-            "pool sum": (
-                (4, 1.08e08),
-                (25, 4.94e07),
-            ),
-            "conv transposed": (
-                (4, 1.76e09),
-                (16, 2.05e10),
-                (64, 6.82e10),
-            ),
-            "image": ((1, 917000),),
-            "slice": ((1, 127000),),
-            "mix": (
-                (1, 8.97e09),
-                (8, 4.4e09),
-                (64, 1.02e10),
-            ),
-            "call": ((1, 34800),),
-        },
-        {
-            "native": 2.86e-05,
-            "im2col": 7.3e-05,
-            "fft": 0.00047,
-            "dense": 0.000216,
-            "native weight": 0.000147,
-            "im2col weight": 0.00018,
-            "fft weight": 0.00104,
-            "dense weight": 0.000409,
-            "native back": 0.000161,
-            "im2col back": 0.000127,
-            "fft back": 0.00116,
-            "dense back": 0.000425,
-            "sparse:aggregate": 4.07e-05,
-            "sparse:transform": 3.77e-05,
-            "sparse:aggregate weight": 0.000133,
-            "sparse:transform weight": 0.000221,
-            "sparse:aggregate back": 0.000227,
-            "sparse:transform back": 0.000222,
-            "recurrence:aggregate": 3.43e-05,
-            "recurrence:transform": 4.26e-05,
-            "recurrence:aggregate weight": 0.00014,
-            "recurrence:transform weight": 0.000234,
-            "recurrence:aggregate back": 0.000237,
-            "recurrence:transform back": 0.000244,
-            "gft": 3.11e-05,
-            "gft weight": 0.000136,
-            "gft back": 0.000192,
-        },
-    ),
-}
+DEFAULTS = parse(json.loads(Path(__file__).with_name("rates.json").read_text(encoding="utf-8")), "defaults")

@@ -58,6 +58,7 @@ class Problem:
         dx, dw: whether the gradient in x, and in the weight, will be wanted.
         kind: of the numbers.
         last: whether the channels of a site lie side by side in memory.
+        ds: whether the gradient in what S learns will be wanted.
     """
 
     b: int
@@ -70,20 +71,31 @@ class Problem:
     dw: bool = False
     kind: str = "float32"
     last: bool = True
+    ds: bool = False
 
     @property
     def passes(self) -> int:
         """How often a matrix product with the weight runs: forward, and once for each gradient."""
         return 1 + self.dx + self.dw
 
-    def product(self, flops: float, *dimensions: float) -> Work:
-        """A matrix product and its derivatives; the smallest dimension says how fast."""
-        kind = "widened" if self.kind == "bfloat16" and widens() else self.kind
-        return Work(f"gemm {kind}", flops * self.passes, max(1.0, *[min(dimensions)]))
+    def product(self, flops: float, inner: float, outer: float) -> tuple[Work, ...]:
+        """X W with W (inner, outer), dX = dY W^T and dW = X^T dY, of so many flops each."""
+        if self.kind == "bfloat16":
+            kind = "gemm widened" if widens() else "gemm bfloat16"
+            return (Work(kind, flops * self.passes, max(1.0, min(inner, outer))),)
+        kind = f"gemm {self.kind}"
+        works = [Work(kind, flops * (1 + self.dw), outer), Work(f"{kind} inner", flops * (1 + self.dw), inner)]
+        if self.dx:
+            works += [Work(kind, flops, inner), Work(f"{kind} inner", flops, outer)]
+        return tuple(works)
 
     def turn(self, numbers: float) -> tuple[Work, ...]:
         """Laying the channels of x side by side, where they are not yet, and back for its gradient."""
-        return () if self.last else (Work("turn", self.item * numbers * (1 + self.dx)),)
+        return () if self.last else (self.turned(numbers * (1 + self.dx), numbers),)
+
+    def turned(self, numbers: float, array: float) -> Work:
+        """So many numbers laid out anew, of an array of so many."""
+        return Work("turn", self.item * numbers, self.item * array)
 
     def stream(self, numbers: float, passes: float) -> Work:
         """Passes over an array of so many numbers."""

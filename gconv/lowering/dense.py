@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -64,9 +66,10 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     work = (
         Work("gather", p.item * S.nnz * n, p.item * n, p.item * float(n) * n),
         p.stream(structure, 3),
-        p.product(build, p.i * p.o, k),
+        *replace(p, dx=False).product(build, k, p.i * p.o),
         p.stream(entries, 3 * (1 + p.dw)),
-        p.product(flops, n * p.i, m * p.o, max(1, p.b)),
+        *p.product(flops, n * p.i, m * p.o),
+        p.stream(entries, 1 + p.dx + p.dw),
     )
     traffic = p.item * (2 * entries + 2.0 * structure)
     return Cost(flops + build, traffic, p.item * (entries + structure), work)

@@ -20,6 +20,7 @@ from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
 
 SHORT = 32  # sites along an axis, of which transforms take twice as long for their size as very long ones
+MANY = 32  # signals, beyond which a product over them is no faster
 
 
 def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
@@ -105,7 +106,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     rate *= 1 + SHORT / max(1.0, sites) ** (1 / len(ring.length))
     work = [Work("fft", rate * one * (forward + back)), p.stream(sides, 2 * p.passes)]
     if not paired:
-        work += [Work("mix", mixed * p.passes, i), p.stream(sites * (forward + back), 4)]
+        work += [Work("mix", mixed * p.passes, float(i * min(p.b, MANY))), p.stream(sites * (forward + back), 4)]
     if p.last:
         work.append(Work("turn", 2.0 * p.item * sides * p.passes))
     spectra = steps.groups * (steps.signals * (i + steps.outs) + i * steps.outs)
@@ -134,8 +135,8 @@ def cost_gft(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     mixed = float(mixing.flops(r * p.b, p.i))
     spectrum = float(p.b) * r * p.i * S.shape[0]
     work = (
-        p.product(transforms, r, min(p.i, p.o) * p.b),
-        p.product(mixed, p.i, p.o),
+        *p.product(transforms, r, min(p.i, p.o) * p.b),
+        *p.product(mixed, p.i, p.o),
         p.stream(spectrum, 4 * p.passes),
     )
     return Cost(transforms + mixed, p.item * numbers, p.item * spectrum, work)

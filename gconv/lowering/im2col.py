@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Shifts
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
-from gconv.mixing import Mixing
+from gconv.mixing import Mixing, Separable
 
 LIMIT = 8 << 30  # bytes: a 5-D patch array has been seen to ask for 64 GB
 
@@ -46,11 +46,14 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     groups = getattr(mixing, "groups", 1)
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (
-        *([Work("turn", p.item * patches * 2 * p.passes)] if groups > 1 else []),
+        *([p.turned(2 * patches * p.passes, patches)] if groups > 1 else []),
+        *([p.stream(patches, 3 * p.passes)] if isinstance(mixing, Separable) else []),
         *p.turn(float(p.b) * n * p.i),
-        p.stream(patches, 4 * (1 + (p.dw if S.transposed else p.dx))),
-        p.product(flops, *((p.i, mixing.width(p.i) / groups) if S.transposed else (mixing.fan_in, p.o / groups))),
-        Work("slice", math.prod(S.kernel) * (1.0 + 5.0 * p.dx)),
+        p.stream(patches, 4 * (1 + (p.dw if S.transposed else p.dx)) + 12.0 * (p.dx and not S.linear)),
+        *p.product(
+            flops, *((p.i / groups, mixing.width(p.i) / groups) if S.transposed else (mixing.fan_in, p.o / groups))
+        ),
+        Work("slice", (math.prod(S.kernel) + 3.0 * S.is_padded) * (1.0 + 5.0 * p.dx)),
     )
     traffic = p.item * (3 * patches + float(p.b) * (n * p.i + m * p.o))
     return Cost(flops, traffic, p.item * patches, work)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
-LARGE = 7  # taps along an axis, from which on torch's kernels are slower where channels come first
+LARGE = 7  # sites that a kernel spans along an axis, beyond which torch's are slower where channels come first
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -129,7 +130,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     entries = float(S.nnz) / max(1, math.prod(S.kernel))
     numbers = float(p.b) * (n * p.i + m * p.o)
-    images = Work("image", float(p.b) * p.passes)
+    images = Work("image" if p.kind == "float32" else "image plain", float(p.b) * p.passes)
     flops = float(mixing.flops(int(entries) * p.b, p.i))
     return Cost(
         flops,
@@ -142,24 +143,60 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
     taps, gradients = math.prod(S.kernel), p.dx + p.dw
     if S.window:
-        return [Work(f"pool {S.reduce}", math.prod(S.out) * p.b * p.i * (1.0 + p.dx), float(taps))]
+        line = " line" if S.reduce == "max" and len(S.kernel) == 1 and not p.dx else ""  # a kernel of its own
+        outs = float(math.prod(S.out) * p.b * p.i)
+        forward = Work(f"pool {S.reduce}{line}", outs, float(taps))
+        return [forward, Work(f"pool {S.reduce} back", outs * p.dx, float(taps))]
     if isinstance(mixing, Separable):
         point = 2.0 * S.shape[1] * p.b * p.i * p.o
-        return [*_work(S, Grouped(taps, p.i, p.i, p.i), p, flops - point), p.product(point, p.i, p.o)]
+        return [*_work(S, Grouped(taps, p.i, p.i, p.i), p, flops - point), *p.product(point, p.i, p.o)]
+    if len(S.kernel) == 1 and isinstance(mixing, Dense) and S.trivial and p.last:
+        return list(p.product(flops, p.i, p.o))
     groups = mixing.groups if isinstance(mixing, Grouped) else 1
+    begun = [Work("onednn", 1.0, 1.0 + gradients)] if _onednn(S, p, groups) else []
+    if begun and S.transposed:  # what its taps write is added up
+        begun.append(Work("laid over", float(taps) * S.shape[2] * p.b, float(max(S.stride))))
     if groups > 1 and 4 * groups > max(p.i, p.o):  # hardly any channels share a product
         kind = "single last" if p.last else "single"
-        return [Work(kind, flops, float(taps)), Work(f"{kind} back", flops * gradients, float(taps))]
-    channels = p.o / groups
-    side = 2.0 if len(S.kernel) == 1 else min(LARGE, taps ** (1 / len(S.kernel)))  # a line of taps shares less
-    across = (p.i + p.o) / groups / 2 * side
+        return [Work(kind, flops, float(taps)), Work(f"{kind} back", flops * gradients, float(taps)), *begun]
+    form = _form(S, p.kind, bool(begun))
+    width = (p.i if form == " transposed plain" else math.sqrt(p.i * p.o) if S.transposed else p.o) / groups
+    kind, size = f"conv {p.kind}{form}", width
+    if form == " point":  # its output is laid out anew
+        begun.append(Work("lay", float(p.item) * p.b * S.shape[1] * p.o * (1 + gradients)))
+    if p.last and p.i > 1 and not S.transposed:
+        side = 2.0 if len(S.kernel) == 1 else min(LARGE, taps ** (1 / len(S.kernel)))  # a line of taps shares less
+        kind, size = f"conv {p.kind} last", (p.i + p.o) / groups / 2 * side
+    back = (
+        " line"
+        if len(S.kernel) == 1 and max(S.kernel) > LARGE
+        else form
+        if form in (" volume", " transposed plain")
+        else ""
+    )
+    return [Work(kind, flops, size), Work(f"conv {p.kind}{back} back", flops * gradients, width), *begun]
+
+
+def _form(S: Shifts, kind: str, onednn: bool) -> str:
+    """Which of the measured kinds of kernels is nearest."""
     if S.transposed:
-        kind, size = "conv transposed", channels
-    elif p.last:
-        kind, size = f"conv {p.kind} last", across
-    else:
-        kind, size = f"conv {p.kind}{' large' * (max(S.kernel) > LARGE)}", channels
-    return [Work(kind, flops, size), Work(f"conv {p.kind} back", flops * gradients, across)]
+        return " transposed" if onednn or kind != "float32" else " transposed plain"
+    if max(S.kernel) == 1:
+        return " point" if onednn else " plain"
+    if len(S.kernel) == 3 and not onednn:
+        return " volume"
+    wide = max(d * (k - 1) + 1 for d, k in zip(S.dilation, S.kernel, strict=True)) > LARGE
+    return " large" if wide and (onednn or kind != "float32") else ""
 
 
-NATIVE = Lowering("native", run, refuses, cost, images=run_images, trust=2.0)
+def _onednn(S: Shifts, p: Problem, groups: int) -> bool:
+    """Whether torch hands this to oneDNN, whose calls cost more by themselves: the rule of its convolutions."""
+    if p.kind != "float32":
+        return False
+    height, width = (1, *S.kernel)[-2:]
+    shared = groups > 1 or (height > 3 and width > 3) or p.b > 1 or p.b * p.i * S.shape[2] > 20480
+    moved = any(s != 1 for s in (*S.stride, *S.dilation))
+    return shared and (moved or p.b >= 16 or height != 1 or width != 1 or torch.get_num_threads() > 1)
+
+
+NATIVE = Lowering("native", run, refuses, cost, images=run_images, trust=1.1)

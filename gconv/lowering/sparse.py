@@ -16,9 +16,10 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept
+from gconv.kernels.narrow import LANES
 from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
-from gconv.mixing import Dense, Heads, Mixing
+from gconv.mixing import Dense, Heads, Mixing, Separable
 
 SCATTER = 24  # passes that the derivative of a maximum takes
 
@@ -129,13 +130,13 @@ def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
 
 
 def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
-    """A sparse product at `width` channels and, with `back`, its transpose.
+    """A sparse product at `width` channels and, with `back`, its transpose; the sampled one for what S learns.
 
     It reads a row of x for each entry and writes `into` rows a signal.
     """
     n = S.shape[2]
     rows, out = S.nnz * width * p.b, into * width * p.b
-    row = p.item * width
+    row = p.item * (min(p.b, LANES) if width == 1 else width)  # signals of one channel go side by side
     steps = sum(leaf.recurrence.terms for leaf in _leaves(S) if isinstance(leaf, Polynomial))
     kind = "gather" if S.linear else "scatter"
     passes = 1 + back * (1 if S.linear else SCATTER)
@@ -144,13 +145,13 @@ def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
         p.stream(out, 1 + back),
         Work("stream", 8.0 * S.nnz * p.b * (1 + back), 8.0 * S.nnz),
         Work("call", (steps + len(_leaves(S)) - 1) * (1 + back)),
-        Work("slice", 3.0 * isinstance(S, Shifts)),
+        Work("sampled", float(p.item * rows * p.ds), row),
     )
     return Cost(2.0 * rows, p.item * (rows + 2.0 * out) + 12.0 * S.nnz, p.item * out, work)
 
 
-def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float) -> Cost:
-    """The channels mixed at so many sites by a matrix (rows, columns)."""
+def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float, spread: bool = False) -> Cost:
+    """The channels mixed at so many sites by a matrix (rows, columns); `spread`: before the structure."""
     numbers = float(p.b) * sites * (p.i * p.density + p.o)
     flops = mixing.flops(sites * p.b, p.i) * p.density
     work: tuple[Work, ...]
@@ -160,17 +161,25 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float) ->
         work = (Work("gather", flops / 2 * p.item * p.passes, row, row * p.i),)
     elif mixing.shape is None:
         work = (p.stream(flops / 2, 1 + p.dx),)
+    elif isinstance(mixing, Separable):  # each tap's multiple of x is made
+        wide = float(p.b) * mixing.taps * sites * p.i
+        product = 2.0 * p.o * (wide if spread else wide / mixing.taps)
+        work = (*p.product(product, p.i, p.o), p.stream(wide, 3 * p.passes))
     else:
         groups = getattr(mixing, "groups", 1)
-        work = (p.product(flops, rows, columns / groups),)
+        work = p.product(flops, rows / groups, columns / groups)
         if groups > 1:  # the channels of a group are brought together, by copies
-            work += (Work("turn", p.item * float(p.b) * sites * max(rows, columns) * 2 * p.passes),)
+            array = float(p.b) * sites * max(rows, columns)
+            work += (p.turned(2 * array * p.passes, array),)
     return Cost(flops, p.item * numbers, p.item * numbers, work)
 
 
 def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    if _in_parts(S, mixing, p):
+        return _parts_cost(S, mixing, p, True)
     k, m, _ = S.shape
-    mixed = _mix(mixing, replace(p, density=1.0), m, mixing.fan_in, p.o)  # S x is not sparse
+    groups = getattr(mixing, "groups", 1)
+    mixed = _mix(mixing, replace(p, density=1.0, dx=p.dx or p.ds), m, mixing.fan_in * groups, p.o)  # S x is not sparse
     heads = (Work("slice", 3.0),) if mixing.apart else ()  # a product for each tap
     if not p.constant:
         mixed += Cost(0.0, 0.0, 0.0, (*p.turn(float(p.b) * S.shape[2] * p.i), *heads))
@@ -179,10 +188,44 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 
 
 def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
+    if _in_parts(S, mixing, p):
+        return _parts_cost(S, mixing, p, False)
     width = max(1, mixing.width(p.i) // S.shape[0])
     k, m, n = S.shape
     into = float(m * (k if mixing.apart else 1)) + float(n * k)  # what is mixed is written too
-    return _gather(S, p, width, into, p.dx or p.dw) + _mix(mixing, p, n, p.i, mixing.width(p.i))
+    turned = Cost(0.0, 0.0, 0.0, p.turn(float(p.b) * n * p.i) if mixing.shape is None else ())
+    return _gather(S, p, width, into, p.dx or p.dw) + _mix(mixing, p, n, p.i, mixing.width(p.i), True) + turned
+
+
+def _in_parts(S: Basis, mixing: Mixing, p: Problem) -> bool:
+    """Whether signals or rows go through a few at a time, as `batches.serves` and `single.serves` say."""
+    k, m, n = S.shape
+    if p.ds or p.constant or not (S.linear and isinstance(mixing, Dense)):
+        return False
+    if p.b == 1:
+        leaves = _leaves(S)
+        fixed = all(isinstance(leaf, Polynomial | Taps | SharedTaps | Identity) for leaf in leaves)
+        return fixed and n * p.i * p.item * k > single.LARGE
+    form = isinstance(S, Shifts | Polynomial | Taps | SharedTaps)
+    return form and p.b * p.i * p.item * k * max(m, n) > 4 * batches.CHUNK
+
+
+def _parts_cost(S: Basis, mixing: Mixing, p: Problem, aggregate: bool) -> Cost:
+    """A few signals or rows at a time, backward at the narrower side whatever the forward pass took."""
+    k, m, n = S.shape
+    times = (p.dx + p.dw) if p.i < p.o else int(p.dx or p.dw)
+    work: list[Work] = []
+    for often, width in ((1, p.i if aggregate else p.o), (times, min(p.i, p.o))):
+        step = min(p.b, max(1, batches.CHUNK // (p.item * width * k * max(m, n))))
+        made = _gather(S, replace(p, b=step), width, float(max(m, n) * k), False)
+        for w in made.work:  # what is made on the way stays in the cache
+            size = min(w.size, batches.CHUNK) if w.kind == "stream" else w.size
+            work.append(replace(w, amount=w.amount * often * p.b / step, size=size))
+    mixed = _mix(mixing, p, m if aggregate else n, mixing.fan_in if aggregate else p.i, p.o if aggregate else k * p.o)
+    numbers = float(p.b) * (n * p.i + m * p.o)
+    work += [p.stream(numbers, p.passes), *p.turn(float(p.b) * n * p.i)]
+    rows = float(S.nnz) * p.b * (p.i if aggregate else p.o)
+    return Cost(2.0 * rows, p.item * (rows + numbers), p.item * float(p.b) * m * p.o, tuple(work)) + mixed
 
 
 def _transform(refuses_form: Callable[[Basis, Mixing], str | None]) -> Callable[[Basis, Mixing], str | None]:

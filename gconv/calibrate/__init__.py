@@ -1,0 +1,121 @@
+"""Measure this machine once, so that plans price work as it does here.
+
+    python -m gconv.calibrate           measure for the number of threads in use (under a minute), store, print
+    python -m gconv.calibrate --show    print what plans use now
+
+Every rate is the best of some rounds, so that what else the machine does matters little; with one thread they are
+measured in processor time. The file keeps the numbers of other thread counts (OMP_NUM_THREADS=1 python -m ... for one
+thread). Running layers take it up when they are made anew: a process reads it once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+
+from gconv.calibrate.calls import overheads as calls
+from gconv.calibrate.convolutions import conv, onednn, single
+from gconv.calibrate.sections import Steps, gather, gemm, rest, stream
+from gconv.plan import take_turns
+from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, path, rates
+
+ROUNDS, LASTS = 5, 3e-3
+
+
+def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rates:
+    """The rates of this machine, for the number of threads in use.
+
+    Everything has its turn in each of the rounds, so that what else the machine does for a while matters little.
+
+    Args:
+        say: is told which share is done, and what comes next.
+    """
+    curves: dict[str, Curve] = {}
+    torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    sections: dict[str, Generator[Steps, dict[str, float], Any]] = {}
+    for kind in TYPES:
+        sections |= {f"products in {kind}": gemm(kind), f"convolutions in {kind}": conv(kind)}
+    sections |= {f"channels by themselves{', last' * last}": single(last) for last in (False, True)}
+    sections |= {f"sparse products, {place} tables": gather(place) for place in TABLES}
+    sections |= {"oneDNN": onednn(), "streams": stream(), "the rest": rest(), "calls": calls(curves)}
+    steps = {name: next(section) for name, section in sections.items()}
+    took: dict[str, dict[str, float]] = {name: {} for name in sections}
+    for turn in range(ROUNDS):
+        for k, name in enumerate(sections):
+            say((turn + k / len(sections)) / ROUNDS, name)
+            with torch.no_grad():
+                now = take_turns(steps[name], 1, LASTS)
+            took[name] = {step: min(seconds, took[name].get(step, seconds)) for step, seconds in now.items()}
+    say(1.0, "done")
+    torch.random.set_rng_state(state)
+    overheads: dict[str, float] = {}
+    for name, section in sections.items():
+        try:
+            section.send(took[name])
+        except StopIteration as done:
+            (overheads if name == "calls" else curves).update(done.value)
+    return Rates(curves, overheads, "measured now")
+
+
+def store(found: Rates) -> None:
+    """Put rates into the calibration's file, beside those of other numbers of threads."""
+    where = path()
+    data: dict[str, Any] = {"format": FORMAT, "threads": {}}
+    try:
+        old = json.loads(where.read_text(encoding="utf-8"))
+        if old["format"] == FORMAT:
+            data["threads"] |= old["threads"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or none that serves
+    curves = {kind: [[float(f"{number:.4g}") for number in point] for point in c] for kind, c in found.curves.items()}
+    overheads = {name: float(f"{seconds:.4g}") for name, seconds in found.overheads.items()}
+    data["threads"][str(torch.get_num_threads())] = {"curves": curves, "overheads": overheads}
+    where.parent.mkdir(parents=True, exist_ok=True)
+    trial = where.with_name(f"{where.name}.{os.getpid()}.tmp")
+    trial.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    os.replace(trial, where)
+
+
+def table(found: Rates) -> str:
+    """The rates as text."""
+    lines = [f"rates from {found.source}, {torch.get_num_threads()} threads; a second, by size"]
+    for kind, curve in found.curves.items():
+        lines.append(f"  {kind:22s}" + "".join(f"  {size:>9.9g}: {rate:8.3g}" for size, rate in curve))
+    lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and with that in x")
+    for name in found.overheads:
+        if not name.endswith((" weight", " back")):
+            each = (found.overheads[name + suffix] * 1e6 for suffix in ("", " weight", " back"))
+            lines.append(f"  {name:30s}" + "".join(f"  {us:8.1f}" for us in each))
+    return "\n".join(lines)
+
+
+def _bar(share: float, text: str) -> None:
+    """Progress, on the line that is there."""
+    done = round(30 * share)
+    print(f"\rmeasuring [{'#' * done}{' ' * (30 - done)}] {text:40.40s}", end="", file=sys.stderr, flush=True)
+    if share == 1:
+        print(file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m gconv.calibrate", description="Measure this machine for plans.")
+    parser.add_argument("--show", action="store_true", help="measure nothing, print the rates that plans use")
+    if parser.parse_args(argv).show:
+        print(table(rates()))
+        return
+    found = measure(_bar)
+    try:
+        store(found)
+    except OSError as error:
+        sys.exit(f"error: cannot write {path()}: {error.strerror or error}; GCONV_CALIBRATION=path names another file")
+    print(table(found))
+    print(f"stored in {path()}")

@@ -1,0 +1,6 @@
+"""`python -m gconv.calibrate`."""
+
+from gconv.calibrate import main
+
+if __name__ == "__main__":
+    main()

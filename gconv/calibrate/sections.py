@@ -1,0 +1,150 @@
+"""What is measured: products of matrices, dense and sparse, streams, pooling, transforms, and steps of a lowering.
+
+Each section yields the steps that it wants timed, is sent the seconds of each, and returns rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.domains import Graph
+from gconv.kernels import CSR, matmul, sddmm, segment_max, spmm
+from gconv.module import GConv
+from gconv.operators import cheb, conv2d
+from gconv.rates import TABLES, Curve
+
+Steps = dict[str, Callable[[], object]]
+Section = Generator[Steps, dict[str, float], dict[str, Curve]]  # steps -> seconds -> curves
+SMALL = 1e-6  # seconds; no call costs less
+NEVER = 1e14  # a rate at which work costs nothing
+PATH = Graph(torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]), 4)
+
+
+def steps_of(name: str, run: Callable[[Tensor, Tensor], Tensor], x: Tensor, W: Tensor) -> Steps:
+    """Forward, with the gradient in W, and with both."""
+    x, W = x.detach(), W.detach().requires_grad_()
+    both = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    dy = torch.ones_like(run(x, W)).detach()
+
+    def gradient(x: Tensor, leaves: tuple[Tensor, ...]) -> object:
+        with torch.enable_grad():
+            return torch.autograd.grad(run(x, W), leaves, dy)
+
+    return {
+        name: lambda: run(x, W),
+        f"{name} weight": lambda: gradient(x, (W,)),
+        f"{name} back": lambda: gradient(both, (both, W)),
+    }
+
+
+def _widened(X: Tensor, W: Tensor) -> Tensor:
+    return (X.float() @ W.float()).to(X.dtype)
+
+
+def gemm(kind: str) -> Section:
+    """X W by what W is wide, and what a short inner dimension takes besides."""
+    dtype, steps = getattr(torch, kind), Steps()
+    if kind == "bfloat16":
+        x, sizes = torch.randn(512, 256).to(dtype), (1, 4, 16, 64, 256)
+        for w in sizes:
+            X, W = x[:, :w].contiguous(), x[:w, :w].contiguous()
+            steps[f"{w}"] = partial(torch.mm, X, W)
+            steps[f"{w} widened"] = partial(_widened, X, W)
+        took = yield steps
+        work = {w: 2.0 * 512 * w * w for w in sizes}
+        names = (("gemm bfloat16", ""), ("gemm widened", " widened"))
+        return {name: tuple((float(w), work[w] / took[f"{w}{end}"]) for w in sizes) for name, end in names}
+    rows, wide = 4096, 64
+    outers, inners = (1, 2, 4, 8, 16, 64, 256), (1, 4, 16)
+    for i, o in [(wide, o) for o in outers] + [(i, wide) for i in inners]:
+        X, W = torch.randn(rows, i, dtype=dtype), torch.randn(i, o, dtype=dtype)
+        steps[f"{i} {o}"] = partial(matmul, X, W)
+    took = yield steps
+    each = {name: took[name] / (2.0 * rows * math.prod(map(int, name.split()))) for name in steps}
+    least = each[f"{wide} {wide}"]
+    inner = [(float(i), 1 / max(each[f"{i} {wide}"] - least, 1 / NEVER)) for i in inners]
+    return {
+        f"gemm {kind}": tuple((float(o), 1 / each[f"{wide} {o}"]) for o in outers),
+        f"gemm {kind} inner": (*inner, (float(wide), NEVER)),
+    }
+
+
+def gather(place: str) -> Section:
+    """A sparse product of eight entries a row, at random columns, by the bytes of a row of x; and the sampled one."""
+    entries, widths = 1 << 16, (1, 8, 32, 128)
+    row, steps, bytes_ = torch.arange(entries) // 8, Steps(), dict[int, float]()
+    for width in widths:
+        n = max(1, int(TABLES[place]) // (4 * width))
+        few = slice(min(entries, (1 << 22) // width))
+        csr = CSR.build(row[few], torch.randint(n, (entries,))[few], int(row[few][-1]) + 1, n)
+        x, values, dy = torch.ones(n, width), torch.ones(len(csr.col)), torch.ones(csr.shape[0], width)
+        steps[f"{width}"] = partial(spmm, csr, values, x)
+        steps[f"{width} sampled"] = partial(sddmm, csr, dy, x)
+        bytes_[width] = 4.0 * width * len(csr.col)
+    took = yield steps
+    curves = {f"gather {place}": tuple((4.0 * w, bytes_[w] / took[f"{w}"]) for w in widths)}
+    sampled = tuple((4.0 * w, bytes_[w] / took[f"{w} sampled"]) for w in widths)
+    return curves | ({"sampled": sampled} if place == "middle" else {})
+
+
+def stream() -> Section:
+    """x + 1 into fresh memory, by its bytes, beyond what the call takes."""
+    sizes = (2**14, 2**18, 2**22, 2**24, 2**26)
+    given = {size: torch.zeros(size // 4) for size in (4, *sizes)}
+    took = yield {f"{size}": partial(torch.add, x, 1) for size, x in given.items()}
+    return {"stream": tuple((float(s), 2 * s / max(took[f"{s}"] - took["4"], 0.2 * took[f"{s}"])) for s in sizes)}
+
+
+def _pool_gradient(pool: Callable[..., Tensor], x: Tensor, k: int) -> object:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        y = pool(x, k, 1)
+        return torch.autograd.grad(y, x, y.detach())
+
+
+def rest() -> Section:
+    """What single numbers are enough for, and pooling."""
+    at = torch.arange(4096)
+    csr = CSR.build(at.repeat(8), torch.randint(4096, (8 * 4096,)), 4096, 4096)
+    values, x, image = torch.ones(8 * 4096), torch.randn(4096, 32), torch.randn(2, 32, 32, 32)
+    turns, wide = (torch.randn(8, 16, 256), torch.randn(16, 32, 2048)), torch.randn(8, 32, 38, 38)
+    steps: Steps = {
+        "scatter": partial(segment_max, csr, values, x),
+        "fft": lambda: torch.fft.irfft2(torch.fft.rfft2(wide), s=(38, 38)),
+    }
+    work = {"scatter": 4.0 * 32 * 8 * 4096, "fft": 2 * 2.5 * 10.5 * wide.numel()}
+    steps |= {f"turn {len(rows)}": rows.mT.contiguous for rows in turns}
+    pools: dict[str, Callable[..., Tensor]]
+    pools, windows = {"max": F.max_pool2d, "sum": F.avg_pool2d, "max line": F.max_pool1d}, (2, 5)
+    for name, pool in pools.items():
+        given = image.flatten(2) if "line" in name else image
+        steps |= {f"{name} {k}": partial(pool, given, k, 1) for k in windows}
+        steps |= {f"{name} back {k}": partial(_pool_gradient, pool, given, k) for k in windows}
+    mixed = {(1, 4): 64, (8, 4): 8, (64, 4): 1, (64, 32): 1}  # channels and signals: groups
+    for (width, many), groups in mixed.items():
+        signal = torch.randn(many, groups, width, 16, 9, dtype=torch.complex64)
+        kernel = torch.randn(groups, width, width, 16, 9, dtype=torch.complex64)
+        steps[f"mix {width * many}"] = partial(torch.einsum, "...gixy,gioxy->...goxy", signal, kernel)
+    taps, one, signal = GConv(conv2d(2, 2, 9)), GConv(conv2d(2, 2, 1)), torch.randn(1, 2, 9, 9)
+    steps |= {f"taps {k}": partial(layer, signal, lowering="im2col") for k, layer in ((81, taps), (1, one))}
+    layers = {terms: GConv(cheb(2, 2, k=terms, bias=False)) for terms in (2, 10)}
+    steps |= {f"terms {k}": partial(layer, x[:4, :2].contiguous(), PATH) for k, layer in layers.items()}
+    took = yield steps
+    found: dict[str, Curve] = {kind: ((1.0, work[kind] / took[kind]),) for kind in work}
+    found["turn"] = tuple((4.0 * t.numel(), 4.0 * t.numel() / took[f"turn {len(t)}"]) for t in turns)
+    for name in pools:
+        outs = {k: 64.0 * (1025 - k if "line" in name else (33 - k) ** 2) for k in windows}
+        found[f"pool {name}"] = tuple((float(k * k), outs[k] / took[f"{name} {k}"]) for k in windows)
+        back = {k: max(took[f"{name} back {k}"] - took[f"{name} {k}"], SMALL) for k in windows}
+        if name != "max line":
+            found[f"pool {name} back"] = tuple((float(k * k), outs[k] / back[k]) for k in windows)
+    mixing = {w * b: 8.0 * b * groups * w * w * 16 * 9 for (w, b), groups in mixed.items()}
+    found["mix"] = tuple((float(size), flops / took[f"mix {size}"]) for size, flops in mixing.items())
+    found["slice"] = ((1.0, 80 / max(took["taps 81"] - took["taps 1"], SMALL)),)
+    return found | {"call": ((1.0, 8 / max(took["terms 10"] - took["terms 2"], SMALL)),)}
