@@ -111,7 +111,7 @@ def onednn() -> Section:
 
 def single(last: bool) -> Section:
     """By the taps, on 32x32 images of 16 channels, channels last in memory or not."""
-    sizes, steps = (9, 49, 225, 961), {}
+    sizes, steps = (9, 49, 81, 169, 225, 961), {}
     x = torch.randn(2, 16, 32, 32)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     steps = steps_of("base", _tiny_conv, torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3))
