@@ -323,7 +323,8 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["--peak-of"]:  # how this script calls itself
         case = Case(**json.loads(argv[2]))
         with measure.threads(case.threads):
-            print(json.dumps(measure.peak_of_steps(step_of(case, sides(case)[argv[1]]()))))
+            step = step_of(case, sides(case)[argv[1]]())
+            print(json.dumps(measure.peak_of_steps(lambda: step)))
         return
     config, options = common.cli(Config, __doc__, argv)
     if options.jobs != 1:

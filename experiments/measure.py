@@ -160,9 +160,10 @@ def resident() -> float:
     return common.peak_memory_mb()
 
 
-def peak_of_steps(step: Step, steps: int = 3) -> dict[str, float]:
-    """MiB above the start in this process, at best a new one: at the peak of some steps, and of another."""
+def peak_of_steps(make: Callable[[], Step], steps: int = 3) -> dict[str, float]:
+    """MiB above the start in this process, at best a new one: at the peak of making a step and some; of one more."""
     start = resident()
+    step = make()
     for _ in range(steps):
         step()
     first = common.peak_memory_mb() - start

@@ -301,7 +301,8 @@ def control(case: Case, sides: Sides) -> float:
 
 def peak(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
     """MiB resident above the start in this process, at best a new one: at the peak of three steps, and of a fourth."""
-    return peak_of_steps(Training(case, side).step)
+    training = Training(case, side)
+    return peak_of_steps(lambda: training.step)
 
 
 def run(case: Case) -> common.Outcome:

@@ -263,14 +263,14 @@ TABLES: tuple[Table, ...] = (
         where=(("config.memory", True),),
         cells=several(
             **{"gconv MiB": "metrics.gconv_mb", "peer MiB": "metrics.peer_mb", "share": "metrics.memory_share"},
+            **{"step, gconv": "metrics.gconv_step_mb", "step, peer": "metrics.peer_step_mb"},
         ),
         format=plain,
-        words=(("peer", "metrics.peer"), ("goal", "metrics.memory_goal"), ("", "metrics.memory_verdict")),
+        words=(("fastest peer", "metrics.peer"), ("goal", "metrics.memory_goal"), ("", "metrics.memory_verdict")),
         same=("data.hash", "metrics.kernels"),
         caption=(
-            "Peak memory of two steps over what is resident before the first, each side in a process of its own; gconv "
-            "makes its sparse form within them, a peer's CSR adjacency is there before. The goal is a share of the "
-            "peer's."
+            "Peak memory over that of the data: making a side (layer, form of the graph) and two steps, each side in a "
+            "process of its own. The goal is a share of the peer's. And that of a third step alone."
         ),
         command="python -m experiments.speed",
     ),

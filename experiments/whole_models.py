@@ -298,7 +298,9 @@ def peak(side: Side, case: Case, root: Path | None) -> dict[str, float]:
     """Peak memory of one side in this process."""
     with measure.threads(case.threads):
         seen, model = task(case, root), build(case)
-        return measure.peak_of_steps(Training(gconv.convert(model) if side == "after" else model, seen).epoch, 2)
+        return measure.peak_of_steps(
+            lambda: Training(gconv.convert(model) if side == "after" else model, seen).epoch, 2
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
