@@ -3,24 +3,28 @@
 A rate is a curve: points (size, amount a second), straight lines between them on logarithmic scales. What the size is
 depends on the kind of work:
 
-    gemm TYPE            flops              by the smaller of the two dimensions of W
-    gemm widened         flops              bfloat16 through float32
-    conv TYPE, large     flops              by the channels out of a group; `large`: kernels wider than 7
+    gemm TYPE            flops              by the columns of W, or by the smaller of its sides (bfloat16, `widened`:
+                                            through float32)
+    gemm TYPE inner      flops              what few rows of W take besides
+    conv TYPE FORM       flops              by the channels out of a group; the forms are those that `native` names:
+                                            none, large, point (1x1), plain (1x1 without oneDNN), volume, transposed
+    conv TYPE FORM back  flops              each of the two gradients; by the same
     conv TYPE last       flops              channels last in memory; by channels (mean of in and out) times kernel side
-    conv TYPE back       flops              each of the two gradients; by the same
     single, last, back   flops              each channel by itself, by the taps; `last`: channels last in memory
+    onednn               calls              what its calls take besides: forward, with one gradient, with two
+    image, image plain   images             beyond their arithmetic, by oneDNN and by torch's own: single numbers
+    lay, laid over       bytes, sites       what 1x1 kernels lay out anew, and what transposed ones add up, by stride
     gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
-    stream               bytes              by the bytes of the array
-    turn, scatter        bytes              laying channels side by side, and max over entries: single numbers
-    conv transposed      flops              of stride 2, by the channels out
-    image                images             beyond their arithmetic, a single number
-    pool sum, max        sites out          times channels; by the taps
-    fft, mix             flops              transforms: a single number; mixing in between: by channels of a group
+    sampled              bytes              the product for what a structure learns; by the bytes of a row
+    stream, turn         bytes              by the bytes of the array; `turn`: laying channels side by side
+    scatter              bytes              max over entries, a single number
+    pool sum, max, back  sites out          times channels; by the taps; `max line`: in one dimension
+    fft, mix             flops              transforms: a single number; mixing in between: by channels times signals
     call, slice          library calls      a term of a recurrence and what one tap reads: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
-gconv/calibration.json in the user's cache folder. Without a file the defaults serve, which are what that command
-measured on two cores of an AMD EPYC (Zen 3, AVX2).
+gconv/calibration.json in the user's cache folder. Without a file the defaults serve: rates.json beside this module,
+which that command wrote on two cores of an AMD EPYC (Zen 3, AVX2).
 """
 
 from __future__ import annotations

@@ -6,10 +6,27 @@ import pytest
 import torch
 
 import gconv.plan as plan_module
+from experiments.plan_cases import drawn, graphs, grids
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
-from gconv.lowering import LOWERINGS, im2col
-from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, max_pool2d, sage, selection, spectral
+from gconv.lowering import LOWERINGS, batches, im2col
+from gconv.lowering.base import Problem
+from gconv.lowering.native import _onednn
+from gconv.operators import (
+    arma,
+    avg_pool2d,
+    bernstein,
+    cheb,
+    conv2d,
+    gat,
+    gcn,
+    gin,
+    max_pool2d,
+    monet,
+    sage,
+    selection,
+    spectral,
+)
 from gconv.operators.shapes import grid, pixels, ring
 from gconv.plan import plan
 from gconv.testing import assert_close
@@ -281,3 +298,87 @@ def test_calibrating_writes_a_file_that_serves(calibrated, monkeypatch, capsys):
     assert found.overheads == rates.DEFAULTS[1].overheads and found.source == str(rates.path())
     calibrate.main(["--show"])
     assert f"rates from {rates.path()}" in capsys.readouterr().out
+
+
+# -- what is priced, and how it is measured ------------------------------------------------------------------------
+
+
+def works(made, name, kind):
+    (candidate,) = (c for c in made.candidates if c.name == name)
+    return [work for work in candidate.cost.work if work.kind == kind and work.amount]
+
+
+def test_the_sampled_product_of_a_learned_structure_is_priced():
+    graph = pixels()
+    graph = Graph(graph.edge_index, graph.size, edge_attr=torch.rand(graph.num_edges, 2))
+    layer, x = GConv(monet(3, 4, dim=2, kernel_size=2)), torch.zeros(graph.size, 3)
+    training = layer.plan(x, graph)
+    with torch.no_grad():
+        inference = layer.plan(x, graph)
+    for name in ("sparse:aggregate", "sparse:transform"):
+        assert works(training, name, "sampled") and not works(inference, name, "sampled")
+        assert not works(GConv(gcn(3, 4)).plan(x, graph), name, "sampled"), "S is fixed"
+
+
+@pytest.mark.parametrize("spec", [bernstein(k=3), gin(train_eps=True), arma(3, 4)])
+def test_a_measured_plan_has_the_gradient_of_what_a_structure_learns(spec):
+    made = GConv(spec).plan(torch.zeros(7, 3), ring(), measure=1)
+    assert "backward pass included" in made.title
+    assert {len(c.measured) for c in made.candidates if c.measured} == {2}
+
+
+def test_what_goes_a_few_signals_at_a_time_is_priced_so():
+    layer, graph = GConv(gcn(64, 16)), ring(2000)
+    few, many = (layer.plan(torch.zeros(b, 2000, 64, requires_grad=True), graph) for b in (2, 64))
+    assert all(work.size <= batches.CHUNK for work in works(many, "sparse:aggregate", "stream")[:1])
+    back = lambda made: sum(work.amount for work in works(made, "sparse:aggregate", "gather"))  # noqa: E731
+    assert back(many) < 32 * back(few), "backward at the narrower side"
+
+
+CONVOLUTIONS = [
+    (b, i, kernel, stride, dilation)
+    for b in (1, 2, 16)
+    for i in (1, 64)
+    for kernel in ((1, 1), (3, 3), (5, 5), (1, 5))
+    for stride in (1, 2)
+    for dilation in (1, 2)
+]
+
+
+@pytest.mark.parametrize("side", [8, 24])
+def test_the_plan_knows_whom_torch_hands_a_convolution_to(side):
+    for b, i, kernel, stride, dilation in CONVOLUTIONS:
+        x, W = torch.zeros(b, i, side, side), torch.zeros(4, i, *kernel)
+        if min(side - dilation * (k - 1) for k in kernel) < 1:
+            continue
+        pair, zero = ([stride] * 2, [0, 0], [dilation] * 2), [0, 0]
+        want = torch._C._select_conv_backend(x, W, None, *pair, False, zero, 1)
+        S = Shifts((side, side), kernel, (stride,) * 2, (dilation,) * 2, ((0, 0), (0, 0)))
+        assert _onednn(S, Problem(b, i, 4, 4), 1) == (want == torch._C._ConvBackend.Mkldnn), (b, i, kernel, stride)
+        assert not _onednn(S, Problem(b, i, 4, 8, kind="float64"), 1)
+
+
+def test_calibrating_measures_every_kind_of_rate(monkeypatch):
+    """Each step runs once, whatever it takes."""
+
+    def once(steps, rounds, lasts):
+        for step in steps.values():
+            step()
+        return {name: 1e-3 * (1 + k) for k, name in enumerate(steps)}
+
+    said = []
+    monkeypatch.setattr(calibrate, "take_turns", once)
+    monkeypatch.setattr(calibrate, "ROUNDS", 1)
+    state = torch.random.get_rng_state()
+    found = calibrate.measure(lambda share, text: said.append(share))
+    assert said == sorted(said) and said[-1] == 1
+    assert torch.equal(state, torch.random.get_rng_state())
+    want = rates.DEFAULTS[1]
+    assert found.curves.keys() == want.curves.keys() and found.overheads.keys() == want.overheads.keys()
+
+
+@pytest.mark.parametrize("on_grids", [True, False])
+def test_held_out_cases_follow_their_seed_and_are_none_of_the_others(on_grids):
+    names = [[one.name for one in drawn(12, seed, on_grids)] for seed in (1, 1, 2)]
+    assert names[0] == names[1] != names[2] and len(set(names[0])) == 12
+    assert not {*names[0], *names[2]} & {one.name for one in (*graphs(), *grids())}
