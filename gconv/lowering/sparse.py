@@ -216,7 +216,7 @@ def _parts_cost(S: Basis, mixing: Mixing, p: Problem, aggregate: bool) -> Cost:
     times = (p.dx + p.dw) if p.i < p.o else int(p.dx or p.dw)
     work: list[Work] = []
     for often, width in ((1, p.i if aggregate else p.o), (times, min(p.i, p.o))):
-        step = min(p.b, max(1, batches.CHUNK // (p.item * width * k * max(m, n))))
+        step = min(p.b, max(1, batches.CHUNK // max(1, p.item * width * k * max(m, n))))
         made = _gather(S, replace(p, b=step), width, float(max(m, n) * k), False)
         for w in made.work:  # what is made on the way stays in the cache
             size = min(w.size, batches.CHUNK) if w.kind == "stream" else w.size
