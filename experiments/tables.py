@@ -275,6 +275,20 @@ TABLES: tuple[Table, ...] = (
         command="python -m experiments.speed",
     ),
     Table(
+        name="profiles",
+        experiment="profiles",
+        label="config.case",
+        cells=several(**{"ms": "metrics.ms"}),
+        format=plain,
+        words=(("side", "metrics.side"), ("most of its time", "metrics.most")),
+        same=("data.hash",),
+        caption=(
+            "What bounds the cases that miss their goal: one thread, the six functions that most of the time is spent "
+            "in, under Python's profiler. Compiled kernels stand under the function that calls them."
+        ),
+        command="python -m experiments.profiles",
+    ),
+    Table(
         name="grids",
         experiment="grids",
         label="config.case",

@@ -42,7 +42,7 @@ def by_hand(csr, z, p, q, slope):
 
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("heads", [1, 3, 8, 70])
-@pytest.mark.parametrize("width", [1, 3, 8, 17])
+@pytest.mark.parametrize("width", [1, 3, 8, 17, 33])
 @pytest.mark.parametrize("slope", [0.2, -0.5])
 def test_values_and_gradients_are_the_formulas(heads, width, slope, dtype):
     csr, z, p, q = problem(heads, width, dtype)

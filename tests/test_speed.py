@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import measure, render, speed, speed_sides, speed_summary, tables, whole_models
+from experiments import measure, profiles, render, speed, speed_sides, speed_summary, tables, whole_models
 from experiments.speed_cases import FORMS, FULL, LAYERS, QUICK, Case, cases
 
 
@@ -109,8 +109,10 @@ def test_exponents_and_means_of_known_rows():
 
 
 def test_tables_and_figures_are_made_of_rows(tmp_path):
-    rows = [row(case, flops=1e6, bytes=1e5, gconv_forward_ms=0.5, gconv_mb=1.0, peer_mb=9.0, memory_share=0.1,
-                memory_goal="0.2", memory_verdict="met") for case in cases(QUICK) if case.compared]  # fmt: skip
+    memory = {"gconv_mb": 1.0, "peer_mb": 9.0, "gconv_step_mb": 0.5, "peer_step_mb": 8.0, "memory_share": 0.1}
+    weighed = {**memory, "memory_goal": "0.2", "memory_verdict": "met"}
+    compared = [case for case in cases(QUICK) if case.compared]
+    rows = [row(case, flops=1e6, bytes=1e5, gconv_forward_ms=0.5, **weighed) for case in compared]
     limits = next(case for case in cases(QUICK) if not case.compared)
     rows.append(row(limits) | {"metrics": {"copy_gb_s": 10.0, "mm_gflop_s": 100.0}})
     found = {table.name: table for table in tables.TABLES}
@@ -171,3 +173,16 @@ def test_models_that_differ_are_not_timed():
         made["after"].model.conv1.lin.weight.mul_(1.05)
     with pytest.raises(ValueError, match="differs by"):
         whole_models.agreed(case, made["before"], made["after"])
+
+
+def test_profiles_say_where_the_time_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiles, "LASTS", 0.05)
+    path = tmp_path / "rows.jsonl"
+    profiles.main(["--quick", "--only", "^gcn layer", "--results", str(path)])
+    ours, peer = (json.loads(line)["metrics"] for line in path.read_text().splitlines())
+    assert ours["side"] == "gconv" and peer["side"].startswith("PyG")
+    for found in (ours, peer):
+        shares = list(found["shares"].values())
+        assert shares == sorted(shares, reverse=True) and 0.2 < sum(shares) <= 1
+    with pytest.raises(SystemExit, match="no case has that name"):
+        profiles.main(["--quick", "--only", "nothing of the kind", "--results", str(path)])
