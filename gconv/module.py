@@ -100,10 +100,8 @@ class GConv(nn.Module):
         self._images: dict[Hashable, tuple[Basis, Run]] = {}
         self._graphs: WeakKeyDictionary[Graph, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
-        if (
-            weight is not None and spec.structure.domain == "graph"
-        ):  # only torch's kernels for grids want taps innermost
-            weight = weight.contiguous()
+        if weight is not None and spec.structure.domain == "graph":
+            weight = weight.contiguous()  # only torch's kernels for grids want taps innermost
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
         for name, p in spec.structure.parameters().items():

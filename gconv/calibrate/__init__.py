@@ -1,6 +1,6 @@
 """Measure this machine once, so that plans price work as it does here.
 
-    python -m gconv.calibrate           measure for the number of threads in use (under a minute), store, print
+    python -m gconv.calibrate           measure for the number of threads in use (a minute or so), store, print
     python -m gconv.calibrate --show    print what plans use now
 
 Every rate is the best of some rounds, so that what else the machine does matters little; with one thread they are

@@ -4,8 +4,8 @@ In bfloat16, processors without instructions for it multiply at a fraction of fl
 widened to float32 and the product is rounded back, as a bfloat16 product that is summed in float32 is. In float32 a 1x1
 convolution is another way to the same product; with its derivatives it was measured to be no faster.
 
-To few channels, torch's X W reaches a fraction of the rate of X (W^T)^T with W^T laid out anew, and its X^T dY a fifth
-of that of (dY^T X)^T. In float64 they differ less.
+To few channels, torch's X W is slower in float32 than X (W^T)^T with W^T laid out anew, and its X^T dY than (dY^T X)^T.
+In float64 they differ less.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from gconv.basis import Basis, Polynomial, SharedTaps, Taps
 from gconv.kernels import empty, matmul, transformed
 from gconv.kernels.narrow import LANES
-from gconv.lowering.single import fixed
+from gconv.lowering.single import fixed, wide, write
 
 CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
 
@@ -63,30 +63,14 @@ def _contract(S: Basis, z: Tensor) -> Tensor:
     return S.contract(z.view(-1, n, k, z.shape[1] // k).movedim(-2, -3))
 
 
-def _wide(W: Tensor) -> Tensor:
-    """(k, i, o) -> (i, k o)."""
-    return W.movedim(0, 1).flatten(1)
-
-
-def _write(out: Tensor, X: Tensor, W: Tensor, bias: Tensor | None) -> None:
-    """X W + b into `out` (b, m, o), its rows one after the other."""
-    rows = out.view(len(X), -1)
-    if X.dtype == torch.bfloat16:
-        rows.copy_(matmul(X, W) if bias is None else matmul(X, W).add_(bias))
-    elif bias is None:
-        torch.mm(X, W, out=rows)
-    else:
-        torch.addmm(bias, X, W, out=rows)
-
-
 def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     m = S.shape[1]
     i, o = W.shape[1:]
     y = empty(x, (len(x), m, o))
-    matrix = W.flatten(0, 1) if aggregate else _wide(W)
+    matrix = W.flatten(0, 1) if aggregate else wide(W)
     for part in _parts(S, x, i if aggregate else o):
         if aggregate:
-            _write(y[part], _side_by_side(S, x[part]), matrix, bias)
+            write(y[part].view(-1, o), _side_by_side(S, x[part]), matrix, bias)
         else:
             made = _contract(S, matmul(x[part].flatten(0, 1), matrix))
             y[part] = made if bias is None else made.add_(bias)
@@ -114,7 +98,7 @@ def _gradients(S: Basis, x: Tensor | None, W: Tensor | None, dy: Tensor) -> tupl
             if narrow:
                 dx[part] = _contract(S.T, matmul(arriving, matrix))
             else:
-                _write(dx[part], arriving, matrix, None)
+                write(dx[part].view(-1, i), arriving, matrix, None)
     if dw is not None:
         dw = (dw.view(k, i, o) if narrow else dw.view(i, k, o).movedim(1, 0)).to(dy.dtype)
     return dx, dw

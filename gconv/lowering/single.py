@@ -56,7 +56,7 @@ def _leaves(S: Basis) -> tuple[Basis, ...]:
     return tuple(leaf for part in S.parts for leaf in _leaves(part)) if isinstance(S, Stack) else (S,)
 
 
-def _wide(W: Tensor) -> Tensor:
+def wide(W: Tensor) -> Tensor:
     """(k, i, o) -> (i, k o)."""
     return W.movedim(0, 1).flatten(1)
 
@@ -110,8 +110,8 @@ def _side_by_side(S: Basis, x: Tensor) -> Callable[[slice], Tensor]:
     return some
 
 
-def _write(out: Tensor, X: Tensor, W: Tensor, bias: Tensor | None) -> None:
-    """out = X W + b."""
+def write(out: Tensor, X: Tensor, W: Tensor, bias: Tensor | None) -> None:
+    """X W + b into `out`, a matrix."""
     if X.dtype == torch.bfloat16:
         out.copy_(matmul(X, W) if bias is None else matmul(X, W).add_(bias))
     elif bias is None:
@@ -136,17 +136,17 @@ def _aggregate(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     y, matrix = empty(x, (S.shape[1], W.shape[2])), W.flatten(0, 1)
     rows = _side_by_side(S, x)
     for piece in _pieces(len(y), len(matrix), x):
-        _write(y[piece], rows(piece), matrix, bias)
+        write(y[piece], rows(piece), matrix, bias)
     return y
 
 
 def _transform(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
-    o, matrix, leaves = W.shape[2], _wide(W), _leaves(S)
+    o, matrix, leaves = W.shape[2], wide(W), _leaves(S)
     widths = [leaf.shape[0] * o for leaf in leaves]
     made = [empty(x, (len(x), width)) for width in widths]
     for piece in _pieces(len(x), len(W) * o, x):
         if len(made) == 1:
-            _write(made[0][piece], x[piece], matrix, None)
+            write(made[0][piece], x[piece], matrix, None)
             continue
         for z, some in zip(made, matmul(x[piece], matrix).split(widths, 1), strict=True):
             z[piece] = some
@@ -179,7 +179,7 @@ def _gradients(
         if to_w:
             dw.addmm_(x[piece].mT.to(summed), back.to(summed))
         if dx is not None:
-            _write(dx[piece], back, matrix, None)
+            write(dx[piece], back, matrix, None)
     return dx, dw.view(i, k, o).movedim(1, 0).to(W.dtype) if to_w else None
 
 

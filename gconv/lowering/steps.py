@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from gconv.basis import Basis, Identity, Stack, beside, ready, together
 from gconv.basis.base import lazy
 from gconv.kernels import known, transformed
-from gconv.lowering.single import fixed
+from gconv.lowering.single import fixed, wide
 
 PLAIN = (Tensor, Parameter)
 TYPES = (torch.float32, torch.float64)  # others are summed in a wider type
@@ -174,7 +174,7 @@ def _tall(W: Tensor) -> Tensor:
 
 def _wide(W: Tensor) -> Tensor:
     """(k, i, o) -> (i, k o)."""
-    return W if W.ndim == 2 else W.movedim(0, 1).flatten(1)
+    return W if W.ndim == 2 else wide(W)
 
 
 def _rows(x: Tensor) -> Tensor:
