@@ -8,7 +8,8 @@ setup(
             "gconv.kernels._csr",
             sources=["gconv/kernels/csr.c"],
             depends=[
-                f"gconv/kernels/csr_{part}.h" for part in ("isa", "type", "rows", "edges", "attend", "max", "build")
+                f"gconv/kernels/csr_{part}.h"
+                for part in ("isa", "type", "rows", "edges", "attend", "max", "scatter", "build")
             ],
             extra_compile_args=["-O3", "-std=gnu11", "-fopenmp"],
             extra_link_args=["-fopenmp"],

@@ -1,6 +1,7 @@
 /* Sparse products on the CPU, for every instruction set from one text.
  *
  *   spmm      y[b] = alpha S x[b] + beta z[b] + gamma w[b]     S in CSR form, b signals, rows of y in parallel
+ *   scatter   y[b] = S^T x[b]                                  from S by rows, for small y
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
  *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
  *   attend    the softmax of logits that are a sum over both ends of an entry, and its derivative
@@ -105,6 +106,7 @@ enum { F32, F64, BF16, TYPES };
 #define OF(f, type) {f##_base_##type, f##_base_##type, f##_base_##type}
 #endif
 static const spmm_part SPMM[TYPES][LEVELS] = {OF(spmm, f32), OF(spmm, f64), OF(spmm, bf16)};
+static const spmm_part SCATTER[2][LEVELS] = {OF(scatter, f32), OF(scatter, f64)};
 static const sddmm_part SDDMM[TYPES][LEVELS] = {OF(sddmm, f32), OF(sddmm, f64), OF(sddmm, bf16)};
 enum { SOFTMAX, SOFTMAX_BACK, ENDS, SUMS, EDGES };
 static const edges_part EDGE[EDGES][2][LEVELS] = {
@@ -129,7 +131,7 @@ static const spmm_part MAX[MAXIMA][2][LEVELS] = {
 };
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 6; }
+int gconv_interface(void) { return 8; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -169,6 +171,18 @@ void gconv_spmm(const product *p, int type, int level, int threads) {
     for (int64_t t = 0; t < tasks; t++) {
         int64_t c = t % parts;
         run(p, t / parts, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+    }
+}
+
+/* y, (batch, columns of the pattern, channels) of zeros, becomes S^T x; it has numbers. Threads take blocks of channels. */
+void gconv_scatter(const product *p, int type, int level, int threads) {
+    const int64_t parts = p->batch < threads ? (threads + p->batch - 1) / p->batch : 1;
+    const int64_t width = ((p->channels + parts - 1) / parts + 15) / 16 * 16, blocks = (p->channels + width - 1) / width;
+    spmm_part run = SCATTER[type][level];
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < blocks * p->batch; t++) {
+        int64_t first = t % blocks * width, last = first + width;
+        run(p, t / blocks, first, last < p->channels ? last : p->channels);
     }
 }
 

@@ -74,6 +74,7 @@ static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, i
 #include "csr_edges.h"
 #include "csr_attend.h"
 #include "csr_max.h"
+#include "csr_scatter.h"
 #endif
 
 #undef AT

@@ -54,7 +54,7 @@ class Attention(ctypes.Structure):
 
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 6  # of csr.c: its structs and functions
+INTERFACE = 8  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
 
@@ -68,7 +68,8 @@ def load() -> ctypes.CDLL | None:
             continue
         if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
             continue  # built from another csr.c
-        for name, kind in (("gconv_spmm", ctypes.c_char_p), ("gconv_sddmm", ctypes.POINTER(Product))):
+        bytes_, product = ctypes.c_char_p, ctypes.POINTER(Product)
+        for name, kind in (("gconv_spmm", bytes_), ("gconv_scatter", bytes_), ("gconv_sddmm", product)):
             function = getattr(library, name)
             function.argtypes = [kind, ctypes.c_int, ctypes.c_int, ctypes.c_int]
             function.restype = None
@@ -167,6 +168,24 @@ def spmm(
         *factors,
     )
     LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, _threads(col.shape[0] * b * c))
+    return y
+
+
+def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) -> Tensor:
+    """S^T x from S by rows, (*b, m, c) -> (*b, columns, c), all float32 or all float64."""
+    assert LIBRARY is not None
+    signals, b, x_batch, x_row = _rows(x)
+    m, c = crow.shape[0] - 1, x.shape[-1]
+    values, y = values.contiguous(), x.new_zeros((*x.shape[:-2], columns, c))
+    if not y.numel():
+        return y
+    p = PACKED.pack(
+        *(crow.data_ptr(), col.data_ptr(), 0, values.data_ptr(), signals.data_ptr(), 0, 0, y.data_ptr()),
+        *(m, b, c, 1, 1, 1),
+        *(x_batch, x_row, 0, columns * c, c, 0, 0, 0, 0, 0, 0),
+        *(1.0, 0.0, 0.0),
+    )
+    LIBRARY.gconv_scatter(p, TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c))
     return y
 
 

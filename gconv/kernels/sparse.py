@@ -22,6 +22,9 @@ from gconv.kernels import narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
+FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
+SHRINKS = 8  # times the result: by how much the signal is larger there
+WIDE = 16  # channels from which on it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,10 +227,19 @@ def _fits(what: str, have: int, want: int) -> None:
         raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
 
 
+def _scatters(values_t: Tensor, x: Tensor, rows: int) -> bool:
+    """Whether S x is made from the transpose's rows: x is read once, in order, and y stays in a cache."""
+    n, c = x.shape[-2:]
+    far = n * c * x.element_size() >= FAR and n >= SHRINKS * rows and c >= WIDE
+    return far and x.dtype == values_t.dtype and x.dtype in (torch.float32, torch.float64)
+
+
 def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
     _fits("values", values.shape[0], col.shape[0])
     _fits("sites in", x.shape[-2], rest[0].shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
+        if values_t is not None and _scatters(values_t, x, crow.shape[0] - 1):
+            return native.scatter(rest[0], rest[1], values_t, x, crow.shape[0] - 1)
         if x.ndim == 3 and narrow.serves(x):
             return narrow.side_by_side(lambda some: native.spmm(crow, col, values, some), x)
         return native.spmm(crow, col, values, x)
