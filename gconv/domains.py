@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gconv.kernels import apart, lasting, readable, varies, wrapped
+
 T = TypeVar("T")
 
 
@@ -118,7 +120,8 @@ class Graph:
 
     def __post_init__(self) -> None:
         given = _check_edge_index(self.edge_index)
-        edge_index = given.detach().to(torch.int64, copy=True).contiguous()
+        with apart(given):
+            edge_index = given.detach().to(torch.int64, copy=True).contiguous()
         e = edge_index.shape[1]
         low, high = (int(edge_index.min()), int(edge_index.max())) if e else (0, -1)
         size = high + 1 if self.size == -1 else int(self.size)
@@ -135,15 +138,17 @@ class Graph:
         for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
             value = getattr(self, name)
             if value is not None:
-                put(name, self._check_edge_tensor(name, value, ndims))
+                with apart(value):
+                    put(name, self._check_edge_tensor(name, value, ndims))
         if self.pos is not None:
             if self.pos.ndim != 2 or self.pos.shape[0] != size:
                 raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
             if self.pos.device != edge_index.device:
                 raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {edge_index.device}.")
-            if not bool(torch.isfinite(self.pos.detach()).all()):
+            if readable(self.pos) and not bool(torch.isfinite(self.pos.detach()).all()):
                 raise ValueError("pos holds NaN or infinity; every number of it must be finite.")
-            put("pos", self.pos.clone())
+            with apart(self.pos):
+                put("pos", self.pos.clone())
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
             raise ValueError(f"ptr must rise from 0 to {size}, the number of nodes, but it is {self.ptr}.")
 
@@ -170,7 +175,7 @@ class Graph:
             return value.detach().to(torch.int64, copy=True)
         if not value.dtype.is_floating_point:
             value = value.to(torch.get_default_dtype())
-        if not bool(torch.isfinite(value.detach()).all()):
+        if readable(value) and not bool(torch.isfinite(value.detach()).all()):
             raise ValueError(f"{name} holds NaN or infinity; every number of it must be finite.")
         return value[:, None].clone() if name == "edge_attr" and value.ndim == 1 else value.clone()
 
@@ -280,7 +285,7 @@ class Graph:
     @property
     def learned(self) -> bool:
         """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
-        return any(t is not None and t.requires_grad for t in (self.edge_weight, self.edge_attr, self.pos))
+        return varies(self.edge_weight) or varies(self.edge_attr) or varies(self.pos)
 
     @property
     def source(self) -> Tensor:
@@ -293,7 +298,7 @@ class Graph:
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, computed at most once for this graph and key."""
         if key not in self._memo:
-            with torch.inference_mode(False):  # what is kept must serve training too
+            with lasting():
                 self._memo[key] = make()
         return self._memo[key]
 
@@ -332,7 +337,7 @@ class Graph:
             there, here = (w.new_zeros(len(pair)).index_add(0, at, w) for at in (forth, back))
             return torch.allclose(there, here, rtol=1e-12, atol=0)
 
-        return self.memo("undirected", check)
+        return check() if wrapped(self.edge_weight) else self.memo("undirected", check)
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device; itself if it is there already."""
@@ -479,7 +484,7 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
 
 def _read_edge_index(edge_index: Tensor, size: int, given: dict[str, Tensor]) -> Graph:
     _check_edge_index(edge_index)
-    grad = any(value.requires_grad for value in given.values())
+    grad = any(varies(value) for value in given.values())
     known: Graph | None = None if grad else _SEEN.get(edge_index)
     if known is not None and known.size == size and torch.equal(known.edge_index, edge_index.to(torch.int64)):
         names = ("edge_weight", "edge_attr", "edge_type")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gconv.basis import Pattern, Taps
 from gconv.domains import Graph
+from gconv.kernels import readable, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -68,7 +69,7 @@ def _one_tap(row: Tensor) -> Tensor:
 
 
 def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
-    if not torch.compiler.is_compiling() and bool((degree < 0).any()):
+    if readable(degree) and bool((degree < 0).any()):
         node = int((degree < 0).nonzero()[0])
         raise ValueError(
             f"{what} normalisation needs degrees >= 0, but the weights at node {node} sum to {float(degree[node]):g}; "
@@ -127,7 +128,7 @@ def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: objec
         entries, values = make()
         return Taps(entries, values.to(dtype))
 
-    if graph.edge_weight is not None and graph.edge_weight.requires_grad:
+    if varies(graph.edge_weight):
         return taps()
     return graph.memo((*key, dtype), taps)
 
@@ -358,7 +359,7 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
         matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
         return float(eigsh(matrix, k=1, which="LA", return_eigenvectors=False)[0])
 
-    return graph.memo(("lmax", norm), compute)
+    return compute() if wrapped(graph.edge_weight) else graph.memo(("lmax", norm), compute)
 
 
 def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
@@ -381,7 +382,7 @@ def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
         return values.clamp(min=0), vectors
 
-    if graph.edge_weight is not None and graph.edge_weight.requires_grad:
+    if varies(graph.edge_weight):
         return compute()
     return graph.memo(("eigenbasis", norm), compute)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gconv.basis import Basis, SharedTaps, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
-from gconv.kernels import known
+from gconv.kernels import apart, known, transformed
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
@@ -39,7 +39,8 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
     if (domain, key) not in _GRID_BASES:
         if len(_GRID_BASES) >= KEPT:
             _GRID_BASES.clear()
-        _GRID_BASES[domain, key] = structure.basis(domain, theta, x)
+        with apart():
+            _GRID_BASES[domain, key] = structure.basis(domain, theta, x)
     return _GRID_BASES[domain, key]
 
 
@@ -72,6 +73,10 @@ class GConv(nn.Module):
 
     Traps: before `torch.compile(layer, fullgraph=True)`, call the layer once on its `Graph`: what is derived from a
     graph depends on its edges, which a compiler cannot trace. Grids need no such call.
+
+    torch.func's transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward mode run on
+    graphs through torch's own operators, which hold a row of x for each edge. Under vmap over edge weights nobody can
+    look at numbers, so that a check of them, or an operator that needs an eigenvalue, is left out or refused.
 
     Args:
         spec: what the factories of `gconv.operators` return.
@@ -154,7 +159,7 @@ class GConv(nn.Module):
         chosen = plan(S, mixing, signal, lowering).chosen
         on_images = isinstance(place, Grid) and x.ndim == place.ndim + 2 and chosen.images is not None
         run = chosen.images if on_images and chosen.images is not None else chosen.run
-        if ways is not None and (on_images or place is domain):
+        if ways is not None and (on_images or place is domain) and not transformed():
             if len(ways) >= KEPT:
                 ways.clear()
             run = (chosen.prepare and not on_images and chosen.prepare(S, mixing, x)) or run

@@ -6,9 +6,11 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 import gconv.plan
 from gconv.basis import Shifts, Taps
+from gconv.kernels import transformed
 from gconv.lowering import dense
 from gconv.lowering.base import Cost, Lowering
 from gconv.mixing import Dense
@@ -82,6 +84,63 @@ def leaves_bfloat16(S, mixing, W, x, bias):
 
 def is_rough(S, mixing, W, x, bias):
     return dense.run(S, mixing, W, x, bias) * (1 + 1e-4)
+
+
+def _within(change, where):
+    """`dense`, its weight changed within some transforms."""
+
+    def run(S, mixing, W, x, bias):
+        return dense.run(S, mixing, change(W) if where(W) else W, x, bias)
+
+    return run
+
+
+def _stale():
+    """Doubles the weight after the first transform."""
+    met = []
+
+    def run(S, mixing, W, x, bias):
+        if transformed():
+            met.append(1)
+        return dense.run(S, mixing, 2 * W if met and not transformed() else W, x, bias)
+
+    return run
+
+
+def _differentiated(W):
+    return torch._C._functorch.is_gradtrackingtensor(W) and forward_ad._current_level < 0
+
+
+def _functional(W):
+    return torch._C._are_functorch_transforms_active()
+
+
+def _functions_jvp(W):
+    return _functional(W) and forward_ad._current_level >= 0
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (_within(torch.Tensor.detach, _differentiated), "torch.func.grad in weight"),
+        (_within(torch.Tensor.detach, _functions_jvp), "torch.func.jvp"),
+        (
+            _within(
+                torch.Tensor.detach,
+                lambda W: (
+                    forward_ad._current_level >= 0 and type(W) is not torch.nn.Parameter and not _functions_jvp(W)
+                ),
+            ),
+            "forward mode",
+        ),
+        (_within(lambda W: 2 * W, torch._C._functorch.is_batchedtensor), "vmap of signals and weights"),
+        (_stale(), "a plain call after by_grad"),
+    ],
+    ids=["grad", "jvp", "forward mode", "vmap", "stale"],
+)
+def test_broken_transform_is_rejected(run, message, lowered):
+    lowered(run)
+    rejects("law_transforms", GCN, message)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ CONCERNS = {
     "law_lowerings": 60, "law_adjoint": 60, "law_hand_rule": 40, "law_linearity": 60, "law_permutation": 35,
     "law_translation": 5, "law_receptive_field": 60, "law_norm": 60, "law_row_stochastic": 10, "law_union": 40,
     "law_gradcheck": 75, "law_edge_cases": 75, "law_batch": 75, "law_caches": 75,
-    "law_round_trips": 75, "law_bfloat16": 75,
+    "law_round_trips": 75, "law_bfloat16": 75, "law_transforms": 75,
 }  # fmt: skip
 concerned: dict[str, set[str]] = {}
 

@@ -28,6 +28,7 @@ from gconv.basis.polynomial import Polynomial, Recurrence
 from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Pattern, Taps
+from gconv.kernels import lasting
 
 __all__ = [
     "Axes",
@@ -45,6 +46,7 @@ __all__ = [
     "beside",
     "each",
     "entries",
+    "lasting",
     "ready",
     "single",
     "together",

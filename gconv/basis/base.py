@@ -9,6 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 import torch
 from torch import Tensor
 
+from gconv.kernels import lasting
+
 T = TypeVar("T")
 
 
@@ -30,7 +32,7 @@ class lazy(Generic[T]):
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         if owner is None:
             return self
-        with torch.inference_mode(False):  # what is kept must serve training too
+        with lasting():
             value = owner.__dict__[self.name] = self.make(owner)
         return value
 

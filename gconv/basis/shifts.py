@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gconv.basis.base import lazy
 from gconv.basis.taps import Pattern, Taps
+from gconv.kernels import lasting
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
 _TAPS: dict[tuple[Shifts, torch.dtype, torch.device], Taps] = {}
@@ -266,7 +267,7 @@ class Shifts:
         if key not in _TAPS:
             if len(_TAPS) >= KEPT:
                 _TAPS.clear()
-            with torch.inference_mode(False):  # what is kept must serve training too
+            with lasting():
                 _TAPS[key] = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
         return _TAPS[key]
 

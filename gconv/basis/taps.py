@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis.base import lazy
-from gconv.kernels import CSR, attention, ends, heads_sddmm, row_softmax, segment_max, spmm
+from gconv.kernels import CSR, attention, bare, ends, heads_sddmm, lasting, row_softmax, segment_max, spmm, wrapped
 
 Layout = Literal["expand", "contract", "each"]
 SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # by a transpose
@@ -40,9 +40,10 @@ class Pattern:
             layout = "expand"  # with a single tap the three are the same matrix
         if layout not in self._memo:
             high, wide = layout != "contract", layout != "expand"
-            row = self.row * k + self.tap if high and k > 1 else self.row
-            col = self.col * k + self.tap if wide and k > 1 else self.col
-            with torch.inference_mode(False):  # what is kept must serve training too
+            with lasting():
+                row, col, tap = bare(self.row), bare(self.col), bare(self.tap)
+                row = row * k + tap if high and k > 1 else row
+                col = col * k + tap if wide and k > 1 else col
                 self._memo[layout] = CSR.build(row, col, m * k if high else m, n * k if wide else n)
         return self._memo[layout]
 
@@ -140,7 +141,9 @@ class Taps:
         if self.values.requires_grad or (torch.compiler.is_compiling() and layout not in self._memo):
             return csr, csr.ordered(self.values), None  # nor may a compiler look at numbers
         if layout not in self._memo:
-            with torch.inference_mode(False):
+            if wrapped(self.values):
+                return csr, csr.ordered(self.values), None
+            with lasting():
                 values = csr.ordered(self.values)
                 back = values[csr.to_t]
             if csr.self_transposed and torch.equal(values, back):

@@ -8,13 +8,15 @@ from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
-from gconv.kernels.registry import transformed
 from gconv.kernels.sparse import CSR, ready, sddmm, spmm, spmm_rows, unrecorded
+from gconv.kernels.transforms import apart, bare, lasting, readable, transformed, varies, wrapped
 
 __all__ = [
     "CSR",
+    "apart",
     "attention",
     "backend",
+    "bare",
     "clenshaw",
     "constant",
     "empty",
@@ -24,8 +26,10 @@ __all__ = [
     "heads_spmm",
     "kept",
     "known",
+    "lasting",
     "matmul",
     "product",
+    "readable",
     "ready",
     "row_softmax",
     "row_sums",
@@ -36,7 +40,9 @@ __all__ = [
     "terms",
     "transformed",
     "unrecorded",
+    "varies",
     "widens",
+    "wrapped",
 ]
 
 

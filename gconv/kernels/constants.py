@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from gconv.kernels.gemm import matmul
 from gconv.kernels.sparse import CSR, spmm
+from gconv.kernels.transforms import transformed
 
 SPARSE = 0.2  # share of non-zeros below which the sparse form is used
 
@@ -97,6 +98,8 @@ def kept(S: Any, x: Tensor, expand: Callable[[Tensor], Tensor]) -> Tensor:
     if found is None:
         return expand(x)
     if S not in found.expanded:
+        if transformed():
+            return expand(x)
         with torch.inference_mode(False):
             made = expand(x)
         if made.requires_grad:

@@ -95,11 +95,26 @@ def _heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> 
     return out
 
 
+def _heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    crow, col, order = _turned(transposed, structure)
+    values = values if order is None else values.index_select(0, order)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
+    products = products.sum(-2, keepdim=True) if together else products
+    y = products.new_zeros(*x.shape[:-3], len(crow) - 1, *products.shape[-2:])
+    return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
+
+
+def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+    product = a.index_select(-3, rows_of(*structure[:2])) * b.index_select(-3, structure[1])
+    return product.sum((*range(a.ndim - 3), -1)).expand(len(structure[1]), heads)
+
+
 def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
     """`row_softmax` in torch."""
     row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
     index = row.unsqueeze(-1).expand_as(logits)
-    top = logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits, "amax")
+    top = logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
     weight = (logits - top[row]).exp()
     return weight / weight.new_zeros(top.shape).index_add(0, row, weight)[row]
 
@@ -119,7 +134,7 @@ def ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
 def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     """`row_sums` in torch."""
     crow, col, order = _turned(transposed, structure)
-    values = values if order is None else values[order]
+    values = values if order is None else values.index_select(0, order)
     return values.new_zeros(len(crow) - 1, values.shape[1]).index_add(0, rows_of(crow, col), values)
 
 
@@ -297,6 +312,7 @@ HEADS_SPMM = Kernel(
     _heads_spmm_fake,
     _keep,
     _heads_spmm_backward,
+    _heads_spmm_composed,
 )
 HEADS_SDDMM = Kernel(
     "heads_sddmm",
@@ -306,6 +322,7 @@ HEADS_SDDMM = Kernel(
     _heads_sddmm_fake,
     _keep,
     _heads_sddmm_backward,
+    _heads_sddmm_composed,
 )
 ROW_SOFTMAX = Kernel(
     "row_softmax",

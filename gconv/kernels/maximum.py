@@ -45,6 +45,16 @@ def _max_torch(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     return messages.new_zeros(shape).scatter_reduce(-2, index, messages, "amax", include_self=False)
 
 
+def _max_composed(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
+    """The mean of the messages that reach the maximum: its value, and its derivative of any order."""
+    messages, rows = _messages(values, x, structure)
+    top = _max_torch(values.detach(), x.detach(), *structure)
+    won = messages.detach() == top.index_select(-2, rows)
+    total = torch.zeros_like(top).index_add(-2, rows, torch.where(won, messages, 0))
+    ties = (top == 0).to(top.dtype).index_add(-2, rows, won.to(top.dtype))
+    return (total / ties.clamp(min=1)).to(x.dtype)
+
+
 def _shared(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
     """What each message gets of the gradient, (*b, e, c); differentiable in dy."""
     messages, rows = _messages(values, x, structure)
@@ -149,5 +159,5 @@ MAX_DVALUES = Kernel(
     _once,
 )
 SEGMENT_MAX = Kernel(
-    "segment_max", "Tensor values, Tensor x", _max_torch, _max_cpu, _max_fake, _max_keep, _max_backward
+    "segment_max", "Tensor values, Tensor x", _max_torch, _max_cpu, _max_fake, _max_keep, _max_backward, _max_composed
 )

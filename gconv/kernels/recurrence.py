@@ -19,7 +19,7 @@ from torch import Tensor
 from gconv.kernels import narrow, native
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure
-from gconv.kernels.sparse import CSR, spmm_torch, turned
+from gconv.kernels.sparse import CSR, SPMM, spmm_torch, turned
 
 Rows = Sequence[tuple[float, float, float]]
 
@@ -147,6 +147,35 @@ def _filtered(
     return _sum(Step(values, x, structure), [signals] * len(coefficients), coefficients, rows).view(x.shape)
 
 
+def _terms_composed(
+    values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor
+) -> Tensor:
+    made = [x]
+    for k in range(len(rows) // 3):
+        alpha, beta, gamma = rows[3 * k : 3 * k + 3]
+        step = alpha * SPMM(structure, values, made[k], values_t) + beta * made[k]
+        made.append(step - gamma * made[k - 1] if k else step)
+    return torch.stack(made, -2)
+
+
+def _clenshaw_composed(
+    values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor
+) -> Tensor:
+    *others, b = z.unbind(-2)
+    ahead = torch.zeros_like(b)
+    for k in range(len(others) - 1, -1, -1):
+        alpha, beta, gamma = *rows[3 * k : 3 * k + 2], (*rows, 0.0, 0.0, 0.0)[3 * k + 5]
+        ahead, b = b, others[k] + alpha * SPMM(structure, values, b, values_t) + beta * b - gamma * ahead
+    return b
+
+
+def _filtered_composed(
+    values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
+) -> Tensor:
+    z = torch.stack([c * x for c in coefficients], -2)
+    return _clenshaw_composed(values, z, values_t, rows, *structure)
+
+
 def _terms_fake(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], len(rows) // 3 + 1, x.shape[-1]))
 
@@ -195,6 +224,7 @@ TERMS = Kernel(
     _terms_fake,
     _keep,
     _terms_backward,
+    _terms_composed,
 )
 CLENSHAW = Kernel(
     "clenshaw",
@@ -204,6 +234,7 @@ CLENSHAW = Kernel(
     _clenshaw_fake,
     _keep,
     _clenshaw_backward,
+    _clenshaw_composed,
 )
 FILTERED = Kernel(
     "filtered",
@@ -213,4 +244,5 @@ FILTERED = Kernel(
     _filtered_fake,
     _keep,
     _filtered_backward,
+    _filtered_composed,
 )

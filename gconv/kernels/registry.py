@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from gconv.kernels.transforms import transformed
 
 STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
 library = torch.library.Library("gconv", "DEF")
@@ -50,6 +51,8 @@ class Kernel:
         fake: its output's shape and type.
         keep: (ctx, arguments, output) -> the tensors that the derivative needs; what else it needs goes onto ctx.
         backward: (ctx, saved, pattern, gradient) -> the gradient of each argument, by kernels.
+        composed: the same of torch's own operators, out of place, which every transform of torch.func and forward-mode
+            differentiation know; default: `anywhere`.
     """
 
     def __init__(
@@ -61,8 +64,10 @@ class Kernel:
         fake: Callable[..., Tensor],
         keep: Callable[[Any, Any, Tensor], Saved],
         backward: Callable[..., tuple[Tensor | None, ...]],
+        composed: Callable[..., Tensor] | None = None,
     ) -> None:
         self.anywhere, self.cpu, self.keep, self.backward = anywhere, cpu, keep, backward
+        self.composed = composed or anywhere
         library.define(f"{name}({arguments}, {STRUCTURE}) -> Tensor")
         library.impl(name, anywhere, "CompositeExplicitAutograd")
         library.impl(name, cpu, "CPU")
@@ -86,7 +91,11 @@ class Kernel:
                 recorded = recorded or argument.requires_grad
             elif isinstance(argument, Tensor):  # a subclass may want to see the operator
                 return self._dispatched(structure, arguments)
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or _watched():
+        if torch.compiler.is_compiling():
+            return self._dispatched(structure, arguments)
+        if transformed():
+            return self.composed(*arguments, *structure)
+        if _watched():
             return self._dispatched(structure, arguments)
         if recorded and torch.is_grad_enabled():
             result: Tensor = _Recorded.apply(*arguments, structure, self)
@@ -105,8 +114,3 @@ class Kernel:
 def _watched() -> bool:
     """Whether something sees all operators (a FLOP counter, fake tensors)."""
     return torch._C._len_torch_dispatch_stack() > 0
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is under way: they know torch's operators."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from gconv.kernels.memory import empty
-from gconv.kernels.registry import library, transformed
+from gconv.kernels.registry import library
+from gconv.kernels.transforms import transformed
 
 X, W, Y = range(3)
 CHUNK = 1 << 20  # bytes of signals that are transformed at a time

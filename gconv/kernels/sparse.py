@@ -222,6 +222,18 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
     return out
 
 
+def _spmm_composed(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    products = x.index_select(-2, structure[1]).to(wide) * values.unsqueeze(-1)
+    y = products.new_zeros(*x.shape[:-2], len(structure[0]) - 1, x.shape[-1])
+    return y.index_add(-2, rows_of(*structure[:2]), products).to(x.dtype)
+
+
+def _sddmm_composed(a: Tensor, b: Tensor, *structure: Tensor) -> Tensor:
+    product = a.index_select(-2, rows_of(*structure[:2])) * b.index_select(-2, structure[1])
+    return product.sum([axis for axis in range(a.ndim) if axis != a.ndim - 2])
+
+
 def _fits(what: str, have: int, want: int) -> None:
     if have != want:  # a compiled kernel would read beyond its arrays
         raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
@@ -300,6 +312,22 @@ def _sddmm_backward(ctx: Any, saved: Saved, structure: Structure, g: Tensor) -> 
 
 
 SPMM = Kernel(
-    "spmm", "Tensor values, Tensor x, Tensor? values_t", spmm_torch, _spmm_cpu, _spmm_fake, _spmm_keep, _spmm_backward
+    "spmm",
+    "Tensor values, Tensor x, Tensor? values_t",
+    spmm_torch,
+    _spmm_cpu,
+    _spmm_fake,
+    _spmm_keep,
+    _spmm_backward,
+    _spmm_composed,
 )
-SDDMM = Kernel("sddmm", "Tensor a, Tensor b", _sddmm_torch, _sddmm_cpu, _sddmm_fake, _sddmm_keep, _sddmm_backward)
+SDDMM = Kernel(
+    "sddmm",
+    "Tensor a, Tensor b",
+    _sddmm_torch,
+    _sddmm_cpu,
+    _sddmm_fake,
+    _sddmm_keep,
+    _sddmm_backward,
+    _sddmm_composed,
+)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gconv.kernels import lasting
 from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
 from gconv.mixing.elementary import Dense
 
@@ -57,7 +58,7 @@ def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tenso
             ]
             for k in range(size * size)
         ]
-        with torch.inference_mode(False):  # what is kept must serve training too
+        with lasting():
             table = torch.tensor(rows, device=device)
             _TABLES[key] = table if lifted else table.squeeze(1)
     return _TABLES[key]

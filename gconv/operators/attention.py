@@ -84,7 +84,7 @@ def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtyp
             loop = attr.new_tensor(fill).expand(graph.size, dim)
         return torch.cat([attr, loop])[torch.where(edge < 0, graph.num_edges + one.row, edge)].to(dtype)
 
-    return make() if attr.requires_grad else graph.memo(("edge features", add_self_loops, fill, dtype), make)
+    return make() if graph.learned else graph.memo(("edge features", add_self_loops, fill, dtype), make)
 
 
 def head_mixing(heads: int, i: int, c: int, concat: bool, root: bool) -> Mixing | Parametrised:

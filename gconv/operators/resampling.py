@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from gconv.basis import Axes, Pattern, Taps
+from gconv.basis import Axes, Pattern, Taps, lasting
 from gconv.domains import Grid
 from gconv.mixing import Fixed
 from gconv.operators.shapes import grid, per_axis
@@ -107,7 +107,7 @@ def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor]
     if key not in memo:
         if len(memo) >= KEPT:
             memo.clear()
-        with torch.inference_mode(False):  # what is kept must serve training too
+        with lasting():
             memo[key] = make(domain, x)
     return memo[key]
 

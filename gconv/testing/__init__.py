@@ -1,0 +1,94 @@
+"""The laws that every convolution obeys, as functions anyone can hold an operator to.
+
+A law takes a `Sample` (a spec, a domain, a number of channels) and a dtype. It returns True if the sample obeys it,
+False if the law does not concern the sample (a maximum has no adjoint), and raises AssertionError, with numbers, if the
+sample breaks it. `LAWS` lists them all; `check_operator` runs them.
+
+>>> from gconv.operators import cheb
+>>> from gconv.operators.shapes import ring
+>>> applied = check_operator(cheb(3, 4, k=3), ring, 3)
+>>> applied["law_adjoint"], applied["law_translation"]
+(True, False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from gconv.spec import Domain, OperatorSpec, Sample
+from gconv.testing.algebra import (
+    law_adjoint,
+    law_hand_rule,
+    law_linearity,
+    law_lowerings,
+    law_norm,
+    law_receptive_field,
+    law_row_stochastic,
+)
+from gconv.testing.case import LAWS, TOL, Case, Law, assert_close
+from gconv.testing.derivatives import law_gradcheck, law_transforms
+from gconv.testing.domain import law_batch, law_edge_cases, law_permutation, law_translation, law_union
+from gconv.testing.software import law_bfloat16, law_caches, law_compile, law_round_trips
+
+__all__ = [
+    "LAWS",
+    "TOL",
+    "Case",
+    "Law",
+    "assert_close",
+    "check_operator",
+    "law_adjoint",
+    "law_batch",
+    "law_bfloat16",
+    "law_caches",
+    "law_compile",
+    "law_edge_cases",
+    "law_gradcheck",
+    "law_hand_rule",
+    "law_linearity",
+    "law_lowerings",
+    "law_norm",
+    "law_permutation",
+    "law_receptive_field",
+    "law_round_trips",
+    "law_row_stochastic",
+    "law_transforms",
+    "law_translation",
+    "law_union",
+]
+
+
+def check_operator(
+    operator: Sample | OperatorSpec,
+    domain: Callable[[], Domain] | Domain | None = None,
+    channels: int | None = None,
+    *,
+    dtypes: Iterable[torch.dtype] = tuple(TOL),
+    laws: Iterable[Law] | None = None,
+) -> dict[str, bool]:
+    """Hold an operator to the laws.
+
+    Args:
+        operator: a sample, or a spec with
+        domain: (a maker of) a domain that fits it, and
+        channels: the channels in.
+        dtypes: to run in.
+        laws: default all of `LAWS`; `law_compile`, which takes seconds, is apart.
+
+    Returns:
+        for each law whether it concerned the operator.
+
+    Raises:
+        AssertionError: at the first law that is broken; the message says which, where and by how much.
+    """
+    if isinstance(operator, OperatorSpec):
+        if domain is None or channels is None:
+            raise TypeError("A spec is checked on a domain and a number of channels: give all three.")
+        place = domain
+        operator = Sample(operator, place if callable(place) else lambda: place, channels)
+    return {
+        law.__name__: any([law(operator, dtype) for dtype in dtypes])
+        for law in (LAWS.values() if laws is None else laws)
+    }

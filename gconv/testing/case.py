@@ -1,0 +1,149 @@
+"""A sample come alive, and what makes a law of a function on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from gconv.domains import Graph, Grid
+from gconv.linear import LinearMap
+from gconv.module import GConv
+from gconv.spec import Domain, NotLinear, Sample, Structure
+
+Law = Callable[[Sample, torch.dtype], bool]
+LAWS: dict[str, Law] = {}
+TOL = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest entry
+
+
+def assert_close(what: str, got: Tensor, want: Tensor, tol: float) -> None:
+    """Equal up to `tol` of the largest entry (of 1, where all are smaller)."""
+    if got.shape != want.shape:
+        raise AssertionError(f"{what}: the shape is {tuple(got.shape)}, but it should be {tuple(want.shape)}.")
+    if got.numel() == 0:
+        return
+    got, want = got.detach().double(), want.detach().double()
+    error, scale = float((got - want).abs().max()), max(1.0, float(want.abs().max()))
+    if not error <= tol * scale:  # NaN fails too
+        raise AssertionError(
+            f"{what}: off by {error:.3g} where the largest entry is {scale:.3g}; allowed is {tol:g} of it."
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample come alive: a layer with random weights and bias, its domain, and two random signals in its layout."""
+
+    sample: Sample
+    layer: GConv
+    domain: Domain
+    x: Tensor
+
+    @classmethod
+    def of(
+        cls, sample: Sample, dtype: torch.dtype, domain: Domain | None = None, batch: int = 2, seed: int = 0
+    ) -> Case:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layer = GConv(sample.spec, dtype=dtype)
+            if layer.bias is not None:
+                torch.nn.init.uniform_(layer.bias, -1, 1)
+            domain = sample.domain() if domain is None else domain
+            size = (sample.channels, *domain.shape) if isinstance(domain, Grid) else (domain.size, sample.channels)
+            return cls(sample, layer, domain, torch.randn(batch, *size, dtype=torch.float64).to(dtype))
+
+    def __call__(self, x: Tensor, lowering: str | None = None, domain: Domain | None = None) -> Tensor:
+        return self.layer(x, domain or self.domain, lowering=lowering)
+
+    def close(self, what: str, got: Tensor, want: Tensor, tol: float | None = None) -> None:
+        assert_close(f"{self.sample.name}: {what}", got, want, self.tol if tol is None else tol)
+
+    def fail(self, message: str) -> NoReturn:
+        raise AssertionError(f"{self.sample.name}: {message}") from None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def tol(self) -> float:
+        return TOL[self.dtype]
+
+    @property
+    def structure(self) -> Structure:
+        return self.layer.spec.structure
+
+    @property
+    def one_graph(self) -> bool:
+        """Whether the parameters belong to the nodes of one graph, so that no other graph or order of nodes fits."""
+        return getattr(self.structure, "nodes", None) is not None
+
+    @property
+    def signal(self) -> Tensor:
+        """The first signal as (n, i)."""
+        return sites(self.x[0], self.domain)
+
+    @property
+    def lowerings(self) -> list[str]:
+        return [c.name for c in self.layer.plan(self.x, self.domain).candidates if c.reason is None]
+
+    def map(self) -> LinearMap | None:
+        """The layer as a map, frozen at the first signal; None where a tap reduces with max."""
+        try:
+            with torch.no_grad():
+                return self.layer.at(self.domain, x=self.signal)
+        except NotLinear:
+            return None
+
+    def gradients(self, lowering: str | None, edges: bool = True) -> dict[str, Tensor]:
+        """The value, and a random functional's gradient in x, each parameter and (edges) the edge weights."""
+        x, domain = self.x.clone().requires_grad_(), self.domain
+        leaves = {"x": x, **dict(self.layer.named_parameters())}
+        if edges and isinstance(domain, Graph) and domain.edge_weight is not None:
+            leaves["edge_weight"] = domain.edge_weight.detach().clone().requires_grad_()
+            domain = replace(domain, edge_weight=leaves["edge_weight"])
+        y = self(x, lowering, domain)
+        loss = (y * random_like(y)).sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return {"value": y, **{f"gradient in {name}": g for name, g in zip(leaves, grads, strict=True)}}
+
+
+def random_like(like: Tensor, seed: int = 1) -> Tensor:
+    """Random numbers, the same each time, of the shape and type of `like`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+
+def sites(x: Tensor, domain: Domain) -> Tensor:
+    """The layer's layout -> (*b, n, c)."""
+    return x.flatten(-domain.ndim).mT if isinstance(domain, Grid) else x
+
+
+def a_law(check: Callable[[Case], bool]) -> Law:
+    """Registers a function on a living sample as a law."""
+
+    def law(sample: Sample, dtype: torch.dtype) -> bool:
+        return check(Case.of(sample, dtype))
+
+    law.__name__, law.__doc__ = check.__name__, check.__doc__
+    LAWS[check.__name__] = law
+    return law
+
+
+def a_linear_law(check: Callable[[Case, LinearMap], bool]) -> Law:
+    """A law of the layer as a map; it does not concern a maximum."""
+
+    def concerned(case: Case) -> bool:
+        A = case.map()
+        return A is not None and check(case, A)
+
+    concerned.__name__, concerned.__doc__ = check.__name__, check.__doc__
+    return a_law(concerned)
+
+
+def shuffled(n: int) -> Tensor:
+    """A permutation of n numbers, the same each time."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(3))
