@@ -218,7 +218,7 @@ def measured(
     best = min(c.seconds for c in made.candidates)
     names = [c.name for c in made.candidates if c.cost and c.seconds <= max(LONG, SKIP * best)]
     options = [option for option in LOWERINGS if option.name in names]
-    steps = {(o.name, back): step_of(o, S, mixing, W, x, back, axes) for o in options for back in backs}
+    steps = {(o.name, back): step_of(o, S, mixing, W, x, back, axes, True) for o in options for back in backs}
     least = take_turns(steps, 2)
     limit = CLOSE * min(least[name, backs[-1]] for name in names)
     again = {key: step for key, step in steps.items() if least[key[0], backs[-1]] <= limit}
@@ -257,18 +257,28 @@ def _seconds(step: Callable[[], object], calls: int) -> float:
 
 
 def step_of(
-    option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, back: bool, axes: int = 0
+    option: Lowering,
+    S: Basis,
+    mixing: Mixing,
+    W: Tensor | None,
+    x: Tensor,
+    back: bool,
+    axes: int = 0,
+    prepared: bool = False,
 ) -> Callable[[], object]:
     """A forward pass of a lowering, with `back` also the gradients in x, W and S where they require one.
 
     Args:
         axes: of the grid, where x is images (b, c, *grid), which a lowering that works on images takes as they are.
+        prepared: as a layer's second call on a graph runs, where the lowering has such a way for this S and x.
     """
+    ready = option.prepare(S, mixing, x) if prepared and option.prepare is not None and not axes else None
+    way = ready or option.run
 
     def run() -> Tensor:
         if axes and option.images is not None:
             return option.images(S, mixing, W, x, None)
-        return option.run(S, mixing, W, x.flatten(-axes).mT if axes else x, None)
+        return way(S, mixing, W, x.flatten(-axes).mT if axes else x, None)
 
     def forward() -> object:
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """The planner explains itself, picks the cheaper association, and refuses in prose."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -280,6 +281,27 @@ def test_a_measured_plan_shows_what_every_candidate_took():
     assert {len(c.measured) for c in training.candidates if c.reason is None} == {2}
     assert str(training).count("+ backward") == 3
     assert layer.plan(x, ring()).candidates[0].measured == () and x.grad is None and layer.weight.grad is None
+
+
+def test_what_is_measured_is_what_runs(monkeypatch):
+    """A layer's second call is prepared, where its lowering has such a way; images never are."""
+    ran = []
+
+    def told(option):
+        def prepare(S, mixing, x):
+            way = option.prepare(S, mixing, x)
+            return way and (lambda *given: (ran.append(option.name), way(*given))[1])
+
+        return replace(option, prepare=option.prepare and prepare)
+
+    monkeypatch.setattr(plan_module, "LOWERINGS", tuple(told(option) for option in LOWERINGS))
+    x, graph = torch.randn(7, 3), ring()
+    GConv(cheb(3, 4, k=3)).plan(x, graph, measure=1)
+    assert set(ran) == {"recurrence:aggregate", "recurrence:transform"}
+    ran.clear()
+    GConv(cheb(3, 4, k=3)).plan(x.expand(2, 7, 3), graph, measure=1)
+    GConv(conv2d(3, 4, 1)).plan(torch.randn(1, 3, 4, 4), measure=1)
+    assert not ran
 
 
 def test_measuring_leaves_out_what_is_predicted_to_be_far_too_slow():
