@@ -11,6 +11,7 @@ depends on the kind of work:
     conv TYPE FORM back  flops              each of the two gradients; by the same
     conv TYPE last       flops              channels last in memory; by channels (mean of in and out) times kernel side
     single, last, back   flops              each channel by itself, by the taps; `last`: channels last in memory
+    transposed           calls              what a transposed one takes more than a plain one, by stride
     onednn               calls              what its calls take besides: forward, with one gradient, with two
     image, image plain   images             beyond their arithmetic, by oneDNN and by torch's own: single numbers
     lay, laid over       bytes, sites       what 1x1 kernels lay out anew, and what transposed ones add up, by stride

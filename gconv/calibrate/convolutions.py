@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.calibrate.sections import SMALL, Section, steps_of
+from gconv.module import GConv
+from gconv.operators import conv2d, conv_transpose2d
+from gconv.spec import OperatorSpec
 
 CONV = {"": 3, " large": 9, " point": 1, " plain": 1, " volume": 3, " line": 17}  # kernels
 CONV |= {" transposed": 4, " transposed plain": 3}
@@ -86,6 +89,16 @@ def _tiny_conv(x: Tensor, W: Tensor) -> Tensor:
     return F.conv2d(x, W, padding=1)
 
 
+def _layer(spec: OperatorSpec) -> Callable[[], object]:
+    layer, x = GConv(spec), torch.randn(2, 4, 6, 6)
+
+    def run() -> object:
+        with torch.no_grad():
+            return layer(x, lowering="native")
+
+    return run
+
+
 def onednn() -> Section:
     """What its calls take beyond torch's own, forward, with one gradient and with two; and an image more."""
     one, two, W = torch.randn(1, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3)
@@ -94,16 +107,23 @@ def onednn() -> Section:
     steps |= {"many": partial(_tiny_conv, many, W), "lay": partial(F.conv2d, wide, point)}
     doubles = two.double(), many.double(), W.double()
     steps |= {f"plain {len(x)}": partial(_tiny_conv, x, doubles[2]) for x in doubles[:2]}
-    x, kernel = torch.randn(4, 1, 8, 8), torch.randn(1, 1, 4, 4)
-    steps |= {f"over {s}": partial(F.conv_transpose2d, x, kernel, stride=s) for s in (1, 2)}
+    few, more, kernel = torch.randn(4, 1, 3, 3), torch.randn(4, 1, 16, 16), torch.randn(1, 1, 4, 4)
+    steps["straight"] = _layer(conv2d(4, 8, 3, padding=1, bias=False))
+    for s in (1, 2):
+        steps[f"few {s}"] = partial(F.conv_transpose2d, few, kernel, stride=s)
+        steps[f"over {s}"] = partial(F.conv_transpose2d, more, kernel, stride=s)
+        steps[f"turned {s}"] = _layer(conv_transpose2d(4, 8, 3, stride=s, bias=False))
     took = yield steps
     ends = ("", " weight", " back")
     begun = tuple((1.0 + k, 1 / max(took[f"base{e}"] - took[f"plain{e}"], SMALL)) for k, e in enumerate(ends))
-    over = tuple((float(s), 16 * x.numel() / max(took[f"over {s}"] - took["base"], SMALL)) for s in (1, 2))
+    sites = 16 * (more.numel() - few.numel())
+    over = tuple((float(s), sites / max(took[f"over {s}"] - took[f"few {s}"], SMALL)) for s in (1, 2))
+    own = [took[f"turned {s:.0f}"] - took["straight"] - 9 * 72 / rate for s, rate in over]
     lay = 4.0 * 32 * wide.numel() / max(took["lay"] - took["base"], SMALL)
     return {
         "onednn": begun,
         "laid over": over,
+        "transposed": tuple((s, 1 / max(seconds, SMALL)) for (s, _), seconds in zip(over, own, strict=True)),
         "lay": ((1.0, lay),),
         "image": ((1.0, 62 / max(took["many"] - took["base"], SMALL)),),
     } | {"image plain": ((1.0, 62 / max(took["plain 64"] - took["plain 2"], SMALL)),)}

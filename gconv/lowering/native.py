@@ -155,7 +155,8 @@ def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
     groups = mixing.groups if isinstance(mixing, Grouped) else 1
     begun = [Work("onednn", 1.0, 1.0 + gradients)] if _onednn(S, p, groups) else []
     if begun and S.transposed:  # what its taps write is added up
-        begun.append(Work("laid over", float(taps) * S.shape[2] * p.b, float(max(S.stride))))
+        stride = float(max(S.stride))
+        begun += [Work("transposed", 1.0, stride), Work("laid over", float(taps) * S.shape[2] * p.b, stride)]
     if groups > 1 and 4 * groups > max(p.i, p.o):  # hardly any channels share a product
         kind = "single last" if p.last else "single"
         return [Work(kind, flops, float(taps)), Work(f"{kind} back", flops * gradients, float(taps)), *begun]
