@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from gconv.basis.base import lazy
-from gconv.kernels import CSR, attention, bare, ends, heads_sddmm, lasting, row_softmax, segment_max, spmm, wrapped
+from gconv.kernels import (
+    CSR,
+    attention,
+    bare,
+    ends,
+    heads_sddmm,
+    joint_attention,
+    lasting,
+    row_softmax,
+    segment_max,
+    spmm,
+    wrapped,
+)
 
 Layout = Literal["expand", "contract", "each"]
 SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # by a transpose
@@ -77,6 +89,11 @@ class Pattern:
         """(e, h) the softmax over each row of LeakyReLU(target_h z_ih + source_h z_jh), z (n, h, c); a single tap."""
         csr = self.csr("expand")
         return self._back(csr, attention(csr, z, target, source, slope))
+
+    def joint_attention(self, source: Tensor, target: Tensor, p: Tensor, slope: float) -> Tensor:
+        """(e, h) the softmax over each row of <p_h, LeakyReLU(target_ih + source_jh)>, of a single tap."""
+        csr = self.csr("expand")
+        return self._back(csr, joint_attention(csr, source, target, p, slope))
 
     def _back(self, csr: CSR, values: Tensor) -> Tensor:
         """From row order to the order of the entries."""

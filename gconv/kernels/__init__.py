@@ -5,6 +5,7 @@ from gconv.kernels.attention import attention
 from gconv.kernels.constants import constant, kept, known, product
 from gconv.kernels.gemm import matmul, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
+from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
@@ -24,6 +25,7 @@ __all__ = [
     "filtered",
     "heads_sddmm",
     "heads_spmm",
+    "joint_attention",
     "kept",
     "known",
     "lasting",

@@ -5,6 +5,7 @@
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
  *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
  *   attend    the softmax of logits that are a sum over both ends of an entry, and its derivative
+ *   joint     the softmax of logits made from the bent sum of what both ends carry, and its derivative
  *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
  *   build     S in CSR form, and its transpose, from a list of entries
  *
@@ -55,10 +56,21 @@ typedef struct {
     double slope;
 } attention;
 
+/* The same where both ends meet before they are bent: s (columns, heads, channels) and t (rows, heads, channels) with any
+ * stride between sites and heads, p (heads, channels); see csr_joint.h. `sums` holds two such arrays for each of the PARTS. */
+typedef struct {
+    const int32_t *crow, *col, *crow_t, *col_t, *order;
+    const void *s, *t, *p, *values, *g;
+    void *y, *ds, *dt, *sums;
+    int64_t rows, columns, heads, channels, s_row, s_head, t_row, t_head;
+    double slope;
+} joint;
+
 typedef void (*spmm_part)(const product *p, int64_t batch, int64_t first, int64_t last);
 typedef void (*sddmm_part)(const product *p, int64_t first, int64_t last);
 typedef void (*edges_part)(const edges *p, int64_t first, int64_t last);
 typedef void (*attention_part)(const attention *p, int64_t first, int64_t last, void *sums);
+typedef void (*joint_part)(const joint *p, int64_t first, int64_t last, void *sums);
 
 INLINE float widen(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
@@ -122,6 +134,12 @@ static const attention_part ATTENTION[ATTENTIONS][2][LEVELS] = {
     {OF(bent, f32), OF(bent, f64)},
     {OF(spread, f32), OF(spread, f64)},
 };
+enum { MEET, PART, RETURN, JOINTS };
+static const joint_part JOINT[JOINTS][2][LEVELS] = {
+    {OF(meet, f32), OF(meet, f64)},
+    {OF(part, f32), OF(part, f64)},
+    {OF(return, f32), OF(return, f64)},
+};
 enum { LARGEST, TIES, SHARES, WEIGHTS, MAXIMA };
 static const spmm_part MAX[MAXIMA][2][LEVELS] = {
     {OF(largest, f32), OF(largest, f64)},
@@ -131,7 +149,7 @@ static const spmm_part MAX[MAXIMA][2][LEVELS] = {
 };
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 8; }
+int gconv_interface(void) { return 9; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -212,6 +230,17 @@ void gconv_edges(const edges *p, int what, int type, int level, int threads) {
         run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
 }
 
+/* The numbers of each of the PARTS, `step` apart, are added to those of the first. */
+static void add_parts(void *sums, int64_t numbers, int64_t step, int type) {
+    for (int64_t c = 1; c < PARTS; c++)
+        for (int64_t j = 0; j < numbers; j++) {
+            if (type == F64)
+                ((double *)sums)[j] += ((double *)sums)[c * step + j];
+            else
+                ((float *)sums)[j] += ((float *)sums)[c * step + j];
+        }
+}
+
 /* The values of attention; with `back`, from the gradient g that arrives, dz and (2, heads, channels) dp and dq, which are
  * written to the first of `sums`. Parts are the same for any number of threads, for sums over sites are added part by part. */
 void gconv_attend(const attention *p, int back, int type, int level, int threads) {
@@ -223,13 +252,21 @@ void gconv_attend(const attention *p, int back, int type, int level, int threads
         for (int64_t c = 0; c < PARTS; c++)
             run(p, boundary(crow, p->rows, c, PARTS), boundary(crow, p->rows, c + 1, PARTS), (char *)p->sums + c * bytes);
     }
-    for (int64_t c = 1; back && c < PARTS; c++)
-        for (int64_t j = 0; j < numbers; j++) {
-            if (type == F64)
-                ((double *)p->sums)[j] += ((double *)p->sums)[c * numbers + j];
-            else
-                ((float *)p->sums)[j] += ((float *)p->sums)[c * numbers + j];
-        }
+    if (back) add_parts(p->sums, numbers, numbers, type);
+}
+
+/* The values; with `back`, from the gradient g that arrives, ds, dt and, in the first of `sums`, dp. */
+void gconv_joint(const joint *p, int back, int type, int level, int threads) {
+    int64_t numbers = p->heads * p->channels, bytes = 2 * numbers * (type == F64 ? 8 : 4);
+    for (int what = back ? PART : MEET; what <= (back ? RETURN : MEET); what++) {
+        joint_part run = JOINT[what][type][level];
+        const int32_t *crow = what == RETURN ? p->crow_t : p->crow;
+        int64_t rows = what == RETURN ? p->columns : p->rows;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+        for (int64_t c = 0; c < PARTS; c++)
+            run(p, boundary(crow, rows, c, PARTS), boundary(crow, rows, c + 1, PARTS), (char *)p->sums + c * bytes);
+    }
+    if (back) add_parts(p->sums, numbers, 2 * numbers, type);
 }
 
 #include "csr_build.h"

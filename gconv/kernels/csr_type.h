@@ -73,6 +73,7 @@ static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, i
 #ifdef EDGES
 #include "csr_edges.h"
 #include "csr_attend.h"
+#include "csr_joint.h"
 #include "csr_max.h"
 #include "csr_scatter.h"
 #endif

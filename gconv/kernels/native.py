@@ -52,9 +52,21 @@ class Attention(ctypes.Structure):
     )
 
 
+class Joint(ctypes.Structure):
+    """The struct `joint` of csr.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "order", "s", "t", "p", "values", "g")]
+        + [(name, ctypes.c_void_p) for name in ("y", "ds", "dt", "sums")]
+        + [(name, ctypes.c_int64) for name in ("rows", "columns", "heads", "channels")]
+        + [(name, ctypes.c_int64) for name in ("s_row", "s_head", "t_row", "t_head")]
+        + [("slope", ctypes.c_double)]
+    )
+
+
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 8  # of csr.c: its structs and functions
+INTERFACE = 9  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
 
@@ -77,6 +89,8 @@ def load() -> ctypes.CDLL | None:
         library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
         library.gconv_build.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7
         library.gconv_attend.argtypes = [ctypes.POINTER(Attention)] + [ctypes.c_int] * 4
+        library.gconv_joint.argtypes = [ctypes.POINTER(Joint)] + [ctypes.c_int] * 4
+        library.gconv_joint.restype = None
         library.gconv_edges.restype = library.gconv_max.restype = library.gconv_attend.restype = None
         return library
     return None
@@ -313,6 +327,41 @@ def attend(
     LIBRARY.gconv_attend(a, 1, TYPES[kind], LEVEL, threads)
     dz[n:] = sums[0]
     return dz
+
+
+def joint(
+    structure: tuple[Tensor, ...],
+    s: Tensor,
+    t: Tensor,
+    p: Tensor,
+    slope: float,
+    values: Tensor | None = None,
+    g: Tensor | None = None,
+) -> Tensor:
+    """The values (e, heads) of joint attention; from them and g, ds (n, heads, c), dt (m, heads, c) and dp in one.
+
+    s (n, heads, c), t (m, heads, c), p (heads, c), all float32 or all float64.
+    """
+    assert LIBRARY is not None
+    crow, col, crow_t, col_t, to_t, _ = structure
+    n, heads, c = s.shape
+    m, e, kind = t.shape[0], col.shape[0], s.dtype
+    s, t = (x if x.stride(-1) == 1 or c == 1 else x.contiguous() for x in (s, t))
+    p, y = p.contiguous(), empty(s, (e, heads))
+    a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
+    a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope
+    a.s_row, a.s_head, a.t_row, a.t_head = *s.stride()[:2], *t.stride()[:2]
+    threads = _threads(4 * e * heads * c)
+    if values is None or g is None:
+        LIBRARY.gconv_joint(a, 0, TYPES[kind], LEVEL, threads)
+        return y
+    values, g, made = values.contiguous(), g.contiguous(), empty(s, (n + m + 1, heads, c))
+    sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
+    a.values, a.g, a.ds, a.sums = (x.data_ptr() for x in (values, g, made, sums))
+    a.dt = made[n:].data_ptr()
+    LIBRARY.gconv_joint(a, 1, TYPES[kind], LEVEL, threads)
+    made[-1] = sums[0, 0]
+    return made
 
 
 def maxima(

@@ -114,12 +114,14 @@ class AttentionV2:
         target = source if self.share_weights else by_heads(x, theta["target_weight"])
         if self.bias:
             target = target + theta["shift"]
-        both = source[one.col] + target[one.row]
-        if self.edge_dim is not None:
-            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gatv2")
-            both = both + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
+        made = x, theta["weight"], z
+        if self.edge_dim is None:
+            alpha = one.joint_attention(source, target, theta["att"], self.negative_slope)
+            return head_taps(one, alpha, self.root, made)
+        u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gatv2")
+        both = source[one.col] + target[one.row] + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
         logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
-        return attend(one, logits, self.root, (x, theta["weight"], z))
+        return attend(one, logits, self.root, made)
 
     def target(self, domain: Graph) -> Graph:
         return domain

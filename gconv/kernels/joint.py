@@ -1,0 +1,144 @@
+"""Attention where what both ends of an entry carry meets before it is bent: the values of all entries, row by row.
+
+    joint_attention   a_eh = softmax over the entries e = (i, j) of row i of <p_h, bend(t_ih + s_jh)>
+
+bend(l) is LeakyReLU. The compiled kernels keep no number of an entry and a channel: the derivative, one pass over the
+rows and one over the columns, makes t + s anew. Under a graph of its own the derivative is composed of torch's
+operators, which do keep them; so does the path without compiled kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gconv.kernels import native
+from gconv.kernels.heads import SOFTMAX_BACK, carried, row_softmax_torch, softmax_back_torch
+from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.sparse import CSR, rows_of
+
+
+def joint_attention(csr: CSR, s: Tensor, t: Tensor, p: Tensor, slope: float) -> Tensor:
+    """The values (e, heads) in row order.
+
+    Args:
+        csr: the pattern, (m, n).
+        s: (n, heads, c) what each column carries.
+        t: (m, heads, c) what each row carries.
+        p: (heads, c) how their bent sum is read.
+        slope: of bend below zero.
+
+    >>> csr = CSR.build(torch.tensor([0, 0]), torch.tensor([0, 1]), 1, 2)
+    >>> joint_attention(csr, torch.tensor([[[-1.0]], [[-5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1), 0.0).flatten()
+    tensor([0.5000, 0.5000])
+    """
+    return JOINT(csr.tensors, s, t, p, slope)
+
+
+def _sums(s: Tensor, t: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
+    row, col = rows_of(structure[0], structure[1]), structure[1].long()
+    return row, col, s.index_select(0, col) + t.index_select(0, row)
+
+
+def _joint_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
+    _, _, u = _sums(s, t, structure)
+    return row_softmax_torch((F.leaky_relu(u, slope) * p).sum(-1), *structure)
+
+
+def _gradients(
+    s: Tensor, t: Tensor, p: Tensor, slope: float, bent: Tensor, structure: Structure
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ds, dt and dp from `bent`, the gradient of the logits."""
+    row, col, u = _sums(s, t, structure)
+    bent = bent.unsqueeze(-1)
+    w = torch.where(u > 0, bent, slope * bent)
+    ds, dt = (torch.zeros_like(x).index_add(0, at, w) * p for x, at in ((s, col), (t, row)))
+    return ds, dt, (w * u).sum(0)
+
+
+def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    ds, dt, dp = _gradients(s, t, p, slope, softmax_back_torch(a, g, *structure), structure)
+    return torch.cat([ds, dt, dp.unsqueeze(0)])
+
+
+def _check(s: Tensor, t: Tensor, p: Tensor, structure: Structure) -> None:
+    m, n = len(structure[0]) - 1, len(structure[2]) - 1
+    if s.ndim != 3 or s.shape != (n, *p.shape) or t.shape != (m, *p.shape):
+        raise ValueError(
+            f"Joint attention takes numbers (sites, heads, c) of columns and of rows, and a vector (heads, c), but the "
+            f"pattern is {m} by {n}, the columns' are {tuple(s.shape)}, the rows' {tuple(t.shape)} and the vector "
+            f"{tuple(p.shape)}."
+        )
+
+
+def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> Tensor:
+    """By the compiled kernels, bfloat16 widened, where they serve; else by `body`."""
+    _check(s, t, p, rest[-6:])
+    given = (s, t, p, *rest[:-6])
+    wide = [x.float() for x in given] if s.dtype == torch.bfloat16 else given
+    if not carried(rest[-6:], *wide):
+        return body(s, t, p, slope, *rest)
+    left, right, vector, *back = wide
+    return native.joint(rest[-6:], left, right, vector, slope, *back).to(s.dtype)
+
+
+def _joint_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
+    return _run(_joint_torch, s, t, p, slope, *structure)
+
+
+def _back_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    return _run(_back_torch, s, t, p, slope, a, g, *structure)
+
+
+def _joint_fake(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
+    return s.new_empty(structure[1].shape[0], s.shape[1])
+
+
+def _back_fake(s: Tensor, t: Tensor, *rest: Any) -> Tensor:
+    return s.new_empty(s.shape[0] + t.shape[0] + 1, *s.shape[1:])
+
+
+def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    *tensors, ctx.slope = arguments
+    return [*tensors, output]
+
+
+def _backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
+    s, t, p, a = saved
+    if torch.is_grad_enabled():  # the derivative may itself be differentiated
+        return *_gradients(s, t, p, ctx.slope, SOFTMAX_BACK(structure, a, g), structure), None
+    made = JOINT_BACK(structure, s, t, p, ctx.slope, a, g)
+    n = s.shape[0]
+    return made[:n], made[n:-1], made[-1].clone(), None
+
+
+def _keep_nothing(ctx: Any, arguments: Any, output: Tensor) -> Saved:
+    return []
+
+
+def _back_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
+    raise NotImplementedError("This derivative is composed of other kernels where it is differentiated itself.")
+
+
+JOINT = Kernel(
+    "joint_attention",
+    "Tensor s, Tensor t, Tensor p, float slope",
+    _joint_torch,
+    _joint_cpu,
+    _joint_fake,
+    _keep,
+    _backward,
+)
+JOINT_BACK = Kernel(
+    "joint_attention_back",
+    "Tensor s, Tensor t, Tensor p, float slope, Tensor a, Tensor g",
+    _back_torch,
+    _back_cpu,
+    _back_fake,
+    _keep_nothing,
+    _back_backward,
+)
