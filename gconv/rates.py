@@ -17,7 +17,8 @@ depends on the kind of work:
     lay, laid over       bytes, sites       what 1x1 kernels lay out anew, and what transposed ones add up, by stride
     gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
     sampled              bytes              the product for what a structure learns; by the bytes of a row
-    stream, turn         bytes              by the bytes of the array; `turn`: laying channels side by side
+    stream               bytes              by the bytes of the array
+    turn                 bytes              laying channels side by side, by how many share a place of the nearest cache
     scatter              bytes              max over entries, a single number
     pool sum, max, back  sites out          times channels; by the taps; `max line`: in one dimension
     fft, mix             flops              transforms: a single number; mixing in between: by channels times signals

@@ -113,13 +113,13 @@ def rest() -> Section:
     at = torch.arange(4096)
     csr = CSR.build(at.repeat(8), torch.randint(4096, (8 * 4096,)), 4096, 4096)
     values, x, image = torch.ones(8 * 4096), torch.randn(4096, 32), torch.randn(2, 32, 32, 32)
-    turns, wide = (torch.randn(8, 16, 256), torch.randn(16, 32, 2048)), torch.randn(8, 32, 38, 38)
+    turns, wide = [torch.randn(256 // crowd, crowd, 1024) for crowd in (8, 16, 32)], torch.randn(8, 32, 38, 38)
     steps: Steps = {
         "scatter": partial(segment_max, csr, values, x),
         "fft": lambda: torch.fft.irfft2(torch.fft.rfft2(wide), s=(38, 38)),
     }
     work = {"scatter": 4.0 * 32 * 8 * 4096, "fft": 2 * 2.5 * 10.5 * wide.numel()}
-    steps |= {f"turn {len(rows)}": rows.mT.contiguous for rows in turns}
+    steps |= {f"turn {rows.shape[1]}": rows.mT.contiguous for rows in turns}
     pools: dict[str, Callable[..., Tensor]]
     pools, windows = {"max": F.max_pool2d, "sum": F.avg_pool2d, "max line": F.max_pool1d}, (2, 5)
     for name, pool in pools.items():
@@ -137,7 +137,7 @@ def rest() -> Section:
     steps |= {f"terms {k}": partial(layer, x[:4, :2].contiguous(), PATH) for k, layer in layers.items()}
     took = yield steps
     found: dict[str, Curve] = {kind: ((1.0, work[kind] / took[kind]),) for kind in work}
-    found["turn"] = tuple((4.0 * t.numel(), 4.0 * t.numel() / took[f"turn {len(t)}"]) for t in turns)
+    found["turn"] = tuple((float(t.shape[1]), 4.0 * t.numel() / took[f"turn {t.shape[1]}"]) for t in turns)
     for name in pools:
         outs = {k: 64.0 * (1025 - k if "line" in name else (33 - k) ** 2) for k in windows}
         found[f"pool {name}"] = tuple((float(k * k), outs[k] / took[f"{name} {k}"]) for k in windows)

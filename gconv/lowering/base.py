@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from gconv.basis import Basis
 from gconv.kernels import widens
 from gconv.mixing import Mixing
 
+PAGE = 4096  # bytes after which addresses meet in the same places of the nearest cache
 Run = Callable[[Basis, Mixing, Tensor | None, Tensor, Tensor | None], Tensor]
 
 
@@ -89,13 +91,15 @@ class Problem:
             works += [Work(kind, flops, inner), Work(f"{kind} inner", flops, outer)]
         return tuple(works)
 
-    def turn(self, numbers: float) -> tuple[Work, ...]:
-        """Laying the channels of x side by side, where they are not yet, and back for its gradient."""
-        return () if self.last else (self.turned(numbers * (1 + self.dx), numbers),)
+    def turn(self, n: int) -> tuple[Work, ...]:
+        """Laying the channels of x, of n sites, side by side, where they are not yet, and back for its gradient."""
+        numbers = float(self.b) * n * self.i * (1 + self.dx)
+        crowd = self.i * math.gcd(n * self.item, PAGE) / PAGE
+        return () if self.last else (Work("turn", self.item * numbers, max(1.0, crowd)),)
 
-    def turned(self, numbers: float, array: float) -> Work:
-        """So many numbers laid out anew, of an array of so many."""
-        return Work("turn", self.item * numbers, self.item * array)
+    def turned(self, numbers: float) -> Work:
+        """So many numbers laid out anew."""
+        return Work("turn", self.item * numbers)
 
     def stream(self, numbers: float, passes: float) -> Work:
         """Passes over an array of so many numbers."""

@@ -46,9 +46,9 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     groups = getattr(mixing, "groups", 1)
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (
-        *([p.turned(2 * patches * p.passes, patches)] if groups > 1 else []),
+        *([p.turned(2 * patches * p.passes)] if groups > 1 else []),
         *([p.stream(patches, 3 * p.passes)] if isinstance(mixing, Separable) else []),
-        *p.turn(float(p.b) * n * p.i),
+        *p.turn(n),
         p.stream(patches, 4 * (1 + (p.dw if S.transposed else p.dx)) + 12.0 * (p.dx and not S.linear)),
         *p.product(
             flops, *((p.i / groups, mixing.width(p.i) / groups) if S.transposed else (mixing.fan_in, p.o / groups))

@@ -170,7 +170,7 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float, sp
         work = p.product(flops, rows / groups, columns / groups)
         if groups > 1:  # the channels of a group are brought together, by copies
             array = float(p.b) * sites * max(rows, columns)
-            work += (p.turned(2 * array * p.passes, array),)
+            work += (p.turned(2 * array * p.passes),)
     return Cost(flops, p.item * numbers, p.item * numbers, work)
 
 
@@ -182,7 +182,7 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     mixed = _mix(mixing, replace(p, density=1.0, dx=p.dx or p.ds), m, mixing.fan_in * groups, p.o)  # S x is not sparse
     heads = (Work("slice", 3.0),) if mixing.apart else ()  # a product for each tap
     if not p.constant:
-        mixed += Cost(0.0, 0.0, 0.0, (*p.turn(float(p.b) * S.shape[2] * p.i), *heads))
+        mixed += Cost(0.0, 0.0, 0.0, (*p.turn(S.shape[2]), *heads))
         return _gather(S, p, p.i, float(m * k), p.dx) + mixed
     return mixed  # S x is at hand
 
@@ -193,7 +193,7 @@ def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     width = max(1, mixing.width(p.i) // S.shape[0])
     k, m, n = S.shape
     into = float(m * (k if mixing.apart else 1)) + float(n * k)  # what is mixed is written too
-    turned = Cost(0.0, 0.0, 0.0, p.turn(float(p.b) * n * p.i) if mixing.shape is None else ())
+    turned = Cost(0.0, 0.0, 0.0, p.turn(n) if mixing.shape is None else ())
     return _gather(S, p, width, into, p.dx or p.dw) + _mix(mixing, p, n, p.i, mixing.width(p.i), True) + turned
 
 
@@ -223,7 +223,7 @@ def _parts_cost(S: Basis, mixing: Mixing, p: Problem, aggregate: bool) -> Cost:
             work.append(replace(w, amount=w.amount * often * p.b / step, size=size))
     mixed = _mix(mixing, p, m if aggregate else n, mixing.fan_in if aggregate else p.i, p.o if aggregate else k * p.o)
     numbers = float(p.b) * (n * p.i + m * p.o)
-    work += [p.stream(numbers, p.passes), *p.turn(float(p.b) * n * p.i)]
+    work += [p.stream(numbers, p.passes), *p.turn(n)]
     rows = float(S.nnz) * p.b * (p.i if aggregate else p.o)
     return Cost(2.0 * rows, p.item * (rows + numbers), p.item * float(p.b) * m * p.o, tuple(work)) + mixed
 
