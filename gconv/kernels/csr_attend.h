@@ -9,6 +9,7 @@
 #define VEC JOIN(vec, JOIN(ISA, TYPE, full), t)
 #define INT JOIN(mask, JOIN(ISA, TYPE, full), t)
 #define LANES (VECTOR_BYTES / REAL_BYTES)
+#define AHEAD 8 /* entries: how far ahead of its use a gathered row is asked for */
 
 /* The slope of bend at y, in place. */
 INLINE void JOIN(slopes, ISA, TYPE)(REAL *y, int64_t n, REAL slope) {
@@ -65,10 +66,12 @@ INLINE void JOIN(attend_heads, ISA, TYPE)(const int64_t heads, const attention *
     const REAL slope = (REAL)p->slope, *scores = p->scores;
     REAL *restrict y = p->y;
     const edges own = {p->crow, p->col, 0, y, 0, y, p->rows, heads};
+    const int64_t stop = p->crow[last];
     for (int64_t i = first; i < last; i++) {
         const REAL *t = scores + 2 * i * heads;
         for (int64_t k = p->crow[i]; k < p->crow[i + 1]; k++) {
             const REAL *s = scores + (2 * p->col[k] + 1) * heads;
+            __builtin_prefetch(scores + (2 * p->col[k + AHEAD < stop ? k + AHEAD : k] + 1) * heads);
             for (int64_t h = 0; h < heads; h++) y[k * heads + h] = t[h] + s[h];
         }
     }
@@ -80,11 +83,13 @@ INLINE void JOIN(attend_heads, ISA, TYPE)(const int64_t heads, const attention *
 INLINE void JOIN(bent_heads, ISA, TYPE)(const int64_t heads, const attention *p, int64_t first, int64_t last) {
     const REAL slope = (REAL)p->slope, *scores = p->scores, *a = p->values, *g = p->g;
     REAL *restrict y = p->y, *restrict d_scores = p->d_scores, sum[HEADS], total[HEADS];
+    const int64_t stop = p->crow[last];
     for (int64_t i = first; i < last; i++) {
         const REAL *t = scores + 2 * i * heads;
         for (int64_t h = 0; h < heads; h++) sum[h] = 0, total[h] = 0;
         for (int64_t k = p->crow[i]; k < p->crow[i + 1]; k++) {
             const REAL *s = scores + (2 * p->col[k] + 1) * heads;
+            __builtin_prefetch(scores + (2 * p->col[k + AHEAD < stop ? k + AHEAD : k] + 1) * heads);
             for (int64_t h = 0; h < heads; h++) sum[h] += a[k * heads + h] * g[k * heads + h];
             for (int64_t h = 0; h < heads; h++) y[k * heads + h] = t[h] + s[h];
         }
@@ -104,11 +109,14 @@ INLINE void JOIN(spread_heads, ISA, TYPE)(const int64_t heads, const int64_t c, 
                                           int64_t last, REAL *restrict sums) {
     const REAL *y = p->y, *a = p->p, *b = p->q, *d_scores = p->d_scores;
     REAL *restrict dz = p->dz, source[HEADS];
+    const int64_t stop = p->crow_t[last];
     for (int64_t j = 0; j < 2 * heads * c; j++) sums[j] = 0;
     for (int64_t j = first; j < last; j++) {
         for (int64_t h = 0; h < heads; h++) source[h] = 0;
-        for (int64_t k = p->crow_t[j]; k < p->crow_t[j + 1]; k++)
+        for (int64_t k = p->crow_t[j]; k < p->crow_t[j + 1]; k++) {
+            __builtin_prefetch(y + p->order[k + AHEAD < stop ? k + AHEAD : k] * heads);
             for (int64_t h = 0; h < heads; h++) source[h] += y[p->order[k] * heads + h];
+        }
         for (int64_t h = 0; h < heads; h++) {
             const REAL *z = (const REAL *)p->z + j * p->z_row + h * p->z_head, t = d_scores[2 * j * heads + h], s = source[h];
             for (int64_t v = 0; v < c; v++) dz[(j * heads + h) * c + v] = t * a[h * c + v] + s * b[h * c + v];
@@ -137,6 +145,7 @@ static __attribute__((noinline)) void JOIN(scores, ISA, TYPE)(const attention *p
 ENTRY(attend, p, first, last) ENTRY(bent, p, first, last) ENTRY(spread, p->channels, p, first, last, sums)
 
 #undef ENTRY
+#undef AHEAD
 #undef LANES
 #undef INT
 #undef VEC
