@@ -28,11 +28,16 @@
  * channel) with any stride between batches, rows and heads, channels side by side. z and w may be NULL, and may be y.
  *
  * Entry k of the pattern has the values order[k] * heads + h (or k * heads + h without an order). `outer` heads of y are
- * written apart; `inner` heads of x are summed into each. A plain product has one of each. */
+ * written apart; `inner` heads of x are summed into each. A plain product has one of each.
+ *
+ * With a schedule, crow and col hold the rows in another order: slot i is row place[i] of y, z and w, and its entries are
+ * those of the pattern as it comes from start[i] on. place and start are NULL without one, and for
+ * rows of fewer channels than SCHEDULED in native.py, which have no such loops. */
 typedef struct {
     const int32_t *crow, *col, *order;
     const void *values, *x, *z, *w;
     void *y;
+    const int32_t *place, *start;
     int64_t rows, batch, channels, heads, outer, inner;
     int64_t x_batch, x_row, x_head, y_batch, y_row, y_head, z_batch, z_row, z_head, w_batch, w_row;
     double alpha, beta, gamma;
@@ -149,7 +154,7 @@ static const spmm_part MAX[MAXIMA][2][LEVELS] = {
 };
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 9; }
+int gconv_interface(void) { return 10; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {

@@ -12,12 +12,13 @@ typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(2), may_ali
 #endif
 
 #define AHEAD 8 /* entries: how far ahead of its use a gathered row is asked for */
+#define SLOTS 4 /* the same of a scheduled row's values */
 
-/* Columns `at` to `at + width` of the rows first to last, n vectors wide. n, and the mode, are constants where this is
- * called, so that the sums live in registers; the last vector starts at width - LANES and may overlap the one before. */
+/* Columns `at` to `at + width` of the rows first to last, n vectors wide. n, the mode, and whether there is a schedule, are
+ * constants where this is called, so that the sums live in registers; the last vector starts at width - LANES and may overlap the one before. */
 enum { NAME(plain), NAME(outer), NAME(inner) };
-INLINE void NAME(block)(const int n, const int mode, const product *p, int64_t batch, int64_t first, int64_t last, int64_t at,
-                        int64_t width) {
+INLINE void NAME(block)(const int n, const int mode, const int slots, const product *p, int64_t batch, int64_t first,
+                        int64_t last, int64_t at, int64_t width) {
     const REAL *values = p->values;
     const int32_t *crow = p->crow, *col = p->col, *order = mode == NAME(plain) ? 0 : p->order;
     const STORE *x = (const STORE *)p->x + batch * p->x_batch + at;
@@ -25,7 +26,16 @@ INLINE void NAME(block)(const int n, const int mode, const product *p, int64_t b
     const int64_t heads = mode == NAME(plain) ? 1 : p->heads, inner = mode == NAME(inner) ? p->inner : 1;
     const int64_t outer = mode == NAME(outer) ? p->outer : 1;
     const VEC alpha = (REAL)p->alpha - (VEC){0}, beta = (REAL)p->beta - (VEC){0}, gamma = (REAL)p->gamma - (VEC){0};
-    for (int64_t i = first; i < last; i++)
+    for (int64_t i = first; i < last; i++) {
+        const int64_t r = slots ? p->place[i] : i, shift = slots ? p->start[i] - crow[i] : 0;
+        if (slots && i + SLOTS < last) {
+            const char *own = (const char *)(values + p->start[i + SLOTS] * heads);
+            const char *to = (const char *)((STORE *)p->y + batch * p->y_batch + p->place[i + SLOTS] * p->y_row + at);
+            __builtin_prefetch(own), __builtin_prefetch(own + 64);
+#pragma GCC unroll 16
+            for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
+                __builtin_prefetch(to + 64 * line, 1);
+        }
         for (int64_t h = 0; h < outer; h++) { /* the rows that the first head has gathered are still near for the others */
             VEC sum[MOST_VECTORS];
 #pragma GCC unroll 16
@@ -33,7 +43,7 @@ INLINE void NAME(block)(const int n, const int mode, const product *p, int64_t b
             for (int64_t k = crow[i]; k < crow[i + 1]; k++) {
                 const STORE *row = x + col[k] * step + h * x_head;
                 const char *next = (const char *)(x + col[k + AHEAD < stop ? k + AHEAD : k] * step + h * x_head);
-                const REAL *value = values + (order ? order[k] : k) * heads + h;
+                const REAL *value = values + (order ? order[k + shift] : k + shift) * heads + h;
 #pragma GCC unroll 16
                 for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
                     __builtin_prefetch(next + 64 * line);
@@ -44,17 +54,17 @@ INLINE void NAME(block)(const int n, const int mode, const product *p, int64_t b
                     sum[n - 1] += w * LOAD(row + end);
                 }
             }
-            STORE *y = (STORE *)p->y + batch * p->y_batch + i * p->y_row + h * p->y_head + at;
+            STORE *y = (STORE *)p->y + batch * p->y_batch + r * p->y_row + h * p->y_head + at;
 #pragma GCC unroll 16
             for (int v = 0; v < n; v++) sum[v] *= alpha;
             if (p->z) { /* z and w are read before any of y is written: they may be y */
-                const STORE *z = (const STORE *)p->z + batch * p->z_batch + i * p->z_row + at;
+                const STORE *z = (const STORE *)p->z + batch * p->z_batch + r * p->z_row + at;
 #pragma GCC unroll 16
                 for (int v = 0; v < n - 1; v++) sum[v] += beta * LOAD(z + v * LANES);
                 sum[n - 1] += beta * LOAD(z + end);
             }
             if (p->w) {
-                const STORE *w = (const STORE *)p->w + batch * p->w_batch + i * p->w_row + at;
+                const STORE *w = (const STORE *)p->w + batch * p->w_batch + r * p->w_row + at;
 #pragma GCC unroll 16
                 for (int v = 0; v < n - 1; v++) sum[v] += gamma * LOAD(w + v * LANES);
                 sum[n - 1] += gamma * LOAD(w + end);
@@ -63,19 +73,22 @@ INLINE void NAME(block)(const int n, const int mode, const product *p, int64_t b
             for (int v = 0; v < n - 1; v++) SAVE(y + v * LANES, sum[v]);
             SAVE(y + end, sum[n - 1]);
         }
+    }
 }
 
-#define CASE(n, mode)                                              \
-    case n:                                                        \
-        NAME(block)(n, NAME(mode), p, batch, first, last, at, width); \
+#define CASE(n, mode, slots)                                                 \
+    case n:                                                                  \
+        NAME(block)(n, NAME(mode), slots, p, batch, first, last, at, width); \
         break;
-#define CASES(mode) CASE(1, mode) CASE(2, mode) CASE(3, mode) CASE(4, mode)
+#define CASES(mode, slots) CASE(1, mode, slots) CASE(2, mode, slots) CASE(3, mode, slots) CASE(4, mode, slots)
+#define MORE(mode, slots) CASE(5, mode, slots) CASE(6, mode, slots) CASE(7, mode, slots) CASE(8, mode, slots)
 #define HEAD_VECTORS 4 /* wider rows of several heads are cut */
+#define SLOT_VECTORS 8 /* and scheduled ones */
 
 static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t last) {
-    const int one = p->heads == 1 && !p->order;
+    const int one = p->heads == 1 && !p->order, slots = p->place != 0;
 #ifdef WIDE
-    const int64_t most = one ? MOST_VECTORS : HEAD_VECTORS;
+    const int64_t most = !one ? HEAD_VECTORS : slots ? SLOT_VECTORS : MOST_VECTORS;
 #else
     const int64_t most = HEAD_VECTORS;
 #endif
@@ -87,21 +100,36 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
         }
         int64_t n = (width + LANES - 1) / LANES;
         if (p->outer > 1) {
-            switch (n) { CASES(outer) }
+            if (slots)
+                switch (n) { CASES(outer, 1) }
+            else
+                switch (n) { CASES(outer, 0) }
             continue;
         }
         if (!one) {
-            switch (n) { CASES(inner) }
+            if (slots)
+                switch (n) { CASES(inner, 1) }
+            else
+                switch (n) { CASES(inner, 0) }
+            continue;
+        }
+        if (slots) {
+            switch (n) {
+                CASES(plain, 1)
+#ifdef WIDE
+                MORE(plain, 1)
+#endif
+            }
             continue;
         }
         switch (n) {
-            CASES(plain)
+            CASES(plain, 0)
 #ifdef WIDE
-            CASE(5, plain) CASE(6, plain) CASE(7, plain) CASE(8, plain)
+            MORE(plain, 0)
 #endif
 #if defined(WIDE) && MOST_VECTORS == 16
-            CASE(9, plain) CASE(10, plain) CASE(11, plain) CASE(12, plain)
-            CASE(13, plain) CASE(14, plain) CASE(15, plain) CASE(16, plain)
+            CASE(9, plain, 0) CASE(10, plain, 0) CASE(11, plain, 0) CASE(12, plain, 0)
+            CASE(13, plain, 0) CASE(14, plain, 0) CASE(15, plain, 0) CASE(16, plain, 0)
 #endif
         }
     }
@@ -217,8 +245,11 @@ static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
 
 #undef CASE
 #undef CASES
+#undef MORE
 #undef HEAD_VECTORS
+#undef SLOT_VECTORS
 #undef AHEAD
+#undef SLOTS
 #undef VEC
 #undef BITS
 #undef HALF

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gconv.kernels import order as node_order
 from gconv.kernels.memory import empty
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -20,7 +21,7 @@ class Product(ctypes.Structure):
     """The struct `product` of csr.c."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "values", "x", "z", "w", "y")]
+        [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "values", "x", "z", "w", "y", "place", "start")]
         + [(name, ctypes.c_int64) for name in ("rows", "batch", "channels", "heads", "outer", "inner")]
         + [(f"{of}_{axis}", ctypes.c_int64) for of in "xyz" for axis in ("batch", "row", "head")]
         + [(name, ctypes.c_int64) for name in ("w_batch", "w_row")]
@@ -29,7 +30,7 @@ class Product(ctypes.Structure):
 
 
 # a `product` as bytes, in the order of its fields: much less work than a Structure, where all of them are given
-PACKED = struct.Struct("8P17q3d")
+PACKED = struct.Struct("10P17q3d")
 assert PACKED.size == ctypes.sizeof(Product)
 
 
@@ -66,9 +67,10 @@ class Joint(ctypes.Structure):
 
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 9  # of csr.c: its structs and functions
+INTERFACE = 10  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
+SCHEDULED = 4  # channels, from which on rows may be computed in another order
 
 
 def load() -> ctypes.CDLL | None:
@@ -155,11 +157,12 @@ def spmm(
     w: Tensor | None = None,
     factors: tuple[float, float, float] = (1.0, 0.0, 0.0),
     out: Tensor | None = None,
+    whole: bool = True,
 ) -> Tensor:
     """alpha S x + beta z + gamma w, (*b, n, c) -> (*b, m, c), factors (alpha, beta, gamma).
 
     int32 indices; values in x's type (float32 beside bfloat16). `out`, of y's shape, is written into, channels side by
-    side.
+    side. Some of a pattern's rows, not `whole`, run as they come.
     """
     assert LIBRARY is not None
     dtype = x.dtype
@@ -174,9 +177,12 @@ def spmm(
         y_batch, y_row = (0, *out.stride())[-3:-1]
     z, _, z_batch, z_row = (None, 1, 0, 0) if z is None else _rows(z)
     w, _, w_batch, w_row = (None, 1, 0, 0) if w is None else _rows(w)
+    ordered = whole and c >= SCHEDULED
+    found = node_order.find(crow, col, x.shape[-2], c * x.element_size(), b) if ordered else None
+    at, to, place, start = (crow.data_ptr(), col.data_ptr(), 0, 0) if found is None else found.pointers
     p = PACKED.pack(
-        *(crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()),
-        *(signals.data_ptr(), _pointer(z) or 0, _pointer(w) or 0, y.data_ptr()),
+        *(at, to, 0, values.data_ptr()),
+        *(signals.data_ptr(), _pointer(z) or 0, _pointer(w) or 0, y.data_ptr(), place, start),
         *(m, b, c, 1, 1, 1),
         *(x_batch, x_row, 0, y_batch, y_row, 0, z_batch, z_row, 0, w_batch, w_row),
         *factors,
@@ -195,7 +201,7 @@ def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) 
         return y
     p = PACKED.pack(
         *(crow.data_ptr(), col.data_ptr(), 0, values.data_ptr(), signals.data_ptr(), 0, 0, y.data_ptr()),
-        *(m, b, c, 1, 1, 1),
+        *(0, 0, m, b, c, 1, 1, 1),
         *(x_batch, x_row, 0, columns * c, c, 0, 0, 0, 0, 0, 0),
         *(1.0, 0.0, 0.0),
     )
@@ -224,6 +230,7 @@ class Ready:
         z, step, beta = (0, 0, 0.0) if add is None else (add.data_ptr(), 0 if add.ndim == 1 else self.c, 1.0)
         p = PACKED.pack(
             *(self.crow.data_ptr(), self.col.data_ptr(), 0, self.values.data_ptr(), x.data_ptr(), z, 0, y.data_ptr()),
+            *(0, 0),
             *self.sizes,
             *(0, step, 0, 0, 0, 1.0, beta, 0.0),
         )
@@ -254,7 +261,11 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     outer, inner = (1, heads) if together else (heads, 1)
     y = empty(x, (b, m, outer, c))
     values = _held(values, x.dtype)
-    p = Product(crow.data_ptr(), col.data_ptr(), _pointer(order), values.data_ptr(), signals.data_ptr())
+    row = signals.shape[2] * c * x.element_size()
+    found = node_order.find(crow, col, x.shape[-3], row, b) if c >= SCHEDULED else None
+    at, to, place, start = (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers
+    p = Product(at, to, _pointer(order), values.data_ptr(), signals.data_ptr())
+    p.place, p.start = place, start
     p.y, p.y_batch, p.y_row, p.y_head = y.data_ptr(), y.stride(0), y.stride(1), c
     p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
     p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
@@ -385,7 +396,7 @@ def maxima(
     y_strides = none if what == WEIGHTS else (rows * c, c)
     p = Product(
         *(crow.data_ptr(), col.data_ptr(), _pointer(order), values.data_ptr()),
-        *(x.data_ptr(), _pointer(z), _pointer(w), y.data_ptr()),
+        *(x.data_ptr(), _pointer(z), _pointer(w), y.data_ptr(), None, None),
         *(rows, b, c, 1, 1, 1),
         *(*x_strides, 0, *y_strides, 0, *z_strides, 0, *w_strides),
         *(1.0, 0.0, 0.0),

@@ -136,13 +136,14 @@ def spmm_rows(
     >>> spmm_rows(csr, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0], [10.0]]), 1, 2, torch.tensor([0.5]))
     tensor([[30.5000]])
     """
-    crow = csr.crow[first : None if last is None else last + 1]
+    whole = first == 0 and last in (None, csr.shape[0])
+    crow = csr.crow if whole else csr.crow[first : None if last is None else last + 1]
     rows = len(crow) - 1
     _fits("values", values.shape[0], csr.col.shape[0])
     _fits("sites in", x.shape[-2], csr.shape[1])
     if crow.dtype == torch.int32 and native.serves(values, x):
         z = None if add is None else add.expand(rows, x.shape[-1])
-        return native.spmm(crow, csr.col, values, x, z, None, (1.0, float(add is not None), 0.0), out)
+        return native.spmm(crow, csr.col, values, x, z, None, (1.0, float(add is not None), 0.0), out, whole)
     start, stop = int(crow[0]), int(crow[-1])
     y = spmm_torch(values[start:stop], x, None, crow - start, csr.col[start:stop], csr.crow_t)
     y = y if add is None else y + add
