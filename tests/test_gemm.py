@@ -71,6 +71,20 @@ def test_to_few_channels(shape, o):
             assert_close("second derivative", got, right, 10 * tol)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("o", [1, 2, 3, 7, 15, 16, 17])
+@pytest.mark.parametrize("n", [0, 5, 2000])
+def test_products_of_which_nothing_is_recorded(n, o, dtype):
+    tol = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
+    x, W, dy = (torch.randn(shape, dtype=dtype) for shape in ((n, 17), (17, o), (n, o)))
+    for signal, weight in ((x, W), (x.mT.contiguous().mT, W.t().contiguous().t())):
+        assert_close("spaced", gemm.spaced(signal, weight), signal @ weight, tol)
+        assert_close("met", gemm.met(signal, dy), signal.mT @ dy, tol)
+        out = torch.full((17, o), torch.nan, dtype=dtype)
+        assert_close("met in its place", gemm.met(signal, dy, out), signal.mT @ dy, tol)
+        assert_close("what it was put into", out, signal.mT @ dy, tol)
+
+
 def test_few_channels_under_transforms_autocast_and_a_compiler():
     x, W = torch.randn(3, 2000, 17), torch.randn(17, 3)
     assert gemm.few(x, W)

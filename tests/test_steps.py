@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gconv import GConv, Graph, constant
-from gconv.kernels import native
+from gconv.kernels import Constant, known, native
 from gconv.lowering import steps
 from gconv.operators import cheb, gat, gcn, relational, sage, tag
 from gconv.testing import assert_close
@@ -102,6 +102,65 @@ def test_a_layer_is_one_node(monkeypatch):
     assert nodes(GConv(sage(3, 4))(x, MESSY, lowering="sparse")) > 4
 
 
+def few_ones(i, every, dtype=torch.float64):
+    """A signal on six nodes, of which one number in so many is not zero."""
+    at = torch.arange(6 * i).view(6, i)
+    return torch.sin(at + 1.0).to(dtype) * (at % every == 0)
+
+
+@pytest.mark.parametrize("association", ["aggregate", "transform"])
+@pytest.mark.parametrize("every", [1, 7])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_constant_signal(layer, every, association, monkeypatch):
+    """Transform first it is one node, through the sparse form where it has one; aggregate first S x is at hand."""
+    make, graph, family = layer
+    name, met, times = f"{family}:{association}", [], Constant.times
+    monkeypatch.setattr(Constant, "times", lambda held, W: met.append(W) or times(held, W))
+    for dtype, tol in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        for i, o in ((17, 1), (17, 3), (5, 33)):
+            built, x = GConv(make(i, o), dtype=dtype), few_ones(i, every, dtype)
+            fixed = constant(x)
+            sparse = known(fixed).sparse is not None
+            assert sparse == (every > 1)
+            got = numbers(built, fixed, graph, name)
+            assert bool(met) == (sparse and association == "transform")
+            for one, right in zip(got, numbers(built, x, graph, name), strict=True):
+                assert_close(f"{i} -> {o}, {dtype}", one, right, tol)
+            if association == "transform":
+                assert nodes(built(fixed, graph, lowering=name)) == 1
+            met.clear()
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_derivatives_and_theirs_at_a_constant_signal(layer):
+    make, graph, family = layer
+    built, x = GConv(make(7, 3), dtype=torch.float64), constant(few_ones(7, 7))
+
+    def run(*parameters):
+        named = dict(zip(dict(built.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(built, named, (x, graph), {"lowering": f"{family}:transform"}).square()
+
+    leaves = tuple(p.detach().clone().requires_grad_() for p in built.parameters())
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("o", [3, 7])
+@pytest.mark.parametrize("name", ["gcn", "sage", "relational", "cheb"])
+def test_rows_may_lie_apart_on_the_way(name, o, monkeypatch):
+    """To few channels from many numbers, what is gathered from has gaps; a result has none."""
+    torch.manual_seed(0)
+    graph = Graph(torch.randint(2100, (2, 9000)), 2100, edge_type=torch.randint(2, (9000,)))
+    make, _, family = LAYERS[name]
+    layer, x = GConv(make(16, o)), torch.randn(2100, 16, requires_grad=True)
+    way = f"{family}:transform"
+    assert layer(x, graph, lowering=way).is_contiguous()
+    got = numbers(layer, x, graph, way)
+    by_operators(monkeypatch)
+    for one, right in zip(got, numbers(layer, x, graph, way), strict=True):
+        assert_close(name, one, right, 1e-5)
+
+
 class Watched(TorchDispatchMode):
     def __init__(self):
         super().__init__()
@@ -129,7 +188,6 @@ def test_what_is_not_fixed_is_not_served():
     layer = GConv(gcn(3, 4))
     S, W = layer.at(MESSY).S, layer.weight
     assert steps.serves(S, x, W)
-    assert not steps.serves(S, constant(x), W)
     assert not steps.serves(S, x.double(), W)
     assert not steps.serves(S, x[:0], W)
     assert not steps.serves(S, x.as_subclass(type("Mine", (torch.Tensor,), {})), W)

@@ -52,12 +52,12 @@ def together(S: Basis, z: Tensor) -> Tensor:
 
 
 def ready(S: Basis, c: int, expand: bool, dtype: torch.dtype) -> Callable[..., Tensor] | None:
-    """The product for matrices (n, c), or (n, k c), without gaps and of this type, on the CPU, if there is one.
+    """The product for matrices (n, c), or (n, k c) without gaps, of this type, on the CPU, if there is one.
 
     It is a function of the matrix, and of what is added to the result.
     """
     if type(S) is Taps and S.values.dtype == dtype:
         csr, values, _ = S.ordered("expand" if expand else "contract")
         k, m, _ = S.shape
-        return kernels.ready(csr, values, c, (m, k * c if expand else c))
+        return kernels.ready(csr, values, c, (m, k * c if expand else c), beside=k > 1 and not expand)
     return None

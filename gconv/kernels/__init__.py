@@ -2,8 +2,8 @@
 
 from gconv.kernels import native
 from gconv.kernels.attention import attention
-from gconv.kernels.constants import constant, kept, known, product
-from gconv.kernels.gemm import matmul, widens
+from gconv.kernels.constants import Constant, constant, kept, known, product
+from gconv.kernels.gemm import matmul, met, spaced, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
@@ -14,6 +14,7 @@ from gconv.kernels.transforms import apart, bare, lasting, readable, transformed
 
 __all__ = [
     "CSR",
+    "Constant",
     "apart",
     "attention",
     "backend",
@@ -30,6 +31,7 @@ __all__ = [
     "known",
     "lasting",
     "matmul",
+    "met",
     "product",
     "readable",
     "ready",
@@ -37,6 +39,7 @@ __all__ = [
     "row_sums",
     "sddmm",
     "segment_max",
+    "spaced",
     "spmm",
     "spmm_rows",
     "terms",

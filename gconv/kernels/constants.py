@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gconv.kernels.gemm import matmul
-from gconv.kernels.sparse import CSR, spmm
+from gconv.kernels.sparse import CSR, spmm, unrecorded
 from gconv.kernels.transforms import transformed
 
 SPARSE = 0.2  # share of non-zeros below which the sparse form is used
@@ -37,6 +37,18 @@ class Constant:
     density: float
     sparse: tuple[CSR, Tensor, Tensor] | None
     expanded: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary)
+
+    def times(self, W: Tensor) -> Tensor:
+        """X W through the sparse form; nothing is recorded."""
+        assert self.sparse is not None
+        csr, values, _ = self.sparse
+        return unrecorded(csr, values, W)
+
+    def met(self, Y: Tensor) -> Tensor:
+        """X^T Y through the sparse form; nothing is recorded."""
+        assert self.sparse is not None
+        csr, values, back = self.sparse
+        return spmm(csr.T, back, Y, values)
 
 
 _CONSTANTS: WeakIdKeyDictionary = WeakIdKeyDictionary()

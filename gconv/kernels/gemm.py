@@ -5,7 +5,7 @@ widened to float32 and the product is rounded back, as a bfloat16 product that i
 convolution is another way to the same product; with its derivatives it was measured to be no faster.
 
 To few channels, torch's X W is slower in float32 than X (W^T)^T with W^T laid out anew, and its X^T dY than (dY^T X)^T.
-In float64 they differ less.
+In float64 they differ less. Where the rows of X W may lie apart, W filled up with zeros to `FEW` columns is faster yet.
 """
 
 from __future__ import annotations
@@ -57,6 +57,29 @@ def few(X: Tensor, W: Tensor) -> bool:
     if W.ndim != 2 or not W.shape[1] < min(FEW, W.shape[0]) or X.numel() < LARGE:
         return False
     return X.dtype == W.dtype == torch.float32 and X.is_cpu and not torch.is_autocast_enabled("cpu")
+
+
+def narrow(X: Tensor, o: int) -> bool:
+    """Whether a matrix X to o channels is such a product, more than that of a matrix and a vector."""
+    return 1 < o < min(FEW, X.shape[1]) and X.numel() >= LARGE and X.dtype == torch.float32
+
+
+def spaced(X: Tensor, W: Tensor) -> Tensor:
+    """X W, (n, i) (i, o) -> (n, o); nothing is recorded, and rows of the result may lie apart.
+
+    >>> spaced(torch.ones(1 << 12, 8), torch.ones(8, 3)).stride()
+    (16, 1)
+    """
+    o = W.shape[1]
+    return torch.mm(X, F.pad(W, (0, FEW - o)))[:, :o] if narrow(X, o) else torch.mm(X, W)
+
+
+def met(X: Tensor, Y: Tensor, out: Tensor | None = None) -> Tensor:
+    """X^T Y, (n, i) (n, o) -> (i, o), in `out` where there is one; nothing is recorded."""
+    if not narrow(X, Y.shape[1]):
+        return torch.mm(X.mT, Y, out=out)
+    made = torch.mm(Y.mT, X).mT
+    return made if out is None else out.copy_(made)
 
 
 class _ToFew(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import order as node_order
-from gconv.kernels.memory import empty
+from gconv.kernels.memory import LARGE, empty
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 LEVELS = ("base", "avx2", "avx512")
@@ -210,29 +210,40 @@ def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) 
 
 
 class Ready:
-    """S x + add for matrices (n, c) without gaps and of the values' type: what does not change is looked up once.
+    """S x + add + row for matrices (n, c) of the values' type: what does not change is looked up once.
 
     Args:
         crow, col, values: S by rows.
         c: channels of x.
         shape: of the result, a row of c numbers for each row of S; several rows may lie side by side.
+        beside: whether several rows of x do, without gaps.
     """
 
-    def __init__(self, crow: Tensor, col: Tensor, values: Tensor, c: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, crow: Tensor, col: Tensor, values: Tensor, c: int, shape: tuple[int, int], beside: bool = False
+    ) -> None:
         assert LIBRARY is not None
         self.crow, self.col, self.values, self.shape, self.c = crow, col, values, shape, c
-        self.sizes = crow.shape[0] - 1, 1, c, 1, 1, 1, 0, c, 0, 0, c, 0
+        self.beside = beside
+        self.pattern = crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()
+        self.sizes = crow.shape[0] - 1, 1, c, 1, 1, 1
         self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
+        self.large = shape[0] * shape[1] * values.element_size() >= LARGE
 
-    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """`add` without gaps, of the result's shape, or (c,) for all rows."""
-        y = x.new_empty(self.shape)
-        z, step, beta = (0, 0, 0.0) if add is None else (add.data_ptr(), 0 if add.ndim == 1 else self.c, 1.0)
+    def __call__(self, x: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
+        """Channels side by side; `add` of the result's shape, which becomes it if it can; `row` (c,) for all rows."""
+        z, step, y = 0, 0, None
+        if add is not None:
+            z, step = add.data_ptr(), add.stride(0)
+            y = add if step == self.c else None
+        if y is None:
+            y = empty(x, self.shape) if self.large else x.new_empty(self.shape)
         p = PACKED.pack(
-            *(self.crow.data_ptr(), self.col.data_ptr(), 0, self.values.data_ptr(), x.data_ptr(), z, 0, y.data_ptr()),
-            *(0, 0),
+            *self.pattern,
+            *(x.data_ptr(), z, 0 if row is None else row.data_ptr(), y.data_ptr(), 0, 0),
             *self.sizes,
-            *(0, step, 0, 0, 0, 1.0, beta, 0.0),
+            *(0, self.c if self.beside else x.stride(0), 0, 0, self.c, 0, 0, step, 0, 0, 0),
+            *(1.0, 1.0, 1.0),
         )
         self.run(p, self.type, LEVEL, _threads(self.work))
         return y

@@ -159,12 +159,14 @@ def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     return spmm_torch(values, x, None, *csr.tensors)
 
 
-def ready(csr: CSR, values: Tensor, c: int, shape: tuple[int, int]) -> Callable[..., Tensor] | None:
-    """S x + add as a function of matrices x (n, c) and add, as `native.Ready`; None where no compiled kernel serves."""
+def ready(
+    csr: CSR, values: Tensor, c: int, shape: tuple[int, int], beside: bool = False
+) -> Callable[..., Tensor] | None:
+    """S x + add + row as a function of matrices (n, c) and what is added: `native.Ready`, or None."""
     wide = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
     if not wide or csr.crow.dtype != torch.int32 or not native.serves(values):
         return None
-    return native.Ready(csr.crow, csr.col, values, c, shape)
+    return native.Ready(csr.crow, csr.col, values, c, shape, beside)
 
 
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:

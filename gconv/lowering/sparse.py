@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import kept
+from gconv.kernels import kept, known
 from gconv.kernels.narrow import LANES
 from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
@@ -38,7 +38,8 @@ def _fixed(
     S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None, aggregate: bool
 ) -> Tensor | None:
     """The result where S is fixed: a few signals or rows at a time where there are many, or in one step."""
-    if isinstance(mixing, Dense) and W is not None:
+    at_hand = aggregate and known(x) is not None  # all S_k x
+    if isinstance(mixing, Dense) and W is not None and not at_hand:
         for way in (single, batches, steps):
             if way.serves(S, x, W):
                 return way.mixed(S, x, mixing.dense(W, x.shape[-1]), bias, aggregate)
@@ -83,10 +84,12 @@ def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Mixing, Tensor], Ru
     def prepare(S: Basis, mixing: Mixing, x: Tensor) -> Run | None:
         if type(mixing) is not Dense or x.ndim != 2 or x.layout != torch.strided or not x.is_contiguous():
             return None
-        form = _sparse_form(S, x)
+        form, constant = _sparse_form(S, x), known(x) is not None
+        if aggregate and constant:
+            return None
         if not (steps.is_small(x, mixing.taps) and single.fixed(form) and steps.unwatched(x, x)):
             return None
-        step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype), mixing.shape
+        step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype, constant), mixing.shape
 
         def quick(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
             usual = W is not None and W.shape == shape and W.dtype == x.dtype and steps.unseen(x, W)

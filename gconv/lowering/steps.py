@@ -18,7 +18,8 @@ from torch.nn import Parameter
 
 from gconv.basis import Basis, Identity, Stack, beside, ready, together
 from gconv.basis.base import lazy
-from gconv.kernels import known, transformed
+from gconv.kernels import Constant, known, met, spaced, transformed
+from gconv.kernels.gemm import LARGE as MANY
 from gconv.lowering.single import fixed, wide
 
 PLAIN = (Tensor, Parameter)
@@ -28,13 +29,15 @@ Product = Callable[..., Tensor] | None  # None for the identity
 
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
-    """Whether S is fixed, x small and no constant, and nobody wants to see the single operators."""
+    """Whether S is fixed, x small, and nobody wants to see the single operators."""
     return is_small(x, W.shape[0]) and unwatched(x, W) and fixed(S)
 
 
 def is_small(x: Tensor, taps: int) -> bool:
-    """Whether all S_k x are small, and not nothing."""
-    return 0 < x.numel() * x.element_size() * taps <= LARGE
+    """Whether all S_k x are small, and not nothing; what is read of a constant x is."""
+    held = sparse(x)
+    share = 1.0 if held is None else held.density
+    return 0 < x.numel() * x.element_size() * taps * share <= LARGE
 
 
 def unwatched(x: Tensor, W: Tensor) -> bool:
@@ -43,7 +46,7 @@ def unwatched(x: Tensor, W: Tensor) -> bool:
         return False
     if x.layout is not torch.strided:
         return False
-    return known(x) is None and unseen(x, W)
+    return unseen(x, W)
 
 
 def unseen(x: Tensor, W: Tensor) -> bool:
@@ -55,7 +58,13 @@ def unseen(x: Tensor, W: Tensor) -> bool:
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): aggregate first or transform first."""
-    return Step(S, aggregate)(x, W, bias)
+    return Step(S, aggregate, constant=known(x) is not None)(x, W, bias)
+
+
+def sparse(x: Tensor) -> Constant | None:
+    """What is known of a constant x with a sparse form."""
+    found = known(x)
+    return None if found is None or found.sparse is None else found
 
 
 class Step:
@@ -66,15 +75,24 @@ class Step:
         aggregate: whether its products come first, or the mixing.
         widths, dtype: i and o, where it serves matrices x (n, i) without gaps of this type alone: then its products are
             made ready.
+        constant: whether x may be constant.
     """
 
     def __init__(
-        self, S: Basis, aggregate: bool, widths: tuple[int, int] | None = None, dtype: torch.dtype | None = None
+        self,
+        S: Basis,
+        aggregate: bool,
+        widths: tuple[int, int] | None = None,
+        dtype: torch.dtype | None = None,
+        constant: bool = False,
     ) -> None:
-        self.S, self.aggregate, self.widths, self.dtype = S, aggregate, widths, dtype
+        self.S, self.aggregate, self.widths, self.dtype, self.constant = S, aggregate, widths, dtype, constant
         self.parts: tuple[Basis, ...] = S.parts if isinstance(S, Stack) else (S,)
         self.taps = [part.shape[0] for part in self.parts]
+        self.single = all(k == 1 for k in self.taps)
         self.order = sorted(range(len(self.parts)), key=lambda number: type(self.parts[number]) is not Identity)
+        summed = any(type(part) is not Identity for part in self.parts)
+        self.apart = [summed and k == 1 for k in self.taps]  # whether rows of X W_k may lie apart
         self.forth = self._products(self.parts, aggregate)
 
     def _products(self, parts: Sequence[Basis], expand: bool) -> list[Product]:
@@ -101,11 +119,15 @@ class Step:
         ):
             y: Tensor = _Mixed.apply(x, W, bias, self)
             return y
-        return self.aggregated(x, W, bias)[0] if self.aggregate else self.transformed(x, W, bias)
+        return self.aggregated(x, W, bias)[0] if self.aggregate else self.transformed(x, W, bias, self.held(x))
+
+    def held(self, x: Tensor) -> Constant | None:
+        """What x is multiplied through, if not by itself."""
+        return sparse(x) if self.constant else None
 
     def pieces(self, W: Tensor) -> Sequence[Tensor]:
         """The weight (k, i, o) of each part, or (i, o) of a single tap."""
-        if len(self.taps) == len(W):
+        if self.single:
             return W.unbind()
         if len(self.taps) == 1:
             return (W,)
@@ -125,23 +147,36 @@ class Step:
         assert y is not None
         return _like(y, x), made
 
-    def transformed(self, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
+    def transformed(self, x: Tensor, W: Tensor, bias: Tensor | None, held: Constant | None) -> Tensor:
         """Y."""
-        return self.contracted(x, self.forth, [_wide(own) for own in self.pieces(W)], bias)
+        pieces = self.pieces(W)
+        return self.contracted(x, self.forth, pieces if self.single else [_wide(own) for own in pieces], bias, held)
 
-    def contracted(self, x: Tensor, products: list[Product], matrices: list[Tensor], add: Tensor | None) -> Tensor:
-        """sum_k S_k X W_k + add over the parts, each with its product and its matrix (i, k o): the identity first."""
-        X, y = _rows(x), add
+    def contracted(
+        self,
+        x: Tensor,
+        products: list[Product],
+        matrices: Sequence[Tensor],
+        row: Tensor | None,
+        held: Constant | None = None,
+    ) -> Tensor:
+        """sum_k S_k X W_k + row over the parts, each with its product and its matrix (i, k o): the identity first."""
+        X, y, large = _rows(x), None, x.ndim == 2 and x.numel() >= MANY
         for number in self.order:
             product, matrix = products[number], matrices[number]
-            if product is not None:
-                y = product(_like(torch.mm(X, matrix), x), y)
-            elif y is None:
-                y = _like(torch.mm(X, matrix), x)
+            if held is not None:
+                z = held.times(matrix)
+            elif large and self.apart[number]:
+                z = spaced(X, matrix)
             else:
-                y = _like(torch.addmm(y if y.ndim < 3 else _rows(y), X, matrix), x)
+                z = torch.mm(X, matrix)
+            z = z if x.ndim == 2 else _like(z, x)
+            if product is not None:
+                y, row = product(z, y, row), None
+            else:
+                y = z if y is None else y.add_(z)
         assert y is not None
-        return y
+        return y if row is None else y.add_(row)
 
     def back_aggregated(
         self, W: Tensor, dy: Tensor, made: list[Tensor], to_x: bool, dw: Tensor | None
@@ -153,14 +188,16 @@ class Step:
                 _put(out, E, arriving)
         return self.contracted(dy, self.back, [_tall(own).mT for own in self.pieces(W)], None) if to_x else None
 
-    def back_transformed(self, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, dw: Tensor | None) -> Tensor | None:
+    def back_transformed(
+        self, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, dw: Tensor | None, held: Constant | None
+    ) -> Tensor | None:
         """dX where it is wanted, and dW, both from all S_k^T dY."""
         X, dx = _rows(x), None
         outs = self.pieces(W if dw is None else dw)
         for product, own, out in zip(self.back, self.pieces(W), outs, strict=True):
             back = _rows(dy if product is None else product(dy))
             if dw is not None:
-                _put(out, X, back)
+                _put(out, X, back, held)
             if to_x:
                 matrix = own.mT if own.ndim == 2 else own.mT.flatten(0, 1)
                 dx = torch.mm(back, matrix) if dx is None else dx.addmm_(back, matrix)
@@ -187,19 +224,23 @@ def _like(X: Tensor, x: Tensor) -> Tensor:
     return X if x.ndim == 2 else X.view(*x.shape[:-2], -1, X.shape[1])
 
 
-def _added(S: Basis, z: Tensor, add: Tensor | None) -> Tensor:
-    """sum_k S_k z_k + add, of z_k beside each other that nobody else has."""
+def _added(S: Basis, z: Tensor, add: Tensor | None, row: Tensor | None) -> Tensor:
+    """sum_k S_k z_k + add + row, of z_k beside each other that nobody else has."""
     y = together(S, z)
-    return y if add is None else y.add_(add)
+    y = y if add is None else y.add_(add)
+    return y if row is None else y.add_(row)
 
 
-def _put(out: Tensor, X: Tensor, Y: Tensor) -> None:
+def _put(out: Tensor, X: Tensor, Y: Tensor, held: Constant | None = None) -> None:
     """X^T Y into a weight's gradient (k, i, o), or (i, o); X or Y has its taps beside each other."""
+    if out.ndim == 2 and held is None:
+        met(X, Y, out)
+        return
+    made = met(X, Y) if held is None else held.met(Y)
     if out.ndim == 2:
-        torch.mm(X.mT, Y, out=out)
+        out.copy_(made)
         return
     k, i, o = out.shape
-    made = torch.mm(X.mT, Y)
     out.copy_(made.view(k, i, o) if len(made) == k * i else made.view(i, k, o).movedim(1, 0))
 
 
@@ -209,7 +250,8 @@ class _Mixed(torch.autograd.Function):
         ctx.step = step
         if not step.aggregate:
             ctx.save_for_backward(x, W)
-            return step.transformed(x, W, bias)
+            ctx.held = step.held(x)
+            return step.transformed(x, W, bias, ctx.held)
         y, made = step.aggregated(x, W, bias)
         ctx.save_for_backward(x, W, *(made if ctx.needs_input_grad[1] else ()))
         return y
@@ -227,4 +269,4 @@ class _Mixed(torch.autograd.Function):
         dw, dy = torch.empty_like(W) if to_w else None, dy.contiguous()
         if step.aggregate:
             return step.back_aggregated(W, dy, made, to_x, dw), dw, db, None
-        return step.back_transformed(x, W, dy, to_x, dw), dw, db, None
+        return step.back_transformed(x, W, dy, to_x, dw, ctx.held), dw, db, None
