@@ -3,28 +3,35 @@
 Protocol: the alternatives take turns and the least of the rounds counts. `product`: torch.mm, a 1x1 convolution and,
 for bfloat16, torch.mm through float32, forward and with both gradients; the ratio is torch.mm's time over the other's.
 `order`: a GCN layer on a graph with random node numbers, and on the same one reordered; the ratio is the first one's
-time over the second's, and `pays_after` is how many calls make up for finding the order.
+time over the second's, and `pays_after` is how many calls make up for finding the order. `schedule`: a product S x, and
+a GCN layer's training step, on graphs with random node numbers, with the rows as they come and as gconv goes through
+them by itself (`gconv.kernels.order`) once the graph has been used often enough; not a bit of the results may differ.
 
-    python -m experiments.choices                     both, some minutes
-    python -m experiments.choices --only product      or order
+    python -m experiments.choices                     all, some minutes
+    python -m experiments.choices --only product      or order, or schedule
 """
 
 import time
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from experiments import common
 from experiments.overhead import power_law
 from gconv import GConv, Graph
+from gconv.basis import Taps
 from gconv.domains import grid_graph
+from gconv.kernels import order as node_order
 from gconv.operators import gcn
 from gconv.plan import take_turns
 
-Only = Literal["all", "product", "order"]
+Only = Literal["all", "product", "order", "schedule"]
+OFTEN = 60  # calls after which gconv has weighed the order of the rows
 SHAPES = ((40_000, 128, 256), (40_000, 256, 40), (19_717, 500, 16), (2_708, 1_433, 16), (20_000, 64, 64))
 
 
@@ -61,18 +68,24 @@ def cases(config: Config) -> list[Case]:
     """All comparisons."""
     tail = (config.rounds, config.threads, config.seed)
     found = []
-    if config.only != "order":
+    if config.only in ("all", "product"):
         for dtype in ("float32", "float64", "bfloat16"):
             for shape in SHAPES:
                 rows, i, o = shape if dtype != "bfloat16" else (shape[0] // 20, *shape[1:])
                 name = f"{rows} x {i} x {o}, {dtype}"
                 found.append(Case(name, "product", dtype, (rows, i, o), *tail))
-    if config.only != "product":
+    if config.only in ("all", "order"):
         for kind in ("power law", "grid"):
             for order in ("rcm", "degree"):
                 for width in (16, 64):
                     name = f"{order} on a {kind}, {config.nodes} nodes, width {width}"
                     found.append(Case(name, kind, order, (config.nodes, width), *tail))
+    if config.only in ("all", "schedule"):
+        for kind in ("nearest neighbours", "communities", "power law"):
+            for what in ("product", "step"):
+                for width in (64, 256):
+                    name = f"{what} on {kind}, {config.nodes} nodes, width {width}"
+                    found.append(Case(name, kind, f"schedule of a {what}", (config.nodes, width), *tail))
     return found
 
 
@@ -138,13 +151,78 @@ def order(case: Case) -> dict[str, Any]:
     return metrics
 
 
+def renamed(kind: str, nodes: int, seed: int) -> Graph:
+    """A graph, its nodes numbered at random: 8 nearest neighbours in space, communities of 340, or a power law."""
+    rng = np.random.default_rng(seed)
+    if kind == "nearest neighbours":
+        place = rng.random((nodes, 3))
+        _, near = cKDTree(place).query(place, min(9, nodes))
+        pairs = np.stack([np.repeat(np.arange(nodes), near.shape[1] - 1), near[:, 1:].ravel()])
+    elif kind == "communities":  # a tenth of the edges leave theirs
+        size, source = min(340, nodes), rng.integers(0, nodes, 7 * nodes)
+        inside = (source // size * size + rng.integers(0, size, 7 * nodes)) % nodes
+        pairs = np.stack([source, np.where(rng.random(7 * nodes) < 0.9, inside, rng.integers(0, nodes, 7 * nodes))])
+    else:
+        pairs = power_law(nodes, 14 * nodes // 2 * 2, seed).numpy()
+    pairs = rng.permutation(nodes)[pairs]
+    pairs = np.unique(np.concatenate([pairs, pairs[::-1]], 1), axis=1)
+    return Graph(torch.from_numpy(pairs[:, pairs[0] != pairs[1]]), nodes)
+
+
+def schedule(case: Case) -> dict[str, Any]:
+    """Milliseconds with the rows as they come and in the order taken after many calls, and what ordering costs."""
+    nodes, width = case.shape
+    graph, layer = renamed(case.kind, nodes, case.seed), GConv(gcn(width, width))
+    S = layer.at(graph).S
+    x = torch.randn(nodes, width, requires_grad=True)
+    dy = torch.randn(nodes, width)
+    leaves = [x, *layer.parameters()]
+
+    def product() -> list[Tensor]:
+        with torch.no_grad():
+            return [S.expand(x)]
+
+    def training() -> list[Tensor]:
+        y = layer(x, graph)
+        return [y, *torch.autograd.grad(y, leaves, dy)]
+
+    once = product if case.what.endswith("product") else training
+
+    def as_they_come() -> list[Tensor]:
+        with node_order.automatic(False):
+            return once()
+
+    want = as_they_come()
+    for _ in range(OFTEN):
+        got = once()
+    if not all(map(torch.equal, got, want)):
+        raise ValueError(f"{case.case}: the order of the rows has changed a result, so no clock starts")
+    found = take_turns({"before": as_they_come, "after": once}, case.rounds)
+    assert isinstance(S, Taps)
+    csr, _, _ = S.ordered("expand")
+    crow, col = csr.crow.numpy(), csr.col.numpy()
+    start = time.perf_counter()
+    node_order.scheduled(crow, col, node_order.reverse_cuthill_mckee(crow, col, nodes))
+    seconds = time.perf_counter() - start
+    metrics: dict[str, Any] = {f"{name}_ms": value * 1e3 for name, value in found.items()}
+    state = node_order.known(csr.col)
+    metrics |= {
+        "order_ms": seconds * 1e3,
+        "ratio": found["before"] / found["after"],
+        "rows": str(state),
+        "schedule": True,
+    }
+    return metrics
+
+
 def run(case: Case) -> common.Outcome:
     """Measure one comparison."""
     common.seed_everything(case.seed, deterministic=False)
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     try:
-        return common.Outcome(product(case) if case.kind == "product" else order(case))
+        measured = product if case.kind == "product" else schedule if case.what.startswith("schedule") else order
+        return common.Outcome(measured(case))
     finally:
         torch.set_num_threads(before)
 
@@ -161,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
     for row in common.sweep(todo, run, options.open("choices"), experiment="choices", data=data):
-        numbers = {name: value for name, value in row["metrics"].items() if not name.endswith("_ms")}
+        numbers = {k: v for k, v in row["metrics"].items() if not k.endswith("_ms") and not isinstance(v, str)}
         print(f"{row['config']['case']}: " + ", ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
 
 

@@ -100,6 +100,27 @@ TABLES: tuple[Table, ...] = (
         command="python -m experiments.choices --only order",
     ),
     Table(
+        name="choices_schedule",
+        experiment="choices",
+        label="config.case",
+        where=(("metrics.schedule", True),),
+        cells=several(
+            **{
+                "as they come, ms": "metrics.before_ms",
+                "times faster": "metrics.ratio",
+                "order, ms": "metrics.order_ms",
+            }
+        ),
+        format=plain,
+        words=(("rows", "metrics.rows"),),
+        same=("data.hash", "hardware.cpu"),
+        caption=(
+            "The order in which gconv goes through the rows of S by itself, on graphs whose nodes are numbered at "
+            "random: a product S x and a GCN layer's training step, after many calls; results are the same to the bit."
+        ),
+        command="python -m experiments.choices --only schedule",
+    ),
+    Table(
         name="citation",
         experiment="citation",
         label="config.model",

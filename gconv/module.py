@@ -17,7 +17,7 @@ from gconv.kernels import apart, known, transformed
 from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, measured, plan, strides, wanted
+from gconv.plan import Plan, measured, node_order, plan, strides, wanted
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
 
 _GRID_BASES: dict[Hashable, Basis] = {}
@@ -207,7 +207,7 @@ class GConv(nn.Module):
             signal = signal.new_zeros(signal.shape[-2:])  # a plan does not depend on numbers
         mixing, W = plain(self.spec.mixing, self.weight)
         S = self._basis(place, signal)
-        made = plan(S, mixing, signal, lowering, gradients)
+        made = replace(plan(S, mixing, signal, lowering, gradients), rows=node_order(S))
         if not measure:
             return made
         axes = place.ndim if isinstance(place, Grid) and x.ndim == place.ndim + 2 else 0

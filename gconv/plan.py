@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import known
+from gconv.kernels import known, order
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
 from gconv.mixing import Dense, Grouped, Mixing, Separable
@@ -56,6 +56,8 @@ class Plan:
     title: str
     candidates: tuple[Candidate, ...]
     chosen: Lowering
+    rows: str = ""
+    """In which order the rows of S are gone through, where that has been weighed."""
 
     def __str__(self) -> str:
         lines = [self.title]
@@ -68,6 +70,8 @@ class Plan:
                 took = " + backward ".join(f"{seconds * 1e3:8.3g} ms" for seconds in _steps(c.measured))
                 took = f"  measured {took}" if took else ""
                 lines.append(f"{mark} {c.name:20s} {numbers}  predicted {c.seconds * 1e3:8.3g} ms{took}")
+        if self.rows:
+            lines.append(f"rows {self.rows}")
         return "\n".join(lines)
 
 
@@ -98,6 +102,20 @@ def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
 def wanted(x: Tensor) -> tuple[bool, bool]:
     """Which gradients a call will be asked for: in x, and in the weight."""
     return (x.requires_grad, True) if torch.is_grad_enabled() else (False, False)
+
+
+def node_order(S: Basis) -> str:
+    """What `gconv.kernels.order` knows of the patterns of S that large products have gone through."""
+    if isinstance(S, Stack | Product):
+        found = [node_order(part) for part in S.parts]
+    elif isinstance(S, Polynomial):
+        found = [node_order(S.L)]
+    elif isinstance(S, Taps | SharedTaps):
+        states = [order.known(csr.col) for csr in S.pattern.layouts]
+        found = [str(state) for state in states if state is not None]
+    else:
+        found = []
+    return "; ".join(dict.fromkeys(text for text in found if text))
 
 
 def learned(S: Basis) -> list[Tensor]:

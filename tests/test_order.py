@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from gconv import GConv, Graph
 from gconv.kernels import CSR, clenshaw, heads_spmm, native, order, spmm, spmm_rows, terms
-from gconv.kernels.sparse import unrecorded
+from gconv.kernels.sparse import rows_of, unrecorded
+from gconv.lowering import single, steps
+from gconv.operators import gcn
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 WIDTHS = [1, 2, 3, 4, 17, 33, 64, 130, 300]
@@ -206,3 +209,29 @@ def test_the_order_holds_every_row_once(make):
     for pattern in (csr, csr.T):
         place = order.reverse_cuthill_mckee(pattern.crow.numpy(), pattern.col.numpy(), pattern.shape[1])
         assert np.array_equal(np.sort(place), np.arange(pattern.shape[0]))
+
+
+def test_a_layer_goes_in_order_both_ways_and_its_plan_says_so(monkeypatch, threads):
+    """Also where rows are made a few at a time; the sums over all rows keep their order."""
+    monkeypatch.setattr(order, "TABLE", 0)
+    monkeypatch.setattr(order, "lost", lambda *read: 1.0)
+    monkeypatch.setattr(order, "HELD", 1 << 12)
+    monkeypatch.setattr(single, "LARGE", 0)
+    monkeypatch.setattr(steps, "LARGE", 0)
+    csr, layer = ring(2000), GConv(gcn(16, 16))
+    row = rows_of(csr.crow, csr.col)
+    graph = Graph(torch.stack([csr.col.long(), row]), 2000)
+    x = torch.randn(2000, 16, requires_grad=True)
+
+    def step():
+        y = layer(x, graph)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    assert "rows" not in str(layer.plan(x, graph)).splitlines()[-1]
+    for lowering in ("sparse:aggregate", "sparse:transform"):
+        with order.automatic(False):
+            want = layer(x, graph, lowering=lowering)
+        assert torch.equal(layer(x, graph, lowering=lowering), want)
+    came, ordered = both(step)
+    assert all(map(torch.equal, came, ordered))
+    assert str(layer.plan(x, graph)).splitlines()[-1].startswith("rows by reverse Cuthill-McKee")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gconv.plan as plan_module
+from experiments import measure
 from experiments.plan_cases import drawn, graphs, grids
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
@@ -182,7 +183,8 @@ def calibrated(monkeypatch, tmp_path):
         path.write_text(json.dumps(data) if text is None else text)
         monkeypatch.setenv("GCONV_CALIBRATION", str(path))
 
-    yield write
+    with measure.threads(1):
+        yield write
     rates._read.cache_clear()
 
 

@@ -70,6 +70,11 @@ class Pattern:
     def __len__(self) -> int:
         return len(self.row)
 
+    @property
+    def layouts(self) -> tuple[CSR, ...]:
+        """The sparse matrices that products have needed so far."""
+        return tuple(self._memo.values())
+
     def ends(self, row: Tensor, col: Tensor) -> Tensor:
         """(e, h) what both ends of each entry carry, added: row (m, h) and col (n, h), of a single tap."""
         csr = self.csr("expand")

@@ -9,7 +9,7 @@ from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty
 from gconv.kernels.recurrence import clenshaw, filtered, terms
-from gconv.kernels.sparse import CSR, ready, sddmm, spmm, spmm_rows, unrecorded
+from gconv.kernels.sparse import CSR, in_order, ready, sddmm, spmm, spmm_rows, unrecorded
 from gconv.kernels.transforms import apart, bare, lasting, readable, transformed, varies, wrapped
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "filtered",
     "heads_sddmm",
     "heads_spmm",
+    "in_order",
     "joint_attention",
     "kept",
     "known",

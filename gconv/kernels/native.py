@@ -177,8 +177,7 @@ def spmm(
         y_batch, y_row = (0, *out.stride())[-3:-1]
     z, _, z_batch, z_row = (None, 1, 0, 0) if z is None else _rows(z)
     w, _, w_batch, w_row = (None, 1, 0, 0) if w is None else _rows(w)
-    ordered = whole and c >= SCHEDULED
-    found = node_order.find(crow, col, x.shape[-2], c * x.element_size(), b) if ordered else None
+    found = schedule(crow, col, x.shape[-2], c, x.element_size(), b) if whole else None
     at, to, place, start = (crow.data_ptr(), col.data_ptr(), 0, 0) if found is None else found.pointers
     p = PACKED.pack(
         *(at, to, 0, values.data_ptr()),
@@ -189,6 +188,11 @@ def spmm(
     )
     LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, _threads(col.shape[0] * b * c))
     return y
+
+
+def schedule(crow: Tensor, col: Tensor, cols: int, c: int, item: int, signals: int = 1) -> node_order.Schedule | None:
+    """The order of the rows in which S x of c channels is made, None where they stay as they come."""
+    return node_order.find(crow, col, cols, c * item, signals) if c >= SCHEDULED else None
 
 
 def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) -> Tensor:

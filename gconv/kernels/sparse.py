@@ -150,6 +150,13 @@ def spmm_rows(
     return y if out is None else out.copy_(y)
 
 
+def in_order(csr: CSR, values: Tensor, x: Tensor) -> bool:
+    """Whether a product with the whole of S would go by a schedule (see `gconv.kernels.order`); counts as one."""
+    if csr.crow.dtype != torch.int32 or not native.serves(values, x):
+        return False
+    return native.schedule(csr.crow, csr.col, x.shape[-2], x.shape[-1], x.element_size()) is not None
+
+
 def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     """`spmm` where nothing is recorded or watched: plain tensors on the CPU, straight to the kernel."""
     crow, col, crow_t = csr.tensors[:3]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gconv.basis import Basis, Identity, Polynomial, SharedTaps, Stack, Taps
-from gconv.kernels import empty, known, matmul, spmm_rows, transformed
+from gconv.kernels import empty, in_order, known, matmul, spmm_rows, transformed
 
 CHUNK = 1 << 21  # bytes of the rows at hand
 LARGE = 1 << 24  # bytes of all S_k x, from which on this pays
@@ -78,6 +78,9 @@ def _rows(S: Basis, x: Tensor) -> Callable[[slice, Tensor], Tensor]:
     k, c = S.shape[0], x.shape[1]
     if isinstance(S, Taps):
         csr, values, _ = S.ordered("expand")
+        if in_order(csr, values, x):  # which is worth more than rows that are still near
+            made = spmm_rows(csr, values, x).view(-1, k * c)
+            return lambda piece, out: made[piece]
 
         def some(piece: slice, out: Tensor) -> Tensor:
             place = out.view(-1, c) if out.is_contiguous() else out if k == 1 else None
