@@ -86,9 +86,9 @@ def test_other_types_are_gathered(always):
 
 
 def test_only_where_it_is_faster():
-    tall, few = torch.randn(1 << 15, 16), torch.randn(1)
-    assert kernels._scatters(few, tall, 1 << 12)
-    for x, rows in ((tall[1:], 1 << 10), (tall, (1 << 12) + 1), (torch.randn(1 << 16, 15), 10), (tall.bfloat16(), 10)):
+    tall, few = torch.randn(1 << 14, 32), torch.randn(1)
+    assert kernels._scatters(few, tall, 1 << 11)
+    for x, rows in ((tall[1:], 1 << 10), (tall, (1 << 11) + 1), (torch.randn(1 << 16, 31), 10), (tall.bfloat16(), 10)):
         assert not kernels._scatters(few, x, rows)
 
 

@@ -24,7 +24,7 @@ from gconv.kernels.registry import Kernel, Saved, Structure
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
 SHRINKS = 8  # times the result: by how much the signal is larger there
-WIDE = 16  # channels from which on it is
+WIDE = 32  # channels from which on it is
 
 
 @dataclass(frozen=True, eq=False)
