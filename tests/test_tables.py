@@ -153,7 +153,14 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics |= {f"faster{q}": 2.0 for q in ("", "_low", "_high")} | {"peer_ms": 2.0, "memory_share": 0.2}
     metrics |= {f"{who}_{unit}": 2.0 for who in ("gconv", "peer", "before", "after") for unit in ("mb", "s", "step_mb")}
     metrics |= {"close": 0.0, "chosen": "native", "best": "fft", "order_ms": 9.0, "conv_ratio": 1.0}
-    metrics |= {"ms": 2.0, "side": "gconv", "most": "torch.mm 60%", "rows": "as they come", "schedule": True, "before_ms": 2.0}
+    metrics |= {
+        "ms": 2.0,
+        "side": "gconv",
+        "most": "torch.mm 60%",
+        "rows": "as they come",
+        "schedule": True,
+        "before_ms": 2.0,
+    }
     metrics |= {f"{way}_ratio": 1.0 for way in ("conv_training", "widened", "widened_training")}
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
