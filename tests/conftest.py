@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from gconv.kernels import native
+
 SEED = int(os.environ.get("GCONV_TEST_SEED", "0"))
 
 # The one table of tolerances: relative to the largest entry, for sums of a few thousand products.
@@ -96,3 +98,12 @@ def data_root() -> Path:
     if not Path(root).is_dir():
         pytest.fail(f"GCONV_DATA={root} is not a folder")
     return Path(root)
+
+
+@pytest.fixture(params=["torch", *native.LEVELS[: native.LEVEL + 1]])
+def anywhere(request, monkeypatch):
+    """Runs a test on each instruction set this machine has, and in pure torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    else:
+        monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(request.param))

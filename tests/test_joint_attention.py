@@ -13,16 +13,6 @@ DOUBLE = torch.float64
 M, N = 5, 6
 ROW = torch.tensor([2, 0, 2, 0, 2, 4])  # unsorted; (2, 1) twice; rows 1 and 3, columns 2, 3 and 5 empty
 COL = torch.tensor([1, 0, 1, 4, 0, 1])
-BACKENDS = ["torch", *native.LEVELS[: native.LEVEL + 1]]
-
-
-@pytest.fixture(params=BACKENDS)
-def anywhere(request, monkeypatch):
-    """Runs a test on each instruction set this machine has, and in pure torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    else:
-        monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(request.param))
 
 
 def problem(heads=2, width=3, dtype=DOUBLE):

@@ -32,18 +32,6 @@ COL = torch.tensor([1, 0, 1, 4, 0, 1])
 SHAPE = (5, 6)
 
 
-BACKENDS = ["torch", *native.LEVELS[: native.LEVEL + 1]]  # all that this machine can run
-
-
-@pytest.fixture(params=BACKENDS)
-def anywhere(request, monkeypatch):
-    """Runs a test on each instruction set this machine has, and in pure torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    else:
-        monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(request.param))
-
-
 def problem(dtype=DOUBLE, width=3, batch=()):
     csr = CSR.build(ROW, COL, *SHAPE)
     values = torch.randn(len(ROW), dtype=dtype)
