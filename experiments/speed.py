@@ -5,8 +5,7 @@ and with the same weights; their values and gradients must agree before a clock 
 measurement each a round, whoever begins alternating. A ratio is the median over rounds of the peer's seconds by
 gconv's, with its quartiles; the peer is the fastest one (by its median), or the one that the case names. PyG runs in
 every form that the layer takes: edge_index, with its cache where there is one, torch's CSR adjacency, and in the
-training steps sparse features where it takes them. Peak memory is that of a process of its own for each side: resident,
-from before its layer and its form of the graph are made to the end of the second step; and that of a third step alone.
+training steps sparse features where it takes them. Peak memory is `experiments.speed_memory`'s, on the same cases.
 
 Large cases run on all threads, in wall time; single calls on one, in processor time. The training steps have no
 optimiser: it would cost both sides the same. Random graphs with power-law degrees, random bags of words.
@@ -18,12 +17,10 @@ optimiser: it would cost both sides the same. Random graphs with power-law degre
 Rows hold until their file is removed: a timing is not repeated because some code changed.
 """
 
-import json
 import re
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ import torch
 from experiments import common, measure, speed_sides
 from experiments.machine import ROOT
 from experiments.speed_cases import FULL, QUICK, Case, cases
-from experiments.speed_sides import Side, Sides
+from experiments.speed_sides import Side
 from experiments.speed_summary import OURS, remarks, verdict
 from gconv.kernels import backend
 
@@ -119,8 +116,7 @@ def run(case: Case) -> common.Outcome:
         metrics: dict[str, Any] = {"threads": torch.get_num_threads(), "kernels": backend()}
         if case.kind == "limits":
             return common.Outcome(metrics | reached(case))
-        makers = speed_sides.sides(case)
-        made = {name: make() for name, make in makers.items()}
+        made = {name: make() for name, make in speed_sides.sides(case).items()}
         metrics["gap"] = control(case, made)
         steps = {name: side.step for name, side in made.items()}
         metrics |= compared(measure.take_turns(steps, case.rounds, clock, case.budget), case.against)
@@ -131,9 +127,6 @@ def run(case: Case) -> common.Outcome:
             times = measure.take_turns({OURS: alone}, case.rounds, clock, case.budget / 5)[OURS]
             metrics["gconv_forward_ms"] = float(np.median(times)) * 1e3
     metrics["goal"], metrics["verdict"] = _goal(case.goal), verdict(metrics["faster"], case.goal)
-    if case.memory:
-        del made, steps
-        metrics |= weighed(case, makers, metrics["peer"])
     return common.Outcome(metrics)
 
 
@@ -148,30 +141,6 @@ def reached(case: Case) -> dict[str, float]:
     times = measure.take_turns({name: step for name, (step, _) in steps.items()}, case.rounds, budget=case.budget)
     best = {name: steps[name][1] / float(np.median(times[name])) / 1e9 for name in steps}
     return {"copy_gb_s": best["copy"], "mm_gflop_s": best["mm"]}
-
-
-def weighed(case: Case, makers: Sides, peer: str) -> dict[str, Any]:
-    """Peak memory of gconv and of the peer that counts, each in a process of its own."""
-    found = {n: measure.peak_of_a_process("experiments.speed", n, json.dumps(asdict(case))) for n in (OURS, peer)}
-    # a process cannot be weighed more finely than by a page or two
-    share = max(found[OURS]["peak_mb"], 0.1) / max(found[peer]["peak_mb"], 0.1)
-    return {
-        "gconv_mb": found[OURS]["peak_mb"],
-        "peer_mb": found[peer]["peak_mb"],
-        "gconv_step_mb": found[OURS]["step_peak_mb"],
-        "peer_step_mb": found[peer]["step_peak_mb"],
-        "memory_share": share,
-        "memory_goal": _goal(case.memory_goal),
-        "memory_verdict": verdict(share, case.memory_goal, at_most=True),
-    }
-
-
-def peak(side: str, case: Case) -> dict[str, float]:
-    """Peak memory of one side in this process."""
-    with measure.threads(case.threads):
-        speed_sides.sides(replace(case, nodes=50, edges=100))[side]().step()  # what is imported is not weighed
-        make = speed_sides.sides(case)[side]  # the data are there, the side is not
-        return measure.peak_of_steps(lambda: make().step, 2)
 
 
 # -- the sweep -------------------------------------------------------------------------------------------------------
@@ -190,9 +159,6 @@ def report(rows: list[common.Row]) -> None:
         others = {name: found["faster"] for name, found in m["faster_than"].items() if name not in (OURS, m["peer"])}
         if others:
             print("    " + ", ".join(f"{found:.2f} than {name}" for name, found in others.items()))
-        if "memory_share" in m:
-            share = f"{m['memory_share']:.3f}; goal {m['memory_goal']}, {m['memory_verdict']}"
-            print(f"    peak memory {m['gconv_mb']:.0f} MiB against {m['peer_mb']:.0f}: {share}")
     print(*remarks(rows), sep="\n")
 
 
@@ -227,11 +193,6 @@ def place(quick: bool, options: common.Options, name: str = "speed") -> common.R
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--peak-of"]:  # how this script calls itself
-        given = json.loads(argv[2])
-        print(json.dumps(peak(argv[1], Case(**given | {"channels": tuple(given["channels"])}))))
-        return
     config, options = common.cli(Config, __doc__, argv)
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")

@@ -45,7 +45,7 @@ class Case:
     goal: float = 0.0
     """How many times faster than that peer gconv should be; 0 for no goal."""
     memory: bool = False
-    """Whether each side's peak memory is taken, in processes of their own."""
+    """Whether `experiments.speed_memory` takes each side's peak memory."""
     memory_goal: float = 0.0
     """The share of that peer's peak memory that gconv should stay below; 0 for no goal."""
     budget: float = 10.0

@@ -1,4 +1,7 @@
-"""What the rows of `experiments.speed` say together: goals, geometric means, fitted exponents, and pictures of them."""
+"""What rows of `experiments.speed` and `experiments.speed_memory` say together, and pictures of them.
+
+Goals for several cases, geometric means, fitted exponents.
+"""
 
 import math
 from collections.abc import Sequence
@@ -54,25 +57,49 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     for group, goal in MEANS.items():
         if not math.isnan(got := mean(rows, group)):
             said.append(f"Geometric mean of the {group}: {got:.2f} times faster; goal {goal:g}, {verdict(got, goal)}.")
-    layers = [row for row in rows if "memory_share" in row["metrics"]]
-    if not math.isnan(got := mean(layers, "layers", "memory_share")):
-        said.append(f"Geometric mean of the layers' share of the peer's peak memory: {got:.3f}.")
+    return said + _grown(rows, "ms")
+
+
+def memory_remarks(rows: Sequence[Row]) -> list[str]:
+    """Geometric means of shares, goals that are out of reach, and fitted exponents, each beside its goal."""
+    said = []
+    for form, metric in (("the fastest form's", "memory_share"), ("the usual form's", "usual_share")):
+        if not math.isnan(got := mean(rows, "layers", metric)):
+            said.append(f"Geometric mean of the layers' share of {form} peak memory: {got:.3f}.")
+    beyond: dict[str, list[str]] = {}
+    for row in rows:
+        (config, m), goal = (row["config"], row["metrics"]), row["config"].get("memory_goal", 0.0)
+        for why, metric in (
+            ("by the results alone", "results_share"),
+            ("with an own form of the graph", "floor_share"),
+        ):
+            if goal and m[metric] > goal:
+                beyond.setdefault(why, []).append(f"{config['op']} ({m[metric]:.2f})")
+                break
+    for why, which in beyond.items():
+        said.append(f"Out of reach {why}, as a share of the fastest form: {', '.join(which)}.")
+    return said + _grown(rows, "mb")
+
+
+def _grown(rows: Sequence[Row], unit: str) -> list[str]:
+    """Fitted exponents of one unit."""
+    said = []
     for group, axis in (("edges", "edges"), ("spmm", "width")):
-        for unit, found in growth(rows, group, axis).items():
-            what = {"ms": "Time", "mb": "Peak memory"}[unit]
-            fits = {side: measure.exponent(*points) for side, points in found.items() if len(points[0]) > 1}
-            if OURS not in fits:
-                continue
-            beside = f"; the peer's with {axis}^{fits['peer']:.2f}" if "peer" in fits else ""
-            limit = f"; goal {EXPONENT:g}, {verdict(fits[OURS], EXPONENT, at_most=True)}" if axis == "edges" else ""
-            sizes = found[OURS][0]
-            said.append(
-                f"{what} grows with {axis}^{fits[OURS]:.2f} from {min(sizes)} to {max(sizes)} {axis}{beside}{limit}."
-            )
-            large = [(size, value) for size, value in zip(*found[OURS], strict=True) if size >= 100_000]
-            if axis == "edges" and unit == "ms" and 1 < len(large) < len(sizes):
-                got = measure.exponent(*zip(*large, strict=True))
-                said.append(f"From 100000 edges on, where calls cost little beside the work, with edges^{got:.2f}.")
+        found = growth(rows, group, axis).get(unit, {})
+        fits = {side: measure.exponent(*points) for side, points in found.items() if len(points[0]) > 1}
+        if OURS not in fits:
+            continue
+        what = {"ms": "Time", "mb": "Peak memory"}[unit]
+        beside = f"; the peer's with {axis}^{fits['peer']:.2f}" if "peer" in fits else ""
+        limit = f"; goal {EXPONENT:g}, {verdict(fits[OURS], EXPONENT, at_most=True)}" if axis == "edges" else ""
+        sizes = found[OURS][0]
+        said.append(
+            f"{what} grows with {axis}^{fits[OURS]:.2f} from {min(sizes)} to {max(sizes)} {axis}{beside}{limit}."
+        )
+        large = [(size, value) for size, value in zip(*found[OURS], strict=True) if size >= 100_000]
+        if axis == "edges" and unit == "ms" and 1 < len(large) < len(sizes):
+            got = measure.exponent(*zip(*large, strict=True))
+            said.append(f"From 100000 edges on, where calls cost little beside the work, with edges^{got:.2f}.")
     return said
 
 

@@ -1,13 +1,23 @@
 """The machinery of experiments.speed and experiments.whole_models, on tiny sizes."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from experiments import measure, profiles, render, speed, speed_sides, speed_summary, tables, whole_models
+from experiments import (
+    measure,
+    profiles,
+    render,
+    speed,
+    speed_memory,
+    speed_sides,
+    speed_summary,
+    tables,
+    whole_models,
+)
 from experiments.speed_cases import FORMS, FULL, LAYERS, QUICK, Case, cases
 
 
@@ -86,7 +96,7 @@ def test_rounds_stay_within_their_budget():
 
 
 def row(case, **metrics):
-    config = {**speed.asdict(case), "channels": list(case.channels)}
+    config = {**asdict(case), "channels": list(case.channels)}
     ms = {"gconv_ms": 1.0, "peer_ms": 4.0, "faster": 4.0, "faster_low": 3.5, "faster_high": 4.5, "peer": "PyG"}
     metrics = {**ms, "goal": "3", "verdict": speed_summary.verdict(4.0, case.goal), "kernels": "torch", **metrics}
     return {"experiment": "speed", "key": case.case, "config": config, "metrics": metrics, "hardware": {},
@@ -98,19 +108,48 @@ def test_exponents_and_means_of_known_rows():
         row(replace(of("edges")[0], case=f"{e}", edges=e), gconv_ms=e**1.2 / 1e4, peer_ms=e * 2.0)
         for e in (1000, 10_000, 1_000_000, 10_000_000)
     ]
-    layers = [row(case, faster=f, memory_share=0.1) for case, f in zip(of("layer"), (2, 8, 4, 4, 4, 4), strict=True)]
+    layers = [row(case, faster=f) for case, f in zip(of("layer"), (2, 8, 4, 4, 4, 4), strict=True)]
     said = "\n".join(speed_summary.remarks(grown + layers))
     assert "Geometric mean of the layers: 4.00 times faster; goal 6, missed." in said
     assert (
         "Time grows with edges^1.20 from 1000 to 10000000 edges; the peer's with edges^1.00; goal 1.05, missed" in said
     )
-    assert "share of the peer's peak memory: 0.100" in said and "training" not in said
-    assert speed_summary.remarks([]) == []
+    assert "training" not in said and "memory" not in said
+    assert speed_summary.remarks([]) == [] == speed_summary.memory_remarks([])
+
+
+def test_goals_out_of_reach_are_named():
+    shares = dict.fromkeys(("memory_share", "usual_share", "floor_share", "results_share"), 0.1)
+    gcn, cheb, sage, *rest = of("layer")
+    rows = [
+        row(gcn, **shares | {"floor_share": 0.31, "results_share": 0.28}),
+        row(cheb, **shares | {"floor_share": 0.21}),
+    ]
+    rows += [row(case, **shares) for case in (sage, *rest)]
+    said = speed_summary.memory_remarks(rows)
+    assert "Geometric mean of the layers' share of the fastest form's peak memory: 0.100." in said
+    assert "Out of reach by the results alone, as a share of the fastest form: gcn (0.28)." in said
+    assert "Out of reach with an own form of the graph, as a share of the fastest form: cheb (0.21)." in said
+    assert not [line for line in speed_summary.memory_remarks(rows[2:]) if "Out of reach" in line]
+
+
+def test_the_floor_is_below_what_a_step_holds():
+    case = Case("layer", "layer", op="gcn", nodes=300, edges=1200, channels=(16, 8), threads=1)
+    weights = 16 * 8 + 8
+    results = 4 * (300 * 8 + 300 * 16 + 2 * weights)
+    found = speed_memory.floor(case)
+    assert found["results"] * speed_memory.MIB == results
+    assert found["structure"] * speed_memory.MIB == 4 * (301 + 1200 + 300)
+    y, grads = speed_sides.sides(case)["gconv"]().step()
+    assert results == sum(t.nbytes for t in (y, *grads)) + 4 * weights
+    forward = speed_memory.floor(replace(case, backward=False))["results"] * speed_memory.MIB
+    assert forward == 4 * (300 * 8 + weights)
 
 
 def test_tables_and_figures_are_made_of_rows(tmp_path):
-    memory = {"gconv_mb": 1.0, "peer_mb": 9.0, "gconv_step_mb": 0.5, "peer_step_mb": 8.0, "memory_share": 0.1}
-    weighed = {**memory, "memory_goal": "0.2", "memory_verdict": "met"}
+    weighed = {"gconv_mb": 1.0, "peer_mb": 9.0, "usual_mb": 20.0, "gconv_step_mb": 0.5, "floor_mb": 0.4}
+    weighed |= {"memory_share": 0.1, "usual_share": 0.05, "floor_share": 0.04, "results_share": 0.03}
+    weighed |= {"memory_goal": "0.2", "memory_verdict": "met"}
     compared = [case for case in cases(QUICK) if case.compared]
     rows = [row(case, flops=1e6, bytes=1e5, gconv_forward_ms=0.5, **weighed) for case in compared]
     limits = next(case for case in cases(QUICK) if not case.compared)
@@ -127,9 +166,9 @@ def test_tables_and_figures_are_made_of_rows(tmp_path):
         "missed",
     ]
     assert "limits" not in text and "Geometric mean of the training: 4.00" in text
-    assert "| 0.100" in render.render(found["speed_memory"], rows)
+    assert "| 0.100" in render.render(found["speed_memory"], rows[:-1])
     for figure in tables.FIGURES:
-        if figure.experiment == "speed":
+        if figure.experiment in ("speed", "speed_memory"):
             render.paint(figure, rows, tmp_path / f"{figure.name}.png")
     assert len(list(tmp_path.iterdir())) == 6
 
@@ -151,7 +190,21 @@ def test_a_run_leaves_rows_and_goes_on(tmp_path, capsys):
 
 def test_peak_memory_of_a_side():
     case = Case("layer", "layer", op="gcn", nodes=300, edges=1200, channels=(16, 16), threads=1)
-    assert {"peak_mb", "step_peak_mb"} == set(speed.peak("PyG edge_index", case))
+    assert {"peak_mb", "step_peak_mb"} == set(speed_memory.peak("PyG edge_index", case))
+
+
+def test_every_form_is_weighed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "peak_of_a_process", lambda module, side, given: {
+        "peak_mb": 2.0 if side == "gconv" else 8.0 + 2 * ("edge_index" in side), "step_peak_mb": 1.0})  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    speed_memory.main(["--quick", "--only", "^(sage|appnp) layer", "--results", str(path)])
+    sage, appnp = (json.loads(line)["metrics"] for line in path.read_text().splitlines())
+    assert set(sage["mb"]) == {"gconv", *FORMS["sage"]} and sage["usual"] == "PyG edge_index"
+    assert appnp["usual"] == "PyG edge_index cached" and appnp["usual_share"] == 0.2
+    assert sage["memory_share"] == 2.0 / sage["mb"][sage["peer"]] and sage["memory_goal"] == "0.2"
+    assert "floor" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no such case"):
+        speed_memory.main(["--quick", "--only", "nonsense"])
 
 
 @pytest.mark.parametrize("model", [*whole_models.GRAPHS, "ConvNeXt"])
