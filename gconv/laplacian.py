@@ -38,29 +38,32 @@ def pattern(graph: Graph, loops: Loops = "keep", by_rows: bool = False) -> tuple
         by_rows: list them row by row, as the kernels want values that change at every call.
     """
 
-    def make() -> tuple[Pattern, Tensor]:
-        n, source, target = graph.size, graph.source, graph.target
-        edge = torch.arange(graph.num_edges, device=graph.device)
-        node = torch.arange(n, device=graph.device)
-        if loops == "add":
-            edge = torch.cat([edge, torch.full_like(node, -1)])
-            source, target = torch.cat([source, node]), torch.cat([target, node])
-        elif loops != "keep":
-            plain = source != target
-            own = torch.full((n,), -1, dtype=torch.int64, device=graph.device)
-            if loops == "fill":
-                own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
-            if not bool(plain.all()):
-                edge = edge[plain]
-                source, target = source[edge], target[edge]
-            if loops != "remove":
-                edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
-        if by_rows:
-            order = torch.argsort(target * max(n, 1) + source, stable=True)
-            edge, source, target = edge[order], source[order], target[order]
-        return Pattern((1, n, n), _one_tap(target), target, source), edge
+    return graph.memo(("listed", loops, by_rows), lambda: _listed(graph, loops, by_rows))
 
-    return graph.memo(("pattern", loops, by_rows), make)
+
+def _listed(graph: Graph, loops: Loops, by_rows: bool = False) -> tuple[Pattern, Tensor]:
+    """What `pattern` gives; the numbers of the edges, as large as both ends, are not kept."""
+    n, source, target = graph.size, graph.source, graph.target
+    edge = torch.arange(graph.num_edges, device=graph.device)
+    node = torch.arange(n, device=graph.device)
+    if loops == "add":
+        edge = torch.cat([edge, torch.full_like(node, -1)])
+        source, target = torch.cat([source, node]), torch.cat([target, node])
+    elif loops != "keep":
+        plain = source != target
+        own = torch.full((n,), -1, dtype=torch.int64, device=graph.device)
+        if loops == "fill":
+            own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
+        if not bool(plain.all()):
+            edge = edge[plain]
+            source, target = source[edge], target[edge]
+        if loops != "remove":
+            edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
+    if by_rows:
+        order = torch.argsort(target * max(n, 1) + source, stable=True)
+        edge, source, target = edge[order], source[order], target[order]
+    made = lambda: Pattern((1, n, n), _one_tap(target), target, source)  # noqa: E731
+    return graph.memo(("pattern", loops, by_rows), made), edge
 
 
 def _one_tap(row: Tensor) -> Tensor:
@@ -165,8 +168,9 @@ def adjacency(
     """
 
     def make() -> tuple[Pattern, Tensor]:
-        entries, edge = pattern(graph, loops)
-        if weighted and graph.edge_weight is not None:
+        plain = not weighted or graph.edge_weight is None
+        entries, edge = (_listed if plain else pattern)(graph, loops)
+        if not plain:
             w = graph.weights(torch.float64)
             w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
         else:
@@ -319,7 +323,7 @@ def laplacian(
     """
 
     def make() -> tuple[Pattern, Tensor]:
-        entries, edge = pattern(graph, "replace")
+        entries, edge = (_listed if graph.edge_weight is None else pattern)(graph, "replace")
         off = edge >= 0
         w = torch.cat([graph.weights(torch.float64), torch.zeros(1, dtype=torch.float64, device=graph.device)])[edge]
         w, d = _normalised(entries, w, norm, degree)
