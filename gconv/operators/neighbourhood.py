@@ -40,6 +40,10 @@ class Neighbours:
         return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+        weighted = self.weighted and domain.edge_weight is not None
+        if self.mean and self.norm is None and self.fill == 1 and self.reduce == "sum" and not weighted:
+            S = adjacency(domain, x.dtype, loops=self.loops, norm="row", weighted=False)
+            return Stack((S, Identity(domain.size))) if self.root else S
         S = adjacency(domain, x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
         values = S.values
         if self.mean:  # over the number of edges that arrive, whatever they weigh
