@@ -167,7 +167,7 @@ class Taps:
                 return csr, csr.ordered(self.values), None
             with lasting():
                 values = csr.ordered(self.values)
-                back = values[csr.to_t]
+                back = values.index_select(0, csr.to_t)
             if csr.self_transposed and torch.equal(values, back):
                 back = values  # a symmetric S is its own transpose
             self._memo[layout] = values, back

@@ -67,7 +67,7 @@ class CSR:
 
     def ordered(self, values: Tensor) -> Tensor:
         """Values (e, ...) in the order of the entries, put in row order."""
-        return values if self.perm is None else values[self.perm]
+        return values if self.perm is None else values.index_select(0, self.perm)  # as int32, without a copy of perm
 
     @property
     def shape(self) -> tuple[int, int]:
