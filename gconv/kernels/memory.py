@@ -1,4 +1,4 @@
-"""Where large results are written.
+"""Where large results are written, and what becomes of the holes that others leave.
 
 The C library takes a large array from the system anew each time, and the system clears it page by page as it is first
 written: 4 KiB at a time that costs more than most products here. Asked for pages of 2 MiB instead, it costs little, and
@@ -16,7 +16,8 @@ from torch import Tensor
 
 LARGE = 1 << 22  # bytes: two pages of 2 MiB
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
-_ADVISE = getattr(ctypes.CDLL(None), "madvise", None) if _ADVICE is not None else None
+_C = ctypes.CDLL(None) if _ADVICE is not None else None
+_ADVISE, _TRIM = getattr(_C, "madvise", None), getattr(_C, "malloc_trim", None)
 if _ADVISE is not None:
     _ADVISE.argtypes, _ADVISE.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
 
@@ -33,3 +34,15 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
         first = -(-made.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         _ADVISE(first, made.data_ptr() + size - first, _ADVICE)  # of no consequence where it is refused
     return made
+
+
+def give_back(size: int) -> None:
+    """Once something of so many bytes has been built: hand what that has freed back to the system, if it was much.
+
+    Between arrays that are kept, the C library holds on to the room of those that are not; what comes next is larger
+    and does not fit. It takes some milliseconds.
+
+    >>> give_back(0)
+    """
+    if size >= LARGE and _TRIM is not None:
+        _TRIM(0)
