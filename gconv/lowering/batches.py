@@ -1,16 +1,15 @@
 """Many signals on one fixed S, a few at a time: what is made on the way stays in the cache, and none of it is kept.
 
-    mixed      Y = sum_k S_k X W_k             dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY)
-    moments    M_k = (S_k X)^T Z               dX = sum_k S_k^T Z dM_k^T,    dZ = sum_k S_k X dM_k
+    Y = sum_k S_k X W_k + b      dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY)
 
-Each is the other's derivative, to any order. Both associations of S X W serve both passes; the backward pass takes the
-one whose products are narrower, whatever the forward pass took.
+Both associations of S X W serve both passes; the backward pass takes the one whose products are narrower, whatever the
+forward pass took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from torch.nn import Parameter
 from gconv.basis import Basis, Polynomial, SharedTaps, Taps
 from gconv.kernels import empty, matmul, transformed
 from gconv.kernels.narrow import LANES
+from gconv.lowering import rule
+from gconv.lowering.rule import Gradients
 from gconv.lowering.single import fixed, wide, write
 
 CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
@@ -41,8 +42,25 @@ def _simple(S: Basis) -> bool:
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): aggregate first or transform first."""
-    y: Tensor = _Mixed.apply(x.flatten(0, -3), W, bias, S, aggregate)
-    return y.unflatten(0, x.shape[:-2])
+    return rule.mixed(x.flatten(0, -3), W, bias, Parts(S, aggregate)).unflatten(0, x.shape[:-2])
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A few signals (b, n, c) at a time: aggregate first or transform first, and backward at the narrower side."""
+
+    S: Basis
+    aggregate: bool
+
+    @property
+    def T(self) -> Parts:
+        return Parts(self.S.T, not self.aggregate)
+
+    def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[()]]:
+        return _mix(self.S, x, W, bias, self.aggregate), ()
+
+    def gradients(self, x: Tensor | None, W: Tensor | None, dy: Tensor, made: Sequence[Tensor]) -> Gradients:
+        return _gradients(self.S, x, W, dy)
 
 
 def _parts(S: Basis, x: Tensor, width: int) -> Iterator[slice]:
@@ -77,7 +95,7 @@ def _mix(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -
     return y
 
 
-def _gradients(S: Basis, x: Tensor | None, W: Tensor | None, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(S: Basis, x: Tensor | None, W: Tensor | None, dy: Tensor) -> Gradients:
     """dX where W is given and dW where x is, with products of the narrower side."""
     k, _, n = S.shape
     some = x if W is None else W.mT
@@ -102,43 +120,3 @@ def _gradients(S: Basis, x: Tensor | None, W: Tensor | None, dy: Tensor) -> tupl
     if dw is not None:
         dw = (dw.view(k, i, o) if narrow else dw.view(i, k, o).movedim(1, 0)).to(dy.dtype)
     return dx, dw
-
-
-class _Mixed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, S: Basis, aggregate: bool) -> Tensor:
-        ctx.S = S
-        to_x, to_w = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if to_w else None, W if to_x else None)
-        return _mix(S, x, W, bias, aggregate)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, W), S = ctx.saved_tensors, ctx.S
-        to_x, to_w, to_bias = ctx.needs_input_grad[:3]
-        db = dy.sum((0, 1)) if to_bias else None
-        if not torch.is_grad_enabled():
-            return *_gradients(S, x, W, dy), db, None, None
-        dx = _apply(S.T, dy, W.mT) if to_x else None
-        return dx, _Moments.apply(x, dy, S) if to_w else None, db, None, None
-
-
-class _Moments(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor, S: Basis) -> Tensor:
-        ctx.S = S
-        ctx.save_for_backward(x, z)
-        _, dw = _gradients(S, x, None, z)
-        assert dw is not None
-        return dw
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, z = ctx.saved_tensors
-        dx = _apply(ctx.S.T, z, g.mT) if ctx.needs_input_grad[0] else None
-        return dx, _apply(ctx.S, x, g) if ctx.needs_input_grad[1] else None, None
-
-
-def _apply(S: Basis, x: Tensor, W: Tensor) -> Tensor:
-    y: Tensor = _Mixed.apply(x, W, None, S, W.shape[1] <= W.shape[2])
-    return y

@@ -10,8 +10,8 @@ torch's own products would not give them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch.nn import Parameter
 
 from gconv.basis import Basis, Identity, Polynomial, SharedTaps, Stack, Taps
 from gconv.kernels import empty, in_order, known, matmul, spmm_rows, transformed
+from gconv.lowering import rule
+from gconv.lowering.rule import Gradients
 
 CHUNK = 1 << 21  # bytes of the rows at hand
 LARGE = 1 << 24  # bytes of all S_k x, from which on this pays
@@ -49,8 +51,25 @@ def fixed(S: Basis) -> bool:
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:
     """sum_k S_k X W_k + b, x (n, i), W (k, i, o) -> (m, o): aggregate first or transform first."""
-    y: Tensor = _Mixed.apply(x, W, bias, S, aggregate)
-    return y
+    return rule.mixed(x, W, bias, Rows(S, aggregate))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A few rows at a time: aggregate first or transform first, and backward at the narrower side."""
+
+    S: Basis
+    aggregate: bool
+
+    @property
+    def T(self) -> Rows:
+        return Rows(self.S.T, not self.aggregate)
+
+    def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> tuple[Tensor, tuple[()]]:
+        return (_aggregate if self.aggregate else _transform)(self.S, x, W, bias), ()
+
+    def gradients(self, x: Tensor | None, W: Tensor | None, dy: Tensor, made: Sequence[Tensor]) -> Gradients:
+        return _gradients(self.S, x, W, dy)
 
 
 def _leaves(S: Basis) -> tuple[Basis, ...]:
@@ -162,45 +181,28 @@ def _transform(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def _gradients(
-    S: Basis, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, to_w: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    k, i, o = W.shape
-    summed = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+def _gradients(S: Basis, x: Tensor | None, W: Tensor | None, dy: Tensor) -> Gradients:
+    """dX where W is given, and dW where x is."""
+    some = x if W is None else W.mT
+    if some is None:
+        return None, None
+    (k, _, n), i, o = S.shape, some.shape[-1], dy.shape[-1]
+    summed = torch.float32 if dy.dtype == torch.bfloat16 else dy.dtype
     if i < o:
-        dx = _transform(S.T, dy, W.mT, None) if to_x else None
-        if not to_w:
+        dx = None if W is None else _transform(S.T, dy, W.mT, None)
+        if x is None:
             return dx, None
-        dw, rows = x.new_zeros(k * i, o, dtype=summed), _side_by_side(S, x)
+        dw, rows = dy.new_zeros(k * i, o, dtype=summed), _side_by_side(S, x)
         for piece in _pieces(len(dy), k * i, x):
             dw.addmm_(rows(piece).mT.to(summed), dy[piece].to(summed))
-        return dx, dw.view(k, i, o).to(W.dtype)
-    dx = empty(x, x.shape) if to_x else None
-    dw, rows = x.new_zeros(i, k * o, dtype=summed), _side_by_side(S.T, dy)
-    matrix = W.mT.flatten(0, 1)
-    for piece in _pieces(len(x), k * o, x):
+        return dx, dw.view(k, i, o).to(dy.dtype)
+    dx = None if W is None else empty(dy, (n, i))
+    dw, rows = dy.new_zeros(i, k * o, dtype=summed), _side_by_side(S.T, dy)
+    matrix = None if W is None else W.mT.flatten(0, 1)
+    for piece in _pieces(n, k * o, dy):
         back = rows(piece)
-        if to_w:
+        if x is not None:
             dw.addmm_(x[piece].mT.to(summed), back.to(summed))
-        if dx is not None:
+        if dx is not None and matrix is not None:
             write(dx[piece], back, matrix, None)
-    return dx, dw.view(i, k, o).movedim(1, 0).to(W.dtype) if to_w else None
-
-
-class _Mixed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, S: Basis, aggregate: bool) -> Tensor:
-        ctx.S = S
-        ctx.save_for_backward(x, W)
-        return (_aggregate if aggregate else _transform)(S, x, W, bias)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x, W), S = ctx.saved_tensors, ctx.S
-        to_x, to_w, to_bias = ctx.needs_input_grad[:3]
-        db = dy.sum(0) if to_bias else None
-        if not torch.is_grad_enabled():
-            return *_gradients(S, x, W, dy, to_x, to_w), db, None, None
-        dx = S.T.contract(matmul(dy, W.mT)) if to_x else None
-        dw = matmul(S.expand(x).mT, dy) if to_w else None
-        return dx, dw, db, None, None
+    return dx, None if x is None else dw.view(i, k, o).movedim(1, 0).to(dy.dtype)

@@ -1,16 +1,15 @@
-"""A fixed S and a dense W as one step of autograd, both passes by hand.
+"""Small signals on a fixed S with a dense W in one step, both passes by hand.
 
-    Y = sum_k S_k X W_k + b      dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY),    db = sum dY
+    Y = sum_k S_k X W_k + b      dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY)
 
 Put together from products, views and sums, each of which autograd remembers, a small graph's convolution costs more to
-write down than to compute. Derivatives of derivatives are still put together so.
+write down than to compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from gconv.basis import Basis, Identity, Stack, beside, ready, together
 from gconv.basis.base import lazy
 from gconv.kernels import Constant, known, met, spaced, transformed
 from gconv.kernels.gemm import LARGE as MANY
+from gconv.lowering.rule import Gradients, Mixed
 from gconv.lowering.single import fixed, wide
 
 PLAIN = (Tensor, Parameter)
@@ -117,9 +117,30 @@ class Step:
         if torch.is_grad_enabled() and (
             x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)
         ):
-            y: Tensor = _Mixed.apply(x, W, bias, self)
+            y: Tensor = Mixed.apply(x, W, bias, self)
             return y
-        return self.aggregated(x, W, bias)[0] if self.aggregate else self.transformed(x, W, bias, self.held(x))
+        return self.forward(x, W, bias)[0]
+
+    @lazy
+    def T(self) -> Step:
+        """The step of the transposed structure, from o channels to i."""
+        return Step(self.S.T, not self.aggregate)
+
+    def forward(self, x: Tensor, W: Tensor, bias: Tensor | None) -> tuple[Tensor, Sequence[Tensor]]:
+        """Y, and all S_k X where they were made."""
+        if self.aggregate:
+            return self.aggregated(x, W, bias)
+        return self.transformed(x, W, bias, self.held(x)), ()
+
+    def gradients(self, x: Tensor | None, W: Tensor | None, dy: Tensor, made: Sequence[Tensor]) -> Gradients:
+        """dX where W is given, and dW where x is."""
+        if x is None:
+            dw = None
+        else:
+            dw = x.new_empty(sum(self.taps), x.shape[-1], dy.shape[-1]) if W is None else torch.empty_like(W)
+        if self.aggregate:
+            return self.back_aggregated(x, W, dy.contiguous(), made, dw), dw
+        return self.back_transformed(x, W, dy.contiguous(), dw), dw
 
     def held(self, x: Tensor) -> Constant | None:
         """What x is multiplied through, if not by itself."""
@@ -179,29 +200,33 @@ class Step:
         return y if row is None else y.add_(row)
 
     def back_aggregated(
-        self, W: Tensor, dy: Tensor, made: list[Tensor], to_x: bool, dw: Tensor | None
+        self, x: Tensor | None, W: Tensor | None, dy: Tensor, made: Sequence[Tensor], dw: Tensor | None
     ) -> Tensor | None:
-        """dX where it is wanted, and dW from all S_k X."""
-        if dw is not None:
+        """dX where W is given, and into dw from all S_k X."""
+        if x is not None and dw is not None:
             arriving = _rows(dy)
+            made = made or [_rows(x if product is None else product(x)) for product in self.forth]
             for out, E in zip(self.pieces(dw), made, strict=True):
                 _put(out, E, arriving)
-        return self.contracted(dy, self.back, [_tall(own).mT for own in self.pieces(W)], None) if to_x else None
+        return None if W is None else self.contracted(dy, self.back, [_tall(own).mT for own in self.pieces(W)], None)
 
-    def back_transformed(
-        self, x: Tensor, W: Tensor, dy: Tensor, to_x: bool, dw: Tensor | None, held: Constant | None
-    ) -> Tensor | None:
-        """dX where it is wanted, and dW, both from all S_k^T dY."""
-        X, dx = _rows(x), None
-        outs = self.pieces(W if dw is None else dw)
-        for product, own, out in zip(self.back, self.pieces(W), outs, strict=True):
+    def back_transformed(self, x: Tensor | None, W: Tensor | None, dy: Tensor, dw: Tensor | None) -> Tensor | None:
+        """dX where W is given, and into dw, both from all S_k^T dY."""
+        X, held, dx = None, None, None
+        if x is not None:
+            X, held = _rows(x), self.held(x)
+        some = dw if W is None else W
+        if some is None:
+            return None
+        outs = self.pieces(some if dw is None else dw)
+        for product, own, out in zip(self.back, self.pieces(some), outs, strict=True):
             back = _rows(dy if product is None else product(dy))
-            if dw is not None:
+            if X is not None:
                 _put(out, X, back, held)
-            if to_x:
+            if W is not None:
                 matrix = own.mT if own.ndim == 2 else own.mT.flatten(0, 1)
                 dx = torch.mm(back, matrix) if dx is None else dx.addmm_(back, matrix)
-        return None if dx is None else _like(dx, x)
+        return None if dx is None else _like(dx, dy)
 
 
 def _tall(W: Tensor) -> Tensor:
@@ -242,31 +267,3 @@ def _put(out: Tensor, X: Tensor, Y: Tensor, held: Constant | None = None) -> Non
         return
     k, i, o = out.shape
     out.copy_(made.view(k, i, o) if len(made) == k * i else made.view(i, k, o).movedim(1, 0))
-
-
-class _Mixed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, step: Step) -> Tensor:
-        ctx.step = step
-        if not step.aggregate:
-            ctx.save_for_backward(x, W)
-            ctx.held = step.held(x)
-            return step.transformed(x, W, bias, ctx.held)
-        y, made = step.aggregated(x, W, bias)
-        ctx.save_for_backward(x, W, *(made if ctx.needs_input_grad[1] else ()))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, *made = ctx.saved_tensors
-        step: Step = ctx.step
-        to_x, to_w, to_bias = ctx.needs_input_grad[:3]
-        db = _rows(dy).sum(0) if to_bias else None
-        if torch.is_grad_enabled():
-            dx = step.S.T.contract(torch.einsum("...mo,kio->...kmi", dy, W)) if to_x else None
-            dw = torch.einsum("...kmi,...mo->kio", step.S.expand(x), dy) if to_w else None
-            return dx, dw, db, None
-        dw, dy = torch.empty_like(W) if to_w else None, dy.contiguous()
-        if step.aggregate:
-            return step.back_aggregated(W, dy, made, to_x, dw), dw, db, None
-        return step.back_transformed(x, W, dy, to_x, dw, ctx.held), dw, db, None
