@@ -293,10 +293,11 @@ TABLES: tuple[Table, ...] = (
         same=("data.hash", "metrics.kernels"),
         caption=(
             "Peak memory over that of the data: making a side (layer, form of the graph) and two steps, each side in a "
-            "process of its own. The goal is a share of PyG's fastest form, by the times above; for S X, the form that "
-            "its goal names. The usual form is edge_index, cached where the fastest form is timed so. The floor is "
-            "what is held at the end of a step where nothing is wasted: the results that the caller gets, and S by "
-            "rows, once. And a third step alone."
+            "process of its own, the median of three where there is a goal. The goal is a share of PyG's fastest form, "
+            "by the times above; for S X, the form that its goal names. The usual form is edge_index, which writes out "
+            "a message for each edge, cached where the fastest form is timed so. The floor is what is held at the end "
+            "of a step where nothing is wasted: the results that the caller gets, and S by rows, once. The last column "
+            "of numbers is a third step alone."
         ),
         command="python -m experiments.speed_memory",
         remarks=speed_summary.memory_remarks,
