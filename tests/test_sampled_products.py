@@ -6,16 +6,7 @@ import torch
 from gconv.kernels import CSR, heads_sddmm, native, sddmm
 from gconv.testing import assert_close
 
-BACKENDS = ["torch", *native.LEVELS[: native.LEVEL + 1]]
-
-
-@pytest.fixture(params=BACKENDS, autouse=True)
-def anywhere(request, monkeypatch):
-    """Runs every test on each instruction set this machine has, and in pure torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    else:
-        monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(request.param))
+pytestmark = pytest.mark.usefixtures("anywhere")
 
 
 def pattern(entries: int, rows: int = 7, cols: int = 9) -> CSR:

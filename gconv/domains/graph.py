@@ -1,68 +1,22 @@
-"""Where signals live: `Grid` (pixels, samples, voxels) and `Graph` (nodes and directed edges).
-
-A domain knows sites and neighbours, nothing of channels, weights or operators. Both are immutable: whatever is
-derived from a Graph (degrees, sparse layouts, normalised adjacencies) is computed once, kept on it and shared by
-every layer that sees it, and can never be stale.
-"""
+"""Graphs: nodes, directed edges, and what is derived from them once."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from gconv.kernels import apart, lasting, readable, varies, wrapped
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A regular grid of sites, numbered in row-major order.
-
-    Equation: site (p_1, ..., p_d) has number sum_a p_a prod_{b > a} shape_b.
-
-    Args:
-        shape: sites along each axis, one to three axes, each >= 1.
-
-    Raises:
-        ValueError: if an axis is missing or smaller than one site.
-
-    >>> Grid((4, 5)).size
-    20
-    """
-
-    shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        shape = tuple(int(s) for s in self.shape)
-        object.__setattr__(self, "shape", shape)
-        if not 1 <= len(shape) <= 3:
-            raise ValueError(f"A Grid has one to three axes, but shape {shape} has {len(shape)}.")
-        if min(shape) < 1:
-            raise ValueError(f"Every axis of a Grid needs at least one site, but its shape is {shape}.")
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @classmethod
-    def of(cls, x: Tensor, ndim: int) -> Grid:
-        """The grid under a torch image batch: the last `ndim` axes of `(*b, c, *shape)`."""
-        return cls(tuple(x.shape[x.ndim - ndim :]))
-
-
-def _check_edge_index(edge_index: Any) -> Tensor:
+def check_edge_index(edge_index: Any) -> Tensor:
+    """The edge_index, if it can be one. Raises: TypeError, ValueError."""
     if not isinstance(edge_index, Tensor):
         raise TypeError(
             f"edge_index must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
@@ -119,7 +73,7 @@ class Graph:
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        given = _check_edge_index(self.edge_index)
+        given = check_edge_index(self.edge_index)
         with apart(given):
             edge_index = given.detach().to(torch.int64, copy=True).contiguous()
         e = edge_index.shape[1]
@@ -211,7 +165,7 @@ class Graph:
         >>> Graph.from_hyperedge_index(torch.tensor([[0, 1, 1, 2], [0, 0, 1, 1]]))
         Graph(3 nodes, 4 edges, edge_type)
         """
-        _check_edge_index(hyperedge_index)
+        check_edge_index(hyperedge_index)
         node, edge = hyperedge_index
         most = int(edge.max()) + 1 if edge.numel() else 0
         if hyperedge_weight is not None and (hyperedge_weight.ndim != 1 or len(hyperedge_weight) < most):
@@ -399,104 +353,3 @@ class Graph:
         """Pickle without the derived structure, which is cheap to compute again."""
         args = (self.edge_index, self.size, self.edge_weight, self.edge_attr, self.edge_type, self.pos, self.ptr)
         return Graph, args
-
-
-def grid_graph(
-    shape: Sequence[int], neighbours: int | None = None, *, loops: bool = False, periodic: bool = False
-) -> Graph:
-    """The grid as a graph: each site receives from its neighbours, and every edge is labelled with its offset.
-
-    Equation: an edge j -> i for each offset o with site(j) = site(i) + o; its label is the raster number of o in the
-    3^d window, so that label k is tap k of a 3 x 3 kernel (cross-correlation) and the centre is label (3^d - 1) / 2.
-
-    Args:
-        shape: sites along each axis.
-        neighbours: 2d (those that share an edge: 4 in the plane) or 3^d - 1 (corners too: 8, the default).
-        loops: also an edge from each site to itself (label of the centre).
-        periodic: opposite borders meet.
-
-    Returns:
-        Graph with `edge_type` (offset label), `edge_attr` ((e, d) offsets in sites) and `pos` ((n, d) in sites).
-
-    Raises:
-        ValueError: if `neighbours` is neither of the two numbers.
-
-    >>> grid_graph((3, 3), 4), grid_graph((3, 3), 8, loops=True)
-    (Graph(9 nodes, 24 edges, edge_attr, edge_type, pos), Graph(9 nodes, 49 edges, edge_attr, edge_type, pos))
-    """
-    grid = Grid(tuple(shape))
-    d = grid.ndim
-    neighbours = 3**d - 1 if neighbours is None else neighbours
-    if neighbours not in (2 * d, 3**d - 1):
-        raise ValueError(f"A site of a {d}-D grid has {2 * d} or {3**d - 1} neighbours here, not {neighbours}.")
-    site = torch.cartesian_prod(*(torch.arange(s) for s in grid.shape)).reshape(-1, d)
-    extent, place = torch.tensor(grid.shape), torch.tensor([math.prod(grid.shape[a + 1 :]) for a in range(d)])
-    sources, targets, labels, offsets = [], [], [], []
-    for label, offset in enumerate(itertools.product((-1, 0, 1), repeat=d)):
-        reach = sum(map(abs, offset))
-        if (reach == 0 and not loops) or (neighbours == 2 * d and reach > 1):
-            continue
-        to = site + torch.tensor(offset)
-        inside = ((to >= 0) & (to < extent)).all(1) | periodic
-        target = inside.nonzero()[:, 0]
-        sources.append(((to % extent) * place).sum(1)[target])
-        targets.append(target)
-        labels.append(torch.full_like(target, label))
-        offsets.append(torch.tensor(offset, dtype=torch.get_default_dtype()).expand(len(target), d))
-    index = torch.stack([torch.cat(sources), torch.cat(targets)])
-    pos = site.to(torch.get_default_dtype())
-    return Graph(index, grid.size, edge_attr=torch.cat(offsets), edge_type=torch.cat(labels), pos=pos)
-
-
-_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Graph last read from it
-
-
-def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
-    """Any graph a user holds, as a Graph: Graph, edge_index, PyG Data, networkx graph or scipy sparse matrix.
-
-    A bare `edge_index` is read once and recognised when it comes again. It is compared by content each time, so one
-    that was changed in place is noticed and read anew.
-
-    Raises:
-        TypeError: if the object is none of these, or tensors are given beside a domain that already holds them.
-    """
-    given = {name: value for name, value in tensors.items() if value is not None}
-    if isinstance(domain, Tensor):
-        return _read_edge_index(domain, size, given)
-    if given:
-        raise TypeError(
-            f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead."
-        )
-    if isinstance(domain, Graph):
-        return domain
-    library = type(domain).__module__.split(".")[0]
-    if library == "torch_geometric":
-        return Graph.from_pyg(domain)
-    if library == "networkx":
-        return Graph.from_networkx(domain)
-    if library == "scipy":
-        return Graph.from_scipy(domain)
-    raise TypeError(
-        f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a PyG Data, "
-        f"a networkx graph or a scipy sparse matrix; a {type(domain).__name__} was given."
-    )
-
-
-def _read_edge_index(edge_index: Tensor, size: int, given: dict[str, Tensor]) -> Graph:
-    _check_edge_index(edge_index)
-    grad = any(varies(value) for value in given.values())
-    known: Graph | None = None if grad else _SEEN.get(edge_index)
-    if known is not None and known.size == size and torch.equal(known.edge_index, edge_index.to(torch.int64)):
-        names = ("edge_weight", "edge_attr", "edge_type")
-        if all(_same(getattr(known, name), given.get(name)) for name in names):
-            return known
-    graph = Graph(edge_index, size, **given)  # type: ignore[arg-type]
-    if not grad:
-        _SEEN[edge_index] = graph
-    return graph
-
-
-def _same(kept: Tensor | None, given: Tensor | None) -> bool:
-    if kept is None or given is None:
-        return kept is given
-    return kept.dtype == given.dtype and kept.numel() == given.numel() and torch.equal(kept, given.reshape(kept.shape))

@@ -1,0 +1,100 @@
+"""Grids: sites along axes, and the same as a graph."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gconv.domains.graph import Graph
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of sites, numbered in row-major order.
+
+    Equation: site (p_1, ..., p_d) has number sum_a p_a prod_{b > a} shape_b.
+
+    Args:
+        shape: sites along each axis, one to three axes, each >= 1.
+
+    Raises:
+        ValueError: if an axis is missing or smaller than one site.
+
+    >>> Grid((4, 5)).size
+    20
+    """
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(s) for s in self.shape)
+        object.__setattr__(self, "shape", shape)
+        if not 1 <= len(shape) <= 3:
+            raise ValueError(f"A Grid has one to three axes, but shape {shape} has {len(shape)}.")
+        if min(shape) < 1:
+            raise ValueError(f"Every axis of a Grid needs at least one site, but its shape is {shape}.")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @classmethod
+    def of(cls, x: Tensor, ndim: int) -> Grid:
+        """The grid under a torch image batch: the last `ndim` axes of `(*b, c, *shape)`."""
+        return cls(tuple(x.shape[x.ndim - ndim :]))
+
+
+def grid_graph(
+    shape: Sequence[int], neighbours: int | None = None, *, loops: bool = False, periodic: bool = False
+) -> Graph:
+    """The grid as a graph: each site receives from its neighbours, and every edge is labelled with its offset.
+
+    Equation: an edge j -> i for each offset o with site(j) = site(i) + o; its label is the raster number of o in the
+    3^d window, so that label k is tap k of a 3 x 3 kernel (cross-correlation) and the centre is label (3^d - 1) / 2.
+
+    Args:
+        shape: sites along each axis.
+        neighbours: 2d (those that share an edge: 4 in the plane) or 3^d - 1 (corners too: 8, the default).
+        loops: also an edge from each site to itself (label of the centre).
+        periodic: opposite borders meet.
+
+    Returns:
+        Graph with `edge_type` (offset label), `edge_attr` ((e, d) offsets in sites) and `pos` ((n, d) in sites).
+
+    Raises:
+        ValueError: if `neighbours` is neither of the two numbers.
+
+    >>> grid_graph((3, 3), 4), grid_graph((3, 3), 8, loops=True)
+    (Graph(9 nodes, 24 edges, edge_attr, edge_type, pos), Graph(9 nodes, 49 edges, edge_attr, edge_type, pos))
+    """
+    grid = Grid(tuple(shape))
+    d = grid.ndim
+    neighbours = 3**d - 1 if neighbours is None else neighbours
+    if neighbours not in (2 * d, 3**d - 1):
+        raise ValueError(f"A site of a {d}-D grid has {2 * d} or {3**d - 1} neighbours here, not {neighbours}.")
+    site = torch.cartesian_prod(*(torch.arange(s) for s in grid.shape)).reshape(-1, d)
+    extent, place = torch.tensor(grid.shape), torch.tensor([math.prod(grid.shape[a + 1 :]) for a in range(d)])
+    sources, targets, labels, offsets = [], [], [], []
+    for label, offset in enumerate(itertools.product((-1, 0, 1), repeat=d)):
+        reach = sum(map(abs, offset))
+        if (reach == 0 and not loops) or (neighbours == 2 * d and reach > 1):
+            continue
+        to = site + torch.tensor(offset)
+        inside = ((to >= 0) & (to < extent)).all(1) | periodic
+        target = inside.nonzero()[:, 0]
+        sources.append(((to % extent) * place).sum(1)[target])
+        targets.append(target)
+        labels.append(torch.full_like(target, label))
+        offsets.append(torch.tensor(offset, dtype=torch.get_default_dtype()).expand(len(target), d))
+    index = torch.stack([torch.cat(sources), torch.cat(targets)])
+    pos = site.to(torch.get_default_dtype())
+    return Graph(index, grid.size, edge_attr=torch.cat(offsets), edge_type=torch.cat(labels), pos=pos)
