@@ -86,6 +86,25 @@ def worst(values: Sequence[float]) -> str:
     return f"{max(values):.1e}"
 
 
+def plain(values: Sequence[float]) -> str:
+    """Three digits after the point, none from 100 on; the mean where there are several rows.
+
+    >>> plain([0.1234]), plain([1000, 2000])
+    ('0.123', '1500')
+    """
+    mean = statistics.fmean(values)
+    return f"{mean:.{0 if mean >= 100 else 3}f}"
+
+
+def share(values: Sequence[float]) -> str:
+    """How many of the rows have it, where each is 0 or 1.
+
+    >>> share([1.0, 1.0, 0.0])
+    '67 % of 3'
+    """
+    return f"{100 * statistics.fmean(values):.0f} % of {len(values)}"
+
+
 @dataclass(frozen=True)
 class Table:
     """One table: which rows, how they fall into cells, how a cell is printed, and what others published.
