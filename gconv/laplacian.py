@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Pattern, Taps
+from gconv.basis import ByRows, Pattern, Taps
 from gconv.domains import Graph
-from gconv.kernels import readable, varies, wrapped
+from gconv.kernels import give_back, readable, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -38,32 +38,50 @@ def pattern(graph: Graph, loops: Loops = "keep", by_rows: bool = False) -> tuple
         by_rows: list them row by row, as the kernels want values that change at every call.
     """
 
-    return graph.memo(("listed", loops, by_rows), lambda: _listed(graph, loops, by_rows))
+    def make() -> tuple[Pattern, Tensor]:
+        edge, source, target = _listed(graph, loops)
+        if by_rows:
+            order = torch.argsort(target * max(graph.size, 1) + source, stable=True)
+            edge, source, target = edge[order], source[order], target[order]
+        return _single(graph, source, target), edge
+
+    return graph.memo(("pattern", loops, by_rows), make)
 
 
-def _listed(graph: Graph, loops: Loops, by_rows: bool = False) -> tuple[Pattern, Tensor]:
-    """What `pattern` gives; the numbers of the edges, as large as both ends, are not kept."""
-    n, source, target = graph.size, graph.source, graph.target
+def _rows(graph: Graph, loops: Loops) -> ByRows:
+    """The same entries row by row, without their list and the numbers of their edges: for values that need neither."""
+
+    def make() -> ByRows:
+        _, source, target = _listed(graph, loops)
+        return ByRows.of(_single(graph, source, target))
+
+    return graph.memo(("rows", loops), make)
+
+
+def _single(graph: Graph, source: Tensor, target: Tensor) -> Pattern:
+    return Pattern((1, graph.size, graph.size), _one_tap(target), target, source)
+
+
+def _listed(graph: Graph, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
+    """The number, source and target of each edge, in the order of the edges; loops last."""
+    source, target = graph.source, graph.target
     edge = torch.arange(graph.num_edges, device=graph.device)
-    node = torch.arange(n, device=graph.device)
+    node = torch.arange(graph.size, device=graph.device)
     if loops == "add":
         edge = torch.cat([edge, torch.full_like(node, -1)])
-        source, target = torch.cat([source, node]), torch.cat([target, node])
-    elif loops != "keep":
-        plain = source != target
-        own = torch.full((n,), -1, dtype=torch.int64, device=graph.device)
-        if loops == "fill":
-            own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
-        if not bool(plain.all()):
-            edge = edge[plain]
-            source, target = source[edge], target[edge]
-        if loops != "remove":
-            edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
-    if by_rows:
-        order = torch.argsort(target * max(n, 1) + source, stable=True)
-        edge, source, target = edge[order], source[order], target[order]
-    made = lambda: Pattern((1, n, n), _one_tap(target), target, source)  # noqa: E731
-    return graph.memo(("pattern", loops, by_rows), made), edge
+        return edge, torch.cat([source, node]), torch.cat([target, node])
+    if loops == "keep":
+        return edge, source, target
+    plain = source != target
+    own = torch.full_like(node, -1)
+    if loops == "fill":
+        own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
+    if not bool(plain.all()):
+        edge = edge[plain]
+        source, target = source[edge], target[edge]
+    if loops != "remove":
+        edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
+    return edge, source, target
 
 
 def _one_tap(row: Tensor) -> Tensor:
@@ -128,8 +146,12 @@ def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: objec
     assert callable(make)
 
     def taps() -> Taps:
-        entries, values = make()
-        return Taps(entries, values.to(dtype))
+        entries, wide = make()
+        values = wide.to(dtype)
+        size = wide.nbytes
+        del wide
+        give_back(size)
+        return Taps(entries, values)
 
     if varies(graph.edge_weight):
         return taps()
@@ -168,9 +190,13 @@ def adjacency(
     """
 
     def make() -> tuple[Pattern, Tensor]:
-        plain = not weighted or graph.edge_weight is None
-        entries, edge = (_listed if plain else pattern)(graph, loops)
-        if not plain:
+        weighs = weighted and graph.edge_weight is not None
+        if not weighs and (fill == 1 or loops in ("keep", "remove")):
+            rows = _rows(graph, loops)
+            w = torch.ones(len(rows), dtype=torch.float64, device=graph.device)
+            return rows, _normalised(rows.written(), w, norm, degree)[0]
+        entries, edge = pattern(graph, loops)
+        if weighs:
             w = graph.weights(torch.float64)
             w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
         else:
@@ -323,15 +349,22 @@ def laplacian(
     """
 
     def make() -> tuple[Pattern, Tensor]:
-        entries, edge = (_listed if graph.edge_weight is None else pattern)(graph, "replace")
-        off = edge >= 0
-        w = torch.cat([graph.weights(torch.float64), torch.zeros(1, dtype=torch.float64, device=graph.device)])[edge]
+        kept: Pattern
+        if graph.edge_weight is None:
+            kept = _rows(graph, "replace")
+            entries = kept.written()
+            off = entries.row != entries.col
+            w = off.to(torch.float64)
+        else:
+            kept, edge = pattern(graph, "replace")
+            entries, off, w = kept, edge >= 0, graph.weights(torch.float64)
+            w = torch.cat([w, w.new_zeros(1)])[edge]
         w, d = _normalised(entries, w, norm, degree)
         values = torch.where(off, -w, d[entries.row] if norm is None else 1.0)
         top = _lmax(graph, values, norm, lmax)
         if top is not None:
             values = values * (2 / top) - torch.where(off, 0.0, 1.0)
-        return entries, values
+        return kept, values
 
     return _kept(graph, ("laplacian", norm, degree, lmax), dtype, make)
 

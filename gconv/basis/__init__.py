@@ -25,6 +25,7 @@ from gconv.basis.beside import beside, ready, together
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.entries import entries, single
 from gconv.basis.polynomial import Polynomial, Recurrence
+from gconv.basis.rows import ByRows
 from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Pattern, Taps
@@ -33,6 +34,7 @@ from gconv.kernels import lasting
 __all__ = [
     "Axes",
     "Basis",
+    "ByRows",
     "Diagonal",
     "Identity",
     "Pattern",

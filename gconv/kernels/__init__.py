@@ -7,7 +7,7 @@ from gconv.kernels.gemm import matmul, met, spaced, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
-from gconv.kernels.memory import empty
+from gconv.kernels.memory import empty, give_back
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.sparse import CSR, in_order, ready, sddmm, spmm, spmm_rows, unrecorded
 from gconv.kernels.transforms import apart, bare, lasting, readable, transformed, varies, wrapped
@@ -24,6 +24,7 @@ __all__ = [
     "empty",
     "ends",
     "filtered",
+    "give_back",
     "heads_sddmm",
     "heads_spmm",
     "in_order",

@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gconv.kernels.memory import give_back
 from gconv.rates import TABLES, rates
 
 TABLE = 1 << 24  # bytes of x that may come from a cache in any order
@@ -149,6 +150,8 @@ def _pay(state: State, crow: Tensor, col: Tensor, cols: int, row: int, signals: 
         state.after = traffic(made.col, cols, window)
         state.schedule = made if state.after <= CLEAR * state.before else None
         state.settled = True
+        del made
+        give_back(8 * len(col))
 
 
 def lost(read: float, row: float, table: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, Taps
 from gconv.domains import Graph
-from gconv.laplacian import Loops, Norm, adjacency
+from gconv.laplacian import Loops, Norm, adjacency, mean
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -47,8 +47,7 @@ class Neighbours:
         S = adjacency(domain, x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
         values = S.values
         if self.mean:  # over the number of edges that arrive, whatever they weigh
-            count = adjacency(domain, x.dtype, loops=self.loops, norm="row", weighted=False).values
-            values = values * count
+            values = values * mean(S.pattern, x.dtype)
         if self.mean or self.reduce == "max":
             S = Taps(S.pattern, values, self.reduce)
         return Stack((S, Identity(domain.size))) if self.root else S

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, Taps
 from gconv.domains import Graph
-from gconv.laplacian import Loops, adjacency, mean, pattern
+from gconv.laplacian import Loops, adjacency, mean
 from gconv.mixing import Beside, Fixed
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -38,7 +38,7 @@ class Aggregation:
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         S = adjacency(domain, x.dtype, loops=self.loops)
         if self.aggr == "mean":
-            S = Taps(S.pattern, S.values * mean(pattern(domain, self.loops)[0], x.dtype))
+            S = Taps(S.pattern, S.values * mean(S.pattern, x.dtype))
         elif self.aggr == "max":
             S = Taps(S.pattern, S.values, "max")
         return Stack((Identity(domain.size), S)) if self.root else S

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Taps
 from gconv.domains import Graph
-from gconv.laplacian import adjacency, pattern
+from gconv.laplacian import normalised, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
@@ -29,7 +29,7 @@ class Half:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
         entries, _ = pattern(domain, "add")
-        average = adjacency(domain, x.dtype, norm="row").values
+        average = normalised(pattern(domain)[0], domain.weights(torch.float64), "row").to(x.dtype)
         return Taps(entries, 0.5 * torch.cat([average, average.new_ones(domain.size)]))
 
     def target(self, domain: Graph) -> Graph:
