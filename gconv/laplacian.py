@@ -51,6 +51,9 @@ def pattern(graph: Graph, loops: Loops = "keep", by_rows: bool = False) -> tuple
 def _rows(graph: Graph, loops: Loops) -> ByRows:
     """The same entries row by row, without their list and the numbers of their edges: for values that need neither."""
 
+    if loops == "fill":
+        loops = "replace"  # the same but for the numbers
+
     def make() -> ByRows:
         _, source, target = _listed(graph, loops)
         return ByRows.of(_single(graph, source, target))

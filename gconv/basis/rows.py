@@ -21,15 +21,14 @@ class ByRows(Pattern):
     tensor([0, 1])
     """
 
-    def __init__(self, shape: tuple[int, int, int], csr: CSR) -> None:
-        tap = torch.zeros(1, dtype=torch.int64, device=csr.col.device).expand(len(csr.col))
+    def __init__(self, shape: tuple[int, int, int], tap: Tensor, csr: CSR) -> None:
         self.__dict__.update(shape=shape, tap=tap, _memo={"expand": csr})
 
     @classmethod
     def of(cls, pattern: Pattern) -> ByRows:
         """The same entries, sorted by row and column; equal ones in their order."""
         crow, col, crow_t, col_t, to_t, from_t = pattern.csr("expand").tensors
-        return cls(pattern.shape, CSR(crow, col, crow_t, col_t, None, to_t, from_t))
+        return cls(pattern.shape, pattern.tap, CSR(crow, col, crow_t, col_t, None, to_t, from_t))
 
     def written(self) -> Pattern:
         """The same with a list of the entries, which is not kept here."""
@@ -50,7 +49,7 @@ class ByRows(Pattern):
     @lazy
     def T(self) -> Pattern:
         k, m, n = self.shape
-        return ByRows((k, n, m), self.csr("expand").T)
+        return ByRows((k, n, m), self.tap, self.csr("expand").T)
 
     def __len__(self) -> int:
         return len(self.tap)

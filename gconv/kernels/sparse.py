@@ -185,9 +185,7 @@ def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
 
 def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each entry."""
-    lengths = (crow[1:] - crow[:-1]).long()
-    index = torch.arange(len(lengths), device=crow.device)
-    return torch.repeat_interleave(index, lengths, output_size=len(col))
+    return torch.repeat_interleave((crow[1:] - crow[:-1]).long(), output_size=len(col))
 
 
 def _sparse(crow: Tensor, col: Tensor, values: Tensor, cols: int) -> Tensor:
