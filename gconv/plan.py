@@ -84,13 +84,25 @@ _PLANS: dict[Hashable, Plan] = {}
 KEPT = 4096  # plans, before the cache starts anew
 
 
-def form(S: Basis, mixing: Mixing) -> str:
-    """What else a call by itself depends on: recurrences, signals on a grid and channels in groups take more steps."""
+def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
+    """What else a call by itself depends on: words, the most telling first.
+
+    Recurrences, signals on a grid and channels in groups take more steps, as do many signals at once; a structure that
+    is learned is a tensor of its own, one in parts has several products, and channels that are not mixed have none.
+    """
+    bare = " bare" if mixing.shape is None else ""
+    if isinstance(S, Shifts):
+        kinds = {Grouped: " groups", Separable: " separable"}
+        kind = " window" if S.window else " turned" if S.transposed else kinds.get(type(mixing), " grid")
+        return f"{kind} line" if len(S.kernel) == 1 else kind
+    many = " many" if signals > 1 else ""
     if isinstance(S, Polynomial):
-        return " terms"
-    if not isinstance(S, Shifts):
-        return ""
-    return " groups" if isinstance(mixing, Grouped | Separable) else " grid"
+        return f" terms{bare}{many}"
+    first = S.parts[0] if isinstance(S, Stack) else S
+    if isinstance(first, SharedTaps):
+        return " heads" if mixing.apart else f" learned{bare}"
+    parts = " parts" if isinstance(S, Stack) else ""
+    return f"{parts or bare}{many}"
 
 
 def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
@@ -188,7 +200,7 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tu
     for option in LOWERINGS:
         reason = option.refuses(S, mixing) or (option.limit and option.limit(S, mixing, problem))
         cost = None if reason else option.cost(S, mixing, problem)
-        seconds = predict(option, cost, problem, form(S, mixing)) if cost else float("inf")
+        seconds = predict(option, cost, problem, form(S, mixing, b)) if cost else float("inf")
         candidates.append(Candidate(option.name, cost, seconds, reason))
         if cost:
             admitted[option.name] = (seconds, option)
@@ -199,7 +211,7 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tu
         if not admitted:
             raise Inadmissible(_refusal(forced, candidates))
     least = min(seconds for seconds, _ in admitted.values())
-    chosen = next(option for seconds, option in admitted.values() if seconds <= least * option.trust)
+    chosen = next(option for seconds, option in admitted.values() if seconds == least)  # as a compiler can follow
     return Plan(title, tuple(candidates), chosen)
 
 

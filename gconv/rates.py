@@ -6,27 +6,33 @@ depends on the kind of work:
     gemm TYPE            flops              by the columns of W, or by the smaller of its sides (bfloat16, `widened`:
                                             through float32)
     gemm TYPE inner      flops              what few rows of W take besides
+    gemm heads           flops              a product for each head, by the columns of its W
     conv TYPE FORM       flops              by the channels out of a group; the forms are those that `native` names:
-                                            none, large, point (1x1), plain (1x1 without oneDNN), volume, transposed
+                                            none, large, line, point (1x1), plain (1x1 without oneDNN), volume, dilated,
+                                            groups, transposed
     conv TYPE FORM back  flops              each of the two gradients; by the same
     conv TYPE last       flops              channels last in memory; by channels (mean of in and out) times kernel side
-    single, last, back   flops              each channel by itself, by the taps; `last`: channels last in memory
+    single, last         flops              each channel by itself, by the square of the kernel's side; `last`: channels
+                                            last in memory; `weight`, `back`: the gradients in the weight and in x
     transposed           calls              what a transposed one takes more than a plain one, by stride
     onednn               calls              what its calls take besides: forward, with one gradient, with two
     image, image plain   images             beyond their arithmetic, by oneDNN and by torch's own: single numbers
-    lay, laid over       bytes, sites       what 1x1 kernels lay out anew, and what transposed ones add up, by stride
+    lay, weight          bytes              what 1x1 kernels, and weights, take to be laid out anew for oneDNN
+    laid over            bytes              what transposed ones write, by stride; `weight`, `back`: as above
+    group                calls              a group more, by torch's own: forward, and for a gradient
+    columns              bytes              what the taps of a transposed one write, by torch's own: the same
     gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
     sampled              bytes              the product for what a structure learns; by the bytes of a row
     stream               bytes              by the bytes of the array
     turn                 bytes              laying channels side by side, by how many share a place of the nearest cache
-    scatter              bytes              max over entries, a single number
-    pool sum, max, back  sites out          times channels; by the taps; `max line`: in one dimension
+    scatter, back        bytes              max over entries, and its gradient; by the bytes of a row
+    pool sum, max, back  sites out          times channels; by the taps; `volume`: in 3-D, `max line`: in 1-D
     fft, mix             flops              transforms: a single number; mixing in between: by channels times signals
     call, slice          library calls      a term of a recurrence and what one tap reads: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
 gconv/calibration.json in the user's cache folder. Without a file the defaults serve: rates.json beside this module,
-which that command wrote on two cores of an AMD EPYC (Zen 3, AVX2).
+which that command wrote on two cores of an AMD EPYC (Zen 4, AVX-512).
 """
 
 from __future__ import annotations
@@ -111,12 +117,14 @@ def price(name: str, form: str, passes: str, steps: tuple[tuple[str, float, floa
 
     Args:
         name: of the lowering.
-        form: of its overhead, "" where that of this form was not measured.
+        form: of its overhead, words after spaces; where it was not measured so, with fewer of them.
         passes: "", " weight" or " back".
         steps: its work.
     """
     now = rates()
-    begun = now.overheads.get(f"{name}{form}{passes}", now.overheads.get(f"{name}{passes}", 0.0))
+    while form and f"{name}{form}{passes}" not in now.overheads:
+        form = form[: form.rindex(" ")]
+    begun = now.overheads.get(f"{name}{form}{passes}", 0.0)
     return begun + sum(now.seconds(*step) for step in steps)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from gconv.calibrate.calls import overheads as calls
-from gconv.calibrate.convolutions import conv, onednn, single
+from gconv.calibrate.convolutions import apart, conv, onednn, single
 from gconv.calibrate.sections import Steps, gather, gemm, rest, stream
 from gconv.plan import take_turns
 from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, path, rates
@@ -45,7 +45,7 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rat
         sections |= {f"products in {kind}": gemm(kind), f"convolutions in {kind}": conv(kind)}
     sections |= {f"channels by themselves{', last' * last}": single(last) for last in (False, True)}
     sections |= {f"sparse products, {place} tables": gather(place) for place in TABLES}
-    sections |= {"oneDNN": onednn(), "streams": stream(), "the rest": rest(), "calls": calls(curves)}
+    sections |= {"oneDNN": onednn(), "groups": apart(), "streams": stream(), "the rest": rest(), "calls": calls(curves)}
     steps = {name: next(section) for name, section in sections.items()}
     took: dict[str, dict[str, float]] = {name: {} for name in sections}
     for turn in range(ROUNDS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import torch
 from torch import Tensor
@@ -14,23 +14,51 @@ from gconv.lowering import LOWERINGS
 from gconv.lowering.base import Problem
 from gconv.mixing import plain
 from gconv.module import GConv
-from gconv.operators import cheb, conv2d, gcn, spectral
-from gconv.plan import step_of
+from gconv.operators import (
+    agnn,
+    appnp,
+    avg_pool2d,
+    cheb,
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    gat,
+    gcn,
+    gin,
+    monet,
+    sage,
+    separable,
+    spectral,
+)
+from gconv.plan import form, learned, step_of
 from gconv.rates import Curve, Rates
 
 
-def _tiny() -> list[tuple[str, GConv, Tensor, Graph | None, tuple[str, ...]]]:
-    """Layers on next to nothing, and the lowerings whose overhead they show, by the form that `plan.form` names."""
-    sparse = ("sparse:aggregate", "sparse:transform")
-    grid = ("im2col", "fft", "dense", *sparse)
-    recurrence = ("recurrence:aggregate", "recurrence:transform")
+def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
+    """Layers on next to nothing, and the lowerings whose overhead they show."""
+    sparse = ("sparse:aggregate", "sparse:transform", "dense")
+    recurrence = ("recurrence:aggregate", "recurrence:transform", "dense")
+    grid = ("im2col", "fft", *sparse)
+    labelled = Graph(PATH.edge_index, PATH.size, edge_attr=torch.rand(PATH.num_edges, 2))
+    one, two = torch.randn(4, 2), torch.randn(2, 4, 2)
+    image, images = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 4, 4)
     return [
-        ("", GConv(conv2d(2, 2, 3)), torch.randn(1, 2, 4, 4), None, ("native",)),
-        (" grid", GConv(conv2d(2, 2, 3)), torch.randn(2, 2, 4, 4), None, grid),
-        (" groups", GConv(conv2d(4, 4, 3, groups=2)), torch.randn(2, 4, 4, 4), None, grid),
-        ("", GConv(gcn(2, 2)), torch.randn(4, 2), PATH, (*sparse, "dense")),
-        (" terms", GConv(cheb(2, 2, k=3)), torch.randn(4, 2), PATH, (*recurrence, "dense")),
-        ("", GConv(spectral(2, 2, k=2)), torch.randn(4, 2), PATH, ("gft",)),
+        (GConv(conv2d(2, 2, 3)), images, None, grid),
+        (GConv(conv_transpose2d(2, 2, 3)), images, None, grid),
+        (GConv(conv2d(4, 4, 3, groups=2)), torch.randn(2, 4, 4, 4), None, grid),
+        (GConv(separable(2, 2, 3)), images, None, ("native", *grid)),
+        (GConv(avg_pool2d(2)), images, None, ("native", *grid)),
+        *[(GConv(gcn(2, 2)), x, PATH, sparse) for x in (one, two)],
+        *[(GConv(sage(2, 2)), x, PATH, sparse) for x in (one, two)],
+        *[(GConv(gin()), x, PATH, sparse) for x in (one, two)],
+        (GConv(gat(2, 2, heads=2)), one, PATH, sparse),
+        (GConv(monet(2, 2, dim=2, kernel_size=2)), one, labelled, sparse),
+        (GConv(agnn()), one, PATH, sparse),
+        *[(GConv(cheb(2, 2, k=3)), x, PATH, recurrence) for x in (one, two)],
+        *[(GConv(appnp(k=3)), x, PATH, recurrence) for x in (one, two)],
+        (GConv(spectral(2, 2, k=2)), one, PATH, ("gft",)),
+        (GConv(conv2d(2, 2, 3)), image, None, ("native",)),
+        (GConv(conv1d(2, 2, 3)), image[..., 0], None, ("native",)),
     ]
 
 
@@ -38,19 +66,27 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
     """What a call on next to nothing takes beyond its work, which `curves` price by then."""
     steps: Steps = {}
     work = {}
-    for form, layer, x, graph, names in _tiny():
+    for layer, x, graph, names in _tiny():
         signal, place = layer._enter(x, graph)
-        S = layer._basis(place, signal)
         mixing, W = plain(layer.spec.mixing, layer.weight)
-        assert W is not None
-        axes = 0 if graph else x.ndim - 2
+        axes, signals = 0 if graph else x.ndim - 2, len(x) if x.ndim > 2 else 1
         for suffix, dx, dw in (("", False, False), (" weight", False, True), (" back", True, True)):
-            leaves = W.detach().requires_grad_(dw), (x if axes else signal).detach().requires_grad_(dx)
-            problem = Problem(len(x) if axes else 1, x.shape[1], x.shape[1], 4, dx=dx, dw=dw, last=not axes)
+            with torch.set_grad_enabled(dw):
+                S = layer._basis(place, signal)
+            leaf = None if W is None else W.detach().requires_grad_(dw)
+            given = (x if axes else signal).detach().requires_grad_(dx)
+            ds = dw and bool(learned(S))
+            if not (dx or ds or (dw and W is not None)):
+                dw = False  # there is nothing to learn, so nothing goes back
+            problem = Problem(signals, x.shape[1 if axes else -1], mixing.channels(x.shape[1 if axes else -1]), 4)
+            problem = replace(problem, dx=dx, dw=dw and W is not None, last=not axes, ds=ds)
             for option in LOWERINGS:
-                if option.name in names:
-                    name = option.name + form + suffix
-                    steps[name] = step_of(option, S, mixing, *leaves, dw, axes)
+                if option.name in names and option.refuses(S, mixing) is None:
+                    words = form(S, mixing, signals)
+                    if option.name == "native" and words not in (" window", " separable", " grid line"):
+                        words = ""
+                    name = f"{option.name}{words}{suffix}"
+                    steps[name] = step_of(option, S, mixing, leaf, given, dw, axes, True)
                     work[name] = option.cost(S, mixing, problem).work
     took = yield steps
     known = Rates(curves, {})

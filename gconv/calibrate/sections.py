@@ -61,7 +61,7 @@ def gemm(kind: str) -> Section:
         names = (("gemm bfloat16", ""), ("gemm widened", " widened"))
         return {name: tuple((float(w), work[w] / took[f"{w}{end}"]) for w in sizes) for name, end in names}
     rows, wide = 4096, 64
-    outers, inners = (1, 2, 4, 8, 16, 64, 256), (1, 4, 16)
+    outers, inners = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 256), (1, 2, 4, 8, 16)
     for i, o in [(wide, o) for o in outers] + [(i, wide) for i in inners]:
         X, W = torch.randn(rows, i, dtype=dtype), torch.randn(i, o, dtype=dtype)
         steps[f"{i} {o}"] = partial(matmul, X, W)
@@ -108,22 +108,37 @@ def _pool_gradient(pool: Callable[..., Tensor], x: Tensor, k: int) -> object:
         return torch.autograd.grad(y, x, y.detach())
 
 
+def _largest(name: str, csr: CSR, values: Tensor, x: Tensor) -> Steps:
+    """Max over entries, forward and with the gradient."""
+    given = x.detach().requires_grad_()
+
+    def both() -> object:
+        with torch.enable_grad():
+            y = segment_max(csr, values, given)
+            return torch.autograd.grad(y, given, y.detach())
+
+    return {name: partial(segment_max, csr, values, x), f"{name} back": both}
+
+
 def rest() -> Section:
     """What single numbers are enough for, and pooling."""
     at = torch.arange(4096)
     csr = CSR.build(at.repeat(8), torch.randint(4096, (8 * 4096,)), 4096, 4096)
-    values, x, image = torch.ones(8 * 4096), torch.randn(4096, 32), torch.randn(2, 32, 32, 32)
+    values, x, image = torch.ones(8 * 4096), torch.randn(4096, 32), torch.randn(2, 16, 24, 24)
     turns, wide = [torch.randn(256 // crowd, crowd, 1024) for crowd in (8, 16, 32)], torch.randn(8, 32, 38, 38)
     steps: Steps = {
-        "scatter": partial(segment_max, csr, values, x),
         "fft": lambda: torch.fft.irfft2(torch.fft.rfft2(wide), s=(38, 38)),
     }
-    work = {"scatter": 4.0 * 32 * 8 * 4096, "fft": 2 * 2.5 * 10.5 * wide.numel()}
+    for width in (1, 8, 32):
+        steps |= _largest(f"scatter {width}", csr, values, x[:, :width].contiguous())
+    work = {"fft": 2 * 2.5 * 10.5 * wide.numel()}
     steps |= {f"turn {rows.shape[1]}": rows.mT.contiguous for rows in turns}
     pools: dict[str, Callable[..., Tensor]]
     pools, windows = {"max": F.max_pool2d, "sum": F.avg_pool2d, "max line": F.max_pool1d}, (2, 5)
+    pools |= {"max volume": F.max_pool3d, "sum volume": F.avg_pool3d}
+    block = torch.randn(2, 16, 10, 10, 10)
     for name, pool in pools.items():
-        given = image.flatten(2) if "line" in name else image
+        given = image.flatten(2) if "line" in name else block if "volume" in name else image
         steps |= {f"{name} {k}": partial(pool, given, k, 1) for k in windows}
         steps |= {f"{name} back {k}": partial(_pool_gradient, pool, given, k) for k in windows}
     mixed = {(1, 4): 64, (8, 4): 8, (64, 4): 1, (64, 32): 1}  # channels and signals: groups
@@ -131,6 +146,8 @@ def rest() -> Section:
         signal = torch.randn(many, groups, width, 16, 9, dtype=torch.complex64)
         kernel = torch.randn(groups, width, width, 16, 9, dtype=torch.complex64)
         steps[f"mix {width * many}"] = partial(torch.einsum, "...gixy,gioxy->...goxy", signal, kernel)
+    for c in (1, 8, 32):
+        steps[f"heads {c}"] = partial(torch.bmm, torch.randn(4, 1024, 32), torch.randn(4, 32, c))
     taps, one, signal = GConv(conv2d(2, 2, 9)), GConv(conv2d(2, 2, 1)), torch.randn(1, 2, 9, 9)
     steps |= {f"taps {k}": partial(layer, signal, lowering="im2col") for k, layer in ((81, taps), (1, one))}
     layers = {terms: GConv(cheb(2, 2, k=terms, bias=False)) for terms in (2, 10)}
@@ -139,12 +156,20 @@ def rest() -> Section:
     found: dict[str, Curve] = {kind: ((1.0, work[kind] / took[kind]),) for kind in work}
     found["turn"] = tuple((float(t.shape[1]), 4.0 * t.numel() / took[f"turn {t.shape[1]}"]) for t in turns)
     for name in pools:
-        outs = {k: 64.0 * (1025 - k if "line" in name else (33 - k) ** 2) for k in windows}
-        found[f"pool {name}"] = tuple((float(k * k), outs[k] / took[f"{name} {k}"]) for k in windows)
+        d = 3 if "volume" in name else 2
+        outs = {k: 32.0 * (11 - k) ** 3 if d == 3 else 32.0 * (25 - k) ** 2 for k in windows}
+        outs = {k: 32.0 * (577 - k) for k in windows} if "line" in name else outs
+        found[f"pool {name}"] = tuple((float(k**d), outs[k] / took[f"{name} {k}"]) for k in windows)
         back = {k: max(took[f"{name} back {k}"] - took[f"{name} {k}"], SMALL) for k in windows}
         if name != "max line":
-            found[f"pool {name} back"] = tuple((float(k * k), outs[k] / back[k]) for k in windows)
+            found[f"pool {name} back"] = tuple((float(k**d), outs[k] / back[k]) for k in windows)
     mixing = {w * b: 8.0 * b * groups * w * w * 16 * 9 for (w, b), groups in mixed.items()}
     found["mix"] = tuple((float(size), flops / took[f"mix {size}"]) for size, flops in mixing.items())
     found["slice"] = ((1.0, 80 / max(took["taps 81"] - took["taps 1"], SMALL)),)
+    bytes_ = {width: 4.0 * width * len(csr.col) for width in (1, 8, 32)}
+    found["scatter"] = tuple((4.0 * w, size / took[f"scatter {w}"]) for w, size in bytes_.items())
+    back = {w: max(took[f"scatter {w} back"] - took[f"scatter {w}"], SMALL) for w in bytes_}
+    found["scatter back"] = tuple((4.0 * w, size / back[w]) for w, size in bytes_.items())
+    for c in (1, 8, 32):
+        found["gemm heads"] = (*found.get("gemm heads", ()), (float(c), 2.0 * 4 * 1024 * 32 * c / took[f"heads {c}"]))
     return found | {"call": ((1.0, 8 / max(took["terms 10"] - took["terms 2"], SMALL)),)}

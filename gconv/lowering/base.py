@@ -116,8 +116,6 @@ class Lowering:
         refuses: why it cannot run a structure with a mixing, or None if it can.
         cost: of one forward pass, and the work of the backward pass that the problem asks for.
         limit: why it cannot run a problem of this size, or None if it can.
-        trust: it is taken where it is predicted to take at most so many times as long as the best: torch's own kernels
-            are the best known, and a prediction is not worth leaving them for little.
         images: the same as `run` on x (b, i, *grid), where the algorithm works on images anyway.
         prepare: (S, mixing, x) -> the same as `run` for all signals of x's shape, type and strides, with what does not
             change looked up once; None where there is no such way.
@@ -129,7 +127,6 @@ class Lowering:
     cost: Callable[[Basis, Mixing, Problem], Cost]
     limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
     images: Run | None = None
-    trust: float = 1.0
     prepare: Callable[[Basis, Mixing, Tensor], Run | None] | None = None
 
 

@@ -102,7 +102,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     back = p.dx * (y + w + x) + p.dw * (x + w) + (p.dw and not p.dx) * y
     mixed = 8.0 * (sites if paired else sites / 2) * p.b * w
     sides = p.b * (float(math.prod(S.size)) * p.i + float(math.prod(S.out)) * p.o)
-    rate = 0.35 if paired else 0.7  # two at a time, and never far from the cache
+    rate = 0.35 if paired else 0.125 * p.item  # two at a time, and never far from the cache
     rate *= 1 + SHORT / max(1.0, sites) ** (1 / len(ring.length))
     work = [Work("fft", rate * one * (forward + back)), p.stream(sides, 2 * p.passes)]
     if not paired:

@@ -7,9 +7,11 @@ import math
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
+from gconv.kernels.narrow import LANES
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing, Separable
 
+SHORT = 8  # channels
 LIMIT = 8 << 30  # bytes: a 5-D patch array has been seen to ask for 64 GB
 
 
@@ -28,8 +30,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 def _patches(S: Basis, p: Problem) -> float:
     """Numbers that it writes out."""
     assert isinstance(S, Shifts)
-    _, m, n = S.shape
-    return float(p.b) * max(m, n) * S.nnz / max(1, math.prod(S.out)) * (p.o if S.transposed else p.i)
+    return float(p.b) * math.prod(S.out) * math.prod(S.kernel) * (p.o if S.transposed else p.i)
 
 
 def limit(S: Basis, mixing: Mixing, p: Problem) -> str | None:
@@ -42,14 +43,17 @@ def limit(S: Basis, mixing: Mixing, p: Problem) -> str | None:
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     assert isinstance(S, Shifts)
     _, m, n = S.shape
-    patches = _patches(S, p)
+    patches, width = _patches(S, p), p.o if S.transposed else p.i
+    written = patches * max(1.0, SHORT / width)  # few channels at a time are slow
     groups = getattr(mixing, "groups", 1)
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (
         *([p.turned(2 * patches * p.passes)] if groups > 1 else []),
-        *([p.stream(patches, 3 * p.passes)] if isinstance(mixing, Separable) else []),
-        *p.turn(n),
-        p.stream(patches, 4 * (1 + (p.dw if S.transposed else p.dx)) + 12.0 * (p.dx and not S.linear)),
+        *([Work("turn", 12.0 * patches * min(1.0, LANES / p.i) * p.passes)] if isinstance(mixing, Separable) else []),
+        *p.turn(n if S.transposed else min(n, math.prod(S.kernel) * m)),
+        *([] if mixing.shape is None else [p.turned(float(math.prod(mixing.shape)) * p.passes)]),
+        *([p.stream(float(p.b) * m * p.o, 2)] if S.transposed else []),
+        p.stream(written, 4 * (1 + (p.dw if S.transposed else p.dx)) + 12.0 * (p.dx and not S.linear)),
         *p.product(
             flops, *((p.i / groups, mixing.width(p.i) / groups) if S.transposed else (mixing.fan_in, p.o / groups))
         ),

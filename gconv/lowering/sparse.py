@@ -8,6 +8,7 @@ For a polynomial, `expand` is its recurrence at the input width and `contract` i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
 from gconv.mixing import Dense, Heads, Mixing, Separable
 
-SCATTER = 24  # passes that the derivative of a maximum takes
+SPREAD = 32.0  # numbers that share a place of the nearest cache, where single ones are laid out anew
 
 
 def _sparse_form(S: Basis, x: Tensor) -> Basis:
@@ -139,12 +140,13 @@ def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
     """
     n = S.shape[2]
     rows, out = S.nnz * width * p.b, into * width * p.b
-    row = p.item * (min(p.b, LANES) if width == 1 else width)  # signals of one channel go side by side
+    row = p.item * (min(p.b, LANES) if width == 1 and S.linear else width)  # signals of one channel go side by side
     steps = sum(leaf.recurrence.terms for leaf in _leaves(S) if isinstance(leaf, Polynomial))
-    kind = "gather" if S.linear else "scatter"
-    passes = 1 + back * (1 if S.linear else SCATTER)
+    table = 0.0 if isinstance(S, Shifts) else float(row * n)
+    linear, read = S.linear, p.item * rows
     work = (
-        Work(kind, p.item * rows * passes, row, 0.0 if isinstance(S, Shifts) else float(row * n)),
+        Work("gather" if linear else "scatter", read * (1 + back * linear), row, table),
+        Work("scatter back", read * back * (not linear), row),
         p.stream(out, 1 + back),
         Work("stream", 8.0 * S.nnz * p.b * (1 + back), 8.0 * S.nnz),
         Work("call", (steps + len(_leaves(S)) - 1) * (1 + back)),
@@ -167,10 +169,15 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float, sp
     elif isinstance(mixing, Separable):  # each tap's multiple of x is made
         wide = float(p.b) * mixing.taps * sites * p.i
         product = 2.0 * p.o * (wide if spread else wide / mixing.taps)
-        work = (*p.product(product, p.i, p.o), p.stream(wide, 3 * p.passes))
+        work = (*p.product(product, p.i, p.o), Work("turn", 12.0 * wide * min(1.0, LANES / p.i) * p.passes))
     else:
         groups = getattr(mixing, "groups", 1)
-        work = p.product(flops, rows / groups, columns / groups)
+        if isinstance(mixing, Heads) and not spread and p.kind != "bfloat16":  # a product for each head
+            work = (Work("gemm heads", flops * p.passes * p.item / 4, float(mixing.c)),)
+        else:
+            work = p.product(flops, rows / groups, columns / groups)
+        if not isinstance(mixing, Heads):
+            work += (p.turned(float(math.prod(mixing.shape)) * p.passes),)  # its weight lies as torch wants it
         if groups > 1:  # the channels of a group are brought together, by copies
             array = float(p.b) * sites * max(rows, columns)
             work += (p.turned(2 * array * p.passes),)
@@ -185,6 +192,8 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     mixed = _mix(mixing, replace(p, density=1.0, dx=p.dx or p.ds), m, mixing.fan_in * groups, p.o)  # S x is not sparse
     heads = (Work("slice", 3.0),) if mixing.apart else ()  # a product for each tap
     if not p.constant:
+        if p.i == 1 and p.b > 1 and k > 1:  # the taps of a site come to lie side by side, number by number
+            heads = (*heads, Work("turn", float(p.item * p.b) * m * k, SPREAD))
         mixed += Cost(0.0, 0.0, 0.0, (*p.turn(S.shape[2]), *heads))
         return _gather(S, p, p.i, float(m * k), p.dx) + mixed
     return mixed  # S x is at hand
