@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.basis import Basis, SharedTaps, Stack, Taps
+from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
 from gconv.kernels import apart, known, transformed
 from gconv.linear import LinearMap
@@ -59,6 +59,8 @@ def dropped(S: Basis, share: float) -> Basis:
     """S without a share of its sparse entries, the others scaled up; a tap in closed form (the node itself) stays."""
     if isinstance(S, Stack):
         return Stack(tuple(dropped(part, share) for part in S.parts))
+    if isinstance(S, AttentionTaps):
+        return replace(S, dropout=(share, torch.randint(1 << 32, (1,), device=S.z.device)))
     return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps | SharedTaps) else S
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gconv.basis import Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
+from gconv.basis import AttentionTaps, Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import known, order
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
@@ -138,6 +138,8 @@ def learned(S: Basis) -> list[Tensor]:
         return [values for factor in S.factors for values in learned(factor)]
     if isinstance(S, Polynomial):
         return learned(S.L) + ([S.combine] if isinstance(S.combine, Tensor) and S.combine.requires_grad else [])
+    if isinstance(S, AttentionTaps):
+        return [t for t in (S.z, S.target, S.source) if t.requires_grad and torch.is_grad_enabled()]
     own = S.g if isinstance(S, Diagonal) else S.values if isinstance(S, Taps | SharedTaps) else None
     return [own] if own is not None and own.requires_grad else []
 

@@ -1,14 +1,15 @@
 """The stack S = (S_0, ..., S_{k-1}) of structure matrices, in its closed forms.
 
-    Shifts      a kernel's shifts on a grid, never materialised
-    Taps        labelled sparse entries
-    SharedTaps  several taps on the same entries
-    Polynomial  p_k(L) of one sparse matrix, by a three-term recurrence
-    Diagonal    U diag(g_k) U^T, in a basis that diagonalises
-    Axes        one small matrix along each axis of a grid
-    Stack       forms put together, tap after tap
-    Product     one form after another
-    Identity    S_0 = I
+    Shifts         a kernel's shifts on a grid, never materialised
+    Taps           labelled sparse entries
+    SharedTaps     several taps on the same entries
+    AttentionTaps  those of additive attention, written out only where they must be
+    Polynomial     p_k(L) of one sparse matrix, by a three-term recurrence
+    Diagonal       U diag(g_k) U^T, in a basis that diagonalises
+    Axes           one small matrix along each axis of a grid
+    Stack          forms put together, tap after tap
+    Product        one form after another
+    Identity       S_0 = I
 
 Every form has `shape` (k, m, n), `expand`, `contract`, `T`, `nnz` and `signature`:
 
@@ -19,6 +20,7 @@ The two are adjoint through `.T`: the derivative of one is the other of the tran
 backward pass of the library.
 """
 
+from gconv.basis.attention import AttentionTaps
 from gconv.basis.axes import Axes
 from gconv.basis.base import Basis, Identity, Product, Stack, each
 from gconv.basis.beside import beside, ready, together
@@ -32,6 +34,7 @@ from gconv.basis.taps import Pattern, Taps
 from gconv.kernels import lasting
 
 __all__ = [
+    "AttentionTaps",
     "Axes",
     "Basis",
     "ByRows",

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gconv.basis.attention import AttentionTaps
 from gconv.basis.axes import Axes
 from gconv.basis.base import Basis, Identity, Product, Stack
 from gconv.basis.diagonal import Diagonal
@@ -28,6 +29,8 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
     """
     if isinstance(S, Taps):
         return S
+    if isinstance(S, AttentionTaps):
+        return entries(S.written, dtype, device)
     if isinstance(S, SharedTaps):
         one = S.pattern.T if S.transposed else S.pattern
         k, e = S.shape[0], len(one)
@@ -64,6 +67,8 @@ def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
         return replace(S, combine=S.combine[k : k + 1])
     if isinstance(S, Diagonal):
         return replace(S, g=S.g[k : k + 1])
+    if isinstance(S, AttentionTaps):
+        return single(S.written, k, dtype, device)
     if isinstance(S, SharedTaps):
         return replace(S, values=S.values[:, k : k + 1])
     if isinstance(S, Product):

@@ -12,7 +12,6 @@ from torch import Tensor
 from gconv.basis.base import lazy
 from gconv.kernels import (
     CSR,
-    attention,
     bare,
     ends,
     heads_sddmm,
@@ -78,30 +77,25 @@ class Pattern:
     def ends(self, row: Tensor, col: Tensor) -> Tensor:
         """(e, h) what both ends of each entry carry, added: row (m, h) and col (n, h), of a single tap."""
         csr = self.csr("expand")
-        return self._back(csr, ends(csr, row, col))
+        return self.unordered(csr, ends(csr, row, col))
 
     def dots(self, row: Tensor, col: Tensor) -> Tensor:
         """(e, h) inner products of what both ends of each entry carry: row (m, h, c), col (n, h, c); a single tap."""
         csr = self.csr("expand")
-        return self._back(csr, heads_sddmm(csr, row, col, row.shape[1]))
+        return self.unordered(csr, heads_sddmm(csr, row, col, row.shape[1]))
 
     def softmax(self, logits: Tensor) -> Tensor:
         """(e, h) the softmax over the entries of each row, of a single tap; safe for large logits."""
         csr = self.csr("expand")
-        return self._back(csr, row_softmax(csr, csr.ordered(logits)))
-
-    def attention(self, z: Tensor, target: Tensor, source: Tensor, slope: float) -> Tensor:
-        """(e, h) the softmax over each row of LeakyReLU(target_h z_ih + source_h z_jh), z (n, h, c); a single tap."""
-        csr = self.csr("expand")
-        return self._back(csr, attention(csr, z, target, source, slope))
+        return self.unordered(csr, row_softmax(csr, csr.ordered(logits)))
 
     def joint_attention(self, source: Tensor, target: Tensor, p: Tensor, slope: float) -> Tensor:
         """(e, h) the softmax over each row of <p_h, LeakyReLU(target_ih + source_jh)>, of a single tap."""
         csr = self.csr("expand")
-        return self._back(csr, joint_attention(csr, source, target, p, slope))
+        return self.unordered(csr, joint_attention(csr, source, target, p, slope))
 
-    def _back(self, csr: CSR, values: Tensor) -> Tensor:
-        """From row order to the order of the entries."""
+    def unordered(self, csr: CSR, values: Tensor) -> Tensor:
+        """Values (e, ...) in row order, put in the order of the entries."""
         if csr.perm is None:
             return values
         entry = torch.arange(len(self), device=values.device)

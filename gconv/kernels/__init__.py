@@ -1,7 +1,7 @@
 """Sparse products as registered torch operators: compiled kernels for the CPU, and pure torch everywhere else."""
 
 from gconv.kernels import native
-from gconv.kernels.attention import attention
+from gconv.kernels.attention import attention, attention_values
 from gconv.kernels.constants import Constant, constant, kept, known, product
 from gconv.kernels.gemm import matmul, met, spaced, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
@@ -17,6 +17,7 @@ __all__ = [
     "Constant",
     "apart",
     "attention",
+    "attention_values",
     "backend",
     "bare",
     "clenshaw",

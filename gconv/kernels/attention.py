@@ -1,9 +1,12 @@
-"""Attention whose logits are a sum over both ends of an entry: the values of all entries, in one pass over the rows.
+"""Attention whose logits are a sum over both ends of an entry: softmax and product in one pass, no entry kept.
 
-    attention   a_eh = softmax over the entries e = (i, j) of row i of bend(<z_ih, p_h> + <z_jh, q_h>)
+    attention   y_ih = sum over the entries e = (i, j) of a_eh m_eh z_jh,
+                a    = softmax over the entries of row i of bend(<z_ih, p_h> + <z_jh, q_h>)
 
-bend(l) is LeakyReLU. Its derivative is one pass over the rows and one over the columns; under a graph of its own it is
-composed of the kernels in heads.py, which are closed under differentiation.
+bend(l) is LeakyReLU; m is dropout's: 0 for a share of the entries, 1 / (1 - share) for the others. It is a hash of
+entry, head and seed, so that it need not be kept either. Backward is one more pass, over the columns; csr_attend.h says
+how. Under a graph of its own the derivative is composed of the kernels in heads.py, which are closed under
+differentiation.
 """
 
 from __future__ import annotations
@@ -17,63 +20,144 @@ from torch import Tensor
 from gconv.kernels import native
 from gconv.kernels.heads import (
     ENDS,
-    ROW_SUMS,
-    SOFTMAX_BACK,
+    HEADS_SPMM,
+    ROW_SOFTMAX,
     carried,
     ends_torch,
+    heads_sddmm_torch,
+    heads_spmm_composed,
+    heads_spmm_torch,
     row_softmax_torch,
     row_sums_torch,
-    softmax_back_torch,
 )
 from gconv.kernels.registry import Kernel, Saved, Structure
-from gconv.kernels.sparse import CSR
+from gconv.kernels.sparse import CSR, rows_of
+
+Dropout = tuple[float, Tensor]  # the share of the entries, and a seed: a whole number below 2^32, (1,)
+LOW = 0xFFFFFFFF
 
 
-def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float) -> Tensor:
-    """The values (e, heads) in row order.
+def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
+    """y (n, heads, c).
 
     Args:
         csr: the pattern, square.
         z: (n, heads, c) what each site carries.
         p, q: (heads, c) how it is read where it is the row of an entry, and where it is the column.
         slope: of bend below zero.
+        dropout: of the entries' values.
 
     >>> csr = CSR.build(torch.tensor([0, 0]), torch.tensor([0, 1]), 2, 2)
     >>> attention(csr, torch.tensor([[[0.0]], [[-5.0]]]), torch.ones(1, 1), torch.ones(1, 1), 0.0).flatten()
-    tensor([0.5000, 0.5000])
+    tensor([-2.5000,  0.0000])
     """
-    return ATTENTION(csr.tensors, z, p, q, slope)
+    share, seed = (0.0, None) if dropout is None else dropout
+    learn = torch.is_grad_enabled() and (z.requires_grad or p.requires_grad or q.requires_grad)
+    return ATTENTION(csr.tensors, z, p, q, seed, slope, share, learn)
+
+
+def attention_values(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
+    """The values a m (e, heads) in row order, of which `attention` makes its product."""
+    values = ROW_SOFTMAX(csr.tensors, F.leaky_relu(ENDS(csr.tensors, *_scores(z, p, q)), slope))
+    if dropout is None:
+        return values
+    return values * kept_entries(len(values), values.shape[1], *dropout).to(values.dtype)
+
+
+def kept_entries(entries: int, heads: int, share: float, seed: Tensor) -> Tensor:
+    """m (entries, heads), float64.
+
+    >>> kept_entries(4, 2, 0.5, torch.tensor([7])).unique()
+    tensor([0., 2.], dtype=torch.float64)
+    """
+    at = torch.arange(entries * heads, device=seed.device)
+    mixed = _hashed((_hashed((at & LOW) ^ (0x9E3779B9 * (at >> 32) & LOW)) + seed) & LOW)
+    return (mixed >= native.least(share)).view(entries, heads).double() / (1 - share)
+
+
+def _hashed(x: Tensor) -> Tensor:
+    """`hashed` of csr.c, of whole numbers below 2^32."""
+    x = ((x ^ x >> 16) * 0x7FEB352D) & LOW
+    x = ((x ^ x >> 15) * 0x846CA68B) & LOW
+    return x ^ x >> 16
 
 
 def _scores(z: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     return (z * p).sum(-1), (z * q).sum(-1)
 
 
-def _attention_torch(z: Tensor, p: Tensor, q: Tensor, slope: float, *structure: Tensor) -> Tensor:
-    logits = ends_torch(*_scores(z, p, q), *structure)
-    return row_softmax_torch(F.leaky_relu(logits, slope), *structure)
+# -- in torch ------------------------------------------------------------------------------------------------------
 
 
-def _gradients(
-    z: Tensor, p: Tensor, q: Tensor, slope: float, a: Tensor, g: Tensor, structure: Structure, by: Any
-) -> Any:
-    """dz, dp and dq; `by` are the functions that make the ends' sum, softmax's derivative and sums of entries."""
-    ends, softmax_back, row_sums = by
-    logits = ends(*_scores(z, p, q))
-    bent = softmax_back(a, g)
-    bent = torch.where(logits > 0, bent, slope * bent)
-    dt, ds = row_sums(bent, False).unsqueeze(-1), row_sums(bent, True).unsqueeze(-1)
-    return dt * p + ds * q, (dt * z).sum(0), (ds * z).sum(0)
+def _factor(structure: Structure, like: Tensor, share: float, seed: Tensor | None) -> Tensor | float:
+    if seed is None:
+        return 1.0
+    return kept_entries(structure[1].shape[0], like.shape[1], share, seed).to(like.dtype)
 
 
-def _back_torch(z: Tensor, p: Tensor, q: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
-    by = (
-        lambda t, s: ends_torch(t, s, *structure),
-        lambda a, g: softmax_back_torch(a, g, *structure),
-        lambda v, transposed: row_sums_torch(v, transposed, *structure),
+def _composed(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
+) -> Tensor:
+    values = row_softmax_torch(F.leaky_relu(ends_torch(*_scores(z, p, q), *structure), slope), *structure)
+    return heads_spmm_composed(values * _factor(structure, z, share, seed), z, False, False, *structure)
+
+
+def _bent(target: Tensor, source: Tensor, slope: float, structure: Structure) -> tuple[Tensor, Tensor]:
+    """The logits, and the slope of bend where they are."""
+    logits = ends_torch(target, source, *structure)
+    f = torch.full_like(logits, slope).masked_fill(logits > 0, 1.0)
+    return logits * f, f
+
+
+def _attention_torch(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    row, heads = rows_of(*structure[:2]), z.shape[1]
+    target, source = _scores(z, p, q)
+    logits, f = _bent(target, source, slope, structure)
+    top = torch.zeros_like(target).scatter_reduce(
+        0, row.unsqueeze(-1).expand(-1, heads), logits, "amax", include_self=False
     )
-    dz, dp, dq = _gradients(z, p, q, slope, a, g, structure, by)
-    return torch.cat([dz, dp.unsqueeze(0), dq.unsqueeze(0)])
+    a = (logits - top[row]).exp()
+    inverse = torch.zeros_like(target).index_add(0, row, a).reciprocal()
+    a = a * inverse[row]
+    m = _factor(structure, z, share, seed)
+    y = heads_spmm_torch(a * m, z, False, False, *structure)
+    if not learn:
+        return y, z.new_empty(0), z.new_empty(0)
+    bent = heads_spmm_torch(a * f * m, z, False, False, *structure)
+    g = torch.zeros_like(target).index_add(0, row, a * f)
+    return y, bent, torch.stack([source, target, top, inverse, g])
+
+
+def _back_torch(
+    z: Tensor,
+    p: Tensor,
+    q: Tensor,
+    seed: Tensor | None,
+    slope: float,
+    share: float,
+    dy: Tensor,
+    y: Tensor,
+    bent: Tensor,
+    scores: Tensor,
+    *structure: Tensor,
+) -> Tensor:
+    row = rows_of(*structure[:2])
+    source, target, top, inverse, g = scores
+    d = (dy * y).sum(-1)
+    dt = (dy * bent).sum(-1) - d * g
+    logits, f = _bent(target, source, slope, structure)
+    a = (logits - top[row]).exp() * inverse[row]
+    m = _factor(structure, z, share, seed)
+    met = heads_sddmm_torch(dy, z, z.shape[1], *structure)
+    ds = row_sums_torch(a * f * (m * met - d[row]), True, *structure)
+    dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)
+    dz = heads_spmm_torch(a * m, dy, False, True, *structure) + dt * p + ds * q
+    return torch.cat([dz, (dt * z).sum(0, keepdim=True), (ds * z).sum(0, keepdim=True)])
+
+
+# -- compiled ------------------------------------------------------------------------------------------------------
 
 
 def _check(z: Tensor, p: Tensor, q: Tensor, structure: Structure) -> None:
@@ -85,44 +169,68 @@ def _check(z: Tensor, p: Tensor, q: Tensor, structure: Structure) -> None:
         )
 
 
-def _attention_cpu(z: Tensor, p: Tensor, q: Tensor, slope: float, *structure: Tensor) -> Tensor:
+def _drop(share: float, seed: Tensor | None) -> native.Drop:
+    return None if seed is None else (share, int(seed))
+
+
+def _attention_cpu(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     _check(z, p, q, structure)
     if carried(structure, z, p, q):
-        return native.attend(structure, z, p, q, slope)
-    return _attention_torch(z, p, q, slope, *structure)
+        return native.attend(structure, z, p, q, slope, _drop(share, seed), learn)
+    return _attention_torch(z, p, q, seed, slope, share, learn, *structure)
 
 
-def _back_cpu(z: Tensor, p: Tensor, q: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
-    _check(z, p, q, structure)
-    if carried(structure, z, p, q, a, g):
-        return native.attend(structure, z, p, q, slope, a, g)
-    return _back_torch(z, p, q, slope, a, g, *structure)
+def _back_cpu(
+    z: Tensor,
+    p: Tensor,
+    q: Tensor,
+    seed: Tensor | None,
+    slope: float,
+    share: float,
+    dy: Tensor,
+    y: Tensor,
+    bent: Tensor,
+    scores: Tensor,
+    *structure: Tensor,
+) -> Tensor:
+    if carried(structure, z, p, q, dy):
+        return native.attend_back(structure, z, p, q, slope, _drop(share, seed), dy, (y, bent, scores))
+    return _back_torch(z, p, q, seed, slope, share, dy, y, bent, scores, *structure)
 
 
-def _attention_fake(z: Tensor, p: Tensor, q: Tensor, slope: float, *structure: Tensor) -> Tensor:
-    return z.new_empty(structure[1].shape[0], z.shape[1])
+# -- as operators of torch -----------------------------------------------------------------------------------------
+
+
+def _attention_fake(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    y = z.new_empty(z.shape)
+    if not learn:
+        return y, z.new_empty(0), z.new_empty(0)
+    return y, z.new_empty(z.shape), z.new_empty(native.PLANES, *z.shape[:2])
 
 
 def _back_fake(z: Tensor, *rest: Any) -> Tensor:
     return z.new_empty(z.shape[0] + 2, *z.shape[1:])
 
 
-def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
-    *tensors, ctx.slope = arguments
-    return [*tensors, output]
+def _keep(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor, Tensor]) -> Saved:
+    *tensors, ctx.slope, ctx.share, _ = arguments
+    return [*tensors, *output]
 
 
-def _backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
-    z, p, q, a = saved
+def _backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
+    z, p, q, seed, *made = saved
     if torch.is_grad_enabled():  # the derivative may itself be differentiated
-        by = (
-            lambda t, s: ENDS(structure, t, s),
-            lambda a, g: SOFTMAX_BACK(structure, a, g),
-            lambda v, transposed: ROW_SUMS(structure, v, transposed),
-        )
-        return *_gradients(z, p, q, ctx.slope, a, g, structure, by), None
-    made = ATTENTION_BACK(structure, z, p, q, ctx.slope, a, g)
-    return made[:-2], made[-2].clone(), made[-1].clone(), None
+        given = [t for t, needs in zip((z, p, q), ctx.needs_input_grad, strict=False) if needs]
+        values = ROW_SOFTMAX(structure, F.leaky_relu(ENDS(structure, *_scores(z, p, q)), ctx.slope))
+        y = HEADS_SPMM(structure, values * _factor(structure, z, ctx.share, seed), z, False, False)
+        found = iter(torch.autograd.grad(y, given, dy, create_graph=True))
+        return *(next(found) if needs else None for needs in ctx.needs_input_grad[:3]), None, None, None, None
+    all_of_it = ATTENTION_BACK(structure, z, p, q, seed, ctx.slope, ctx.share, dy, *made)
+    return all_of_it[:-2], all_of_it[-2].clone(), all_of_it[-1].clone(), None, None, None, None
 
 
 def _keep_nothing(ctx: Any, arguments: Any, output: Tensor) -> Saved:
@@ -133,18 +241,21 @@ def _back_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tup
     raise NotImplementedError("This derivative is composed of other kernels where it is differentiated itself.")
 
 
+_GIVEN = "Tensor z, Tensor p, Tensor q, Tensor? seed, float slope, float share"
 ATTENTION = Kernel(
     "attention",
-    "Tensor z, Tensor p, Tensor q, float slope",
+    f"{_GIVEN}, bool learn",
     _attention_torch,
     _attention_cpu,
     _attention_fake,
     _keep,
     _backward,
+    _composed,
+    outputs=3,
 )
 ATTENTION_BACK = Kernel(
     "attention_back",
-    "Tensor z, Tensor p, Tensor q, float slope, Tensor a, Tensor g",
+    f"{_GIVEN}, Tensor dy, Tensor y, Tensor bent, Tensor scores",
     _back_torch,
     _back_cpu,
     _back_fake,

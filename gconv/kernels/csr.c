@@ -4,7 +4,7 @@
  *   scatter   y[b] = S^T x[b]                                  from S by rows, for small y
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
  *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
- *   attend    the softmax of logits that are a sum over both ends of an entry, and its derivative
+ *   attend    the product by the softmax of logits that are a sum over both ends of an entry, and its derivative
  *   joint     the softmax of logits made from the bent sum of what both ends carry, and its derivative
  *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
  *   build     S in CSR form, and its transpose, from a list of entries
@@ -52,13 +52,16 @@ typedef struct {
 } edges;
 
 /* Attention: z (sites, heads, channels) with any stride between sites and heads, p and q (heads, channels); see
- * csr_attend.h. `sums` holds a part's dp and dq for each of the PARTS. */
+ * csr_attend.h. `scores` holds 5 planes (rows, heads); bent is NULL where there will be no derivative. Of that, `known` holds
+ * 4 planes side by side (rows, 4, heads), and `sums` a part's dp and dq for each of the PARTS. Entries whose hash is below
+ * `least` are dropped, the others times `scale`. */
 typedef struct {
-    const int32_t *crow, *col, *crow_t, *order;
-    const void *z, *p, *q, *values, *g;
-    void *scores, *d_scores, *y, *dz, *sums;
+    const int32_t *crow, *col, *crow_t, *col_t, *to_t;
+    const void *z, *p, *q, *dy;
+    void *scores, *y, *bent, *known, *dt, *dz, *sums;
     int64_t rows, heads, channels, z_row, z_head;
-    double slope;
+    double slope, scale;
+    uint32_t seed, least;
 } attention;
 
 /* The same where both ends meet before they are bent: s (columns, heads, channels) and t (rows, heads, channels) with any
@@ -82,6 +85,13 @@ INLINE float widen(uint16_t h) {
     float f;
     memcpy(&f, &bits, 4);
     return f;
+}
+
+/* A number that looks random (the constants: C. Wellons, Prospecting for hash functions, "lowbias32"). */
+INLINE uint32_t hashed(uint32_t x) {
+    x = (x ^ x >> 16) * 0x7feb352d;
+    x = (x ^ x >> 15) * 0x846ca68b;
+    return x ^ x >> 16;
 }
 
 /* Round to nearest, ties to even; a NaN stays a (quiet) NaN. */
@@ -132,12 +142,12 @@ static const edges_part EDGE[EDGES][2][LEVELS] = {
     {OF(ends, f32), OF(ends, f64)},
     {OF(sums, f32), OF(sums, f64)},
 };
-enum { SCORES, ATTEND, BENT, SPREAD, ATTENTIONS };
+enum { SCORES, ATTEND, SUMMED, BACK, ATTENTIONS };
 static const attention_part ATTENTION[ATTENTIONS][2][LEVELS] = {
-    {OF(scores, f32), OF(scores, f64)},
-    {OF(attend, f32), OF(attend, f64)},
-    {OF(bent, f32), OF(bent, f64)},
-    {OF(spread, f32), OF(spread, f64)},
+    {OF(attend_scores, f32), OF(attend_scores, f64)},
+    {OF(attend_attend, f32), OF(attend_attend, f64)},
+    {OF(attend_sums, f32), OF(attend_sums, f64)},
+    {OF(attend_back, f32), OF(attend_back, f64)},
 };
 enum { MEET, PART, RETURN, JOINTS };
 static const joint_part JOINT[JOINTS][2][LEVELS] = {
@@ -154,7 +164,7 @@ static const spmm_part MAX[MAXIMA][2][LEVELS] = {
 };
 
 /* Of the structs above and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 10; }
+int gconv_interface(void) { return 11; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -166,6 +176,11 @@ int gconv_level(void) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
     return BASE;
+}
+
+/* The level whose widest vectors a row of so many channels fills. */
+static int level_of(int level, int64_t channels, int type) {
+    return level == AVX512 && channels < (type == F64 ? 8 : 16) ? AVX2 : level;
 }
 
 /* The first row of part c of `parts`, chosen so that parts have about equal numbers of rows and entries together. */
@@ -189,7 +204,7 @@ static int64_t parts_of(int64_t rows, int threads) {
 
 void gconv_spmm(const product *p, int type, int level, int threads) {
     int64_t parts = parts_of(p->rows, threads), tasks = parts * p->batch;
-    spmm_part run = SPMM[type][level];
+    spmm_part run = SPMM[type][level_of(level, p->channels, type)];
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t t = 0; t < tasks; t++) {
         int64_t c = t % parts;
@@ -211,7 +226,7 @@ void gconv_scatter(const product *p, int type, int level, int threads) {
 
 void gconv_sddmm(const product *p, int type, int level, int threads) {
     int64_t parts = parts_of(p->rows, threads);
-    sddmm_part run = SDDMM[type][level];
+    sddmm_part run = SDDMM[type][level_of(level, p->channels, type)];
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t c = 0; c < parts; c++)
         run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
@@ -246,13 +261,13 @@ static void add_parts(void *sums, int64_t numbers, int64_t step, int type) {
         }
 }
 
-/* The values of attention; with `back`, from the gradient g that arrives, dz and (2, heads, channels) dp and dq, which are
+/* y of attention; with `back`, from dy and what the forward pass made, dz and (2, heads, channels) dp and dq, which are
  * written to the first of `sums`. Parts are the same for any number of threads, for sums over sites are added part by part. */
 void gconv_attend(const attention *p, int back, int type, int level, int threads) {
     int64_t numbers = 2 * p->heads * p->channels, bytes = numbers * (type == F64 ? 8 : 4);
-    for (int step = back ? 3 : 2, what = SCORES; step > 0; step--, what = back && what == SCORES ? BENT : what + 1) {
-        attention_part run = ATTENTION[what][type][level];
-        const int32_t *crow = what == SPREAD ? p->crow_t : p->crow;
+    for (int what = back ? SUMMED : SCORES; what <= (back ? BACK : ATTEND); what++) {
+        attention_part run = ATTENTION[what][type][level_of(level, p->channels, type)];
+        const int32_t *crow = what == BACK ? p->crow_t : p->crow;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
         for (int64_t c = 0; c < PARTS; c++)
             run(p, boundary(crow, p->rows, c, PARTS), boundary(crow, p->rows, c + 1, PARTS), (char *)p->sums + c * bytes);

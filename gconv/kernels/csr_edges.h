@@ -14,7 +14,7 @@ INLINE VEC JOIN(exp, ISA, TYPE)(VEC x) {
     x = (VEC)((INT)x & alive);
     VEC shifted = x * (REAL)1.44269504088896340736 + shift, n = shifted - shift;
     VEC r = x - n * high - n * low, y = (VEC){0} + 1;
-    for (int k = terms; k > 0; k--) y = y * r / (REAL)k + 1;
+    for (int k = terms; k > 0; k--) y = y * (r * (REAL)(1.0 / k)) + 1;
     INT power = ((INT)shifted - (INT)((VEC){0} + shift) + bias) << bits;
     return (VEC)((INT)(y * (VEC)power) & alive);
 }

@@ -75,7 +75,8 @@ def _turned(transposed: bool, structure: tuple[Tensor, ...]) -> tuple[Tensor, Te
     return (crow_t, col_t, to_t) if transposed else (crow, col, None)
 
 
-def _heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+def heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    """`heads_spmm` in torch."""
     crow, col, order = _turned(transposed, structure)
     values = values if order is None else values[order]
     other = structure[0] if transposed else structure[2]
@@ -85,7 +86,8 @@ def _heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: boo
     return torch.stack(each, -2).sum(-2, keepdim=True) if together else torch.stack(each, -2)
 
 
-def _heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+    """`heads_sddmm` in torch."""
     crow, col = structure[:2]
     row, at, outer = rows_of(crow, col), col.long(), tuple(range(a.ndim - 3))
     out = a.new_empty(len(col), heads)
@@ -95,7 +97,8 @@ def _heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> 
     return out
 
 
-def _heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    """The same of operators that every transform knows."""
     crow, col, order = _turned(transposed, structure)
     values = values if order is None else values.index_select(0, order)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -164,7 +167,7 @@ def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool,
         raise ValueError(f"There are {values.shape[1]} heads of values, but {x.shape[-2]} of signals.")
     if _compiled(structure, values, x):
         return native.heads_spmm(crow, col, order, values, x, together)
-    return _heads_spmm_torch(values, x, together, transposed, *structure)
+    return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
 def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
@@ -175,7 +178,7 @@ def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Te
         raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
     if _compiled(structure, a, b):
         return native.heads_sddmm(crow, col, a, b, heads).to(a.dtype)
-    return _heads_sddmm_torch(a, b, heads, *structure)
+    return heads_sddmm_torch(a, b, heads, *structure)
 
 
 def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
@@ -307,17 +310,17 @@ def _row_sums_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) ->
 HEADS_SPMM = Kernel(
     "heads_spmm",
     "Tensor values, Tensor x, bool together, bool transposed",
-    _heads_spmm_torch,
+    heads_spmm_torch,
     _heads_spmm_cpu,
     _heads_spmm_fake,
     _keep,
     _heads_spmm_backward,
-    _heads_spmm_composed,
+    heads_spmm_composed,
 )
 HEADS_SDDMM = Kernel(
     "heads_sddmm",
     "Tensor a, Tensor b, int heads",
-    _heads_sddmm_torch,
+    heads_sddmm_torch,
     _heads_sddmm_cpu,
     _heads_sddmm_fake,
     _keep,

@@ -46,10 +46,11 @@ class Attention(ctypes.Structure):
     """The struct `attention` of csr.c."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "order", "z", "p", "q", "values", "g")]
-        + [(name, ctypes.c_void_p) for name in ("scores", "d_scores", "y", "dz", "sums")]
+        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "to_t", "z", "p", "q", "dy")]
+        + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "dz", "sums")]
         + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head")]
-        + [("slope", ctypes.c_double)]
+        + [("slope", ctypes.c_double), ("scale", ctypes.c_double)]
+        + [("seed", ctypes.c_uint32), ("least", ctypes.c_uint32)]
     )
 
 
@@ -65,11 +66,13 @@ class Joint(ctypes.Structure):
     )
 
 
+Drop = tuple[float, int] | None  # the share of the entries that is dropped, and a seed
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 10  # of csr.c: its structs and functions
+INTERFACE = 11  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
+PLANES = 5  # of numbers (rows, heads) that attention keeps
 SCHEDULED = 4  # channels, from which on rows may be computed in another order
 
 
@@ -316,41 +319,61 @@ def edges(
     return y
 
 
+def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
+    crow, col, crow_t, col_t, to_t, _ = structure
+    n, heads, c = z.shape
+    a = Attention(*(t.data_ptr() for t in (crow, col, crow_t, col_t, to_t, z, p, q)))
+    a.rows, a.heads, a.channels, a.z_row, a.z_head, a.slope = n, heads, c, z.stride(0), z.stride(1), slope
+    if drop is not None:
+        share, a.seed = drop
+        a.scale, a.least = 1 / (1 - share), least(share)
+    return a
+
+
+def least(share: float) -> int:
+    """The hash from which on an entry stays where this share is dropped."""
+    return min(round(share * 2**32), 2**32 - 1)
+
+
 def attend(
+    structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop, learn: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y of csr_attend.h (n, heads, c); and bent and the scores, empty unless a derivative will `learn` of them.
+
+    z (n, heads, c), p and q (heads, c), all float32 or all float64; drop: the share of entries, and a seed.
+    """
+    assert LIBRARY is not None
+    n, heads, c = z.shape
+    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
+    y, scores = empty(z, (n, heads, c)), empty(z, (PLANES, n, heads))
+    bent = empty(z, (n, heads, c) if learn else (0,))
+    a = _attention(structure, z, p, q, slope, drop)
+    a.scores, a.y, a.bent = scores.data_ptr(), y.data_ptr(), bent.data_ptr() if learn else None
+    LIBRARY.gconv_attend(a, 0, TYPES[z.dtype], LEVEL, _threads(structure[1].shape[0] * heads * (c + 8)))
+    return y, bent, scores if learn else scores.new_empty(0)
+
+
+def attend_back(
     structure: tuple[Tensor, ...],
     z: Tensor,
     p: Tensor,
     q: Tensor,
     slope: float,
-    values: Tensor | None = None,
-    g: Tensor | None = None,
+    drop: Drop,
+    dy: Tensor,
+    made: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
-    """The values (e, heads) of attention by both ends; from them and g, dz (n, heads, c) with dp and dq below it.
-
-    z (n, heads, c), p and q (heads, c), all float32 or all float64.
-    """
+    """dz (n, heads, c) with dp and dq below it, from dy and what `attend` made."""
     assert LIBRARY is not None
-    crow, col, crow_t, _, to_t, _ = structure
     n, heads, c = z.shape
-    z = z if z.stride(-1) == 1 or c == 1 else z.contiguous()
-    p, q, kind, e = p.contiguous(), q.contiguous(), z.dtype, col.shape[0]
-    scores, y = torch.empty(n, 2, heads, dtype=kind), torch.empty(e, heads, dtype=kind)
-    a = Attention(*(t.data_ptr() for t in (crow, col, crow_t, to_t, z, p, q)))
-    a.scores, a.y, a.slope = scores.data_ptr(), y.data_ptr(), slope
-    a.rows, a.heads, a.channels, a.z_row, a.z_head = n, heads, c, z.stride(0), z.stride(1)
-    threads = _threads(8 * e * heads + 4 * n * heads * c)
-    if values is None or g is None:
-        LIBRARY.gconv_attend(a, 0, TYPES[kind], LEVEL, threads)
-        return y
-    values, g, dz, d_scores = (
-        values.contiguous(),
-        g.contiguous(),
-        z.new_empty(n + 2, heads, c),
-        torch.empty_like(scores),
-    )
-    sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
-    a.values, a.g, a.dz, a.d_scores, a.sums = (t.data_ptr() for t in (values, g, dz, d_scores, sums))
-    LIBRARY.gconv_attend(a, 1, TYPES[kind], LEVEL, threads)
+    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
+    dy, (y, bent, scores) = dy.contiguous(), made
+    dz, known = empty(z, (n + 2, heads, c)), empty(z, (n, 5, heads))
+    sums = torch.empty(PARTS, 2, heads, c, dtype=z.dtype)
+    a = _attention(structure, z, p, q, slope, drop)
+    a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
+    a.known, a.dt = known.data_ptr(), known.view(5, n, heads)[4].data_ptr()
+    LIBRARY.gconv_attend(a, 1, TYPES[z.dtype], LEVEL, _threads(structure[1].shape[0] * heads * (2 * c + 8)))
     dz[n:] = sums[0]
     return dz
 

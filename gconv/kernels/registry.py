@@ -21,6 +21,7 @@ library = torch.library.Library("gconv", "DEF")
 
 
 Saved = Sequence[Tensor | None]
+Output = Tensor | tuple[Tensor, ...]
 Structure = tuple[Tensor, ...]  # crow, col, crow_t, col_t, to_t, from_t
 
 
@@ -33,11 +34,15 @@ class _Recorded(torch.autograd.Function):
         output = kernel.body(structure)(*arguments, *structure)
         ctx.kernel, ctx.structure = kernel, structure
         ctx.save_for_backward(*kernel.keep(ctx, arguments, output))
-        return output
+        return _result(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return (*ctx.kernel.backward(ctx, ctx.saved_tensors, ctx.structure, *gradients), None, None)
+
+
+def _result(output: Output) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
 
 
 class Kernel:
@@ -53,30 +58,35 @@ class Kernel:
         backward: (ctx, saved, pattern, gradient) -> the gradient of each argument, by kernels.
         composed: the same of torch's own operators, out of place, which every transform of torch.func and forward-mode
             differentiation know; default: `anywhere`.
+        outputs: how many tensors the bodies give: the result, and what else only the derivative reads.
     """
 
     def __init__(
         self,
         name: str,
         arguments: str,
-        anywhere: Callable[..., Tensor],
-        cpu: Callable[..., Tensor],
-        fake: Callable[..., Tensor],
-        keep: Callable[[Any, Any, Tensor], Saved],
+        anywhere: Callable[..., Output],
+        cpu: Callable[..., Output],
+        fake: Callable[..., Output],
+        keep: Callable[[Any, Any, Any], Saved],
         backward: Callable[..., tuple[Tensor | None, ...]],
-        composed: Callable[..., Tensor] | None = None,
+        composed: Callable[..., Output] | None = None,
+        outputs: int = 1,
     ) -> None:
         self.anywhere, self.cpu, self.keep, self.backward = anywhere, cpu, keep, backward
         self.composed = composed or anywhere
-        library.define(f"{name}({arguments}, {STRUCTURE}) -> Tensor")
+        returns = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
+        library.define(f"{name}({arguments}, {STRUCTURE}) -> {returns}")
         library.impl(name, anywhere, "CompositeExplicitAutograd")
         library.impl(name, cpu, "CPU")
         torch.library.register_fake(f"gconv::{name}", fake, lib=library)
 
-        def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.save_for_backward(*keep(ctx, inputs[:-6], output), *inputs[-6:])
+            if outputs > 1:
+                ctx.mark_non_differentiable(*output[1:])
 
-        def derivative(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        def derivative(ctx: Any, gradient: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
             saved = ctx.saved_tensors
             return (*backward(ctx, saved[:-6], saved[-6:], gradient), *[None] * 6)
 
@@ -94,19 +104,18 @@ class Kernel:
         if torch.compiler.is_compiling():
             return self._dispatched(structure, arguments)
         if transformed():
-            return self.composed(*arguments, *structure)
+            return _result(self.composed(*arguments, *structure))
         if _watched():
             return self._dispatched(structure, arguments)
         if recorded and torch.is_grad_enabled():
             result: Tensor = _Recorded.apply(*arguments, structure, self)
             return result
-        return self.body(structure)(*arguments, *structure)
+        return _result(self.body(structure)(*arguments, *structure))
 
     def _dispatched(self, structure: Structure, arguments: tuple[Any, ...]) -> Tensor:
-        result: Tensor = self.operator(*arguments, *structure)
-        return result
+        return _result(self.operator(*arguments, *structure))
 
-    def body(self, structure: Structure) -> Callable[..., Tensor]:
+    def body(self, structure: Structure) -> Callable[..., Output]:
         """The body for where the tensors are."""
         return self.cpu if structure[0].is_cpu else self.anywhere
 

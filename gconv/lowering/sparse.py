@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
+from gconv.basis import AttentionTaps, Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept, known
 from gconv.kernels.narrow import LANES
 from gconv.lowering import batches, single, steps
@@ -26,6 +26,10 @@ SPREAD = 32.0  # numbers that share a place of the nearest cache, where single o
 
 
 def _sparse_form(S: Basis, x: Tensor) -> Basis:
+    if isinstance(S, Stack) and any(isinstance(part, AttentionTaps) for part in S.parts):
+        return Stack(tuple(_sparse_form(part, x) for part in S.parts))
+    if isinstance(S, AttentionTaps):
+        return S.written
     return S.taps(x.dtype, x.device) if isinstance(S, Shifts) else S
 
 
@@ -64,9 +68,23 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 
 
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+    own = _of_its_own(S, mixing, W, x)
+    if own is not None:
+        return add_bias(own, bias)
     form = _sparse_form(S, x)
     done = _fixed(form, mixing, W, x, bias, False)
     return done if done is not None else add_bias(mixing.collect(form, _spread(form, mixing, W, x)), bias)
+
+
+def _of_its_own(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor | None:
+    """sum_k S_k X W_k where S was made of these X W_k, and meets them as it is made."""
+    part = S.parts[0] if isinstance(S, Stack) else S
+    if not (isinstance(part, AttentionTaps) and isinstance(mixing, Heads | Dense)):
+        return None
+    signal, weight, product = part.made
+    if signal is not x or weight is not W:
+        return None
+    return mixing.joined(part.of_its_own().movedim(-2, -3), product.movedim(-2, -3))
 
 
 def _spread(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
@@ -128,7 +146,7 @@ def _refuses_recurrence(S: Basis, mixing: Mixing) -> str | None:
 def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
     if not S.linear:
         return "a tap reduces with max, which does not commute with mixing the channels"
-    if mixing.apart and not all(isinstance(leaf, Taps | SharedTaps | Identity) for leaf in _leaves(S)):
+    if mixing.apart and not all(isinstance(leaf, Taps | SharedTaps | AttentionTaps | Identity) for leaf in _leaves(S)):
         return "the taps write apart, which only labelled sparse entries can do tap by tap"
     return None
 

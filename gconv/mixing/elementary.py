@@ -86,6 +86,11 @@ class Dense:
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         return S.contract(Z)
 
+    def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
+        """What `collect` makes of all S_k X W_k without the scale."""
+        Y = Y.sum(-3) if self.taps > 1 else Y.squeeze(-3)
+        return Y if self.scale == 1.0 else Y * self.scale
+
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
         return self._scaled(W)
@@ -209,10 +214,13 @@ class Heads:
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         if not self.root:
-            return _side_by_side(each(S, Z))
+            return self.joined(each(S, Z), Z)
         assert isinstance(S, Stack) and isinstance(S.parts[-1], Identity)
-        heads = Stack(S.parts[:-1])
-        return _side_by_side(each(heads, Z[..., : self.heads, :, :]) + Z[..., self.heads :, :, :])
+        return self.joined(each(Stack(S.parts[:-1]), Z[..., : self.heads, :, :]), Z)
+
+    def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
+        """What `collect` makes of all S_k Z_k of the heads, and of the node's own Z."""
+        return _side_by_side(Y + Z[..., self.heads :, :, :] if self.root else Y)
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.basis import Basis
+from gconv.basis import AttentionTaps, Basis, Identity, Stack
 from gconv.domains import Graph
 from gconv.mixing import by_heads, product
 from gconv.operators.attention import (
@@ -58,8 +58,9 @@ class Attention:
         one, _ = arrivals(domain, self.add_self_loops)
         if self.edge_dim is None and self.c <= x.shape[-1]:
             z = by_heads(x, theta["weight"])
-            alpha = one.attention(z[:, : self.heads], theta["att_dst"], theta["att_src"], self.negative_slope)
-            return head_taps(one, alpha, self.root, (x, theta["weight"], z))
+            made = x, theta["weight"], z
+            S = AttentionTaps(one, made, theta["att_dst"], theta["att_src"], self.negative_slope)
+            return Stack((S, Identity(domain.size))) if self.root else S
         W = theta["weight"][: self.heads]
         ends = torch.stack((theta["att_dst"], theta["att_src"]), -1)  # (k, c, 2)
         # a . (W^T x) = x . (W a): no logit needs a transformed signal

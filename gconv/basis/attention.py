@@ -1,0 +1,97 @@
+"""AttentionTaps: the taps of additive attention, which are written out only where somebody wants to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gconv.basis.shared import SharedTaps
+from gconv.basis.taps import Pattern
+from gconv.kernels import attention, attention_values
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionTaps:
+    """S_h[i, j] = softmax over j of LeakyReLU(<z_ih, target_h> + <z_jh, source_h>), z_h = x W_h.
+
+    Args:
+        pattern: where the entries are, a single tap, square.
+        made: the signal x (n, i), the weight W (k, i, c), and all x W_k (n, k, c), of which the first `heads` are z.
+        target, source: (heads, c).
+        slope: of LeakyReLU below zero.
+        dropout: the share of S's values that are dropped, and a seed (1,).
+
+    >>> import torch
+    >>> pattern = Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
+    >>> x, W = torch.tensor([[0.0], [-5.0]]), torch.ones(1, 1, 1)
+    >>> S = AttentionTaps(pattern, (x, W, x.unsqueeze(-1)), torch.ones(1, 1), torch.ones(1, 1), 0.0)
+    >>> S.values.flatten(), S.of_its_own().flatten()
+    (tensor([0.5000, 0.5000]), tensor([-2.5000,  0.0000]))
+    """
+
+    pattern: Pattern
+    made: tuple[Tensor, Tensor, Tensor]
+    target: Tensor
+    source: Tensor
+    slope: float
+    dropout: tuple[float, Tensor] | None = None
+    _memo: list[SharedTaps] = field(default_factory=list, init=False)
+
+    @property
+    def heads(self) -> int:
+        return self.target.shape[0]
+
+    @property
+    def z(self) -> Tensor:
+        """(n, heads, c) what the logits are made of."""
+        return self.made[2][:, : self.heads]
+
+    def of_its_own(self) -> Tensor:
+        """(n, heads, c) all S_h z_h, in one pass over the entries: nothing of S is written out."""
+        return attention(self.pattern.csr("expand"), self.z, self.target, self.source, self.slope, self.dropout)
+
+    @property
+    def written(self) -> SharedTaps:
+        """The same entry by entry."""
+        if not self._memo:
+            csr = self.pattern.csr("expand")
+            values = attention_values(csr, self.z, self.target, self.source, self.slope, self.dropout)
+            self._memo.append(SharedTaps(self.pattern, self.pattern.unordered(csr, values), made=self.made))
+        return self._memo[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(e, heads) in the order of the pattern's entries."""
+        return self.written.values
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.heads, *self.pattern.shape[1:]
+
+    @property
+    def nnz(self) -> int:
+        return self.heads * len(self.pattern)
+
+    @property
+    def linear(self) -> bool:
+        return True
+
+    @property
+    def signature(self) -> Hashable:
+        return "AttentionTaps", self.shape, self.nnz
+
+    @property
+    def T(self) -> SharedTaps:
+        return self.written.T
+
+    def expand(self, x: Tensor) -> Tensor:
+        return self.written.expand(x)
+
+    def contract(self, z: Tensor) -> Tensor:
+        return self.written.contract(z)
+
+    def each(self, z: Tensor) -> Tensor:
+        """(*b, k, n, c) -> (*b, k, n, c): S_k z_k, tap by tap."""
+        return self.written.each(z)

@@ -1,0 +1,315 @@
+/* The loops of attention, for one type and one vector width (LANES). A row of c channels is ceil(c / lanes) vectors, of
+ * which the last overlaps the one before. */
+#define VEC JOIN(lane, JOIN(ISA, TYPE, WIDTH), t)
+#define NAME(f) JOIN(JOIN(f, ISA, TYPE), WIDTH, attend)
+#if LANES == 1
+typedef REAL VEC;
+#define LANE(x, v) (x)
+INLINE VEC NAME(totals)(VEC *x) { return *x; }
+#else
+typedef REAL VEC __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+#define LANE(x, v) (x)[v]
+/* The sum of each of x, LANES of them. */
+INLINE VEC NAME(totals)(VEC *x) { return (VEC)JOIN(JOIN(lanes, ISA, TYPE), WIDTH, rows)((void *)x); }
+#endif
+
+/* What inner products come from: `have` of them are in the making, of which vectors wait for their lanes to be summed. */
+typedef struct {
+    VEC sums[LANES];
+    REAL rest[LANES], *out;
+    int have;
+} NAME(pending);
+
+INLINE void NAME(flush)(NAME(pending) *d) {
+    for (int v = d->have; v < LANES; v++) d->sums[v] = (VEC){0};
+    const VEC total = NAME(totals)(d->sums);
+    for (int v = 0; v < d->have; v++) d->out[v] = LANE(total, v) + d->rest[v];
+    d->out += d->have;
+    d->have = 0;
+}
+
+/* <a[h], b[h]> of the heads, c numbers each, into the next places of out. */
+INLINE void NAME(dots)(NAME(pending) *d, const int64_t heads, const int64_t c, const REAL *a, int64_t a_head, const REAL *b,
+                       int64_t b_head) {
+    const int64_t whole = c / LANES * LANES;
+    if (heads % LANES == 0 && whole == c) { /* nothing is left in the making */
+        for (int64_t h = 0; h < heads; h += LANES) {
+            VEC sums[LANES];
+#pragma GCC unroll 8
+            for (int v = 0; v < LANES; v++) {
+                sums[v] = (VEC){0};
+                for (int64_t j = 0; j < c; j += LANES)
+                    sums[v] += *(const VEC *)(a + (h + v) * a_head + j) * *(const VEC *)(b + (h + v) * b_head + j);
+            }
+            *(VEC *)d->out = NAME(totals)(sums);
+            d->out += LANES;
+        }
+        return;
+    }
+    for (int64_t h = 0; h < heads; h++, a += a_head, b += b_head) {
+        VEC sum = {0};
+        REAL few = 0;
+        for (int64_t j = 0; j < whole; j += LANES) sum += *(const VEC *)(a + j) * *(const VEC *)(b + j);
+        for (int64_t j = whole; j < c; j++) few += a[j] * b[j];
+        d->sums[d->have] = sum;
+        d->rest[d->have] = few;
+        if (++d->have == LANES) NAME(flush)(d);
+    }
+}
+
+/* s and t. */
+INLINE void NAME(scores_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
+                            int64_t last, REAL *sums) {
+    for (int u = 0; u < 2; u++) {
+        NAME(pending) made = {.out = (REAL *)p->scores + (u * p->rows + first) * heads};
+        for (int64_t i = first; i < last; i++)
+            NAME(dots)(&made, heads, c, (const REAL *)p->z + i * p->z_row, p->z_head, u ? p->p : p->q, c);
+        NAME(flush)(&made);
+    }
+}
+
+/* The sum of w[k] x[at[k]] over `count` entries, of one head, added to y unless that is `fresh`, and `also` likewise with v
+ * where `both`; n vectors. */
+INLINE void NAME(gather)(const int n, const int both, const int fresh, const int64_t heads, int64_t count, const int32_t *at, const REAL *w,
+                         const REAL *v, const REAL *x, int64_t step, REAL *y, REAL *also, int64_t end) {
+    VEC sum[4], other[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < n; j++) {
+        sum[j] = fresh ? (VEC){0} : *(VEC *)(y + (j < n - 1 ? j * LANES : end));
+        if (both) other[j] = fresh ? (VEC){0} : *(VEC *)(also + (j < n - 1 ? j * LANES : end));
+    }
+    for (int64_t k = 0; k < count; k++) {
+        const REAL *row = x + at[k] * step;
+        const VEC a = w[k * heads] - (VEC){0}, b = (both ? v : w)[k * heads] - (VEC){0};
+#pragma GCC unroll 4
+        for (int j = 0; j < n; j++) {
+            const VEC z = *(const VEC *)(row + (j < n - 1 ? j * LANES : end));
+            sum[j] += a * z;
+            if (both) other[j] += b * z;
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < n; j++) {
+        *(VEC *)(y + (j < n - 1 ? j * LANES : end)) = sum[j];
+        if (both) *(VEC *)(also + (j < n - 1 ? j * LANES : end)) = other[j];
+    }
+}
+
+/* The same of all heads and any number of channels; n vectors if that is known where this is called, else 0. */
+INLINE void NAME(gather_heads)(const int n, const int both, const int fresh, const int64_t heads, const int64_t c, int64_t count,
+                               const int32_t *at, const REAL *w, const REAL *v, const REAL *x, int64_t step, int64_t head,
+                               REAL *y, REAL *also) {
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t from = 0, width; from < c; from += width) {
+            const REAL *own = x + h * head + from;
+            REAL *to = y + h * c + from, *too = both ? also + h * c + from : 0;
+            width = c - from;
+            if (width > 4 * LANES) { /* leave the next block at least one full vector */
+                width = 4 * LANES;
+                if (c - from - width < LANES) width -= LANES;
+            }
+#define CASE(n) case n: NAME(gather)(n, both, fresh, heads, count, at, w + h, v + h, own, step, to, too, width - LANES); break;
+            switch (n ? n : (width + LANES - 1) / LANES) { CASE(1) CASE(2) CASE(3) CASE(4) }
+#undef CASE
+        }
+}
+
+INLINE void NAME(ask)(const REAL *row, const int64_t heads, const int64_t c, int64_t head) {
+    if (head == c)
+        for (int64_t j = 0; j < heads * c; j += 64 / REAL_BYTES) __builtin_prefetch(row + j);
+    else
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t j = 0; j < c; j += 64 / REAL_BYTES) __builtin_prefetch(row + h * head + j);
+}
+
+INLINE void NAME(scaled)(REAL *x, const int64_t heads, const int64_t c, const REAL *by) {
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t j = 0; j < c; j++) x[h * c + j] *= by[h];
+}
+
+/* y, and bent where it is wanted. A row's entries go through some at a time; where the largest logit grows, what was
+ * summed before shrinks. */
+INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, const int64_t c, const attention *p,
+                           int64_t first, int64_t last) {
+    const int64_t plane = p->rows * heads, stop = p->crow[last], many = NUMBERS / heads;
+    const REAL *s = p->scores, *t = s + plane, *z = p->z;
+    REAL *tops = (REAL *)p->scores + 2 * plane, *inverse = tops + plane, *shares = inverse + plane;
+    REAL w[ROOM] = {0}, f[ROOM], top[HEADS], sum[HEADS], share[HEADS], shrink[HEADS + 64 / REAL_BYTES] = {0};
+    for (int64_t i = first; i < last; i++) {
+        REAL *restrict y = (REAL *)p->y + i * heads * c, *restrict also = both ? (REAL *)p->bent + i * heads * c : 0;
+        const int64_t start = p->crow[i], entries = p->crow[i + 1] - start;
+        if (!entries) {
+            for (int64_t j = 0; j < heads * c; j++) y[j] = 0;
+            if (both)
+                for (int64_t j = 0; j < heads * c; j++) also[j] = 0;
+        }
+        for (int64_t h = 0; h < heads; h++) top[h] = sum[h] = share[h] = 0;
+        for (int64_t from = 0; from < entries; from += many) {
+            const int64_t count = entries - from < many ? entries - from : many;
+            const int32_t *at = p->col + start + from;
+            for (int64_t k = 0; k < count; k++) {
+                const int64_t e = start + from + k, next = p->col[e + AHEAD < stop ? e + AHEAD : e];
+                NAME(ask)(z + next * p->z_row, heads, c, p->z_head);
+                __builtin_prefetch(s + next * heads);
+                for (int64_t h = 0; h < heads; h++) w[k * heads + h] = t[i * heads + h] + s[at[k] * heads + h];
+            }
+            JOIN(bend, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
+            for (int64_t h = 0; h < heads; h++) {
+                shrink[h] = top[h];
+                if (!from) top[h] = w[h];
+            }
+            for (int64_t k = 0; k < count; k++)
+                for (int64_t h = 0; h < heads; h++) top[h] = w[k * heads + h] > top[h] ? w[k * heads + h] : top[h];
+            if (from) {
+                for (int64_t h = 0; h < heads; h++) shrink[h] -= top[h];
+                JOIN(powers, ISA, TYPE)(shrink, heads);
+                for (int64_t h = 0; h < heads; h++) sum[h] *= shrink[h], share[h] *= shrink[h];
+                NAME(scaled)(y, heads, c, shrink);
+                if (both) NAME(scaled)(also, heads, c, shrink);
+            }
+            for (int64_t k = 0; k < count; k++)
+                for (int64_t h = 0; h < heads; h++) w[k * heads + h] -= top[h];
+            JOIN(powers, ISA, TYPE)(w, count * heads);
+            for (int64_t k = 0; k < count; k++)
+                for (int64_t h = 0; h < heads; h++) {
+                    const REAL a = w[k * heads + h], b = a * f[k * heads + h];
+                    sum[h] += a;
+                    share[h] += b;
+                }
+            if (p->least)
+                for (int64_t u = 0; u < count * heads; u++) w[u] *= JOIN(factor, ISA, TYPE)(p, (start + from) * heads + u);
+            if (entries <= many) { /* most rows: they end here */
+                for (int64_t h = 0; h < heads; h++) sum[h] = 1 / sum[h];
+                for (int64_t k = 0; k < count; k++)
+                    for (int64_t h = 0; h < heads; h++) w[k * heads + h] *= sum[h];
+            }
+            if (both)
+                for (int64_t u = 0; u < count * heads; u++) f[u] *= w[u];
+            if (from)
+                NAME(gather_heads)(n, both, 0, heads, c, count, at, w, f, z, p->z_row, p->z_head, y, also);
+            else
+                NAME(gather_heads)(n, both, 1, heads, c, count, at, w, f, z, p->z_row, p->z_head, y, also);
+        }
+        if (entries > many) {
+            for (int64_t h = 0; h < heads; h++) sum[h] = 1 / sum[h];
+            NAME(scaled)(y, heads, c, sum);
+            if (both) NAME(scaled)(also, heads, c, sum);
+        }
+        if (both)
+            for (int64_t h = 0; h < heads; h++) {
+                tops[i * heads + h] = top[h];
+                inverse[i * heads + h] = sum[h];
+                shares[i * heads + h] = share[h] * sum[h];
+            }
+    }
+}
+
+INLINE void NAME(attend_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
+                            int64_t last, REAL *sums) {
+    if (p->bent)
+        NAME(each_row)(n, 1, heads, c, p, first, last);
+    else
+        NAME(each_row)(n, 0, heads, c, p, first, last);
+}
+
+/* What the columns want to know of each row, side by side: t, the largest logit, 1 over the sum, and d. And dt. */
+INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
+                          int64_t last, REAL *sums) {
+    const int64_t plane = p->rows * heads;
+    const REAL *scores = p->scores, *dy = p->dy;
+    REAL *restrict known = p->known, *restrict dt = p->dt, d[HEADS], b[HEADS];
+    for (int64_t i = first; i < last; i++) {
+        NAME(pending) ds = {.out = d}, bs = {.out = b};
+        NAME(dots)(&ds, heads, c, dy + i * heads * c, c, (const REAL *)p->y + i * heads * c, c);
+        NAME(dots)(&bs, heads, c, dy + i * heads * c, c, (const REAL *)p->bent + i * heads * c, c);
+        NAME(flush)(&ds);
+        NAME(flush)(&bs);
+        for (int64_t h = 0; h < heads; h++) {
+            const REAL *own = scores + i * heads + h;
+            REAL *to = known + i * 4 * heads + h;
+            to[0] = own[plane];
+            to[heads] = own[2 * plane];
+            to[2 * heads] = own[3 * plane];
+            to[3 * heads] = d[h];
+            dt[i * heads + h] = b[h] - d[h] * own[4 * plane];
+        }
+    }
+}
+
+/* On the transpose: dz, and the sums of this part's dp and dq into `sums`. */
+INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
+                          int64_t last, REAL *restrict sums) {
+    const int64_t stop = p->crow_t[last], many = NUMBERS / heads;
+    const REAL *restrict s = p->scores, *restrict known = p->known, *dy = p->dy, *dt = p->dt, *a = p->p, *b = p->q;
+    REAL w[ROOM] = {0}, f[ROOM], g[ROOM], m[ROOM], top[ROOM], inverse[ROOM], d[ROOM], source[HEADS];
+    for (int64_t j = 0; j < 2 * heads * c; j++) sums[j] = 0;
+    for (int64_t j = first; j < last; j++) {
+        const REAL *z = (const REAL *)p->z + j * p->z_row;
+        REAL *restrict dz = (REAL *)p->dz + j * heads * c;
+        const int64_t start = p->crow_t[j], entries = p->crow_t[j + 1] - start;
+        if (!entries)
+            for (int64_t v = 0; v < heads * c; v++) dz[v] = 0;
+        for (int64_t h = 0; h < heads; h++) source[h] = 0;
+        for (int64_t from = 0; from < entries; from += many) {
+            const int64_t count = entries - from < many ? entries - from : many;
+            const int32_t *at = p->col_t + start + from, *entry = p->to_t + start + from;
+            NAME(pending) met = {.out = g};
+            for (int64_t k = 0; k < count; k++) {
+                const int64_t e = start + from + k, next = p->col_t[e + AHEAD < stop ? e + AHEAD : e];
+                const REAL *own = known + at[k] * 4 * heads;
+                NAME(ask)(dy + next * heads * c, heads, c, c);
+                NAME(ask)(known + next * 4 * heads, 4, heads, heads);
+                for (int64_t h = 0; h < heads; h++) w[k * heads + h] = own[h] + s[j * heads + h];
+                for (int64_t h = 0; h < heads; h++) top[k * heads + h] = own[heads + h];
+                for (int64_t h = 0; h < heads; h++) inverse[k * heads + h] = own[2 * heads + h];
+                for (int64_t h = 0; h < heads; h++) d[k * heads + h] = own[3 * heads + h];
+                NAME(dots)(&met, heads, c, dy + at[k] * heads * c, c, z, p->z_head);
+            }
+            NAME(flush)(&met);
+            if (p->least)
+                for (int64_t k = 0; k < count; k++)
+                    for (int64_t h = 0; h < heads; h++) {
+                        m[k * heads + h] = JOIN(factor, ISA, TYPE)(p, entry[k] * heads + h);
+                        g[k * heads + h] *= m[k * heads + h];
+                    }
+            JOIN(bend, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
+            for (int64_t u = 0; u < count * heads; u++) w[u] -= top[u];
+            JOIN(powers, ISA, TYPE)(w, count * heads);
+            for (int64_t u = 0; u < count * heads; u++) {
+                w[u] *= inverse[u];
+                f[u] *= w[u] * (g[u] - d[u]);
+            }
+            for (int64_t k = 0; k < count; k++)
+                for (int64_t h = 0; h < heads; h++) source[h] += f[k * heads + h];
+            if (p->least)
+                for (int64_t u = 0; u < count * heads; u++) w[u] *= m[u];
+            if (from)
+                NAME(gather_heads)(n, 0, 0, heads, c, count, at, w, w, dy, heads * c, c, dz, 0);
+            else
+                NAME(gather_heads)(n, 0, 1, heads, c, count, at, w, w, dy, heads * c, c, dz, 0);
+        }
+        for (int64_t h = 0; h < heads; h++) {
+            const REAL l = dt[j * heads + h], r = source[h], *own = z + h * p->z_head;
+            for (int64_t v = 0; v < c; v++) dz[h * c + v] += l * a[h * c + v] + r * b[h * c + v];
+            for (int64_t v = 0; v < c; v++) sums[h * c + v] += l * own[v];
+            for (int64_t v = 0; v < c; v++) sums[(heads + h) * c + v] += r * own[v];
+        }
+    }
+}
+
+/* The numbers of heads, channels and vectors are constants for the layers that most networks have. */
+#define ENTRY(f, ...)                                                                                         \
+    static __attribute__((noinline)) void NAME(f)(const attention *p, int64_t first, int64_t last, void *sums) { \
+        if (p->heads == 8 && p->channels == 8 && LANES <= 8)                                                  \
+            NAME(f##_of)(8 / LANES, 8, 8, p, first, last, sums);                                              \
+        else if (p->heads == 1)                                                                               \
+            NAME(f##_of)(0, 1, p->channels, p, first, last, sums);                                            \
+        else                                                                                                  \
+            NAME(f##_of)(0, p->heads, p->channels, p, first, last, sums);                                     \
+    }
+ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back)
+
+#undef ENTRY
+#undef LANE
+#undef VEC
+#undef NAME
