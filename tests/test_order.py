@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gconv import GConv, Graph
-from gconv.kernels import CSR, clenshaw, heads_spmm, native, order, spmm, spmm_rows, terms
+from gconv.kernels import CSR, attention, clenshaw, heads_spmm, native, order, spmm, spmm_rows, terms
 from gconv.kernels.sparse import rows_of, unrecorded
 from gconv.lowering import single, steps
 from gconv.operators import gcn
@@ -101,6 +101,46 @@ def test_a_schedule_changes_no_bit_of_a_product_of_heads(dtype, level, monkeypat
                 for together in (False, True):
                     plain, slots = both(lambda x=x, a=together, b=transposed, v=values: heads_spmm(csr, v, x, a, b))
                     assert torch.equal(plain, slots), (heads, width, transposed, together)
+
+
+@pytest.mark.usefixtures("always", "threads")
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("dropout", [None, (0.3, torch.tensor([4]))])
+def test_a_schedule_changes_no_bit_of_attention(dtype, dropout, level, monkeypatch):
+    monkeypatch.setattr(native, "LEVEL", level)
+    n = 300
+    drawn = torch.cat([torch.randint(n, (2, 900)), torch.stack([torch.full((800,), 7), torch.randint(n, (800,))])], 1)
+    for csr in (ring(), CSR.build(*drawn, n, n), CSR.build(*drawn.flip(0), n, n)):
+        put(csr)
+        if not csr.self_transposed:
+            put(csr.T)
+        for heads, width in ((1, 3), (8, 8), (3, 17)):
+            z, p, q = (
+                torch.randn(*size, heads, width, dtype=dtype, requires_grad=True) for size in (csr.shape[:1], (), ())
+            )
+            g = torch.randn_like(z)
+
+            def run(csr=csr, z=z, p=p, q=q, g=g):
+                y = attention(csr, z, p, q, 0.2, dropout)
+                return y, *torch.autograd.grad(y, (z, p, q), g)
+
+            for plain, slots in zip(*both(run), strict=True):
+                assert torch.equal(plain, slots), (heads, width)
+
+
+def test_attention_goes_by_the_schedule(monkeypatch):
+    """The control: a wrong one is seen in the result, forward and backward."""
+    monkeypatch.setattr(order, "TABLE", 0)
+    csr = ring()
+    schedules = put(csr), put(csr.T)
+    z, p, q = (torch.randn(*size, 2, 3, requires_grad=True) for size in (csr.shape[:1], (), ()))
+    want = attention(csr, z, p, q, 0.2)
+    gradient = torch.autograd.grad(want.sum(), z, retain_graph=True)[0]
+    for schedule in schedules:
+        schedule.place[:] = schedule.place[::-1].copy()
+    assert not torch.equal(attention(csr, z, p, q, 0.2), want)
+    assert not torch.equal(torch.autograd.grad(want.sum(), z)[0], gradient)
 
 
 @pytest.mark.usefixtures("always")

@@ -54,11 +54,11 @@ typedef struct {
 /* Attention: z (sites, heads, channels) with any stride between sites and heads, p and q (heads, channels); see
  * csr_attend.h. `scores` holds 5 planes (rows, heads); bent is NULL where there will be no derivative. Of that, `known` holds
  * 4 planes side by side (rows, 4, heads), and `sums` a part's dp and dq for each of the PARTS. Entries whose hash is below
- * `least` are dropped, the others times `scale`. */
+ * `least` are dropped, the others times `scale`. place and start as in a product, of the rows and of the columns. */
 typedef struct {
-    const int32_t *crow, *col, *crow_t, *col_t, *to_t;
+    const int32_t *crow, *col, *place, *start, *crow_t, *col_t, *place_t, *start_t, *to_t;
     const void *z, *p, *q, *dy;
-    void *scores, *y, *bent, *known, *dt, *dz, *sums;
+    void *scores, *y, *bent, *known, *dt, *ds, *dz, *sums;
     int64_t rows, heads, channels, z_row, z_head;
     double slope, scale;
     uint32_t seed, least;
@@ -142,12 +142,13 @@ static const edges_part EDGE[EDGES][2][LEVELS] = {
     {OF(ends, f32), OF(ends, f64)},
     {OF(sums, f32), OF(sums, f64)},
 };
-enum { SCORES, ATTEND, SUMMED, BACK, ATTENTIONS };
+enum { SCORES, ATTEND, SUMMED, BACK, VECTORS, ATTENTIONS };
 static const attention_part ATTENTION[ATTENTIONS][2][LEVELS] = {
     {OF(attend_scores, f32), OF(attend_scores, f64)},
     {OF(attend_attend, f32), OF(attend_attend, f64)},
     {OF(attend_sums, f32), OF(attend_sums, f64)},
     {OF(attend_back, f32), OF(attend_back, f64)},
+    {OF(attend_vectors, f32), OF(attend_vectors, f64)},
 };
 enum { MEET, PART, RETURN, JOINTS };
 static const joint_part JOINT[JOINTS][2][LEVELS] = {
@@ -265,12 +266,15 @@ static void add_parts(void *sums, int64_t numbers, int64_t step, int type) {
  * written to the first of `sums`. Parts are the same for any number of threads, for sums over sites are added part by part. */
 void gconv_attend(const attention *p, int back, int type, int level, int threads) {
     int64_t numbers = 2 * p->heads * p->channels, bytes = numbers * (type == F64 ? 8 : 4);
-    for (int what = back ? SUMMED : SCORES; what <= (back ? BACK : ATTEND); what++) {
+    for (int what = back ? SUMMED : SCORES; what <= (back ? VECTORS : ATTEND); what++) {
         attention_part run = ATTENTION[what][type][level_of(level, p->channels, type)];
-        const int32_t *crow = what == BACK ? p->crow_t : p->crow;
+        const int32_t *crow = what == BACK ? p->crow_t : what == ATTEND ? p->crow : 0; /* else a part is so many rows */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-        for (int64_t c = 0; c < PARTS; c++)
-            run(p, boundary(crow, p->rows, c, PARTS), boundary(crow, p->rows, c + 1, PARTS), (char *)p->sums + c * bytes);
+        for (int64_t c = 0; c < PARTS; c++) {
+            int64_t first = crow ? boundary(crow, p->rows, c, PARTS) : p->rows * c / PARTS;
+            int64_t last = crow ? boundary(crow, p->rows, c + 1, PARTS) : p->rows * (c + 1) / PARTS;
+            run(p, first, last, (char *)p->sums + c * bytes);
+        }
     }
     if (back) add_parts(p->sums, numbers, numbers, type);
 }

@@ -72,7 +72,7 @@ INLINE REAL JOIN(factor, ISA, TYPE)(const attention *p, uint64_t at) {
         else                                                                                                                \
             JOIN(JOIN(f, ISA, TYPE), one, attend)(p, first, last, sums);                                                    \
     }
-ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back)
+ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back) ENTRY(vectors)
 
 #undef ENTRY
 #undef AHEAD

@@ -135,9 +135,10 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
     const REAL *s = p->scores, *t = s + plane, *z = p->z;
     REAL *tops = (REAL *)p->scores + 2 * plane, *inverse = tops + plane, *shares = inverse + plane;
     REAL w[ROOM] = {0}, f[ROOM], top[HEADS], sum[HEADS], share[HEADS], shrink[HEADS + 64 / REAL_BYTES] = {0};
-    for (int64_t i = first; i < last; i++) {
+    for (int64_t slot = first; slot < last; slot++) {
+        const int64_t i = p->place ? p->place[slot] : slot;
         REAL *restrict y = (REAL *)p->y + i * heads * c, *restrict also = both ? (REAL *)p->bent + i * heads * c : 0;
-        const int64_t start = p->crow[i], entries = p->crow[i + 1] - start;
+        const int64_t start = p->crow[slot], entries = p->crow[slot + 1] - start, entry = p->place ? p->start[slot] : start;
         if (!entries) {
             for (int64_t j = 0; j < heads * c; j++) y[j] = 0;
             if (both)
@@ -177,7 +178,7 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
                     share[h] += b;
                 }
             if (p->least)
-                for (int64_t u = 0; u < count * heads; u++) w[u] *= JOIN(factor, ISA, TYPE)(p, (start + from) * heads + u);
+                for (int64_t u = 0; u < count * heads; u++) w[u] *= JOIN(factor, ISA, TYPE)(p, (entry + from) * heads + u);
             if (entries <= many) { /* most rows: they end here */
                 for (int64_t h = 0; h < heads; h++) sum[h] = 1 / sum[h];
                 for (int64_t k = 0; k < count; k++)
@@ -236,23 +237,24 @@ INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, con
     }
 }
 
-/* On the transpose: dz, and the sums of this part's dp and dq into `sums`. */
+/* On the transpose: dz and ds. */
 INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                           int64_t last, REAL *restrict sums) {
     const int64_t stop = p->crow_t[last], many = NUMBERS / heads;
     const REAL *restrict s = p->scores, *restrict known = p->known, *dy = p->dy, *dt = p->dt, *a = p->p, *b = p->q;
-    REAL w[ROOM] = {0}, f[ROOM], g[ROOM], m[ROOM], top[ROOM], inverse[ROOM], d[ROOM], source[HEADS];
-    for (int64_t j = 0; j < 2 * heads * c; j++) sums[j] = 0;
-    for (int64_t j = first; j < last; j++) {
+    REAL w[ROOM] = {0}, f[ROOM], g[ROOM], m[ROOM], top[ROOM], inverse[ROOM], d[ROOM];
+    for (int64_t slot = first; slot < last; slot++) {
+        const int64_t j = p->place_t ? p->place_t[slot] : slot;
         const REAL *z = (const REAL *)p->z + j * p->z_row;
-        REAL *restrict dz = (REAL *)p->dz + j * heads * c;
-        const int64_t start = p->crow_t[j], entries = p->crow_t[j + 1] - start;
+        REAL *restrict dz = (REAL *)p->dz + j * heads * c, *restrict source = (REAL *)p->ds + j * heads;
+        const int64_t start = p->crow_t[slot], entries = p->crow_t[slot + 1] - start;
+        const int32_t *entry = p->to_t + (p->place_t ? p->start_t[slot] : start);
         if (!entries)
             for (int64_t v = 0; v < heads * c; v++) dz[v] = 0;
         for (int64_t h = 0; h < heads; h++) source[h] = 0;
         for (int64_t from = 0; from < entries; from += many) {
             const int64_t count = entries - from < many ? entries - from : many;
-            const int32_t *at = p->col_t + start + from, *entry = p->to_t + start + from;
+            const int32_t *at = p->col_t + start + from;
             NAME(pending) met = {.out = g};
             for (int64_t k = 0; k < count; k++) {
                 const int64_t e = start + from + k, next = p->col_t[e + AHEAD < stop ? e + AHEAD : e];
@@ -269,7 +271,7 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
             if (p->least)
                 for (int64_t k = 0; k < count; k++)
                     for (int64_t h = 0; h < heads; h++) {
-                        m[k * heads + h] = JOIN(factor, ISA, TYPE)(p, entry[k] * heads + h);
+                        m[k * heads + h] = JOIN(factor, ISA, TYPE)(p, entry[from + k] * heads + h);
                         g[k * heads + h] *= m[k * heads + h];
                     }
             JOIN(bend, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
@@ -288,13 +290,22 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
             else
                 NAME(gather_heads)(n, 0, 1, heads, c, count, at, w, w, dy, heads * c, c, dz, 0);
         }
-        for (int64_t h = 0; h < heads; h++) {
-            const REAL l = dt[j * heads + h], r = source[h], *own = z + h * p->z_head;
-            for (int64_t v = 0; v < c; v++) dz[h * c + v] += l * a[h * c + v] + r * b[h * c + v];
-            for (int64_t v = 0; v < c; v++) sums[h * c + v] += l * own[v];
-            for (int64_t v = 0; v < c; v++) sums[(heads + h) * c + v] += r * own[v];
-        }
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t v = 0; v < c; v++) dz[h * c + v] += dt[j * heads + h] * a[h * c + v] + source[h] * b[h * c + v];
     }
+}
+
+/* The sums of this part's dp and dq. */
+INLINE void NAME(vectors_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
+                             int64_t last, REAL *restrict sums) {
+    const REAL *dt = p->dt, *ds = p->ds;
+    for (int64_t j = 0; j < 2 * heads * c; j++) sums[j] = 0;
+    for (int64_t i = first; i < last; i++)
+        for (int64_t h = 0; h < heads; h++) {
+            const REAL *z = (const REAL *)p->z + i * p->z_row + h * p->z_head, t = dt[i * heads + h], s = ds[i * heads + h];
+            for (int64_t v = 0; v < c; v++) sums[h * c + v] += t * z[v];
+            for (int64_t v = 0; v < c; v++) sums[(heads + h) * c + v] += s * z[v];
+        }
 }
 
 /* The numbers of heads, channels and vectors are constants for the layers that most networks have. */
@@ -307,7 +318,7 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
         else                                                                                                  \
             NAME(f##_of)(0, p->heads, p->channels, p, first, last, sums);                                     \
     }
-ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back)
+ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back) ENTRY(vectors)
 
 #undef ENTRY
 #undef LANE

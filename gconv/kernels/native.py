@@ -46,8 +46,9 @@ class Attention(ctypes.Structure):
     """The struct `attention` of csr.c."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "to_t", "z", "p", "q", "dy")]
-        + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "dz", "sums")]
+        [(name + t, ctypes.c_void_p) for t in ("", "_t") for name in ("crow", "col", "place", "start")]
+        + [(name, ctypes.c_void_p) for name in ("to_t", "z", "p", "q", "dy")]
+        + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "ds", "dz", "sums")]
         + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head")]
         + [("slope", ctypes.c_double), ("scale", ctypes.c_double)]
         + [("seed", ctypes.c_uint32), ("least", ctypes.c_uint32)]
@@ -322,12 +323,19 @@ def edges(
 def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
     crow, col, crow_t, col_t, to_t, _ = structure
     n, heads, c = z.shape
-    a = Attention(*(t.data_ptr() for t in (crow, col, crow_t, col_t, to_t, z, p, q)))
+    sides = (_slots(*side, n, heads * c * z.element_size()) for side in ((crow, col), (crow_t, col_t)))
+    a = Attention(*next(sides), *next(sides), *(t.data_ptr() for t in (to_t, z, p, q)))
     a.rows, a.heads, a.channels, a.z_row, a.z_head, a.slope = n, heads, c, z.stride(0), z.stride(1), slope
     if drop is not None:
         share, a.seed = drop
         a.scale, a.least = 1 / (1 - share), least(share)
     return a
+
+
+def _slots(crow: Tensor, col: Tensor, cols: int, row: int) -> tuple[int | None, ...]:
+    """crow, col, place and start of the order in which rows that gather so many bytes an entry are gone through."""
+    found = node_order.find(crow, col, cols, row, 1)
+    return (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers
 
 
 def least(share: float) -> int:
@@ -368,11 +376,11 @@ def attend_back(
     n, heads, c = z.shape
     z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
     dy, (y, bent, scores) = dy.contiguous(), made
-    dz, known = empty(z, (n + 2, heads, c)), empty(z, (n, 5, heads))
+    dz, known = empty(z, (n + 2, heads, c)), empty(z, (n * 6 * heads,))
     sums = torch.empty(PARTS, 2, heads, c, dtype=z.dtype)
     a = _attention(structure, z, p, q, slope, drop)
     a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
-    a.known, a.dt = known.data_ptr(), known.view(5, n, heads)[4].data_ptr()
+    a.known, a.dt, a.ds = (known.data_ptr() + plane * n * heads * z.element_size() for plane in (0, 4, 5))
     LIBRARY.gconv_attend(a, 1, TYPES[z.dtype], LEVEL, _threads(structure[1].shape[0] * heads * (2 * c + 8)))
     dz[n:] = sums[0]
     return dz
