@@ -14,7 +14,7 @@ from gconv.basis import AttentionTaps, Axes, Basis, Diagonal, Polynomial, Produc
 from gconv.kernels import known, order
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
-from gconv.mixing import Dense, Grouped, Mixing, Separable
+from gconv.mixing import Dense, Grouped, Mixing, Separable, by_heads
 from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
@@ -139,9 +139,16 @@ def learned(S: Basis) -> list[Tensor]:
     if isinstance(S, Polynomial):
         return learned(S.L) + ([S.combine] if isinstance(S.combine, Tensor) and S.combine.requires_grad else [])
     if isinstance(S, AttentionTaps):
-        return [t for t in (S.z, S.target, S.source) if t.requires_grad and torch.is_grad_enabled()]
+        return [t for t in (S.target, S.source) if t.requires_grad and torch.is_grad_enabled()]
     own = S.g if isinstance(S, Diagonal) else S.values if isinstance(S, Taps | SharedTaps) else None
     return [own] if own is not None and own.requires_grad else []
+
+
+def renewed(S: Basis, W: Tensor | None, x: Tensor) -> Basis:
+    """S as a call makes it of these: attention is made of x W, and a product that it meets on the way."""
+    if isinstance(S, Stack):
+        return Stack(tuple(renewed(part, W, x) for part in S.parts))
+    return replace(S, made=(x, W, by_heads(x, W))) if isinstance(S, AttentionTaps) and W is not None else S
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
@@ -310,7 +317,8 @@ def step_of(
     def run() -> Tensor:
         if axes and option.images is not None:
             return option.images(S, mixing, W, x, None)
-        return way(S, mixing, W, x.flatten(-axes).mT if axes else x, None)
+        signal = x.flatten(-axes).mT if axes else x
+        return way(renewed(S, W, signal), mixing, W, signal, None)
 
     def forward() -> object:
         with torch.no_grad():

@@ -310,3 +310,12 @@ def test_frozen_attention_is_a_structure_like_any():
     assert_close("tap by tap", S.each(z), dense @ z, 1e-12)
     assert_close("summed", S.contract(z), (dense @ z).sum(0), 1e-12)
     assert S.nnz == S.values.numel() and S.shape == (2, graph.size, graph.size)
+
+
+def test_a_plan_measures_attention_as_a_call_makes_it():
+    """With the products that it meets on the way, whichever lowering runs; gradients of all that it learns."""
+    layer, graph = GConv(gat(4, 3, heads=2, residual=True)), messy()
+    made = layer.plan(torch.randn(graph.size, 4, requires_grad=True), graph, measure=2)
+    took = {c.name: c.measured for c in made.candidates if c.measured}
+    assert {"sparse:transform", "sparse:aggregate"} <= set(took)
+    assert all(len(times) == 2 and min(times) > 0 for times in took.values())

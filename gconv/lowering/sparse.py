@@ -22,6 +22,7 @@ from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
 from gconv.mixing import Dense, Heads, Mixing, Separable
 
+WRITTEN = 8  # passes over its entries in which attention is written out
 SPREAD = 32.0  # numbers that share a place of the nearest cache, where single ones are laid out anew
 
 
@@ -213,6 +214,8 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
         if p.i == 1 and p.b > 1 and k > 1:  # the taps of a site come to lie side by side, number by number
             heads = (*heads, Work("turn", float(p.item * p.b) * m * k, SPREAD))
         mixed += Cost(0.0, 0.0, 0.0, (*p.turn(S.shape[2]), *heads))
+        apart = sum(leaf.nnz for leaf in _leaves(S) if isinstance(leaf, AttentionTaps))  # is written out for this
+        mixed += Cost(0.0, 0.0, 0.0, (p.stream(apart, WRITTEN * p.passes),) if apart else ())
         return _gather(S, p, p.i, float(m * k), p.dx) + mixed
     return mixed  # S x is at hand
 
