@@ -99,6 +99,8 @@ def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
     if isinstance(S, Polynomial):
         return f" terms{bare}{many}"
     first = S.parts[0] if isinstance(S, Stack) else S
+    if isinstance(first, AttentionTaps):
+        return " attention"
     if isinstance(first, SharedTaps):
         return " heads" if mixing.apart else f" learned{bare}"
     parts = " parts" if isinstance(S, Stack) else ""
