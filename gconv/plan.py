@@ -88,7 +88,8 @@ def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
     """What else a call by itself depends on: words, the most telling first.
 
     Recurrences, signals on a grid and channels in groups take more steps, as do many signals at once; a structure that
-    is learned is a tensor of its own, one in parts has several products, and channels that are not mixed have none.
+    is learned is a tensor of its own, one in parts has several products, whose weights are laid out anew if one of
+    them has several taps, and channels that are not mixed have none.
     """
     bare = " bare" if mixing.shape is None else ""
     if isinstance(S, Shifts):
@@ -103,7 +104,8 @@ def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
         return " attention"
     if isinstance(first, SharedTaps):
         return " heads" if mixing.apart else f" learned{bare}"
-    parts = " parts" if isinstance(S, Stack) else ""
+    several = isinstance(S, Stack) and any(part.shape[0] > 1 for part in S.parts)
+    parts = " labels" if several else " parts" if isinstance(S, Stack) else ""
     return f"{parts or bare}{many}"
 
 

@@ -27,6 +27,7 @@ from gconv.operators import (
     gcn,
     gin,
     monet,
+    relational,
     sage,
     separable,
     spectral,
@@ -41,6 +42,7 @@ def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
     recurrence = ("recurrence:aggregate", "recurrence:transform", "dense")
     grid = ("im2col", "fft", *sparse)
     labelled = Graph(PATH.edge_index, PATH.size, edge_attr=torch.rand(PATH.num_edges, 2))
+    typed = Graph(PATH.edge_index, PATH.size, edge_type=torch.arange(PATH.num_edges) % 2)
     one, two = torch.randn(4, 2), torch.randn(2, 4, 2)
     image, images = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 4, 4)
     return [
@@ -51,6 +53,7 @@ def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
         (GConv(avg_pool2d(2)), images, None, ("native", *grid)),
         *[(GConv(gcn(2, 2)), x, PATH, sparse) for x in (one, two)],
         *[(GConv(sage(2, 2)), x, PATH, sparse) for x in (one, two)],
+        *[(GConv(relational(2, 2, num_relations=2)), x, typed, sparse) for x in (one, two)],
         *[(GConv(gin()), x, PATH, sparse) for x in (one, two)],
         (GConv(gat(2, 2, heads=2)), one, PATH, sparse),
         (GConv(gatv2(2, 2, heads=2)), one, PATH, sparse),

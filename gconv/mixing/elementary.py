@@ -156,7 +156,8 @@ class Grouped:
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
-        return torch.stack([torch.block_diag(*blocks) for blocks in W.unbind(0)])
+        blocks = torch.eye(self.groups, dtype=W.dtype, device=W.device)
+        return torch.einsum("kgio,gh->kgiho", W, blocks).flatten(1, 2).flatten(2)
 
     def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
         assert W is not None
