@@ -147,7 +147,7 @@ class GConv(nn.Module):
             fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
             if way is not None and fits:  # decided before
                 S, run = way
-                return run(S, *plain(self.spec.mixing, weight), x, spread_bias(self.spec.mixing, self.bias))
+                return self._cast(run(S, *plain(self.spec.mixing, weight), x, spread_bias(self.spec.mixing, self.bias)))
         self._check_signal(x)
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
@@ -166,9 +166,16 @@ class GConv(nn.Module):
                 ways.clear()
             run = (chosen.prepare and not on_images and chosen.prepare(S, mixing, x)) or run
             ways[key] = S, run
-        y = run(S, mixing, W, x if on_images else signal, bias)
+        y = self._cast(run(S, mixing, W, x if on_images else signal, bias))
         target = leads_to(self.spec.structure, place)
         return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) and not on_images else y
+
+    def _cast(self, y: Tensor) -> Tensor:
+        """y in the type that torch's own layers give under autocast, whichever lowering made it."""
+        kind = y.device.type
+        if not torch.is_autocast_enabled(kind) or self.weight is None or y.dtype != torch.float32:
+            return y
+        return y.to(torch.get_autocast_dtype(kind))
 
     def _reads_graph(self, x: Tensor) -> bool:
         """Whether a tensor beside x can only be an edge_index."""

@@ -94,6 +94,23 @@ def test_large_logits_are_safe():
 
 
 @pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("vectors", [torch.bfloat16, torch.float32])
+def test_bfloat16_is_storage(vectors):
+    """Sums are float32; under autocast the vectors may be, too."""
+    csr, z, p, q = problem(3, 17, torch.float32)
+    z, p, q = (t.detach().to(k).requires_grad_() for t, k in ((z, torch.bfloat16), (p, vectors), (q, vectors)))
+    leaves = [t.detach().double().requires_grad_() for t in (z, p, q)]
+    y, want = attention(csr, z, p, q, 0.2), by_hand(csr, *leaves, 0.2)
+    assert y.dtype == torch.bfloat16
+    assert_close("value", y.double(), want, 1e-2)
+    g = torch.randn(want.shape).bfloat16()
+    found = torch.autograd.grad(y, (z, p, q), g)
+    for t, one, other in zip((z, p, q), found, torch.autograd.grad(want, leaves, g.double()), strict=True):
+        assert one.dtype == t.dtype
+        assert_close("gradient", one.double(), other, 2e-2)
+
+
+@pytest.mark.usefixtures("anywhere")
 def test_numbers_that_are_none_are_not_hidden():
     csr, z, p, q = problem()
     with torch.no_grad():

@@ -180,7 +180,8 @@ def test_whoever_looks_sees_single_operators():
     got = torch.func.vmap(lambda x: layer(x, MESSY))(x.expand(2, 6, 3))
     assert_close("vmap", got[1], want, 1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x, MESSY).dtype == torch.bfloat16
+        for way in ("dense", "sparse:aggregate", "sparse:transform"):
+            assert layer(x, MESSY, lowering=way).dtype == torch.bfloat16
 
 
 def test_what_is_not_fixed_is_not_served():

@@ -53,7 +53,9 @@ def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: 
     """
     share, seed = (0.0, None) if dropout is None else dropout
     learn = torch.is_grad_enabled() and (z.requires_grad or p.requires_grad or q.requires_grad)
-    return ATTENTION(csr.tensors, z, p, q, seed, slope, share, learn)
+    kind = torch.promote_types(z.dtype, torch.float32)  # what is kept for the derivative stays wide
+    wide = [t if t.dtype == kind else t.to(kind) for t in (z, p, q)]
+    return ATTENTION(csr.tensors, *wide, seed, slope, share, learn).to(z.dtype)
 
 
 def attention_values(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
@@ -206,10 +208,8 @@ def _back_cpu(
 def _attention_fake(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = z.new_empty(z.shape)
-    if not learn:
-        return y, z.new_empty(0), z.new_empty(0)
-    return y, z.new_empty(z.shape), z.new_empty(native.PLANES, *z.shape[:2])
+    sizes = (z.shape, (native.PLANES, *z.shape[:2])) if learn else ((0,), (0,))
+    return z.new_empty(z.shape), z.new_empty(sizes[0]), z.new_empty(sizes[1])
 
 
 def _back_fake(z: Tensor, *rest: Any) -> Tensor:
