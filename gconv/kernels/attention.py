@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.kernels import native
+from gconv.kernels import native_attention
 from gconv.kernels.heads import (
     ENDS,
     HEADS_SPMM,
@@ -74,7 +74,7 @@ def kept_entries(entries: int, heads: int, share: float, seed: Tensor) -> Tensor
     """
     at = torch.arange(entries * heads, device=seed.device)
     mixed = _hashed((_hashed((at & LOW) ^ (0x9E3779B9 * (at >> 32) & LOW)) + seed) & LOW)
-    return (mixed >= native.least(share)).view(entries, heads).double() / (1 - share)
+    return (mixed >= native_attention.least(share)).view(entries, heads).double() / (1 - share)
 
 
 def _hashed(x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _check(z: Tensor, p: Tensor, q: Tensor, structure: Structure) -> None:
         )
 
 
-def _drop(share: float, seed: Tensor | None) -> native.Drop:
+def _drop(share: float, seed: Tensor | None) -> native_attention.Drop:
     return None if seed is None else (share, int(seed))
 
 
@@ -180,7 +180,7 @@ def _attention_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(z, p, q, structure)
     if carried(structure, z, p, q):
-        return native.attend(structure, z, p, q, slope, _drop(share, seed), learn)
+        return native_attention.attend(structure, z, p, q, slope, _drop(share, seed), learn)
     return _attention_torch(z, p, q, seed, slope, share, learn, *structure)
 
 
@@ -198,7 +198,7 @@ def _back_cpu(
     *structure: Tensor,
 ) -> Tensor:
     if carried(structure, z, p, q, dy):
-        return native.attend_back(structure, z, p, q, slope, _drop(share, seed), dy, (y, bent, scores))
+        return native_attention.attend_back(structure, z, p, q, slope, _drop(share, seed), dy, (y, bent, scores))
     return _back_torch(z, p, q, seed, slope, share, dy, y, bent, scores, *structure)
 
 
@@ -208,7 +208,7 @@ def _back_cpu(
 def _attention_fake(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = (z.shape, (native.PLANES, *z.shape[:2])) if learn else ((0,), (0,))
+    sizes = (z.shape, (native_attention.PLANES, *z.shape[:2])) if learn else ((0,), (0,))
     return z.new_empty(z.shape), z.new_empty(sizes[0]), z.new_empty(sizes[1])
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.kernels import native
+from gconv.kernels import native_attention
 from gconv.kernels.heads import SOFTMAX_BACK, carried, row_softmax_torch, softmax_back_torch
 from gconv.kernels.registry import Kernel, Saved, Structure
 from gconv.kernels.sparse import CSR, rows_of
@@ -83,7 +83,7 @@ def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: fl
     if not carried(rest[-6:], *wide):
         return body(s, t, p, slope, *rest)
     left, right, vector, *back = wide
-    return native.joint(rest[-6:], left, right, vector, slope, *back).to(s.dtype)
+    return native_attention.joint(rest[-6:], left, right, vector, slope, *back).to(s.dtype)
 
 
 def _joint_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:

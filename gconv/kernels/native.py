@@ -42,38 +42,11 @@ class Edges(ctypes.Structure):
     ]
 
 
-class Attention(ctypes.Structure):
-    """The struct `attention` of csr.c."""
-
-    _fields_ = (
-        [(name + t, ctypes.c_void_p) for t in ("", "_t") for name in ("crow", "col", "place", "start")]
-        + [(name, ctypes.c_void_p) for name in ("to_t", "z", "p", "q", "dy")]
-        + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "ds", "dz", "sums")]
-        + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head")]
-        + [("slope", ctypes.c_double), ("scale", ctypes.c_double)]
-        + [("seed", ctypes.c_uint32), ("least", ctypes.c_uint32)]
-    )
-
-
-class Joint(ctypes.Structure):
-    """The struct `joint` of csr.c."""
-
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "order", "s", "t", "p", "values", "g")]
-        + [(name, ctypes.c_void_p) for name in ("y", "ds", "dt", "sums")]
-        + [(name, ctypes.c_int64) for name in ("rows", "columns", "heads", "channels")]
-        + [(name, ctypes.c_int64) for name in ("s_row", "s_head", "t_row", "t_head")]
-        + [("slope", ctypes.c_double)]
-    )
-
-
-Drop = tuple[float, int] | None  # the share of the entries that is dropped, and a seed
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
 INTERFACE = 11  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
-PLANES = 5  # of numbers (rows, heads) that attention keeps
 SCHEDULED = 4  # channels, from which on rows may be computed in another order
 
 
@@ -94,8 +67,7 @@ def load() -> ctypes.CDLL | None:
         library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
         library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
         library.gconv_build.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7
-        library.gconv_attend.argtypes = [ctypes.POINTER(Attention)] + [ctypes.c_int] * 4
-        library.gconv_joint.argtypes = [ctypes.POINTER(Joint)] + [ctypes.c_int] * 4
+        library.gconv_attend.argtypes = library.gconv_joint.argtypes = [ctypes.c_void_p] + [ctypes.c_int] * 4
         library.gconv_joint.restype = None
         library.gconv_edges.restype = library.gconv_max.restype = library.gconv_attend.restype = None
         return library
@@ -124,7 +96,8 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
     return (x, 1, 0, strides[0]) if len(strides) == 2 else (x, x.shape[0], strides[0], strides[1])
 
 
-def _threads(work: int) -> int:
+def threads_for(work: int) -> int:
+    """How many threads take so many multiply-adds."""
     return 1 if work < SERIAL else torch.get_num_threads()  # never a fixed number: forked workers run with one
 
 
@@ -190,7 +163,7 @@ def spmm(
         *(x_batch, x_row, 0, y_batch, y_row, 0, z_batch, z_row, 0, w_batch, w_row),
         *factors,
     )
-    LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, _threads(col.shape[0] * b * c))
+    LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, threads_for(col.shape[0] * b * c))
     return y
 
 
@@ -213,7 +186,7 @@ def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) 
         *(x_batch, x_row, 0, columns * c, c, 0, 0, 0, 0, 0, 0),
         *(1.0, 0.0, 0.0),
     )
-    LIBRARY.gconv_scatter(p, TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c))
+    LIBRARY.gconv_scatter(p, TYPES[x.dtype], LEVEL, threads_for(col.shape[0] * b * c))
     return y
 
 
@@ -253,7 +226,7 @@ class Ready:
             *(0, self.c if self.beside else x.stride(0), 0, 0, self.c, 0, 0, step, 0, 0, 0),
             *(1.0, 1.0, 1.0),
         )
-        self.run(p, self.type, LEVEL, _threads(self.work))
+        self.run(p, self.type, LEVEL, threads_for(self.work))
         return y
 
 
@@ -289,7 +262,7 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
     p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
     p.alpha = 1.0
-    LIBRARY.gconv_spmm(bytes(p), TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c * heads))
+    LIBRARY.gconv_spmm(bytes(p), TYPES[x.dtype], LEVEL, threads_for(col.shape[0] * b * c * heads))
     return y.view(*x.shape[:-3], m, outer, c)
 
 
@@ -303,7 +276,7 @@ def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int) -> 
     p.x_batch, p.x_row, p.x_head = right.stride(0), right.stride(1), _head_stride(right)
     p.z_batch, p.z_row, p.z_head = left.stride(0), left.stride(1), _head_stride(left)
     p.batch, p.channels = left.shape[0], left.shape[-1]
-    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, _threads(col.shape[0] * left.shape[0] * left.shape[-1] * heads))
+    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, threads_for(col.shape[0] * left.shape[0] * left.shape[-1] * heads))
     return out
 
 
@@ -316,109 +289,8 @@ def edges(
     y = empty(a, shape)
     p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
     p.rows, p.heads = crow.shape[0] - 1, shape[1]
-    LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, _threads(4 * col.shape[0] * shape[1]))
+    LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, threads_for(4 * col.shape[0] * shape[1]))
     return y
-
-
-def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
-    crow, col, crow_t, col_t, to_t, _ = structure
-    n, heads, c = z.shape
-    sides = (_slots(*side, n, heads * c * z.element_size()) for side in ((crow, col), (crow_t, col_t)))
-    a = Attention(*next(sides), *next(sides), *(t.data_ptr() for t in (to_t, z, p, q)))
-    a.rows, a.heads, a.channels, a.z_row, a.z_head, a.slope = n, heads, c, z.stride(0), z.stride(1), slope
-    if drop is not None:
-        share, a.seed = drop
-        a.scale, a.least = 1 / (1 - share), least(share)
-    return a
-
-
-def _slots(crow: Tensor, col: Tensor, cols: int, row: int) -> tuple[int | None, ...]:
-    """crow, col, place and start of the order in which rows that gather so many bytes an entry are gone through."""
-    found = node_order.find(crow, col, cols, row, 1)
-    return (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers
-
-
-def least(share: float) -> int:
-    """The hash from which on an entry stays where this share is dropped."""
-    return min(round(share * 2**32), 2**32 - 1)
-
-
-def attend(
-    structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop, learn: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y of csr_attend.h (n, heads, c); and bent and the scores, empty unless a derivative will `learn` of them.
-
-    z (n, heads, c), p and q (heads, c), all float32 or all float64; drop: the share of entries, and a seed.
-    """
-    assert LIBRARY is not None
-    n, heads, c = z.shape
-    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
-    y, scores = empty(z, (n, heads, c)), empty(z, (PLANES, n, heads))
-    bent = empty(z, (n, heads, c) if learn else (0,))
-    a = _attention(structure, z, p, q, slope, drop)
-    a.scores, a.y, a.bent = scores.data_ptr(), y.data_ptr(), bent.data_ptr() if learn else None
-    LIBRARY.gconv_attend(a, 0, TYPES[z.dtype], LEVEL, _threads(structure[1].shape[0] * heads * (c + 8)))
-    return y, bent, scores if learn else scores.new_empty(0)
-
-
-def attend_back(
-    structure: tuple[Tensor, ...],
-    z: Tensor,
-    p: Tensor,
-    q: Tensor,
-    slope: float,
-    drop: Drop,
-    dy: Tensor,
-    made: tuple[Tensor, Tensor, Tensor],
-) -> Tensor:
-    """dz (n, heads, c) with dp and dq below it, from dy and what `attend` made."""
-    assert LIBRARY is not None
-    n, heads, c = z.shape
-    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
-    dy, (y, bent, scores) = dy.contiguous(), made
-    dz, known = empty(z, (n + 2, heads, c)), empty(z, (n * 6 * heads,))
-    sums = torch.empty(PARTS, 2, heads, c, dtype=z.dtype)
-    a = _attention(structure, z, p, q, slope, drop)
-    a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
-    a.known, a.dt, a.ds = (known.data_ptr() + plane * n * heads * z.element_size() for plane in (0, 4, 5))
-    LIBRARY.gconv_attend(a, 1, TYPES[z.dtype], LEVEL, _threads(structure[1].shape[0] * heads * (2 * c + 8)))
-    dz[n:] = sums[0]
-    return dz
-
-
-def joint(
-    structure: tuple[Tensor, ...],
-    s: Tensor,
-    t: Tensor,
-    p: Tensor,
-    slope: float,
-    values: Tensor | None = None,
-    g: Tensor | None = None,
-) -> Tensor:
-    """The values (e, heads) of joint attention; from them and g, ds (n, heads, c), dt (m, heads, c) and dp in one.
-
-    s (n, heads, c), t (m, heads, c), p (heads, c), all float32 or all float64.
-    """
-    assert LIBRARY is not None
-    crow, col, crow_t, col_t, to_t, _ = structure
-    n, heads, c = s.shape
-    m, e, kind = t.shape[0], col.shape[0], s.dtype
-    s, t = (x if x.stride(-1) == 1 or c == 1 else x.contiguous() for x in (s, t))
-    p, y = p.contiguous(), empty(s, (e, heads))
-    a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
-    a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope
-    a.s_row, a.s_head, a.t_row, a.t_head = *s.stride()[:2], *t.stride()[:2]
-    threads = _threads(4 * e * heads * c)
-    if values is None or g is None:
-        LIBRARY.gconv_joint(a, 0, TYPES[kind], LEVEL, threads)
-        return y
-    values, g, made = values.contiguous(), g.contiguous(), empty(s, (n + m + 1, heads, c))
-    sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
-    a.values, a.g, a.ds, a.sums = (x.data_ptr() for x in (values, g, made, sums))
-    a.dt = made[n:].data_ptr()
-    LIBRARY.gconv_joint(a, 1, TYPES[kind], LEVEL, threads)
-    made[-1] = sums[0, 0]
-    return made
 
 
 def maxima(
@@ -447,5 +319,5 @@ def maxima(
         *(*x_strides, 0, *y_strides, 0, *z_strides, 0, *w_strides),
         *(1.0, 0.0, 0.0),
     )
-    LIBRARY.gconv_max(p, what, TYPES[x.dtype], LEVEL, _threads(col.shape[0] * b * c))
+    LIBRARY.gconv_max(p, what, TYPES[x.dtype], LEVEL, threads_for(col.shape[0] * b * c))
     return y

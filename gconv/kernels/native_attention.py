@@ -1,0 +1,150 @@
+"""The compiled kernels of attention (csr_attend.h, csr_joint.h), reached as those of native.py are."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import native
+from gconv.kernels import order as node_order
+from gconv.kernels.memory import empty
+from gconv.kernels.native import PARTS, TYPES
+
+Drop = tuple[float, int] | None  # the share of the entries that is dropped, and a seed
+PLANES = 5  # of numbers (rows, heads) that attention keeps
+
+
+class Attention(ctypes.Structure):
+    """The struct `attention` of csr.c."""
+
+    _fields_ = (
+        [(name + t, ctypes.c_void_p) for t in ("", "_t") for name in ("crow", "col", "place", "start")]
+        + [(name, ctypes.c_void_p) for name in ("to_t", "z", "p", "q", "dy")]
+        + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "ds", "dz", "sums")]
+        + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head")]
+        + [("slope", ctypes.c_double), ("scale", ctypes.c_double)]
+        + [("seed", ctypes.c_uint32), ("least", ctypes.c_uint32)]
+    )
+
+
+class Joint(ctypes.Structure):
+    """The struct `joint` of csr.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "order", "s", "t", "p", "values", "g")]
+        + [(name, ctypes.c_void_p) for name in ("y", "ds", "dt", "sums")]
+        + [(name, ctypes.c_int64) for name in ("rows", "columns", "heads", "channels")]
+        + [(name, ctypes.c_int64) for name in ("s_row", "s_head", "t_row", "t_head")]
+        + [("slope", ctypes.c_double)]
+    )
+
+
+def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
+    crow, col, crow_t, col_t, to_t, _ = structure
+    n, heads, c = z.shape
+    sides = (_slots(*side, n, heads * c * z.element_size()) for side in ((crow, col), (crow_t, col_t)))
+    a = Attention(*next(sides), *next(sides), *(t.data_ptr() for t in (to_t, z, p, q)))
+    a.rows, a.heads, a.channels, a.z_row, a.z_head, a.slope = n, heads, c, z.stride(0), z.stride(1), slope
+    if drop is not None:
+        share, a.seed = drop
+        a.scale, a.least = 1 / (1 - share), least(share)
+    return a
+
+
+def _slots(crow: Tensor, col: Tensor, cols: int, row: int) -> tuple[int | None, ...]:
+    """crow, col, place and start of the order in which rows that gather so many bytes an entry are gone through."""
+    found = node_order.find(crow, col, cols, row, 1)
+    return (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers
+
+
+def least(share: float) -> int:
+    """The hash from which on an entry stays where this share is dropped."""
+    return min(round(share * 2**32), 2**32 - 1)
+
+
+def attend(
+    structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop, learn: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y of csr_attend.h (n, heads, c); and bent and the scores, empty unless a derivative will `learn` of them.
+
+    z (n, heads, c), p and q (heads, c), all float32 or all float64; drop: the share of entries, and a seed.
+    """
+    assert native.LIBRARY is not None
+    n, heads, c = z.shape
+    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
+    y, scores = empty(z, (n, heads, c)), empty(z, (PLANES, n, heads))
+    bent = empty(z, (n, heads, c) if learn else (0,))
+    a = _attention(structure, z, p, q, slope, drop)
+    a.scores, a.y, a.bent = scores.data_ptr(), y.data_ptr(), bent.data_ptr() if learn else None
+    native.LIBRARY.gconv_attend(
+        ctypes.byref(a), 0, TYPES[z.dtype], native.LEVEL, native.threads_for(structure[1].shape[0] * heads * (c + 8))
+    )
+    return y, bent, scores if learn else scores.new_empty(0)
+
+
+def attend_back(
+    structure: tuple[Tensor, ...],
+    z: Tensor,
+    p: Tensor,
+    q: Tensor,
+    slope: float,
+    drop: Drop,
+    dy: Tensor,
+    made: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """dz (n, heads, c) with dp and dq below it, from dy and what `attend` made."""
+    assert native.LIBRARY is not None
+    n, heads, c = z.shape
+    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
+    dy, (y, bent, scores) = dy.contiguous(), made
+    dz, known = empty(z, (n + 2, heads, c)), empty(z, (n * 6 * heads,))
+    sums = torch.empty(PARTS, 2, heads, c, dtype=z.dtype)
+    a = _attention(structure, z, p, q, slope, drop)
+    a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
+    a.known, a.dt, a.ds = (known.data_ptr() + plane * n * heads * z.element_size() for plane in (0, 4, 5))
+    native.LIBRARY.gconv_attend(
+        ctypes.byref(a),
+        1,
+        TYPES[z.dtype],
+        native.LEVEL,
+        native.threads_for(structure[1].shape[0] * heads * (2 * c + 8)),
+    )
+    dz[n:] = sums[0]
+    return dz
+
+
+def joint(
+    structure: tuple[Tensor, ...],
+    s: Tensor,
+    t: Tensor,
+    p: Tensor,
+    slope: float,
+    values: Tensor | None = None,
+    g: Tensor | None = None,
+) -> Tensor:
+    """The values (e, heads) of joint attention; from them and g, ds (n, heads, c), dt (m, heads, c) and dp in one.
+
+    s (n, heads, c), t (m, heads, c), p (heads, c), all float32 or all float64.
+    """
+    assert native.LIBRARY is not None
+    crow, col, crow_t, col_t, to_t, _ = structure
+    n, heads, c = s.shape
+    m, e, kind = t.shape[0], col.shape[0], s.dtype
+    s, t = (x if x.stride(-1) == 1 or c == 1 else x.contiguous() for x in (s, t))
+    p, y = p.contiguous(), empty(s, (e, heads))
+    a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
+    a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope
+    a.s_row, a.s_head, a.t_row, a.t_head = *s.stride()[:2], *t.stride()[:2]
+    threads = native.threads_for(4 * e * heads * c)
+    if values is None or g is None:
+        native.LIBRARY.gconv_joint(ctypes.byref(a), 0, TYPES[kind], native.LEVEL, threads)
+        return y
+    values, g, made = values.contiguous(), g.contiguous(), empty(s, (n + m + 1, heads, c))
+    sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
+    a.values, a.g, a.ds, a.sums = (x.data_ptr() for x in (values, g, made, sums))
+    a.dt = made[n:].data_ptr()
+    native.LIBRARY.gconv_joint(ctypes.byref(a), 1, TYPES[kind], native.LEVEL, threads)
+    made[-1] = sums[0, 0]
+    return made
