@@ -70,8 +70,9 @@ INLINE void NAME(scores_of)(const int n, const int64_t heads, const int64_t c, c
 
 /* The sum of w[k] x[at[k]] over `count` entries, of one head, added to y unless that is `fresh`, and `also` likewise with v
  * where `both`; n vectors. */
-INLINE void NAME(gather)(const int n, const int both, const int fresh, const int64_t heads, int64_t count, const int32_t *at, const REAL *w,
-                         const REAL *v, const REAL *x, int64_t step, REAL *y, REAL *also, int64_t end) {
+INLINE void NAME(gather)(const int n, const int both, const int fresh, const int64_t heads, int64_t count,
+                         const int32_t *at, const REAL *w, const REAL *v, const REAL *x, int64_t step, REAL *y, REAL *also,
+                         int64_t end) {
     VEC sum[4], other[4];
 #pragma GCC unroll 4
     for (int j = 0; j < n; j++) {

@@ -41,6 +41,11 @@ class Joint(ctypes.Structure):
     )
 
 
+def _side_by_side(z: Tensor) -> Tensor:
+    """z with its channels side by side, a view where possible."""
+    return z if z.stride(-1) == 1 or z.shape[-1] == 1 else z.contiguous()
+
+
 def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
     crow, col, crow_t, col_t, to_t, _ = structure
     n, heads, c = z.shape
@@ -73,7 +78,7 @@ def attend(
     """
     assert native.LIBRARY is not None
     n, heads, c = z.shape
-    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
+    z, p, q = _side_by_side(z), p.contiguous(), q.contiguous()
     y, scores = empty(z, (n, heads, c)), empty(z, (PLANES, n, heads))
     bent = empty(z, (n, heads, c) if learn else (0,))
     a = _attention(structure, z, p, q, slope, drop)
@@ -97,7 +102,7 @@ def attend_back(
     """dz (n, heads, c) with dp and dq below it, from dy and what `attend` made."""
     assert native.LIBRARY is not None
     n, heads, c = z.shape
-    z, p, q = (t if t.stride(-1) == 1 or c == 1 else t.contiguous() for t in (z, p.contiguous(), q.contiguous()))
+    z, p, q = _side_by_side(z), p.contiguous(), q.contiguous()
     dy, (y, bent, scores) = dy.contiguous(), made
     dz, known = empty(z, (n + 2, heads, c)), empty(z, (n * 6 * heads,))
     sums = torch.empty(PARTS, 2, heads, c, dtype=z.dtype)
@@ -132,7 +137,7 @@ def joint(
     crow, col, crow_t, col_t, to_t, _ = structure
     n, heads, c = s.shape
     m, e, kind = t.shape[0], col.shape[0], s.dtype
-    s, t = (x if x.stride(-1) == 1 or c == 1 else x.contiguous() for x in (s, t))
+    s, t = _side_by_side(s), _side_by_side(t)
     p, y = p.contiguous(), empty(s, (e, heads))
     a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
     a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope
