@@ -1,4 +1,9 @@
-"""Where large results are written: advice about pages that changes no number."""
+"""Where large results are written: room that is used again, and only once it is free."""
+
+import ctypes
+import gc
+import os
+from threading import Thread
 
 import pytest
 import torch
@@ -16,15 +21,90 @@ def test_it_is_a_tensor_like_any_other(shape, dtype):
     assert empty(made, (4,)).dtype == dtype and empty(made.to("meta"), (1 << 23,)).is_meta
 
 
-def test_only_large_ones_are_asked_for(monkeypatch):
-    asked = []
-    monkeypatch.setattr(memory, "_ADVISE", lambda first, size, what: asked.append((first, size)))
-    small, large = empty(torch.ones(1), (1000,)), empty(torch.ones(1), (1 << 21,))
-    ((first, size),) = asked
-    assert small.numel() == 1000 and first % 4096 == 0
-    assert large.data_ptr() <= first < first + size == large.data_ptr() + (1 << 23), "nothing outside the tensor"
+@pytest.fixture
+def fresh():
+    """No room lies idle, before and after."""
+    memory.release()
+    yield
+    memory.release()
 
 
-def test_without_such_pages(monkeypatch):
-    monkeypatch.setattr(memory, "_ADVISE", None)
+@pytest.mark.usefixtures("fresh")
+def test_room_is_used_again_once_nothing_lies_in_it():
+    one = empty(torch.ones(1), (1 << 21,)).fill_(1)
+    other = empty(one, (1 << 21,)).fill_(2)
+    place, view = one.data_ptr(), one[5:].view(torch.int32)
+    assert other.data_ptr() != place
+    del one
+    gc.collect()
+    assert empty(other, (1 << 21,)).data_ptr() != place, "a view still reads there"
+    assert view[0] == torch.ones(1).view(torch.int32) and other.sum() == 1 << 22
+    del view
+    gc.collect()
+    near = empty(other, (1 << 20,), torch.float64)
+    assert near.data_ptr() == place
+    assert empty(other, (1 << 23,)).data_ptr() != place, "too large for it"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_small_result_leaves_large_room_alone():
+    place = empty(torch.ones(1), (1 << 24,)).data_ptr()
+    gc.collect()
+    assert empty(torch.ones(1), (1 << 21,)).data_ptr() != place
+    assert empty(torch.ones(1), (1 << 24,)).data_ptr() == place
+
+
+@pytest.mark.usefixtures("fresh")
+def test_no_more_lies_idle_than_may(monkeypatch):
+    monkeypatch.setattr(memory, "IDLE", 3 << 23)
+    made = [empty(torch.ones(1), (1 << 21,)) for _ in range(5)]
+    assert not memory._idle
+    made.clear()
+    gc.collect()
+    assert 0 < sum(map(len, memory._idle)) <= 3 << 23
+    memory.release()
+    assert not memory._idle
+
+
+@pytest.mark.usefixtures("fresh")
+def test_gradients_and_threads_share_no_room():
+    """Many results at once, each of which says whose it is."""
+    found = []
+
+    def work(number):
+        for _ in range(20):
+            mine = empty(torch.ones(1), (1 << 20,)).fill_(number)
+            found.append(bool((mine == number).all()))
+
+    threads = [Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80 and all(found)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_room_is_not_shared_with_forked_workers():
+    """A worker writes one byte: one that runs torch's threads after a fork may wait for ever."""
+    mine = empty(torch.ones(1), (1 << 21,)).fill_(1)
+    child = os.fork()
+    if child == 0:
+        ctypes.memset(mine.data_ptr(), 0, 4)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert mine[0] == 1
+
+
+def test_where_the_system_has_none(monkeypatch):
+    monkeypatch.setattr(memory, "_ADVICE", None)
     assert empty(torch.ones(1), (1 << 21,)).fill_(2).sum() == 1 << 22
+    assert torch.func.vmap(lambda x: empty(x, (1 << 21,)).fill_(1).sum() * x)(torch.ones(2)).tolist() == [1 << 21] * 2
+
+
+def test_compilers_see_a_tensor_of_torch():
+    def double(x):
+        return empty(x, x.shape).copy_(x) * 2
+
+    x = torch.ones(1 << 21)
+    assert torch.equal(torch.compile(double, fullgraph=True, backend="aot_eager")(x), x * 2)

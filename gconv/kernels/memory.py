@@ -1,39 +1,86 @@
-"""Where large results are written, and what becomes of the holes that others leave.
+"""Where large results are written: room that is used again, and what becomes of the holes that others leave.
 
 The C library takes a large array from the system anew each time, and the system clears it page by page as it is first
-written: 4 KiB at a time that costs more than most products here. Asked for pages of 2 MiB instead, it costs little, and
-rows gathered from such an array miss the processor's page tables less often.
+written, which costs more than most products here, the more so where the machine is virtual and its host has the pages
+back. Room that a result has left is therefore kept for the next of about its size. It is in pages of 2 MiB, where the
+system has them: rows gathered from there miss the processor's page tables less often.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
+import weakref
+from collections import deque
 from collections.abc import Sequence
+from threading import RLock
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from gconv.kernels.transforms import transformed
 
 LARGE = 1 << 22  # bytes: two pages of 2 MiB
+PAGE = 1 << 21
+IDLE = 1 << 29  # bytes of room that may lie idle
+SPARE = 8  # a result may lie in room that is larger by this part of it
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
-_C = ctypes.CDLL(None) if _ADVICE is not None else None
-_ADVISE, _TRIM = getattr(_C, "madvise", None), getattr(_C, "malloc_trim", None)
-if _ADVISE is not None:
-    _ADVISE.argtypes, _ADVISE.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
+_PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)  # not shared with forked workers
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if _ADVICE is not None else None
+_idle: deque[mmap.mmap] = deque()  # what was left last is at the end
+_LOCK = RLock()
 
 
 def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """`like.new_empty(shape, dtype=dtype)`; on the CPU a large one is in large pages, where the system has them.
+    """`like.new_empty(shape, dtype=dtype)`; on the CPU a large one lies in room that is used again.
+
+    Its storage can't be resized.
 
     >>> empty(torch.ones(1), (2, 3), torch.float64).shape
     torch.Size([2, 3])
     """
-    made = like.new_empty(shape, dtype=dtype)
-    size = made.numel() * made.element_size()
-    if size >= LARGE and _ADVISE is not None and made.is_cpu and type(made) is Tensor:
-        first = -(-made.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        _ADVISE(first, made.data_ptr() + size - first, _ADVICE)  # of no consequence where it is refused
-    return made
+    kind = dtype or like.dtype
+    size = math.prod(shape) * kind.itemsize
+    if size < LARGE or not (_ADVICE is not None and like.is_cpu and type(like) in (Tensor, Parameter)):
+        return like.new_empty(shape, dtype=dtype)
+    if torch.compiler.is_compiling() or transformed() or torch._C._len_torch_dispatch_stack() > 0:
+        return like.new_empty(shape, dtype=dtype)
+    room = _take(size)
+    lent = np.frombuffer(room, np.uint8, size)  # lives as long as the tensor's storage
+    weakref.finalize(lent, _leave, room).atexit = False
+    return torch.frombuffer(lent, dtype=kind).view(*shape)
+
+
+def _take(size: int) -> mmap.mmap:
+    with _LOCK:
+        for number in range(len(_idle) - 1, -1, -1):
+            if size <= len(_idle[number]) <= size + max(PAGE, size // SPARE):
+                room = _idle[number]
+                del _idle[number]
+                return room
+    room = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=_PRIVATE)
+    room.madvise(_ADVICE)  # type: ignore[arg-type]
+    return room
+
+
+def _leave(room: mmap.mmap) -> None:
+    with _LOCK:
+        _idle.append(room)
+        total = sum(map(len, _idle))
+        while total > IDLE:
+            total -= len(_idle.popleft())
+
+
+def release() -> None:
+    """Hand idle room back to the system.
+
+    >>> release()
+    """
+    with _LOCK:
+        _idle.clear()
 
 
 def give_back(size: int) -> None:
