@@ -9,7 +9,18 @@ setup(
             sources=["gconv/kernels/csr.c"],
             depends=[
                 f"gconv/kernels/csr_{part}.h"
-                for part in ("isa", "type", "rows", "edges", "attend", "attend_rows", "joint", "max", "scatter", "build")
+                for part in (
+                    "isa",
+                    "type",
+                    "rows",
+                    "edges",
+                    "attend",
+                    "attend_rows",
+                    "joint",
+                    "max",
+                    "scatter",
+                    "build",
+                )
             ],
             extra_compile_args=["-O3", "-std=gnu11", "-fopenmp"],
             extra_link_args=["-fopenmp"],

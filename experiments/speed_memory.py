@@ -20,31 +20,18 @@ Rows hold until their file is removed.
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import median
 
 from experiments import common, measure, speed_sides
-from experiments.speed import compared, data, place
+from experiments.speed import Config, compared, data, place
 from experiments.speed_cases import FULL, QUICK, Case, cases
 from experiments.speed_summary import OURS, memory_remarks, verdict
 from gconv.kernels import backend
 
 MIB = 1 << 20
 OFTEN = 3  # processes of a side where there is a goal
-
-
-@dataclass(frozen=True)
-class Config:
-    """Which cases, and how large."""
-
-    only: str = ""
-    """A regular expression that the name of a case must contain."""
-    quick: bool = False
-    """Toy sizes: shows that everything works, and measures nothing."""
-    threads: int = 0
-    """Threads; 0 for all."""
-    seed: int = 0
 
 
 def chosen(config: Config) -> list[Case]:

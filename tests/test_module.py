@@ -153,3 +153,14 @@ def test_a_graph_in_int32_or_without_grad_needs_nothing_special():
     with torch.no_grad():
         y = layer(torch.ones(7, 2), ring().edge_index.int())
     assert not y.requires_grad and torch.equal(y, layer(torch.ones(7, 2), Graph(ring().edge_index)))
+
+
+@pytest.mark.parametrize("lowering", ["native", "im2col", "fft", "sparse:aggregate", "sparse:transform", "dense"])
+def test_autocast_gives_the_type_of_torchs_layers_whatever_runs(lowering):
+    layer, images = GConv(conv2d(3, 4, 3, padding=1)), torch.randn(2, 3, 6, 6)
+    want = layer(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer(images, lowering=lowering)
+        assert got.dtype == torch.nn.Conv2d(3, 4, 3)(images).dtype == torch.bfloat16
+        assert layer.double()(images.double(), lowering=lowering).dtype == torch.float64  # as torch leaves it
+    assert (got.float() - want).abs().max() < 0.05 * want.abs().max()

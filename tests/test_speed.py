@@ -205,6 +205,10 @@ def test_every_form_is_weighed(tmp_path, monkeypatch, capsys):
     assert "floor" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no such case"):
         speed_memory.main(["--quick", "--only", "nonsense"])
+    for wrong in (["--only", "("], ["--threads", "-1"], ["--jobs", "2"]):
+        with pytest.raises(SystemExit) as stopped:
+            speed_memory.main(["--quick", *wrong])
+        assert stopped.value.code not in (0, None)
 
 
 @pytest.mark.parametrize("model", [*whole_models.GRAPHS, "ConvNeXt"])

@@ -60,10 +60,15 @@ def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: 
 
 def attention_values(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
     """The values a m (e, heads) in row order, of which `attention` makes its product."""
-    values = ROW_SOFTMAX(csr.tensors, F.leaky_relu(ENDS(csr.tensors, *_scores(z, p, q)), slope))
-    if dropout is None:
-        return values
-    return values * kept_entries(len(values), values.shape[1], *dropout).to(values.dtype)
+    share, seed = (0.0, None) if dropout is None else dropout
+    return _values(csr.tensors, z, p, q, slope, share, seed)
+
+
+def _values(
+    structure: Structure, z: Tensor, p: Tensor, q: Tensor, slope: float, share: float, seed: Tensor | None
+) -> Tensor:
+    values = ROW_SOFTMAX(structure, F.leaky_relu(ENDS(structure, *_scores(z, p, q)), slope))
+    return values if seed is None else values * _factor(structure, values, share, seed)
 
 
 def kept_entries(entries: int, heads: int, share: float, seed: Tensor) -> Tensor:
@@ -225,8 +230,7 @@ def _backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[T
     z, p, q, seed, *made = saved
     if torch.is_grad_enabled():  # the derivative may itself be differentiated
         given = [t for t, needs in zip((z, p, q), ctx.needs_input_grad, strict=False) if needs]
-        values = ROW_SOFTMAX(structure, F.leaky_relu(ENDS(structure, *_scores(z, p, q)), ctx.slope))
-        y = HEADS_SPMM(structure, values * _factor(structure, z, ctx.share, seed), z, False, False)
+        y = HEADS_SPMM(structure, _values(structure, z, p, q, ctx.slope, ctx.share, seed), z, False, False)
         found = iter(torch.autograd.grad(y, given, dy, create_graph=True))
         return *(next(found) if needs else None for needs in ctx.needs_input_grad[:3]), None, None, None, None
     all_of_it = ATTENTION_BACK(structure, z, p, q, seed, ctx.slope, ctx.share, dy, *made)

@@ -3,9 +3,9 @@
     aggregate first    rows of S_k X, then mixed                  transform first    all of X W_k, then gathered
     dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY = X^T (S_k^T dY): the side whose products are narrower
 
-Only what rows are gathered from is written out whole, and S_k x where
-its rows go by a schedule (see gconv.kernels.order). Results lie in large pages (see gconv.kernels.memory), which
-torch's own products would not give them.
+Only what rows are gathered from is written out whole, and S_k x where its rows go by a schedule (see
+gconv.kernels.order). Results lie in room that is used again (see gconv.kernels.memory), which torch's own products
+would not give them.
 """
 
 from __future__ import annotations
