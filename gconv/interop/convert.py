@@ -109,7 +109,7 @@ def _walk(
     except LeftAlone as reason:
         if is_layer(module):
             entries.append(Entry(path, name, None, (str(reason),)))
-        inside = [] if name in OPAQUE else inside
+        inside = [] if base_class(module) in OPAQUE else inside
     for key in inside:
         _walk(module.get_submodule(key), f"{path}.{key}" if path else key, seen, entries, found)
 

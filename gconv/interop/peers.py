@@ -26,7 +26,7 @@ def known(cls: type) -> Peer | None:
     if is_pyg(cls):
         from gconv.interop import pyg
 
-        return pyg.PEERS.get(cls.__name__)
+        return pyg.PEERS.get(cls)
     return torch_nn.PEERS.get(cls)
 
 
@@ -96,7 +96,7 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     return peer, spec
 
 
-READ = {"Linear", "ModuleList", "Sequential", "Identity", "GCNConv", "SAGEConv"}  # parts whose weights peers read
+READ = {nn.Linear, nn.ModuleList, nn.Sequential, nn.Identity}  # parts of layers whose weights are read
 NOT_READ = {"gconv", "aggr_module", "parametrizations"}
 
 
@@ -105,10 +105,11 @@ def _readable(cls: type) -> bool:
     """Whether a part is what its name says, so that its weights tell what it computes."""
     if issubclass(cls, Converted) or cls.__name__ == f"Parametrized{cls.__mro__[1].__name__}":
         return _readable(cls.__mro__[2 if issubclass(cls, Converted) else 1])
-    library = cls.__module__.split(".")[:2]
-    return library in (["torch", "nn"], [PYG, "nn"]) and (
-        cls.__name__ in READ or cls.__module__ == "torch.nn.modules.activation"
-    )
+    if is_pyg(cls):
+        from gconv.interop import pyg
+
+        return cls in pyg.READ
+    return cls in READ or cls.__module__ == "torch.nn.modules.activation"
 
 
 def obstacle(layer: nn.Module, inner: tuple[str, ...] = ()) -> str | None:
@@ -149,17 +150,17 @@ BY_NAME = {
     **{f"FractionalMaxPool{d}d": "its windows are drawn at random" for d in (2, 3)},
     **{f"MaxUnpool{d}d": "a second input, the places of the maxima, says where its values go" for d in (1, 2, 3)},
 }
-OPAQUE = {"MultiheadAttention"}  # layers that read the weights of their children without calling them
+OPAQUE = {nn.MultiheadAttention}  # layers that read the weights of their children without calling them
 
 
 def why_outside(cls: type) -> str:
     """The reason, in words, why gconv does not know a class."""
-    if cls.__name__ in BY_NAME and cls.__module__.startswith("torch.nn."):
+    if getattr(nn, cls.__name__, None) is cls and cls.__name__ in BY_NAME:
         return BY_NAME[cls.__name__]
     if is_pyg(cls):
         from gconv.interop import pyg
 
-        return pyg.why_outside(cls.__name__)
+        return pyg.why_outside(cls)
     kind = cls.__module__.rsplit(".", 1)[-1] if cls.__module__.startswith("torch.nn.") else ""
     return KINDS.get(kind, "no layer that gconv knows")
 
@@ -171,4 +172,4 @@ def is_layer(module: nn.Module) -> bool:
 
         if pyg.is_layer(module):
             return True
-    return next(module.children(), None) is None or type(module).__name__ in OPAQUE
+    return next(module.children(), None) is None or type(module) in OPAQUE

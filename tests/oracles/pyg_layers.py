@@ -245,7 +245,20 @@ def adjacency(graph, batch=2):
 
 
 def typed(graph):
-    return torch.arange(graph.num_edges) % 3
+    return torch.arange(graph.num_edges) % 3 if graph.edge_type is None else graph.edge_type % 3
+
+
+def hyper(graph):
+    """Four hyperedges at most, and their weights."""
+    weights = graph.weights(F64)[:4].detach() if graph.num_edges > 3 else torch.arange(4, dtype=F64) / 2
+    return torch.stack([graph.source, graph.target // 2]), weights
+
+
+def parts(graph):
+    """The part of each node, in order; some parts are empty."""
+    if graph.num_edges < graph.size:
+        return torch.arange(graph.size) // 2 * 2
+    return graph.source.sort().values[: graph.size]
 
 
 HOW = {
@@ -253,11 +266,11 @@ HOW = {
     REL: lambda layer, x, g: layer(x, g.edge_index, typed(g)),
     "signs": lambda layer, x, g: layer(x, g.edge_index[:, ::2], g.edge_index[:, 1::2]),
     "signs, halves": lambda layer, x, g: layer(torch.cat([x, x.cos()], 1), g.edge_index[:, ::2], g.edge_index[:, 1::2]),
-    "hyper": lambda layer, x, g: layer(x, torch.stack([g.source, g.target // 2]), torch.arange(4, dtype=F64) / 2),
+    "hyper": lambda layer, x, g: layer(x, *hyper(g)),
     DENSE: lambda layer, x, g: layer(
         torch.stack([x, x.cos()]), adjacency(g), torch.arange(2 * g.size).reshape(2, -1) != 1
     ),
-    "parts": lambda layer, x, g: layer(x, torch.arange(g.size) // 2 * 2),
+    "parts": lambda layer, x, g: layer(x, parts(g)),
     "signal": lambda layer, x, g: layer(x),
 }
 

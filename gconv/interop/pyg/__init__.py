@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from torch import nn
+from torch_geometric import nn as pyg
 from torch_geometric.nn.conv import MessagePassing
 
 from gconv.interop.peer import Peer
 from gconv.interop.pyg import attention, dense, edges, filters, neighbours
 from gconv.operators.outside import OUTSIDE
 
-PEERS: dict[str, Peer] = {
+PEERS: dict[type, Peer] = {
     **neighbours.PEERS,
     **filters.PEERS,
     **attention.PEERS,
     **edges.PEERS,
     **dense.PEERS,
 }
+READ = {pyg.Linear, pyg.GCNConv, pyg.SAGEConv}  # parts of layers whose weights are read
 UNKNOWN = "no layer that gconv knows"
-ELSEWHERE = {
-    "PANConv": "it returns its matrix as a SparseTensor beside the signal; gconv.operators.pan is the operator alone",
-    "SplineConv": "it runs on a compiled package that gconv was not tested against; gconv.operators.spline is the "
+REASONS: dict[type, str] = {
+    getattr(pyg, name): reason.rstrip(".") for name, reason in OUTSIDE.items() if hasattr(pyg, name)
+} | {
+    pyg.PANConv: "it returns its matrix as a SparseTensor beside the signal; gconv.operators.pan is the operator alone",
+    pyg.SplineConv: "it runs on a compiled package that gconv was not tested against; gconv.operators.spline is the "
     "operator",
 }
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a report speaks of a module of PyG."""
-    return isinstance(module, MessagePassing) or type(module).__name__ in PEERS or type(module).__name__ in OUTSIDE
+    return isinstance(module, MessagePassing) or any(cls in PEERS or cls in REASONS for cls in type(module).__mro__)
 
 
-def why_outside(name: str) -> str:
+def why_outside(cls: type) -> str:
     """The reason why a class of PyG is left alone."""
-    if name.startswith(("CuGraph", "Fused")):
+    if cls.__name__.startswith(("CuGraph", "Fused")):
         return "it runs on compiled CUDA kernels that gconv was not tested against"
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
-    return OUTSIDE.get(name, UNKNOWN).rstrip(".")
+    return REASONS.get(cls, UNKNOWN)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
@@ -334,43 +335,43 @@ def rgat_call(
     return relational_call(layer, x, edge_index, edge_type) if plain else None
 
 
-PEERS: dict[str, Peer] = {
-    "GATConv": Peer(gat_spec, gat_weights, gat_call, attention_notes),
-    "GATv2Conv": Peer(
+PEERS: dict[type, Peer] = {
+    pyg.GATConv: Peer(gat_spec, gat_weights, gat_call, attention_notes),
+    pyg.GATv2Conv: Peer(
         gatv2_spec,
         gatv2_weights,
         gatv2_call,
         lambda m: attention_notes(m) + [AFFINE] * gatv2_affine(m),
         affine=gatv2_affine,
     ),
-    "SuperGATConv": Peer(
+    pyg.SuperGATConv: Peer(
         supergat_spec,
         supergat_weights,
         supergat_call,
         listed("in training its self-supervised loss needs PyG's forward; gconv runs it in eval"),
     ),
-    "TransformerConv": Peer(
+    pyg.TransformerConv: Peer(
         transformer_spec, transformer_weights, gatv2_call, transformer_notes, affine=transformer_affine
     ),
-    "AGNNConv": Peer(agnn_spec, lambda m: {"beta": m.beta}, unweighted, attention_notes),
-    "FeaStConv": Peer(
+    pyg.AGNNConv: Peer(agnn_spec, lambda m: {"beta": m.beta}, unweighted, attention_notes),
+    pyg.FeaStConv: Peer(
         feast_spec,
         lambda m: {"weight": blocks(m.lin, m.heads), "u": m.u.weight, "c": m.c, "bias": m.bias},
         unweighted,
         attention_notes,
     ),
-    "FAConv": Peer(
+    pyg.FAConv: Peer(
         fa_spec,
         lambda m: {"att_l": m.att_l.weight[0], "att_r": m.att_r.weight[0]},
         fa_call,
         lambda m: [TWO_SIGNALS] + [CACHED] * m.cached,
     ),
-    "EGConv": Peer(
+    pyg.EGConv: Peer(
         eg_spec,
         eg_weights,
         eg_call,
         lambda m: ["its bases run as a gcn that each node combines: the same, with fewer taps"] + [CACHED] * m.cached,
     ),
-    "ResGatedGraphConv": Peer(resgated_spec, resgated_weights, resgated_call, listed(AFFINE), affine=lambda m: True),
-    "RGATConv": Peer(rgat_spec, rgat_weights, rgat_call, listed("edge weights are ignored")),
+    pyg.ResGatedGraphConv: Peer(resgated_spec, resgated_weights, resgated_call, listed(AFFINE), affine=lambda m: True),
+    pyg.RGATConv: Peer(rgat_spec, rgat_weights, rgat_call, listed("edge weights are ignored")),
 }

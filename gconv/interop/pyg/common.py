@@ -16,6 +16,7 @@ PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
 AGGR = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
 CACHED = "cached=True: the first graph serves all later calls, as in PyG; reset_parameters forgets it"
+GRAPH_TENSORS = ("edge_index", "edge_weight", "edge_attr", "edge_type", "pos")
 AFFINE = "a last channel of ones carries the biases that are mixed or weighed like a channel"
 
 
@@ -112,13 +113,16 @@ def on_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) 
 
 
 def same_graph(layer: Any, graph: Graph) -> Graph:
-    """The graph of the call before, if this one is no other: what was derived from it need not be again."""
-    last = layer._last_graph
-    if graph.edge_weight is not None and graph.edge_weight.requires_grad:
+    """The graph of the call before if it equals this one, so that what was derived from it is used again.
+
+    For graphs that a call puts together from several tensors. All that a graph holds is compared, by content.
+    """
+    if graph.learned:
         return graph
-    tensors = [(getattr(g, name) for name in ("edge_index", "edge_weight", "edge_type")) for g in (last, graph) if g]
-    if last is not None and last.size == graph.size and all(map(_equal, *tensors)):
-        return last
+    last: Graph | None = layer._last_graph
+    if last is not None and last.size == graph.size and last.ptr == graph.ptr:
+        if all(_equal(getattr(last, name), getattr(graph, name)) for name in GRAPH_TENSORS):
+            return last
     layer._last_graph = graph
     return graph
 
@@ -126,7 +130,7 @@ def same_graph(layer: Any, graph: Graph) -> Graph:
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    return a.dtype == b.dtype and a.device == b.device and a.shape == b.shape and torch.equal(a, b)
 
 
 def weighted(layer: Any, x: Any, edge_index: Any, edge_weight: Tensor | None = None, size: Any = None) -> Tensor | None:

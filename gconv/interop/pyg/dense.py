@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import Graph
@@ -181,15 +182,15 @@ def pooled(reduce: Literal["mean", "sum", "max"]) -> Peer:
     return Peer(lambda layer: operators.global_pool(reduce), nothing, readout)
 
 
-PEERS: dict[str, Peer] = {
-    "DenseGCNConv": Peer(
+PEERS: dict[type, Peer] = {
+    pyg.DenseGCNConv: Peer(
         lambda m: operators.gcn(*sizes(m.lin), normalize=False, bias=has_bias(m)),
         biased("lin"),
         dense_gcn,
         listed(DENSE, "degrees below 1 count as 1; existing loops are replaced"),
         settle=settled(gcn_matrix),
     ),
-    "DenseSAGEConv": Peer(
+    pyg.DenseSAGEConv: Peer(
         lambda m: operators.graphconv(*sizes(m.lin_rel), bias=m.lin_root.bias is not None),
         inner_bias("lin_rel", "lin_root"),
         dense_sage,
@@ -197,7 +198,7 @@ PEERS: dict[str, Peer] = {
         after=lambda m: "with normalize=True each row is divided by its length" if m.normalize else None,
         settle=settled(averaged),
     ),
-    "DenseGraphConv": Peer(
+    pyg.DenseGraphConv: Peer(
         lambda m: operators.graphconv(
             *sizes(m.lin_rel), "max" if m.aggr == "max" else "sum", m.lin_rel.bias is not None
         ),
@@ -206,7 +207,7 @@ PEERS: dict[str, Peer] = {
         lambda m: [DENSE] + ["the maximum reads the adjacency transposed, as PyG's code does"] * (m.aggr == "max"),
         settle=settled(graph_matrix),
     ),
-    "DenseGINConv": Peer(
+    pyg.DenseGINConv: Peer(
         lambda m: operators.simple(),
         nothing,
         dense_gin,
@@ -215,9 +216,9 @@ PEERS: dict[str, Peer] = {
         after=lambda m: "its network `nn` follows the aggregation",
         settle=settled(gin_matrix),
     ),
-    "DenseGATConv": Peer(dense_gat_spec, dense_gat_weights, dense_gat, listed(DENSE), settle=settled(gat_matrix)),
-    "MeanAggregation": pooled("mean"),
-    "SumAggregation": pooled("sum"),
-    "MaxAggregation": pooled("max"),
-    "Linear": LINEAR,
+    pyg.DenseGATConv: Peer(dense_gat_spec, dense_gat_weights, dense_gat, listed(DENSE), settle=settled(gat_matrix)),
+    pyg.MeanAggregation: pooled("mean"),
+    pyg.SumAggregation: pooled("sum"),
+    pyg.MaxAggregation: pooled("max"),
+    pyg.Linear: LINEAR,
 }

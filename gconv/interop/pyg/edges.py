@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import Graph
@@ -31,9 +33,11 @@ from gconv.interop.pyg.common import (
 )
 from gconv.spec import OperatorSpec
 
+LINEAR = (nn.Linear, pyg.Linear)
+
 
 def rgcn_spec(layer: Any) -> OperatorSpec:
-    fast = base_class(layer).__name__ == "FastRGCNConv"
+    fast = base_class(layer) is pyg.FastRGCNConv
     ordinary(layer, (*SUM, *MEAN) if fast else (*SUM, *MEAN, *MAX), node_dim=0)
     one_kind(layer)
     width = layer.in_channels_l
@@ -150,6 +154,12 @@ def gmm_weights(layer: Any) -> Weights:
     return {"weight": W, "mu": layer.mu, "sigma": layer.sigma, "bias": layer.bias}
 
 
+def in_a_row(parts: Iterable[nn.Module], *kinds: tuple[type, ...]) -> bool:
+    """Whether the parts are of exactly these classes, one after the other."""
+    classes = [base_class(part) for part in parts]
+    return len(classes) == len(kinds) and all(cls in some for cls, some in zip(classes, kinds, strict=True))
+
+
 def network(layer: Any) -> tuple[Any, Any]:
     """The two linear layers of Sequential(Linear, ReLU, Linear).
 
@@ -157,9 +167,8 @@ def network(layer: Any) -> tuple[Any, Any]:
         LeftAlone: if the network is another one, or someone hooks into it.
     """
     parts = list(layer.nn) if type(layer.nn) is nn.Sequential else []
-    kinds = [base_class(part).__name__ for part in parts]
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.nn.modules())
-    if kinds != ["Linear", "ReLU", "Linear"] or hooked:
+    if not in_a_row(parts, LINEAR, (nn.ReLU,), LINEAR) or hooked:
         raise LeftAlone(
             "its network is not Sequential(Linear, ReLU, Linear), the one that splits into a structure and a mixing"
         )
@@ -189,7 +198,7 @@ def nn_weights(layer: Any) -> Weights:
 
 def pdn_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    if [base_class(part).__name__ for part in layer.mlp] != ["Linear", "ReLU", "Linear", "Sigmoid"]:
+    if not in_a_row(layer.mlp, LINEAR, (nn.ReLU,), LINEAR, (nn.Sigmoid,)):
         raise LeftAlone("its network of the edges was replaced")
     edges = sizes(layer.mlp[0])
     return operators.pdn(*sizes(layer.lin), *edges, layer.add_self_loops, layer.normalize, has_bias(layer))
@@ -201,24 +210,24 @@ def pdn_weights(layer: Any) -> Weights:
     return {"weight": matrices(layer.lin), "bias": layer.bias, **network}
 
 
-PEERS: dict[str, Peer] = {
-    "RGCNConv": Peer(rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")),
-    "FastRGCNConv": Peer(
+PEERS: dict[type, Peer] = {
+    pyg.RGCNConv: Peer(rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")),
+    pyg.FastRGCNConv: Peer(
         rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")
     ),
-    "SignedConv": Peer(
+    pyg.SignedConv: Peer(
         signed_spec, signed_weights, signed_call, listed("the two lists of edges are one graph with two labels")
     ),
-    "MFConv": Peer(mf_spec, mf_weights, unweighted, lambda m: [AFFINE] * mf_affine(m), affine=mf_affine),
-    "HypergraphConv": Peer(
+    pyg.MFConv: Peer(mf_spec, mf_weights, unweighted, lambda m: [AFFINE] * mf_affine(m), affine=mf_affine),
+    pyg.HypergraphConv: Peer(
         hypergraph_spec,
         biased("lin"),
         hypergraph_call,
         listed("weights of hyperedges count in the degrees of the nodes alone, unlike in its documented formula"),
     ),
-    "GMMConv": Peer(
+    pyg.GMMConv: Peer(
         gmm_spec, gmm_weights, attributed, listed("the mean over edges, without the 1 / K of its docstring")
     ),
-    "NNConv": Peer(nn_spec, nn_weights, attributed, listed("edge weights are ignored")),
-    "PDNConv": Peer(pdn_spec, pdn_weights, attributed, listed("gcn's loops and degrees, of the learned weights")),
+    pyg.NNConv: Peer(nn_spec, nn_weights, attributed, listed("edge weights are ignored")),
+    pyg.PDNConv: Peer(pdn_spec, pdn_weights, attributed, listed("gcn's loops and degrees, of the learned weights")),
 }

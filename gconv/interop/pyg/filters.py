@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
@@ -136,26 +137,26 @@ def arma_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> T
     return None if layer.dropout and layer.training else weighted(layer, x, edge_index, edge_weight)
 
 
-PEERS: dict[str, Peer] = {
-    "ChebConv": Peer(
+PEERS: dict[type, Peer] = {
+    pyg.ChebConv: Peer(
         cheb_spec, lambda m: {"weight": matrices(*m.lins), "bias": m.bias}, cheb_call, listed(*CHEB_NOTES)
     ),
-    "TAGConv": Peer(
+    pyg.TAGConv: Peer(
         tag_spec,
         lambda m: {"weight": matrices(*m.lins), "bias": m.bias},
         weighted,
         listed("no self-loops are added"),
     ),
-    "SGConv": Peer(sg_spec, inner_bias("lin"), weighted),
-    "SSGConv": Peer(ssg_spec, inner_bias("lin"), weighted),
-    "APPNP": Peer(appnp_spec, nothing, appnp_call, appnp_notes),
-    "LGConv": Peer(lg_spec, nothing, weighted, listed("no self-loops are added")),
-    "MixHopConv": Peer(
+    pyg.SGConv: Peer(sg_spec, inner_bias("lin"), weighted),
+    pyg.SSGConv: Peer(ssg_spec, inner_bias("lin"), weighted),
+    pyg.APPNP: Peer(appnp_spec, nothing, appnp_call, appnp_notes),
+    pyg.LGConv: Peer(lg_spec, nothing, weighted, listed("no self-loops are added")),
+    pyg.MixHopConv: Peer(
         mixhop_spec,
         lambda m: {"weight": matrices(*(m.lins[p] for p in m.powers)), "bias": m.bias},
         weighted,
     ),
-    "ARMAConv": Peer(
+    pyg.ARMAConv: Peer(
         arma_spec,
         arma_weights,
         arma_call,

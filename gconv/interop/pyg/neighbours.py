@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import read_graph
@@ -174,24 +175,25 @@ def wl_spec(layer: Any) -> OperatorSpec:
 
 def dir_spec(layer: Any) -> OperatorSpec:
     convs = (layer.conv_in, layer.conv_out)
-    kinds = {base_class(conv).__name__ for conv in convs}
+    kinds = {base_class(conv) for conv in convs}
     for conv in convs:
         ordinary(conv, (*SUM, *MEAN))
         one_kind(conv)
         if observed(conv):
             raise LeftAlone("someone looks into the messages of the layers inside")
-    if kinds == {"GCNConv"} and all(c.normalize and not c.cached and not c.add_self_loops for c in convs):
+    if kinds == {pyg.GCNConv} and all(c.normalize and not c.cached and not c.add_self_loops for c in convs):
         aggr, lin = "gcn", layer.conv_in.lin
     elif (
-        kinds == {"SAGEConv"}
+        kinds == {pyg.SAGEConv}
         and layer.conv_in.aggr == layer.conv_out.aggr
         and not any(c.project or c.normalize or c.root_weight for c in convs)
     ):
         aggr, lin = AGGR[layer.conv_in.aggr], layer.conv_in.lin_l
     else:
-        raise LeftAlone(f"gconv knows it around a plain GCNConv or SAGEConv, not around {' and '.join(sorted(kinds))}")
+        names = " and ".join(sorted(cls.__name__ for cls in kinds))
+        raise LeftAlone(f"gconv knows it around a plain GCNConv or SAGEConv, not around {names}")
     parts = (
-        *((conv.lin_l if kinds == {"SAGEConv"} else conv) for conv in convs),
+        *((conv.lin_l if kinds == {pyg.SAGEConv} else conv) for conv in convs),
         *([layer.lin] if layer.root_weight else []),
     )
     bias = any(part.bias is not None for part in parts)
@@ -243,12 +245,12 @@ def two_signals(layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any 
     return weighted(layer, torch.cat([x, x_0], -1), edge_index, edge_weight)
 
 
-PEERS: dict[str, Peer] = {
-    "GCNConv": Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes, settle=gcn_settle),
-    "SAGEConv": Peer(sage_spec, sage_weights, sage_call, sage_notes, after=sage_after),
-    "GraphConv": Peer(graphconv_spec, inner_bias("lin_rel", "lin_root"), weighted, mean_notes),
-    "SimpleConv": Peer(simple_spec, nothing, weighted, mean_notes),
-    "GINConv": Peer(
+PEERS: dict[type, Peer] = {
+    pyg.GCNConv: Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes, settle=gcn_settle),
+    pyg.SAGEConv: Peer(sage_spec, sage_weights, sage_call, sage_notes, after=sage_after),
+    pyg.GraphConv: Peer(graphconv_spec, inner_bias("lin_rel", "lin_root"), weighted, mean_notes),
+    pyg.SimpleConv: Peer(simple_spec, nothing, weighted, mean_notes),
+    pyg.GINConv: Peer(
         gin_spec,
         lambda m: {"eps": m.eps},
         gin_call,
@@ -256,19 +258,19 @@ PEERS: dict[str, Peer] = {
         inner=("nn",),
         after=lambda m: "its network `nn` follows the aggregation",
     ),
-    "ClusterGCNConv": Peer(
+    pyg.ClusterGCNConv: Peer(
         cluster_spec, inner_bias("lin_out", "lin_root"), unweighted, listed("edge weights are ignored")
     ),
-    "LEConv": Peer(
+    pyg.LEConv: Peer(
         le_spec,
         le_weights,
         weighted,
         lambda m: [AFFINE] * (m.lin1.bias is not None),
         affine=lambda m: m.lin1.bias is not None,
     ),
-    "WLConvContinuous": Peer(wl_spec, nothing, weighted, listed("the mean divides by the weights")),
-    "DirGNNConv": Peer(
+    pyg.WLConvContinuous: Peer(wl_spec, nothing, weighted, listed("the mean divides by the weights")),
+    pyg.DirGNNConv: Peer(
         dir_spec, dir_weights, dir_call, listed("no self-loops are added, and no edge weights are read")
     ),
-    "GCN2Conv": Peer(gcn2_spec, gcn2_weights, two_signals, lambda m: [TWO_SIGNALS] + [CACHED] * m.cached),
+    pyg.GCN2Conv: Peer(gcn2_spec, gcn2_weights, two_signals, lambda m: [TWO_SIGNALS] + [CACHED] * m.cached),
 }
