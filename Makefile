@@ -34,7 +34,7 @@ format: $(VENV)/.ok  ## let ruff mend what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-tables: $(VENV)/.ok  ## render the README's tables and the figures from experiments/results/*.jsonl
+tables: $(VENV)/.ok  ## render the tables of README and docs/ and the figures from experiments/results/*.jsonl
 	$(PY) -m experiments.tables $(ARGS)
 
 clean:  ## remove .venv, caches and builds; results and data stay

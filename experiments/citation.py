@@ -21,7 +21,7 @@ draws for its other entries alone, which is the same law. There the channels are
 because S X would be dense; the planner, who sees shapes and no zeros, would choose the same but for one-term filters.
 
 Where a mean stays below the published one by more than the published spread, `published.CITATION_MISSES` names the
-suspected cause; it is printed at the end and above the README's table.
+suspected cause; it is printed at the end and above the table in docs/results/citation.md.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The README's table of features beside other libraries: `python -m experiments.tables` writes it.
+"""The table of features beside other libraries in docs/libraries.md: `python -m experiments.tables` writes it.
 
 Every feature that gconv has names what shows it: a test, for `pytest`, or a script. What the others have was read in
 their code and pages in autumn 2026 and not run; "?" where reading did not settle it. Below come the things that others

@@ -140,7 +140,7 @@ def commit() -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return None
-        rendered = (":!experiments/results", ":!experiments/figures", ":!README.md")
+        rendered = (":!experiments/results", ":!experiments/figures", ":!README.md", ":!docs")
         dirty = git("status", "--porcelain", "--", ".", *rendered)
         return git("rev-parse", "--short", "HEAD") + ("+dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The README's tables of operators, generated from the registry: `python -m experiments.tables` writes them.
+"""The tables of operators in docs/operators.md, from the registry: `python -m experiments.tables` writes them.
 
 One table a family. An operator whose docstring only says "`conv2d` says everything" is listed beside that one. Below
 them, between markers of their own, the layers that are outside and why, from what gconv itself answers.

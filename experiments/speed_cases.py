@@ -87,7 +87,7 @@ MODELS = {"cora": "Cora's size", "pubmed": "PubMed's size"}
 
 
 def cases(sizes: Sizes = FULL, threads: int = 0, seed: int = 0) -> list[Case]:
-    """All comparisons, in the order of the README's table."""
+    """All comparisons, in the order of the table in docs/results/speed.md."""
     found = [Case("limits of the machine", "limits", compared=False, rounds=10, budget=20, threads=threads, seed=seed)]
     large: dict[str, Any] = {"nodes": sizes.nodes, "edges": sizes.edges}
     where = f"{sizes.nodes} nodes, {sizes.edges + sizes.nodes} non-zeros"

@@ -1,13 +1,13 @@
-"""The README's tables and figures, rendered from the rows in experiments/results and never typed.
+"""The tables and figures of README.md and docs/, rendered from the rows in experiments/results and never typed.
 
-    python -m experiments.tables            write them into README.md and experiments/figures
-    python -m experiments.tables --check    exit 1, with a diff, where README.md or a figure disagrees with the rows
+    python -m experiments.tables            write them into the pages and experiments/figures
+    python -m experiments.tables --check    exit 1, with a diff, where a page or a figure disagrees with the rows
 
-A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->`. To add one, add an entry to
-`tables_of_results` or `tables_of_speed` (what the fields mean: `experiments.render.Table`) and the two lines to the
-README. Between the markers `operators` and `outside` stand the tables of operators, from the registry
-(`experiments.operator_table`), and between the markers `features` the comparison with other libraries
-(`experiments.features`).
+A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->` of README.md or of a page under
+docs/. To add one, add an entry to `tables_of_results` or `tables_of_speed` (what the fields mean:
+`experiments.render.Table`) and the two lines to a page. Between the markers `operators` and `outside` stand the tables
+of operators, from the registry (`experiments.operator_table`), and between the markers `features` the comparison with
+other libraries (`experiments.features`).
 """
 
 import difflib
@@ -31,12 +31,21 @@ class Config:
 
     check: bool = False
     """Change nothing; exit 1 where something is not what the rows say."""
-    readme: Path = ROOT / "README.md"
-    """The page with the markers."""
+    root: Path = ROOT
+    """Folder of README.md and docs/, the pages with the markers."""
     results: Path = RESULTS
     """Folder of the rows."""
     figures: Path = ROOT / "experiments" / "figures"
     """Folder of the figures."""
+
+
+def pages(root: Path) -> list[Path]:
+    """README.md and all pages under docs/."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def _fill(text: str, results: Path) -> str:
+    return features.fill(operator_table.fill(render.fill(text, results, TABLES)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,26 +54,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = tyro.cli(Config, description=__doc__, args=argv)
     try:
-        old = config.readme.read_text(encoding="utf-8")
-        new = features.fill(operator_table.fill(render.fill(old, config.results, TABLES)))
+        old = {page: page.read_text(encoding="utf-8") for page in pages(config.root)}
+        new = {page: _fill(text, config.results) for page, text in old.items()}
         rows = {f: render.select(render.load(config.results, f.experiment), f.where) for f in FIGURES}
         paths = {f: config.figures / f"{f.name}.png" for f in FIGURES}
         stale = [f for f in FIGURES if rows[f] and render.drawn_from(paths[f]) != render.fingerprint(rows[f])]
+        changed = {str(page.relative_to(config.root)): page for page in old if old[page] != new[page]}
         if config.check:
-            names = config.readme.name, f"{config.readme.name}, by the rows"
-            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
-            wrong = [config.readme.name] * (old != new) + [paths[f].name for f in stale]
+            for name, page in changed.items():
+                lines = old[page].splitlines(True), new[page].splitlines(True)
+                sys.stdout.writelines(difflib.unified_diff(*lines, name, f"{name}, by the rows"))
+            wrong = [*changed, *(paths[f].name for f in stale)]
             if wrong:
                 sys.exit(f"error: not what the rows say: {', '.join(wrong)}; `make tables` renders them")
             return
         for figure in stale:
             render.paint(figure, rows[figure], paths[figure])
             print(f"drew {paths[figure]}")
-        if new != old:
-            trial = config.readme.with_suffix(".tmp")
-            trial.write_text(new, encoding="utf-8")
-            os.replace(trial, config.readme)
-            print(f"wrote {config.readme}")
+        for page in changed.values():
+            trial = page.with_suffix(".tmp")
+            trial.write_text(new[page], encoding="utf-8")
+            os.replace(trial, page)
+            print(f"wrote {page}")
     except (TableError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -52,7 +52,7 @@ def test_no_feature_without_a_command_and_no_command_without_a_feature():
 
 
 def test_the_page_shows_the_table():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "libraries.md").read_text(encoding="utf-8")
     assert features.fill(text) == text
     assert all(f"| {f.what} |" in text for f in FEATURES)
     assert len({f.what for f in FEATURES}) == len(FEATURES)

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import gconv.spec
-from experiments import operator_table
+from experiments import operator_table, tables
 from experiments.machine import ROOT
 from experiments.render import TableError
 from gconv.lowering import LOWERINGS
 from gconv.operators.outside import OUTSIDE
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATORS = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+PAGES = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT)}
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -68,7 +70,7 @@ for name in sys.argv[1:]:
 
 
 def test_commands_answer_to_help():
-    modules = sorted(set(re.findall(r"python -m ([\w.]+)", TEXT)))
+    modules = sorted(set(re.findall(r"python -m ((?:experiments|datasets|gconv)[\w.]*)", "".join(PAGES.values()))))
     assert {"experiments.digits_pair", "experiments.tables", "datasets"} <= set(modules)
     done = subprocess.run(
         [sys.executable, "-c", HELP, *modules], cwd=ROOT, capture_output=True, text=True, timeout=110
@@ -83,13 +85,21 @@ def test_make_targets_exist():
     assert named <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
 
 
-def test_links_and_anchors_lead_somewhere():
-    headings = {h.lower().replace(" ", "-") for h in re.findall(r"^## (.+)$", TEXT, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        else:
-            assert (ROOT / target).exists(), target
+def _anchors(text):
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_anchors_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        place = (page.parent / path).resolve() if path else page
+        assert place.exists(), target
+        assert not anchor or anchor in _anchors(PAGES[place]), target
+
+
+def test_the_front_page_is_short():
+    assert len(TEXT.encode()) <= 40 * 1024
 
 
 def test_lowerings_table_names_them_all():
@@ -107,8 +117,8 @@ def test_extras_exist():
 
 
 def test_operator_table_is_the_registry():
-    assert operator_table.fill(TEXT) == TEXT
-    table = TEXT[TEXT.index("<!-- operators -->") : TEXT.index("<!-- /operators -->")]
+    assert operator_table.fill(OPERATORS) == OPERATORS
+    table = OPERATORS[OPERATORS.index("<!-- operators -->") : OPERATORS.index("<!-- /operators -->")]
     assert [name for name in gconv.list_operators() if f"`{name}`" not in table] == []
     assert [name for name in operator_table.FAMILIES if f"**{name}**" not in table] == []
 
@@ -118,7 +128,7 @@ def test_told_apart_operators_exist():
 
 
 def test_what_is_outside_is_listed():
-    block = TEXT[TEXT.index("<!-- outside -->") : TEXT.index("<!-- /outside -->")]
+    block = OPERATORS[OPERATORS.index("<!-- outside -->") : OPERATORS.index("<!-- /outside -->")]
     assert [name for name in (*OUTSIDE, *operator_table.LAYERS) if f"`{name}`" not in block] == []
 
 
@@ -132,7 +142,7 @@ def test_what_is_inside_cannot_be_listed_as_outside(monkeypatch):
 def test_operator_table_follows_the_registry(own_registry):
     """Negative control: an operator that is not on the page is missed."""
     del gconv.spec._OPERATORS["tag"]
-    assert operator_table.fill(TEXT) != TEXT
+    assert operator_table.fill(OPERATORS) != OPERATORS
 
 
 @pytest.mark.parametrize("text", ["<!-- operators -->", "<!-- /operators -->\n<!-- operators -->"])

@@ -26,7 +26,7 @@ def page(tmp_path):
                 file.write(json.dumps(r) + "\n")
         readme = tmp_path / "README.md"
         readme.write_text(text)
-        places = ["--readme", readme, "--results", tmp_path, "--figures", tmp_path / "figures"]
+        places = ["--root", tmp_path, "--results", tmp_path, "--figures", tmp_path / "figures"]
         tables.main([*map(str, places), *options])
         return readme.read_text()
 
@@ -137,8 +137,8 @@ def test_rows_of_another_experiment_and_torn_lines_do_not_count(tmp_path):
 
 
 def test_missing_page_and_unknown_option_are_clear_errors(tmp_path, capsys):
-    with pytest.raises(SystemExit, match=r"absent\.md"):
-        tables.main(["--readme", str(tmp_path / "absent.md")])
+    with pytest.raises(SystemExit, match=r"README\.md"):
+        tables.main(["--root", str(tmp_path / "absent")])
     with pytest.raises(SystemExit) as stop:
         tables.main(["--chek"])
     assert stop.value.code == 2 and "--check" in capsys.readouterr().err
@@ -204,10 +204,24 @@ def test_last_takes_the_end_of_a_curve():
     assert last("metrics.test_accuracy")(row(accuracy=[0.1, 0.4])) == {"last epoch": 0.4}
 
 
-def test_repository_readme_says_what_the_rows_say():
-    if not (tables.ROOT / "README.md").exists():
-        pytest.fail("README.md is missing")
+def test_pages_of_the_repository_say_what_the_rows_say():
     tables.main(["--check"])
+
+
+def test_every_table_stands_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in tables.pages(tables.ROOT))
+    assert [t.name for t in tables.TABLES if text.count(f"\n<!-- table:{t.name} -->\n") != 1] == []
+
+
+def test_pages_under_docs_are_rendered_too(page, tmp_path):
+    other = tmp_path / "docs" / "results" / "citation.md"
+    other.parent.mkdir(parents=True)
+    other.write_text(README)
+    page([row()], "no tables here\n")
+    assert "| gcn" in other.read_text()
+    other.write_text(other.read_text().replace("80.0 (1)", "80.4 (1)"))
+    with pytest.raises(SystemExit, match=r"docs/results/citation\.md"):
+        page([], "no tables here\n", "--check")
 
 
 def test_text_outside_markers_is_kept():

@@ -1,0 +1,196 @@
+"""Random specs, domains and signals against a float64 reference, in child processes, so that a crash is a finding.
+
+    python -m tests.fuzz                              three minutes with a fresh seed
+    python -m tests.fuzz --cases 10000 --jobs 2       so many cases
+    python -m tests.fuzz --again 'LINE'               one case again, from the line that a finding printed
+
+Each case is a spec near one of an operator's samples, on a random domain: odd grids, no edges, isolated nodes, loops,
+double edges, weights of zero, negative and huge; in float64, float32, bfloat16 and float16, with batches of every shape
+and several memory layouts. Every admitted lowering, the planned one and its second call have to agree with `dense` in
+float64, in value and gradients, within 64 times the rounding that the reference shows when its inputs are rounded.
+
+Exit status: 0 if nothing was found, 1 if something was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+CHUNK = 200  # cases a child process; it starts with empty caches
+HANGS = 120.0  # seconds after which a case counts as hanging
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long; default 3")
+    parser.add_argument("--cases", type=int, default=None, help="how many cases, however long they take")
+    parser.add_argument("--seed", type=int, default=None, help="default: a fresh one, which is printed")
+    parser.add_argument("--jobs", type=int, default=1, help="child processes at once; default 1")
+    parser.add_argument("--again", default=None, metavar="LINE", help="run one printed case")
+    parser.add_argument("--worker", nargs=3, metavar=("SEED", "CASES", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(int(options.worker[0]), int(options.worker[1]), Path(options.worker[2]))
+    elif options.again:
+        sys.exit(one(options.again))
+    else:
+        sys.exit(watch(options))
+
+
+def one(line: str) -> int:
+    from tests.fuzz.cases import FuzzCase
+    from tests.fuzz.check import Finding, check
+
+    try:
+        outcome = check(FuzzCase.parse(line))
+    except Finding as finding:
+        print(f"FOUND {finding}")
+        return 1
+    print(f"refused: {outcome.refusal}" if outcome.refusal else f"{outcome.compared} runs agree with the reference")
+    return 0
+
+
+def work(seed: int, count: int, folder: Path) -> None:
+    """Run cases; the one in work stands in a file, in case the process does not survive it."""
+    import warnings
+
+    import hypothesis
+    import torch
+
+    from tests.fuzz.cases import FuzzCase, cases
+    from tests.fuzz.check import Finding, check
+
+    torch.set_num_threads(1 + seed % 2)
+    warnings.simplefilter("ignore")
+    now, out = folder / "now", (folder / "out").open("a", encoding="utf-8")
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(cases())
+    def run(case: FuzzCase) -> None:
+        now.write_text(str(case), encoding="utf-8")
+        record: dict[str, object] = {"operator": case.spec["operator"]}
+        try:
+            outcome = check(case)
+            record |= {"compared": outcome.compared, "refused": outcome.refusal}
+        except Finding as finding:
+            record |= {"found": str(finding), "case": str(case)}
+        out.write(json.dumps(record) + "\n")
+        out.flush()
+
+    run()
+
+
+class Child:
+    """One child process and the records that it has left so far."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name)
+        command = [sys.executable, "-m", "tests.fuzz", "--worker", str(seed), str(count), self.folder.name]
+        self.errors = (self.path / "errors").open("w+", encoding="utf-8")
+        self.process = subprocess.Popen(command, stderr=self.errors, cwd=Path(__file__).parents[2])
+        self.read, self.last = 0, time.monotonic()
+
+    def records(self) -> list[dict[str, str]]:
+        out = self.path / "out"
+        lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+        fresh, self.read = lines[self.read :], len(lines)
+        if fresh:
+            self.last = time.monotonic()
+        return [json.loads(line) for line in fresh]
+
+    def end(self) -> tuple[str, dict[str, str] | None] | None:
+        """None while it runs; then how it ended, and a finding if it did not end by itself."""
+        code = self.process.poll()
+        hangs = code is None and time.monotonic() - self.last > HANGS
+        if code is None and not hangs:
+            return None
+        if hangs:
+            self.process.kill()
+        now = self.path / "now"
+        case = now.read_text(encoding="utf-8") if now.exists() else ""
+        self.errors.seek(0)
+        said = self.errors.read().strip().splitlines()[-1:]
+        if hangs:
+            return "hangs", {"found": f"no answer within {HANGS:.0f} s", "case": case}
+        if code:
+            return "died", {"found": f"the process died with {code}: {' '.join(said)[:300]}", "case": case}
+        return "done", None
+
+
+def watch(options: argparse.Namespace) -> int:
+    seed = secrets.randbelow(10**9) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    start, launched = time.monotonic(), 0
+    findings: list[dict[str, str]] = []
+    tally: Counter[str] = Counter()
+    operators: set[str] = set()
+    children: list[Child] = []
+
+    def more() -> bool:
+        if options.cases is not None:
+            return launched * CHUNK < options.cases
+        return time.monotonic() - start < 60 * options.minutes
+
+    def take(record: dict[str, str]) -> None:
+        tally["cases"] += 1
+        operators.add(record.get("operator", ""))
+        if "found" in record:
+            findings.append(record)
+            print(f"FOUND {record['found']}\n    python -m tests.fuzz --again '{record['case']}'", flush=True)
+        elif record["refused"]:
+            tally["refused"] += 1
+        else:
+            tally["runs"] += int(record["compared"])
+
+    try:
+        while more() or (children and options.cases is not None):
+            while more() and len(children) < options.jobs:
+                count = CHUNK if options.cases is None else min(CHUNK, options.cases - launched * CHUNK)
+                children.append(Child(seed + launched, count))
+                launched += 1
+            time.sleep(0.2)
+            for child in list(children):
+                ended = child.end()
+                for record in child.records():
+                    take(record)
+                if ended is not None:
+                    children.remove(child)
+                    if ended[1] is not None:
+                        take(ended[1])
+    finally:
+        for child in children:
+            child.process.kill()
+            child.process.wait()
+    for child in children:
+        for record in child.records():
+            take(record)
+    seconds = time.monotonic() - start
+    print(
+        f"{tally['cases']} cases of {len(operators - {''})} operators in {seconds:.0f} s: {tally['runs']} runs of lowerings "
+        f"agree with float64, {tally['refused']} cases refused in words, {len(findings)} found (seed {seed})"
+    )
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    main()

@@ -1,0 +1,205 @@
+"""What a case has to satisfy: no crash, no error but a sentence, and every lowering as the float64 reference has it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from gconv import GConv, Graph, Inadmissible
+from tests.fuzz.cases import DTYPES, FuzzCase, laid_out
+
+# a refusal in words; anything else that is raised is a finding
+REFUSALS = (ValueError, TypeError)
+SLACK = 64  # times the rounding that the reference shows when its inputs are rounded
+LIMITED = {"bfloat16", "float16"}
+
+
+class Finding(AssertionError):
+    """The case is wrong; the message says where."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended: how many lowerings were compared, and, if the case was refused, in which words."""
+
+    compared: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    layer: GConv
+    domain: object
+    x: Tensor
+    dy: Tensor | None = None
+
+    def results(self, lowering: str | None, needs: tuple[bool, bool, bool]) -> dict[str, Tensor]:
+        """The value, and the gradient of <y, dy> in what needs one."""
+        domain, leaves = self.domain, {}
+        x = self.x
+        if needs[0]:
+            x = leaves["x"] = self.x.detach().requires_grad_()
+        if needs[1]:
+            leaves |= dict(self.layer.named_parameters())
+        if needs[2] and isinstance(domain, Graph) and domain.edge_weight is not None:
+            leaves["edge_weight"] = domain.edge_weight.detach().clone().requires_grad_()
+            domain = replace(domain, edge_weight=leaves["edge_weight"])
+        y = self.layer(x, domain, lowering=lowering) if isinstance(domain, Graph) else self.layer(x, lowering=lowering)
+        found = {"value": y.detach()}
+        if leaves and y.requires_grad:
+            dy = torch.ones_like(y) if self.dy is None else self.dy.to(y.dtype)
+            grads = torch.autograd.grad(y, list(leaves.values()), dy, allow_unused=True, materialize_grads=True)
+            found |= {f"gradient in {name}": g for name, g in zip(leaves, grads, strict=True)}
+        return found
+
+
+def check(case: FuzzCase) -> Outcome:
+    """Hold a case to its reference.
+
+    Raises:
+        Finding: if a lowering disagrees, breaks, or is refused by an error that says nothing.
+    """
+    try:
+        layer, domain = case.layer(), case.domain()
+    except REFUSALS as error:
+        return Outcome(0, sentence(error))
+    except Exception as error:
+        fail("the layer or its domain", error)
+    channels = _channels(layer)
+    x = case.signal(channels)
+    run = Run(layer, domain, x)
+    try:
+        plan = layer.plan(x, domain) if isinstance(domain, Graph) else layer.plan(x)
+    except REFUSALS as error:
+        return Outcome(0, sentence(error))
+    except Exception as error:
+        fail("plan", error)
+    names: list[str | None] = [c.name for c in plan.candidates if c.reason is None]
+    try:
+        reference, rounding = _reference(run, case)
+    except REFUSALS as error:
+        return Outcome(0, sentence(error))
+    except Exception as error:
+        fail("the reference, dense in float64", error)
+    dy = _direction(reference["value"].shape, case.seed).to(x.dtype)
+    run = replace(run, dy=dy)
+    compared = 0
+    for name in [*names, None, None]:  # the last two: as planned, and again from what was kept
+        try:
+            found = run.results(name, case.needs)
+        except (Inadmissible, *REFUSALS) as error:
+            fail(f"lowering {name}: refused where the reference was not", error)
+        except Exception as error:
+            fail(f"lowering {name}", error)
+        for what, want in reference.items():
+            if what not in found:
+                raise Finding(f"lowering {name}: no {what}")
+            _compare(f"lowering {name}: {what}", found[what], want, rounding[what], x.dtype, case)
+        compared += 1
+    return Outcome(compared)
+
+
+def sentence(error: Exception) -> str:
+    """The words of a refusal.
+
+    Raises:
+        Finding: if the error names nothing that a user could act on.
+    """
+    words = str(error)
+    if (
+        len(words.split()) < 4
+        or type(error) not in (ValueError, TypeError)
+        and not type(error).__module__.startswith("gconv")
+    ):
+        fail("an error without a sentence", error)
+    return words
+
+
+def fail(where: str, error: Exception) -> NoReturn:
+    import traceback
+
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    raise Finding(
+        f"{where}: {type(error).__name__}: {str(error)[:300]} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno})"
+    ) from error
+
+
+def _channels(layer: GConv) -> int:
+    mixing = layer.spec.mixing
+    return int(getattr(mixing, "i", 0) or 2)
+
+
+def _direction(shape: torch.Size, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 2), dtype=torch.float64)
+
+
+def _widened(run: Run, x: Tensor) -> Run:
+    layer = copy.deepcopy(run.layer).double()
+    domain = run.domain
+    if isinstance(domain, Graph):
+        tensors = {
+            name: t.double() for name in ("edge_weight", "edge_attr") if (t := getattr(domain, name)) is not None
+        }
+        domain = replace(domain, **tensors)
+    return Run(layer, domain, x.double())
+
+
+def _reference(run: Run, case: FuzzCase) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The results of `dense` in float64, and how far they move when the inputs are rounded to the case's dtype."""
+    wide = _widened(run, run.x)
+    y = wide.results("dense", (False, False, False))["value"]
+    dy = _direction(y.shape, case.seed).to(run.x.dtype).double()  # as the other side sees it
+    reference = replace(wide, dy=dy).results("dense", case.needs)
+    eps = torch.finfo(run.x.dtype).eps
+    rounding = {what: 0.0 for what in reference}
+    for turn in range(3):
+        moved = _moved(wide, dy, eps, case.seed + 10 + turn).results("dense", case.needs)
+        for what, want in reference.items():
+            change = (moved[what] - want).abs()
+            rounding[what] = max(rounding[what], float(change.max()) if change.numel() else 0.0)
+    return reference, rounding
+
+
+def _moved(run: Run, dy: Tensor, eps: float, seed: int) -> Run:
+    """The same run with every input moved by about its rounding."""
+    made = torch.Generator().manual_seed(seed)
+
+    def move(t: Tensor) -> Tensor:
+        return t * (1 + eps * (2 * torch.rand(t.shape, generator=made, dtype=torch.float64) - 1))
+
+    layer = copy.deepcopy(run.layer)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(move(p))
+    domain = run.domain
+    if isinstance(domain, Graph) and domain.edge_weight is not None and not domain.is_undirected:
+        domain = replace(domain, edge_weight=move(domain.edge_weight))
+    return Run(layer, domain, move(run.x), move(dy))
+
+
+def _compare(what: str, got: Tensor, want: Tensor, rounding: float, dtype: torch.dtype, case: FuzzCase) -> None:
+    if got.shape != want.shape:
+        raise Finding(f"{what}: shape {tuple(got.shape)}, and {tuple(want.shape)} in the reference")
+    if got.dtype != dtype:
+        raise Finding(f"{what}: dtype {got.dtype} in a layer of {dtype}")
+    if not got.numel():
+        return
+    largest, info = float(want.abs().max()), torch.finfo(dtype)
+    if not largest < info.max / 1e6 or case.values == "huge" and case.dtype in LIMITED:
+        return  # the result, or what leads to it, may not fit the dtype
+    error = float((got.double() - want).abs().max())
+    allowed = SLACK * (rounding + info.eps * largest) + info.tiny
+    if not error <= allowed:  # NaN fails, too
+        raise Finding(f"{what}: off by {error:.3g}, largest entry {largest:.3g}, rounding explains {allowed:.3g}")
+
+
+def again(case: FuzzCase) -> FuzzCase:
+    """The same case from its printed line."""
+    return FuzzCase.parse(str(case))
+
+
+__all__ = ["DTYPES", "Finding", "Outcome", "again", "check", "laid_out"]
