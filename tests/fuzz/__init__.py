@@ -1,1 +1,1 @@
-"""Random specs, domains and signals; every admitted lowering is held to a float64 reference. See `python -m tests.fuzz --help`."""
+"""Random cases, in which every admitted lowering is held to a float64 reference: `python -m tests.fuzz --help`."""

@@ -185,8 +185,9 @@ def watch(options: argparse.Namespace) -> int:
             take(record)
     seconds = time.monotonic() - start
     print(
-        f"{tally['cases']} cases of {len(operators - {''})} operators in {seconds:.0f} s: {tally['runs']} runs of lowerings "
-        f"agree with float64, {tally['refused']} cases refused in words, {len(findings)} found (seed {seed})"
+        f"{tally['cases']} cases of {len(operators - {''})} operators in {seconds:.0f} s: "
+        f"{tally['runs']} runs of lowerings agree with float64, {tally['refused']} cases refused in words, "
+        f"{len(findings)} found (seed {seed})"
     )
     return 1 if findings else 0
 
