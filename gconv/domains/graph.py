@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from gconv.kernels import apart, lasting, readable, varies, wrapped
-
-T = TypeVar("T")
-
-
-def check_edge_index(edge_index: Any) -> Tensor:
-    """The edge_index, if it can be one. Raises: TypeError, ValueError."""
-    if not isinstance(edge_index, Tensor):
-        raise TypeError(
-            f"edge_index must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
-            "torch.as_tensor converts lists and arrays."
-        )
-    if edge_index.dtype.is_floating_point or edge_index.dtype.is_complex or edge_index.dtype == torch.bool:
-        raise TypeError(
-            f"edge_index holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}."
-        )
-    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
-        raise ValueError(
-            f"edge_index must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
-            f"{tuple(edge_index.shape)}."
-        )
-    return edge_index
+from gconv.domains.edges import Edges, check_edge_index
+from gconv.kernels import apart, readable, varies, wrapped
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Graph:
+class Graph(Edges):
     """A directed graph: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
 
     Equation: the adjacency that acts on signals is A[i, j] = sum of the weights of the edges j -> i.
@@ -72,12 +52,11 @@ class Graph:
     ptr: tuple[int, ...] = ()
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
+    square: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        given = check_edge_index(self.edge_index)
-        with apart(given):
-            edge_index = given.detach().to(torch.int64, copy=True).contiguous()
-        e = edge_index.shape[1]
-        low, high = (int(edge_index.min()), int(edge_index.max())) if e else (0, -1)
+        (low, high), (least, most) = self._copy_edge_index()
+        low, high = min(low, least), max(high, most)
         size = high + 1 if self.size == -1 else int(self.size)
         if low < 0:
             raise ValueError(f"edge_index must not be negative, but it holds node {low}.")
@@ -86,52 +65,20 @@ class Graph:
         if high >= size:
             raise ValueError(f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}.")
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        put("edge_index", edge_index)
         put("size", size)
         put("ptr", tuple(int(p) for p in self.ptr) or (0, size))
-        for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
-            value = getattr(self, name)
-            if value is not None:
-                with apart(value):
-                    put(name, self._check_edge_tensor(name, value, ndims))
+        self._copy_edge_tensors()
         if self.pos is not None:
             if self.pos.ndim != 2 or self.pos.shape[0] != size:
                 raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
-            if self.pos.device != edge_index.device:
-                raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {edge_index.device}.")
+            if self.pos.device != self.device:
+                raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {self.device}.")
             if readable(self.pos) and not bool(torch.isfinite(self.pos.detach()).all()):
                 raise ValueError("pos holds NaN or infinity; every number of it must be finite.")
             with apart(self.pos):
                 put("pos", self.pos.clone())
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
             raise ValueError(f"ptr must rise from 0 to {size}, the number of nodes, but it is {self.ptr}.")
-
-    def _check_edge_tensor(self, name: str, value: Tensor, ndims: tuple[int, ...]) -> Tensor:
-        e = self.edge_index.shape[1]
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch tensor, but a {type(value).__name__} was given.")
-        if value.ndim == 2 and value.shape[1] == 1 and ndims == (1,):
-            value = value[:, 0]
-        if value.ndim not in ndims or value.shape[0] != e:
-            raise ValueError(
-                f"{name} must have one {'number' if ndims == (1,) else 'row'} for each of the {e} edges, "
-                f"but its shape is {tuple(value.shape)}."
-            )
-        if value.device != self.edge_index.device:
-            raise ValueError(f"{name} is on {value.device}, but edge_index is on {self.edge_index.device}.")
-        if name == "edge_type":
-            if value.dtype.is_floating_point or value.dtype == torch.bool:
-                raise TypeError(
-                    f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}."
-                )
-            if e and int(value.min()) < 0:
-                raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
-            return value.detach().to(torch.int64, copy=True)
-        if not value.dtype.is_floating_point:
-            value = value.to(torch.get_default_dtype())
-        if readable(value) and not bool(torch.isfinite(value.detach()).all()):
-            raise ValueError(f"{name} holds NaN or infinity; every number of it must be finite.")
-        return value[:, None].clone() if name == "edge_attr" and value.ndim == 1 else value.clone()
 
     # -- readers ---------------------------------------------------------------------------------------------------
 
@@ -229,39 +176,18 @@ class Graph:
     # -- what is derived, once -------------------------------------------------------------------------------------
 
     @property
-    def num_edges(self) -> int:
-        return self.edge_index.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.edge_index.device
-
-    @property
     def learned(self) -> bool:
         """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
         return varies(self.edge_weight) or varies(self.edge_attr) or varies(self.pos)
 
     @property
-    def source(self) -> Tensor:
-        return self.edge_index[0]
+    def sites(self) -> tuple[int, int]:
+        """(m, n): sites out and sites in of the signals."""
+        return self.size, self.size
 
-    @property
-    def target(self) -> Tensor:
-        return self.edge_index[1]
-
-    def memo(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, computed at most once for this graph and key."""
-        if key not in self._memo:
-            with lasting():
-                self._memo[key] = make()
-        return self._memo[key]
-
-    def weights(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(e,) the edge weights, or ones."""
-        dtype = dtype or torch.get_default_dtype()
-        if self.edge_weight is None:
-            return torch.ones(self.num_edges, dtype=dtype, device=self.device)
-        return self.edge_weight.to(dtype)
+    def at_targets(self, x: Tensor) -> Tensor:
+        """What a signal (*b, n, c) holds of the nodes at which edges arrive: all of it."""
+        return x
 
     def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
         """(n,) the sum of the weights of the edges that arrive at each node."""

@@ -1,4 +1,4 @@
-"""Whatever a user holds that is a graph, as a `Graph`."""
+"""Whatever a user holds that is a graph, as a `Graph`; and an edge_index between two sets of nodes as a `Bipartite`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from gconv.domains.graph import Graph, check_edge_index
+from gconv.domains.bipartite import Bipartite
+from gconv.domains.edges import Edges, check_edge_index
+from gconv.domains.graph import Graph
 from gconv.kernels import varies
 
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Graph last read from it
+_SEEN_PAIRS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Bipartite last read from it
 
 
 def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
@@ -45,18 +48,49 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     )
 
 
+def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | None) -> Bipartite:
+    """A Bipartite from a bare `edge_index`, which is recognised when it comes again, as in `read_graph`.
+
+    Args:
+        edge_index: (2, e), or a Bipartite, which is returned as it is.
+        sizes: (n_source, n_target).
+        tensors: edge_weight, edge_attr, edge_type.
+
+    Raises:
+        TypeError, ValueError: as Bipartite does, or if tensors are given beside a Bipartite.
+    """
+    given = {name: value for name, value in tensors.items() if value is not None}
+    if isinstance(edge_index, Bipartite):
+        if given:
+            raise TypeError(f"{', '.join(given)} can only be given beside a bare edge_index, not beside a Bipartite.")
+        return edge_index
+    check_edge_index(edge_index)
+    grad = any(varies(value) for value in given.values())
+    known: Bipartite | None = None if grad else _SEEN_PAIRS.get(edge_index)
+    if known is not None and known.sizes == tuple(sizes) and _same_edges(known, edge_index, given):
+        return known
+    made = Bipartite(edge_index, sizes, **given)  # type: ignore[arg-type]
+    if not grad:
+        _SEEN_PAIRS[edge_index] = made
+    return made
+
+
 def _read_edge_index(edge_index: Tensor, size: int, given: dict[str, Tensor]) -> Graph:
     check_edge_index(edge_index)
     grad = any(varies(value) for value in given.values())
     known: Graph | None = None if grad else _SEEN.get(edge_index)
-    if known is not None and known.size == size and torch.equal(known.edge_index, edge_index.to(torch.int64)):
-        names = ("edge_weight", "edge_attr", "edge_type")
-        if all(_same(getattr(known, name), given.get(name)) for name in names):
-            return known
+    if known is not None and known.size == size and _same_edges(known, edge_index, given):
+        return known
     graph = Graph(edge_index, size, **given)  # type: ignore[arg-type]
     if not grad:
         _SEEN[edge_index] = graph
     return graph
+
+
+def _same_edges(known: Edges, edge_index: Tensor, given: dict[str, Tensor]) -> bool:
+    names = ("edge_weight", "edge_attr", "edge_type")
+    equal = torch.equal(known.edge_index, edge_index.to(torch.int64))
+    return equal and all(_same(getattr(known, name), given.get(name)) for name in names)
 
 
 def _same(kept: Tensor | None, given: Tensor | None) -> bool:

@@ -1,0 +1,314 @@
+"""Two sets of nodes, and directed edges from the first to the second."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gconv.domains.edges import Edges
+from gconv.kernels import varies
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bipartite(Edges):
+    """Two sets of nodes: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
+
+    Equation: the adjacency is A (n_target, n_source), A[i, j] = sum of the weights of the edges j -> i.
+
+    Meaning: users and items, the nodes of a fine and of a coarse mesh, or a sampled block, whose sources are the
+    neighbours that its targets read. A signal is a pair (x_source, x_target), or x_source alone where an operator reads
+    nothing of the targets; the output lives on the targets.
+
+    Traps: PyG's dialect: source i and target i count as the same node where both exist, as in sampled blocks, which
+    list their targets first among the sources. Only operators that add self-loops (`gat`, `gatv2`, `feast`) read this;
+    between sets that share no nodes, give them add_self_loops=False. Operators that are functions of a square matrix
+    (polynomials of a Laplacian, its eigenvectors, `gcn` with its degrees) refuse a Bipartite.
+
+    Args:
+        edge_index: (2, e) integers: sources in [0, n_source), targets in [0, n_target).
+        sizes: (n_source, n_target).
+        edge_weight: (e,) finite numbers; default: ones.
+        edge_attr: (e, d) finite pseudo-coordinates or features of the edges.
+        edge_type: (e,) integer label of each edge >= 0.
+        ptr: the first source and the first target of each part of a disjoint union, and the sizes; default: one part.
+
+    Shapes: x_source (*b, n_source, i), x_target (*b, n_target, i) -> (*b, n_target, o). Inside a `LinearMap` a pair is
+    one signal, the sources followed by the targets: `stack` and `split` convert.
+
+    Raises:
+        TypeError, ValueError: if a tensor has the wrong shape, dtype, device, a number out of range, or a NaN.
+
+    >>> block = Bipartite(torch.tensor([[0, 1, 2, 2], [0, 0, 0, 1]]), sizes=(3, 2))
+    >>> block, block.T
+    (Bipartite(3 sources, 2 targets, 4 edges), Bipartite(2 sources, 3 targets, 4 edges))
+    """
+
+    edge_index: Tensor
+    sizes: tuple[int, int]
+    edge_weight: Tensor | None = None
+    edge_attr: Tensor | None = None
+    edge_type: Tensor | None = None
+    ptr: tuple[tuple[int, int], ...] = ()
+    _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
+    _with_targets: bool = field(default=False, init=False)
+
+    square: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        sizes = _check_sizes(self.sizes)
+        for (low, high), n, what in zip(self._copy_edge_index(), sizes, ("source", "target"), strict=True):
+            row = "row 0" if what == "source" else "row 1"
+            if low < 0:
+                raise ValueError(f"edge_index must not be negative, but {row} (the {what}s) holds {low}.")
+            if high >= n:
+                raise ValueError(
+                    f"{row} of edge_index names {what} {high}, but sizes={sizes} says that there are {n} {what}s, "
+                    f"numbered from 0; row 0 holds the sources and row 1 the targets."
+                )
+        object.__setattr__(self, "sizes", sizes)
+        self._copy_edge_tensors()
+        ptr = tuple((int(s), int(t)) for s, t in self.ptr) or ((0, 0), sizes)
+        rising = all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(ptr))
+        if ptr[0] != (0, 0) or ptr[-1] != sizes or not rising:
+            raise ValueError(f"ptr must rise from (0, 0) to sizes={sizes}, but it is {ptr}.")
+        object.__setattr__(self, "ptr", ptr)
+
+    # -- readers ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pyg(cls, data: Any, edge_type: tuple[str, str, str] | None = None) -> Bipartite:
+        """A Bipartite from one edge type of a `torch_geometric.data.HeteroData`, or from a `Data` with pairs.
+
+        Args:
+            data: a HeteroData; or a Data whose x is a pair (x_source, x_target), or that has x_s and x_t.
+            edge_type: (source type, relation, target type); needed where a HeteroData has several.
+
+        Raises:
+            ValueError: if the edge type is missing, or the sizes of the two sets are not known.
+        """
+        if hasattr(data, "edge_types"):
+            known = list(data.edge_types)
+            if edge_type is None and len(known) != 1:
+                raise ValueError(f"This HeteroData has {len(known)} edge types, {known}: give edge_type one of them.")
+            kind = known[0] if edge_type is None else tuple(edge_type)
+            if kind not in known:
+                raise ValueError(f"This HeteroData has no edge type {kind!r}; it has {known}.")
+            edges, sizes = data[kind], (data[kind[0]].num_nodes, data[kind[2]].num_nodes)
+            missing = [name for name, n in zip((kind[0], kind[2]), sizes, strict=True) if n is None]
+        else:
+            edges = data
+            pair = data["x"] if "x" in data and isinstance(data["x"], tuple | list) else None
+            if pair is None and "x_s" in data and "x_t" in data:
+                pair = data["x_s"], data["x_t"]
+            if pair is None or len(pair) != 2 or any(x is None for x in pair):
+                raise ValueError("This Data has no pair of node features: x=(x_source, x_target), or x_s and x_t.")
+            sizes, missing = (len(pair[0]), len(pair[1])), []
+        if missing:
+            raise ValueError(f"The number of nodes of {' and '.join(missing)} is not known: set num_nodes.")
+        if "edge_index" not in edges:
+            raise ValueError("There is no edge_index, so there are no edges to read.")
+        pick = {key: edges[key] for key in ("edge_weight", "edge_attr", "edge_type") if key in edges}
+        return cls(edges["edge_index"], sizes, **pick)
+
+    @classmethod
+    def union(cls, blocks: Iterable[Bipartite]) -> Bipartite:
+        """The disjoint union: sources and targets are numbered on, each for itself; `ptr` marks the parts.
+
+        Raises:
+            ValueError: if the list is empty, or only some of them carry weights, attributes or labels.
+        """
+        blocks = list(blocks)
+        if not blocks:
+            raise ValueError("The union of no domains is not defined; give at least one.")
+        starts = [(0, 0)]
+        for block in blocks:
+            starts.append((starts[-1][0] + block.sizes[0], starts[-1][1] + block.sizes[1]))
+        index = torch.cat(
+            [b.edge_index + b.edge_index.new_tensor(s)[:, None] for b, s in zip(blocks, starts, strict=False)], 1
+        )
+        tensors: dict[str, Tensor] = {}
+        for name in ("edge_weight", "edge_attr", "edge_type"):
+            have = [value for block in blocks if (value := getattr(block, name)) is not None]
+            if have and len(have) < len(blocks):
+                raise ValueError(f"Only {len(have)} of the {len(blocks)} have {name}; give it to all or to none.")
+            if have:
+                tensors[name] = torch.cat(have)
+        ptr = [(0, 0)]
+        for block, (s, t) in zip(blocks, starts, strict=False):
+            ptr += [(s + a, t + b) for a, b in block.ptr[1:]]
+        return cls(index, starts[-1], ptr=tuple(ptr), **tensors)
+
+    # -- signals ---------------------------------------------------------------------------------------------------
+
+    def stack(self, x_source: Tensor, x_target: Tensor | None = None) -> Tensor:
+        """One signal (*b, n_source + n_target, c): the sources, then the targets; None stands for zeros.
+
+        The narrower of the two is filled up with channels of zeros.
+
+        Raises:
+            TypeError, ValueError: if the two do not fit this domain or each other.
+
+        >>> block = Bipartite(torch.tensor([[0, 1], [0, 0]]), sizes=(2, 1))
+        >>> x = block.stack(torch.ones(2, 1), torch.ones(1, 2))
+        >>> x
+        tensor([[1., 0.],
+                [1., 0.],
+                [1., 1.]])
+        >>> tuple(part.shape for part in block.split(x))
+        (torch.Size([2, 2]), torch.Size([1, 2]))
+        """
+        self.check_pair(x_source, x_target)
+        if x_target is None:
+            x_target = x_source.new_zeros(*x_source.shape[:-2], self.sizes[1], x_source.shape[-1])
+        wide = max(x_source.shape[-1], x_target.shape[-1])
+        both = [
+            x if x.shape[-1] == wide else torch.nn.functional.pad(x, (0, wide - x.shape[-1]))
+            for x in (x_source, x_target)
+        ]
+        return torch.cat(both, -2)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sources' and the targets' part of a stacked signal.
+
+        Raises:
+            ValueError: if it has another number of sites.
+        """
+        n, m = self.sizes
+        if x.ndim < 2 or x.shape[-2] != n + m:
+            raise ValueError(f"A stacked signal on {self!r} has {n} + {m} sites, but x has shape {tuple(x.shape)}.")
+        return x[..., :n, :], x[..., n:, :]
+
+    def check_pair(self, x_source: Tensor, x_target: Tensor | None) -> None:
+        """Refuse features that do not fit the two sets of nodes, or each other."""
+        for x, n, what in ((x_source, self.sizes[0], "source"), (x_target, self.sizes[1], "target")):
+            if x is None and what == "target":
+                continue
+            if not isinstance(x, Tensor):
+                raise TypeError(f"x_{what} must be a torch tensor, not a {type(x).__name__}.")
+            if x.ndim < 2 or x.shape[-2] != n:
+                raise ValueError(
+                    f"{self!r} takes x_{what} of shape (*b, {n} {what}s, channels), but it has shape {tuple(x.shape)}."
+                )
+            if x.device != self.device:
+                raise ValueError(f"The edges are on {self.device}, but x_{what} is on {x.device}; move one of them.")
+        if x_target is None:
+            return
+        if x_source.shape[:-2] != x_target.shape[:-2]:
+            raise ValueError(
+                f"x_source and x_target must have the same batch axes, but they have the shapes "
+                f"{tuple(x_source.shape)} and {tuple(x_target.shape)}."
+            )
+        if x_source.dtype != x_target.dtype:
+            raise TypeError(f"x_source is {x_source.dtype}, but x_target is {x_target.dtype}; convert one of them.")
+
+    # -- what is derived, once -------------------------------------------------------------------------------------
+
+    @property
+    def learned(self) -> bool:
+        """Whether what the edges carry needs gradients, so that nothing derived from it may be kept."""
+        return varies(self.edge_weight) or varies(self.edge_attr)
+
+    @property
+    def with_targets(self) -> Bipartite:
+        """The same edges for stacked signals, which hold the targets' features too; made once."""
+        if self._with_targets:
+            return self
+        return self.memo("with targets", lambda: self._sibling(_with_targets=True))
+
+    @property
+    def sites(self) -> tuple[int, int]:
+        """(m, n): sites out and sites in of the signals."""
+        n, m = self.sizes
+        return m, n + m * self._with_targets
+
+    def at_targets(self, x: Tensor) -> Tensor:
+        """What a stacked signal (*b, n, c) holds of the nodes at which edges arrive, (*b, m, c)."""
+        return x[..., self.sizes[0] :, :]
+
+    @property
+    def T(self) -> Bipartite:
+        """The same edges the other way, from the targets to the sources."""
+
+        def reverse() -> Bipartite:
+            ptr = tuple((t, s) for s, t in self.ptr)
+            return self._sibling(
+                edge_index=self.edge_index.flip(0), sizes=self.sizes[::-1], ptr=ptr, _with_targets=False
+            )
+
+        return self.memo("T", reverse)
+
+    def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(n_target,) the sum of the weights of the edges that arrive at each target."""
+        w = self.weights(dtype)
+        return w.new_zeros(self.sizes[1]).index_add(0, self.target, w)
+
+    def out_degree(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(n_source,) the sum of the weights of the edges that leave each source."""
+        w = self.weights(dtype)
+        return w.new_zeros(self.sizes[0]).index_add(0, self.source, w)
+
+    def shared(self) -> tuple[Tensor, Tensor]:
+        """The numbers of the nodes that are source and target at once: number i of a part in both sets."""
+        starts, counts = [], []
+        for (s, t), (next_s, next_t) in itertools.pairwise(self.ptr):
+            starts.append((s, t))
+            counts.append(min(next_s - s, next_t - t))
+        count = torch.tensor(counts, device=self.device)
+        start = torch.tensor(starts, device=self.device).repeat_interleave(count, 0)
+        rank = torch.arange(len(start), device=self.device)
+        rank = rank - (count.cumsum(0) - count).repeat_interleave(count)
+        return start[:, 0] + rank, start[:, 1] + rank
+
+    def to(self, device: torch.device | str) -> Bipartite:
+        """The same edges on another device; itself if they are there already."""
+        if torch.device(device) == self.device:
+            return self
+        tensors = {e.name: v.to(device) for e in fields(self) if isinstance(v := getattr(self, e.name), Tensor)}
+        return self._sibling(**tensors)
+
+    def permute(self, source: Tensor, target: Tensor) -> Bipartite:
+        """The same edges with source v renamed to `source[v]` and target v to `target[v]`."""
+        index = torch.stack([source[self.source], target[self.target]])
+        return Bipartite(index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type)
+
+    def _sibling(self, **changes: Any) -> Bipartite:
+        """A copy with some fields changed, without the checks that this one has passed."""
+        made = object.__new__(Bipartite)
+        for entry in fields(self):
+            object.__setattr__(made, entry.name, changes.get(entry.name, getattr(self, entry.name)))
+        object.__setattr__(made, "_memo", {})
+        return made
+
+    def __repr__(self) -> str:
+        extra = [name for name in ("edge_weight", "edge_attr", "edge_type") if getattr(self, name) is not None]
+        parts = len(self.ptr) - 1
+        tail = (f", {parts} parts" if parts != 1 else "") + "".join(f", {name}" for name in extra)
+        n, m = self.sizes
+        view = ".with_targets" if self._with_targets else ""
+        return f"Bipartite({n} sources, {m} targets, {self.num_edges} edges{tail}){view}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the derived structure, which is cheap to compute again."""
+        args = (self.edge_index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type, self.ptr)
+        return _unpickled, (self._with_targets, *args)
+
+
+def _unpickled(with_targets: bool, *args: Any) -> Bipartite:
+    made = Bipartite(*args)
+    return made.with_targets if with_targets else made
+
+
+def _check_sizes(sizes: Any) -> tuple[int, int]:
+    try:
+        n, m = sizes
+        n, m = n.__index__(), m.__index__()
+    except (TypeError, ValueError, AttributeError):
+        raise TypeError(f"sizes must be two numbers, (n_source, n_target), but it is {sizes!r}.") from None
+    if n < 0 or m < 0:
+        raise ValueError(f"sizes=(n_source, n_target) must not be negative, but it is {(n, m)}.")
+    return n, m

@@ -1,0 +1,127 @@
+"""Directed edges and what they carry: what graphs of one set of nodes and of two have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from gconv.kernels import apart, lasting, readable
+
+T = TypeVar("T")
+
+
+def check_edge_index(edge_index: Any) -> Tensor:
+    """The edge_index, if it can be one. Raises: TypeError, ValueError."""
+    if not isinstance(edge_index, Tensor):
+        raise TypeError(
+            f"edge_index must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
+            "torch.as_tensor converts lists and arrays."
+        )
+    if edge_index.dtype.is_floating_point or edge_index.dtype.is_complex or edge_index.dtype == torch.bool:
+        raise TypeError(
+            f"edge_index holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}."
+        )
+    if edge_index.ndim != 2 or edge_index.shape[0] != 2:
+        raise ValueError(
+            f"edge_index must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
+            f"{tuple(edge_index.shape)}."
+        )
+    return edge_index
+
+
+class Edges:
+    """The edges of a `Graph` or a `Bipartite`, and a place for what is derived from them once."""
+
+    edge_index: Tensor
+    edge_weight: Tensor | None
+    edge_attr: Tensor | None
+    edge_type: Tensor | None
+    _memo: dict[Hashable, Any]
+
+    square: ClassVar[bool]  # whether sources and targets are the same nodes
+
+    @property
+    def sites(self) -> tuple[int, int]:
+        """(m, n): sites out and sites in of the signals."""
+        raise NotImplementedError
+
+    def at_targets(self, x: Tensor) -> Tensor:
+        """What a signal (*b, n, c) holds of the nodes at which edges arrive, (*b, m, c)."""
+        raise NotImplementedError
+
+    def _copy_edge_index(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Keep a copy of edge_index. Returns the least and the largest number among the sources, and the targets'."""
+        given = check_edge_index(self.edge_index)
+        with apart(given):
+            copied = given.detach().to(torch.int64, copy=True).contiguous()
+        object.__setattr__(self, "edge_index", copied)
+        source, target = ((int(end.min()), int(end.max())) if len(end) else (0, -1) for end in copied)
+        return source, target
+
+    def _copy_edge_tensors(self) -> None:
+        """Keep copies of edge_weight, edge_attr and edge_type."""
+        for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
+            value = getattr(self, name)
+            if value is not None:
+                with apart(value):
+                    object.__setattr__(self, name, self._check_edge_tensor(name, value, ndims))
+
+    def _check_edge_tensor(self, name: str, value: Tensor, ndims: tuple[int, ...]) -> Tensor:
+        e = self.edge_index.shape[1]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, but a {type(value).__name__} was given.")
+        if value.ndim == 2 and value.shape[1] == 1 and ndims == (1,):
+            value = value[:, 0]
+        if value.ndim not in ndims or value.shape[0] != e:
+            raise ValueError(
+                f"{name} must have one {'number' if ndims == (1,) else 'row'} for each of the {e} edges, "
+                f"but its shape is {tuple(value.shape)}."
+            )
+        if value.device != self.edge_index.device:
+            raise ValueError(f"{name} is on {value.device}, but edge_index is on {self.edge_index.device}.")
+        if name == "edge_type":
+            if value.dtype.is_floating_point or value.dtype == torch.bool:
+                raise TypeError(
+                    f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}."
+                )
+            if e and int(value.min()) < 0:
+                raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
+            return value.detach().to(torch.int64, copy=True)
+        if not value.dtype.is_floating_point:
+            value = value.to(torch.get_default_dtype())
+        if readable(value) and not bool(torch.isfinite(value.detach()).all()):
+            raise ValueError(f"{name} holds NaN or infinity; every number of it must be finite.")
+        return value[:, None].clone() if name == "edge_attr" and value.ndim == 1 else value.clone()
+
+    @property
+    def num_edges(self) -> int:
+        return self.edge_index.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.edge_index.device
+
+    @property
+    def source(self) -> Tensor:
+        return self.edge_index[0]
+
+    @property
+    def target(self) -> Tensor:
+        return self.edge_index[1]
+
+    def memo(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, computed at most once for these edges and this key."""
+        if key not in self._memo:
+            with lasting():
+                self._memo[key] = make()
+        return self._memo[key]
+
+    def weights(self, dtype: torch.dtype | None = None) -> Tensor:
+        """(e,) the edge weights, or ones."""
+        dtype = dtype or torch.get_default_dtype()
+        if self.edge_weight is None:
+            return torch.ones(self.num_edges, dtype=dtype, device=self.device)
+        return self.edge_weight.to(dtype)
