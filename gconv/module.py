@@ -18,7 +18,7 @@ from gconv.linear import LinearMap
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, measured, node_order, plan, strides, wanted
-from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta
+from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
 
 _GRID_BASES: dict[Hashable, Basis] = {}
 _GRID_TARGETS: dict[Hashable, Domain] = {}
@@ -28,20 +28,32 @@ KEPT = 64  # shapes of signals whose way a layer remembers
 def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
     """S on a domain; what depends on the domain alone is made once and kept."""
     if structure.kind != "fixed":
-        return structure.basis(domain, theta, x)
+        return _made(structure, domain, theta, x)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Graph):
         if domain.learned:
-            return structure.basis(domain, theta, x)
-        return domain.memo(key, lambda: structure.basis(domain, theta, x))
+            return _made(structure, domain, theta, x)
+        return domain.memo(key, lambda: _made(structure, domain, theta, x))
     if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
-        return structure.basis(domain, theta, x)
+        return _made(structure, domain, theta, x)
     if (domain, key) not in _GRID_BASES:
         if len(_GRID_BASES) >= KEPT:
             _GRID_BASES.clear()
         with apart():
-            _GRID_BASES[domain, key] = structure.basis(domain, theta, x)
+            _GRID_BASES[domain, key] = _made(structure, domain, theta, x)
     return _GRID_BASES[domain, key]
+
+
+def _made(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+    """What the structure makes of a domain. Raises: TypeError where it is no Basis of its taps."""
+    S = structure.basis(domain, theta, x)
+    if not hasattr(S, "contract") or S.shape[0] != structure.taps:
+        what = f"{S.shape[0]} taps" if hasattr(S, "contract") else f"a {type(S).__name__}"
+        raise TypeError(
+            f"The basis of {type(structure).__name__} must be a stack of {structure.taps} sparse matrices, one of the "
+            f"forms in gconv.basis, but it is {what}."
+        )
+    return S
 
 
 def leads_to(structure: Structure, domain: Domain) -> Domain:
@@ -53,6 +65,19 @@ def leads_to(structure: Structure, domain: Domain) -> Domain:
             _GRID_TARGETS.clear()
         _GRID_TARGETS[structure, domain] = structure.target(domain)
     return _GRID_TARGETS[structure, domain]
+
+
+def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
+    """Whether GConv was given one spec. Raises: TypeError."""
+    if isinstance(spec, OperatorSpec):
+        if not arguments:
+            return
+        raise TypeError(f"GConv takes one spec, but {len(arguments)} more arguments were given beside {spec}.")
+    name = getattr(spec, "__name__", "")
+    if name in list_operators():
+        call = f"{name}({', '.join(map(repr, arguments)) or '...'})"
+        raise TypeError(f"GConv takes an operator spec, not the function that makes one: write GConv({call}).")
+    raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
 
 
 def dropped(S: Basis, share: float) -> Basis:
@@ -97,11 +122,14 @@ class GConv(nn.Module):
     """
 
     def __init__(
-        self, spec: OperatorSpec, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        spec: OperatorSpec,
+        *arguments: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(spec, OperatorSpec):
-            raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
+        _check_spec(spec, arguments)
         self.spec = spec
         # for images, and on each graph: shape of x -> S and the lowering that was chosen
         self._images: dict[Hashable, tuple[Basis, Run]] = {}
@@ -235,6 +263,10 @@ class GConv(nn.Module):
             ValueError: if the structure is adaptive and no x is given.
         """
         structure, mixing = self.spec.structure, self.spec.mixing
+        if structure.domain == "grid" and not isinstance(domain, Grid | Graph):
+            raise TypeError(
+                f"{self.spec.name} works on a grid, such as Grid((32, 32)), but a {type(domain).__name__} was given."
+            )
         place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
         self._check_domain(place)
         if x is not None:

@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import ast
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import wraps
-from typing import Any, Literal, Protocol
+from functools import cache, wraps
+from typing import Any, Literal, NoReturn, Protocol, get_type_hints
 
 import torch
 from torch import Tensor
 
+from gconv import arguments as given
 from gconv.basis import Basis
 from gconv.domains import Graph, Grid
 from gconv.mixing import Mixing, Parametrised
 
 Domain = Grid | Graph
+MAX_TEXT = 4000  # characters of a printed spec
 POSITIONAL = ("in_channels", "out_channels", "channels", "kernel_size")  # printed without their names
 
 
@@ -116,11 +119,40 @@ class OperatorSpec:
     init: Literal["fan_in", "glorot"] = "fan_in"
 
     def __post_init__(self) -> None:
+        self._check_parts()
         if self.structure.taps != self.mixing.taps:
             raise ValueError(
                 f"{self.name}: the structure has {self.structure.taps} taps, but the mixing has {self.mixing.taps}; "
                 "they must be the same."
             )
+
+    def _check_parts(self) -> None:
+        """Whether structure and mixing have what their protocols ask for. Raises: TypeError."""
+        if not isinstance(self.name, str):
+            raise TypeError(f"The name of an operator is a word, but a {type(self.name).__name__} was given.")
+        for role, part, names in (
+            ("structure", self.structure, ("taps", "domain", "kind", "parameters", "basis", "target")),
+            ("mixing", self.mixing, ("taps", "shape", "fan_in", "channels")),
+        ):
+            missing = [name for name in names if not hasattr(part, name)]
+            if missing:
+                raise TypeError(
+                    f"{self.name}: its {role}, a {type(part).__name__}, has no {' and no '.join(missing)}; "
+                    f"a {role} needs {', '.join(names)}."
+                )
+            try:
+                hash(part)
+            except TypeError as error:
+                raise TypeError(
+                    f"{self.name}: its {role}, a {type(part).__name__}, cannot be hashed ({error}); make it a frozen "
+                    "dataclass whose fields are numbers, words and tuples of them."
+                ) from None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """A spec has no weights, so it cannot be applied. Raises: TypeError."""
+        raise TypeError(
+            f"{self} is a spec, which has no weights: make a layer of it, layer = GConv({self}), and call that."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold."""
@@ -131,40 +163,52 @@ class OperatorSpec:
         """The spec that `to_dict` described.
 
         Raises:
-            ValueError: if the operator is unknown.
+            ValueError: if this is no such description, the operator is unknown, or a value does not fit.
+            TypeError: if an argument is unknown or missing.
         """
-        rest = {key: _frozen(value) for key, value in data.items() if key != "operator"}
+        if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
+            kind = "a mapping whose keys are not words" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+            raise ValueError(f'from_dict takes what to_dict returns, such as {{"operator": "gcn", ...}}, not {kind}.')
+        rest = {key: value for key, value in data.items() if key != "operator"}
         return operator(data.get("operator", "")).factory(**rest)
 
     @classmethod
     def parse(cls, text: str) -> OperatorSpec:
-        """The spec of a printed one, e.g. `"cheb(16, 32, k=3)"`; only literals are read, nothing is executed."""
+        """The spec of a printed one, e.g. `"cheb(16, 32, k=3)"`; only literals are read, nothing is executed.
+
+        Raises:
+            ValueError: if the text is not a call of a known operator with literals, or longer than any printed spec.
+        """
+        if not isinstance(text, str):
+            raise ValueError(
+                f"parse takes a printed operator such as 'cheb(16, 32, k=3)', not a {type(text).__name__}."
+            )
         try:
-            call = ast.parse(text, mode="eval").body
-            assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+            call = ast.parse(text.strip(), mode="eval").body if len(text) <= MAX_TEXT else None
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                raise ValueError
             positional = [ast.literal_eval(a) for a in call.args]
-            named = {str(a.arg): ast.literal_eval(a.value) for a in call.keywords}
-        except (SyntaxError, ValueError, AssertionError):
-            raise ValueError(f"{text!r} is not a printed operator such as 'cheb(16, 32, k=3)'.") from None
+            named = {a.arg: ast.literal_eval(a.value) for a in call.keywords if a.arg is not None}
+            if len(named) < len(call.keywords):
+                raise ValueError
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            raise ValueError(f"{given.shown(text)} is not a printed operator such as 'cheb(16, 32, k=3)'.") from None
         return operator(call.func.id).factory(*positional, **named)
 
     def __repr__(self) -> str:
-        signature = inspect.signature(operator(self.name).factory).parameters
+        known = _OPERATORS.get(self.name)
+        signature = inspect.signature(known.factory).parameters if known else {}
         parts: list[str] = []
         named = False
         for key, value in self.arguments:
             named = named or key not in POSITIONAL
-            if value != signature[key].default:
+            if key not in signature or value != signature[key].default:
                 parts.append(f"{key}={value!r}" if named else repr(value))
         return f"{self.name}({', '.join(parts)})"
 
 
 def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
 # -- the registry --------------------------------------------------------------------------------------------------
@@ -209,12 +253,18 @@ def register(
 ) -> Callable[[Callable[..., Any]], Callable[..., OperatorSpec]]:
     """Enter a factory into the registry.
 
-    The factory returns `(structure, mixing, bias)`; what it was given becomes the identity of the spec.
+    The factory returns `(structure, mixing, bias)`; what it was given becomes the identity of the spec. Numbers and
+    arrays of numpy and torch, and lists, reach it as Python's own numbers and tuples. Each argument is held to its
+    annotation (int, float, bool, str, None, Literal, and tuples and unions of them). A definition that is run again in
+    the same module, as in a notebook, replaces the former one with a warning.
 
     Args:
         samples: makes the cases that the laws run on.
         citation: the source, one line.
         init: how weights start.
+
+    Raises:
+        ValueError: if another module has registered an operator of this name.
     """
 
     def enter(make: Callable[..., tuple[Structure, Mixing | Parametrised, bool]]) -> Callable[..., OperatorSpec]:
@@ -222,19 +272,64 @@ def register(
 
         @wraps(make)
         def factory(*args: Any, **kwargs: Any) -> OperatorSpec:
-            bound = signature.bind(*args, **kwargs)
+            bound = given.bind(signature, make.__name__, args, kwargs)
             bound.apply_defaults()
-            arguments = tuple((key, _frozen(value)) for key, value in bound.arguments.items())
-            structure, mixing, bias = make(**dict(arguments))
-            return OperatorSpec(make.__name__, arguments, structure, mixing, bias, init)
+            arguments = _read_arguments(make, bound.arguments)
+            _check_types(
+                make, arguments, (bool, float)
+            )  # operators check integers and words themselves, in more detail
+            try:
+                structure, mixing, bias = make(**arguments)
+            except (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError) as error:
+                _check_types(make, arguments)
+                what = ", ".join(f"{key}={given.shown(value)}" for key, value in arguments.items())
+                raise ValueError(
+                    f"{make.__name__} cannot be made of {what}: {error or type(error).__name__}."
+                ) from error
+            _check_types(make, arguments)
+            return OperatorSpec(make.__name__, tuple(arguments.items()), structure, mixing, bias, init)
 
         factory.__annotations__ = {**make.__annotations__, "return": OperatorSpec}
-        if make.__name__ in _OPERATORS:
-            raise ValueError(f"An operator named {make.__name__} is registered already.")
+        known = _OPERATORS.get(make.__name__)
+        if known is not None:
+            if known.factory.__module__ != make.__module__:
+                raise ValueError(
+                    f"An operator named {make.__name__} is registered already, by {known.factory.__module__}; "
+                    "choose another name."
+                )
+            warnings.warn(
+                f"The operator {make.__name__} was defined before in {make.__module__}; this definition replaces it. "
+                "Specs and layers that were made keep the former one.",
+                stacklevel=2,
+            )
         _OPERATORS[make.__name__] = Operator(make.__name__, factory, samples, citation)
         return factory
 
     return enter
+
+
+def _read_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as Python's own numbers, words and tuples; 0 and 1 as truth values where those are asked for."""
+    read = {key: given.plain(value, f"{make.__name__}: {key}") for key, value in arguments.items()}
+    flags = (key for key, hint in _hints(make).items() if hint is bool)
+    return read | {key: bool(read[key]) for key in flags if type(read.get(key)) is int and read[key] in (0, 1)}
+
+
+def _check_types(make: Callable[..., Any], arguments: Mapping[str, Any], only: tuple[type, ...] = ()) -> None:
+    """Hold arguments to their annotations. Raises: ValueError, as every other check of an operator's arguments."""
+    for key, hint in _hints(make).items():
+        if key in arguments and (not only or hint in only) and not given.fits(arguments[key], hint):
+            raise ValueError(
+                f"{make.__name__}: {key} must be {given.described(hint)}, but it is {given.shown(arguments[key])}."
+            )
+
+
+@cache
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(make)
+    except Exception:  # annotations that name what cannot be found are not checked
+        return {}
 
 
 def operator(name: str) -> Operator:
@@ -245,7 +340,8 @@ def operator(name: str) -> Operator:
     """
     import gconv.operators  # noqa: F401  (registers the library's own)
 
-    if name not in _OPERATORS:
+    if not isinstance(name, str) or name not in _OPERATORS:
+        name = name[:60] if isinstance(name, str) else given.shown(name)
         raise ValueError(f"There is no operator named {name!r}; there are {', '.join(sorted(_OPERATORS))}.")
     return _OPERATORS[name]
 
@@ -267,4 +363,4 @@ def cite(spec: OperatorSpec | str) -> str:
     >>> cite("gcn")
     'Kipf and Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017'
     """
-    return operator(spec if isinstance(spec, str) else spec.name).citation
+    return operator(spec.name if isinstance(spec, OperatorSpec) else spec).citation

@@ -12,7 +12,7 @@ from gconv.basis import Shifts
 from gconv.basis.shifts import Mode
 from gconv.domains import Grid
 from gconv.mixing import Dense, Grouped, Mixing, Separable
-from gconv.operators.shapes import Padding, Pairs, grid, pads_on, per_axis, read_padding, split_pads
+from gconv.operators.shapes import Padding, Pairs, axes, grid, pads_on, per_axis, read_padding, split_pads
 from gconv.spec import Parameter, Sample, Theta, register
 
 DUMOULIN = "Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016"
@@ -76,7 +76,7 @@ def read_kernel(
     ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode, extra: Any = None
 ) -> Kernel:
     """The structure of a convolution from torch's arguments; `extra`, its output_padding, makes it a transposed one."""
-    kernel = per_axis("kernel_size", kernel_size, ndim, 1)
+    kernel = per_axis("kernel_size", kernel_size, axes(ndim), 1)
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if mode not in ("zeros", "circular", "reflect", "replicate"):
         raise ValueError(f"padding_mode must be 'zeros', 'circular', 'reflect' or 'replicate', but it is {mode!r}.")

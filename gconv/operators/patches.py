@@ -13,7 +13,7 @@ from gconv.basis.shifts import Mode
 from gconv.domains import Grid
 from gconv.mixing import Fixed, Patches, Shuffled
 from gconv.operators.convolution import DUMOULIN, Kernel
-from gconv.operators.shapes import Pairs, grid, messy, per_axis, read_padding
+from gconv.operators.shapes import Pairs, axes, grid, messy, per_axis, read_padding
 from gconv.spec import Domain, Parameter, Sample, Theta, register
 
 SHI = "Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel CNN, CVPR 2016"
@@ -115,7 +115,7 @@ def _patches(
     kernel_size: Any, dilation: Any, padding: Any, stride: Any, ndim: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Pairs]:
     """Kernel, stride, dilation and padding, read."""
-    kernel = per_axis("kernel_size", kernel_size, ndim, 1)
+    kernel = per_axis("kernel_size", kernel_size, axes(ndim), 1)
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     pads = read_padding(padding, kernel, steps, spread)
     if isinstance(pads, str):
@@ -197,7 +197,7 @@ def fold(
             [2., 4., 2.],
             [1., 2., 1.]])
     """
-    size = per_axis("output_size", output_size, ndim, 1)
+    size = per_axis("output_size", output_size, axes(ndim), 1)
     kernel, steps, spread, pads = _patches(kernel_size, dilation, padding, stride, ndim)
     return Folding(size, kernel, steps, spread, pads), Patches(math.prod(kernel), True), False
 
@@ -232,7 +232,7 @@ def pixel_shuffle(upscale_factor: int, ndim: int = 2) -> Any:
     tensor([[0., 1.],
             [2., 3.]])
     """
-    kernel = (*per_axis("upscale_factor", upscale_factor, 1, 1),) * ndim
+    kernel = (*per_axis("upscale_factor", upscale_factor, 1, 1),) * axes(ndim)
     return Folding(None, kernel, kernel, (1,) * ndim, ((0, 0),) * ndim), Patches(math.prod(kernel), True), False
 
 
@@ -263,7 +263,7 @@ def pixel_unshuffle(downscale_factor: int, ndim: int = 2) -> Any:
     >>> GConv(pixel_unshuffle(2))(torch.arange(4.0).reshape(1, 1, 2, 2)).flatten()
     tensor([0., 1., 2., 3.])
     """
-    kernel = (*per_axis("downscale_factor", downscale_factor, 1, 1),) * ndim
+    kernel = (*per_axis("downscale_factor", downscale_factor, 1, 1),) * axes(ndim)
     return Blocks(kernel), Patches(math.prod(kernel)), False
 
 
@@ -335,7 +335,7 @@ def pad(padding: Any, mode: Mode = "zeros", ndim: int = 2) -> Any:
     """
     if mode not in ("zeros", "circular", "reflect", "replicate"):
         raise ValueError(f"mode must be 'zeros', 'circular', 'reflect' or 'replicate', but it is {mode!r}.")
-    ones = (1,) * ndim
+    ones = (1,) * axes(ndim)
     if isinstance(padding, str):
         raise ValueError(f"pad takes numbers or pairs (before, after), not {padding!r}.")
     return Kernel(ones, ones, ones, read_padding(padding, ones, ones, ones, None), mode), Fixed(), False

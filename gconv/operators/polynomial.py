@@ -71,7 +71,7 @@ def cheb(
     out_channels: int,
     k: int,
     normalization: Literal["sym", "rw"] | None = "sym",
-    lambda_max: float | Literal["bound", "exact"] = "bound",
+    lambda_max: float | str | None = "bound",
     bias: bool = True,
 ) -> Any:
     """The Chebyshev convolution: a filter of k terms, k - 1 steps wide, learned without an eigenbasis.

@@ -17,6 +17,7 @@ from gconv.operators.attention import row_softmax
 from gconv.operators.shapes import messy
 from gconv.spec import Parameter, Sample, Theta, register
 
+MAX_TAPS = 2**20  # relations times heads
 Mechanism = Literal["across-relation", "within-relation"]
 Mod = Literal["f-additive", "f-scaled"] | None
 
@@ -128,6 +129,10 @@ def rgat(
         )
     if not 0 <= dropout < 1 or (dropout and mod):
         raise ValueError(f"dropout is a probability in [0, 1), and 0 where there is a mod, but it is {dropout!r}.")
+    if num_relations * heads > MAX_TAPS:
+        raise ValueError(
+            f"num_relations times heads must be at most {MAX_TAPS}, but they are {num_relations} and {heads}."
+        )
     within = attention_mechanism == "within-relation"
     structure = RelationalAttention(num_relations, heads, out_channels, within, mod, negative_slope, dropout)
     if not concat:

@@ -25,6 +25,17 @@ def per_axis(name: str, value: Any, ndim: int, least: int | None) -> tuple[int, 
     return values
 
 
+def axes(ndim: Any) -> int:
+    """The number of axes of a grid.
+
+    Raises:
+        ValueError: if it is not 1, 2 or 3.
+    """
+    if type(ndim) is not int or ndim not in (1, 2, 3):
+        raise ValueError(f"ndim must be 1, 2 or 3, but it is {ndim!r}.")
+    return ndim
+
+
 Pairs = tuple[tuple[int, int], ...]
 Padding = Pairs | Literal["same_upper", "same_lower"]
 

@@ -135,8 +135,8 @@ def spline(
     >>> GConv(spline(3, 2, dim=2, kernel_size=5))(torch.zeros(6, 3), located()).shape
     torch.Size([6, 2])
     """
-    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-        raise ValueError(f"dim must be a positive integer, but it is {dim!r}.")
+    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= 16:
+        raise ValueError(f"dim must be a positive integer of at most 16, but it is {dim!r}.")
     if degree not in PIECES:
         raise ValueError(f"degree must be 1, 2 or 3, but it is {degree!r}.")
     if aggr not in ("mean", "sum"):
