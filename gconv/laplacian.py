@@ -127,8 +127,12 @@ def normalised(entries: Pattern, w: Tensor, norm: Norm = "sym", degree: Degree =
 
 
 def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
-    """(e,) one over the number of entries in the row of each entry (of its tap): values that average."""
+    """(e,) one over the number of entries in the row of each entry (of its tap): values that average.
+
+    In float32 for float16, which rounds a share of many entries coarsely, or to 0.
+    """
     k, m, _ = entries.shape
+    dtype = torch.float32 if dtype == torch.float16 else dtype
     row = entries.row * k + entries.tap
     one = torch.ones(len(row), dtype=torch.float64, device=row.device)
     return (1 / one.new_zeros(m * k).index_add(0, row, one).clamp(min=1))[row].to(dtype)

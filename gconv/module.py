@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps
 from gconv.domains import Graph, Grid, read_graph
+from gconv.errors import InputError, InputTypeError
 from gconv.kernels import apart, known, transformed
 from gconv.linear import LinearMap
+from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, measured, node_order, plan, strides, wanted
@@ -187,16 +189,15 @@ class GConv(nn.Module):
         mixing, W = plain(self.spec.mixing, self.weight)
         bias = spread_bias(self.spec.mixing, self.bias)
         chosen = plan(S, mixing, signal, lowering).chosen
-        on_images = isinstance(place, Grid) and x.ndim == place.ndim + 2 and chosen.images is not None
-        run = chosen.images if on_images and chosen.images is not None else chosen.run
-        if ways is not None and (on_images or place is domain) and not transformed():
+        target = leads_to(self.spec.structure, place)
+        images = isinstance(target, Grid)
+        run = on_images(chosen, S, mixing, W, x, target.shape) if isinstance(target, Grid) else chosen.run
+        if ways is not None and (images or place is domain) and not transformed():
             if len(ways) >= KEPT:
                 ways.clear()
-            run = (chosen.prepare and not on_images and chosen.prepare(S, mixing, x)) or run
+            run = (chosen.prepare and not images and chosen.prepare(S, mixing, x)) or run
             ways[key] = S, run
-        y = self._cast(run(S, mixing, W, x if on_images else signal, bias))
-        target = leads_to(self.spec.structure, place)
-        return y.mT.unflatten(-1, target.shape) if isinstance(target, Grid) and not on_images else y
+        return self._cast(run(S, mixing, W, x if images else signal, bias))
 
     def _cast(self, y: Tensor) -> Tensor:
         """y in the type that torch's own layers give under autocast, whichever lowering made it."""
@@ -310,12 +311,12 @@ class GConv(nn.Module):
         if domain is None:
             raise TypeError(f"{self.spec.name} works on graphs: call layer(x, graph) or layer(x, edge_index).")
         if x.ndim < 2:
-            raise ValueError(f"A signal on a graph has shape (*b, nodes, channels), but x has shape {tuple(x.shape)}.")
+            raise InputError(f"A signal on a graph has shape (*b, nodes, channels), but x has shape {tuple(x.shape)}.")
         graph = read_graph(domain, x.shape[-2], **edges)
         if graph.size != x.shape[-2]:
-            raise ValueError(f"The graph has {graph.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
+            raise InputError(f"The graph has {graph.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
         if graph.device != x.device:
-            raise ValueError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
+            raise InputError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
         self._check_domain(graph)
         self.spec.mixing.channels(x.shape[-1])
         return x, graph
@@ -327,7 +328,7 @@ class GConv(nn.Module):
         else:
             d = domain.ndim if isinstance(domain, Grid) else x.ndim - 2
         if x.ndim not in (d + 1, d + 2) or d < 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.spec.name} takes images (b, c, {', '.join('hwd'[:d])}) or one without b, "
                 f"but x has shape {tuple(x.shape)}."
             )
@@ -340,7 +341,7 @@ class GConv(nn.Module):
         try:
             self.spec.mixing.channels(c)
         except ValueError as error:
-            raise ValueError(f"{error} Images are (b, c, *grid), and x has shape {tuple(x.shape)}.") from None
+            raise InputError(f"{error} Images are (b, c, *grid), and x has shape {tuple(x.shape)}.") from None
         return (x.flatten(-d) if d > 1 else x).mT, grid
 
     def _check_domain(self, domain: Domain) -> None:
@@ -355,14 +356,14 @@ class GConv(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch tensor, not a {type(x).__name__}.")
         if not (x.dtype.is_floating_point or x.dtype.is_complex):
-            raise TypeError(f"x must hold floating point numbers, but its dtype is {x.dtype}; x.float() converts.")
+            raise InputTypeError(f"x must hold floating point numbers, but its dtype is {x.dtype}; x.float() converts.")
         weight = self.weight
         if weight is None:
             return
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x is {x.dtype}, but the layer's weights are {weight.dtype}; convert one of them.")
+            raise InputTypeError(f"x is {x.dtype}, but the layer's weights are {weight.dtype}; convert one of them.")
         if x.device != weight.device:
-            raise ValueError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
+            raise InputError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GConv:
         """Let `model.to(memory_format=torch.channels_last)` reach the weight.
@@ -370,6 +371,7 @@ class GConv(nn.Module):
         torch's kernels then want it stored as (o, k, i) instead of (o, i, k).
         """
         super()._apply(fn, recurse)
+        self._images.clear()  # the format of the weight takes part in that of the result
         if isinstance(self.spec.mixing, Dense) and self.spec.structure.domain == "grid" and self.weight is not None:
             first = torch.empty(1, 2, 2, 2, device=self.weight.device)
             formats = [fn(first), fn(first.contiguous(memory_format=torch.channels_last))]

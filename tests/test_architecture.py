@@ -17,8 +17,8 @@ PACKAGE = ROOT / "gconv"
 
 # Each room may import those before it and itself.
 ORDER = [
-    "arguments", "rates", "kernels", "domains", "basis", "laplacian", "mixing", "spec", "lowering", "plan", "linear",
-    "module", "operators", "blocks", "analysis", "interop", "testing", "calibrate",
+    "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian", "mixing", "spec", "lowering", "plan",
+    "linear", "module", "operators", "blocks", "analysis", "interop", "testing", "calibrate",
 ]  # fmt: skip
 # Operators are read by the registry when it is asked for one: the single import upwards, inside two functions.
 ALLOWED_UPWARDS = {("spec", "operators")}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gconv.basis.base import lazy
 from gconv.basis.taps import Pattern, Taps
+from gconv.errors import InputError
 from gconv.kernels import lasting
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
@@ -35,7 +36,8 @@ class Shifts:
         size: input grid.
         kernel: taps along each axis; the stack has k = prod(kernel) taps in row-major order.
         stride, dilation: along each axis.
-        padding: (before, after) along each axis; negative where border sites are never read.
+        padding: (before, after) along each axis; negative where the grid is cropped. As in torch, a circular border
+            continues the cropped grid, the other borders are those of the whole one.
         mode: what lies outside.
         window: the taps are summed into a single one (pooling).
         divisor: with `window`: None for the plain sum, a number, or how much padding (before, after) counts as covered.
@@ -66,13 +68,19 @@ class Shifts:
         ):
             span = d * (k - 1) + 1
             if n + before + after < span:
-                raise ValueError(
+                raise InputError(
                     f"The kernel does not fit the grid: along axis {axis} it spans {span} sites, but the grid has {n} "
                     f"and padding adds {before + after}."
                 )
-            limit = {"zeros": None, "replicate": None, "circular": n, "reflect": n - 1}[self.mode]
+            left = n + min(before, 0) + min(after, 0)
+            if left < 1 and (before < 0 or after < 0):
+                raise InputError(
+                    f"Cropping {max(-before, 0)} sites before and {max(-after, 0)} after leaves nothing of an axis of {n} "
+                    f"sites (axis {axis}): negative padding may take away at most {n - 1}."
+                )
+            limit = {"zeros": None, "replicate": None, "circular": left, "reflect": n - 1}[self.mode]
             if limit is not None and max(before, after) > limit:
-                raise ValueError(
+                raise InputError(
                     f"{self.mode} padding can reach at most {limit} sites on an axis of {n}, but {max(before, after)} "
                     f"are asked for along axis {axis}."
                 )
@@ -147,19 +155,29 @@ class Shifts:
             for start in steps
         ]
 
-    def scale(self, like: Tensor) -> Tensor | float:
-        """What the sum of a window is multiplied by: a number, or one for each output site (m, 1)."""
+    def scale(self, like: Tensor, times: int = 1) -> Tensor | float:
+        """What the sum of a window is multiplied by, `times` over: a number, or one for each output site (m, 1)."""
         if self.divisor is None:
-            return 1.0
+            return float(times)
         if isinstance(self.divisor, int):
-            return 1.0 / self.divisor
+            return times / self.divisor
         covered = self._covered
         if all(len(set(axis)) == 1 for axis in covered):
-            return 1.0 / math.prod([axis[0] for axis in covered])
-        counts = torch.ones((), dtype=like.dtype, device=like.device)
+            return times / math.prod([axis[0] for axis in covered])
+        counts = torch.ones((), dtype=torch.float64, device=like.device)  # no low precision before the division
         for axis in covered:
-            counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=like.dtype, device=like.device)
-        return counts.flatten().reciprocal().unsqueeze(-1)
+            counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=torch.float64, device=like.device)
+        return (times / counts.flatten()).to(like.dtype).unsqueeze(-1)
+
+    @lazy
+    def has_empty_windows(self) -> bool:
+        """Whether a window lies wholly in the padding."""
+        axes = zip(self.size, self.kernel, self.stride, self.dilation, self.padding, self.out, strict=True)
+        return self.window and any(
+            not any(0 <= at * s - before + a < n for a in range(0, k * d, d))
+            for n, k, s, d, (before, _), o in axes
+            for at in range(o)
+        )
 
     @lazy
     def _covered(self) -> list[list[int]]:
@@ -185,6 +203,23 @@ class Shifts:
             x = x.index_select(axis, index)
         return x
 
+    def pad_images(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """The same on images, (*b, c, *size) -> (*b, c, *padded), by torch's own padding."""
+        if not self.is_padded:
+            return x
+        amounts = list(itertools.chain(*reversed(self.padding)))
+        if self.mode == "zeros":
+            return F.pad(x, amounts, value=fill)
+        d = len(self.size)
+        images = x.flatten(0, -d - 2) if x.ndim > d + 2 else x
+        if not images.numel() or images.ndim < d + 1:
+            return self.pad(x.movedim(-d - 1, -1), fill).movedim(-1, -d - 1)
+        return (
+            F.pad(images, amounts, mode=self.mode).unflatten(0, x.shape[: -d - 1])
+            if x.ndim > d + 2
+            else F.pad(images, amounts, mode=self.mode)
+        )
+
     def unpad(self, y: Tensor) -> Tensor:
         """The adjoint of `pad`, (*b, *padded, c) -> (*b, *size, c): what was read from a border returns to its site."""
         if not self.is_padded:
@@ -203,7 +238,8 @@ class Shifts:
         for axis, (n, (before, after)) in enumerate(zip(self.size, self.padding, strict=True)):
             place = torch.arange(-before, n + after, device=device)
             if self.mode == "circular":
-                place = place % n
+                first, cropped = max(-before, 0), n + min(before, 0) + min(after, 0)
+                place = first + (place - first) % cropped
             elif self.mode == "replicate":
                 place = place.clamp(0, n - 1)
             elif n > 1:

@@ -4,6 +4,7 @@ from gconv.lowering.base import Cost, Lowering, Work
 from gconv.lowering.dense import DENSE
 from gconv.lowering.fft import FFT, GFT
 from gconv.lowering.im2col import IM2COL
+from gconv.lowering.images import on_images
 from gconv.lowering.native import NATIVE
 from gconv.lowering.sparse import RECURRENCE_AGGREGATE, RECURRENCE_TRANSFORM, SPARSE_AGGREGATE, SPARSE_TRANSFORM
 
@@ -19,4 +20,4 @@ LOWERINGS: tuple[Lowering, ...] = (
     DENSE,
 )
 
-__all__ = ["LOWERINGS", "Cost", "Lowering", "Work"]
+__all__ = ["LOWERINGS", "Cost", "Lowering", "Work", "on_images"]

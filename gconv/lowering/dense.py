@@ -35,14 +35,18 @@ def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | No
 
 
 def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
-    """Taps that reduce with max: y_i = max over the sites j with an entry of S_ij x_j; 0 where there is none."""
+    """Taps that reduce with max: y_i = max over the sites j with an entry of S_ij x_j.
+
+    Without an entry the maximum is 0 on a graph, and minus infinity for a window that lies wholly in the padding.
+    """
     parts = []
     for part in S.parts if isinstance(S, Stack) else (S,):
         if part.linear:
             parts.append(torch.einsum("kmn,...nc->...kmc", stack(part, x.dtype, x.device), x))
             continue
+        empty = 0.0
         if isinstance(part, Shifts):
-            part = part.taps(x.dtype, x.device)
+            part, empty = part.taps(x.dtype, x.device), -torch.inf
         assert isinstance(part, Taps)
         messages = x.new_full((*x.shape[:-2], *part.shape, x.shape[-1]), -torch.inf)
         at = part.pattern
@@ -50,7 +54,9 @@ def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
         index = (at.tap * part.shape[1] + at.row) * part.shape[2] + at.col
         flat = messages.flatten(-4, -2).scatter_reduce(-2, index.unsqueeze(-1).expand_as(values), values, "amax")
         largest = flat.unflatten(-2, part.shape).amax(-2)
-        parts.append(torch.where(largest == -torch.inf, 0.0, largest))
+        entries = torch.zeros(part.shape[:2], dtype=torch.bool, device=x.device)
+        entries[at.tap, at.row] = True
+        parts.append(torch.where(entries.unsqueeze(-1), largest, empty))
     return mixing.gather(torch.cat(parts, -3), W)
 
 

@@ -73,7 +73,7 @@ def _correlate(S: Shifts, kernel: Tensor, x: Tensor) -> Tensor:
     ring, closes = _ring(S, len(kernel))
     laid = S.mode != "zeros" and not closes
     if not S.transposed:
-        return gradient(ring, Y, S.pad(x.movedim(1, -1)).movedim(-1, 1) if laid else x, kernel)
+        return gradient(ring, Y, S.pad_images(x) if laid else x, kernel)
     y = gradient(ring, X, kernel.transpose(1, 2), x)
     return S.unpad(y.movedim(1, -1)).movedim(-1, 1) if laid else y
 

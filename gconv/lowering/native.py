@@ -57,7 +57,13 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
     d = len(S.size)
     if S.window:
         return _add_bias(_pool(S, x), bias, d)
+    if isinstance(mixing, Fixed):
+        return _add_bias(S.pad_images(x) if S.is_padded else x.clone(), bias, d)
     assert W is not None
+    if _distrusted(S, mixing) and _low(x):
+        with torch.autocast(x.device.type, enabled=False):
+            y = run_images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
+        return y.to(x.dtype)
     if isinstance(mixing, Separable):
         depth, point = mixing.split(W)
         filtered = run_images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
@@ -70,7 +76,7 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
     padding = S.even_padding
     if not S.transposed:
         if padding is None:
-            x, padding = _padded(S, x), (0,) * d
+            x, padding = S.pad_images(x), (0,) * d
         return CONV[d](x, weight, bias, S.stride, padding, S.dilation, groups)
     outer, inner = (S.size, padding) if padding is not None else (S.padded, (0,) * d)
     extra = [
@@ -87,9 +93,22 @@ def _add_bias(y: Tensor, bias: Tensor | None, d: int) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *[1] * d)
 
 
-def _padded(S: Shifts, x: Tensor, fill: float = 0.0) -> Tensor:
-    channels = -len(S.size) - 1
-    return S.pad(x.movedim(channels, -1), fill).movedim(-1, channels)
+def _distrusted(S: Shifts, mixing: Mixing) -> bool:
+    """Whether torch's convolutions of this kind are not to be trusted in float16 and bfloat16 on a CPU.
+
+    In three dimensions, transposed, and in groups with dilation they have been seen to read beyond their arrays or to
+    return what was in memory before, depending on the processor and the sizes. Those run in float32.
+    """
+    if len(S.kernel) == 3 or S.transposed:
+        return True
+    return isinstance(mixing, Grouped) and max(S.dilation) > 1
+
+
+def _low(x: Tensor) -> bool:
+    """Whether torch would run a convolution of x in two bytes a number, on a CPU."""
+    if x.device.type != "cpu":
+        return False
+    return x.element_size() == 2 or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"))
 
 
 def _pool(S: Shifts, x: Tensor) -> Tensor:
@@ -98,15 +117,15 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
         return _pool(S, x.float()).to(x.dtype)
     small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))  # torch refuses, padding aside
     if padding is None or small or any(2 * p > k for p, k in zip(padding, S.kernel, strict=True)):
-        x, padding = _padded(S, x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
+        x, padding = S.pad_images(x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
         return largest
     y = MEAN[d](x, S.kernel, S.stride, padding)
-    count, scale = math.prod(S.kernel), S.scale(y)
+    scale = S.scale(y, math.prod(S.kernel))
     if isinstance(scale, float):
-        return y if math.isclose(scale * count, 1.0, rel_tol=1e-15) else y * (scale * count)
-    return y * (scale.mT.unflatten(-1, S.out) * count)
+        return y if math.isclose(scale, 1.0, rel_tol=1e-15) else y * scale
+    return y * scale.mT.unflatten(-1, S.out)
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
@@ -120,6 +139,8 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
         if S.reduce == "sum" and any(d != 1 for d in S.dilation):
             return "torch's average pooling has no dilation"
         return None
+    if isinstance(mixing, Fixed) and {*S.kernel, *S.stride} == {1} and not S.transposed:
+        return None  # a border is laid on, and nothing else is done
     if not isinstance(mixing, Dense | Grouped | Separable):
         return f"torch's convolutions mix densely or in groups, not as {type(mixing).__name__}"
     if not S.linear:
@@ -145,6 +166,8 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
     if S.window:
         return _pooling(S, p)
+    if isinstance(mixing, Fixed):
+        return [p.stream(float(S.shape[1]) * p.b * p.i, 1 + p.dx)]
     if isinstance(mixing, Separable):
         ones, taps = (1,) * len(S.kernel), math.prod(S.kernel)
         point = Shifts(S.grids[1], ones, ones, ones, ((0, 0),) * len(ones))

@@ -135,6 +135,8 @@ def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
         return f"it runs structure by its entries, and this structure is {type(S).__name__}"
     if torch.compiler.is_compiling() and any(isinstance(leaf, Shifts) for leaf in _leaves(S)):
         return "a compiler cannot write out the entries of a kernel's shifts"
+    if isinstance(S, Shifts) and not S.linear and S.has_empty_windows:
+        return "a window lies wholly in the padding, and so has no entries to take the maximum of"
     return None
 
 

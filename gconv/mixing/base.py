@@ -18,6 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.errors import InputError
 
 
 class Mixing(Protocol):
@@ -120,7 +121,7 @@ def spread_bias(mixing: Mixing | Parametrised, bias: Tensor | None) -> Tensor | 
 def expect(given: int, wanted: int) -> None:
     """Refuse another number of channels in."""
     if given != wanted:
-        raise ValueError(f"This operator takes {wanted} channels in, but the signal has {given}.")
+        raise InputError(f"This operator takes {wanted} channels in, but the signal has {given}.")
 
 
 def check_channels(i: int, o: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, each
+from gconv.errors import InputError
 from gconv.mixing.base import Mixing, expect
 
 
@@ -77,7 +78,7 @@ class Patches:
         if not self.fold:
             return i * self.taps
         if i % self.taps:
-            raise ValueError(
+            raise InputError(
                 f"Folding {self.taps} taps takes a multiple of {self.taps} channels, but the signal has {i}."
             )
         return i // self.taps

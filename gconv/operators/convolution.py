@@ -11,6 +11,7 @@ from torch import Tensor
 from gconv.basis import Shifts
 from gconv.basis.shifts import Mode
 from gconv.domains import Grid
+from gconv.errors import InputError
 from gconv.mixing import Dense, Grouped, Mixing, Separable
 from gconv.operators.shapes import Padding, Pairs, axes, grid, pads_on, per_axis, read_padding, split_pads
 from gconv.spec import Parameter, Sample, Theta, register
@@ -68,7 +69,7 @@ class Kernel:
         axes = zip(domain.shape, self.kernel, self.stride, self.dilation, padding, self.output_padding, strict=True)
         size = tuple((n - 1) * s - sum(p) + d * (k - 1) + extra + 1 for n, k, s, d, p, extra in axes)
         if min(size) < 1:
-            raise ValueError(f"Padding {padding} takes away more than this transposed convolution makes: size {size}.")
+            raise InputError(f"Padding {padding} takes away more than this transposed convolution makes: size {size}.")
         return Grid(size)
 
 

@@ -45,8 +45,8 @@ class Gaussians:
         one, _ = pattern(domain)
         u = domain.edge_attr.to(x.dtype)
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
-        count = torch.bincount(one.row, minlength=domain.size).clamp(min=1).to(x.dtype)
-        values = torch.exp(-0.5 * distance.sum(-1)) / count[one.row]
+        share = torch.bincount(one.row, minlength=domain.size).clamp(min=1).double().reciprocal()
+        values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(x.dtype)
         S = SharedTaps(one, values.t())
         return Stack((S, Identity(domain.size))) if self.root else S
 

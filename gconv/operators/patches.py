@@ -11,6 +11,7 @@ from torch import Tensor
 from gconv.basis import Identity, Shifts
 from gconv.basis.shifts import Mode
 from gconv.domains import Grid
+from gconv.errors import InputError
 from gconv.mixing import Fixed, Patches, Shuffled
 from gconv.operators.convolution import DUMOULIN, Kernel
 from gconv.operators.shapes import Pairs, axes, grid, messy, per_axis, read_padding
@@ -57,7 +58,7 @@ class Folding:
             return Grid(tuple(n * k for n, k in zip(domain.shape, self.kernel, strict=True)))
         places = Shifts(self.size, self.kernel, self.stride, self.dilation, self.padding).out
         if places != domain.shape:
-            raise ValueError(
+            raise InputError(
                 f"fold leads patches from a grid {places} to one of {self.size}, but these lie on {domain.shape}."
             )
         return Grid(self.size)
@@ -89,7 +90,7 @@ class Blocks:
 
     def target(self, domain: Grid) -> Grid:
         if any(n % k for n, k in zip(domain.shape, self.kernel, strict=True)):
-            raise ValueError(f"Blocks of {self.kernel} do not tile a grid of {domain.shape}; pad or crop it first.")
+            raise InputError(f"Blocks of {self.kernel} do not tile a grid of {domain.shape}; pad or crop it first.")
         return Grid(tuple(n // k for n, k in zip(domain.shape, self.kernel, strict=True)))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Pattern, Shifts, Taps
 from gconv.domains import Graph, Grid
+from gconv.errors import InputError
 from gconv.mixing import Fixed
 from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
 from gconv.spec import Domain, Parameter, Sample, Theta, register
@@ -61,14 +62,14 @@ class Window:
                 after = needed if needed > after or after - needed >= s else after
             padding.append((before, after))
         divisor = None if self.reduce == "max" else self.divisor_override or tuple(covered)
-        if self.reduce == "max" or not (self.count_include_pad or self.divisor_override):
+        if self.reduce != "max" and not (self.count_include_pad or self.divisor_override):
             self._refuse_empty(size, padding)
         return Shifts(
             size, self.kernel, self.stride, self.dilation, tuple(padding), "zeros", True, divisor, self.reduce
         )
 
     def _refuse_empty(self, size: tuple[int, ...], padding: list[tuple[int, int]]) -> None:
-        """A window without any site of the grid has neither a mean nor a maximum."""
+        """A window without any site of the grid has no mean over the sites of the grid."""
         for axis, (n, k, s, d, (before, after)) in enumerate(
             zip(size, self.kernel, self.stride, self.dilation, padding, strict=True)
         ):
@@ -76,7 +77,7 @@ class Window:
                 continue
             starts = range(-before, n + after - d * (k - 1), s)
             if not all(any(0 <= at < n for at in range(start, start + d * k, d)) for start in starts):
-                raise ValueError(
+                raise InputError(
                     f"Along axis {axis} of {n} sites, with {before} of padding before and {after} behind, a window of "
                     f"{k} sites {d} apart lies wholly in the padding and has nothing to pool: pad less."
                 )
@@ -247,14 +248,14 @@ def max_pool2d(
     reduced by max instead of the sum, W = I. Not linear: `layer.at(...)` raises NotLinear.
 
     Traps: padding never wins (it counts as minus infinity). The stride defaults to the kernel. A window wholly in the
-    padding is an error; torch gives minus infinity.
+    padding gives minus infinity, as in torch.
 
     Args: torch.nn.MaxPool2d's, in its order, without return_indices. Padding also as avg_pool2d's.
 
     Shapes: x (b, c, h, w) -> (b, c, h', w').
 
     Raises:
-        ValueError: as avg_pool2d.
+        ValueError: if a number is out of range, padding exceeds half the kernel, or the kernel does not fit.
 
     >>> import torch
     >>> from gconv import GConv
@@ -299,8 +300,11 @@ class Everything:
             return Shifts(size, size, (1,) * d, (1,) * d, ((0, 0),) * d, "zeros", True, divisor, reduce)
         part, node = domain.part(), torch.arange(domain.size, device=domain.device)
         parts = len(domain.ptr) - 1
-        counts = torch.bincount(part, minlength=parts).to(x.dtype)
-        values = counts.reciprocal()[part] if self.reduce == "mean" else torch.ones_like(node, dtype=x.dtype)
+        # a share of many nodes is too small a number for float16, whose products are summed in float32 anyway
+        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+        values = torch.ones_like(node, dtype=x.dtype)
+        if self.reduce == "mean":
+            values = torch.bincount(part, minlength=parts).double().reciprocal()[part].to(dtype)
         return Taps(Pattern((1, parts, domain.size), torch.zeros_like(node), part, node), values, reduce)
 
     def target(self, domain: Domain) -> Domain:

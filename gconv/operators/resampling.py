@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gconv.basis import Axes, Pattern, Taps, lasting
 from gconv.domains import Grid
+from gconv.errors import InputError
 from gconv.mixing import Fixed
 from gconv.operators.shapes import grid, per_axis
 from gconv.spec import Parameter, Sample, Theta, register
@@ -68,7 +69,7 @@ class Resampled:
         assert self.factor is not None
         size = tuple(int(n * f) for n, f in zip(domain.shape, self.factor, strict=True))
         if min(size) < 1:
-            raise ValueError(
+            raise InputError(
                 f"scale_factor {self.factor} leaves nothing of a grid of {domain.shape}: give a larger one."
             )
         return Grid(size)

@@ -1,0 +1,105 @@
+"""A lowering on images (b, c, *grid), or one image without b: its result lies in memory as torch's own layer's would.
+
+torch's layers keep the memory format of their input: contiguous images give contiguous ones, and channels_last gives
+channels_last. Where torch's own kernel can run the structure, its result for two of the images says which format that
+is; otherwise the rule by which torch reads the format off an input does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gconv.basis import Basis, Shifts
+from gconv.lowering import native
+from gconv.lowering.base import Lowering, Run
+from gconv.mixing import Mixing
+
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def on_images(option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, grid: tuple[int, ...]) -> Run:
+    """The lowering as a function of images like x, with the grid of the result; its memory format is decided once."""
+    if option is native.NATIVE:  # torch's own kernels, which also take one image alone
+        return native.run_images
+    single = x.ndim == len(grid) + 1
+    images = x.unsqueeze(0) if single else x
+    run = option.images or _by_signals(option.run, grid)
+    run = _laid_out(run, _last(S, mixing, W, images), len(grid), S.linear)
+    return _one(run) if single else run
+
+
+def _by_signals(run: Run, grid: tuple[int, ...]) -> Run:
+    d = len(grid)
+
+    def images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+        return run(S, mixing, W, (x.flatten(-d) if d > 1 else x).mT, bias).mT.unflatten(-1, grid)
+
+    return images
+
+
+def _one(run: Run) -> Run:
+    def image(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+        return run(S, mixing, W, x.unsqueeze(0), bias).squeeze(0)
+
+    return image
+
+
+def _laid_out(run: Run, last: bool, d: int, linear: bool) -> Run:
+    """`run` with its result in one of torch's two formats; a copy where the derivative of a maximum may need it."""
+
+    def images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+        y = run(S, mixing, W, x, bias)
+        if linear and y.stride() == format_strides(y.shape, last):
+            return y
+        if d == 1 and last:
+            return y.unsqueeze(2).clone(memory_format=torch.channels_last).squeeze(2)
+        return y.clone(memory_format=LAST[d] if last else torch.contiguous_format)
+
+    return images
+
+
+def format_strides(shape: Sequence[int], last: bool) -> tuple[int, ...]:
+    """The strides of a new tensor (b, c, *grid) in torch's default format or in channels_last.
+
+    >>> format_strides((2, 3, 4, 5), False), format_strides((2, 3, 4, 5), True)
+    ((60, 20, 5, 1), (60, 1, 15, 3))
+    """
+    axes = [0, *range(2, len(shape)), 1] if last else range(len(shape))
+    strides, step = [0] * len(shape), 1
+    for axis in reversed(axes):
+        strides[axis] = step
+        step *= max(1, shape[axis])
+    return tuple(strides)
+
+
+def _last(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> bool:
+    """Whether torch's own layer would give channels_last."""
+    known = isinstance(S, Shifts) and native.refuses(S, mixing) is None
+    if not known or x.numel() == 0 or torch.compiler.is_compiling():
+        return suggests_last(x)
+    with torch.no_grad():
+        like = native.run_images(S, mixing, W, x[:2], None)
+    stride = like.stride()
+    return stride != format_strides(like.shape, False) and stride == format_strides(like.shape, True)
+
+
+def suggests_last(x: Tensor) -> bool:
+    """Whether torch reads images (b, c, *grid) as channels_last: the rule of its `suggest_memory_format`.
+
+    >>> x = torch.empty(2, 3, 4, 5)
+    >>> suggests_last(x), suggests_last(x.contiguous(memory_format=torch.channels_last))
+    (False, True)
+    """
+    if x.ndim == 3:
+        x = x.unsqueeze(2)
+    least, strides, shape = 0, x.stride(), x.shape
+    if strides[1] == 0:
+        return False
+    for axis in (1, *range(x.ndim - 1, 1, -1), 0):
+        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(1, shape[axis])
+    return True
