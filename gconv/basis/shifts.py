@@ -75,8 +75,8 @@ class Shifts:
             left = n + min(before, 0) + min(after, 0)
             if left < 1 and (before < 0 or after < 0):
                 raise InputError(
-                    f"Cropping {max(-before, 0)} sites before and {max(-after, 0)} after leaves nothing of an axis of {n} "
-                    f"sites (axis {axis}): negative padding may take away at most {n - 1}."
+                    f"Cropping {max(-before, 0)} sites before and {max(-after, 0)} after leaves nothing of {n} sites "
+                    f"along axis {axis}: negative padding may take away at most {n - 1}."
                 )
             limit = {"zeros": None, "replicate": None, "circular": left, "reflect": n - 1}[self.mode]
             if limit is not None and max(before, after) > limit:

@@ -38,7 +38,15 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        gradients = tuple(_stored(g) for g in gradients)
         return (*ctx.kernel.backward(ctx, ctx.saved_tensors, ctx.structure, *gradients), None, None)
+
+
+def _stored(gradient: Any) -> Any:
+    """A gradient with numbers in memory: autograd's constant zeros have none, and a kernel would read from nowhere."""
+    if isinstance(gradient, Tensor) and gradient._is_zerotensor():
+        return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+    return gradient
 
 
 def _result(output: Output) -> Tensor:
