@@ -13,12 +13,15 @@ Everything is computed in float64, cast once, and kept on the graph.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.basis import ByRows, Pattern, Taps
+from gconv.basis import ByRows, Diagonal, Pattern, Taps
+from gconv.basis.functions import Response, eigh, tangent
 from gconv.domains import Graph
 from gconv.kernels import give_back, readable, varies, wrapped
 
@@ -409,9 +412,18 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
 def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,) ascending and eigenvectors (n, n) of L, in float64; O(n^3) once for each graph.
 
+    Both are constants: a gradient in the edge weights goes through `function_of_laplacian`. The eigenvectors of a
+    disjoint union are each zero outside of one part.
+
     Raises:
         ValueError: if the graph is directed: a Fourier basis needs a symmetric Laplacian ("sym" or None).
     """
+    values, vectors, _, _ = _eigenbasis(graph, norm)
+    return values, vectors
+
+
+def _eigenbasis(graph: Graph, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eigenvalues and eigenvectors as constants, the part of each, and L as a dense matrix."""
     if norm not in ("sym", None) or not graph.is_undirected:
         raise ValueError(
             "A graph Fourier basis needs a symmetric Laplacian: an undirected graph (each edge with its reverse, of "
@@ -419,16 +431,69 @@ def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
             f"{'un' if graph.is_undirected else ''}directed with norm {norm!r}."
         )
 
-    def compute() -> tuple[Tensor, Tensor]:
-        dense = laplacian(graph, torch.float64, norm=norm).expand(
-            torch.eye(graph.size, dtype=torch.float64, device=graph.device)
-        )[0]
-        values, vectors = torch.linalg.eigh((dense + dense.mT) / 2)
-        return values.clamp(min=0), vectors
+    def compute() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n = graph.size
+        eye = torch.eye(n, dtype=torch.float64, device=graph.device)
+        L = laplacian(graph, torch.float64, norm=norm).expand(eye)[0]
+        L = (L + L.mT) / 2
+        parts = [(a, b) for a, b in pairwise(graph.ptr) if b > a]
+        found = [eigh(L.detach()[a:b, a:b]) for a, b in parts]
+        if not found:
+            return eye.new_zeros(n), eye, graph.part(), L
+        values = torch.cat([each for each, _ in found])
+        rounding = 8 * n * torch.finfo(torch.float64).eps * values.abs().amax().clamp(max=1e300)
+        values = torch.where(values.abs() <= rounding, 0.0, values)
+        vectors = torch.cat([F.pad(U, (0, 0, a, n - b)) for (_, U), (a, b) in zip(found, parts, strict=True)], 1)
+        order = values.argsort(stable=True)
+        return values[order], vectors[:, order], graph.part()[order], L
 
     if varies(graph.edge_weight):
         return compute()
     return graph.memo(("eigenbasis", norm), compute)
+
+
+def function_of_laplacian(
+    graph: Graph, norm: Norm, response: Response, dtype: torch.dtype, *, by_largest: bool = False
+) -> Diagonal:
+    """f_k(L) in the eigenbasis of L; its derivative in the edge weights is finite at repeated eigenvalues too.
+
+    Of a directed change of the weights, the gradient is that of f((L + L^T) / 2).
+
+    Args:
+        graph: an undirected graph.
+        norm: "sym" or None.
+        response: f_1, ..., f_k.
+        dtype: of the result.
+        by_largest: takes f_k(L / lmax), with the largest eigenvalue of each part of a union.
+    """
+    values, U, part, L = _eigenbasis(graph, norm)
+    E = U.mT @ (L - L.detach()) @ U if L.requires_grad or wrapped(L) else None
+    at = values
+    if by_largest:
+        top = _largest(values, part, len(graph.ptr) - 1, E)[part]
+        at = values / top.detach()
+        if E is not None:
+            E = (torch.diag_embed(values) + E) / top.unsqueeze(1) - torch.diag_embed(at)
+    moved = None if E is None else tangent(E, at, response).to(dtype)
+    return Diagonal(U.to(dtype), response.values(at).to(dtype), values.to(dtype), moved)
+
+
+def _largest(values: Tensor, part: Tensor, parts: int, E: Tensor | None) -> Tensor:
+    """(parts,) the largest eigenvalues, 1 where it is 0; with E also their first and second derivatives.
+
+    A repeated one has none; the derivative of the mean of its copies is taken.
+    """
+    low = values.new_full((parts,), -torch.inf)
+    top = low.scatter_reduce(0, part, values, "amax")
+    top = torch.where(top > 1e-12, top, 1.0)
+    if E is None:
+        return top
+    equal = values > top[part] * (1 - 1e-10)
+    beyond = (top[part].unsqueeze(1) - values).masked_fill(equal.unsqueeze(0), torch.inf)
+    apart = part.unsqueeze(1) != part
+    moved = E.diagonal() + (E.square() / beyond.masked_fill(apart, torch.inf)).sum(1)
+    count = values.new_zeros(parts).index_add(0, part, equal.to(values.dtype)).clamp(min=1)
+    return top + values.new_zeros(parts).index_add(0, part, torch.where(equal, moved, 0.0)) / count
 
 
 def inverse_root_degree(graph: Graph) -> Tensor:

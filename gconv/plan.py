@@ -144,7 +144,9 @@ def learned(S: Basis) -> list[Tensor]:
         return learned(S.L) + ([S.combine] if isinstance(S.combine, Tensor) and S.combine.requires_grad else [])
     if isinstance(S, AttentionTaps):
         return [t for t in (S.target, S.source) if t.requires_grad and torch.is_grad_enabled()]
-    own = S.g if isinstance(S, Diagonal) else S.values if isinstance(S, Taps | SharedTaps) else None
+    if isinstance(S, Diagonal):
+        return [t for t in (S.g, S.U, S.tangent) if t is not None and t.requires_grad]
+    own = S.values if isinstance(S, Taps | SharedTaps) else None
     return [own] if own is not None and own.requires_grad else []
 
 

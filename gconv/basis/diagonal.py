@@ -16,11 +16,16 @@ class Diagonal:
         U: (n, r) orthonormal eigenvectors as columns (r <= n of them).
         g: (k, r) the multiplier of each tap at each eigenvalue; may require grad.
         eigenvalues: (r,) ascending, kept for frequency responses.
+        tangent: (k, r, r) or None, zero in value: what `functions.tangent` makes of a matrix that needs a gradient.
+
+    g may be any numbers; it is a function of the matrix only if equal eigenvalues have equal multipliers (up to
+    rounding). If not, S depends on the eigenvectors that the solver happened to choose among those of an eigenvalue.
     """
 
     U: Tensor
     g: Tensor
     eigenvalues: Tensor
+    tangent: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.g.shape[-1] == self.U.shape[-1] == self.eigenvalues.shape[0]:
@@ -57,8 +62,13 @@ class Diagonal:
         """The inverse, U x."""
         return self.U @ x
 
+    def filtered(self, spectrum: Tensor) -> Tensor:
+        """The multipliers of each tap times its spectrum, (*b, k or 1, r, c) -> (*b, k, r, c)."""
+        product = self.g.unsqueeze(-1) * spectrum
+        return product if self.tangent is None else product + self.tangent @ spectrum
+
     def expand(self, x: Tensor) -> Tensor:
-        return self.igft(self.g.unsqueeze(-1) * self.gft(x).unsqueeze(-3))
+        return self.igft(self.filtered(self.gft(x).unsqueeze(-3)))
 
     def contract(self, z: Tensor) -> Tensor:
-        return self.igft((self.g.unsqueeze(-1) * self.gft(z)).sum(-3))
+        return self.igft(self.filtered(self.gft(z)).sum(-3))

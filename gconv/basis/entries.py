@@ -66,7 +66,7 @@ def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
             return replace(S, combine=(tuple(float(j == k) for j in range(S.recurrence.terms)),))
         return replace(S, combine=S.combine[k : k + 1])
     if isinstance(S, Diagonal):
-        return replace(S, g=S.g[k : k + 1])
+        return replace(S, g=S.g[k : k + 1], tangent=None if S.tangent is None else S.tangent[k : k + 1])
     if isinstance(S, AttentionTaps):
         return single(S.written, k, dtype, device)
     if isinstance(S, SharedTaps):

@@ -46,6 +46,16 @@ def readable(t: Tensor) -> bool:
     return True
 
 
+def derivatives(t: Tensor) -> int:
+    """How many derivatives in t may be taken within the transforms under way; 2 or more if autograd watches, too."""
+    count = 0
+    while _functorch.is_functorch_wrapped_tensor(t):
+        count += _functorch.is_gradtrackingtensor(t)
+        t = _functorch.get_unwrapped(t)
+    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
+    return count + dual + 2 * t.requires_grad
+
+
 def bare(t: Tensor) -> Tensor:
     """Whole numbers as they are: what differentiation has wrapped them in says nothing of them."""
     while _functorch.is_gradtrackingtensor(t):

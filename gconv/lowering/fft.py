@@ -117,7 +117,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 
 def run_gft(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     assert isinstance(S, Diagonal)
-    spectrum = S.g.unsqueeze(-1) * S.gft(x).unsqueeze(-3)  # (*b, k, r, i)
+    spectrum = S.filtered(S.gft(x).unsqueeze(-3))  # (*b, k, r, i)
     return add_bias(S.igft(mixing.gather(spectrum, W)), bias)
 
 

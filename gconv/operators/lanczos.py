@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Polynomial, Recurrence, Stack, Taps
+from gconv.basis.functions import eigh, tangent
 from gconv.domains import Graph
+from gconv.kernels import wrapped
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
@@ -20,11 +22,13 @@ from gconv.spec import Parameter, Sample, Theta, register
 TINY = 1e-6  # a residual below this counts as 0: the Krylov space is exhausted
 
 
-def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor]:
+def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Ritz values (r,) and vectors (n, r) of k Lanczos steps on each part of a disjoint union.
 
     Equation: S V = V T + residual with V^T V = I and T tridiagonal, T = Q diag(r) Q^T; the vectors are V Q. Every part
     starts from its constant vector, and stops where its residual vanishes.
+
+    Also, where S needs a gradient, the matrix (r, r) that `tangent` takes: the Ritz values are constants.
 
     Args:
         S: one symmetric tap (n, n), in float64.
@@ -56,12 +60,38 @@ def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor]:
     if k > 1:
         side = torch.diag_embed(torch.stack(beside[:-1], -1), 1)
         T = T + side + side.mT
-    values, Q = torch.linalg.eigh(T)  # ascending: the dead ones come last
+    values, Q = eigh(T.detach())  # ascending: the dead ones come last
     own = torch.einsum("nt,ntr->nr", V, Q[part])
     apart = torch.nn.functional.one_hot(part, parts).to(own.dtype)
     U = (apart.unsqueeze(-1) * own.unsqueeze(1)).flatten(1)
     lives = (torch.arange(k, device=part.device) < torch.stack(kept).sum(0).unsqueeze(1)).flatten()
-    return values.flatten()[lives], U[:, lives]
+    E = None
+    if T.requires_grad or wrapped(T):
+        moved = Q.mT @ (T - T.detach()) @ Q  # (parts, k, k)
+        E = torch.block_diag(*moved)[lives][:, lives]
+    return values.flatten()[lives], U[:, lives], E
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """Powers r^p."""
+
+    powers: tuple[int, ...]
+
+    def values(self, at: Tensor) -> Tensor:
+        return torch.stack([at**p for p in self.powers])
+
+    def slopes(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([_slope(a, b, p)[0] for p in self.powers])
+
+
+def _slope(a: Tensor, b: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(a^p - b^p) / (a - b) by halving p; a^p and b^p."""
+    if p == 1:
+        return torch.ones_like(a + b), a, b
+    D, A, B = _slope(a, b, p // 2)
+    D, A, B = D * (A + B), A * A, B * B
+    return (a * D + B, a * A, b * B) if p % 2 else (D, A, B)
 
 
 @dataclass(frozen=True)
@@ -89,9 +119,10 @@ class Ritz:
                 "weight), but this one is directed."
             )
         S = adjacency(domain, torch.float64, norm="sym")
-        r, U = ritz(S, domain.part(), len(domain.ptr) - 1, self.k)
-        g = torch.stack([r**p for p in self.long])
-        far = Diagonal(U.to(x.dtype), g.to(x.dtype), r.to(x.dtype))
+        r, U, E = ritz(S, domain.part(), len(domain.ptr) - 1, self.k)
+        f = Exponents(self.long)
+        moved = None if E is None else tangent(E, r, f).to(x.dtype)
+        far = Diagonal(U.to(x.dtype), f.values(r).to(x.dtype), r.to(x.dtype), moved)
         if not self.short:
             return far
         near = adjacency(domain, x.dtype, norm="sym")

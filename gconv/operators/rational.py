@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Diagonal, Polynomial, Recurrence
 from gconv.domains import Graph
-from gconv.laplacian import eigenbasis
+from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.polynomial import Powers
@@ -86,6 +86,33 @@ def arma(in_channels: int, out_channels: int, num_stacks: int = 2, num_layers: i
     return Poles(num_stacks, num_layers), Dense(num_stacks, in_channels, out_channels), bias
 
 
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """1, and the real and imaginary parts of the powers of C(lambda) = (h lambda - i) / (h lambda + i).
+
+    Equation: C[a, b] = 2 i h / ((h a + i) (h b + i)), C^j[a, b] = C(a) C^(j-1)[a, b] + C[a, b] C(b)^(j-1).
+    """
+
+    k: int
+    h: Tensor
+
+    def values(self, at: Tensor) -> Tensor:
+        u = self.h * at
+        angle = 2 * torch.arange(self.k + 1, device=u.device).unsqueeze(1) * torch.atan2(torch.ones_like(u), u)
+        return torch.cat([angle[:1].cos(), 2 * angle[1:].cos(), 2 * angle[1:].sin()])
+
+    def slopes(self, a: Tensor, b: Tensor) -> Tensor:
+        one, two = 1 / (self.h * a + 1j), 1 / (self.h * b + 1j)
+        first = 2j * self.h * one * two
+        C, D = (self.h * a - 1j) * one, (self.h * b - 1j) * two
+        found, power = [torch.zeros_like(first)], torch.ones_like(D)
+        for _ in range(self.k):
+            found.append(C * found[-1] + first * power)
+            power = power * D
+        z = torch.stack(found)
+        return torch.cat([z[:1].real, 2 * z[1:].real, -2 * z[1:].imag])
+
+
 @dataclass(frozen=True)
 class Cayley:
     """1, then the real and imaginary parts of the powers of (h lambda - i) / (h lambda + i), with a learned zoom h."""
@@ -104,11 +131,7 @@ class Cayley:
         return {"h": Parameter((1,), "constant", 1.0)}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
-        eigenvalues, U = eigenbasis(domain, self.norm)
-        u = theta["h"].to(torch.float64) * eigenvalues
-        angle = 2 * torch.arange(self.k + 1, device=u.device).unsqueeze(1) * torch.atan2(torch.ones_like(u), u)
-        g = torch.cat([angle[:1].cos(), 2 * angle[1:].cos(), 2 * angle[1:].sin()])
-        return Diagonal(U.to(x.dtype), g.to(x.dtype), eigenvalues.to(x.dtype))
+        return function_of_laplacian(domain, self.norm, Turns(self.k, theta["h"].to(torch.float64)), x.dtype)
 
     def target(self, domain: Graph) -> Graph:
         return domain

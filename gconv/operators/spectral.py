@@ -9,11 +9,38 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Diagonal
+from gconv.basis.functions import shares
 from gconv.domains import Graph
-from gconv.laplacian import eigenbasis
+from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.shapes import ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
+
+
+@dataclass(frozen=True)
+class Bands:
+    """k overlapping bumps over [0, 1], piecewise linear, which sum to one; constant outside.
+
+    At a knot the slope is the mean of those on either side.
+    """
+
+    taps: int
+    top: float
+
+    def values(self, at: Tensor) -> Tensor:
+        if self.taps == 1:
+            return torch.ones_like(at).unsqueeze(0)
+        knots = torch.arange(self.taps, dtype=at.dtype, device=at.device).reshape(-1, *[1] * at.ndim)
+        place = (at / self.top).clamp(0, 1) * (self.taps - 1)
+        return (1 - (place - knots).abs()).clamp(min=0)
+
+    def slopes(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.taps == 1:
+            return torch.zeros_like(a + b).unsqueeze(0)
+        scale = (self.taps - 1) / self.top
+        rising = shares(scale * a, scale * b, torch.arange(self.taps, dtype=a.dtype, device=a.device))
+        none = torch.zeros_like(rising[0])
+        return scale * (torch.stack([none, *rising]) - torch.stack([*rising, none]))
 
 
 @dataclass(frozen=True)
@@ -30,15 +57,9 @@ class Multipliers:
         return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
-        eigenvalues, U = eigenbasis(domain, self.norm)
-        top = 2.0 if self.norm == "sym" else max(float(eigenvalues[-1].detach()) if domain.size else 0.0, 1e-12)
-        knots = torch.arange(self.taps, dtype=torch.float64, device=U.device).unsqueeze(1)
-        if self.taps == 1:
-            g = torch.ones_like(eigenvalues).unsqueeze(0)
-        else:
-            place = (eigenvalues / top).clamp(0, 1) * (self.taps - 1)
-            g = (1 - (place - knots).abs()).clamp(min=0)
-        return Diagonal(U.to(x.dtype), g.to(x.dtype), eigenvalues.to(x.dtype))
+        if self.norm == "sym":
+            return function_of_laplacian(domain, "sym", Bands(self.taps, 2.0), x.dtype)
+        return function_of_laplacian(domain, None, Bands(self.taps, 1.0), x.dtype, by_largest=True)
 
     def target(self, domain: Graph) -> Graph:
         return domain
@@ -67,7 +88,9 @@ def spectral(
 
     In the family: k taps that one orthogonal basis diagonalises; W dense.
 
-    Traps: needs an undirected graph. The eigenbasis costs O(n^3) once and (n, n) numbers.
+    Traps: needs an undirected graph. The eigenbasis costs O(n^3) once and (n, n) numbers. With normalization=None,
+    lambda_max is that of each part of a union. A gradient in edge weights is finite at repeated eigenvalues; where an
+    eigenvalue is a knot of the bumps, it takes the mean of both slopes.
 
     Args: k: bands. normalization: "sym" or None, the Laplacian whose eigenbasis it is.
 

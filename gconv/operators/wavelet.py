@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Diagonal, Pattern, Polynomial, Product, Recurrence, Taps
+from gconv.basis import Basis, Pattern, Polynomial, Product, Recurrence, Taps
+from gconv.basis.functions import exponential, shares
 from gconv.domains import Graph
-from gconv.laplacian import eigenbasis
+from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.bases import interpolation, nodes
 from gconv.operators.polynomial import Powers
@@ -36,13 +37,45 @@ def kernels(scales: int, frequencies: Tensor) -> Tensor:
             [0.0000, 1.0000]])
     """
     low = (1 + 2 / math.sqrt(27)) * torch.exp(-((frequencies / (0.6 * LMIN)) ** 4))
-    first, last = math.log(2 / LMIN), math.log(1 / LMAX)
     bands = []
     for j in range(scales):
-        x = math.exp(first + (last - first) * j / max(1, scales - 1)) * frequencies
+        x = _scale(scales, j) * frequencies
         between = -5 + 11 * x - 6 * x**2 + x**3
         bands.append(torch.where(x < 1, x**2, torch.where(x <= 2, between, 4 / x.clamp(min=1) ** 2)))
     return torch.stack([low, *bands])
+
+
+def _scale(scales: int, j: int) -> float:
+    first, last = math.log(2 / LMIN), math.log(1 / LMAX)
+    return math.exp(first + (last - first) * j / max(1, scales - 1))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The scaling function and the wavelets, as functions of the frequency."""
+
+    scales: int
+
+    def values(self, at: Tensor) -> Tensor:
+        return kernels(self.scales, at)
+
+    def slopes(self, a: Tensor, b: Tensor) -> Tensor:
+        u, v = a / (0.6 * LMIN), b / (0.6 * LMIN)
+        quartic = (u + v) * (u.square() + v.square()) / (0.6 * LMIN)
+        found = [(1 + 2 / math.sqrt(27)) * exponential(u**4, v**4) * quartic]
+        one, two = 1 + 1e-9, 2 + 1e-9  # a rounded 1 or 2 belongs to the piece below it
+        edges = a.new_tensor([-1e300, one, two, 1e300])
+        for j in range(self.scales):
+            s = _scale(self.scales, j)
+            x, y = s * a, s * b
+            below, between, above = shares(x, y, edges)
+            p, q = x.clamp(max=one), y.clamp(max=one)
+            slope = below * (p + q)
+            p, q = x.clamp(one, two), y.clamp(one, two)
+            slope = slope + between * (11 - 6 * (p + q) + p * p + p * q + q * q)
+            p, q = x.clamp(min=two), y.clamp(min=two)
+            found.append(s * (slope - above * 4 * (p + q) / (p * q).square()))
+        return torch.stack(found)
 
 
 @dataclass(frozen=True)
@@ -64,9 +97,7 @@ class Wavelets:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         if self.order is None:
-            eigenvalues, U = eigenbasis(domain, "sym")
-            g = kernels(self.scales, eigenvalues)
-            return Diagonal(U.to(x.dtype), g.to(x.dtype), eigenvalues.to(x.dtype))
+            return function_of_laplacian(domain, "sym", Kernels(self.scales), x.dtype)
         c = kernels(self.scales, 1 + nodes(self.order)) @ interpolation(self.order)
         powers = Powers(Recurrence.chebyshev(self.order + 1), "laplacian", "sym", LMAX)
         return Polynomial(powers.L(domain, x), powers.recurrence, tuple(tuple(row) for row in c.tolist()))

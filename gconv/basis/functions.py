@@ -1,0 +1,183 @@
+"""Functions of a symmetric matrix, f(A) = U diag(f(lambda)) U^T, and their derivatives.
+
+The derivative of eigenvectors divides by differences of eigenvalues, so it is infinite where two are equal, as they are
+on every symmetric graph. That of f(A) is not (Daleckii and Krein): with E = U^T dA U,
+
+    U^T df(A) U  =  F * E,                          F_ij = f[l_i, l_j]
+    second order:   sum_m f[l_i, l_m, l_j] E_im E_mj
+
+where f[a, b] = (f(a) - f(b)) / (a - b), which is f'(a) at b = a, and f[a, b, c] = (f[a, b] - f[b, c]) / (a - c). Here
+U and lambda are constants, and a matrix that is zero in value, `tangent`, carries these derivatives into autograd.
+
+A multiplier chosen freely for each eigenvector is no function of A where eigenvalues repeat: which eigenvectors a
+solver returns there is arbitrary. A `Response` is therefore a function of the eigenvalue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from gconv.kernels.transforms import derivatives, readable, transformed
+
+NEAR = 1e-4  # below this, second differences come from derivatives rather than from a quotient
+
+_solver = torch.linalg.eigh
+
+
+def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (*b, n) ascending, and eigenvectors (*b, n, n) as columns: the only eigensolver of the library."""
+    values, vectors = _solver(A)
+    return values, vectors
+
+
+class Response(Protocol):
+    """k functions of a real number, with their first divided differences in a form without cancellation."""
+
+    def values(self, at: Tensor) -> Tensor:
+        """(k, *at.shape)"""
+        ...
+
+    def slopes(self, a: Tensor, b: Tensor) -> Tensor:
+        """(k, *shape) f[a, b], with f' where a = b; symmetric, differentiable in b."""
+        ...
+
+
+def tangent(E: Tensor, at: Tensor, response: Response) -> Tensor:
+    """(k, n, n), zero in value: the first and second derivatives of U^T f(A) U in A.
+
+    Under torch.func and forward mode, third derivatives are left out; autograd refuses them.
+
+    Args:
+        E: (n, n) U^T (A - A.detach()) U.
+        at: (n,) the eigenvalues, as constants.
+        response: f.
+    """
+    first = response.slopes(at.unsqueeze(1), at) * E
+    if not transformed():
+        moved: Tensor = first + _Second.apply(E, at, response, len(first))
+        return moved
+    if derivatives(E) < 2 or not len(at):
+        return first
+    second = torch.stack(list(_second_differences(response, at)), -2)  # (k, i, m, j)
+    return first + torch.einsum("kimj,im,mj->kij", second, E, E)
+
+
+def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
+    """For each m (k, i, j) f[l_i, l_m, l_j]: the divided difference of y -> f[l_m, y] between l_i and l_j."""
+    gap = at.unsqueeze(1) - at
+    near = gap.abs() < NEAR
+    one = response.slopes(at.unsqueeze(1), at)  # (k, m, i)
+    if readable(at):
+        pairs = near.nonzero().unbind(1)
+    else:
+        index = torch.arange(len(at), device=at.device)
+        pairs = index.repeat_interleave(len(at)), index.repeat(len(at))
+    middle = (at[pairs[0]] + at[pairs[1]]) / 2
+    offset = (at[pairs[0]] - at[pairs[1]]) / 12**0.5
+    nodes = torch.stack([middle - offset, middle + offset]).unsqueeze(1).expand(2, len(at), -1)  # Gauss's two
+    slopes = [grad(lambda y, k=k: response.slopes(at.unsqueeze(1), y)[k].sum()) for k in range(len(one))]
+    close = torch.stack([slope(nodes).mean(0) for slope in slopes])  # (k, m, pair)
+    divisor = torch.where(near, 1.0, gap)
+    for m in range(len(at)):
+        quotient = (one[:, m].unsqueeze(-1) - one[:, m].unsqueeze(-2)) / divisor
+        if not readable(at):
+            yield torch.where(near, close[:, m].unflatten(-1, near.shape), quotient)
+            continue
+        yield quotient.index_put((torch.arange(len(one), device=at.device).unsqueeze(1), *pairs), close[:, m])
+
+
+class _Second(torch.autograd.Function):
+    """sum_m f[l_i, l_m, l_j] E_im E_mj at E = 0: nothing is computed unless a second derivative is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, E: Tensor, at: Tensor, response: Response, taps: int) -> Tensor:
+        ctx.save_for_backward(E, at)
+        ctx.response = response
+        return E.new_zeros(taps, *E.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        E, at = ctx.saved_tensors
+        G = gradients[0]
+        return (_Again.apply(E, G, at, ctx.response) if torch.is_grad_enabled() else None), None, None, None
+
+
+class _Again(torch.autograd.Function):
+    """The gradient of the sum of G times that, which is linear in E, hence zero; its derivative is not."""
+
+    @staticmethod
+    def forward(ctx: Any, E: Tensor, G: Tensor, at: Tensor, response: Response) -> Tensor:
+        ctx.save_for_backward(G, at)
+        ctx.response = response
+        return torch.zeros_like(E)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        G, at = ctx.saved_tensors
+        (V,) = gradients
+        with torch.no_grad():
+            found = torch.zeros_like(V)
+            for m, second in enumerate(_second_differences(ctx.response, at)):
+                P = (G * second).sum(0)  # (i, j)
+                found[m] += V[:, m] @ P
+                found[:, m] += P @ V[m]
+        return _Last.apply(found, V), None, None, None
+
+
+class _Last(torch.autograd.Function):
+    """A second derivative, which has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, V: Tensor) -> Tensor:
+        return found.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(
+            "The third derivative of a filter in the edge weights, through the eigenbasis, is not implemented; a "
+            "filter that is a polynomial of the Laplacian (cheb, heat, wavelet(order=...)) has all derivatives."
+        )
+
+
+def shares(a: Tensor, b: Tensor, edges: Tensor, width: float = 1e-10) -> list[Tensor]:
+    """The shares of the interval from a to b that lie between successive `edges`; of a point, those around it.
+
+    For divided differences of functions in pieces: f[a, b] is the mean of those of the pieces, each on its own part.
+    A point within `width` of the first or last edge counts as inside, and one at another edge as half on either side,
+    so that the rounding of an eigenvalue does not decide.
+
+    >>> [float(s) for s in shares(torch.tensor(0.5), torch.tensor(2.0), torch.tensor([0.0, 1.0, 2.0, 3.0]))]
+    [0.3333333432674408, 0.6666666865348816, 0.0]
+    """
+    first, last = edges[0], edges[-1]
+    for edge in edges:
+        a, b = (torch.where((t - edge).abs() < width / 10, edge + (t - t.detach()), t) for t in (a, b))
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    near = high - low < width
+    middle = ((low + high) / 2).detach()
+    middle = torch.where((middle - first).abs() < width, first + width / 2, middle)
+    middle = torch.where((middle - last).abs() < width, last - width / 2, middle)
+    low, high = torch.where(near, middle - width / 2, low), torch.where(near, middle + width / 2, high)
+    start, end = torch.where(low < first - width, first, -torch.inf), torch.where(high > last + width, last, torch.inf)
+    bounds = [start, *edges[1:-1], end]
+    found = []
+    for left, right in pairwise(bounds):
+        part = torch.minimum(torch.maximum(high, left), right) - torch.maximum(torch.minimum(low, right), left)
+        found.append(part / (high - low))
+    return found
+
+
+def exponential(a: Tensor, b: Tensor) -> Tensor:
+    """The divided difference of exp(-x): -exp(-min) (1 - exp(-d)) / d with d = |a - b|."""
+    d = (a - b).abs()
+    small = d < 0.05
+    x = torch.where(small, d, 0.0)
+    series = 1 - x / 2 * (1 - x / 3 * (1 - x / 4 * (1 - x / 5 * (1 - x / 6 * (1 - x / 7 * (1 - x / 8))))))
+    ratio = torch.where(small, series, -torch.expm1(-d) / torch.where(small, 1.0, d))
+    return -torch.exp(-torch.minimum(a, b)) * ratio
