@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import ByRows, Diagonal, Pattern, Taps
-from gconv.basis.functions import Response, eigh, tangent
+from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Graph
 from gconv.kernels import give_back, readable, varies, wrapped
 
@@ -467,7 +467,8 @@ def function_of_laplacian(
         by_largest: takes f_k(L / lmax), with the largest eigenvalue of each part of a union.
     """
     values, U, part, L = _eigenbasis(graph, norm)
-    E = U.mT @ (L - L.detach()) @ U if L.requires_grad or wrapped(L) else None
+    moved = change(L)
+    E = None if moved is None else U.mT @ moved @ U
     at = values
     if by_largest:
         top = _largest(values, part, len(graph.ptr) - 1, E)[part]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from gconv.kernels.transforms import derivatives, readable, transformed
+from gconv.kernels.transforms import derivatives, readable, transformed, wrapped
 
 NEAR = 1e-4  # below this, second differences come from derivatives rather than from a quotient
 
@@ -46,6 +46,11 @@ class Response(Protocol):
     def slopes(self, a: Tensor, b: Tensor) -> Tensor:
         """(k, *shape) f[a, b], with f' where a = b; symmetric, differentiable in b."""
         ...
+
+
+def change(A: Tensor) -> Tensor | None:
+    """A - A.detach(): zero in value, with A's derivatives; None if A has none."""
+    return A - A.detach() if A.requires_grad or wrapped(A) else None
 
 
 def tangent(E: Tensor, at: Tensor, response: Response) -> Tensor:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Polynomial, Recurrence, Stack, Taps
-from gconv.basis.functions import eigh, tangent
+from gconv.basis.functions import change, eigh, tangent
 from gconv.domains import Graph
-from gconv.kernels import wrapped
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
@@ -65,10 +64,8 @@ def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor, Ten
     apart = torch.nn.functional.one_hot(part, parts).to(own.dtype)
     U = (apart.unsqueeze(-1) * own.unsqueeze(1)).flatten(1)
     lives = (torch.arange(k, device=part.device) < torch.stack(kept).sum(0).unsqueeze(1)).flatten()
-    E = None
-    if T.requires_grad or wrapped(T):
-        moved = Q.mT @ (T - T.detach()) @ Q  # (parts, k, k)
-        E = torch.block_diag(*moved)[lives][:, lives]
+    moved = change(T)  # (parts, k, k)
+    E = None if moved is None else torch.block_diag(*(Q.mT @ moved @ Q))[lives][:, lives]
     return values.flatten()[lives], U[:, lives], E
 
 
