@@ -14,8 +14,8 @@ linear       LinearMap, the operator as the linear map that it is, and the algeb
 module       GConv, the layer
 operators    the convolutions themselves, one family a file
 blocks       units of well-known networks, made of layers
-analysis     questions about a LinearMap, a layer or a network
 interop      models of torch.nn and PyG: convert, as_linear_map, export
+analysis     questions about a LinearMap, a layer or a network
 testing      the laws every operator obeys, for your own operators too
 """
 

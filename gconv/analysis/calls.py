@@ -1,50 +1,177 @@
-"""How a question reaches what it is asked about: a layer, a sequence of them, or a map."""
+"""How a question reaches what it is asked about: a map, a layer on its domain, or a network that is run."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from gconv.domains import Graph, Grid, read_graph
+from gconv.interop.layers import Chain, Layer, identify
+from gconv.interop.maps import as_linear_map
 from gconv.linear import Map
-from gconv.module import GConv
-from gconv.spec import Domain
 
 Model = nn.Module | Map | Callable[..., Tensor]
 
 
-def map_of(A: Map | GConv, domain: Domain | Any = None, x: Tensor | None = None) -> Map:
+def kind_of(value: Any) -> str:
+    """What was given, for messages.
+
+    >>> kind_of(None), kind_of(nn.Linear), kind_of("x")
+    ('None', 'the class Linear', 'a str')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
+
+
+def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> Map:
     """A map as it is; a layer on its domain.
+
+    Args:
+        A: a map or a layer.
+        asking: the function that asks, for messages.
+        domain, x: for a layer, see `gconv.as_linear_map`.
 
     Raises:
         TypeError: if it is neither, or a layer comes without a domain.
     """
     if isinstance(A, Map):
         return A
-    if not isinstance(A, GConv):
-        raise TypeError(f"This question is about a GConv or a linear map of one, not about a {type(A).__name__}.")
+    if not isinstance(A, nn.Module):
+        raise TypeError(
+            f"{asking} takes a linear map, layer.at(domain), or a layer with domain=..., but {kind_of(A)} was given."
+        )
     if domain is None:
-        raise TypeError(f"{A.spec} is a map only on a domain: give a Grid or a graph beside it.")
-    return A.at(domain, x)
+        found = identify(A)
+        if isinstance(A, nn.Linear) and isinstance(found, Layer):  # the same matrix at every site
+            domain = Grid((1,))
+        else:
+            name = found.name if isinstance(found, Layer) else type(A).__name__
+            raise TypeError(
+                f"{asking} takes a linear map, and {name} is one only on a domain, a Grid or a graph: "
+                f"{asking}(layer.at(domain)) or {asking}(layer, domain=domain)."
+            )
+    return as_linear_map(A, domain, x)
+
+
+def check_signal(x: Any, asking: str, wanted: str = "(*b, n, c)") -> Tensor:
+    """Refuse what is no signal.
+
+    Raises:
+        TypeError: if it is no tensor of floating point or complex numbers.
+        ValueError: if it has fewer than two axes.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{asking} takes a signal x, a tensor of shape {wanted}, but {kind_of(x)} was given.")
+    if not (x.dtype.is_floating_point or x.dtype.is_complex):
+        raise TypeError(f"{asking} takes a signal of floating point numbers, but its dtype is {x.dtype}.")
+    if x.ndim < 2:
+        raise ValueError(f"{asking} takes a signal x of shape {wanted}, but its shape is {tuple(x.shape)}.")
+    return x
+
+
+def input_like(x: Any, asking: str, model: Any = None) -> Tensor:
+    """An empty input of the shape (and, of a tensor, the dtype and device) of x; else of the model's.
+
+    Raises:
+        TypeError: if x is neither a tensor nor a shape.
+    """
+    if isinstance(x, Tensor):
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    try:
+        shape = tuple(int(n) for n in x)
+    except (TypeError, ValueError):
+        shape = (-1,)
+    if isinstance(x, str) or not shape or min(shape) < 0:
+        raise TypeError(f"{asking} takes an input x or its shape, such as (3, 32, 32), but {kind_of(x)} was given.")
+    like: Any = model if isinstance(model, Map) else None
+    if isinstance(model, nn.Module):
+        like = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
+    return torch.empty(shape) if like is None else torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
+def check_model(model: Any, asking: str) -> None:
+    """Refuse what cannot be called on a signal.
+
+    Raises:
+        TypeError: if it is no map, no module and no function.
+    """
+    if isinstance(model, type) or not (isinstance(model, Map) or callable(model)):
+        raise TypeError(
+            f"{asking} takes a model (a layer, nn.Sequential, any function of x, or a linear map), "
+            f"but {kind_of(model)} was given."
+        )
 
 
 def call(model: Model, x: Tensor, domain: Any = None) -> Tensor:
-    """model(x), the graph handed to whatever takes one: to GConv layers on graphs, inside nn.Sequential, too."""
+    """model(x), the graph handed to whatever takes one, inside nn.Sequential, too.
+
+    Raises:
+        TypeError: if the model returns no tensor.
+    """
+    y = walk(model, x, domain)[0]
+    if not isinstance(y, Tensor):
+        raise TypeError(f"The model must return one tensor, but it returned {kind_of(y)}.")
+    return y
+
+
+def walk(model: Model, x: Tensor, domain: Any = None) -> tuple[Tensor, Any]:
+    """model(x, domain), and the domain of the result: a pooling of graphs leads to another one."""
     if isinstance(model, Map):
-        return model @ x
-    if isinstance(model, nn.Sequential | nn.ModuleList):
-        for layer in model:
-            x = call(layer, x, domain)
-        return x
-    if isinstance(model, GConv):
-        graph = domain if takes_graph(model) else None
-        out: Tensor = model(x) if graph is None else model(x, graph)
-        return out
-    known = domain is None or type(model).__module__.startswith("torch.nn")
-    return model(x) if known else model(x, domain)
+        return model @ x, domain
+    if isinstance(model, nn.Module):
+        found = identify(model)
+        if isinstance(found, Chain) and (domain is not None or isinstance(model, nn.ModuleList)):
+            for part in found.parts:
+                x, domain = walk(part, x, domain)
+            return x, domain
+        if isinstance(found, Layer):
+            if not takes_graph(found, domain):
+                return model(x), domain
+            graph = read_graph(domain, x.shape[-2])
+            y = model(x, graph) if found.peer is None else _hand(model, x, graph)
+            return y, found.spec.structure.target(graph)
+    return _hand(model, x, domain), domain
 
 
-def takes_graph(layer: GConv) -> bool:
-    """Whether a layer must be handed a graph."""
-    return layer.spec.structure.domain == "graph"
+def takes_graph(layer: Layer, domain: Any) -> bool:
+    """Whether a layer must be handed the domain.
+
+    Raises:
+        TypeError: if it works on graphs and there is none.
+    """
+    kind = layer.spec.structure.domain
+    if kind == "graph" and domain is None:
+        raise TypeError(f"{layer.name} works on graphs: give the graph as the domain.")
+    return kind == "graph" or (kind == "any" and domain is not None and not isinstance(domain, Grid))
+
+
+def _hand(model: Callable[..., Any], x: Tensor, domain: Any) -> Any:
+    """model(x), model(x, domain), or model(x, edge_index=...), as its signature says."""
+    if domain is None:
+        return model(x)
+    module = isinstance(model, nn.Module)
+    try:
+        parameters = inspect.signature(model.forward if module else model).parameters  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return model(x, domain)
+    if "edge_index" in parameters:
+        graph: Graph = read_graph(domain, x.shape[-2])
+        tensors = {name: getattr(graph, name) for name in ("edge_weight", "edge_attr", "edge_type")}
+        given = {name: value for name, value in tensors.items() if value is not None and name in parameters}
+        if tensors["edge_weight"] is not None and "edge_weight" not in given:
+            raise TypeError(f"{type(model).__name__} takes no edge_weight, but the graph has weights.")
+        return model(x, edge_index=graph.edge_index, **given)
+    kinds = [p.kind for p in parameters.values()]
+    positional = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    second = positional > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
+    if not second or (module and type(model).__module__.startswith("torch.nn.")):
+        return model(x)
+    return model(x, domain)

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gconv.analysis.calls import check_signal, kind_of
+from gconv.domains import read_graph
+from gconv.interop.layers import Layer, Other, identify
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 from gconv.lowering import Cost
-from gconv.module import GConv
 from gconv.plan import Plan, plan
+from gconv.spec import OutsideFamily
 
 
-def cost(A: Map | GConv, x: Tensor | None = None, domain: Any = None) -> dict[str, Cost]:
+def cost(A: Map | nn.Module, x: Tensor | None = None, domain: Any = None) -> dict[str, Cost]:
     """Arithmetic, memory traffic and largest temporary of one forward pass, for every lowering that admits it.
 
     Equation: flops counts a multiply-add as two; bytes is what is read and written once; peak is the largest array
@@ -26,23 +29,36 @@ def cost(A: Map | GConv, x: Tensor | None = None, domain: Any = None) -> dict[st
     planned, so they have the one entry "planned".
 
     Args:
-        A: a layer or a map.
+        A: a layer (a GConv, or one of torch.nn or PyG, converted or not) or a map.
         x: the signal, in the layer's or the map's layout; default, for a map, a single one.
         domain: the graph, for layers on graphs.
 
     Raises:
-        TypeError: if a layer comes without x.
+        TypeError: if it is neither a layer nor a map, or a layer comes without x.
+        OutsideFamily: if the layer does not run in gconv.
 
+    >>> from gconv import GConv
     >>> from gconv.operators import conv2d
     >>> costs = cost(GConv(conv2d(3, 64, 3, padding=1)), torch.zeros(1, 3, 32, 32))
     >>> costs["native"].flops == 2 * 9 * 3 * 64 * 32 * 32, costs["dense"].flops > costs["native"].flops
     (True, True)
     """
-    if isinstance(A, GConv):
+    if isinstance(A, nn.Module):
+        found = identify(A)
+        if not isinstance(found, Layer):
+            why = found.reason if isinstance(found, Other) else "ask about its layers one by one"
+            raise OutsideFamily(f"cost knows single layers, not {kind_of(A)}: {why}.")
         if x is None:
             raise TypeError("The cost of a layer depends on its input: give an x.")
-        return _admitted(A.plan(x, domain))
-    if x is None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"cost takes the input x of the layer, a tensor, but {kind_of(x)} was given.")
+        asked = found.enter(x, domain if domain is None or found.peer is None else read_graph(domain, x.shape[-2]))
+        return _admitted(asked.gconv.plan(asked.x, asked.domain, **asked.edges))
+    if not isinstance(A, Map):
+        raise TypeError(f"cost takes a layer or a linear map, but {kind_of(A)} was given.")
+    if x is not None:
+        A.expect(check_signal(x, "cost"))
+    else:
         x = torch.empty(A.sites[1], A.i, dtype=A.dtype, device="meta")
     if isinstance(A, LinearMap):
         return _admitted(plan(A.S, A.mixing, x))
@@ -70,7 +86,8 @@ def _planned(A: Map, x: Tensor) -> Cost:
         for B in A.terms:
             total = total + _planned(B, x)
         return total
-    assert isinstance(A, Block)
+    if not isinstance(A, Block):
+        raise TypeError(f"cost knows maps that gconv makes, not {kind_of(A)}.")
     total = _extra(A, x, 1)
     for B in A.maps:
         total = total + _planned(B, x.new_empty(*x.shape[:-2], B.sites[1], B.i, device="meta"))
@@ -90,8 +107,14 @@ def parameter_count(model: nn.Module, trainable: bool = True) -> int:
         model: any module; a parameter that appears twice counts once.
         trainable: only those that require a gradient.
 
+    Raises:
+        TypeError: if it is no module.
+
+    >>> from gconv import GConv
     >>> from gconv.operators import conv2d
     >>> parameter_count(GConv(conv2d(3, 64, 3)))
     1792
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"parameter_count takes a layer or a model, a torch module, but {kind_of(model)} was given.")
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gconv.analysis.calls import Model, call
+from gconv.analysis.calls import Model, call, check_model, kind_of
+from gconv.analysis.numbers import vector_norm, wider
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import Map
 
@@ -25,6 +26,12 @@ class Action(Protocol):
         ...
 
 
+def _check_numbers(wanted: str, numbers: Any) -> None:
+    """Refuse what is no sequence of whole numbers."""
+    if not isinstance(numbers, tuple | list) or not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in numbers):
+        raise TypeError(f"{wanted}, but {numbers!r} was given.")
+
+
 @dataclass(frozen=True)
 class Shift:
     """Translation on a grid, around its borders.
@@ -36,6 +43,11 @@ class Shift:
 
     steps: tuple[int, ...]
     out: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers("Shift takes steps along each axis, such as Shift((1, 1))", self.steps)
+        if self.out is not None:
+            _check_numbers("Shift takes out, steps of the output along each axis, such as out=(1, 1)", self.out)
 
     def signal(self, x: Tensor, sites: int) -> Tensor:
         return x.roll(self.steps, tuple(range(-len(self.steps), 0)))
@@ -50,6 +62,9 @@ class Flip:
 
     axes: tuple[int, ...] = (-1,)
 
+    def __post_init__(self) -> None:
+        _check_numbers("Flip takes axes, such as Flip((-1,))", self.axes)
+
     def signal(self, x: Tensor, sites: int) -> Tensor:
         return x.flip(self.axes)
 
@@ -63,6 +78,9 @@ class Rot90:
 
     quarters: int = 1
 
+    def __post_init__(self) -> None:
+        _check_numbers("Rot90 takes a number of quarter turns, such as Rot90(1)", (self.quarters,))
+
     def signal(self, x: Tensor, sites: int) -> Tensor:
         return x.rot90(self.quarters, (-2, -1))
 
@@ -75,6 +93,11 @@ class Permutation:
     """Node v is renamed to order[v]; the graph is renamed along."""
 
     order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_numbers("Permutation takes the new number of each node, such as Permutation((2, 0, 1))", self.order)
+        if sorted(self.order) != list(range(len(self.order))):
+            raise ValueError(f"A permutation of {len(self.order)} nodes holds each of their numbers once: {self.order}.")
 
     def signal(self, x: Tensor, sites: int) -> Tensor:
         order = torch.tensor(self.order, device=x.device)
@@ -109,6 +132,7 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
         seed: of the random permutation.
 
     Raises:
+        TypeError: if the model, the action or x is none.
         ValueError: if the name is unknown, or the action takes the output to another shape.
 
     >>> from gconv import GConv
@@ -120,6 +144,12 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
 
     Source: Lenc and Vedaldi, Understanding Image Representations by Measuring Their Equivariance, CVPR 2015.
     """
+    check_model(model, "equivariance_error")
+    if not isinstance(x, Tensor) or x.ndim < 2 or not (x.is_floating_point() or x.is_complex()):
+        given = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else kind_of(x)
+        raise TypeError(f"equivariance_error takes a signal x of floating point numbers, but {given} was given.")
+    if not isinstance(action, str) and not (callable(getattr(action, "signal", None)) and not isinstance(action, type)):
+        raise TypeError(f"An action is one of {', '.join(NAMED)}, or an object such as Shift((1, 1)), not {kind_of(action)}.")
     grid = domain if isinstance(domain, Grid) else None
     graph = None if grid or domain is None else read_graph(domain, x.shape[-2])
     sites = x.ndim - 2 if graph is None and not isinstance(model, Map) else 1
@@ -142,8 +172,8 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
             f"The moved output has shape {tuple(want.shape)}, but the output of the moved signal {tuple(moved.shape)}; "
             "use a square grid, or an action that keeps the shape."
         )
-    size = float(want.norm())
-    error = float((moved - want).norm())
+    size = vector_norm(want)
+    error = vector_norm(moved.to(wider(moved.dtype)) - want.to(wider(want.dtype)))
     return error / size if size else error
 
 

@@ -6,22 +6,32 @@ from functools import reduce
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gconv.analysis.calls import map_of
+from gconv.analysis.numbers import at_least_single
 from gconv.basis.entries import entries, pairs
 from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
 from gconv.lowering import dense
 
 
 @overload
-def matrix(A: Map, layout: Literal["dense", "torch_sparse"] = "dense") -> Tensor: ...
+def matrix(
+    A: Map | nn.Module,
+    layout: Literal["dense", "torch_sparse"] = "dense",
+    *,
+    domain: Any = None,
+    x: Tensor | None = None,
+) -> Tensor: ...
 
 
 @overload
-def matrix(A: Map, layout: Literal["sparse"]) -> Any: ...
+def matrix(
+    A: Map | nn.Module, layout: Literal["sparse"], *, domain: Any = None, x: Tensor | None = None
+) -> Any: ...
 
 
-def matrix(A: Map, layout: str = "dense") -> Any:
+def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: Tensor | None = None) -> Any:
     """The matrix of A, (m o, n i): sites outermost, channels innermost.
 
     Equation: M = sum_k S_k (x) W_k^T.
@@ -35,11 +45,14 @@ def matrix(A: Map, layout: str = "dense") -> Any:
     entries that a grouped mixing does not have are left out.
 
     Args:
-        A: any map.
+        A: any map, or a layer.
         layout: "dense" for a tensor, differentiable in W and S; "sparse" for a `scipy.sparse.csr_array`;
-            "torch_sparse" for a coalesced torch COO tensor whose values carry the gradient.
+            "torch_sparse" for a coalesced torch COO tensor whose values carry the gradient. scipy has no 16-bit
+            numbers: there they become float32.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Raises:
+        TypeError: if a layer comes without a domain.
         ValueError: if the layout is none of these.
 
     >>> from gconv import GConv, Grid
@@ -51,6 +64,7 @@ def matrix(A: Map, layout: str = "dense") -> Any:
     >>> matrix(A, "sparse").nnz
     4
     """
+    A = map_of(A, "matrix", domain, x)
     if layout == "dense":
         if isinstance(A, LinearMap):
             return dense.matrix(A.S, A.mixing, A.W, A.i, A.dtype, A.device)
@@ -65,7 +79,7 @@ def matrix(A: Map, layout: str = "dense") -> Any:
 
     with torch.no_grad():
         row, col, values = _coordinates(A) if isinstance(A, LinearMap) else _parts(_coo(A))
-        row, col, values = row.int().cpu(), col.int().cpu(), values.cpu()
+        row, col, values = row.int().cpu(), col.int().cpu(), values.to(at_least_single(values.dtype)).cpu()
     # shapes of 2^31 and more keep scipy's own index type
     return scipy.sparse.coo_array((values.numpy(), (row.numpy(), col.numpy())), shape=A.shape).tocsr()
 

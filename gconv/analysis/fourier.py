@@ -16,6 +16,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from gconv.analysis.numbers import at_least_single, wider
 from gconv.basis import Basis, Diagonal, Identity, Polynomial, Product, Shifts, Stack, Taps
 from gconv.basis.entries import summed
 from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
@@ -53,7 +54,7 @@ class Frames:
         n = L.shape[1]
         if L.shape[0] != 1 or L.shape[2] != n or (n > self.largest and self.given is None):
             return None
-        eps = torch.finfo(L.values.dtype).eps
+        eps = torch.finfo(at_least_single(L.values.dtype)).eps
         L = summed(Taps(L.pattern, L.values.detach().to(wider(L.values.dtype))))
         for number, entry in enumerate(self.known):
             if isinstance(entry, tuple) and _same(entry[0], L, eps):
@@ -91,11 +92,6 @@ def _same(A: Taps, B: Taps, eps: float) -> bool:
         return False
     size = float(A.values.abs().max()) if len(a) else 0.0
     return not len(a) or float((A.values - B.values).abs().max()) <= 10 * eps * size
-
-
-def wider(dtype: torch.dtype) -> torch.dtype:
-    """Double precision, real or complex."""
-    return torch.complex128 if dtype.is_complex else torch.float64
 
 
 def fourier_blocks(A: Map, frames: Frames) -> Blocks | None:
@@ -244,6 +240,8 @@ def table(S: Basis, frames: Frames) -> Table | None:
             g = torch.as_tensor(S.combine, dtype=g.dtype, device=g.device).detach() @ g
         return Table(g, number)
     if isinstance(S, Diagonal):
+        if S.U.dtype != at_least_single(S.U.dtype):
+            return None  # rounded this far, U is not orthogonal any more
         n, r = S.U.shape
         g = S.g.detach().to(wider(S.g.dtype))
         return Table(torch.nn.functional.pad(g, (0, n - r)), frames.basis(S.U))

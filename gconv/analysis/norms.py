@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gconv.analysis.calls import map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.fourier import Frames, fourier_blocks, kernel_weight, ring_symbol
+from gconv.analysis.numbers import check_finite, spectral_norm, vector_norm, widen
 from gconv.basis import Shifts
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
 SITES = 1000  # nodes up to which eigenvalues are cheaper than products
 
 
-def norm(A: Map, tol: float = 1e-8, steps: int = 300) -> float:
+def norm(
+    A: Map | nn.Module, tol: float = 1e-8, steps: int = 300, *, domain: Any = None, x: Tensor | None = None
+) -> float:
     """The largest singular value ||A||.
 
     Equation: ||A|| = max over x of |A x| / |x|. Where a Fourier basis brings A to blocks (grids that wrap around;
@@ -29,9 +34,14 @@ def norm(A: Map, tol: float = 1e-8, steps: int = 300) -> float:
     Cost: see `singular_values`; else two products a step, and one vector of each side kept.
 
     Args:
-        A: any map.
+        A: any map, or a layer. It is widened to double precision first.
         tol: of the residual.
         steps: at most.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
+
+    Raises:
+        TypeError: if a layer comes without a domain.
+        ValueError: if the map holds NaN or infinity.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import avg_pool2d
@@ -40,8 +50,12 @@ def norm(A: Map, tol: float = 1e-8, steps: int = 300) -> float:
 
     Source: Golub and Kahan, Calculating the Singular Values and Pseudo-Inverse of a Matrix, 1965.
     """
+    A = map_of(A, "norm", domain, x)
+    if not tol > 0 or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"tol must be positive and steps a positive integer, but they are {tol!r} and {steps!r}.")
+    check_finite(A, "norm")
     exact = exact_norm(A)
-    return _lanczos(A, tol, steps) if exact is None else exact
+    return _lanczos(widen(A), tol, steps) if exact is None else exact
 
 
 def exact_norm(A: Map) -> float | None:
@@ -49,7 +63,7 @@ def exact_norm(A: Map) -> float | None:
     if not min(A.shape):
         return 0.0
     blocks = fourier_blocks(A, Frames(SITES))
-    return None if blocks is None else float(torch.linalg.matrix_norm(blocks.values, 2).max())
+    return None if blocks is None else spectral_norm(blocks.values)
 
 
 def _lanczos(A: Map, tol: float, steps: int) -> float:
@@ -59,18 +73,18 @@ def _lanczos(A: Map, tol: float, steps: int) -> float:
         v = adjoint(A, start)  # nothing of it is sent to zero
     if not bool(v.any()):
         return 0.0
-    v, value, beta = v / v.norm(), 0.0, 0.0
+    v, value, beta = v / vector_norm(v), 0.0, 0.0
     left: list[Tensor] = []
     right, diagonal, beside = [v.flatten()], list[float](), list[float]()
     with torch.no_grad():
         for _ in range(min(steps, *A.shape)):
             u = _orthogonal((A @ right[-1].view_as(v)).flatten(), left)
-            diagonal.append(float(u.norm()))
+            diagonal.append(vector_norm(u))
             if diagonal[-1] == 0:
                 break
             left.append(u / diagonal[-1])
             w = _orthogonal(adjoint(A, left[-1].view(A.sites[0], A.o)).flatten(), right)
-            beta = float(w.norm())
+            beta = vector_norm(w)
             B = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
             B += torch.diag(torch.tensor(beside, dtype=torch.float64), 1)
             P, singular, _ = torch.linalg.svd(B)
@@ -96,7 +110,7 @@ def _orthogonal(x: Tensor, basis: list[Tensor]) -> Tensor:
     return x
 
 
-def norm_bound(A: Map) -> float:
+def norm_bound(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = None) -> float:
     """An upper bound of ||A|| that holds for certain, up to rounding.
 
     Equation: the least of those that apply:
@@ -108,6 +122,14 @@ def norm_bound(A: Map) -> float:
 
     Cost: an FFT and a decomposition for each frequency on grids; the sparse matrix elsewhere.
 
+    Args:
+        A: any map, or a layer.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
+
+    Raises:
+        TypeError: if a layer comes without a domain.
+        ValueError: if the map holds NaN or infinity.
+
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv2d
     >>> A = GConv(conv2d(2, 3, 3, padding=1)).at(Grid((8, 8)))
@@ -116,18 +138,24 @@ def norm_bound(A: Map) -> float:
 
     Source: Schur's test; for grids the interlacing of a submatrix.
     """
+    A = map_of(A, "norm_bound", domain, x)
+    check_finite(A, "norm_bound")
+    return _bound(A)
+
+
+def _bound(A: Map) -> float:
     exact = exact_norm(A)
     if exact is not None:
         return exact
-    bounds = [_schur(A)]
+    bounds = [_schur(widen(A))]
     if isinstance(A, Sum):
-        bounds.append(sum(norm_bound(B) for B in A.terms))
+        bounds.append(sum(_bound(B) for B in A.terms))
     elif isinstance(A, Composed):
-        bounds.append(math.prod(norm_bound(B) for B in A.factors))
+        bounds.append(math.prod(_bound(B) for B in A.factors))
     elif isinstance(A, Scaled):
-        bounds.append(abs(complex(A.c)) * norm_bound(A.A))
+        bounds.append(abs(complex(A.c)) * _bound(A.A))
     elif isinstance(A, Block):
-        bounds.append(math.sqrt(sum(norm_bound(B) ** 2 for B in A.maps)))
+        bounds.append(math.hypot(*(_bound(B) for B in A.maps)))
     elif isinstance(A, LinearMap) and isinstance(A.S, Shifts):
         ring = _enlarged(A)
         bounds += [] if ring is None else [ring]
@@ -136,7 +164,7 @@ def norm_bound(A: Map) -> float:
 
 def _schur(A: Map) -> float:
     M = abs(matrix(A, "sparse"))
-    return math.sqrt(float(M.sum(0).max()) * float(M.sum(1).max())) if M.nnz else 0.0
+    return math.sqrt(float(M.sum(0).max())) * math.sqrt(float(M.sum(1).max())) if M.nnz else 0.0
 
 
 def _enlarged(A: LinearMap) -> float | None:
@@ -151,4 +179,4 @@ def _enlarged(A: LinearMap) -> float | None:
     if S.mode != "zeros" and S.is_padded:
         for _, place in S._border_maps(A.device):
             reads *= float(place.bincount().max())
-    return math.sqrt(reads) * float(torch.linalg.matrix_norm(symbol, 2).max())
+    return math.sqrt(reads) * spectral_norm(symbol)

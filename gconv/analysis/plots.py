@@ -4,37 +4,60 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
-from gconv.analysis.response import Response
+from gconv.analysis.response import Response, frequency_response
 from gconv.linear import Map
 
 
 def _axis(ax: Any) -> Any:
     if ax is not None:
+        if not hasattr(ax, "plot") or isinstance(ax, type):
+            raise TypeError(f"ax must be a matplotlib axis, but {kind_of(ax)} was given.")
         return ax
     import matplotlib.pyplot as plt
 
     return plt.subplots()[1]
 
 
-def plot_matrix(A: Map | Tensor, ax: Any = None) -> Any:
-    """The matrix of a map as a picture: red above, blue below zero, white at zero.
+def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Tensor:
+    """A tensor in double precision on the CPU, the absolute value of a complex one.
+
+    Raises:
+        TypeError, ValueError: if it is no tensor of numbers, or has another number of axes.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{asking} takes {wanted}, but {kind_of(value)} was given.")
+    if value.ndim not in ndims:
+        raise ValueError(f"{asking} takes {wanted}, but the shape given is {tuple(value.shape)}.")
+    value = value.detach().cpu()
+    return (value.abs() if value.is_complex() else value).double()
+
+
+def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = None, x: Tensor | None = None) -> Any:
+    """The matrix of a map as a picture: red above, blue below zero, white at zero; of a complex map, |entries|.
 
     Args:
-        A: a map or a matrix.
+        A: a map, a matrix or a layer.
         ax: a matplotlib axis.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Returns:
         the axis.
+
+    Raises:
+        TypeError, ValueError: if A is none of these, or a layer comes without a domain.
 
     >>> from gconv.linear import identity
     >>> plot_matrix(identity(3)).get_title()
     'I: 3 x 3'
     """
+    if not isinstance(A, Tensor):
+        A = map_of(A, "plot_matrix", domain, x)
+    M = _numbers(matrix(A) if isinstance(A, Map) else A, "plot_matrix", (2,), "a map or a matrix (rows, columns)")
     ax = _axis(ax)
-    M = (matrix(A) if isinstance(A, Map) else A).detach().cpu().double()
     top = float(M.abs().max()) if M.numel() else 1.0
     ax.imshow(M.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
     name = str(A) if isinstance(A, Map) else "matrix"
@@ -44,19 +67,28 @@ def plot_matrix(A: Map | Tensor, ax: Any = None) -> Any:
     return ax
 
 
-def plot_response(response: Response, ax: Any = None, pairs: list[tuple[int, int]] | None = None) -> Any:
+def plot_response(
+    response: Response | Map | nn.Module,
+    ax: Any = None,
+    pairs: list[tuple[int, int]] | None = None,
+    *,
+    domain: Any = None,
+    x: Tensor | None = None,
+) -> Any:
     """A frequency response: one line a pair of channels over eigenvalues, or |gain| over the frequencies of a plane.
 
     Args:
-        response: of `frequency_response`.
+        response: of `frequency_response`, or what that takes: a map or a layer.
         ax: a matplotlib axis.
         pairs: channels (in, out); default all, on planes the first.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Returns:
         the axis.
 
     Raises:
-        ValueError: if the response is that of a volume.
+        TypeError: if it is no response, map or layer, or a layer comes without a domain.
+        ValueError: if the response is that of a volume, or a pair names a channel that is not there.
 
     >>> from gconv.analysis import frequency_response
     >>> from gconv import GConv
@@ -65,8 +97,19 @@ def plot_response(response: Response, ax: Any = None, pairs: list[tuple[int, int
     >>> len(plot_response(frequency_response(GConv(cheb(2, 3, k=3)), ring())).lines)
     6
     """
-    ax = _axis(ax)
+    if not isinstance(response, Response):
+        response = frequency_response(map_of(response, "plot_response", domain, x))
     gain = response.gain.detach().cpu()
+    try:
+        given = None if pairs is None else [(int(i), int(o)) for i, o in pairs]
+    except (TypeError, ValueError):
+        raise TypeError(f"pairs are channels (in, out), such as [(0, 1)], not {pairs!r}.") from None
+    if any(not (0 <= i < gain.shape[1] and 0 <= o < gain.shape[2]) for i, o in given or []):
+        raise ValueError(f"There are {gain.shape[1]} channels in and {gain.shape[2]} out, but the pairs are {given}.")
+    pairs = given
+    if response.frequency.ndim > 1 and response.frequency.shape[1] > 1 and len(response.grid) != 2:
+        raise ValueError(f"A picture shows the frequencies of a line or a plane, not of a grid {response.grid}.")
+    ax = _axis(ax)
     if response.frequency.ndim == 1 or response.frequency.shape[1] == 1:
         at = response.frequency.flatten().cpu()
         order = at.argsort()
@@ -75,8 +118,6 @@ def plot_response(response: Response, ax: Any = None, pairs: list[tuple[int, int
             ax.plot(at[order].numpy(), line[order].numpy(), label=f"{i} -> {o}")
         ax.set(xlabel="frequency" if response.frequency.ndim > 1 else "eigenvalue", ylabel="gain")
         return ax
-    if len(response.grid) != 2:
-        raise ValueError(f"A picture shows the frequencies of a line or a plane, not of a grid {response.grid}.")
     ((i, o),) = (pairs or [(0, 0)])[:1]
     picture = gain[:, i, o].abs().unflatten(0, response.grid)
     ax.imshow(picture.numpy(), extent=(-0.5, 0.5, 0.5, -0.5), interpolation="nearest")
@@ -95,12 +136,15 @@ def plot_spectrum(values: Tensor, ax: Any = None, label: str | None = None) -> A
     Returns:
         the axis.
 
+    Raises:
+        TypeError, ValueError: if it is no tensor of this shape.
+
     >>> import torch
     >>> plot_spectrum(torch.tensor([3.0, 1.0])).lines[0].get_ydata().tolist()
     [3.0, 1.0]
     """
+    sorted_values = _numbers(values, "plot_spectrum", (1,), "singular values (s,)").sort(descending=True).values
     ax = _axis(ax)
-    sorted_values = values.detach().cpu().sort(descending=True).values
     ax.plot(range(1, len(values) + 1), sorted_values.numpy(), label=label)
     ax.set(xlabel="number", ylabel="singular value", ylim=(0, None))
     return ax
@@ -118,15 +162,26 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
     Returns:
         the axis.
 
+    Raises:
+        TypeError, ValueError: if it is no tensor of this shape.
+
     >>> import torch
     >>> plot_receptive_field(torch.ones(3, 4)).images[0].get_array().shape
     (3, 4)
     """
-    ax = _axis(ax)
-    seen = field.detach().cpu().double()
-    seen = seen if shape is None else seen.reshape(tuple(shape))
+    seen = _numbers(field, "plot_receptive_field", (1, 2), "a field (n,) or (h, w)")
+    if shape is not None:
+        try:
+            seen = seen.reshape(tuple(shape))
+        except (TypeError, RuntimeError):
+            raise ValueError(f"A field of {seen.numel()} sites does not unfold to the grid {shape!r}.") from None
     if pos is not None:
-        x, y = pos.detach().cpu().double().mT.numpy()
+        pos = _numbers(pos, "plot_receptive_field", (2,), "positions pos (n, 2)")
+        if pos.shape != (seen.numel(), 2):
+            raise ValueError(f"pos must be ({seen.numel()}, 2), one row a node, but its shape is {tuple(pos.shape)}.")
+    ax = _axis(ax)
+    if pos is not None:
+        x, y = pos.mT.numpy()
         ax.scatter(x, y, c=seen.numpy(), cmap="viridis")
         ax.set_aspect("equal")
     elif seen.ndim == 2:
@@ -148,11 +203,15 @@ def plot_energy(energies: Tensor, ax: Any = None, label: str | None = None) -> A
     Returns:
         the axis.
 
+    Raises:
+        TypeError, ValueError: if it is no tensor of this shape.
+
     >>> import torch
     >>> plot_energy(torch.tensor([1.0, 0.1])).get_yscale()
     'log'
     """
+    heights = _numbers(energies, "plot_energy", (1,), "energies (layers + 1,)")
     ax = _axis(ax)
-    ax.plot(range(len(energies)), energies.detach().cpu().numpy(), marker="o", label=label)
+    ax.plot(range(len(heights)), heights.numpy(), marker="o", label=label)
     ax.set(xlabel="layers", ylabel="Dirichlet energy", yscale="log")
     return ax

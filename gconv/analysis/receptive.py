@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import reduce
+from operator import index
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gconv.analysis.calls import Model, call
-from gconv.analysis.explicit import matrix
-from gconv.linear import LinearMap, Map
-from gconv.lowering import dense
+from gconv.analysis.calls import Model, call, check_model, input_like, kind_of, map_of
+from gconv.analysis.numbers import at_least_single, widen, wider
+from gconv.basis import Basis, Diagonal, Polynomial, Product, Stack
+from gconv.basis.entries import entries
+from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
 
-def receptive_field(A: Map) -> Tensor:
+def receptive_field(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = None) -> Tensor:
     """(m, n) whether output site m reads input site n through any tap.
 
-    Meaning: of a member of the family this is structure alone, whatever the weights; of sums and products it is the
-    support of the matrix. What is mere rounding beside the largest entry counts as zero.
+    Meaning: of a member of the family this is structure alone, whatever the weights of the mixing; of sums and
+    products it is the support of the matrix. How small an entry is does not matter. An entry counts as zero only if
+    the terms that it is the sum of cancel: T_2(L) = 2 L^2 - 1, or A - A.
+
+    Traps: multipliers of an eigenbasis have no entries of their own; there, what is mere rounding beside the largest
+    entry counts as zero.
 
     Cost: the structure (or matrix) written out.
+
+    Args:
+        A: any map, or a layer.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
+
+    Raises:
+        TypeError: if a layer comes without a domain.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv1d
@@ -27,13 +42,115 @@ def receptive_field(A: Map) -> Tensor:
     tensor([[1, 1, 0],
             [0, 1, 1]], dtype=torch.int32)
     """
+    A = map_of(A, "receptive_field", domain, x)
     with torch.no_grad():
+        eps = 100 * torch.finfo(at_least_single(A.dtype)).eps
+        A = widen(A)
         if isinstance(A, LinearMap):
-            size = dense.stack(A.S, A.dtype, A.device).abs().amax(0)
-        else:
-            (m, n), M = A.sites, matrix(A).abs()
-            size = M.unflatten(0, (m, A.o)).unflatten(2, (n, A.i)).amax((1, 3))
-        return size > 100 * torch.finfo(A.dtype).eps * size.max() if size.numel() else size > 0
+            return _structure(A.S, A).support(eps).any(0)
+        return _whole(A).support(eps).any(3).any(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Support:
+    """Matrices of which it is known which entries have terms at all, whatever these add up to.
+
+    Args:
+        reads: whether an entry has a term.
+        value: the entry.
+        size: the sum of the absolute values of its terms.
+    """
+
+    reads: Tensor
+    value: Tensor
+    size: Tensor
+
+    def support(self, eps: float) -> Tensor:
+        """The entries that have terms which do not cancel."""
+        cancels = (self.value.abs() <= eps * self.size) & (self.size > 0) & self.size.isfinite()
+        return self.reads & ~cancels
+
+    def __add__(self, other: _Support) -> _Support:
+        return _Support(self.reads | other.reads, self.value + other.value, self.size + other.size)
+
+    def times(self, c: float | Tensor) -> _Support:
+        """c A; structure alone: c = 0 reads what A reads."""
+        return _Support(self.reads, c * self.value, abs(c) * self.size)
+
+    def einsum(self, how: str, other: _Support) -> _Support:
+        """A contraction of two, by each of the three."""
+        reads = torch.einsum(how, self.reads.double(), other.reads.double()) > 0
+        return _Support(reads, torch.einsum(how, self.value, other.value), torch.einsum(how, self.size, other.size))
+
+    def map(self, f: Any) -> _Support:
+        return _Support(f(self.reads), f(self.value), f(self.size))
+
+
+def _join(parts: list[_Support], dim: int) -> _Support:
+    return _Support(*(torch.cat([getattr(p, name) for p in parts], dim) for name in ("reads", "value", "size")))
+
+
+def _structure(S: Basis, A: LinearMap) -> _Support:
+    """The structure matrices (k, m, n)."""
+    if isinstance(S, Stack):
+        return _join([_structure(part, A) for part in S.parts], 0)
+    if isinstance(S, Product):
+        whole = _structure(S.left, A).einsum("kmp,lpn->klmn", _structure(S.right, A))
+        return whole.map(lambda t: t.flatten(0, 1))
+    if isinstance(S, Polynomial):
+        return _polynomial(S, A)
+    if isinstance(S, Diagonal):
+        value = S.expand(torch.eye(S.shape[2], dtype=A.dtype, device=A.device))
+        size = value.abs().amax() if value.numel() else value.abs().sum()
+        return _Support(torch.ones_like(value, dtype=torch.bool), value, size.expand_as(value))
+    taps = entries(S, A.dtype, A.device)
+    at = (taps.pattern.tap, taps.pattern.row, taps.pattern.col)
+    values = taps.values.detach().to(A.dtype)
+    value = values.new_zeros(taps.shape).index_put(at, values, accumulate=True)
+    size = values.abs().new_zeros(taps.shape).index_put(at, values.abs(), accumulate=True)
+    return _Support(size > 0, value, size)
+
+
+def _polynomial(S: Polynomial, A: LinearMap) -> _Support:
+    L = _structure(S.L, A)
+    eye = torch.eye(S.shape[2], dtype=A.dtype, device=A.device).unsqueeze(0)
+    terms = [_Support(eye != 0, eye, eye.abs())]
+    for k, (alpha, beta, gamma) in enumerate(S.recurrence.rows):
+        step = L.einsum("kmp,kpn->kmn", terms[k]).times(alpha)
+        step = step + terms[k].times(beta) if beta else step
+        terms.append(step + terms[k - 1].times(-gamma) if k and gamma else step)
+    if S.combine is None:
+        return _join(terms, 0)
+    rows = torch.as_tensor(S.combine, dtype=A.dtype, device=A.device)
+    return _join([reduce(_Support.__add__, [t.times(c) for t, c in zip(terms, row, strict=True) if c != 0] or terms[:1]) for row in rows], 0)
+
+
+def _whole(A: Map) -> _Support:
+    """The matrix, (m, o, n, i)."""
+    if isinstance(A, Scaled):
+        return _whole(A.A).times(A.c.detach() if isinstance(A.c, Tensor) else A.c)
+    if isinstance(A, Sum):
+        return reduce(_Support.__add__, map(_whole, A.terms))
+    if isinstance(A, Composed):
+        return reduce(lambda P, Q: P.einsum("mopc,pcni->moni", Q), map(_whole, A.factors))
+    if isinstance(A, Block):
+        out, into = (1, 3) if A.axis == "channels" else (0, 2)
+        return _join([_join([_block(A, r, c) for c in range(len(A.rows[0]))], into) for r in range(len(A.rows))], out)
+    assert isinstance(A, LinearMap)
+    W = A.weight().detach()
+    return _structure(A.S, A).einsum("kmn,kio->moni", _Support(W != 0, W, W.abs()))
+
+
+def _block(A: Block, r: int, c: int) -> _Support:
+    """One block of a table; zeros where there is none."""
+    B = A.rows[r][c]
+    if B is not None:
+        return _whole(B)
+    out = next(B for B in A.rows[r] if B is not None)
+    into = next(row[c] for row in A.rows if row[c] is not None)
+    assert into is not None
+    zero = torch.zeros(out.sites[0], out.o, into.sites[1], into.i, dtype=A.dtype, device=A.device)
+    return _Support(zero != 0, zero, zero.abs())
 
 
 def effective_receptive_field(
@@ -64,6 +181,7 @@ def effective_receptive_field(
         (*grid) or (n,), not normalised.
 
     Raises:
+        TypeError: if the model or x is none, or the model is complex and no map.
         ValueError: if the site is not one of the output's.
 
     >>> from gconv import GConv
@@ -75,25 +193,51 @@ def effective_receptive_field(
     Source: Luo, Li, Urtasun and Zemel, Understanding the Effective Receptive Field in Deep Convolutional Neural
     Networks, NeurIPS 2016.
     """
-    like = x if isinstance(x, Tensor) else torch.empty(tuple(x))
+    check_model(model, "effective_receptive_field")
+    if not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws must be a positive integer, but it is {draws!r}.")
+    like = input_like(x, "effective_receptive_field", model)
     if isinstance(model, Map):
+        model = widen(model)
         like, draws = like.to(model.device, model.dtype), 1
+    check_differentiable(model, like, "effective_receptive_field")
     generator = torch.Generator().manual_seed(seed)
     graph = domain is not None or isinstance(model, Map)
-    total = torch.zeros(like.shape[:-1] if graph else like.shape[1:], dtype=like.dtype, device=like.device)
+    shape = like.shape[:-1] if graph else like.shape[1:]
+    total = torch.zeros(shape, dtype=torch.float64, device=like.device)
     for _ in range(draws):
-        draw = torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like).requires_grad_()
-        y = call(model, draw if graph else draw.unsqueeze(0), domain)
+        draw = torch.randn(like.shape, generator=generator, dtype=wider(like.dtype)).to(like).requires_grad_()
+        with torch.enable_grad():
+            y = call(model, draw if graph else draw.unsqueeze(0), domain)
         y = y.mT if graph else y.squeeze(0)  # (o, *sites)
         at = _site(site, tuple(y.shape[1:]))
-        (gradient,) = torch.autograd.grad(y.flatten(1)[:, at].sum(), draw)
-        total += gradient.abs().mean(-1 if graph else 0)
-    return total / draws
+        seen = y.flatten(1)[:, at].sum()
+        (gradient,) = torch.autograd.grad(seen, draw, torch.ones_like(seen), materialize_grads=True)
+        total += gradient.abs().double().mean(-1 if graph else 0)
+    return (total / draws).to(at_least_single(like.real.dtype))
+
+
+def check_differentiable(model: Model, x: Tensor, asking: str) -> None:
+    """Refuse inputs that have no gradient to speak of.
+
+    Raises:
+        TypeError: if they are no floating point numbers, or complex where the model is no linear map.
+    """
+    if x.dtype.is_complex and not isinstance(model, Map):
+        raise TypeError(
+            f"{asking} takes derivatives, which a model of complex numbers need not have; a linear map has them: "
+            "layer.at(domain)."
+        )
+    if not (x.dtype.is_floating_point or x.dtype.is_complex):
+        raise TypeError(f"{asking} takes derivatives in x, but the dtype of x is {x.dtype}.")
 
 
 def _site(site: Any, shape: tuple[int, ...]) -> int:
     """The number of a site, row-major."""
-    at = tuple(n // 2 for n in shape) if site is None else tuple(site) if isinstance(site, tuple) else (int(site),)
+    try:
+        at = tuple(n // 2 for n in shape) if site is None else tuple(map(index, site if isinstance(site, tuple) else (site,)))
+    except TypeError:
+        raise TypeError(f"A site is a number on a graph and a tuple of numbers on a grid, not {kind_of(site)}.") from None
     if len(at) != len(shape) or any(not 0 <= p < n for p, n in zip(at, shape, strict=True)):
         raise ValueError(f"The output has sites of shape {shape}, but the site asked for is {site}.")
     number = 0

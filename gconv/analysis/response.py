@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gconv.analysis.calls import map_of
+from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.fourier import Frames, kernel_weight, table, wide_weight
 from gconv.basis import Basis, Polynomial, Shifts, Stack
 from gconv.linear import LinearMap, Map
-from gconv.module import GConv
 
 SITES = 6000
 
@@ -36,7 +35,7 @@ class Response:
 
 
 def frequency_response(
-    A: Map | GConv, domain: Any = None, frequencies: Tensor | None = None, x: Tensor | None = None
+    A: Map | nn.Module, domain: Any = None, frequencies: Tensor | None = None, x: Tensor | None = None
 ) -> Response:
     """The frequency response of a layer, with its weights.
 
@@ -58,6 +57,7 @@ def frequency_response(
         x: the signal at which adaptive structure is frozen.
 
     Raises:
+        TypeError: if a layer comes without a domain.
         ValueError: if the taps have no common eigenbasis, or the grid's map has a stride.
 
     >>> from gconv.operators import cheb
@@ -71,13 +71,19 @@ def frequency_response(
 
     Source: Shuman, Narang, Frossard, Ortega and Vandergheynst, The Emerging Field of Signal Processing on Graphs, 2013.
     """
-    A = map_of(A, domain, x)
+    A = map_of(A, "frequency_response", domain, x)
     if not isinstance(A, LinearMap):
         A = A.collapse()
+    if frequencies is not None:
+        if not isinstance(frequencies, Tensor) or frequencies.is_complex():
+            given = "a complex tensor" if isinstance(frequencies, Tensor) else kind_of(frequencies)
+            raise TypeError(f"frequencies must be a tensor of real numbers, but {given} was given.")
     W = wide_weight(A)
     if isinstance(A.S, Shifts):
         return _on_grid(A, A.S, frequencies)
     if frequencies is not None:
+        if frequencies.ndim != 1:
+            raise ValueError(f"On a graph frequencies are (f,) numbers, but their shape is {tuple(frequencies.shape)}.")
         at = frequencies.detach().double().to(A.device)
         g = _polynomials(A.S, at)
         if g is None:
@@ -128,6 +134,11 @@ def _on_grid(A: LinearMap, S: Shifts, frequencies: Tensor | None) -> Response:
         axes = [torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64)) for n in grid]
         at = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
     else:
+        if frequencies.shape[-1:] != (len(grid),) and not (len(grid) == 1 and frequencies.ndim == 1):
+            raise ValueError(
+                f"On a grid of {len(grid)} axes frequencies are (f, {len(grid)}) cycles a site, but their shape is "
+                f"{tuple(frequencies.shape)}."
+            )
         at, grid = frequencies.detach().double().reshape(-1, len(grid)), ()
     places = [torch.arange(k) * d - p[0] for k, d, p in zip(S.kernel, S.dilation, S.padding, strict=True)]
     offset = torch.stack(torch.meshgrid(*(p.double() for p in places), indexing="ij"), -1).flatten(0, -2)

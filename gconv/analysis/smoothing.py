@@ -7,8 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import call
+from gconv.analysis.calls import check_model, check_signal, kind_of, walk
+from gconv.analysis.numbers import at_least_single
 from gconv.domains import read_graph
+from gconv.interop.layers import Chain, Other, identify
 from gconv.laplacian import inverse_root_degree
 
 
@@ -35,9 +37,10 @@ def dirichlet_energy(
         relative: divide by |x|^2 (the Rayleigh quotient, which does not shrink when all of x does).
 
     Returns:
-        (*b), differentiable in x; summed over channels.
+        (*b), differentiable in x; summed over channels. Real, and float32 for 16-bit signals.
 
     Raises:
+        TypeError: if x is no signal or the graph no graph.
         ValueError: if the normalisation is another one, or sizes differ.
 
     >>> from gconv.operators.shapes import ring
@@ -48,13 +51,28 @@ def dirichlet_energy(
     """
     if normalization not in ("sym", None):
         raise ValueError(f"An energy needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}.")
+    check_signal(x, "dirichlet_energy")
     place = read_graph(graph, x.shape[-2])
     if place.size != x.shape[-2]:
         raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
-    scaled = x if normalization is None else x * inverse_root_degree(place).to(x.dtype).unsqueeze(-1)
+    x = x.to(at_least_single(x.dtype))
+    real = x.real.dtype
+    unit, scale = _scaled(x)  # a square must not leave the range of the dtype
+    scaled = unit if normalization is None else unit * inverse_root_degree(place).to(real).unsqueeze(-1)
     gap = scaled.index_select(-2, place.target) - scaled.index_select(-2, place.source)
-    energy = 0.5 * (place.weights(x.dtype) * gap.abs().square().sum(-1)).sum(-1)
-    return energy / x.abs().square().sum((-2, -1)) if relative else energy
+    energy = 0.5 * (place.weights(real) * gap.abs().square().sum(-1)).sum(-1)
+    scale = scale.flatten(-2).squeeze(-1)
+    return energy / unit.abs().square().sum((-2, -1)) if relative else energy * scale * scale
+
+
+def _scaled(x: Tensor, dims: tuple[int, ...] = (-2, -1)) -> tuple[Tensor, Tensor]:
+    """x over a power of two near its largest entry along these axes, and that power; 1 beside zeros and infinities."""
+    if not x.numel():
+        return x, x.real.new_ones([1 if d - x.ndim in dims else n for d, n in enumerate(x.shape)])
+    top = x.detach().abs().amax(dims, keepdim=True)
+    power = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - 1)
+    power = torch.where((top > 0) & top.isfinite() & (power > 0) & power.isfinite(), power, torch.ones_like(top))
+    return x / power, power
 
 
 def mean_average_distance(x: Tensor, graph: Any = None) -> float:
@@ -70,15 +88,25 @@ def mean_average_distance(x: Tensor, graph: Any = None) -> float:
     Cost: (n, n) numbers for all pairs, one for each edge with a graph.
 
     Args:
-        x: (n, c).
+        x: (n, c); complex features count as twice as many real ones.
         graph: only neighbours count; default all pairs.
+
+    Raises:
+        TypeError, ValueError: if x is no signal (n, c), or the graph has another size.
 
     >>> mean_average_distance(torch.eye(3))
     1.0
 
     Source: Chen, Lin, Li, Li, Zhou and Sun, Measuring and Relieving the Over-smoothing Problem, AAAI 2020.
     """
-    unit = torch.nn.functional.normalize(x.detach().double(), dim=-1)
+    check_signal(x, "mean_average_distance", "(n, c)")
+    if x.ndim != 2:
+        raise ValueError(f"mean_average_distance takes one signal (n, c), but x has shape {tuple(x.shape)}.")
+    x = x.detach()
+    x = torch.view_as_real(x).flatten(-2) if x.is_complex() else x
+    wide = _scaled(x.double(), (-1,))[0]
+    size = wide.norm(dim=-1, keepdim=True)
+    unit = wide / torch.where(size > 0, size, 1.0)
     if graph is None:
         gap = 1 - unit @ unit.mT
         gap = gap.fill_diagonal_(0.0)
@@ -86,6 +114,8 @@ def mean_average_distance(x: Tensor, graph: Any = None) -> float:
         gap = gap.flatten()
     else:
         place = read_graph(graph, len(x))
+        if place.size != len(x):
+            raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {len(x)}.")
         row, gap = place.target, 1 - (unit[place.target] * unit[place.source]).sum(-1)
         gap = torch.where(place.target == place.source, 0.0, gap)
     far = gap.abs() > 1e-12
@@ -119,7 +149,7 @@ def energy_by_depth(
         (layers + 1,).
 
     Raises:
-        TypeError: if the model has no sequence of layers.
+        TypeError: if the model has no sequence of layers, or x is no signal.
 
     >>> from gconv import GConv
     >>> from gconv.operators import sgc
@@ -128,14 +158,20 @@ def energy_by_depth(
     >>> energy_by_depth(steps, torch.randn(7, 2), ring(7)).shape
     torch.Size([5])
     """
-    if not isinstance(model, nn.Sequential | nn.ModuleList | list | tuple):
+    found = identify(model) if isinstance(model, nn.Module) else None
+    if not isinstance(found, Chain) and not isinstance(model, list | tuple):
+        why = f" ({found.reason})" if isinstance(found, Other) and isinstance(model, nn.Sequential) else ""
         raise TypeError(
-            f"Depth needs layers in a row: an nn.Sequential, an nn.ModuleList or a list, not a {type(model).__name__}."
+            f"Depth needs layers in a row: an nn.Sequential, an nn.ModuleList or a list, not {kind_of(model)}{why}."
         )
-    place = read_graph(graph, x.shape[-2])
+    layers: Any = found.parts if isinstance(found, Chain) else model
+    for layer in layers:
+        check_model(layer, "energy_by_depth")
+    check_signal(x, "energy_by_depth", "(n, c)")
+    place: Any = read_graph(graph, x.shape[-2])
     with torch.no_grad():
         energies = [dirichlet_energy(x, place, normalization, relative=relative)]
-        for layer in model:
-            x = call(layer, x, place)
+        for layer in layers:
+            x, place = walk(layer, x, place)
             energies.append(dirichlet_energy(x, place, normalization, relative=relative))
     return torch.stack(energies)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
-from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight, wider
+from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight
+from gconv.analysis.numbers import check_finite, power_of_two, singular, widen
 from gconv.basis import entries
 from gconv.linear import LinearMap, Map
 from gconv.mixing import Fixed, Shared
@@ -17,7 +19,14 @@ SMALL = 2000  # rows or columns that an explicit decomposition takes
 SITES = 6000  # nodes whose eigenvalues are computed
 
 
-def singular_values(A: Map, k: int | None = None, *, eigenvalues: Tensor | None = None) -> Tensor:
+def singular_values(
+    A: Map | nn.Module,
+    k: int | None = None,
+    *,
+    eigenvalues: Tensor | None = None,
+    domain: Any = None,
+    x: Tensor | None = None,
+) -> Tensor:
     """The singular values of A, descending.
 
     Equation: sigma(A) = union over f of sigma(H(f)), with H(f) the small matrix of channels at frequency f: on a grid
@@ -35,15 +44,18 @@ def singular_values(A: Map, k: int | None = None, *, eigenvalues: Tensor | None 
         all others, with k                   Lanczos (scipy) for the k largest; two products a step
 
     Args:
-        A: any map.
+        A: any map, or a layer.
         k: only the k largest.
         eigenvalues: (n,) of the symmetric matrix that S is made of (for `cheb` the rescaled Laplacian), where known.
+        domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Returns:
         (min(shape),) or (k,), in double precision.
 
     Raises:
-        ValueError: if the map is too large for all of them and no k is given, or k is out of range.
+        TypeError: if a layer comes without a domain.
+        ValueError: if the map is too large for all of them and no k is given, k is out of range, or the map holds NaN
+            or infinity.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv2d
@@ -53,20 +65,23 @@ def singular_values(A: Map, k: int | None = None, *, eigenvalues: Tensor | None 
 
     Source: Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, ICLR 2019, for grids.
     """
+    A = map_of(A, "singular_values", domain, x)
     count = min(A.shape)
-    if k is not None and not 1 <= k <= count:
-        raise ValueError(f"This map has {count} singular values, but k is {k}.")
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= count):
+        raise ValueError(f"This map has {count} singular values, but k is {k!r}.")
+    if eigenvalues is not None and not isinstance(eigenvalues, Tensor):
+        raise TypeError(f"eigenvalues must be a tensor with one number a site, but {kind_of(eigenvalues)} was given.")
+    check_finite(A, "singular_values")
     values = _exact(A, eigenvalues)
     if values is None and count <= SMALL:
-        M = matrix(A).detach()
-        values = torch.linalg.svdvals(M.to(wider(M.dtype)))
+        values = singular(matrix(widen(A)))
     if values is None:
         if k is None:
             raise ValueError(
                 f"All {count} singular values of this map need its matrix, {A.shape[0]} x {A.shape[1]}; "
                 "ask for the k largest, singular_values(A, k=10)."
             )
-        return _lanczos(A, min(k, count - 1))
+        return _lanczos(widen(A), min(k, count - 1))
     values = torch.nn.functional.pad(values.sort(descending=True).values, (0, max(0, count - len(values))))
     return values[: count if k is None else k]
 
@@ -74,7 +89,7 @@ def singular_values(A: Map, k: int | None = None, *, eigenvalues: Tensor | None 
 def _exact(A: Map, eigenvalues: Tensor | None) -> Tensor | None:
     blocks = fourier_blocks(A, Frames(SITES, eigenvalues))
     if blocks is not None:
-        values = torch.linalg.svdvals(blocks.values)
+        values = singular(blocks.values)
         return values.flatten() if blocks.into is not None else values.flatten().repeat(A.sites[0])
     return _kronecker(A) if isinstance(A, LinearMap) and max(A.sites) <= SITES else None
 
@@ -89,7 +104,7 @@ def _kronecker(A: LinearMap) -> Tensor | None:
     S = entries(A.S, A.dtype, A.device)
     total = torch.zeros(S.shape[1:], dtype=W.dtype, device=A.device)
     total = total.index_put((S.pattern.row, S.pattern.col), S.values.detach().to(W.dtype), accumulate=True)
-    return torch.outer(torch.linalg.svdvals(total), torch.linalg.svdvals(W[0])).flatten()
+    return torch.outer(singular(total), singular(W[0])).flatten()
 
 
 def _lanczos(A: Map, k: int) -> Tensor:
@@ -105,7 +120,9 @@ def _lanczos(A: Map, k: int) -> Tensor:
         return forth(A.T, np.conj(v)).conj()
 
     kind = np.complex128 if A.dtype.is_complex else np.float64
-    operator = LinearOperator(A.shape, matvec=lambda v: forth(A, v), rmatvec=back, dtype=kind)
     start = np.random.default_rng(0).standard_normal(min(A.shape))
+    probe = np.random.default_rng(0).standard_normal(A.shape[1])
+    scale = power_of_two(torch.as_tensor(forth(A, probe)))  # scipy squares the map
+    operator = LinearOperator(A.shape, matvec=lambda v: forth(A, v) / scale, rmatvec=lambda v: back(v) / scale, dtype=kind)
     values = svds(operator, k=k, v0=start, return_singular_vectors=False)
-    return torch.as_tensor(np.sort(values)[::-1].copy(), dtype=torch.float64)
+    return torch.as_tensor(np.sort(values)[::-1].copy(), dtype=torch.float64) * scale

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.analysis.calls import Model, call
+from gconv.analysis.calls import Model, call, check_model, check_signal, kind_of
+from gconv.analysis.numbers import at_least_single, widen
+from gconv.analysis.receptive import check_differentiable
 from gconv.domains import Graph, read_graph
-from gconv.laplacian import laplacian
 from gconv.linear import Map
 
 
@@ -30,7 +31,11 @@ def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, ta
         targets: numbers of the output nodes; default all.
 
     Returns:
-        (targets, n).
+        (targets, n), float32 for 16-bit models.
+
+    Raises:
+        TypeError, ValueError: if the model, x or the targets are none, x is missing, or a model that is no linear map
+            works on complex numbers.
 
     >>> from gconv import GConv
     >>> from gconv.operators import gcn
@@ -42,20 +47,42 @@ def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, ta
     Source: Topping, Di Giovanni, Chamberlain, Dong and Bronstein, Understanding Over-Squashing and Bottlenecks on
     Graphs via Curvature, ICLR 2022.
     """
+    check_model(model, "total_influence")
     if x is None:
         if not isinstance(model, Map):
             raise ValueError("The influence between nodes depends on the signal: give the x to differentiate at.")
         x = torch.zeros(model.sites[1], model.i, dtype=model.dtype, device=model.device)
+    check_signal(x, "total_influence", "(n, c)")
+    check_differentiable(model, x, "total_influence")
+    result = at_least_single(x.real.dtype)
+    if isinstance(model, Map):
+        model = widen(model)
+        x = x.to(model.dtype)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         y = call(model, x, graph)
-    rows = range(y.shape[-2]) if targets is None else torch.as_tensor(targets).reshape(-1).tolist()
-    out = x.new_zeros(len(rows), x.shape[-2])
+    rows = range(y.shape[-2]) if targets is None else _targets(targets, y.shape[-2])
+    out = torch.zeros(len(rows), x.shape[-2], dtype=torch.float64, device=x.device)
     for at, i in enumerate(rows):
         for o in range(y.shape[-1]):
-            (gradient,) = torch.autograd.grad(y[..., i, o].sum(), x, retain_graph=True, materialize_grads=True)
-            out[at] += gradient.abs().sum(-1)
-    return out
+            number = y[..., i, o].sum()
+            ones = torch.ones_like(number)
+            (gradient,) = torch.autograd.grad(number, x, ones, retain_graph=True, materialize_grads=True)
+            out[at] += gradient.abs().double().sum(-1)
+    return out.to(result)
+
+
+def _targets(targets: Any, nodes: int) -> list[int]:
+    try:
+        numbers = torch.as_tensor(targets).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"targets are numbers of output nodes, but {kind_of(targets)} was given.") from None
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"targets are numbers of output nodes, but their dtype is {numbers.dtype}.")
+    found: list[int] = numbers.tolist()
+    if any(not 0 <= at < nodes for at in found):
+        raise ValueError(f"The output has {nodes} nodes, numbered from 0, but the targets are {found}.")
+    return found
 
 
 def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
@@ -69,7 +96,8 @@ def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
     Traps: networkx calls weights resistances unless told `invert_weight=False`. Loops do nothing; double edges add up.
     Infinite between components.
 
-    Cost: one pseudo-inverse, O(n^3).
+    Cost: O(n^3) for each component of n nodes, by elimination without subtractions (Grassmann, Taksar and Heyman), so
+    that weak and strong weights in one graph do not spoil each other.
 
     Args:
         graph: an undirected graph: each edge with its reverse, of the same weight, not negative.
@@ -79,7 +107,7 @@ def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
         (p,) or (e,), in double precision.
 
     Raises:
-        ValueError: if the graph is directed or a weight negative.
+        TypeError, ValueError: if the graph is directed, a weight is negative, or a pair names a node that is not there.
 
     >>> from gconv.operators.shapes import ring
     >>> effective_resistance(ring(4), torch.tensor([[0, 0], [1, 2]]))  # 1 beside 3, 2 beside 2
@@ -94,20 +122,79 @@ def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
             "Resistances are defined on undirected graphs (each edge with its reverse, of the same weight) whose "
             "weights are not negative; this graph is not one."
         )
-    ends = place.edge_index if pairs is None else torch.as_tensor(pairs, device=place.device)
+    ends = place.edge_index if pairs is None else _pairs(pairs, place)
+    part = place.memo("components", lambda: _components(place))
+    factors = place.memo("resistance factors", lambda: _factors(place, part))
+    u, v = ends
+    resistance = torch.where(part[u] == part[v], 0.0, torch.full_like(u, torch.inf, dtype=torch.float64))
+    for nodes, Y in factors:  # R_uv = |y_u - y_v|^2
+        inside = (part[u] == part[nodes[0]]) & (part[v] == part[nodes[0]])
+        at = torch.empty_like(part)
+        at[nodes] = torch.arange(len(nodes), device=nodes.device)
+        chosen = inside.nonzero()[:, 0]
+        for some in chosen.split(max(1, CHUNK_NUMBERS // len(nodes))):
+            resistance[some] = (Y[at[u[some]]] - Y[at[v[some]]]).square().sum(-1)
+    return resistance
+
+
+CHUNK_NUMBERS = 1 << 22
+PANEL_NODES = 64
+
+
+def _pairs(pairs: Any, graph: Graph) -> Tensor:
+    try:
+        ends = torch.as_tensor(pairs, device=graph.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"Pairs are a (2, p) tensor of nodes, but {kind_of(pairs)} was given.") from None
     if ends.ndim != 2 or len(ends) != 2:
         raise ValueError(f"Pairs are a (2, p) tensor of nodes, but the shape given is {tuple(ends.shape)}.")
-    inverse = place.memo("laplacian pseudo-inverse", lambda: _pseudo_inverse(place))
-    u, v = ends
-    part = place.memo("components", lambda: _components(place))
-    resistance = (inverse[u, u] + inverse[v, v] - inverse[u, v] - inverse[v, u]).clamp(min=0)
-    return torch.where(part[u] == part[v], resistance, torch.inf)
+    if ends.is_floating_point() or ends.is_complex() or ends.dtype == torch.bool:
+        raise TypeError(f"Pairs are a (2, p) tensor of nodes, but their dtype is {ends.dtype}.")
+    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < graph.size:
+        raise ValueError(f"The nodes are numbered 0 to {graph.size - 1}, but the pairs name others.")
+    return ends.long()
 
 
-def _pseudo_inverse(graph: Graph) -> Tensor:
-    L = laplacian(graph, torch.float64, norm=None)
-    dense = L.expand(torch.eye(graph.size, dtype=torch.float64, device=graph.device))[0].detach()
-    return torch.linalg.pinv((dense + dense.mT) / 2, hermitian=True)
+def _factors(graph: Graph, part: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each component of more than one node: its nodes, and Y with R_uv = |y_u - y_v|^2."""
+    weight = graph.weights(torch.float64).detach()
+    kept = (graph.source != graph.target) & (weight > 0)
+    source, target, weight = graph.source[kept], graph.target[kept], weight[kept]
+    found = []
+    at = torch.empty_like(part)
+    for label in torch.unique(part[source]):
+        nodes = (part == label).nonzero()[:, 0]
+        at[nodes] = torch.arange(len(nodes), device=nodes.device)
+        edge = part[source] == label
+        W = weight.new_zeros(len(nodes), len(nodes))
+        W = W.index_put((at[target[edge]], at[source[edge]]), weight[edge], accumulate=True)
+        found.append((nodes, _embedded(W)))
+    return found
+
+
+def _embedded(W: Tensor) -> Tensor:
+    """Y (n, n - 1) with |y_u - y_v|^2 the resistances of a connected network of conductances W (n, n).
+
+    The Laplacian, grounded at the last node, is C D C^T with C unit lower triangular; Y = (D^(-1/2) C^(-1))^T. Nodes are
+    eliminated one after the other: w_ij += w_ik w_kj / d_k with d_k = sum_j w_kj over those that are left. Only positive
+    numbers are added, so that each is right to rounding, whatever the range of the weights.
+    """
+    n = len(W)
+    W, d = W.clone(), W.new_empty(n - 1)
+    C = torch.eye(n - 1, dtype=W.dtype, device=W.device)
+    for start in range(0, n - 1, PANEL_NODES):
+        stop = min(start + PANEL_NODES, n - 1)
+        for k in range(start, stop):  # rows of this panel now, all rows below it in one product
+            d[k] = W[k, k + 1 :].sum()
+            ratio = W[k, k + 1 :] / d[k]
+            C[k + 1 :, k] = -ratio[:-1]
+            W[k + 1 : stop, k + 1 :] += torch.outer(ratio[: stop - k - 1], W[k, k + 1 :])
+        panel = W[start:stop, stop:]
+        W[stop:, stop:] += (panel / d[start:stop, None]).mT @ panel
+    eye = torch.eye(n - 1, dtype=W.dtype, device=W.device)
+    inverse = torch.linalg.solve_triangular(C, eye, upper=False, unitriangular=True)
+    Y = (inverse / d.sqrt().unsqueeze(-1)).mT
+    return torch.cat([Y, Y.new_zeros(1, n - 1)])
 
 
 def _components(graph: Graph) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gconv.domains import Grid, read_graph
-from gconv.interop.peer import LeftAlone, Unweighted, with_ones
-from gconv.interop.peers import base_class, describe
+from gconv.interop.layers import Chain, Layer, Other, identify
+from gconv.interop.peers import base_class
 from gconv.linear import Map
-from gconv.module import GConv
-from gconv.spec import NotLinear, OutsideFamily, Structure
+from gconv.spec import OutsideFamily
 
 
 def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Map:
@@ -44,39 +42,24 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Ma
     >>> A.shape
     (240, 90)
     """
-    if isinstance(module, GConv) and not isinstance(module, Unweighted):
-        return module.at(domain, x)
     if not isinstance(module, nn.Module):
         raise TypeError(f"as_linear_map takes a layer, but a {type(module).__name__} was given.")
-    if type(module) is nn.Sequential and len(module):
-        return _composed([part for part in module if not _passes(part)], domain, x)
-    name = base_class(module).__name__
-    try:
-        peer, spec = describe(module)
-    except LeftAlone as reason:
-        raise OutsideFamily(f"{name} has no LinearMap: {reason}.") from None
-    after = peer.after(module)
-    if after:
-        raise NotLinear(f"{name} is not linear: {after}.")
-    spec, domain = peer.settle(module, spec, domain)
-    layer = Unweighted(spec).eval().borrow(peer.weights(module))
-    if not peer.affine(module):
-        return layer.at(domain, x)
-    A = layer.at(domain, None if x is None else with_ones(x))
-    assert A.W is not None
-    i = A.i - 1  # without the channel of ones, which holds biases
-    return replace(A, mixing=replace(A.mixing, i=i), W=A.W[..., :i, :], i=i)  # type: ignore[type-var]
+    found = identify(module)
+    if isinstance(found, Chain) and found.parts:
+        return _composed([part for part in found.parts if not _passes(part)], domain, x)
+    return _layer(module, found).at(domain, x)
+
+
+def _layer(module: nn.Module, found: Layer | Chain | Other) -> Layer:
+    if isinstance(found, Layer):
+        return found
+    reason = found.reason if isinstance(found, Other) else "layers in a row that are none"
+    raise OutsideFamily(f"{base_class(module).__name__} has no LinearMap: {reason}.")
 
 
 def _passes(part: nn.Module) -> bool:
-    return isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and not part.training)
-
-
-def _structure(part: nn.Module) -> Structure:
-    try:
-        return part.spec.structure if isinstance(part, GConv) else describe(part)[1].structure
-    except LeftAlone as reason:
-        raise OutsideFamily(f"{base_class(part).__name__} has no LinearMap: {reason}.") from None
+    """Whether a layer returns its input."""
+    return type(part) is nn.Identity or (type(part) is nn.Dropout and not part.training)
 
 
 def _composed(parts: list[nn.Module], domain: Any, x: Tensor | None) -> Map:
@@ -84,11 +67,13 @@ def _composed(parts: list[nn.Module], domain: Any, x: Tensor | None) -> Map:
     place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
     A: Map | None = None
     for part in parts:
+        layer = _layer(part, identify(part))
+        structure = layer.spec.structure
         at = x
-        if x is None and A is not None and _structure(part).kind != "adaptive":  # says how many channels pass
+        if x is None and A is not None and structure.kind != "adaptive":  # says how many channels pass
             at = torch.zeros(place.size, A.o, dtype=A.dtype, device=A.device)
-        step = as_linear_map(part, place, at)
-        place = _structure(part).target(place)
+        step = layer.at(place, at)
+        place = structure.target(place)
         x = None if x is None else step @ x
         A = step if A is None else step @ A
     if A is None:

@@ -69,6 +69,10 @@ class Unweighted(GConv):
         layer.__dict__.update(self.__dict__, _parameters={**self._parameters, **weights})
         return layer
 
+    def like(self, spec: OperatorSpec) -> Unweighted:
+        """The same for another operator."""
+        return unweighted(spec)
+
     def _get_name(self) -> str:
         return "GConv"
 
@@ -111,19 +115,23 @@ class Converted:
         assert isinstance(self, nn.Module)
         return as_linear_map(self, domain, x)
 
-    def plan(
-        self,
-        x: Tensor,
-        domain: Any = None,
-        *,
-        lowering: str | None = None,
-        measure: bool | int = False,
-        **edges: Tensor,
-    ) -> Plan:
-        """How the layer will run, as `GConv.plan`; x and the domain as GConv takes them."""
-        return (
-            self._engine().borrow(self.peer.weights(self)).plan(x, domain, lowering=lowering, measure=measure, **edges)
-        )
+    def plan(self, *args: Any, lowering: str | None = None, measure: bool | int = False, **kwargs: Any) -> Plan:
+        """How `layer(*args, **kwargs)` will run: arguments as the layer itself takes them, options as `GConv.plan`.
+
+        A `Graph` in place of an edge_index is taken, too.
+
+        Raises:
+            OutsideFamily: if such a call goes to the peer's own forward.
+        """
+        from gconv.interop.layers import EngineCall, engine_call
+
+        assert isinstance(self, nn.Module)
+        engine = self._engine()
+        if len(args) == 2 and isinstance(args[1], Graph):
+            call = EngineCall(engine.borrow(self.peer.weights(self)), args[0], args[1], kwargs)
+        else:
+            call = engine_call(self, *args, **kwargs)
+        return call.gconv.plan(call.x, call.domain, lowering=lowering, measure=measure, **call.edges)
 
     def _engine(self) -> Unweighted:
         if self._changed:
@@ -160,7 +168,7 @@ def run(
     **edges: Tensor | None,
 ) -> Tensor:
     """A converted layer on x, by gconv; perhaps as another operator, or with other weights."""
-    gconv = layer.gconv if spec is None else unweighted(spec)
+    gconv = layer.gconv if spec is None else layer.gconv.like(spec)
     if layer.peer.affine(layer):
         x = with_ones(x)
     y: Tensor = gconv.borrow(layer.peer.weights(layer) if weights is None else weights)(x, domain, **edges)

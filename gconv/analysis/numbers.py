@@ -1,0 +1,136 @@
+"""Precision and range: maps in double precision, and norms that neither overflow nor underflow.
+
+A measure is homogeneous, f(c A) = |c| f(A), only if no square leaves the range of its type. Maps are therefore widened
+to double precision first, and whatever is squared is divided by a power of two before, which rounds nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.basis import AttentionTaps, Basis
+from gconv.basis.taps import Pattern
+from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
+
+
+def wider(dtype: torch.dtype) -> torch.dtype:
+    """Double precision, real or complex."""
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """The type of a result that is made from numbers of this type: bfloat16 and float16 become float32."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def power_of_two(x: Tensor) -> float:
+    """A power of two near the largest |entry| of x; 1 where that is zero, infinite or NaN.
+
+    >>> power_of_two(torch.tensor([0.0, -5.0])), power_of_two(torch.zeros(2))
+    (4.0, 1.0)
+    """
+    top = float(x.detach().abs().max()) if x.numel() else 0.0
+    if top == 0 or not math.isfinite(top):
+        return 1.0
+    return 2.0 ** max(-1000, min(1000, math.frexp(top)[1] - 1))
+
+
+def vector_norm(x: Tensor) -> float:
+    """|x|, wherever |x| is in range.
+
+    >>> vector_norm(torch.tensor([3e-200, 4e-200], dtype=torch.float64))
+    5e-200
+    """
+    scale = power_of_two(x)
+    return float((x.detach().to(wider(x.dtype)) / scale).norm()) * scale
+
+
+def singular(M: Tensor) -> Tensor:
+    """The singular values of matrices (*b, m, n), each descending, in double precision."""
+    M = M.detach().to(wider(M.dtype))
+    scale = power_of_two(M)
+    return torch.linalg.svdvals(M / scale) * scale
+
+
+def spectral_norm(M: Tensor) -> float:
+    """The largest singular value of matrices (*b, m, n)."""
+    return float(singular(M).max()) if M.numel() else 0.0
+
+
+# -- maps ----------------------------------------------------------------------------------------------------------
+
+
+def widen(A: Map) -> Map:
+    """The same map in double precision, without gradients: its numbers are converted, not made anew."""
+    if A.dtype == wider(A.dtype):
+        return A
+    if isinstance(A, LinearMap):
+        S = _converted(A.S, lambda t: t.detach().to(wider(t.dtype)))
+        W = None if A.W is None else A.W.detach().to(wider(A.W.dtype))
+        return replace(A, S=S, W=W, dtype=wider(A.dtype))
+    if isinstance(A, Scaled):
+        return Scaled(A.c.detach().to(wider(A.c.dtype)) if isinstance(A.c, Tensor) else A.c, widen(A.A))
+    if isinstance(A, Sum):
+        return Sum(tuple(map(widen, A.terms)))
+    if isinstance(A, Composed):
+        return Composed(tuple(map(widen, A.factors)))
+    if isinstance(A, Block):
+        return Block(tuple(tuple(B and widen(B) for B in row) for row in A.rows), A.axis)
+    return A
+
+
+def _converted(S: Any, convert: Callable[[Tensor], Tensor]) -> Any:
+    """A structure with its numbers converted."""
+    if isinstance(S, Tensor):
+        return convert(S) if S.is_floating_point() or S.is_complex() else S
+    if isinstance(S, AttentionTaps):
+        return _converted(S.written, convert)
+    if isinstance(S, tuple):
+        parts = tuple(_converted(part, convert) for part in S)
+        return S if all(new is old for new, old in zip(parts, S, strict=True)) else parts
+    if isinstance(S, Pattern) or not is_dataclass(S) or isinstance(S, type):
+        return S
+    old = {f.name: getattr(S, f.name) for f in fields(S) if f.init}
+    new = {name: None if name == "made" else _converted(value, convert) for name, value in old.items()}
+    return S if all(new[name] is old[name] for name in old) else replace(S, **new)
+
+
+def numbers(A: Map) -> Iterator[Tensor]:
+    """All tensors that the entries of a map are made of."""
+    if isinstance(A, LinearMap):
+        if A.W is not None:
+            yield A.W
+        yield from _held(A.S)
+    elif isinstance(A, Scaled):
+        yield torch.as_tensor(A.c)
+        yield from numbers(A.A)
+    else:
+        for B in A.terms if isinstance(A, Sum) else A.factors if isinstance(A, Composed) else A.maps:  # type: ignore
+            yield from numbers(B)
+
+
+def _held(S: Basis) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        found.append(t)
+        return t
+
+    _converted(S, keep)
+    return found
+
+
+def check_finite(A: Map, asking: str) -> None:
+    """Refuse maps that hold NaN or infinity.
+
+    Raises:
+        ValueError: naming the function that asks.
+    """
+    if not all(bool(t.detach().isfinite().all()) for t in numbers(A)):
+        raise ValueError(f"{asking} needs finite numbers, but the weights or the structure of {A} hold NaN or infinity.")

@@ -1,0 +1,205 @@
+"""What a module is: a layer of the family, layers in a row, or something else. Every function that takes one asks here.
+
+A class name says nothing of what `forward` does. A module counts as a layer of the family if its class, its instance
+and its hooks leave the forward that gconv knows in place; everything else is `Other`, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.nn.utils.prune as prune
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, convertible, with_ones
+from gconv.interop.peers import base_class, describe, is_pyg
+from gconv.linear import LinearMap
+from gconv.module import GConv
+from gconv.spec import NotLinear, OperatorSpec, OutsideFamily
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer of the family: a GConv, or a layer of torch.nn or PyG, converted or not.
+
+    Args:
+        module: the layer itself.
+        spec: its operator.
+        peer: how it maps onto a GConv; None for a GConv.
+    """
+
+    module: nn.Module
+    spec: OperatorSpec
+    peer: Peer | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name if self.peer is None else base_class(self.module).__name__
+
+    @property
+    def after(self) -> str | None:
+        """What follows the convolution inside the layer, in words; None if nothing does."""
+        return None if self.peer is None else self.peer.after(self.module)
+
+    def settle(self, domain: Any) -> tuple[GConv, Any]:
+        """A GConv that has the weights of the layer, and the domain as that GConv takes it."""
+        if self.peer is None:
+            assert isinstance(self.module, GConv)
+            return self.module, domain
+        spec, domain = self.peer.settle(self.module, self.spec, domain)
+        return Unweighted(spec).eval().borrow(self.peer.weights(self.module)), domain
+
+    def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
+        """The layer on a domain as a LinearMap, without its bias.
+
+        Raises:
+            NotLinear: if it takes a maximum, or something nonlinear follows its linear part.
+        """
+        if self.after:
+            raise NotLinear(f"{self.name} is not linear: {self.after}.")
+        gconv, place = self.settle(domain)
+        if self.peer is None or not self.peer.affine(self.module):
+            return gconv.at(place, x)
+        A = gconv.at(place, None if x is None else with_ones(x))
+        assert A.W is not None
+        i = A.i - 1  # without the channel of ones, which holds biases
+        return replace(A, mixing=replace(A.mixing, i=i), W=A.W[..., :i, :], i=i)  # type: ignore[type-var]
+
+    def enter(self, x: Tensor, domain: Any = None) -> EngineCall:
+        """What layer(x, domain) asks of gconv's engine."""
+        if self.peer is None:
+            assert isinstance(self.module, GConv)
+            return EngineCall(self.module, x, domain, {})
+        if domain is not None:
+            gconv, place = self.settle(domain)
+            return EngineCall(gconv, with_ones(x) if self.peer.affine(self.module) else x, place, {})
+        return engine_call(self.module, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Layers in a row: an nn.Sequential or nn.ModuleList whose forward nobody has changed."""
+
+    module: nn.Module
+    parts: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Other:
+    """Any other module, and why gconv cannot say what it computes."""
+
+    module: nn.Module
+    reason: str
+
+
+def identify(module: nn.Module) -> Layer | Chain | Other:
+    """What a module is.
+
+    >>> from gconv.operators import cheb
+    >>> type(identify(GConv(cheb(2, 2, k=3)))).__name__, identify(nn.Linear(2, 3)).spec
+    ('Layer', pointwise(2, 3, ndim=1))
+    >>> class Doubled(nn.Linear):
+    ...     def forward(self, x):
+    ...         return 2 * super().forward(x)
+    >>> identify(Doubled(2, 3)).reason
+    'a subclass of Linear with code of its own (forward), which gconv cannot answer for'
+    """
+    if isinstance(module, Unweighted):
+        return Other(module, "it has no weights of its own: ask the converted layer around it")
+    if "forward" in vars(module):
+        return Other(module, "the forward of this very layer was replaced")
+    if _hooks(module):
+        return Other(module, "a forward hook sits on it, which may change what it computes")
+    if isinstance(module, GConv):
+        if type(module).forward is not GConv.forward:
+            return Other(module, "a subclass of GConv with a forward of its own")
+        return Layer(module, module.spec)
+    for container in (nn.Sequential, nn.ModuleList):
+        if isinstance(module, container) and type(module).forward is container.forward:
+            return Chain(module, tuple(module))
+    try:
+        peer, spec = describe(module)
+    except LeftAlone as reason:
+        return Other(module, str(reason))
+    return Layer(module, spec, peer)
+
+
+def _hooks(module: nn.Module) -> bool:
+    """Whether hooks may change what a module takes or returns; those that make its weights are run instead."""
+    if module._forward_hooks:
+        return True
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):  # without a step of power iteration
+            setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+        elif isinstance(hook, WeightNorm | prune.BasePruningMethod):
+            hook(module, None)  # type: ignore[arg-type]
+        else:
+            return True
+    return False
+
+
+# -- what a call asks of the engine --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class EngineCall:
+    """gconv(x, domain, **edges), as a value."""
+
+    gconv: GConv
+    x: Tensor
+    domain: Any
+    edges: dict[str, Any]
+
+
+class _Captured(Exception):
+    """Carries an EngineCall out of a peer's `call`."""
+
+    def __init__(self, call: EngineCall) -> None:
+        self.call = call
+
+
+class _Capturing(Unweighted):
+    """Stands in for the engine of a layer and raises what it is asked instead of running it."""
+
+    def borrow(self, weights: Weights) -> GConv:
+        gconv = super().borrow(weights)
+
+        def call(x: Tensor, domain: Any = None, **edges: Any) -> Tensor:
+            raise _Captured(EngineCall(gconv, x, domain, edges))
+
+        return call  # type: ignore[return-value]
+
+    def like(self, spec: OperatorSpec) -> Unweighted:
+        return _Capturing(spec).train(self.training)
+
+
+def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
+    """What a call of a layer of torch.nn or PyG, converted or not, asks of gconv's engine; nothing is computed.
+
+    Raises:
+        OutsideFamily: if such a call does not run in gconv; the message says why.
+
+    >>> import torch
+    >>> engine_call(nn.Linear(64, 10), torch.zeros(4, 64)).x.shape  # four sites
+    torch.Size([64, 4])
+    """
+    name = base_class(module).__name__
+    try:
+        peer, spec = describe(module)
+        shell: Any = object.__new__(convertible(base_class(module)))
+        shell.__dict__.update(vars(module))
+        shell._modules = {**module._modules, "gconv": _Capturing(spec).train(module.training)}
+        for key in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]
+            shell.__dict__[key] = getattr(module, key)
+        answer = peer.call(shell, *args, **kwargs)
+    except _Captured as captured:
+        return captured.call
+    except LeftAlone as reason:
+        raise OutsideFamily(f"{name} does not run in gconv: {reason}.") from None
+    del answer
+    library = "PyG" if any(map(is_pyg, type(module).__mro__)) else "torch"
+    raise OutsideFamily(f"This call of {name} runs in {library}'s own forward, not in gconv.")
