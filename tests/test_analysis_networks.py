@@ -310,10 +310,10 @@ def test_rules_for_own_modules():
             self.body = layer_of(conv2d(2, 2, 3, padding=1))
 
         def forward(self, x):
-            return x + self.body(x)
+            return x + self.body(x) if bool(x.isfinite().all()) else x  # which torch.fx cannot trace
 
     net = nn.Sequential(Residual(), nn.ReLU()).eval()
-    with pytest.raises(TypeError, match="No bound is known for Residual; give one, rules="):
+    with pytest.raises(TypeError, match=r"No bound is known for Residual: torch.fx cannot trace .*give one, rules="):
         lipschitz_bound(net, (2, 5, 5))
     bound = lipschitz_bound(net, (2, 5, 5), rules={Residual: lambda m, part: 1 + part(m.body)}, certified=False)
     A = net[0].body.at(Grid((5, 5)))

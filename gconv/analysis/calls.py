@@ -55,7 +55,7 @@ def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> 
         else:
             name = found.name if isinstance(found, Layer) else type(A).__name__
             raise TypeError(
-                f"{asking} takes a linear map, and {name} is one only on a domain, a Grid or a graph: "
+                f"{asking} takes a linear map, and {name} is a map only on a domain, a Grid or a graph: "
                 f"{asking}(layer.at(domain)) or {asking}(layer, domain=domain)."
             )
     return as_linear_map(A, domain, x)
@@ -145,33 +145,43 @@ def takes_graph(layer: Layer, domain: Any) -> bool:
     """Whether a layer must be handed the domain.
 
     Raises:
-        TypeError: if it works on graphs and there is none.
+        ValueError: if it works on graphs and there is none.
     """
     kind = layer.spec.structure.domain
     if kind == "graph" and domain is None:
-        raise TypeError(f"{layer.name} works on graphs: give the graph as the domain.")
+        raise ValueError(f"{layer.name} works on a graph: give the graph as the domain.")
     return kind == "graph" or (kind == "any" and domain is not None and not isinstance(domain, Grid))
 
 
 def _hand(model: Callable[..., Any], x: Tensor, domain: Any) -> Any:
     """model(x), model(x, domain), or model(x, edge_index=...), as its signature says."""
+    more, named = arguments(model, x, domain)
+    return model(x, *more, **named)
+
+
+def arguments(model: Callable[..., Any], x: Tensor, domain: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model takes besides x, read off its signature.
+
+    Raises:
+        TypeError: if the graph has weights that the model does not take.
+    """
     if domain is None:
-        return model(x)
+        return (), {}
     module = isinstance(model, nn.Module)
     try:
         parameters = inspect.signature(model.forward if module else model).parameters  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        return model(x, domain)
+        return (domain,), {}
     if "edge_index" in parameters:
         graph: Graph = read_graph(domain, x.shape[-2])
         tensors = {name: getattr(graph, name) for name in ("edge_weight", "edge_attr", "edge_type")}
         given = {name: value for name, value in tensors.items() if value is not None and name in parameters}
         if tensors["edge_weight"] is not None and "edge_weight" not in given:
             raise TypeError(f"{type(model).__name__} takes no edge_weight, but the graph has weights.")
-        return model(x, edge_index=graph.edge_index, **given)
+        return (), {"edge_index": graph.edge_index, **given}
     kinds = [p.kind for p in parameters.values()]
-    positional = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
-    second = positional > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = sum(kind in places for kind in kinds) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
     if not second or (module and type(model).__module__.startswith("torch.nn.")):
-        return model(x)
-    return model(x, domain)
+        return (), {}
+    return (domain,), {}

@@ -28,7 +28,9 @@ class Action(Protocol):
 
 def _check_numbers(wanted: str, numbers: Any) -> None:
     """Refuse what is no sequence of whole numbers."""
-    if not isinstance(numbers, tuple | list) or not all(hasattr(n, "__index__") and not isinstance(n, bool) for n in numbers):
+    if not isinstance(numbers, tuple | list) or not all(
+        hasattr(n, "__index__") and not isinstance(n, bool) for n in numbers
+    ):
         raise TypeError(f"{wanted}, but {numbers!r} was given.")
 
 
@@ -97,7 +99,9 @@ class Permutation:
     def __post_init__(self) -> None:
         _check_numbers("Permutation takes the new number of each node, such as Permutation((2, 0, 1))", self.order)
         if sorted(self.order) != list(range(len(self.order))):
-            raise ValueError(f"A permutation of {len(self.order)} nodes holds each of their numbers once: {self.order}.")
+            raise ValueError(
+                f"A permutation of {len(self.order)} nodes holds each of their numbers once: {self.order}."
+            )
 
     def signal(self, x: Tensor, sites: int) -> Tensor:
         order = torch.tensor(self.order, device=x.device)
@@ -149,7 +153,9 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
         given = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else kind_of(x)
         raise TypeError(f"equivariance_error takes a signal x of floating point numbers, but {given} was given.")
     if not isinstance(action, str) and not (callable(getattr(action, "signal", None)) and not isinstance(action, type)):
-        raise TypeError(f"An action is one of {', '.join(NAMED)}, or an object such as Shift((1, 1)), not {kind_of(action)}.")
+        raise TypeError(
+            f"An action is one of {', '.join(NAMED)}, or an object such as Shift((1, 1)), not {kind_of(action)}."
+        )
     grid = domain if isinstance(domain, Grid) else None
     graph = None if grid or domain is None else read_graph(domain, x.shape[-2])
     sites = x.ndim - 2 if graph is None and not isinstance(model, Map) else 1

@@ -26,9 +26,7 @@ def matrix(
 
 
 @overload
-def matrix(
-    A: Map | nn.Module, layout: Literal["sparse"], *, domain: Any = None, x: Tensor | None = None
-) -> Any: ...
+def matrix(A: Map | nn.Module, layout: Literal["sparse"], *, domain: Any = None, x: Tensor | None = None) -> Any: ...
 
 
 def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: Tensor | None = None) -> Any:

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import call, takes_graph
+from gconv.analysis.calls import arguments, input_like, kind_of, takes_graph
 from gconv.analysis.norms import norm, norm_bound
+from gconv.analysis.numbers import power_of_two, spectral_norm, wider
 from gconv.basis import Basis, Stack, entries
-from gconv.domains import Grid, read_graph
+from gconv.domains import Graph, Grid, read_graph
+from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
+from gconv.linear import LinearMap
 from gconv.mixing import plain
-from gconv.module import GConv, bind
-from gconv.operators import (
-    avg_pool1d,
-    avg_pool2d,
-    avg_pool3d,
-    conv1d,
-    conv2d,
-    conv3d,
-    conv_transpose1d,
-    conv_transpose2d,
-    conv_transpose3d,
-    max_pool1d,
-    max_pool2d,
-    max_pool3d,
-)
-
-CONV: dict[type[nn.Module], Any] = {nn.Conv1d: conv1d, nn.Conv2d: conv2d, nn.Conv3d: conv3d}
-CONV_T: dict[type[nn.Module], Any] = {
-    nn.ConvTranspose1d: conv_transpose1d,
-    nn.ConvTranspose2d: conv_transpose2d,
-    nn.ConvTranspose3d: conv_transpose3d,
-}
-MEAN: dict[type[nn.Module], Any] = {nn.AvgPool1d: avg_pool1d, nn.AvgPool2d: avg_pool2d, nn.AvgPool3d: avg_pool3d}
-MAX: dict[type[nn.Module], Any] = {nn.MaxPool1d: max_pool1d, nn.MaxPool2d: max_pool2d, nn.MaxPool3d: max_pool3d}
+from gconv.module import bind
+from gconv.spec import OutsideFamily
 
 # the largest slope of each activation, rounded up where it is no round number
 SLOPES: dict[type[nn.Module], float] = {
@@ -68,6 +50,29 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 Rule = Callable[[Any, Callable[[nn.Module], float]], float]
 
+# functions and methods of tensors, by name
+REARRANGES = {
+    "flatten", "view", "reshape", "unflatten", "permute", "transpose", "t", "T", "mT", "swapaxes", "movedim", "squeeze",
+    "unsqueeze", "contiguous", "clone", "detach", "to", "float", "double", "type_as", "chunk", "split", "unbind",
+    "getitem", "narrow", "select", "flip", "roll", "pixel_shuffle", "pixel_unshuffle", "neg", "abs", "absolute",
+    "relu", "relu_", "relu6", "hardtanh", "tanh", "softsign",
+}  # fmt: skip
+MODULES = {  # functions of torch.nn.functional that take the arguments of a module
+    "sigmoid": nn.Sigmoid, "softplus": nn.Softplus, "logsigmoid": nn.LogSigmoid, "celu": nn.CELU, "elu": nn.ELU,
+    "hardsigmoid": nn.Hardsigmoid, "hardswish": nn.Hardswish, "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU,
+    "mish": nn.Mish, "softmax": nn.Softmax, "leaky_relu": nn.LeakyReLU,
+    "avg_pool1d": nn.AvgPool1d, "avg_pool2d": nn.AvgPool2d, "avg_pool3d": nn.AvgPool3d,
+    "adaptive_avg_pool1d": nn.AdaptiveAvgPool1d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "adaptive_avg_pool3d": nn.AdaptiveAvgPool3d, "adaptive_max_pool1d": nn.AdaptiveMaxPool1d,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d, "adaptive_max_pool3d": nn.AdaptiveMaxPool3d,
+    "max_pool1d": nn.MaxPool1d, "max_pool2d": nn.MaxPool2d, "max_pool3d": nn.MaxPool3d,
+    "interpolate": nn.Upsample,
+}  # fmt: skip
+SIZES = {"size", "dim", "ndim", "shape", "numel", "len", "dtype", "device", "is_cuda", "layout"}
+SUMS = {"add", "add_", "iadd", "sum"}
+DIFFERENCES = {"sub", "sub_", "isub", "subtract"}
+PRODUCTS = {"mul", "mul_", "imul", "multiply", "div", "div_", "divide", "truediv", "itruediv"}
+
 
 def lipschitz_bound(
     model: nn.Module,
@@ -81,7 +86,8 @@ def lipschitz_bound(
 
     Equation: L = product over the layers of ||A|| (linear layers: the norm of the operator on this grid or graph, not
     that of the reshaped kernel), max |slope| (activations), sqrt(overlap) (maxima: how often a site is read, with its
-    weights), max |gamma| / sqrt(var + eps) (batch norm in eval mode).
+    weights), max |gamma| / sqrt(var + eps) (batch norm in eval mode). Of branches that are added L is the sum, of
+    those that are concatenated the root of the sum of squares: for x + f(x), 1 + L_f.
 
     Meaning: inputs that differ by less than margin / (sqrt(2) L) get the same class. The product is an upper bound,
     often far above the true constant.
@@ -89,143 +95,410 @@ def lipschitz_bound(
     Cost: `norm_bound` (certified) or `norm` of every linear layer, and one forward pass of a zero input for the shapes.
 
     Args:
-        model: nn.Sequential of GConv and torch.nn layers, nested as you like, or one layer, in eval mode.
+        model: GConv layers, torch.nn and PyG layers, converted or parametrised or not, alone, in an nn.Sequential, or
+            in modules with a forward of their own that torch.fx can trace (residual networks); in eval mode.
         x: an input without its batch axis, (c, *grid) or (n, c), or its shape.
         domain: the graph, for layers on graphs.
         certified: bounds that hold for certain. False takes the norms themselves, which are smaller, but where they
             come from Lanczos they approach from below.
         rules: for your own modules: rule(module, bound) -> number, where bound(part) is that of a part of the module at
-            the same input. A residual block by the triangle inequality: `{Block: lambda m, bound: 1 + bound(m.body)}`.
+            the same input. What no tracer follows, `{Block: lambda m, bound: 1 + bound(m.body)}`.
 
     Raises:
-        TypeError: if a module is not known; the message says what to do.
+        TypeError: if a module or a function inside one is not known; the message says what to do.
         ValueError: if batch norm or dropout is in training mode, or attention depends on its input without bound.
 
+    >>> from gconv import GConv
     >>> from gconv.operators import conv2d, max_pool2d
     >>> net = nn.Sequential(GConv(conv2d(1, 4, 3, padding=1)), nn.ReLU(), GConv(max_pool2d(2)), nn.Flatten())
     >>> lipschitz_bound(net, (1, 8, 8)) < 4
     True
+    >>> from gconv.blocks import Shortcut
+    >>> lipschitz_bound(Shortcut(nn.Identity()), (1, 8, 8))  # x + x
+    2.0
 
     Source: Szegedy et al., Intriguing Properties of Neural Networks, ICLR 2014; for operator norms of convolutions on
     their grid Ryu et al., Plug-and-Play Methods Provably Converge, ICML 2019.
     """
-    parameter = next(model.parameters(), torch.zeros(()))
-    like = (x if isinstance(x, Tensor) else torch.empty(tuple(x))).to(parameter)
-    zero = torch.zeros_like(like) if domain is not None else torch.zeros_like(like).unsqueeze(0)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"lipschitz_bound takes a torch module, but {kind_of(model)} was given.")
+    if rules is not None and not (isinstance(rules, Mapping) and all(map(callable, rules.values()))):
+        raise TypeError("rules must map classes of modules to functions (module, bound) -> number.")
+    like = input_like(x, "lipschitz_bound", model)
+    parameter = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), like)
+    zero = torch.zeros(like.shape, dtype=parameter.dtype, device=parameter.device)
+    zero = zero if domain is not None else zero.unsqueeze(0)
     graph = None if domain is None else read_graph(domain, zero.shape[-2])
-    measure = norm_bound if certified else norm
+    walker = _Walker(norm_bound if certified else norm, dict(rules or {}))
     with torch.no_grad():
-        return _bound(model, zero, graph, measure, dict(rules or {}))
+        return walker.factor(model, zero, graph)
 
 
-def _bound(module: nn.Module, x: Tensor, graph: Any, measure: Any, rules: dict[type[nn.Module], Rule]) -> float:
-    if type(module) in rules:
-        return rules[type(module)](module, lambda part: _bound(part, x, graph, measure, rules))
-    if isinstance(module, nn.Sequential):
-        total = 1.0
-        for layer in module:
-            total *= _bound(layer, x, graph, measure, rules)
-            x = call(layer, x, graph)
-        return total
-    if isinstance(module, GConv):
-        return _of_layer(module, x, graph, measure)
-    if isinstance(module, nn.Linear):
-        return float(torch.linalg.matrix_norm(module.weight.double(), 2))
-    if isinstance(module, NORMS):
-        if module.training or module.running_var is None:
+@dataclass(eq=False)
+class _Bounded:
+    """A tensor inside a network at the zero input, and a Lipschitz bound of it as a function of the input."""
+
+    value: Tensor
+    bound: float
+
+
+class _Walker:
+    """Goes through a network layer by layer."""
+
+    def __init__(self, measure: Callable[..., float], rules: dict[type[nn.Module], Rule]) -> None:
+        self.measure, self.rules = measure, rules
+        self.overwritten: list[_Bounded] = []  # values that an operation in place has changed
+
+    def factor(self, module: nn.Module, x: Tensor, domain: Any = None) -> float:
+        """The bound of a module at an input of this shape."""
+        out = self.run(module, (_Bounded(x, 1.0),), {}, domain)[0]
+        if not isinstance(out, _Bounded):
+            raise TypeError(f"{type(module).__name__} must return one tensor, but it returned {kind_of(out)}.")
+        return out.bound
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], domain: Any) -> tuple[Any, Any]:
+        """module(*args, **kwargs) with bounds, and the domain that it leads to."""
+        found = identify(module)
+        name = type(module).__name__
+        if isinstance(found, Other) and not found.follows and type(module) not in self.rules:
+            raise TypeError(f"No bound is known for {name}: {found.reason}; {_advice(module)}")
+        if isinstance(found, Chain) and isinstance(module, nn.Sequential) and type(module) not in self.rules:
+            x: Any = args[0]
+            for part in found.parts:
+                x, domain = self.run(part, (x,), {}, domain)
+            return x, domain
+        x = args[0] if args else None
+        if not isinstance(x, _Bounded) or any(isinstance(value, _Bounded) for value in (*args[1:], *kwargs.values())):
+            if isinstance(found, Other) and not name_of_library(module):
+                return self.follow(module, args, kwargs), domain
+            raise TypeError(f"No bound is known for {name} of several inputs; {_advice(module)}")
+        if isinstance(found, Other) and not name_of_library(module) and type(module) not in self.rules:
+            if len(args) == 1 and not kwargs:
+                more, kwargs = arguments(module, x.value, domain)
+                args = (x, *more)
+            return self.follow(module, args, kwargs), domain
+        plain_args = (x.value, *args[1:])
+        if isinstance(found, Layer) and len(args) == 1 and not kwargs and type(module) not in self.rules:
+            graph = domain if takes_graph(found, domain) else None
+            bound = self._layer(found, found.enter(x.value, graph))
+            more, kwargs = ((graph,), {}) if found.peer is None else arguments(module, x.value, graph)
+            y = module(x.value, *more, **kwargs) if graph is not None else module(x.value)
+            return _Bounded(y, x.bound * bound), domain if graph is None else found.spec.structure.target(graph)
+        before = x.value._version
+        bound = self._bound(module, found, plain_args, kwargs, domain)
+        if type(module) in self.rules and len(args) == 1 and not kwargs:
+            more, kwargs = arguments(module, x.value, domain)
+            plain_args = (x.value, *more)
+        y = _Bounded(module(*plain_args, **kwargs), x.bound * bound)
+        self._note(x, before, y.bound)
+        return y, domain
+
+    def _note(self, x: _Bounded, before: int, bound: float) -> None:
+        """Remember that x was overwritten, if it was; views of it were, too."""
+        if x.value._version != before:
+            self.overwritten.append(_Bounded(x.value, bound))
+
+    def _bound(self, module: Any, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], domain: Any) -> float:
+        """The bound of a single module of one input."""
+        kind, x = type(module), args[0]
+        if kind in self.rules:
+            return float(self.rules[kind](module, lambda part: self.factor(part, x, domain)))
+        if isinstance(found, Layer):
+            if found.peer is None:
+                named = ("edge_weight", "edge_attr", "edge_type")
+                edges = {key: value for key, value in kwargs.items() if key in named}
+                place = args[1] if len(args) > 1 else kwargs.get("domain")
+                return self._layer(found, EngineCall(module, x, place, edges))
+            try:
+                return self._layer(found, engine_call(module, *args, **kwargs))
+            except OutsideFamily as reason:
+                raise TypeError(f"No bound is known for {kind.__name__}: {reason} {_advice(module)}") from None
+        if isinstance(module, NORMS):
+            if module.training or module.running_var is None:
+                raise ValueError(
+                    "Batch norm in training mode divides by the spread of its batch and has no bound: "
+                    "call model.eval()."
+                )
+            variance = module.running_var.double()
+            gamma = torch.ones_like(variance) if module.weight is None else module.weight.double()
+            return float((gamma.abs() / (variance + module.eps).sqrt()).max())
+        if kind in DROPOUTS:
+            if module.training and module.p:
+                raise ValueError("Dropout in training mode draws at random: call model.eval().")
+            return 1.0
+        if kind is nn.LeakyReLU:
+            return max(1.0, abs(module.negative_slope))
+        if kind is nn.PReLU:
+            return max(1.0, float(module.weight.double().abs().max()))
+        if kind is nn.ELU:
+            return max(1.0, abs(module.alpha))
+        if kind in SLOPES:
+            return SLOPES[kind]
+        raise TypeError(f"No bound is known for {kind.__name__}; {_advice(module)}")
+
+    # -- layers --------------------------------------------------------------------------------------------------
+
+    def _layer(self, layer: Layer, asked: EngineCall) -> float:
+        """The norm of a layer on the domain of a call, or the bound of one that takes maxima."""
+        if layer.after:
+            raise TypeError(f"No bound is known for {layer.name}: {layer.after}; {_advice(layer.module)}")
+        gconv, x = asked.gconv, asked.x
+        structure = gconv.spec.structure
+        if structure.kind == "adaptive":
             raise ValueError(
-                "Batch norm in training mode divides by the spread of its batch and has no bound: call model.eval()."
+                f"{gconv.spec.name} makes its structure from the signal and is not Lipschitz on all signals; "
+                "freeze it, layer.at(graph, x=x0), and ask for the norm of that map."
             )
-        gamma = torch.ones(()) if module.weight is None else module.weight
-        return float((gamma.abs() / (module.running_var + module.eps).sqrt()).max())
-    if isinstance(module, DROPOUTS):
-        if module.training and module.p:
-            raise ValueError("Dropout in training mode draws at random: call model.eval().")
-        return 1.0
-    if isinstance(module, nn.LeakyReLU):
-        return max(1.0, abs(module.negative_slope))
-    if isinstance(module, nn.PReLU):
-        return max(1.0, float(module.weight.abs().max()))
-    if isinstance(module, nn.ELU):
-        return max(1.0, module.alpha)
-    if type(module) in SLOPES:
-        return SLOPES[type(module)]
-    ours = _read(module)
-    if ours is None:
-        raise TypeError(
-            f"No bound is known for {type(module).__name__}; give one, rules={{{type(module).__name__}: "
-            "lambda module, bound: ...}, a number that the module cannot exceed."
-        )
-    return _of_layer(ours, x, None, measure)
+        if structure.domain == "graph" or (structure.domain == "any" and not isinstance(asked.domain, Grid | None)):
+            if asked.domain is None:
+                raise ValueError(f"{gconv.spec.name} works on a graph: give the graph as the domain.")
+            place: Grid | Graph = read_graph(asked.domain, x.shape[-2], **asked.edges)
+            signal = x
+        else:
+            ndim = getattr(structure, "ndim", x.ndim - 2 if asked.domain is None else asked.domain.ndim)
+            place = Grid.of(x, ndim)
+            signal = x.flatten(-ndim).mT
+        signal = signal.flatten(0, -3)[0] if signal.ndim > 2 else signal
+        theta = {name: p for name, p in gconv._parameters.items() if p is not None}
+        S = bind(structure, place, theta, signal)
+        if S.linear:
+            A = gconv.at(place, signal)
+            return self.measure(_without_ones(A) if layer.peer is not None and layer.peer.affine(layer.module) else A)
+        mixing, W = plain(gconv.spec.mixing, gconv.weight)
+        weights = mixing.dense(W, signal.shape[-1])
+        parts: tuple[Basis, ...] = S.parts if isinstance(S, Stack) else (S,)
+        total, k = 0.0, 0
+        for part in parts:
+            size = spectral_norm(weights[k : k + part.shape[0]])
+            total, k = total + _of_taps(part, signal) * size, k + part.shape[0]
+        return total
+
+    # -- modules with a forward of their own ---------------------------------------------------------------------
+
+    def follow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Node by node through the trace of a module."""
+        from torch import fx
+
+        class Tracer(fx.Tracer):
+            def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
+                return True
+
+        name = type(module).__name__
+        try:
+            graph = Tracer().trace(module)
+        except Exception as error:
+            why = str(error).strip().split("\n")[0] or type(error).__name__
+            raise TypeError(
+                f"No bound is known for {name}: torch.fx cannot trace its forward ({why}); {_advice(module)}"
+            ) from None
+        env: dict[Any, Any] = {}
+        given, named = list(args), dict(kwargs)
+        for node in graph.nodes:
+            inputs = fx.node.map_arg(node.args, lambda n: env[n])
+            options = fx.node.map_arg(node.kwargs, lambda n: env[n])
+            if node.op == "placeholder":
+                key = str(node.target)
+                if key.startswith("*"):
+                    raise TypeError(f"No bound is known for {name}: its forward takes {key}; {_advice(module)}")
+                env[node] = given.pop(0) if given else named.pop(key) if key in named else _default(node, name)
+            elif node.op == "get_attr":
+                env[node] = _attribute(module, str(node.target))
+            elif node.op == "call_module":
+                part = module.get_submodule(str(node.target))
+                if _any_bounded(inputs) or _any_bounded(options):
+                    env[node] = self.run(part, tuple(inputs), dict(options), None)[0]
+                else:
+                    env[node] = part(*inputs, **options)
+            elif node.op == "output":
+                return inputs[0]
+            else:
+                function = node.target
+                if node.op == "call_method":
+                    function = getattr(torch.Tensor, str(node.target), None)
+                env[node] = self._function(module, str(node.target), function, tuple(inputs), dict(options))
+            for old in self.overwritten:
+                for seen in _leaves(list(env.values())):
+                    if isinstance(seen, _Bounded) and _same_storage(seen.value, old.value):
+                        seen.bound = max(seen.bound, old.bound)
+        return None
+
+    def _function(self, module: nn.Module, target: str, function: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """function(*args, **kwargs) with bounds."""
+        tracked = [part for part in _leaves((args, kwargs)) if isinstance(part, _Bounded)]
+        function = function if callable(function) else lambda x, *more, **rest: getattr(x, target)(*more, **rest)
+        if not tracked:
+            return function(*args, **kwargs)
+        before = tracked[0].value._version
+        name = getattr(function, "__name__", target)
+        if name == "getattr":
+            name = args[1]
+        out = function(*_strip(args), **_strip(kwargs))
+        if name in SIZES:
+            return out
+        bound = self._rule(name, out, args, kwargs, tracked)
+        if bound is None:
+            raise TypeError(
+                f"No bound is known for {name}, which {type(module).__name__} calls; give one for the whole module, "
+                f"{_advice(module).removeprefix('give one, ')}"
+            )
+        self._note(tracked[0], before, bound)
+        return _wrap(out, bound)
+
+    def _rule(self, name: str, out: Any, args: Any, kwargs: Any, tracked: list[_Bounded]) -> float | None:
+        """The bound of the output; None where it is not known."""
+        first, alone = tracked[0], len(tracked) == 1
+        if name in ("cat", "concat", "concatenate", "stack"):
+            return math.hypot(*(t.bound for t in tracked))
+        if name in ("maximum", "minimum") or (name in ("max", "min") and not alone):
+            return math.hypot(*(t.bound * _repeats(t.value, out) for t in tracked))
+        if name in SUMS | DIFFERENCES and not (name == "sum" and alone) and isinstance(out, Tensor):
+            alpha = max(1.0, abs(kwargs.get("alpha", 1)))
+            return alpha * sum(t.bound * _repeats(t.value, out) for t in tracked)
+        if not alone:
+            return None
+        if name in PRODUCTS and isinstance(out, Tensor) and len(args) == 2 and not kwargs:
+            other = args[1] if args[0] is first else args[0]
+            if "div" in name and args[0] is not first:
+                return None
+            size = torch.as_tensor(other).to(torch.complex128).abs()
+            size = size.reciprocal() if "div" in name else size
+            return first.bound * float(size.max()) * _repeats(first.value, out)
+        if args[0] is not first:
+            return None
+        if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"):
+            training = kwargs.get("training", args[2] if len(args) > 2 else True)
+            if training and kwargs.get("p", args[1] if len(args) > 1 else 0.5):
+                raise ValueError("Dropout in training mode draws at random: call model.eval().")
+            return first.bound
+        if name in ("mean", "sum") and isinstance(out, Tensor):
+            count = max(1, first.value.numel()) / max(1, out.numel())
+            return first.bound * (count**-0.5 if name == "mean" else count**0.5)
+        if name in REARRANGES:
+            return first.bound
+        if name == "pad" and kwargs.get("mode", args[2] if len(args) > 2 else "constant") == "constant":
+            return first.bound
+        if name == "matmul" and isinstance(args[1], Tensor) and args[1].ndim == 2:
+            return first.bound * spectral_norm(args[1])
+        made = _as_module(name, args, kwargs)
+        return None if made is None else first.bound * self.factor(made, first.value)
 
 
-def _of_layer(layer: GConv, x: Tensor, graph: Any, measure: Any) -> float:
-    structure = layer.spec.structure
-    if structure.kind == "adaptive":
-        raise ValueError(
-            f"{layer.spec.name} makes its structure from the signal and is not Lipschitz on all signals; "
-            "freeze it, layer.at(graph, x=x0), and ask for the norm of that map."
-        )
-    if takes_graph(layer) or (graph is not None and structure.domain == "any"):
-        domain, signal = graph, x
-        if domain is None:
-            raise ValueError(f"{layer.spec.name} works on a graph: give the graph as the domain.")
-    else:
-        ndim = getattr(structure, "ndim", x.ndim - 2)
-        domain = Grid.of(x, ndim)
-        signal = x.flatten(-ndim).mT
-    signal = signal.flatten(0, -3)[0] if signal.ndim > 2 else signal
-    S = bind(structure, domain, dict(layer.named_parameters()), signal)
-    if S.linear:
-        bound: float = measure(layer.at(domain, signal))
-        return bound
-    mixing, W = plain(layer.spec.mixing, layer.weight)
-    weights = mixing.dense(W, signal.shape[-1]).double()
-    parts: tuple[Basis, ...] = S.parts if isinstance(S, Stack) else (S,)
-    total, k = 0.0, 0
-    for part in parts:
-        size = float(torch.linalg.matrix_norm(weights[k : k + part.shape[0]], 2).max())
-        total, k = total + _of_taps(part, signal) * size, k + part.shape[0]
-    return total
+def _without_ones(A: LinearMap) -> LinearMap:
+    """A map without its last channel in, that of ones."""
+    from dataclasses import replace
+
+    assert A.W is not None
+    i = A.i - 1
+    return replace(A, mixing=replace(A.mixing, i=i), W=A.W[..., :i, :], i=i)  # type: ignore[type-var]
 
 
 def _of_taps(S: Basis, like: Tensor) -> float:
     """sum over taps of the bound of one: |max_j v_ij x_j - max_j v_ij y_j|^2 <= sum_j v_ij^2 |x_j - y_j|^2."""
     taps = entries(S, like.dtype, like.device)
     k, m, n = taps.shape
+    size = taps.values.to(wider(taps.values.dtype)).abs()
     if taps.linear:  # sqrt(||S||_1 ||S||_inf)
-        size = taps.values.double().abs()
         rows = size.new_zeros(k * m).index_add(0, taps.pattern.tap * m + taps.pattern.row, size).unflatten(0, (k, m))
         cols = size.new_zeros(k * n).index_add(0, taps.pattern.tap * n + taps.pattern.col, size).unflatten(0, (k, n))
-        return float((rows.amax(1) * cols.amax(1)).sqrt().sum())
-    squares = taps.values.double().square()
-    cols = squares.new_zeros(k * n).index_add(0, taps.pattern.tap * n + taps.pattern.col, squares)
-    return math.fsum(cols.unflatten(0, (k, n)).amax(1).sqrt().tolist())
+        return float((rows.amax(1).sqrt() * cols.amax(1).sqrt()).sum())
+    scale = power_of_two(size)
+    cols = size.new_zeros(k * n).index_add(0, taps.pattern.tap * n + taps.pattern.col, (size / scale).square())
+    return math.fsum(cols.unflatten(0, (k, n)).amax(1).sqrt().tolist()) * scale
 
 
-def _read(module: nn.Module) -> GConv | None:
-    """torch's convolutions and poolings as ours, weights carried over; None for all others."""
-    kind: Any = type(module)
-    m: Any = module
-    if kind in MEAN | MAX and m.ceil_mode:
-        return None
-    if kind in MEAN:
-        if getattr(m, "divisor_override", None) is not None:
+def _as_module(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
+    """A function of torch.nn.functional as the module that does the same; None where there is none."""
+    more = args[1:]
+    options = {key: value for key, value in kwargs.items() if key not in ("inplace", "_stacklevel", "dtype")}
+    if name in MODULES:
+        if name.startswith("max_pool"):  # the function has return_indices last
+            window = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+            options, more = {**dict(zip(window, more, strict=False)), **options}, ()
+        try:
+            made: nn.Module = MODULES[name](*more, **options)
+        except TypeError:
             return None
-        spec = MEAN[kind](m.kernel_size, m.stride, m.padding, count_include_pad=m.count_include_pad)
-        return GConv(spec)
-    if kind in MAX:
-        return GConv(MAX[kind](m.kernel_size, m.stride, m.padding, m.dilation))
-    if kind not in CONV and kind not in CONV_T:
+        return made.eval()
+    kind: dict[str, Any] = {"linear": nn.Linear} | {f"conv{d}d": getattr(nn, f"Conv{d}d") for d in (1, 2, 3)}
+    kind |= {f"conv_transpose{d}d": getattr(nn, f"ConvTranspose{d}d") for d in (1, 2, 3)}
+    if name not in kind:
         return None
-    numbers = {"stride": m.stride, "padding": m.padding, "dilation": m.dilation, "groups": m.groups, "bias": False}
-    if kind in CONV_T:
-        numbers["output_padding"] = m.output_padding
+    middle = ["output_padding", "groups", "dilation"] if "transpose" in name else ["dilation", "groups"]
+    keys = ["weight", "bias"] if name == "linear" else ["weight", "bias", "stride", "padding", *middle]
+    given = {**dict(zip(keys, more, strict=False)), **options}
+    weight: Tensor = given.pop("weight")
+    given.pop("bias", None)
+    groups = given.get("groups", 1)
+    if name == "linear":
+        made = nn.Linear(weight.shape[1], weight.shape[0], False, dtype=weight.dtype, device=weight.device)
     else:
-        numbers["padding_mode"] = m.padding_mode
-    layer = GConv((CONV | CONV_T)[kind](m.in_channels, m.out_channels, m.kernel_size, **numbers), dtype=m.weight.dtype)
-    split = m.weight.flatten(2).unflatten(0, (m.groups, -1))  # (g, o/g, i/g, k), transposed (g, i/g, o/g, k)
-    grouped = split.permute(3, 0, 1, 2) if kind in CONV_T else split.permute(3, 0, 2, 1)
-    assert layer.weight is not None
-    layer.weight.data = grouped.reshape(layer.weight.shape).clone()
-    return layer.to(m.weight.device)
+        i, o = (
+            (weight.shape[0], weight.shape[1] * groups)
+            if "transpose" in name
+            else (weight.shape[1] * groups, len(weight))
+        )
+        made = kind[name](i, o, tuple(weight.shape[2:]), bias=False, dtype=weight.dtype, device=weight.device, **given)
+    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return made.eval()
+
+
+def name_of_library(module: nn.Module) -> bool:
+    """Whether a module's class is torch's own (or made by conversion or parametrisation from one that is)."""
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def _advice(module: nn.Module) -> str:
+    name = type(module).__name__
+    return f"give one, rules={{{name}: lambda module, bound: ...}}, a number that the module cannot exceed."
+
+
+def _repeats(x: Tensor, out: Tensor) -> float:
+    """How much broadcasting to the shape of `out` lengthens x."""
+    return math.sqrt(max(1.0, out.numel() / max(1, x.numel())))
+
+
+def _default(node: Any, name: str) -> Any:
+    if not node.args:
+        raise TypeError(f"No bound is known for {name}: its forward takes {node.target}, which nobody gives.")
+    return node.args[0]
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return _leaves(list(value.values()))
+    if isinstance(value, list | tuple):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value]
+
+
+def _any_bounded(value: Any) -> bool:
+    return any(isinstance(leaf, _Bounded) for leaf in _leaves(value))
+
+
+def _strip(value: Any) -> Any:
+    """The values alone."""
+    if isinstance(value, _Bounded):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _strip(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_strip, value))
+    return value
+
+
+def _wrap(out: Any, bound: float) -> Any:
+    """Every tensor of a result with this bound."""
+    if isinstance(out, Tensor):
+        return _Bounded(out, bound)
+    return type(out)(_wrap(part, bound) for part in out) if isinstance(out, list | tuple) else out

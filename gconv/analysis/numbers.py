@@ -133,4 +133,6 @@ def check_finite(A: Map, asking: str) -> None:
         ValueError: naming the function that asks.
     """
     if not all(bool(t.detach().isfinite().all()) for t in numbers(A)):
-        raise ValueError(f"{asking} needs finite numbers, but the weights or the structure of {A} hold NaN or infinity.")
+        raise ValueError(
+            f"{asking} needs finite numbers, but the weights or the structure of {A} hold NaN or infinity."
+        )

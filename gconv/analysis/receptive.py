@@ -75,7 +75,7 @@ class _Support:
 
     def times(self, c: float | Tensor) -> _Support:
         """c A; structure alone: c = 0 reads what A reads."""
-        return _Support(self.reads, c * self.value, abs(c) * self.size)
+        return _Support(self.reads, c * self.value, torch.as_tensor(c).abs() * self.size)
 
     def einsum(self, how: str, other: _Support) -> _Support:
         """A contraction of two, by each of the three."""
@@ -122,7 +122,13 @@ def _polynomial(S: Polynomial, A: LinearMap) -> _Support:
     if S.combine is None:
         return _join(terms, 0)
     rows = torch.as_tensor(S.combine, dtype=A.dtype, device=A.device)
-    return _join([reduce(_Support.__add__, [t.times(c) for t, c in zip(terms, row, strict=True) if c != 0] or terms[:1]) for row in rows], 0)
+    return _join(
+        [
+            reduce(_Support.__add__, [t.times(c) for t, c in zip(terms, row, strict=True) if c != 0] or terms[:1])
+            for row in rows
+        ],
+        0,
+    )
 
 
 def _whole(A: Map) -> _Support:
@@ -235,9 +241,15 @@ def check_differentiable(model: Model, x: Tensor, asking: str) -> None:
 def _site(site: Any, shape: tuple[int, ...]) -> int:
     """The number of a site, row-major."""
     try:
-        at = tuple(n // 2 for n in shape) if site is None else tuple(map(index, site if isinstance(site, tuple) else (site,)))
+        at = (
+            tuple(n // 2 for n in shape)
+            if site is None
+            else tuple(map(index, site if isinstance(site, tuple) else (site,)))
+        )
     except TypeError:
-        raise TypeError(f"A site is a number on a graph and a tuple of numbers on a grid, not {kind_of(site)}.") from None
+        raise TypeError(
+            f"A site is a number on a graph and a tuple of numbers on a grid, not {kind_of(site)}."
+        ) from None
     if len(at) != len(shape) or any(not 0 <= p < n for p, n in zip(at, shape, strict=True)):
         raise ValueError(f"The output has sites of shape {shape}, but the site asked for is {site}.")
     number = 0

@@ -74,10 +74,9 @@ def frequency_response(
     A = map_of(A, "frequency_response", domain, x)
     if not isinstance(A, LinearMap):
         A = A.collapse()
-    if frequencies is not None:
-        if not isinstance(frequencies, Tensor) or frequencies.is_complex():
-            given = "a complex tensor" if isinstance(frequencies, Tensor) else kind_of(frequencies)
-            raise TypeError(f"frequencies must be a tensor of real numbers, but {given} was given.")
+    if frequencies is not None and (not isinstance(frequencies, Tensor) or frequencies.is_complex()):
+        given = "a complex tensor" if isinstance(frequencies, Tensor) else kind_of(frequencies)
+        raise TypeError(f"frequencies must be a tensor of real numbers, but {given} was given.")
     W = wide_weight(A)
     if isinstance(A.S, Shifts):
         return _on_grid(A, A.S, frequencies)

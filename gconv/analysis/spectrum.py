@@ -123,6 +123,8 @@ def _lanczos(A: Map, k: int) -> Tensor:
     start = np.random.default_rng(0).standard_normal(min(A.shape))
     probe = np.random.default_rng(0).standard_normal(A.shape[1])
     scale = power_of_two(torch.as_tensor(forth(A, probe)))  # scipy squares the map
-    operator = LinearOperator(A.shape, matvec=lambda v: forth(A, v) / scale, rmatvec=lambda v: back(v) / scale, dtype=kind)
+    operator = LinearOperator(
+        A.shape, matvec=lambda v: forth(A, v) / scale, rmatvec=lambda v: back(v) / scale, dtype=kind
+    )
     values = svds(operator, k=k, v0=start, return_singular_vectors=False)
     return torch.as_tensor(np.sort(values)[::-1].copy(), dtype=torch.float64) * scale

@@ -175,9 +175,9 @@ def _factors(graph: Graph, part: Tensor) -> list[tuple[Tensor, Tensor]]:
 def _embedded(W: Tensor) -> Tensor:
     """Y (n, n - 1) with |y_u - y_v|^2 the resistances of a connected network of conductances W (n, n).
 
-    The Laplacian, grounded at the last node, is C D C^T with C unit lower triangular; Y = (D^(-1/2) C^(-1))^T. Nodes are
-    eliminated one after the other: w_ij += w_ik w_kj / d_k with d_k = sum_j w_kj over those that are left. Only positive
-    numbers are added, so that each is right to rounding, whatever the range of the weights.
+    The Laplacian, grounded at the last node, is C D C^T with C unit lower triangular; Y = (D^(-1/2) C^(-1))^T. Nodes
+    are eliminated one after the other: w_ij += w_ik w_kj / d_k with d_k = sum_j w_kj over those that are left. Only
+    positive numbers are added, so that each is right to rounding, whatever the range of the weights.
     """
     n = len(W)
     W, d = W.clone(), W.new_empty(n - 1)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from gconv.analysis.calls import kind_of
 from gconv.analysis.fourier import Frames, table, wraps
 from gconv.analysis.norms import adjoint, norm
+from gconv.analysis.numbers import at_least_single, check_finite, power_of_two, wider
 from gconv.analysis.response import frequency_response
 from gconv.basis import Shifts
 from gconv.domains import Grid, read_graph
+from gconv.interop.layers import Layer, Other, fill, identify
+from gconv.interop.peer import LeftAlone
 from gconv.linear import LinearMap
 from gconv.mixing import Dense, Grouped, Parametrised, Separable, plain
 from gconv.module import GConv, bind
@@ -20,7 +26,10 @@ from gconv.module import GConv, bind
 SITES = 6000
 
 
-def clip_singular_values(layer: GConv, domain: Any, top: float, *, iterations: int = 1) -> GConv:
+AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
+
+
+def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations: int = 1) -> AnyLayer:
     """A copy of a layer whose singular values are at most `top`, as nearly as its weights can express it.
 
     Equation: H(f) = sum_k g_k(f) W_k at every frequency f; its singular values are cut, H' = U min(Sigma, top) V^T;
@@ -35,16 +44,19 @@ def clip_singular_values(layer: GConv, domain: Any, top: float, *, iterations: i
     Cost: a decomposition of (i, o) for each frequency and iteration.
 
     Args:
-        layer: mixing densely or in groups, stride 1; on graphs with taps that share an eigenbasis.
+        layer: a GConv or a layer of torch.nn or PyG, converted or not, that mixes densely or in groups, with stride 1;
+            on graphs with taps that share an eigenbasis.
         domain: its Grid or graph.
         top: the largest singular value wanted.
         iterations: alternating projections.
 
     Returns:
-        a new layer; the bias is the same.
+        a new layer of the same class; the bias is the same.
 
     Raises:
-        ValueError: if the layer has no frequencies, its mixing is another one, or top is not positive.
+        TypeError: if it is no layer.
+        ValueError: if the layer has no frequencies, its mixing is another one, its weight is computed by a
+            parametrization or a hook, or top is not positive.
 
     >>> from gconv.analysis import norm
     >>> from gconv.operators import conv2d
@@ -54,28 +66,78 @@ def clip_singular_values(layer: GConv, domain: Any, top: float, *, iterations: i
 
     Source: Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, ICLR 2019.
     """
-    if not top > 0 or iterations < 1:
-        raise ValueError(f"top must be positive and iterations at least 1, but they are {top} and {iterations}.")
-    A, mixing = layer.at(domain), layer.spec.mixing
-    if not isinstance(mixing, Dense | Grouped):
+    if not _positive(top) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"top must be positive and iterations at least 1, but they are {top!r} and {iterations!r}.")
+    found = _changeable(layer, "clip_singular_values")
+    A = found.at(domain)
+    gconv = found.settle(domain)[0]
+    mixing, weight = gconv.spec.mixing, gconv.weight
+    if not isinstance(mixing, Dense | Grouped) or weight is None:
         raise ValueError(
             f"Singular values are clipped where channels mix densely or in groups, not as {type(mixing).__name__}."
         )
-    assert layer.weight is not None
+    check_finite(A, "clip_singular_values")
     g = _responses(A)
     factor = mixing.scale if isinstance(mixing, Dense) else 1.0
-    W = layer.weight.detach().double() * factor
+    W = weight.detach()
+    W = W.to(wider(W.dtype)) * factor
+    scale = power_of_two(W)  # a decomposition squares
+    W = W / scale
     W = W.unsqueeze(1) if W.ndim == 3 else W  # (k, g, i, o)
+    wide = torch.promote_types(g.dtype, W.dtype)
+    g = g.to(wide)
     back = torch.linalg.pinv(g.mT)  # (k, f)
     for _ in range(iterations):
-        H = torch.einsum("kf,kgio->fgio", g, W.to(g.dtype))
+        H = torch.einsum("kf,kgio->fgio", g, W.to(wide))
         U, sigma, Vh = torch.linalg.svd(H, full_matrices=False)
-        cut = (U * sigma.clamp(max=top).unsqueeze(-2).to(U.dtype)) @ Vh
+        cut = (U * sigma.clamp(max=top / scale).unsqueeze(-2).to(U.dtype)) @ Vh
         fitted = torch.einsum("kf,fgio->kgio", back, cut)
-        W = fitted.real if fitted.is_complex() else fitted
-    made = copy.deepcopy(layer)
-    assert made.weight is not None
-    made.weight.data = made.weight.data.clone().copy_(W.reshape(layer.weight.shape) / factor)
+        W = fitted.real if fitted.is_complex() and not weight.is_complex() else fitted
+    made: AnyLayer = _with_weight(found, W.reshape(weight.shape) / factor * scale)
+    return made
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _changeable(layer: Any, asking: str) -> Layer:
+    """A layer whose weight can be set.
+
+    Raises:
+        TypeError: if it is no layer.
+        ValueError: if something computes its weight.
+    """
+    found = identify(layer) if isinstance(layer, nn.Module) else None
+    if not isinstance(found, Layer):
+        why = f" ({found.reason})" if isinstance(found, Other) else ""
+        raise TypeError(
+            f"{asking} takes a layer, a GConv or one of torch.nn or PyG, but {kind_of(layer)} was given{why}."
+        )
+    if parametrize.is_parametrized(layer) or layer._forward_pre_hooks:
+        raise ValueError(
+            f"The weight of this {found.name} is computed by a parametrization or a hook, which would undo what "
+            f"{asking} sets: remove it first, torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+        )
+    return found
+
+
+def _with_weight(found: Layer, W: Tensor) -> Any:
+    """A copy of a layer with another weight, given in GConv's layout."""
+    made = copy.deepcopy(found.module)
+    if found.peer is None:
+        assert isinstance(made, GConv) and made.weight is not None
+        made.weight.data = made.weight.data.clone().copy_(W)
+        return made
+    learns = [p.requires_grad for p in made.parameters()]
+    made.requires_grad_()
+    wanted = {key: w.detach().clone() for key, w in found.peer.weights(made).items() if w is not None}
+    try:
+        fill(made, found.peer, wanted | {"weight": W.to(wanted["weight"].dtype)})
+    except LeftAlone as reason:
+        raise ValueError(f"The weight of this {found.name} cannot be set: {reason}.") from None
+    for p, wants in zip(made.parameters(), learns, strict=True):
+        p.requires_grad_(wants)
     return made
 
 
@@ -97,7 +159,7 @@ def _responses(A: LinearMap) -> Tensor:
     return frequency_response(A, frequencies=at).taps
 
 
-def spectral_normalise(layer: GConv, domain: Any, value: float = 1.0) -> GConv:
+def spectral_normalise(layer: AnyLayer, domain: Any, value: float = 1.0) -> AnyLayer:
     """A copy of a layer whose operator norm on this domain is `value`.
 
     Equation: W' = W value / ||A||, with ||A|| the norm of the operator itself.
@@ -110,15 +172,18 @@ def spectral_normalise(layer: GConv, domain: Any, value: float = 1.0) -> GConv:
     Cost: see `norm`.
 
     Args:
-        layer: any with a weight that its map is linear in, its structure not adaptive.
+        layer: a GConv or a layer of torch.nn or PyG, converted or not, with a weight that its map is linear in; its
+            structure not adaptive.
         domain: its Grid or graph.
         value: the norm wanted.
 
     Returns:
-        a new layer; the bias is the same.
+        a new layer of the same class; the bias is the same.
 
     Raises:
-        ValueError: if the layer has no weight, or its map is zero or not linear in the weight.
+        TypeError: if it is no layer.
+        ValueError: if the layer has no weight, its map is zero or not linear in the weight, or its weight is computed
+            by a parametrization or a hook.
 
     >>> from gconv.operators import cheb
     >>> from gconv.operators.shapes import ring
@@ -130,17 +195,20 @@ def spectral_normalise(layer: GConv, domain: Any, value: float = 1.0) -> GConv:
     with the norm of the operator Farnia, Zhang and Tse, Generalizable Adversarial Training via Spectral Normalization,
     ICLR 2019.
     """
-    size = norm(layer.at(domain))
-    if layer.weight is None or size == 0:
-        raise ValueError(f"{layer.spec.name} has no weight, or is zero on this domain: there is nothing to normalise.")
-    made = copy.deepcopy(layer)
-    assert made.weight is not None
-    mixing = layer.spec.mixing
+    if not _positive(value):
+        raise ValueError(f"The norm wanted must be a positive number, but it is {value!r}.")
+    found = _changeable(layer, "spectral_normalise")
+    size = norm(found.at(domain))
+    gconv = found.settle(domain)[0]
+    if gconv.weight is None or size == 0:
+        raise ValueError(f"{found.name} has no weight, or is zero on this domain: there is nothing to normalise.")
+    mixing = gconv.spec.mixing
     first = mixing.taps if isinstance(mixing, Separable) else 0  # diag(d_k) P: only P is scaled
-    with torch.no_grad():
-        made.weight[first:] *= value / size
-    if isinstance(mixing, Parametrised) and abs(norm(made.at(domain)) - value) > 1e-4 * value:
-        raise ValueError(f"The map of {layer.spec.name} is not linear in its weight, so no factor sets its norm.")
+    W = gconv.weight.detach().clone()
+    W[first:] = (W[first:].to(wider(W.dtype)) / size * value).to(W.dtype)
+    made: AnyLayer = _with_weight(found, W)
+    if isinstance(mixing, Parametrised) and abs(norm(_changeable(made, "norm").at(domain)) - value) > 1e-4 * value:
+        raise ValueError(f"The map of {found.name} is not linear in its weight, so no factor sets its norm.")
     return made
 
 
@@ -155,12 +223,13 @@ class SpectralNorm(nn.Module):
     Cost: in training two products a forward pass and one more for sigma; evaluation leaves u and v as they are.
 
     Args:
-        layer: whose structure depends on the domain alone.
+        layer: a GConv whose structure depends on the domain alone.
         domain: its Grid or graph.
         value: the norm wanted.
         steps: of power iteration in each training pass.
 
     Raises:
+        TypeError: if it is no GConv.
         ValueError: if the structure is learned or adaptive, or there is no weight.
 
     >>> import torch.nn.utils.parametrize as parametrize
@@ -175,6 +244,14 @@ class SpectralNorm(nn.Module):
 
     def __init__(self, layer: GConv, domain: Any, value: float = 1.0, steps: int = 1) -> None:
         super().__init__()
+        found = identify(layer) if isinstance(layer, nn.Module) else None
+        if not isinstance(found, Layer) or found.peer is not None:
+            raise TypeError(
+                f"SpectralNorm is for the weight of a GConv, but {kind_of(layer)} was given; torch's layers have "
+                "torch.nn.utils.parametrizations.spectral_norm, and spectral_normalise sets their norm once."
+            )
+        if not _positive(value) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"value must be positive and steps at least 1, but they are {value!r} and {steps!r}.")
         if layer.spec.structure.kind != "fixed" or layer.weight is None:
             raise ValueError(
                 f"{layer.spec.name} cannot be kept at a norm while it trains: that takes a weight, and a structure "
@@ -184,26 +261,40 @@ class SpectralNorm(nn.Module):
         self.place = domain if isinstance(domain, Grid) else read_graph(domain, -1)
         A = layer.at(self.place)
         generator = torch.Generator().manual_seed(0)
-        v = torch.randn(A.sites[1], A.i, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
-        self.register_buffer("v", v / v.norm())
+        v = torch.randn(A.sites[1], A.i, generator=generator, dtype=torch.float64)
+        self.register_buffer("v", _unit(v).to(A.device, at_least_single(A.dtype)))
         with torch.no_grad():
-            self._iterate(A, 200)
+            self._iterate(self._map(layer.weight), 200)
+
+    def _map(self, weight: Tensor) -> LinearMap:
+        """The layer's map with this weight, in single precision at least."""
+        weight = weight.to(at_least_single(weight.dtype))
+        v = self.v.to(weight.dtype)
+        mixing, W = plain(self.spec.mixing, weight)
+        return LinearMap(bind(self.spec.structure, self.place, {}, v), mixing, W, v.shape[-1], v.dtype, v.device)
 
     def _iterate(self, A: LinearMap, steps: int) -> None:
-        v = self.v
+        v = self.v.to(A.dtype)
         for _ in range(steps):
-            w = adjoint(A, A @ v)
-            v = w / w.norm().clamp(min=torch.finfo(w.dtype).tiny)
-        self.v = v
+            v = _unit(adjoint(A, _unit(A @ v)))
+        self.v = v.to(self.v.dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
-        S = bind(self.spec.structure, self.place, {}, self.v)
-        mixing, W = plain(self.spec.mixing, weight)
-        A = LinearMap(S, mixing, W, self.v.shape[-1], weight.dtype, weight.device)
-        if self.training:
-            with torch.no_grad():
-                self._iterate(A, self.steps)
+        A = self._map(weight)
         with torch.no_grad():
-            u = A @ self.v
-            u = u / u.norm().clamp(min=torch.finfo(u.dtype).tiny)
-        return weight * (self.value / (u.conj() * (A @ self.v)).sum().real)
+            if self.training:
+                self._iterate(A, self.steps)
+            v = self.v.to(A.dtype)
+            u = _unit(A @ v)
+        norm = (u.conj() * (A @ v)).sum().real
+        factor = self.value / torch.where(norm == 0, torch.ones_like(norm), norm)
+        return (weight.to(A.dtype) * factor).to(weight.dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x|, or 0; no square leaves the range of the dtype."""
+    if not x.numel():
+        return x
+    tiny = torch.finfo(x.dtype).tiny
+    x = x / x.abs().amax().clamp(min=tiny)
+    return x / x.norm().clamp(min=tiny)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.interop.convert import restore
+from gconv.interop.layers import fill
 from gconv.interop.peer import Converted, LeftAlone
 from gconv.interop.peers import describe
 from gconv.module import GConv
@@ -295,36 +296,11 @@ def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
 
 
 def _fill(made: nn.Module, layer: GConv) -> None:
-    """Give a peer the weights of a GConv, W = J p, by p = J^T (J J^T)^-1 W.
-
-    A weight map places every number once or adds a few, so that J J^T is diagonal: a row sum finds it.
-    """
+    """Give a peer the weights of a GConv."""
     like = next(layer.parameters(), None)
     if like is not None:
         made.to(like.device, like.dtype)
     peer, spec = describe(made)
     if spec.structure.domain == "grid" and spec.structure != layer.spec.structure:
         raise LeftAlone("its geometry is another one there")
-    wanted = {key: W.detach() for key, W in lifted(layer).items() if W is not None}
-    carried = {key: W for key, W in peer.weights(made).items() if W is not None and W.requires_grad}
-    parameters = list(made.parameters())
-
-    def put(target: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Set p = J^T target, and return J p."""
-        if carried:
-            outputs = [target.get(key, torch.zeros_like(W)) for key, W in carried.items()]
-            found = torch.autograd.grad(
-                list(carried.values()), parameters, outputs, allow_unused=True, retain_graph=True
-            )
-            for p, value in zip(parameters, found, strict=True):
-                if value is not None:
-                    p.data.copy_(value)
-        return {key: W.detach() for key, W in peer.weights(made).items() if W is not None}
-
-    if any(W.shape != carried[key].shape for key, W in wanted.items() if key in carried):
-        raise LeftAlone("its parameters have other shapes there")
-    times = put({key: torch.ones_like(W) for key, W in carried.items()})
-    again = put({key: W / torch.where(times[key] == 0, 1.0, times[key]) for key, W in wanted.items() if key in carried})
-    for key, W in wanted.items():
-        if not torch.allclose(again.get(key, torch.zeros_like(W)), W, rtol=8 * torch.finfo(W.dtype).eps, atol=0):
-            raise LeftAlone(f"its {key} has no place there")
+    fill(made, peer, {key: W.detach() for key, W in lifted(layer).items() if W is not None})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.utils.prune as prune
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -77,7 +78,10 @@ class Layer:
         if domain is not None:
             gconv, place = self.settle(domain)
             return EngineCall(gconv, with_ones(x) if self.peer.affine(self.module) else x, place, {})
-        return engine_call(self.module, x)
+        if not x.is_complex():
+            return engine_call(self.module, x)
+        asked = engine_call(self.module, x.real)  # converted layers leave complex numbers to torch; the map is the same
+        return replace(asked, x=asked.x.to(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +94,17 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Other:
-    """Any other module, and why gconv cannot say what it computes."""
+    """Any other module, and why gconv cannot say what it computes.
+
+    Args:
+        module: the module.
+        reason: in words, for messages.
+        follows: whether the forward of its class is what runs, so that a tracer can follow it.
+    """
 
     module: nn.Module
     reason: str
+    follows: bool = True
 
 
 def identify(module: nn.Module) -> Layer | Chain | Other:
@@ -109,11 +120,11 @@ def identify(module: nn.Module) -> Layer | Chain | Other:
     'a subclass of Linear with code of its own (forward), which gconv cannot answer for'
     """
     if isinstance(module, Unweighted):
-        return Other(module, "it has no weights of its own: ask the converted layer around it")
+        return Other(module, "it has no weights of its own: ask the converted layer around it", False)
     if "forward" in vars(module):
-        return Other(module, "the forward of this very layer was replaced")
+        return Other(module, "the forward of this very layer was replaced", False)
     if _hooks(module):
-        return Other(module, "a forward hook sits on it, which may change what it computes")
+        return Other(module, "a forward hook sits on it, which may change what it computes", False)
     if isinstance(module, GConv):
         if type(module).forward is not GConv.forward:
             return Other(module, "a subclass of GConv with a forward of its own")
@@ -136,10 +147,43 @@ def _hooks(module: nn.Module) -> bool:
         if isinstance(hook, SpectralNorm):  # without a step of power iteration
             setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
         elif isinstance(hook, WeightNorm | prune.BasePruningMethod):
-            hook(module, None)  # type: ignore[arg-type]
+            hook(module, None)
         else:
             return True
     return False
+
+
+def fill(module: nn.Module, peer: Peer, wanted: dict[str, Tensor]) -> None:
+    """Give a layer of torch.nn or PyG the weights W = J p of a GConv, by p = J^T (J J^T)^-1 W.
+
+    A weight map places every number once or adds a few, so that J J^T is diagonal: a row sum finds it.
+
+    Raises:
+        LeftAlone: if there are weights that the layer cannot have.
+    """
+    with torch.enable_grad():
+        carried = {key: W for key, W in peer.weights(module).items() if W is not None and W.requires_grad}
+    parameters = list(module.parameters())
+
+    def put(target: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Set p = J^T target, and return J p."""
+        if carried:
+            outputs = [target.get(key, torch.zeros_like(W)) for key, W in carried.items()]
+            found = torch.autograd.grad(
+                list(carried.values()), parameters, outputs, allow_unused=True, retain_graph=True
+            )
+            for p, value in zip(parameters, found, strict=True):
+                if value is not None:
+                    p.data.copy_(value)
+        return {key: W.detach() for key, W in peer.weights(module).items() if W is not None}
+
+    if any(W.shape != carried[key].shape for key, W in wanted.items() if key in carried):
+        raise LeftAlone("its parameters have other shapes there")
+    times = put({key: torch.ones_like(W) for key, W in carried.items()})
+    again = put({key: W / torch.where(times[key] == 0, 1.0, times[key]) for key, W in wanted.items() if key in carried})
+    for key, W in wanted.items():
+        if not torch.allclose(again.get(key, torch.zeros_like(W)), W, rtol=8 * torch.finfo(W.dtype).eps, atol=0):
+            raise LeftAlone(f"its {key} has no place there")
 
 
 # -- what a call asks of the engine --------------------------------------------------------------------------------
