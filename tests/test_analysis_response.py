@@ -126,7 +126,9 @@ def test_what_has_no_response_is_refused():
         frequency_response(GConv(max_pool2d(2)), Grid((4, 4)))
     with pytest.raises(TypeError, match="map only on a domain"):
         frequency_response(layer_of(gcn(2, 2)))
-    with pytest.raises(TypeError, match="not about a Linear"):
+    with pytest.raises(TypeError, match=r"takes a linear map, .* or a layer with domain=\.\.\., but a str was given"):
+        frequency_response("gcn", ring())
+    with pytest.raises(TypeError, match="pointwise works on a grid"):
         frequency_response(torch.nn.Linear(2, 2), ring())
 
 
