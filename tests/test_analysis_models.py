@@ -249,9 +249,9 @@ def test_what_cannot_be_followed_is_refused_in_words():
             question(hooked, domain=Grid((5, 5)))
         with pytest.raises(TypeError, match=f"{question.__name__} takes a linear map, and Conv2d is a map only on a"):
             question(conv())
-    with pytest.raises(TypeError, match="clip_singular_values takes a layer.*code of its own"):
+    with pytest.raises(TypeError, match=r"clip_singular_values takes a layer.*code of its own"):
         clip_singular_values(Twice(3, 4, 3), Grid((5, 5)), 1.0)
-    with pytest.raises(TypeError, match="Depth needs layers in a row.*forward"):
+    with pytest.raises(TypeError, match=r"Depth needs layers in a row.*forward"):
         energy_by_depth(Around(GConv(gcn(2, 2))), torch.zeros(4, 2), INDEX)
 
 

@@ -130,8 +130,10 @@ def identify(module: nn.Module) -> Layer | Chain | Other:
             return Other(module, "a subclass of GConv with a forward of its own")
         return Layer(module, module.spec)
     for container in (nn.Sequential, nn.ModuleList):
-        if isinstance(module, container) and type(module).forward is container.forward:
-            return Chain(module, tuple(module))
+        if isinstance(module, container):
+            if type(module).forward is container.forward:
+                return Chain(module, tuple(module))
+            return Other(module, f"a subclass of {container.__name__} with a forward of its own")
     try:
         peer, spec = describe(module)
     except LeftAlone as reason:
