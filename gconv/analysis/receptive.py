@@ -47,8 +47,8 @@ def receptive_field(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None 
         eps = 100 * torch.finfo(at_least_single(A.dtype)).eps
         A = widen(A)
         if isinstance(A, LinearMap):
-            return _structure(A.S, A).support(eps).any(0)
-        return _whole(A).support(eps).any(3).any(1)
+            return _structure(A.S, A, eps).support(eps).any(0)
+        return _whole(A, eps).support(eps).any(3).any(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,15 +90,15 @@ def _join(parts: list[_Support], dim: int) -> _Support:
     return _Support(*(torch.cat([getattr(p, name) for p in parts], dim) for name in ("reads", "value", "size")))
 
 
-def _structure(S: Basis, A: LinearMap) -> _Support:
+def _structure(S: Basis, A: LinearMap, eps: float) -> _Support:
     """The structure matrices (k, m, n)."""
     if isinstance(S, Stack):
-        return _join([_structure(part, A) for part in S.parts], 0)
+        return _join([_structure(part, A, eps) for part in S.parts], 0)
     if isinstance(S, Product):
-        whole = _structure(S.left, A).einsum("kmp,lpn->klmn", _structure(S.right, A))
+        whole = _structure(S.left, A, eps).einsum("kmp,lpn->klmn", _structure(S.right, A, eps))
         return whole.map(lambda t: t.flatten(0, 1))
     if isinstance(S, Polynomial):
-        return _polynomial(S, A)
+        return _polynomial(S, A, eps)
     if isinstance(S, Diagonal):
         value = S.expand(torch.eye(S.shape[2], dtype=A.dtype, device=A.device))
         size = value.abs().amax() if value.numel() else value.abs().sum()
@@ -111,8 +111,8 @@ def _structure(S: Basis, A: LinearMap) -> _Support:
     return _Support(size > 0, value, size)
 
 
-def _polynomial(S: Polynomial, A: LinearMap) -> _Support:
-    L = _structure(S.L, A)
+def _polynomial(S: Polynomial, A: LinearMap, eps: float) -> _Support:
+    L = _structure(S.L, A, eps)
     eye = torch.eye(S.shape[2], dtype=A.dtype, device=A.device).unsqueeze(0)
     terms = [_Support(eye != 0, eye, eye.abs())]
     for k, (alpha, beta, gamma) in enumerate(S.recurrence.rows):
@@ -121,37 +121,37 @@ def _polynomial(S: Polynomial, A: LinearMap) -> _Support:
         terms.append(step + terms[k - 1].times(-gamma) if k and gamma else step)
     if S.combine is None:
         return _join(terms, 0)
-    rows = torch.as_tensor(S.combine, dtype=A.dtype, device=A.device)
-    return _join(
-        [
-            reduce(_Support.__add__, [t.times(c) for t, c in zip(terms, row, strict=True) if c != 0] or terms[:1])
-            for row in rows
-        ],
-        0,
-    )
+    rows = torch.as_tensor(S.combine, dtype=A.dtype, device=A.device).detach()
+    if isinstance(S.combine, Tensor):  # computed from parameters: what is left where they cancel is rounding
+        rows = torch.where(rows.abs() > eps * rows.abs().amax(1, keepdim=True), rows, 0.0)
+    none = _Support(eye > 1, 0 * eye, 0 * eye)
+    used = [[t.times(c) for t, c in zip(terms, row, strict=True) if c != 0] for row in rows]
+    return _join([reduce(_Support.__add__, parts, none) for parts in used], 0)
 
 
-def _whole(A: Map) -> _Support:
+def _whole(A: Map, eps: float) -> _Support:
     """The matrix, (m, o, n, i)."""
     if isinstance(A, Scaled):
-        return _whole(A.A).times(A.c.detach() if isinstance(A.c, Tensor) else A.c)
+        return _whole(A.A, eps).times(A.c.detach() if isinstance(A.c, Tensor) else A.c)
     if isinstance(A, Sum):
-        return reduce(_Support.__add__, map(_whole, A.terms))
+        return reduce(_Support.__add__, [_whole(B, eps) for B in A.terms])
     if isinstance(A, Composed):
-        return reduce(lambda P, Q: P.einsum("mopc,pcni->moni", Q), map(_whole, A.factors))
+        return reduce(lambda P, Q: P.einsum("mopc,pcni->moni", Q), [_whole(B, eps) for B in A.factors])
     if isinstance(A, Block):
         out, into = (1, 3) if A.axis == "channels" else (0, 2)
-        return _join([_join([_block(A, r, c) for c in range(len(A.rows[0]))], into) for r in range(len(A.rows))], out)
+        return _join(
+            [_join([_block(A, r, c, eps) for c in range(len(A.rows[0]))], into) for r in range(len(A.rows))], out
+        )
     assert isinstance(A, LinearMap)
     W = A.weight().detach()
-    return _structure(A.S, A).einsum("kmn,kio->moni", _Support(W != 0, W, W.abs()))
+    return _structure(A.S, A, eps).einsum("kmn,kio->moni", _Support(W != 0, W, W.abs()))
 
 
-def _block(A: Block, r: int, c: int) -> _Support:
+def _block(A: Block, r: int, c: int, eps: float) -> _Support:
     """One block of a table; zeros where there is none."""
     B = A.rows[r][c]
     if B is not None:
-        return _whole(B)
+        return _whole(B, eps)
     out = next(B for B in A.rows[r] if B is not None)
     into = next(row[c] for row in A.rows if row[c] is not None)
     assert into is not None

@@ -156,7 +156,7 @@ def _antialiased(n: int, m: int, step: float, mode: Along) -> tuple[Tensor, Tens
     read = first.unsqueeze(1) + offset
     t = (read - centre.unsqueeze(1) + 0.5) / wide
     weights = (1 - t.abs()).clamp(min=0) if mode == "linear" else _cubic(t, -0.5)
-    weights = torch.where(offset < count.unsqueeze(1), weights, 0.0)
+    weights = torch.where((offset < count.unsqueeze(1)) & (weights.abs() > 1e-14), weights, 0.0)  # below is rounding
     return read.clamp(max=n - 1), weights / weights.sum(1, keepdim=True)
 
 
