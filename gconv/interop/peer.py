@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gconv.basis import Basis
 from gconv.domains import Graph
 from gconv.linear import Map
+from gconv.mixing import plain, spread_bias
 from gconv.module import GConv
-from gconv.plan import Plan
+from gconv.plan import Plan, evaluate
 from gconv.spec import OperatorSpec, OutsideFamily
 
 Weights = dict[str, Tensor | None]
@@ -173,6 +175,12 @@ def run(
         x = with_ones(x)
     y: Tensor = gconv.borrow(layer.peer.weights(layer) if weights is None else weights)(x, domain, **edges)
     return y
+
+
+def run_on(gconv: GConv, S: Basis, x: Tensor) -> Tensor:
+    """A layer's operator on x, on a structure that is given."""
+    mixing, W = plain(gconv.spec.mixing, gconv.weight)
+    return gconv._cast(evaluate(S, mixing, W, x, spread_bias(gconv.spec.mixing, gconv.bias)))
 
 
 def with_ones(x: Tensor) -> Tensor:

@@ -259,6 +259,8 @@ PAD = Peer(pad_spec, no_weights, images)
 
 def linear_call(layer: Any, input: Tensor) -> Tensor | None:
     """layer(x) of a linear layer of torch or PyG."""
+    if input.layout is not torch.strided:  # one product of a sparse matrix, and no structure
+        return None
     if not input.ndim or not input.is_floating_point() or not input.numel():
         return None
     y = run(layer, input.reshape(-1, input.shape[-1]).t())

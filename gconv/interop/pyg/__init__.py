@@ -7,16 +7,11 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn.conv import MessagePassing
 
 from gconv.interop.peer import Peer
-from gconv.interop.pyg import attention, dense, edges, filters, neighbours
+from gconv.interop.pyg import attention, dense, edges, filters, forms, neighbours
 from gconv.operators.outside import OUTSIDE
 
-PEERS: dict[type, Peer] = {
-    **neighbours.PEERS,
-    **filters.PEERS,
-    **attention.PEERS,
-    **edges.PEERS,
-    **dense.PEERS,
-}
+_FAMILIES = (neighbours.PEERS, filters.PEERS, attention.PEERS, edges.PEERS, dense.PEERS)
+PEERS: dict[type, Peer] = {cls: forms.taking(cls, peer) for family in _FAMILIES for cls, peer in family.items()}
 READ = {pyg.Linear, pyg.GCNConv, pyg.SAGEConv}  # parts of layers whose weights are read
 UNKNOWN = "no layer that gconv knows"
 REASONS: dict[type, str] = {

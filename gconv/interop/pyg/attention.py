@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from gconv import operators
-from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.domains import Graph, read_graph
+from gconv.interop.peer import LeftAlone, Peer, Weights, run, run_on, with_ones
 from gconv.interop.pyg.common import (
     AFFINE,
     CACHED,
@@ -28,8 +29,10 @@ from gconv.interop.pyg.common import (
     unweighted,
     usual,
 )
-from gconv.interop.pyg.edges import relational_call
+from gconv.interop.pyg.edges import labelled, relational_call
 from gconv.interop.pyg.neighbours import TWO_SIGNALS, two_signals
+from gconv.module import dropped
+from gconv.operators.attention import arrivals
 from gconv.spec import OperatorSpec
 
 
@@ -87,18 +90,60 @@ def gat_call(
     edge_attr: Any = None,
     size: Any = None,
     return_attention_weights: Any = None,
-) -> Tensor | None:
-    if not usual(layer, x, edge_index) or size is not None or return_attention_weights is not None:
+) -> Any:
+    if not usual(layer, x, edge_index) or size is not None:
         return None
     if (edge_attr is None) != (layer.edge_dim is None) or not per_edge(edge_attr, x, edge_index, (1, 2)):
         return None
+    if return_attention_weights:
+        return attended(layer, x, edge_index, edge_attr, layer.add_self_loops, True)
     return run(layer, x, edge_index, edge_attr=edge_attr)
 
 
-def gatv2_call(
-    layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, return_attention_weights: Any = None
-) -> Tensor | None:
+def gatv2_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, return_attention_weights: Any = None) -> Any:
     return gat_call(layer, x, edge_index, edge_attr, None, return_attention_weights)
+
+
+def transformer_call(
+    layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, return_attention_weights: Any = None
+) -> Any:
+    if not isinstance(return_attention_weights, bool):
+        return gat_call(layer, x, edge_index, edge_attr)
+    if not usual(layer, x, edge_index) or edge_attr is not None:
+        return None
+    return attended(layer, x, edge_index, None, False, False)
+
+
+def attended(
+    layer: Any, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None, loops: bool, after_dropout: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The output, and PyG's (edge_index, attention weights): a tap a head, in the order of PyG's edges.
+
+    Args:
+        loops: whether new loops replaced the old ones; they come last.
+        after_dropout: whether PyG returns what dropout left of the weights.
+    """
+    gconv = layer.gconv.borrow(layer.peer.weights(layer))
+    vars(gconv)["training"] = False
+    signal = with_ones(x) if layer.peer.affine(layer) else x
+    graph = read_graph(edge_index, len(x), edge_attr=edge_attr)
+    whole = gconv._basis(graph, signal)
+    S = dropped(whole, layer.dropout) if layer.training and layer.dropout else whole
+    heads: Any = S if after_dropout else whole
+    alpha = getattr(heads, "parts", (heads,))[0].values
+    edges, order = listed_edges(graph, edge_index, loops)
+    return run_on(gconv, S, signal), (edges, alpha[order])
+
+
+def listed_edges(graph: Graph, edge_index: Tensor, loops: bool) -> tuple[Tensor, Tensor]:
+    """PyG's edges, a new loop at each node last; and for each of them the entry of `arrivals`."""
+    one, edge = arrivals(graph, loops)
+    kept = graph.source != graph.target if loops else torch.ones_like(graph.source, dtype=torch.bool)
+    place = (kept.cumsum(0) - 1)[edge] if len(edge) and graph.num_edges else edge
+    place = torch.where(edge < 0, int(kept.sum()) + one.row, place)
+    if loops:
+        edge_index = torch.cat([edge_index[:, kept], torch.arange(graph.size, device=edge.device).expand(2, -1)], 1)
+    return edge_index, torch.empty_like(place).index_copy_(0, place, torch.arange(len(place), device=place.device))
 
 
 def attention_notes(layer: Any) -> list[str]:
@@ -170,7 +215,23 @@ def supergat_weights(layer: Any) -> Weights:
 
 
 def supergat_call(layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = None, batch: Any = None) -> Tensor | None:
-    return None if layer.training or not usual(layer, x, edge_index) else run(layer, x, edge_index)
+    if not usual(layer, x, edge_index):
+        return None
+    y = run(layer, x, edge_index)
+    if not layer.training:
+        return y
+    # what the loss asks for: the logits of some edges, and of some pairs of nodes that are none
+    edges = listed_edges(read_graph(edge_index, len(x)), edge_index, layer.add_self_loops)[0]
+    positive = layer.positive_sampling(edges)
+    negative = layer.negative_sampling(edges, len(x), batch) if neg_edge_index is None else neg_edge_index
+    source, target = torch.cat([positive, negative], 1)
+    z = layer.lin(x).unflatten(-1, (layer.heads, -1))
+    logits = (z[target] * z[source]).sum(-1)
+    if layer.attention_type == "SD":
+        logits = logits / layer.out_channels**0.5
+    labels = (torch.arange(len(logits), device=x.device) < positive.shape[1]).to(logits.dtype)
+    vars(layer).update(att_x=logits, att_y=labels)  # no argument of the layer: its operator stays
+    return y
 
 
 def transformer_affine(layer: Any) -> bool:
@@ -231,10 +292,17 @@ def fa_spec(layer: Any) -> OperatorSpec:
 
 def fa_call(
     layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None, return_attention_weights: Any = None
-) -> Tensor | None:
-    if return_attention_weights is not None or (edge_weight is None) != layer.normalize:
+) -> Any:
+    if (edge_weight is None) != layer.normalize:
         return None
-    return two_signals(layer, x, x_0, edge_index, edge_weight)
+    y = two_signals(layer, x, x_0, edge_index, edge_weight)
+    if y is None or not isinstance(return_attention_weights, bool):
+        return y
+    if layer.cached and layer.normalize:
+        return None  # its edges are those of the first call
+    loops = layer.normalize and layer.add_self_loops
+    source, target = edges = listed_edges(read_graph(edge_index, len(x)), edge_index, loops)[0]
+    return y, (edges, (layer.att_l(x)[source] + layer.att_r(x)[target]).tanh().squeeze(-1))
 
 
 def eg_spec(layer: Any) -> OperatorSpec:
@@ -257,11 +325,11 @@ def eg_weights(layer: Any) -> Weights:
     }
 
 
-def eg_call(layer: Any, x: Any, edge_index: Any) -> Tensor | None:
+def eg_call(layer: Any, x: Any, edge_index: Any, *, values: Any = None) -> Tensor | None:
     if not usual(layer, x, edge_index):
         return None
     spec = operators.gcn(*sizes(layer.bases_lin), add_self_loops=layer.add_self_loops, bias=False)
-    graph = kept_graph(layer, x, edge_index)
+    graph = kept_graph(layer, x, edge_index, edge_weight=values)
     bases = run(layer, x, graph, spec, {"weight": matrices(layer.bases_lin)}).unflatten(-1, (layer.num_bases, -1))
     y = (layer.comb_lin(x).unflatten(-1, (layer.num_heads, -1)) @ bases).flatten(-2)
     return y if layer.bias is None else y + layer.bias
@@ -330,9 +398,16 @@ def rgat_call(
     edge_attr: Any = None,
     size: Any = None,
     return_attention_weights: Any = None,
-) -> Tensor | None:
-    plain = edge_attr is None and size is None and return_attention_weights is None
-    return relational_call(layer, x, edge_index, edge_type) if plain else None
+) -> Any:
+    if edge_attr is not None or size is not None:
+        return None
+    if not isinstance(return_attention_weights, bool):
+        return relational_call(layer, x, edge_index, edge_type)
+    if layer.mod is not None or not usual(layer, x, edge_index) or not labelled(layer, edge_index, edge_type):
+        return None  # PyG's weights are those before `mod`
+    gconv = layer.gconv.borrow(layer.peer.weights(layer))
+    S = gconv._basis(read_graph(edge_index, len(x), edge_type=edge_type), x)
+    return run_on(gconv, S, x), (edge_index, S.values.unflatten(0, (-1, layer.heads)))
 
 
 PEERS: dict[type, Peer] = {
@@ -348,10 +423,10 @@ PEERS: dict[type, Peer] = {
         supergat_spec,
         supergat_weights,
         supergat_call,
-        listed("in training its self-supervised loss needs PyG's forward; gconv runs it in eval"),
+        listed("in training the edges of its self-supervised loss are drawn by PyG's methods"),
     ),
     pyg.TransformerConv: Peer(
-        transformer_spec, transformer_weights, gatv2_call, transformer_notes, affine=transformer_affine
+        transformer_spec, transformer_weights, transformer_call, transformer_notes, affine=transformer_affine
     ),
     pyg.AGNNConv: Peer(agnn_spec, lambda m: {"beta": m.beta}, unweighted, attention_notes),
     pyg.FeaStConv: Peer(

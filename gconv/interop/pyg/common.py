@@ -47,16 +47,6 @@ def one_kind(layer: Any, kind: str = "") -> None:
         raise LeftAlone(f"in_channels={tuple(channels)}: it leads from one set of nodes to another")
 
 
-def never_cached(layer: Any) -> None:
-    """Refuse layers that keep their first result, whatever signal comes later.
-
-    Raises:
-        LeftAlone: with the reason.
-    """
-    if layer.cached:
-        raise LeftAlone("cached=True: PyG returns what the first signal gave, whatever comes later")
-
-
 def graph_cached(layer: Any) -> None:
     """Refuse a layer whose cache is already full.
 
@@ -84,9 +74,14 @@ def per_edge(value: Any, x: Tensor, edge_index: Tensor, ndims: tuple[int, ...] =
     return len(value) == edge_index.shape[1] and value.device == x.device
 
 
+def dense(x: Any) -> bool:
+    """Whether x is an ordinary tensor in memory."""
+    return type(x) in PLAIN and x.layout is torch.strided
+
+
 def usual(layer: Any, x: Any, *indices: Any) -> bool:
     """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
-    if type(x) not in PLAIN or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
+    if not dense(x) or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
         return False
     if x.ndim != 2 and (getattr(layer, "node_dim", -2) == 0 or layer.gconv.spec.structure.kind != "fixed"):
         return False
@@ -120,9 +115,9 @@ def same_graph(layer: Any, graph: Graph) -> Graph:
     if graph.learned:
         return graph
     last: Graph | None = layer._last_graph
-    if last is not None and last.size == graph.size and last.ptr == graph.ptr:
-        if all(_equal(getattr(last, name), getattr(graph, name)) for name in GRAPH_TENSORS):
-            return last
+    alike = last is not None and last.size == graph.size and last.ptr == graph.ptr
+    if last is not None and alike and all(_equal(getattr(last, n), getattr(graph, n)) for n in GRAPH_TENSORS):
+        return last
     layer._last_graph = graph
     return graph
 

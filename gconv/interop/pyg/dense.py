@@ -13,7 +13,8 @@ from torch_geometric import nn as pyg
 from gconv import operators
 from gconv.domains import Graph
 from gconv.interop.peer import Peer, Weights, run
-from gconv.interop.pyg.common import PLAIN, biased, blocks, has_bias, inner_bias, listed, nothing, sizes
+from gconv.interop.pyg.common import biased, blocks, has_bias, inner_bias, listed, nothing, sizes
+from gconv.interop.pyg.common import dense as is_dense
 from gconv.interop.pyg.neighbours import GIN_NOTES
 from gconv.interop.torch_nn import LINEAR
 from gconv.spec import OperatorSpec
@@ -36,7 +37,7 @@ def as_graph(A: Tensor, loops: bool = False) -> Graph:
 
 def dense(layer: Any, x: Any, adj: Any, matrix: Matrix, add_loop: bool = True, loops: bool = False) -> Tensor | None:
     """layer(x, adj); `matrix` says which A acts."""
-    if type(x) not in PLAIN or type(adj) is not Tensor or adj.dtype != x.dtype or adj.requires_grad:
+    if not is_dense(x) or type(adj) is not Tensor or not is_dense(adj) or adj.dtype != x.dtype or adj.requires_grad:
         return None
     if x.ndim not in (2, 3) or adj.ndim not in (2, 3) or not x.shape[-2]:
         return None
@@ -154,13 +155,7 @@ def readout(
     dim: int = -2,
     max_num_elements: int | None = None,
 ) -> Tensor | None:
-    if (
-        type(x) not in PLAIN
-        or x.ndim < 2
-        or not x.is_floating_point()
-        or dim not in (-2, x.ndim - 2)
-        or not x.shape[-2]
-    ):
+    if not is_dense(x) or x.ndim < 2 or not x.is_floating_point() or dim not in (-2, x.ndim - 2) or not x.shape[-2]:
         return None
     if type(index) is Tensor and index.ndim == 1 and bool((index[1:] >= index[:-1]).all()) and bool((index >= 0).all()):
         counts = torch.bincount(index, minlength=dim_size or 0)

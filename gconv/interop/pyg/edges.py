@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from gconv import operators
-from gconv.domains import Graph
+from gconv.domains import Graph, read_graph
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
 from gconv.interop.peers import base_class
 from gconv.interop.pyg.common import (
@@ -64,11 +64,35 @@ def rgcn_weights(layer: Any) -> Weights:
 
 
 def relational_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Tensor | None:
-    if not usual(layer, x, edge_index) or type(edge_type) is not Tensor or edge_type.dtype != torch.int64:
-        return None
-    if edge_type.shape != edge_index.shape[1:] or bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any()):
+    if not usual(layer, x, edge_index) or not labelled(layer, edge_index, edge_type):
         return None
     return run(layer, x, edge_index, edge_type=edge_type)
+
+
+def labelled(layer: Any, edge_index: Tensor, edge_type: Any) -> bool:
+    """Whether there is one relation an edge, and each is one that the layer has."""
+    if type(edge_type) is not Tensor or edge_type.dtype != torch.int64 or edge_type.shape != edge_index.shape[1:]:
+        return False
+    return not bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any())
+
+
+def rgcn_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Tensor | None:
+    if x is None:
+        x = torch.arange(layer.in_channels_l, device=layer.weight.device)
+    elif type(x) is not Tensor or x.dtype != torch.int64 or x.ndim != 1:
+        return relational_call(layer, x, edge_index, edge_type)
+    elif base_class(layer) is pyg.FastRGCNConv:  # which reads the embedding of each node's place, not of its number
+        return None
+    # numbers of embeddings: x W is a choice of rows of W, tap by tap
+    signal = layer.weight.new_empty(len(x), 1)
+    if layer.num_blocks is not None or not usual(layer, signal, edge_index):
+        return None
+    if not labelled(layer, edge_index, edge_type):
+        return None
+    W = layer.peer.weights(layer)
+    S = layer.gconv.borrow(W)._basis(read_graph(edge_index, len(x), edge_type=edge_type), signal)
+    y: Tensor = S.contract(W["weight"][:, x])
+    return y if layer.bias is None else y + layer.bias
 
 
 def signed_spec(layer: Any) -> OperatorSpec:
@@ -204,6 +228,16 @@ def pdn_spec(layer: Any) -> OperatorSpec:
     return operators.pdn(*sizes(layer.lin), *edges, layer.add_self_loops, layer.normalize, has_bias(layer))
 
 
+def pdn_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, *, values: Any = None) -> Tensor | None:
+    if values is None:
+        return attributed(layer, x, edge_index, edge_attr)
+    if not usual(layer, x, edge_index):
+        return None
+    spec = operators.gcn(*sizes(layer.lin), False, layer.add_self_loops, layer.normalize, bias=has_bias(layer))
+    graph = read_graph(edge_index, x.shape[-2], edge_weight=values)
+    return run(layer, x, graph, spec, {"weight": matrices(layer.lin), "bias": layer.bias})
+
+
 def pdn_weights(layer: Any) -> Weights:
     first, last = layer.mlp[0], layer.mlp[2]
     network = {"w1": first.weight, "b1": first.bias, "w2": last.weight[0], "b2": last.bias}
@@ -211,10 +245,8 @@ def pdn_weights(layer: Any) -> Weights:
 
 
 PEERS: dict[type, Peer] = {
-    pyg.RGCNConv: Peer(rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")),
-    pyg.FastRGCNConv: Peer(
-        rgcn_spec, rgcn_weights, relational_call, listed("the mean is over the edges of one relation")
-    ),
+    pyg.RGCNConv: Peer(rgcn_spec, rgcn_weights, rgcn_call, listed("the mean is over the edges of one relation")),
+    pyg.FastRGCNConv: Peer(rgcn_spec, rgcn_weights, rgcn_call, listed("the mean is over the edges of one relation")),
     pyg.SignedConv: Peer(
         signed_spec, signed_weights, signed_call, listed("the two lists of edges are one graph with two labels")
     ),
@@ -229,5 +261,5 @@ PEERS: dict[type, Peer] = {
         gmm_spec, gmm_weights, attributed, listed("the mean over edges, without the 1 / K of its docstring")
     ),
     pyg.NNConv: Peer(nn_spec, nn_weights, attributed, listed("edge weights are ignored")),
-    pyg.PDNConv: Peer(pdn_spec, pdn_weights, attributed, listed("gcn's loops and degrees, of the learned weights")),
+    pyg.PDNConv: Peer(pdn_spec, pdn_weights, pdn_call, listed("gcn's loops and degrees, of the learned weights")),
 }

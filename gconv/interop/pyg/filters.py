@@ -10,16 +10,18 @@ from torch import Tensor
 from torch_geometric import nn as pyg
 
 from gconv import operators
-from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.basis import Polynomial, Taps
+from gconv.domains import Graph, read_graph
+from gconv.interop.peer import LeftAlone, Peer, Weights, run, run_on
 from gconv.interop.pyg.common import (
     AFFINE,
     CACHED,
     graph_cached,
     has_bias,
     inner_bias,
+    kept_graph,
     listed,
     matrices,
-    never_cached,
     nothing,
     ordinary,
     per_edge,
@@ -27,8 +29,11 @@ from gconv.interop.pyg.common import (
     usual,
     weighted,
 )
+from gconv.laplacian import laplacian
+from gconv.module import dropped
 from gconv.spec import OperatorSpec
 
+CACHED_SIGNAL = "cached=True: the filtered signal of the first call is the input of all later ones, as in PyG"
 CHEB_NOTES = [
     "self-loops are dropped; out-degrees normalise",
     "lambda_max defaults to 2 max(L_ij) of the whole batch of graphs",
@@ -49,9 +54,27 @@ def cheb_call(
     if lambda_max is None:
         return run(layer, x, edge_index, edge_weight=edge_weight)
     if isinstance(lambda_max, Tensor) and (lambda_max.numel() != 1 or lambda_max.requires_grad):
-        return None
+        return rescaled(layer, x, read_graph(edge_index, x.shape[-2], edge_weight=edge_weight), batch, lambda_max)
     top = float(lambda_max)
     return run(layer, x, edge_index, cheb_spec(layer, top), edge_weight=edge_weight) if top > 0 else None
+
+
+def rescaled(layer: Any, x: Tensor, graph: Graph, batch: Any, lambda_max: Tensor) -> Tensor | None:
+    """With a largest eigenvalue for each graph of a batch, or one that needs a gradient."""
+    if lambda_max.numel() > 1:
+        if type(batch) is not Tensor or batch.shape != (graph.size,) or lambda_max.ndim != 1:
+            return None
+        lambda_max = lambda_max[batch]
+    if bool((lambda_max <= 0).any()):
+        return None
+    gconv = layer.gconv.borrow(layer.peer.weights(layer))
+    structure = gconv.spec.structure
+    L = laplacian(graph, x.dtype, norm=structure.norm, lmax=2.0)  # L - I
+    row = L.pattern.row
+    one = (row == L.pattern.col).to(x.dtype)
+    scale = 2 / lambda_max.to(x.dtype).expand(graph.size)
+    values = (L.values + one) * scale[row] - one
+    return run_on(gconv, Polynomial(Taps(L.pattern, values), structure.recurrence, structure.combine), x)
 
 
 def tag_spec(layer: Any) -> OperatorSpec:
@@ -64,15 +87,39 @@ def tag_spec(layer: Any) -> OperatorSpec:
 
 def sg_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    never_cached(layer)
     if not layer.add_self_loops:  # mixhop's power K alone
         return operators.mixhop(*sizes(layer.lin), (layer.K,), False, layer.lin.bias is not None)
     return operators.sgc(*sizes(layer.lin), layer.K, layer.lin.bias is not None)
 
 
+def sg_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
+    return cached_call(layer, "_cached_x", x, edge_index, edge_weight)
+
+
+def ssg_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
+    return cached_call(layer, "_cached_h", x, edge_index, edge_weight)
+
+
+def cached_call(layer: Any, kept: str, x: Any, edge_index: Any, edge_weight: Any) -> Tensor | None:
+    """With cached=True the filtered signal of the first call is the input of all later ones."""
+    if not layer.cached:
+        return weighted(layer, x, edge_index, edge_weight)
+    signal: Tensor | None = getattr(layer, kept)
+    if signal is None:
+        if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
+            return None
+        gconv = layer.gconv.borrow(layer.peer.weights(layer))
+        S = gconv._basis(read_graph(edge_index, x.shape[-2], edge_weight=edge_weight), x)
+        signal = S.expand(x).squeeze(-3)
+        setattr(layer, kept, signal)
+    else:
+        signal = signal.detach()
+    y: Tensor = layer.lin(signal)
+    return y
+
+
 def ssg_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    never_cached(layer)
     return operators.ssg(*sizes(layer.lin), layer.alpha, layer.K, layer.add_self_loops, layer.lin.bias is not None)
 
 
@@ -85,11 +132,20 @@ def appnp_spec(layer: Any) -> OperatorSpec:
 
 
 def appnp_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
-    return None if layer.dropout and layer.training else weighted(layer, x, edge_index, edge_weight)
+    if not (layer.dropout and layer.training):
+        return weighted(layer, x, edge_index, edge_weight)
+    if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
+        return None
+    graph = kept_graph(layer, x, edge_index, edge_weight=edge_weight)
+    S, y = layer.gconv.spec.structure.L(graph, x), x
+    for _ in range(layer.K):
+        S = dropped(S, layer.dropout)  # each step drops edges of those that the step before has left
+        y = (1 - layer.alpha) * S.expand(y).squeeze(-3) + layer.alpha * x
+    return y
 
 
 def appnp_notes(layer: Any) -> list[str]:
-    drops = ["in training its dropout of edges, anew at each step, stays PyG's"] if layer.dropout else []
+    drops = ["in training it drops other edges than PyG does: its random numbers are others"] if layer.dropout else []
     return drops + [CACHED] * layer.cached
 
 
@@ -147,8 +203,8 @@ PEERS: dict[type, Peer] = {
         weighted,
         listed("no self-loops are added"),
     ),
-    pyg.SGConv: Peer(sg_spec, inner_bias("lin"), weighted),
-    pyg.SSGConv: Peer(ssg_spec, inner_bias("lin"), weighted),
+    pyg.SGConv: Peer(sg_spec, inner_bias("lin"), sg_call, lambda m: [CACHED_SIGNAL] * m.cached),
+    pyg.SSGConv: Peer(ssg_spec, inner_bias("lin"), ssg_call, lambda m: [CACHED_SIGNAL] * m.cached),
     pyg.APPNP: Peer(appnp_spec, nothing, appnp_call, appnp_notes),
     pyg.LGConv: Peer(lg_spec, nothing, weighted, listed("no self-loops are added")),
     pyg.MixHopConv: Peer(

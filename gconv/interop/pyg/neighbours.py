@@ -20,9 +20,9 @@ from gconv.interop.pyg.common import (
     CACHED,
     MAX,
     MEAN,
-    PLAIN,
     SUM,
     biased,
+    dense,
     graph_cached,
     has_bias,
     inner_bias,
@@ -91,10 +91,15 @@ def sage_weights(layer: Any) -> Weights:
     return {"weight": matrices(*lins), "bias": layer.lin_l.bias}
 
 
-def sage_call(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor | None:
+def sage_call(layer: Any, x: Any, edge_index: Any, size: Any = None, *, values: Any = None) -> Tensor | None:
     if size is not None or not usual(layer, x, edge_index):
         return None
-    if layer.project:
+    if values is not None:
+        signal = layer.lin(x).relu() if layer.project else x
+        spec = operators.simple(AGGR[layer.aggr])
+        y = layer.lin_l(run(layer, signal, read_graph(edge_index, x.shape[-2], edge_weight=values), spec, {}))
+        y = y + layer.lin_r(x) if layer.root_weight else y
+    elif layer.project:
         y = run(layer, layer.lin(x).relu(), edge_index)
         y = y + layer.lin_r(x) if layer.root_weight else y
     else:
@@ -137,8 +142,13 @@ def gin_spec(layer: Any) -> OperatorSpec:
     return operators.gin(train_eps=True)
 
 
-def gin_call(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor | None:
-    return None if size is not None or not usual(layer, x, edge_index) else layer.nn(run(layer, x, edge_index))
+def gin_call(layer: Any, x: Any, edge_index: Any, size: Any = None, *, values: Any = None) -> Tensor | None:
+    if size is not None or not usual(layer, x, edge_index):
+        return None
+    if values is None:
+        return layer.nn(run(layer, x, edge_index))
+    graph = read_graph(edge_index, x.shape[-2], edge_weight=values)
+    return layer.nn(run(layer, x, graph, operators.simple(), {}) + (1 + layer.eps) * x)
 
 
 def cluster_spec(layer: Any) -> OperatorSpec:
@@ -240,7 +250,7 @@ def gcn2_weights(layer: Any) -> Weights:
 
 def two_signals(layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
     """layer(x, x_0, edge_index, edge_weight), the two side by side."""
-    if type(x_0) not in PLAIN or type(x) not in PLAIN or x.shape != x_0.shape or x.dtype != x_0.dtype:
+    if not dense(x_0) or not dense(x) or x.shape != x_0.shape or x.dtype != x_0.dtype:
         return None
     return weighted(layer, torch.cat([x, x_0], -1), edge_index, edge_weight)
 
