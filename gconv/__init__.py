@@ -3,7 +3,7 @@
 The rooms, in the order in which they may import each other:
 
 kernels      compiled products for the CPU, and the same in pure torch; constant(x), signals that never change
-domains      where signals live: Grid, Graph
+domains      where signals live: Grid, Graph, Bipartite
 basis        the structure S in its closed forms
 laplacian    adjacencies and Laplacians, and every convention about degrees and loops
 mixing       the channel part W
@@ -20,7 +20,7 @@ testing      the laws every operator obeys, for your own operators too
 """
 
 from gconv import analysis, blocks, interop, operators
-from gconv.domains import Graph, Grid, grid_graph
+from gconv.domains import Bipartite, Graph, Grid, grid_graph
 from gconv.interop import as_linear_map, convert, export
 from gconv.kernels import backend, constant
 from gconv.linear import LinearMap
@@ -29,6 +29,7 @@ from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cit
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bipartite",
     "GConv",
     "Graph",
     "Grid",

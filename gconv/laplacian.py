@@ -6,6 +6,11 @@
     both      D_in^-1/2 A D_out^-1/2, for directed graphs
     L         D - A,  I - sym,  I - row,  I - col
 
+Between two sets of nodes (a Bipartite) A is (n_target, n_source), and normalisation reads the degrees of both sets:
+row divides by what arrives at a target, col by what leaves a source, both by the roots of the two. sym, which takes
+one degree for both ends, and L, which subtracts A from its degrees, are functions of a square A and are refused. A
+self-loop leads from source i to target i, where both exist, as in PyG; that a target reads its own features is no loop.
+
 Degrees contain the edge weights, and the loops that were added. The inverse of a zero degree is 0, so the row of an
 isolated node is empty in A and has diagonal 1 in a normalised L (PyG's convention; scipy and networkx put 0 there).
 Everything is computed in float64, cast once, and kept on the graph.
@@ -20,38 +25,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.basis import ByRows, Diagonal, Pattern, Taps
+from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
-from gconv.domains import Graph
+from gconv.domains import Bipartite, Edges, Graph
 from gconv.kernels import give_back, readable, varies, wrapped
 
-Loops = Literal["keep", "remove", "fill", "replace", "add"]
+Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
 Degree = Literal["in", "out"]
 
 
-def pattern(graph: Graph, loops: Loops = "keep", by_rows: bool = False) -> tuple[Pattern, Tensor]:
+def pattern(graph: Edges, loops: Loops = "keep", by_rows: bool = False) -> tuple[Pattern, Tensor]:
     """The edges as entries (target, source), and for each entry the number of its edge (-1 for an added loop).
 
     Args:
-        graph: any graph.
+        graph: a Graph or a Bipartite.
         loops: "keep" the edges as they are; "remove" self-loops; "fill": one loop a node, existing ones keep their edge
             (of several the last); "replace": existing loops go, one new loop a node comes; "add": one new loop a node
-            comes beside those there are.
+            comes beside those there are; "own": one entry a node through which it reads itself, which between two sets
+            of nodes is what a target reads of its own features.
         by_rows: list them row by row, as the kernels want values that change at every call.
     """
 
     def make() -> tuple[Pattern, Tensor]:
         edge, source, target = _listed(graph, loops)
         if by_rows:
-            order = torch.argsort(target * max(graph.size, 1) + source, stable=True)
+            order = torch.argsort(target * max(graph.sites[1], 1) + source, stable=True)
             edge, source, target = edge[order], source[order], target[order]
         return _single(graph, source, target), edge
 
     return graph.memo(("pattern", loops, by_rows), make)
 
 
-def _rows(graph: Graph, loops: Loops) -> ByRows:
+def _rows(graph: Edges, loops: Loops) -> ByRows:
     """The same entries row by row, without their list and the numbers of their edges: for values that need neither."""
 
     if loops == "fill":
@@ -64,16 +70,18 @@ def _rows(graph: Graph, loops: Loops) -> ByRows:
     return graph.memo(("rows", loops), make)
 
 
-def _single(graph: Graph, source: Tensor, target: Tensor) -> Pattern:
-    return Pattern((1, graph.size, graph.size), _one_tap(target), target, source)
+def _single(graph: Edges, source: Tensor, target: Tensor) -> Pattern:
+    return Pattern((1, *graph.sites), _one_tap(target), target, source)
 
 
-def _listed(graph: Graph, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
+def _listed(graph: Edges, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
     """The number, source and target of each edge, in the order of the edges; loops last."""
     source, target = graph.source, graph.target
     edge = torch.arange(graph.num_edges, device=graph.device)
-    node = torch.arange(graph.size, device=graph.device)
-    if loops == "add":
+    if isinstance(graph, Bipartite):
+        return _listed_between(graph, loops, edge, source, target)
+    node = torch.arange(graph.sites[1], device=graph.device)
+    if loops in ("add", "own"):
         edge = torch.cat([edge, torch.full_like(node, -1)])
         return edge, torch.cat([source, node]), torch.cat([target, node])
     if loops == "keep":
@@ -88,6 +96,54 @@ def _listed(graph: Graph, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
     if loops != "remove":
         edge, source, target = torch.cat([edge, own]), torch.cat([source, node]), torch.cat([target, node])
     return edge, source, target
+
+
+def _listed_between(
+    graph: Bipartite, loops: Loops, edge: Tensor, source: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_listed` between two sets of nodes, where a loop joins the nodes that are in both."""
+    if loops == "keep":
+        return edge, source, target
+    if loops == "own":
+        near, far = _own(graph)
+    else:
+        near, far = graph.shared()
+    new = torch.full_like(near, -1)
+    if loops not in ("add", "own"):
+        twin = target.new_full((graph.sizes[1],), -1).index_copy(0, far, near)
+        plain = twin[target] != source
+        if loops == "fill":
+            rank = torch.zeros_like(twin).index_copy(0, far, torch.arange(len(far), device=far.device))
+            new = new.scatter_reduce(0, rank[target[~plain]], edge[~plain], "amax")
+        edge, source, target = edge[plain], source[plain], target[plain]
+    if loops != "remove":
+        edge, source, target = torch.cat([edge, new]), torch.cat([source, near]), torch.cat([target, far])
+    return edge, source, target
+
+
+def _own(graph: Edges) -> tuple[Tensor, Tensor]:
+    """The place of each target's own features in the signal, and its number."""
+    m, n = graph.sites
+    if not graph.square and graph.with_targets is not graph:  # type: ignore[attr-defined]
+        raise ValueError(f"Signals on {graph!r} hold the sources alone; graph.with_targets holds the targets too.")
+    node = torch.arange(m, device=graph.device)
+    return node + (n - m), node
+
+
+def itself(graph: Edges, dtype: torch.dtype) -> Identity | Taps:
+    """The tap through which a node reads its own features: the identity; between two sets of nodes, the targets' rows.
+
+    >>> block = Bipartite(torch.tensor([[0, 2], [0, 1]]), sizes=(3, 2))
+    >>> itself(block.with_targets, torch.float32).expand(torch.arange(5.0)[:, None]).flatten()
+    tensor([3., 4.])
+    """
+    if graph.square:
+        return Identity(graph.sites[0])
+
+    def make() -> Taps:
+        return Taps(diagonal(graph), torch.ones(graph.sites[0], dtype=dtype, device=graph.device))
+
+    return graph.memo(("itself", dtype), make)
 
 
 def _one_tap(row: Tensor) -> Tensor:
@@ -107,8 +163,8 @@ def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
 
 def _normalised(entries: Pattern, w: Tensor, norm: Norm, degree: Degree) -> tuple[Tensor, Tensor]:
     """The normalised values, and the degrees."""
-    end = entries.row if degree == "in" else entries.col
-    d = w.new_zeros(entries.shape[1]).index_add(0, end, w)
+    end, sites = (entries.row, entries.shape[1]) if degree == "in" else (entries.col, entries.shape[2])
+    d = w.new_zeros(sites).index_add(0, end, w)
     if norm == "sym":
         root = _inverse(d, 0.5, "Symmetric")
         w = w * root[entries.row]
@@ -141,17 +197,17 @@ def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
     return (1 / one.new_zeros(m * k).index_add(0, row, one).clamp(min=1))[row].to(dtype)
 
 
-def diagonal(graph: Graph) -> Pattern:
-    """One entry a node, on the diagonal."""
+def diagonal(graph: Edges) -> Pattern:
+    """One entry a node, where it reads itself: on the diagonal, or in a column of the targets' own features."""
 
     def make() -> Pattern:
-        node = torch.arange(graph.size, device=graph.device)
-        return Pattern((1, graph.size, graph.size), _one_tap(node), node, node)
+        near, far = _own(graph)
+        return Pattern((1, *graph.sites), _one_tap(far), far, near)
 
     return graph.memo("diagonal", make)
 
 
-def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: object) -> Taps:
+def _kept(graph: Edges, key: tuple[object, ...], dtype: torch.dtype, make: object) -> Taps:
     """The Taps that `make` computes; kept on the graph unless its weights are being learned."""
     assert callable(make)
 
@@ -169,7 +225,7 @@ def _kept(graph: Graph, key: tuple[object, ...], dtype: torch.dtype, make: objec
 
 
 def adjacency(
-    graph: Graph,
+    graph: Edges,
     dtype: torch.dtype,
     *,
     loops: Loops = "keep",
@@ -181,7 +237,7 @@ def adjacency(
     """A, or a normalised A, as one tap.
 
     Args:
-        graph: any graph.
+        graph: a Graph or a Bipartite.
         dtype: of the values.
         loops: what happens to self-loops, see `pattern`.
         fill: weight of a loop that is added.
@@ -191,13 +247,19 @@ def adjacency(
         weighted: False reads every edge as 1.
 
     Raises:
-        ValueError: if a degree that must be inverted is negative.
+        ValueError: if a degree that must be inverted is negative, or a Bipartite is to be normalised by one degree at
+            both ends.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
     >>> adjacency(path, torch.float32, loops="fill", norm="sym").expand(torch.eye(2))[0]
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
+    if not graph.square and norm not in (None, "both", "row" if degree == "in" else "col"):
+        raise ValueError(
+            f"norm={norm!r} with degree={degree!r} takes one degree for both ends of an edge, but here they are "
+            "different nodes: use norm='both', 'row' with degree='in', or 'col' with degree='out'."
+        )
 
     def make() -> tuple[Pattern, Tensor]:
         weighs = weighted and graph.edge_weight is not None
@@ -216,7 +278,7 @@ def adjacency(
     return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted), dtype, make)
 
 
-def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
+def degrees(graph: Edges, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
     """D, the diagonal of degrees, as one tap.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
@@ -224,10 +286,13 @@ def degrees(graph: Graph, dtype: torch.dtype, *, degree: Degree = "in", weighted
     tensor([0., 1., 1.])
     """
 
+    if not graph.square and degree == "out":
+        raise ValueError("Targets have no edges that leave them: between two sets of nodes D holds in-degrees.")
+
     def make() -> tuple[Pattern, Tensor]:
         w = graph.weights(torch.float64)
         end = graph.target if degree == "in" else graph.source
-        d = w.new_zeros(graph.size).index_add(0, end, w if weighted else torch.ones_like(w))
+        d = w.new_zeros(graph.sites[0]).index_add(0, end, w if weighted else torch.ones_like(w))
         return diagonal(graph), d
 
     return _kept(graph, ("degrees", degree, weighted), dtype, make)
@@ -258,7 +323,7 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
     return graph.memo(("reach", steps, dtype), make)
 
 
-def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
+def relations(graph: Edges, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
     """One adjacency for each label of `edge_type`.
 
     Args:
@@ -284,7 +349,7 @@ def relations(graph: Graph, dtype: torch.dtype, count: int, *, average: bool, we
             raise ValueError(
                 f"There are {count} relations, labels 0 to {count - 1}, but an edge has label {int(label.max())}."
             )
-        return Pattern((count, graph.size, graph.size), label, graph.target, graph.source)
+        return Pattern((count, *graph.sites), label, graph.target, graph.source)
 
     def make() -> tuple[Pattern, Tensor]:
         entries = graph.memo(("relations", count), labelled)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps
-from gconv.domains import Graph, Grid, read_graph
+from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
+from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.errors import InputError, InputTypeError
 from gconv.kernels import apart, known, transformed
 from gconv.linear import LinearMap
@@ -20,10 +20,11 @@ from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, measured, node_order, plan, strides, wanted
-from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
+from gconv.spec import SQUARE, Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators, reads
 
 _GRID_BASES: dict[Hashable, Basis] = {}
 _GRID_TARGETS: dict[Hashable, Domain] = {}
+Pair = tuple[Tensor, Tensor | None]  # of signals: of the sources and of the targets
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
@@ -32,7 +33,7 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
     if structure.kind != "fixed":
         return _made(structure, domain, theta, x)
     key = (structure, x.dtype, x.device)
-    if isinstance(domain, Graph):
+    if isinstance(domain, Edges):
         if domain.learned:
             return _made(structure, domain, theta, x)
         return domain.memo(key, lambda: _made(structure, domain, theta, x))
@@ -83,12 +84,24 @@ def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
 
 
 def dropped(S: Basis, share: float) -> Basis:
-    """S without a share of its sparse entries, the others scaled up; a tap in closed form (the node itself) stays."""
+    """S without a share of its sparse entries, the others scaled up; beside them, what a node reads of itself stays."""
     if isinstance(S, Stack):
-        return Stack(tuple(dropped(part, share) for part in S.parts))
+        return Stack(tuple(part if isinstance(part, Taps) else dropped(part, share) for part in S.parts))
     if isinstance(S, AttentionTaps):
         return replace(S, dropout=(share, torch.randint(1 << 32, (1,), device=S.z.device)))
     return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps | SharedTaps) else S
+
+
+def _read_sides(S: Basis, W: Tensor, domain: Bipartite, sides: tuple[int, int]) -> tuple[Dense, Tensor]:
+    """W (k, i, o) without the rows that read the zeros which fill up the narrower signal."""
+    found = entries(S, W.dtype, W.device).pattern
+    ends = found.col < domain.sizes[0], found.col >= domain.sizes[0]
+    channel = torch.arange(W.shape[1], device=W.device)
+    read = torch.ones(W.shape[:2], dtype=torch.bool, device=W.device)
+    for end, c in zip(ends, sides, strict=True):
+        taps = torch.zeros(len(W), dtype=torch.bool, device=W.device).index_fill(0, found.tap[end], True)
+        read = read & ((channel < c) | ~taps.unsqueeze(1))
+    return Dense(*W.shape), W * read.unsqueeze(-1)
 
 
 class GConv(nn.Module):
@@ -99,6 +112,8 @@ class GConv(nn.Module):
     Operators on grids take images as torch does, `layer(x)` with x (b, c, *grid) or (c, *grid). Operators on graphs
     take `layer(x, graph)` with x (*b, n, c): any number of signals on one graph in one call. The graph may be a
     `Graph`, an `edge_index` (with `edge_weight=`, ...), a PyG `Data`, a networkx graph or a scipy sparse matrix.
+    Between two sets of nodes x is a pair: `layer((x_source, x_target), bipartite)`, or with an `edge_index`; x_source
+    alone where the operator reads nothing of the targets; a target of None stands for zeros.
 
     Traps: before `torch.compile(layer, fullgraph=True)`, call the layer once on its `Graph`: what is derived from a
     graph depends on its edges, which a compiler cannot trace. Grids need no such call.
@@ -135,7 +150,7 @@ class GConv(nn.Module):
         self.spec = spec
         # for images, and on each graph: shape of x -> S and the lowering that was chosen
         self._images: dict[Hashable, tuple[Basis, Run]] = {}
-        self._graphs: WeakKeyDictionary[Graph, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
+        self._graphs: WeakKeyDictionary[Edges, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         if weight is not None and spec.structure.domain == "graph":
             weight = weight.contiguous()  # only torch's kernels for grids want taps innermost
@@ -156,7 +171,7 @@ class GConv(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Pair,
         domain: Any = None,
         *,
         edge_weight: Tensor | None = None,
@@ -165,7 +180,10 @@ class GConv(nn.Module):
         lowering: str | None = None,
     ) -> Tensor:
         bare = not torch.compiler.is_compiling()
-        if bare and type(domain) is Tensor and type(x) in (Tensor, nn.Parameter) and self._reads_graph(x):
+        if isinstance(x, tuple | list) or type(domain) is Bipartite:
+            x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
+            edge_weight = edge_attr = edge_type = None
+        elif bare and type(domain) is Tensor and type(x) in (Tensor, nn.Parameter) and self._reads_graph(x):
             domain = read_graph(domain, x.shape[-2], edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
             edge_weight = edge_attr = edge_type = None
         bare = bare and edge_weight is edge_attr is edge_type is None
@@ -216,7 +234,7 @@ class GConv(nn.Module):
             return None
         if domain is None:
             return self._images
-        if type(domain) is not Graph or domain.learned:
+        if not isinstance(domain, Edges) or domain.learned:
             return None
         ways = self._graphs.get(domain)
         if ways is None:
@@ -225,7 +243,7 @@ class GConv(nn.Module):
 
     def plan(
         self,
-        x: Tensor,
+        x: Tensor | Pair,
         domain: Any = None,
         *,
         lowering: str | None = None,
@@ -238,6 +256,8 @@ class GConv(nn.Module):
         requires a gradient. `measure` runs every admitted candidate, in 5 rounds or as many as it says, and the plan
         shows what each took; those that are predicted to be far too slow are left out.
         """
+        if isinstance(x, tuple | list) or type(domain) is Bipartite:
+            (x, domain), edges = self._between(x, domain, **edges), {}
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
         gradients = wanted(x)
@@ -252,11 +272,12 @@ class GConv(nn.Module):
         rounds = 5 if measure is True else int(measure)
         return measured(made, S, mixing, W, x if axes else signal, gradients, rounds, axes)
 
-    def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
+    def at(self, domain: Any, x: Tensor | Pair | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.
 
         Args:
-            domain: a Grid, or any graph.
+            domain: a Grid, any graph, or a Bipartite; there the map takes the sources' signal, or where the operator
+                reads the targets too, a stacked one (`Bipartite.stack`).
             x: (*b, n, i), needed where the structure is adaptive; it is frozen at this x, (n, i).
 
         Raises:
@@ -264,18 +285,23 @@ class GConv(nn.Module):
             ValueError: if the structure is adaptive and no x is given.
         """
         structure, mixing = self.spec.structure, self.spec.mixing
-        if structure.domain == "grid" and not isinstance(domain, Grid | Graph):
+        if structure.domain == "grid" and not isinstance(domain, Grid | Edges):
             raise TypeError(
                 f"{self.spec.name} works on a grid, such as Grid((32, 32)), but a {type(domain).__name__} was given."
             )
-        place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
+        if isinstance(x, tuple | list) or (type(domain) is Bipartite and x is not None):
+            x, domain = self._between(x, domain)
+        elif type(domain) is Bipartite:
+            domain = self._view(domain)
+        ready = isinstance(domain, Grid | Bipartite)
+        place = domain if ready else read_graph(domain, -1 if x is None else x.shape[-2])
         self._check_domain(place)
+        n = place.size if isinstance(place, Grid) else place.sites[1]
         if x is not None:
             self._check_signal(x)
-            if x.ndim < 2 or x.shape[-2] != place.size or (structure.kind == "adaptive" and x.ndim > 2):
+            if x.ndim < 2 or x.shape[-2] != n or (structure.kind == "adaptive" and x.ndim > 2):
                 raise ValueError(
-                    f"x must be a signal ({place.size} sites, channels) on {place!r}, "
-                    f"but it has shape {tuple(x.shape)}."
+                    f"x must be a signal ({n} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}."
                 )
             mixing.channels(x.shape[-1])
         like = next((p for p in self.parameters()), torch.zeros(()))
@@ -285,11 +311,14 @@ class GConv(nn.Module):
                 f"{self.spec.name} adapts its structure to the signal: "
                 "give layer.at(graph, x=x0) the x to freeze it at."
             )
-        signal = like.new_zeros(place.size, i) if x is None else x
+        signal = like.new_zeros(n, i) if x is None else x
         S = self._basis(place, signal)
         if not S.linear:
             raise NotLinear(f"{self.spec} takes a maximum over its window, so it has no matrix, adjoint or spectrum.")
-        return LinearMap(S, *plain(mixing, self.weight), i, signal.dtype, signal.device, self.spec.name)
+        own, W = plain(mixing, self.weight)
+        if isinstance(place, Bipartite) and self.spec.sides is not None and W is not None:
+            own, W = _read_sides(S, own.dense(W, i), place, self.spec.sides)
+        return LinearMap(S, own, W, i, signal.dtype, signal.device, self.spec.name)
 
     def _basis(self, domain: Domain, signal: Tensor) -> Basis:
         structure = self.spec.structure
@@ -312,14 +341,68 @@ class GConv(nn.Module):
             raise TypeError(f"{self.spec.name} works on graphs: call layer(x, graph) or layer(x, edge_index).")
         if x.ndim < 2:
             raise InputError(f"A signal on a graph has shape (*b, nodes, channels), but x has shape {tuple(x.shape)}.")
-        graph = read_graph(domain, x.shape[-2], **edges)
-        if graph.size != x.shape[-2]:
+        graph = domain if isinstance(domain, Bipartite) else read_graph(domain, x.shape[-2], **edges)
+        if isinstance(graph, Graph) and graph.size != x.shape[-2]:
             raise InputError(f"The graph has {graph.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
         if graph.device != x.device:
             raise InputError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
         self._check_domain(graph)
         self.spec.mixing.channels(x.shape[-1])
         return x, graph
+
+    def _view(self, domain: Bipartite) -> Bipartite:
+        """The domain as this operator reads it: the sources alone, or the targets' features too."""
+        structure = self.spec.structure
+        side = reads(structure)
+        if side is None:
+            if structure.domain == "grid":
+                raise TypeError(f"{self.spec.name} works on a grid, but a Bipartite was given.")
+            why = getattr(structure, "square", SQUARE)
+            raise TypeError(f"{self.spec.name} works on one set of nodes, not from one set to another: {why}.")
+        return domain.with_targets if side == "both" else domain
+
+    def _between(self, x: Any, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Bipartite]:
+        """One signal on two sets of nodes, and the domain, from what a call was given."""
+        name, sides = self.spec.name, self.spec.sides
+        given = [key for key, value in edges.items() if value is not None]
+        pair = tuple(x) if isinstance(x, tuple | list) else None
+        if pair is not None and len(pair) != 2:
+            raise TypeError(f"A pair of signals is (x_source, x_target), but {len(pair)} were given.")
+        if isinstance(domain, Tensor) and pair is not None:
+            if not all(isinstance(part, Tensor) and part.ndim > 1 for part in pair):
+                raise TypeError(
+                    f"Beside a bare edge_index {name} takes two tensors, (x_source, x_target), which say how many "
+                    "nodes there are; give a Bipartite where x_target is None."
+                )
+            domain = read_bipartite(domain, (pair[0].shape[-2], pair[1].shape[-2]), **edges)
+        elif not isinstance(domain, Bipartite):
+            raise TypeError(
+                "A pair of signals lives on a gconv.Bipartite, or beside an edge_index from sources to targets; "
+                f"a {type(domain).__name__} was given."
+            )
+        elif given:
+            raise TypeError(
+                f"{', '.join(given)} can only be given beside a bare edge_index; put it into the Bipartite instead."
+            )
+        view = self._view(domain)
+        if pair is None:
+            n = view.sites[1]
+            if isinstance(x, Tensor) and (x.ndim < 2 or x.shape[-2] != n):
+                both = f"a pair (x_source, x_target), or both stacked, (*b, {n} sites, channels)"
+                want = f"x_source (*b, {n} sources, channels)" if view is domain else both
+                raise ValueError(f"{name} on {domain!r} takes {want}, but x has shape {tuple(x.shape)}.")
+            return x, view
+        source, target = pair
+        domain.check_pair(source, target)
+        i = getattr(self.spec.mixing, "i", source.shape[-1])
+        for part, c, what in zip(pair, sides or (i, i), ("source", "target"), strict=True):
+            if part is not None and part.shape[-1] != c and (what == "source" or view is not domain):
+                raise ValueError(f"{name} takes {c} channels of x_{what}, but it has shape {tuple(part.shape)}.")
+        if view is domain:
+            return source, view
+        if target is None:
+            target = source.new_zeros(*source.shape[:-2], domain.sizes[1], (sides or (i, i))[1])
+        return domain.stack(source, target), view
 
     def _enter_grid(self, x: Tensor, domain: Any) -> tuple[Tensor, Domain]:
         d: int

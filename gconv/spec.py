@@ -21,10 +21,10 @@ from torch import Tensor
 
 from gconv import arguments as given
 from gconv.basis import Basis
-from gconv.domains import Graph, Grid
+from gconv.domains import Bipartite, Graph, Grid
 from gconv.mixing import Mixing, Parametrised
 
-Domain = Grid | Graph
+Domain = Grid | Graph | Bipartite
 MAX_TEXT = 4000  # characters of a printed spec
 POSITIONAL = ("in_channels", "out_channels", "channels", "kernel_size")  # printed without their names
 
@@ -69,6 +69,8 @@ class Structure(Protocol):
     `kind` says what S depends on: "fixed" the domain alone; "learned" also on parameters; "adaptive" on x as well.
     `dropout` is the share of S's values that training drops (0 for most).
     `nodes` is the size of the one graph that its parameters belong to (None for most: they fit any graph).
+    `reads` says what it reads between two sets of nodes (a `Bipartite`): "source", the sources' features alone, or
+    "both", the targets' too; None (the default) for what needs a square domain, of which `square` gives the reason.
     """
 
     @property
@@ -93,6 +95,15 @@ class Structure(Protocol):
         ...
 
 
+def reads(structure: Structure) -> Literal["source", "both"] | None:
+    """What a structure reads between two sets of nodes; None where it needs a square domain."""
+    found: Literal["source", "both"] | None = getattr(structure, "reads", None)
+    return found
+
+
+SQUARE = "its structure is a function of a square matrix (its powers, its eigenvectors or its degrees)"
+
+
 @dataclass(frozen=True)
 class OperatorSpec:
     """A convolution as data.
@@ -103,6 +114,7 @@ class OperatorSpec:
         structure, mixing: the two parts.
         bias: whether one number a channel is added.
         init: how weights start: "fan_in" as torch's layers do, "glorot" (with zero bias) as the graph papers do.
+        sides: channels of the sources and of the targets, where in_channels was a pair.
 
     >>> from gconv.operators import cheb
     >>> cheb(16, 32, k=3)
@@ -117,6 +129,7 @@ class OperatorSpec:
     mixing: Mixing | Parametrised = field(compare=False)
     bias: bool = False
     init: Literal["fan_in", "glorot"] = "fan_in"
+    sides: tuple[int, int] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         self._check_parts()
@@ -124,6 +137,11 @@ class OperatorSpec:
             raise ValueError(
                 f"{self.name}: the structure has {self.structure.taps} taps, but the mixing has {self.mixing.taps}; "
                 "they must be the same."
+            )
+        if self.sides is not None and reads(self.structure) != "both":
+            raise ValueError(
+                f"in_channels={self.sides} gives sources and targets channels of their own, but {self.name} with these "
+                "options reads one signal: give one number."
             )
 
     def _check_parts(self) -> None:
@@ -207,6 +225,15 @@ class OperatorSpec:
         return f"{self.name}({', '.join(parts)})"
 
 
+def _two_numbers(name: str, pair: tuple[Any, ...]) -> tuple[int, int]:
+    whole = all(isinstance(c, int) and not isinstance(c, bool) and c > 0 for c in pair)
+    if len(pair) != 2 or not whole:
+        raise ValueError(
+            f"{name}: in_channels must be a positive integer, or two of them for sources and targets, not {pair!r}."
+        )
+    return pair[0], pair[1]
+
+
 def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
@@ -256,7 +283,9 @@ def register(
     The factory returns `(structure, mixing, bias)`; what it was given becomes the identity of the spec. Numbers and
     arrays of numpy and torch, and lists, reach it as Python's own numbers and tuples. Each argument is held to its
     annotation (int, float, bool, str, None, Literal, and tuples and unions of them). A definition that is run again in
-    the same module, as in a notebook, replaces the former one with a warning.
+    the same module, as in a notebook, replaces the former one with a warning. Where
+    `in_channels` is a pair, of the sources and of the targets, the factory is called with the larger number: the
+    narrower signal is filled up with zeros.
 
     Args:
         samples: makes the cases that the laws run on.
@@ -275,19 +304,23 @@ def register(
             bound = given.bind(signature, make.__name__, args, kwargs)
             bound.apply_defaults()
             arguments = _read_arguments(make, bound.arguments)
+            passed, sides = arguments, None
+            if isinstance(arguments.get("in_channels"), tuple):  # of sources and targets
+                sides = _two_numbers(make.__name__, arguments["in_channels"])
+                passed = {**arguments, "in_channels": max(sides)}
             _check_types(
-                make, arguments, (bool, float)
+                make, passed, (bool, float)
             )  # operators check integers and words themselves, in more detail
             try:
-                structure, mixing, bias = make(**arguments)
+                structure, mixing, bias = make(**passed)
             except (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError) as error:
-                _check_types(make, arguments)
+                _check_types(make, passed)
                 what = ", ".join(f"{key}={given.shown(value)}" for key, value in arguments.items())
                 raise ValueError(
                     f"{make.__name__} cannot be made of {what}: {error or type(error).__name__}."
                 ) from error
-            _check_types(make, arguments)
-            return OperatorSpec(make.__name__, tuple(arguments.items()), structure, mixing, bias, init)
+            _check_types(make, passed)
+            return OperatorSpec(make.__name__, tuple(arguments.items()), structure, mixing, bias, init, sides)
 
         factory.__annotations__ = {**make.__annotations__, "return": OperatorSpec}
         known = _OPERATORS.get(make.__name__)

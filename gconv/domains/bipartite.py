@@ -46,6 +46,12 @@ class Bipartite(Edges):
     >>> block = Bipartite(torch.tensor([[0, 1, 2, 2], [0, 0, 0, 1]]), sizes=(3, 2))
     >>> block, block.T
     (Bipartite(3 sources, 2 targets, 4 edges), Bipartite(2 sources, 3 targets, 4 edges))
+    >>> from gconv import GConv
+    >>> from gconv.operators import sage, simple
+    >>> GConv(simple())(torch.ones(3, 1), block).flatten()
+    tensor([3., 1.])
+    >>> GConv(sage((4, 5), 2))((torch.zeros(3, 4), torch.zeros(2, 5)), block).shape
+    torch.Size([2, 2])
     """
 
     edge_index: Tensor
@@ -226,9 +232,9 @@ class Bipartite(Edges):
         n, m = self.sizes
         return m, n + m * self._with_targets
 
-    def at_targets(self, x: Tensor) -> Tensor:
-        """What a stacked signal (*b, n, c) holds of the nodes at which edges arrive, (*b, m, c)."""
-        return x[..., self.sizes[0] :, :]
+    def at_targets(self, x: Tensor, axis: int = -2) -> Tensor:
+        """What a stacked signal, whose sites are this axis, holds of the nodes at which edges arrive."""
+        return x.narrow(axis, *self.sizes)
 
     @property
     def T(self) -> Bipartite:

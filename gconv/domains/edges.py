@@ -44,12 +44,17 @@ class Edges:
     square: ClassVar[bool]  # whether sources and targets are the same nodes
 
     @property
+    def learned(self) -> bool:
+        """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
+        raise NotImplementedError
+
+    @property
     def sites(self) -> tuple[int, int]:
         """(m, n): sites out and sites in of the signals."""
         raise NotImplementedError
 
-    def at_targets(self, x: Tensor) -> Tensor:
-        """What a signal (*b, n, c) holds of the nodes at which edges arrive, (*b, m, c)."""
+    def at_targets(self, x: Tensor, axis: int = -2) -> Tensor:
+        """What a signal with n sites on this axis holds of the m nodes at which edges arrive."""
         raise NotImplementedError
 
     def _copy_edge_index(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -185,8 +185,8 @@ class Graph(Edges):
         """(m, n): sites out and sites in of the signals."""
         return self.size, self.size
 
-    def at_targets(self, x: Tensor) -> Tensor:
-        """What a signal (*b, n, c) holds of the nodes at which edges arrive: all of it."""
+    def at_targets(self, x: Tensor, axis: int = -2) -> Tensor:
+        """What a signal with n sites on this axis holds of the nodes at which edges arrive: all of it."""
         return x
 
     def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:

@@ -64,7 +64,7 @@ def _passes(part: nn.Module) -> bool:
 
 def _composed(parts: list[nn.Module], domain: Any, x: Tensor | None) -> Map:
     """The maps of layers in a row, each on the domain that the one before leads to."""
-    place = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
+    place: Any = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
     A: Map | None = None
     for part in parts:
         layer = _layer(part, identify(part))

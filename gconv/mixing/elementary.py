@@ -216,8 +216,11 @@ class Heads:
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         if not self.root:
             return self.joined(each(S, Z), Z)
-        assert isinstance(S, Stack) and isinstance(S.parts[-1], Identity)
-        return self.joined(each(Stack(S.parts[:-1]), Z[..., : self.heads, :, :]), Z)
+        assert isinstance(S, Stack)
+        Y, own = each(Stack(S.parts[:-1]), Z[..., : self.heads, :, :]), S.parts[-1]
+        if isinstance(own, Identity):
+            return self.joined(Y, Z)
+        return _side_by_side(Y + own.expand(Z[..., self.heads :, :, :]).squeeze(-3))
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
         """What `collect` makes of all S_k Z_k of the heads, and of the node's own Z."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.mixing import Fixed
 from gconv.operators.attention import arrivals, attend
 from gconv.operators.shapes import messy, ring
@@ -26,17 +26,18 @@ class Cosine:
     taps: ClassVar[int] = 1
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     def parameters(self) -> dict[str, Parameter]:
         return {"beta": Parameter((1,), "constant", 1.0)} if self.learned else {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         u = F.normalize(x, dim=-1).unsqueeze(-2)
-        cosine = one.dots(u, u)
-        return attend(one, theta["beta"] * cosine if self.learned else cosine)
+        cosine = one.dots(domain.at_targets(u, 0), u)
+        return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

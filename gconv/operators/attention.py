@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Pattern, SharedTaps, Stack
-from gconv.domains import Graph
-from gconv.laplacian import pattern
+from gconv.basis import Basis, Pattern, SharedTaps, Stack
+from gconv.domains import Edges, Graph
+from gconv.laplacian import itself, pattern
 from gconv.mixing import AveragedHeads, Dense, Heads, Mixing, Parametrised
 from gconv.spec import Parameter
 
@@ -35,23 +35,23 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
 Made = tuple[Tensor, Tensor, Tensor]  # see SharedTaps
 
 
-def attend(one: Pattern, logits: Tensor, root: bool = False, made: Made | None = None) -> Basis:
+def attend(domain: Edges, one: Pattern, logits: Tensor, root: bool = False, made: Made | None = None) -> Basis:
     """A tap a head: the softmax of its logits (e, h) over the entries of each row; and perhaps the node itself."""
-    return head_taps(one, one.softmax(logits), root, made)
+    return head_taps(domain, one, one.softmax(logits), root, made)
 
 
-def head_taps(one: Pattern, values: Tensor, root: bool = False, made: Made | None = None) -> Basis:
+def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False, made: Made | None = None) -> Basis:
     """A tap a head with values (e, h), and perhaps the node itself; `made` as in SharedTaps."""
     S = SharedTaps(one, values, made=made)
-    return Stack((S, Identity(one.shape[1]))) if root else S
+    return Stack((S, itself(domain, values.dtype))) if root else S
 
 
-def arrivals(graph: Graph, add_self_loops: bool) -> tuple[Pattern, Tensor]:
+def arrivals(graph: Edges, add_self_loops: bool) -> tuple[Pattern, Tensor]:
     """The edges to attend over, as `laplacian.pattern` gives them; added loops replace those there are (as in PyG)."""
     return pattern(graph, "replace" if add_self_loops else "keep", by_rows=True)
 
 
-def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtype: torch.dtype, name: str) -> Tensor:
+def edge_features(graph: Edges, add_self_loops: bool, dim: int, fill: Fill, dtype: torch.dtype, name: str) -> Tensor:
     """The features (e, d) of the edges that `arrivals` gives; an added loop gets what `fill` says.
 
     Args:
@@ -77,11 +77,11 @@ def edge_features(graph: Graph, add_self_loops: bool, dim: int, fill: Fill, dtyp
             return attr[edge].to(dtype)
         plain = edge[edge >= 0]
         if isinstance(fill, str):
-            start = attr.new_ones(graph.size, dim) if fill == "mul" else attr.new_zeros(graph.size, dim)
+            start = attr.new_ones(graph.sites[0], dim) if fill == "mul" else attr.new_zeros(graph.sites[0], dim)
             index = graph.target[plain].unsqueeze(-1).expand(-1, dim)
             loop = start.scatter_reduce(0, index, attr[plain], _REDUCE[fill], include_self=False)
         else:
-            loop = attr.new_tensor(fill).expand(graph.size, dim)
+            loop = attr.new_tensor(fill).expand(graph.sites[0], dim)
         return torch.cat([attr, loop])[torch.where(edge < 0, graph.num_edges + one.row, edge)].to(dtype)
 
     return make() if graph.learned else graph.memo(("edge features", add_self_loops, fill, dtype), make)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from gconv.basis import SharedTaps
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
@@ -25,6 +25,7 @@ class Steered:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -33,13 +34,13 @@ class Steered:
     def parameters(self) -> dict[str, Parameter]:
         return {"u": Parameter((self.heads, self.i), "uniform", self.i**-0.5), "c": Parameter((self.heads,), value=0.1)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> SharedTaps:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         steer = x @ theta["u"].t()
-        q = (steer[one.col] - steer[one.row] + theta["c"]).softmax(-1)
+        q = (steer[one.col] - domain.at_targets(steer)[one.row] + theta["c"]).softmax(-1)
         return SharedTaps(one, q * mean(one, x.dtype).unsqueeze(-1))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import AttentionTaps, Basis, Identity, Stack
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.mixing import by_heads, product
 from gconv.operators.attention import (
     Fill,
@@ -39,9 +39,11 @@ class Attention:
     edge_dim: int | None = None
     fill: Fill = "mean"
     root: bool = False
+    i: int | None = None
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -50,28 +52,33 @@ class Attention:
     def parameters(self) -> dict[str, Parameter]:
         p = Parameter((self.heads, self.c), "uniform", (6 / (self.heads + self.c)) ** 0.5)
         ends = {"att_src": p, "att_dst": p}
+        if self.i is not None:
+            ends["target_weight"] = glorot(self.heads, self.i, self.c)
         if self.edge_dim is None:
             return ends
         return ends | {"att_edge": p, "lin_edge": glorot(self.heads, self.edge_dim, self.c)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        if self.edge_dim is None and self.c <= x.shape[-1]:
+        if self.edge_dim is None and self.i is None and domain.square and self.c <= x.shape[-1]:
             z = by_heads(x, theta["weight"])
             made = x, theta["weight"], z
             S = AttentionTaps(one, made, theta["att_dst"], theta["att_src"], self.negative_slope)
-            return Stack((S, Identity(domain.size))) if self.root else S
+            return Stack((S, Identity(len(x)))) if self.root else S
         W = theta["weight"][: self.heads]
-        ends = torch.stack((theta["att_dst"], theta["att_src"]), -1)  # (k, c, 2)
+        V = W if self.i is None else theta["target_weight"]
         # a . (W^T x) = x . (W a): no logit needs a transformed signal
-        target, source = product(x, (W @ ends).permute(1, 2, 0).flatten(1)).chunk(2, -1)
-        logits = one.ends(target, source)
+        target, source = (
+            (matrix @ theta[name].unsqueeze(-1)).squeeze(-1).t() for matrix, name in ((V, "att_dst"), (W, "att_src"))
+        )
+        target, source = product(x, torch.cat((target, source), 1)).chunk(2, -1)
+        logits = one.ends(domain.at_targets(target), source)
         if self.edge_dim is not None:
             u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gat")
             logits = logits + u @ torch.einsum("kdc,kc->dk", theta["lin_edge"], theta["att_edge"])
-        return attend(one, F.leaky_relu(logits, self.negative_slope), self.root)
+        return attend(domain, one, F.leaky_relu(logits, self.negative_slope), self.root)
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 
@@ -93,6 +100,7 @@ class AttentionV2:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -108,23 +116,26 @@ class AttentionV2:
             made["lin_edge"] = glorot(self.heads, self.edge_dim, self.c)
         return made
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         z = by_heads(x, theta["weight"])
         source = z[:, : self.heads]
-        target = source if self.share_weights else by_heads(x, theta["target_weight"])
+        if self.share_weights:
+            target = domain.at_targets(source, 0)
+        else:
+            target = by_heads(domain.at_targets(x), theta["target_weight"])
         if self.bias:
             target = target + theta["shift"]
         made = x, theta["weight"], z
         if self.edge_dim is None:
             alpha = one.joint_attention(source, target, theta["att"], self.negative_slope)
-            return head_taps(one, alpha, self.root, made)
+            return head_taps(domain, one, alpha, self.root, made)
         u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gatv2")
         both = source[one.col] + target[one.row] + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
         logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
-        return attend(one, logits, self.root, made)
+        return attend(domain, one, logits, self.root, made)
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 
@@ -150,11 +161,13 @@ def gat(
     fill_value: Fill = "mean",
     bias: bool = True,
     residual: bool = False,
+    share_weights: bool = True,
 ) -> Any:
     """Graph attention: each node weighs its neighbours by what they carry.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
-    S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . W_h^T x_i + a_edge,h . V_h^T u_ij).
+    S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . V_h^T x_i + a_edge,h . U_h^T u_ij);
+    V = W with share_weights.
 
     In the family: one tap a head, adaptive and row-stochastic; each head writes its own block (concat) or their mean is
     taken. With residual, the node itself is a last tap. Linear only when frozen: `layer.at(graph, x=x0)`.
@@ -165,6 +178,8 @@ def gat(
     graphs' worth of attention, run one after the other.
 
     Args: PyG's GATConv's. out_channels: of each head. fill_value: also one number a feature, as a tuple.
+    share_weights: False gives the node itself a matrix of its own in the logits (`target_weight`), as PyG's
+    GATConv((i_source, i_target), ...) has it, between two sets of nodes or not.
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight is
     (heads, i, o), with residual `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
@@ -180,7 +195,15 @@ def gat(
     check_heads(heads, dropout)
     check_features(edge_dim, fill_value)
     structure = Attention(
-        heads, out_channels, negative_slope, add_self_loops, dropout, edge_dim, fill_value, bool(residual)
+        heads,
+        out_channels,
+        negative_slope,
+        add_self_loops,
+        dropout,
+        edge_dim,
+        fill_value,
+        bool(residual),
+        None if share_weights else in_channels,
     )
     return structure, head_mixing(heads, in_channels, out_channels, concat, residual), bias
 

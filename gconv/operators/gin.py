@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Taps
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.laplacian import adjacency, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
@@ -25,6 +25,7 @@ class Sum:
 
     taps: ClassVar[int] = 1
     domain: ClassVar[Literal["graph"]] = "graph"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def kind(self) -> Literal["fixed", "learned"]:
@@ -33,13 +34,13 @@ class Sum:
     def parameters(self) -> dict[str, Parameter]:
         return {"eps": Parameter((1,), "constant", self.eps)} if self.train_eps else {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         if not self.train_eps:
-            return adjacency(domain, x.dtype, loops="add", fill=1 + self.eps, weighted=False)
-        entries, edge = pattern(domain, "add")
+            return adjacency(domain, x.dtype, loops="own", fill=1 + self.eps, weighted=False)
+        entries, edge = pattern(domain, "own")
         return Taps(entries, torch.where(edge < 0, 1 + theta["eps"].to(x.dtype), 1.0))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

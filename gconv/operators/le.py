@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Identity, Stack, Taps
-from gconv.domains import Graph
-from gconv.laplacian import adjacency, degrees
+from gconv.basis import Stack, Taps
+from gconv.domains import Edges
+from gconv.laplacian import adjacency, degrees, itself
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -22,15 +22,16 @@ class Extrema:
     taps: ClassVar[int] = 3
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    reads: ClassVar[Literal["both"]] = "both"
 
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Stack:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Stack:
         D = degrees(domain, x.dtype)
-        return Stack((adjacency(domain, x.dtype), Taps(D.pattern, -D.values), Identity(domain.size)))
+        return Stack((adjacency(domain, x.dtype), Taps(D.pattern, -D.values), itself(domain, x.dtype)))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Pattern, Taps
-from gconv.domains import Graph
+from gconv.domains import Edges
+from gconv.laplacian import diagonal
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
@@ -23,6 +24,7 @@ class ByDegree:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -31,14 +33,15 @@ class ByDegree:
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
-        n, node = domain.size, torch.arange(domain.size, device=domain.device)
-        degree = torch.bincount(domain.target, minlength=n).clamp(max=self.max_degree)
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+        m, n = domain.sites
+        own = diagonal(domain)
+        degree = torch.bincount(domain.target, minlength=m).clamp(max=self.max_degree)
         tap = torch.cat([degree[domain.target], degree + self.max_degree + 1])
-        row, col = torch.cat([domain.target, node]), torch.cat([domain.source, node])
-        return Taps(Pattern((self.taps, n, n), tap, row, col), torch.ones_like(row, dtype=x.dtype))
+        row, col = torch.cat([domain.target, own.row]), torch.cat([domain.source, own.col])
+        return Taps(Pattern((self.taps, m, n), tap, row, col), torch.ones_like(row, dtype=x.dtype))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

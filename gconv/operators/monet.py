@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, SharedTaps, Stack
-from gconv.domains import Graph
-from gconv.laplacian import pattern
+from gconv.basis import Basis, SharedTaps, Stack
+from gconv.domains import Edges
+from gconv.laplacian import itself, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -28,6 +28,10 @@ class Gaussians:
     kind: ClassVar[Literal["learned"]] = "learned"
 
     @property
+    def reads(self) -> Literal["source", "both"]:
+        return "both" if self.root else "source"
+
+    @property
     def taps(self) -> int:
         return self.kernels + self.root
 
@@ -36,7 +40,7 @@ class Gaussians:
         shape = (self.kernels, self.dim)
         return {"mu": Parameter(shape, "uniform", spread), "sigma": Parameter(shape, "uniform", spread)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         if domain.edge_attr is None or domain.edge_attr.shape[1] != self.dim:
             have = "none" if domain.edge_attr is None else f"{domain.edge_attr.shape[1]}"
             raise ValueError(
@@ -45,12 +49,12 @@ class Gaussians:
         one, _ = pattern(domain)
         u = domain.edge_attr.to(x.dtype)
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
-        share = torch.bincount(one.row, minlength=domain.size).clamp(min=1).double().reciprocal()
+        share = torch.bincount(one.row, minlength=domain.sites[0]).clamp(min=1).double().reciprocal()
         values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(x.dtype)
         S = SharedTaps(one, values.t())
-        return Stack((S, Identity(domain.size))) if self.root else S
+        return Stack((S, itself(domain, x.dtype))) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, Taps
-from gconv.domains import Graph
-from gconv.laplacian import Loops, Norm, adjacency, mean
+from gconv.basis import Basis, Stack, Taps
+from gconv.domains import Edges
+from gconv.laplacian import Loops, Norm, adjacency, itself, mean
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -31,6 +31,15 @@ class Neighbours:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    square: ClassVar[str] = (
+        "its degrees and self-loops belong to nodes that are source and target at once; normalize=False needs neither"
+    )
+
+    @property
+    def reads(self) -> Literal["source", "both"] | None:
+        if self.loops != "keep" or self.norm == "sym":
+            return None
+        return "both" if self.root else "source"
 
     @property
     def taps(self) -> int:
@@ -39,20 +48,20 @@ class Neighbours:
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         weighted = self.weighted and domain.edge_weight is not None
         if self.mean and self.norm is None and self.fill == 1 and self.reduce == "sum" and not weighted:
             S = adjacency(domain, x.dtype, loops=self.loops, norm="row", weighted=False)
-            return Stack((S, Identity(domain.size))) if self.root else S
+            return Stack((S, itself(domain, x.dtype))) if self.root else S
         S = adjacency(domain, x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
         values = S.values
         if self.mean:  # over the number of edges that arrive, whatever they weigh
             values = values * mean(S.pattern, x.dtype)
         if self.mean or self.reduce == "max":
             S = Taps(S.pattern, values, self.reduce)
-        return Stack((S, Identity(domain.size))) if self.root else S
+        return Stack((S, itself(domain, x.dtype))) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, SharedTaps, Stack
-from gconv.domains import Graph
-from gconv.laplacian import mean, pattern
+from gconv.basis import Basis, SharedTaps, Stack
+from gconv.domains import Edges
+from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import attributes, messy, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -29,6 +29,10 @@ class Conditioned:
     kind: ClassVar[Literal["learned"]] = "learned"
 
     @property
+    def reads(self) -> Literal["source", "both"]:
+        return "both" if self.root else "source"
+
+    @property
     def taps(self) -> int:
         return self.hidden + 1 + self.root
 
@@ -39,15 +43,15 @@ class Conditioned:
             "b1": Parameter((self.hidden,), "uniform", bound),
         }
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         u = attributes("nnconv", domain, self.dim, x.dtype)
         one, _ = pattern(domain)
         units = (theta["w1"] @ u.t() + theta["b1"].unsqueeze(1)).relu()
         values = torch.cat([units, torch.ones_like(units[:1])])
         S = SharedTaps(one, (values * mean(one, x.dtype) if self.average else values).t())
-        return Stack((S, Identity(domain.size))) if self.root else S
+        return Stack((S, itself(domain, x.dtype))) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

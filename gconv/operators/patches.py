@@ -10,12 +10,12 @@ from torch import Tensor
 
 from gconv.basis import Identity, Shifts
 from gconv.basis.shifts import Mode
-from gconv.domains import Grid
+from gconv.domains import Graph, Grid
 from gconv.errors import InputError
 from gconv.mixing import Fixed, Patches, Shuffled
 from gconv.operators.convolution import DUMOULIN, Kernel
 from gconv.operators.shapes import Pairs, axes, grid, messy, per_axis, read_padding
-from gconv.spec import Domain, Parameter, Sample, Theta, register
+from gconv.spec import Parameter, Sample, Theta, register
 
 SHI = "Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel CNN, CVPR 2016"
 
@@ -105,10 +105,10 @@ class Stay:
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Domain, theta: Theta, x: Tensor) -> Identity:
+    def basis(self, domain: Grid | Graph, theta: Theta, x: Tensor) -> Identity:
         return Identity(domain.size)
 
-    def target(self, domain: Domain) -> Domain:
+    def target(self, domain: Grid | Graph) -> Grid | Graph:
         return domain
 
 

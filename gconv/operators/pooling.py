@@ -292,7 +292,7 @@ class Everything:
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Grid | Graph, theta: Theta, x: Tensor) -> Basis:
         reduce: Literal["sum", "max"] = "max" if self.reduce == "max" else "sum"
         if isinstance(domain, Grid):
             d, size = domain.ndim, domain.shape
@@ -307,7 +307,7 @@ class Everything:
             values = torch.bincount(part, minlength=parts).double().reciprocal()[part].to(dtype)
         return Taps(Pattern((1, parts, domain.size), torch.zeros_like(node), part, node), values, reduce)
 
-    def target(self, domain: Domain) -> Domain:
+    def target(self, domain: Grid | Graph) -> Grid | Graph:
         if isinstance(domain, Grid):
             return Grid((1,) * domain.ndim)
         empty = torch.empty(2, 0, dtype=torch.int64, device=domain.device)

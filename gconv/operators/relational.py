@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, SharedTaps, Stack, Taps
-from gconv.domains import Graph
-from gconv.laplacian import pattern, relations
+from gconv.basis import Basis, SharedTaps, Stack, Taps
+from gconv.domains import Edges
+from gconv.laplacian import itself, pattern, relations
 from gconv.mixing import Blocks, Dense, Grouped
 from gconv.operators.shapes import messy
 from gconv.spec import Parameter, Sample, Theta, register
@@ -33,6 +33,10 @@ class Relations:
         return "fixed" if self.bases is None else "learned"
 
     @property
+    def reads(self) -> Literal["source", "both"]:
+        return "both" if self.root else "source"
+
+    @property
     def taps(self) -> int:
         return (self.bases or self.relations) + self.root
 
@@ -42,14 +46,14 @@ class Relations:
         shape = (self.relations, self.bases)
         return {"comp": Parameter(shape, "uniform", (6 / sum(shape)) ** 0.5)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         taps = relations(domain, x.dtype, self.relations, average=self.aggr == "mean")
         S: Basis = Taps(taps.pattern, taps.values, "max") if self.aggr == "max" else taps
         if self.bases is not None:
             S = SharedTaps(pattern(domain)[0], theta["comp"][taps.pattern.tap] * taps.values.unsqueeze(-1))
-        return Stack((S, Identity(domain.size))) if self.root else S
+        return Stack((S, itself(domain, x.dtype))) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, SharedTaps, Stack
-from gconv.domains import Graph
-from gconv.laplacian import pattern
+from gconv.basis import Basis, SharedTaps, Stack
+from gconv.domains import Edges
+from gconv.laplacian import itself, pattern
 from gconv.mixing import Heads
 from gconv.mixing.base import check_channels
 from gconv.operators.shapes import messy, ring
@@ -26,6 +26,7 @@ class Gates:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -36,13 +37,13 @@ class Gates:
         matrix, vector = Parameter((self.o, self.i), "uniform", bound), Parameter((self.o,), "uniform", bound)
         return {"key": matrix, "query": matrix, "gate": vector}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         one, _ = pattern(domain)
-        key, query = x @ theta["key"].t() + theta["gate"], x @ theta["query"].t()
+        key, query = domain.at_targets(x) @ theta["key"].t() + theta["gate"], x @ theta["query"].t()
         S = SharedTaps(one, one.ends(key, query).sigmoid())
-        return Stack((S, Identity(domain.size))) if self.root else S
+        return Stack((S, itself(domain, x.dtype))) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Pattern, Taps
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.laplacian import mean, pattern, relations
 from gconv.mixing import Blocks, Dense
 from gconv.operators.attention import row_softmax
@@ -36,6 +36,7 @@ class RelationalAttention:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -45,15 +46,17 @@ class RelationalAttention:
         p = Parameter((self.heads * self.c, self.heads), "uniform", (6 / (self.heads * (self.c + 1))) ** 0.5)
         return {"q": p, "k": p}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         R, h = self.relations, self.heads
         one = relations(domain, x.dtype, R, average=False).pattern
         W = theta["weight"].unflatten(0, (R, h))  # (W_r^T x) q = x (W_r q), so the logits need no transformed signal
         target, source = (
             x @ torch.einsum("rhic,hcg->rig", W, theta[name].unflatten(0, (h, self.c))) for name in ("q", "k")
         )
-        logits = F.leaky_relu(target[one.tap, one.row] + source[one.tap, one.col], self.negative_slope)
-        alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, domain.size * R)
+        logits = F.leaky_relu(
+            domain.at_targets(target)[one.tap, one.row] + source[one.tap, one.col], self.negative_slope
+        )
+        alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, domain.sites[0] * R)
         if self.mod == "f-additive":
             alpha = alpha + 1
         elif self.mod == "f-scaled":
@@ -62,11 +65,11 @@ class RelationalAttention:
         def headed() -> Pattern:
             tap = one.tap.unsqueeze(1) * h + torch.arange(h, device=x.device)
             row, col = (end.repeat_interleave(h) for end in (one.row, one.col))
-            return Pattern((self.taps, domain.size, domain.size), tap.flatten(), row, col)
+            return Pattern((self.taps, *domain.sites), tap.flatten(), row, col)
 
         return Taps(domain.memo(("relations and heads", R, h), headed), alpha.flatten())
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

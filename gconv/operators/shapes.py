@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gconv.domains import Graph, Grid, grid_graph
+from gconv.domains import Edges, Graph, Grid, grid_graph
 
 
 def per_axis(name: str, value: Any, ndim: int, least: int | None) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def split_pads(total: Sequence[int], padding: Literal["same_upper", "same_lower"
     return tuple((small, large) if padding == "same_upper" else (large, small) for small, large in halves)
 
 
-def attributes(name: str, graph: Graph, dim: int, dtype: torch.dtype) -> Tensor:
+def attributes(name: str, graph: Edges, dim: int, dtype: torch.dtype) -> Tensor:
     """The graph's edge_attr (e, dim).
 
     Raises:

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, Taps
-from gconv.domains import Graph
-from gconv.laplacian import Loops, adjacency, mean
+from gconv.basis import Basis, Stack, Taps
+from gconv.domains import Edges
+from gconv.laplacian import Loops, adjacency, itself, mean
 from gconv.mixing import Beside, Fixed
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -27,6 +27,13 @@ class Aggregation:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    square: ClassVar[str] = "combine_root='self_loop' adds a loop to nodes that are source and target at once"
+
+    @property
+    def reads(self) -> Literal["source", "both"] | None:
+        if self.loops != "keep":
+            return None
+        return "both" if self.root else "source"
 
     @property
     def taps(self) -> int:
@@ -35,15 +42,15 @@ class Aggregation:
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         S = adjacency(domain, x.dtype, loops=self.loops)
         if self.aggr == "mean":
             S = Taps(S.pattern, S.values * mean(S.pattern, x.dtype))
         elif self.aggr == "max":
             S = Taps(S.pattern, S.values, "max")
-        return Stack((Identity(domain.size), S)) if self.root else S
+        return Stack((itself(domain, x.dtype), S)) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

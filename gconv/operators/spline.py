@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Pattern, Stack, Taps
-from gconv.domains import Graph
-from gconv.laplacian import mean, pattern
+from gconv.basis import Basis, Pattern, Stack, Taps
+from gconv.domains import Edges, Graph
+from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import attributes, messy, per_axis, ring
 from gconv.spec import Parameter, Sample, Theta, register
@@ -38,13 +38,17 @@ class Splines:
     kind: ClassVar[Literal["fixed"]] = "fixed"
 
     @property
+    def reads(self) -> Literal["source", "both"]:
+        return "both" if self.root else "source"
+
+    @property
     def taps(self) -> int:
         return math.prod(self.kernel) + self.root
 
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         u = attributes("spline", domain, len(self.kernel), torch.float64)
         if not torch.compiler.is_compiling() and bool(((u < 0) | (u > 1)).any()):
             raise ValueError(
@@ -67,9 +71,9 @@ class Splines:
             value = value * mean(one, value.dtype).unsqueeze(1)
         row, col = (end.unsqueeze(1).expand_as(tap).flatten() for end in (one.row, one.col))
         S = Taps(Pattern((stride, *one.shape[1:]), tap.flatten(), row, col), value.flatten().to(x.dtype))
-        return Stack((S, Identity(domain.size))) if self.root else S
+        return Stack((S, itself(domain, x.dtype))) if self.root else S
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.mixing import by_heads
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
 from gconv.operators.shapes import messy, ring
@@ -29,6 +29,7 @@ class Likely:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -38,18 +39,18 @@ class Likely:
         p = Parameter((self.heads, self.c), "uniform", (6 / (self.heads + self.c)) ** 0.5)
         return {"att_l": p, "att_r": p} if self.attention == "MX" else {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         z = by_heads(x, theta["weight"])
-        logits = one.dots(z, z)
+        logits = one.dots(domain.at_targets(z, 0), z)
         if self.attention == "MX":
-            source, target = (z * theta["att_l"]).sum(-1), (z * theta["att_r"]).sum(-1)
+            source, target = (z * theta["att_l"]).sum(-1), domain.at_targets((z * theta["att_r"]).sum(-1))
             logits = one.ends(target, source) * logits.sigmoid()
         else:
             logits = logits / self.c**0.5
-        return attend(one, F.leaky_relu(logits, self.negative_slope), made=(x, theta["weight"], z))
+        return attend(domain, one, F.leaky_relu(logits, self.negative_slope), made=(x, theta["weight"], z))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

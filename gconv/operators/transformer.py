@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.operators.attention import arrivals, attend, check_heads, complete, head_mixing
 from gconv.operators.shapes import messy, pixels
 from gconv.spec import OutsideFamily, Parameter, Sample, Theta, register
@@ -28,6 +28,7 @@ class DotProduct:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    reads: ClassVar[Literal["both"]] = "both"
 
     @property
     def taps(self) -> int:
@@ -39,15 +40,15 @@ class DotProduct:
         shift = {"query_bias": Parameter((self.heads, self.c), "uniform", bound)} if self.bias else {}
         return {"query": p, "key": p, **shift}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         one, _ = arrivals(domain, False)
-        query = torch.einsum("ni,kic->nkc", x, theta["query"])
+        query = torch.einsum("ni,kic->nkc", domain.at_targets(x), theta["query"])
         key = torch.einsum("ni,kic->nkc", x, theta["key"])
         if self.bias:
             query = query + theta["query_bias"]
-        return attend(one, one.dots(query, key) / self.c**0.5, self.root)
+        return attend(domain, one, one.dots(query, key) / self.c**0.5, self.root)
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

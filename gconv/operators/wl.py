@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Taps
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
@@ -23,16 +23,17 @@ class Half:
     taps: ClassVar[int] = 1
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    reads: ClassVar[Literal["both"]] = "both"
 
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
-        entries, _ = pattern(domain, "add")
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+        entries, _ = pattern(domain, "own")
         average = normalised(pattern(domain)[0], domain.weights(torch.float64), "row").to(x.dtype)
-        return Taps(entries, 0.5 * torch.cat([average, average.new_ones(domain.size)]))
+        return Taps(entries, 0.5 * torch.cat([average, average.new_ones(domain.sites[0])]))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 

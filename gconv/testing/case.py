@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from gconv.domains import Graph, Grid
+from gconv.domains import Bipartite, Edges, Graph, Grid
 from gconv.linear import LinearMap
 from gconv.module import GConv
-from gconv.spec import Domain, NotLinear, Sample, Structure
+from gconv.spec import Domain, NotLinear, Sample, Structure, reads
 
 Law = Callable[[Sample, torch.dtype], bool]
 LAWS: dict[str, Law] = {}
@@ -52,7 +52,13 @@ class Case:
             if layer.bias is not None:
                 torch.nn.init.uniform_(layer.bias, -1, 1)
             domain = sample.domain() if domain is None else domain
-            size = (sample.channels, *domain.shape) if isinstance(domain, Grid) else (domain.size, sample.channels)
+            if isinstance(domain, Grid):
+                size: tuple[int, ...] = (sample.channels, *domain.shape)
+            elif isinstance(domain, Bipartite):  # one signal, the sources followed by the targets where they are read
+                both = reads(sample.spec.structure) == "both"
+                size = (domain.with_targets if both else domain).sites[1], sample.channels
+            else:
+                size = domain.size, sample.channels
             return cls(sample, layer, domain, torch.randn(batch, *size, dtype=torch.float64).to(dtype))
 
     def __call__(self, x: Tensor, lowering: str | None = None, domain: Domain | None = None) -> Tensor:
@@ -102,7 +108,7 @@ class Case:
         """The value, and a random functional's gradient in x, each parameter and (edges) the edge weights."""
         x, domain = self.x.clone().requires_grad_(), self.domain
         leaves = {"x": x, **dict(self.layer.named_parameters())}
-        if edges and isinstance(domain, Graph) and domain.edge_weight is not None:
+        if edges and isinstance(domain, Edges) and domain.edge_weight is not None:
             leaves["edge_weight"] = domain.edge_weight.detach().clone().requires_grad_()
             domain = replace(domain, edge_weight=leaves["edge_weight"])
         y = self(x, lowering, domain)
@@ -142,6 +148,30 @@ def a_linear_law(check: Callable[[Case, LinearMap], bool]) -> Law:
 
     concerned.__name__, concerned.__doc__ = check.__name__, check.__doc__
     return a_law(concerned)
+
+
+def union(domains: Sequence[Graph | Bipartite]) -> Graph | Bipartite:
+    """The disjoint union."""
+    kind: Any = type(domains[0])
+    made: Graph | Bipartite = kind.union(domains)
+    return made
+
+
+def renamed(domain: Graph | Bipartite, x: Tensor, ptr: bool = False) -> tuple[Graph | Bipartite, Tensor, Tensor]:
+    """The domain with its nodes in another order, a signal on it in that order, and the order of the outputs.
+
+    Nodes that are source and target at once (number i of both sets) stay so. With `ptr` the parts are kept.
+    """
+    if isinstance(domain, Graph):
+        order = shuffled(domain.size)
+        moved = torch.empty_like(x).index_copy(-2, order, x)
+        return replace(domain.permute(order), ptr=domain.ptr) if ptr else domain.permute(order), moved, order
+    n, m = domain.sizes
+    both = min(n, m)
+    source, target = (torch.cat([shuffled(both), both + shuffled(size - both)]) for size in (n, m))
+    made = domain.permute(source, target)
+    order = torch.cat([source, n + target])[: x.shape[-2]]
+    return replace(made, ptr=domain.ptr) if ptr else made, torch.empty_like(x).index_copy(-2, order, x), target
 
 
 def shuffled(n: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call, grad, jvp, vmap
 
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.testing.case import Case, a_law, random_like
 
 Given = dict[str, Tensor]  # a signal "x", parameters by name, and "edge_weight"
@@ -47,7 +47,7 @@ def law_transforms(case: Case) -> bool:
         return False
     leaves = {"x": case.x[0], **{name: p.detach() for name, p in case.layer.named_parameters()}}
     plain = dict(leaves)
-    if isinstance(case.domain, Graph) and case.domain.edge_weight is not None:
+    if isinstance(case.domain, Edges) and case.domain.edge_weight is not None:
         leaves["edge_weight"] = case.domain.edge_weight
     along = {name: random_like(t, 2) for name, t in leaves.items()}
     y, dy, gradients, tangent = _by_autograd(_run(case), leaves, along)
@@ -96,7 +96,7 @@ def _run(case: Case, lowering: str | None = None) -> Run:
 
     def run(given: Given) -> Tensor:
         domain = case.domain
-        if "edge_weight" in given and isinstance(domain, Graph):
+        if "edge_weight" in given and isinstance(domain, Edges):
             domain = replace(domain, edge_weight=given["edge_weight"])
         theta = {name: t for name, t in given.items() if name not in ("x", "edge_weight")}
         made: Tensor = functional_call(case.layer, theta, (given["x"], domain), {"lowering": lowering})

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gconv.basis import Shifts
-from gconv.domains import Graph, Grid
+from gconv.domains import Bipartite, Edges, Graph, Grid
 from gconv.linear import LinearMap
 from gconv.spec import Domain
-from gconv.testing.case import Case, a_law, a_linear_law, shuffled
+from gconv.testing.case import Case, a_law, a_linear_law, renamed, shuffled, union
 
 
 @a_law
@@ -20,10 +21,9 @@ def law_permutation(case: Case) -> bool:
     g = case.domain
     if isinstance(g, Grid) or len(g.ptr) != 2 or case.one_graph:
         return False
-    order, y = shuffled(g.size), case(case.x)
-    renamed = case(torch.empty_like(case.x).index_copy(-2, order, case.x), domain=g.permute(order))
-    back = renamed[..., order, :] if y.shape[-2] == g.size else renamed
-    case.close("nodes renamed", back, y)
+    (other, x, order), y = renamed(g, case.x), case(case.x)
+    moved = case(x, domain=other)
+    case.close("nodes renamed", moved[..., order, :] if y.shape[-2] == len(order) else moved, y)
     edges = shuffled(g.num_edges)
     tensors = {k: v[edges] for k in ("edge_weight", "edge_attr", "edge_type") if (v := getattr(g, k)) is not None}
     listed = replace(g, edge_index=g.edge_index[:, edges], **tensors)
@@ -57,11 +57,19 @@ def law_union(case: Case) -> bool:
     g = case.domain
     if isinstance(g, Grid) or case.one_graph:
         return False
-    other = replace(g.permute(shuffled(g.size)), ptr=g.ptr)
-    y = case(torch.cat([case.x, 2 * case.x], -2), domain=Graph.union([g, other]))
+    other = renamed(g, case.x, ptr=True)[0]
+    y = case(joined(g, case.x, 2 * case.x), domain=union([g, other]))
     alone = torch.cat([case(case.x), case(2 * case.x, domain=other)], -2)
     case.close("on the union against each part alone", y, alone)
     return True
+
+
+def joined(domain: Graph | Bipartite, x: Tensor, y: Tensor) -> Tensor:
+    """Two signals as one on the union of the domain with itself: the targets of a pair follow all sources."""
+    if isinstance(domain, Graph) or x.shape[-2] == domain.sizes[0]:
+        return torch.cat([x, y], -2)
+    sources, targets = zip(domain.split(x), domain.split(y), strict=True)
+    return torch.cat([*sources, *targets], -2)
 
 
 @a_law
@@ -83,6 +91,11 @@ def law_edge_cases(case: Case) -> bool:
 def _edge_cases(domain: Domain) -> dict[str, Domain]:
     if isinstance(domain, Grid):
         return {"its own grid": domain}
+    if isinstance(domain, Bipartite):
+        return {
+            what: _like(domain, sizes, torch.tensor(pairs).reshape(-1, 2).t())
+            for what, (sizes, pairs) in RECTANGLES.items()
+        }
     edges: dict[str, tuple[int, list[tuple[int, int]]]] = {
         "one node": (1, []),
         "one node with a loop": (1, [(0, 0)]),
@@ -94,8 +107,19 @@ def _edge_cases(domain: Domain) -> dict[str, Domain]:
     return {what: _like(domain, n, torch.tensor(pairs).reshape(-1, 2).t()) for what, (n, pairs) in edges.items()}
 
 
-def _like(g: Graph, n: int, index: Tensor) -> Graph:
-    """A graph with these edges that carries what g carries."""
+RECTANGLES: dict[str, tuple[tuple[int, int], list[tuple[int, int]]]] = {
+    "one source, one target": ((1, 1), []),
+    "no sources": ((0, 3), []),
+    "no targets": ((3, 0), []),
+    "no nodes": ((0, 0), []),
+    "no edges": ((2, 3), []),
+    "more sources than targets, a double edge": ((4, 2), [(0, 0), (3, 1), (3, 1), (2, 0)]),
+    "more targets than sources, one without edges": ((2, 4), [(0, 0), (1, 1), (0, 3), (1, 3)]),
+}
+
+
+def _like(g: Graph | Bipartite, n: Any, index: Tensor) -> Graph | Bipartite:
+    """A domain of n nodes, or of n sources and targets, with these edges that carries what g carries."""
     index, e = index.long(), torch.arange(index.shape[1])
     weight = None if g.edge_weight is None else 0.5 + 0.25 * index.sum(0).double()
     attr = None
@@ -103,7 +127,7 @@ def _like(g: Graph, n: int, index: Tensor) -> Graph:
         low, high = g.edge_attr.amin(0), g.edge_attr.amax(0)
         attr = low + (high - low) * (0.5 + 0.5 * torch.sin(1.0 + e[:, None] + torch.arange(len(low))))
     label = None if g.edge_type is None else e % (int(g.edge_type.max()) + 1)
-    return Graph(index, n, edge_weight=weight, edge_attr=attr, edge_type=label)
+    return type(g)(index, n, edge_weight=weight, edge_attr=attr, edge_type=label)
 
 
 @a_law
@@ -111,7 +135,7 @@ def law_batch(case: Case) -> bool:
     """Many signals in one call are what they are one by one; graphs take any batch axes."""
     y = case(case.x)
     case.close("a batch against one by one", y, torch.stack([case(x) for x in case.x]))
-    if isinstance(case.domain, Graph):
+    if isinstance(case.domain, Edges):
         deep = torch.stack([case.x, -case.x], 1)
         case.close("two batch axes", case(deep)[:, 0], y)
     return True
