@@ -180,7 +180,7 @@ class GConv(nn.Module):
         lowering: str | None = None,
     ) -> Tensor:
         bare = not torch.compiler.is_compiling()
-        if isinstance(x, tuple | list) or type(domain) is Bipartite:
+        if isinstance(x, tuple) or type(domain) is Bipartite:
             x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
             edge_weight = edge_attr = edge_type = None
         elif bare and type(domain) is Tensor and type(x) in (Tensor, nn.Parameter) and self._reads_graph(x):
@@ -256,7 +256,7 @@ class GConv(nn.Module):
         requires a gradient. `measure` runs every admitted candidate, in 5 rounds or as many as it says, and the plan
         shows what each took; those that are predicted to be far too slow are left out.
         """
-        if isinstance(x, tuple | list) or type(domain) is Bipartite:
+        if isinstance(x, tuple) or type(domain) is Bipartite:
             (x, domain), edges = self._between(x, domain, **edges), {}
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
@@ -289,7 +289,7 @@ class GConv(nn.Module):
             raise TypeError(
                 f"{self.spec.name} works on a grid, such as Grid((32, 32)), but a {type(domain).__name__} was given."
             )
-        if isinstance(x, tuple | list) or (type(domain) is Bipartite and x is not None):
+        if isinstance(x, tuple) or (type(domain) is Bipartite and x is not None):
             x, domain = self._between(x, domain)
         elif type(domain) is Bipartite:
             domain = self._view(domain)
@@ -365,7 +365,7 @@ class GConv(nn.Module):
         """One signal on two sets of nodes, and the domain, from what a call was given."""
         name, sides = self.spec.name, self.spec.sides
         given = [key for key, value in edges.items() if value is not None]
-        pair = tuple(x) if isinstance(x, tuple | list) else None
+        pair = x if isinstance(x, tuple) else None
         if pair is not None and len(pair) != 2:
             raise TypeError(f"A pair of signals is (x_source, x_target), but {len(pair)} were given.")
         if isinstance(domain, Tensor) and pair is not None:

@@ -308,9 +308,7 @@ def register(
             if isinstance(arguments.get("in_channels"), tuple):  # of sources and targets
                 sides = _two_numbers(make.__name__, arguments["in_channels"])
                 passed = {**arguments, "in_channels": max(sides)}
-            _check_types(
-                make, passed, (bool, float)
-            )  # operators check integers and words themselves, in more detail
+            _check_types(make, passed, (bool, float))  # operators check integers and words themselves, in more detail
             try:
                 structure, mixing, bias = make(**passed)
             except (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError) as error:

@@ -160,6 +160,9 @@ def pyg_layers() -> dict[str, Make]:
             raise LeftAlone("PyG's FAConv takes x_0 as a signal of its own")
         return pyg.FAConv(**arguments)
 
+    def gat(in_channels: int, share_weights: bool, **arguments: Any) -> nn.Module:
+        return pyg.GATConv(in_channels if share_weights else (in_channels, in_channels), **arguments)
+
     def egc(aggregators: tuple[str, ...], **arguments: Any) -> nn.Module:
         return pyg.EGConv(aggregators=list(aggregators), **arguments)
 
@@ -189,7 +192,7 @@ def pyg_layers() -> dict[str, Make]:
         "appnp": renamed(pyg.APPNP, k="K"),
         "lightgcn": pyg.LGConv,
         "mixhop": pyg.MixHopConv,
-        "gat": pyg.GATConv,
+        "gat": gat,
         "gatv2": pyg.GATv2Conv,
         "supergat": pyg.SuperGATConv,
         "transformer": transformer,
@@ -288,6 +291,8 @@ def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
     if make is None:
         raise OutsideFamily(f"{name} has no layer that is {layer.spec!r}.")
     try:
+        if layer.spec.sides is not None:
+            raise LeftAlone("there the matrices of sources and targets have sizes of their own")
         made = make(**dict(layer.spec.arguments))
         _fill(made, layer)
     except (LeftAlone, TypeError, ValueError, AssertionError) as error:

@@ -48,6 +48,9 @@ def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
         if isinstance(part, Shifts):
             part, empty = part.taps(x.dtype, x.device), -torch.inf
         assert isinstance(part, Taps)
+        if part.shape[2] == 0:  # no sites to take a maximum of
+            parts.append(x.new_zeros(*x.shape[:-2], *part.shape[:2], x.shape[-1]))
+            continue
         messages = x.new_full((*x.shape[:-2], *part.shape, x.shape[-1]), -torch.inf)
         at = part.pattern
         values = part.values.unsqueeze(-1) * x[..., at.col, :]

@@ -145,6 +145,7 @@ class AttentionV2:
         Sample(gat(3, 2, heads=3), messy, 3, row_stochastic=True),
         Sample(gat(2, 4, heads=2, concat=False, residual=True, edge_dim=2), messy, 2, row_stochastic=True),
         Sample(gat(2, 3, add_self_loops=False), messy, 2),
+        Sample(gat(2, 3, heads=2, share_weights=False, residual=True), messy, 2, row_stochastic=True),
     ],
     citation="Velickovic et al., Graph Attention Networks, ICLR 2018",
     init="glorot",

@@ -46,8 +46,11 @@ def filled(a: dict[str, Any], x: Tensor) -> dict[str, Any]:
 @oracle("gat")
 def gat(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     a, theta = given(layer), dict(layer.named_parameters())
-    weights = {
-        "lin.weight": rows(layer.weight[: a["heads"]]),
+    weights = {"lin.weight": rows(layer.weight[: a["heads"]])}
+    if not a.pop("share_weights"):
+        a["in_channels"] = (a["in_channels"],) * 2
+        weights = {"lin_src.weight": weights["lin.weight"], "lin_dst.weight": rows(layer.target_weight)}
+    weights |= {
         "att_src": layer.att_src.unsqueeze(0),
         "att_dst": layer.att_dst.unsqueeze(0),
         "bias": layer.bias,
