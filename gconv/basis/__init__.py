@@ -1,7 +1,7 @@
 """The stack S = (S_0, ..., S_{k-1}) of structure matrices, in its closed forms.
 
     Shifts         a kernel's shifts on a grid, never materialised
-    Taps           labelled sparse entries
+    Taps           labelled sparse entries; Windows: those of adaptive pooling on a grid
     SharedTaps     several taps on the same entries
     AttentionTaps  those of additive attention, written out only where they must be
     Polynomial     p_k(L) of one sparse matrix, by a three-term recurrence
@@ -30,7 +30,7 @@ from gconv.basis.polynomial import Polynomial, Recurrence
 from gconv.basis.rows import ByRows
 from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
-from gconv.basis.taps import Pattern, Taps
+from gconv.basis.taps import Pattern, Taps, Windows
 from gconv.kernels import lasting
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "Shifts",
     "Stack",
     "Taps",
+    "Windows",
     "beside",
     "each",
     "entries",

@@ -198,3 +198,23 @@ class Taps:
         """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap."""
         y = self._product("each", z.movedim(-3, -2).flatten(-3, -2))
         return y.unflatten(-2, (self.shape[1], self.shape[0])).movedim(-2, -3)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Taps):
+    """The windows of adaptive pooling on a grid, as entries that reduce with max; torch's own kernel can run them.
+
+    Args:
+        size, out: the grids that they lead from and to.
+    """
+
+    size: tuple[int, ...] = ()
+    out: tuple[int, ...] = ()
+
+    @property
+    def grids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.size, self.out
+
+    @property
+    def signature(self) -> Hashable:
+        return "Windows", self.size, self.out, self.nnz

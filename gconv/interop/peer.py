@@ -9,7 +9,7 @@ that the description does not cover goes to the peer's own forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any
@@ -62,6 +62,7 @@ class Unweighted(GConv):
 
     def __init__(self, spec: OperatorSpec) -> None:
         super().__init__(spec, device="meta")
+        self.formats: dict[Hashable, tuple[int, ...]] = {}  # strides of the peer's results, by what it was given
         for name in self._parameters:
             self._parameters[name] = None
 
@@ -209,6 +210,10 @@ def convertible(cls: type) -> type:
                 y = peer.call(self, *args, **kwargs)
             except LeftAlone:  # a part was exchanged
                 y = None
+            except (ValueError, TypeError):
+                if on_graphs:
+                    raise
+                y = None  # torch's layer answers, or raises the error that it always raised
         return original(self, *args, **kwargs) if y is None else y
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.lowering.images import LAST, suggests_last
 from gconv.operators.shapes import per_axis
 from gconv.spec import OperatorSpec
 
 NDIM = {"1d": 1, "2d": 2, "3d": 3}
+KEPT = 64  # shapes of inputs whose format a layer remembers
 
 
 def ndim(layer: nn.Module) -> int:
@@ -40,6 +42,49 @@ def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
     d = axes or ndim(layer)
     fits = input.ndim in (d + 1, d + 2) and input.is_floating_point() and input.numel()
     return run(layer, input) if fits else None
+
+
+def torch_forward(layer: nn.Module) -> Callable[..., Tensor]:
+    """torch's own forward of a converted layer."""
+    forward: Callable[..., Tensor] = next(cls for cls in type(layer).__mro__ if cls in PEERS).forward  # type: ignore[attr-defined]
+    return forward
+
+
+def in_its_format(call: Callable[[Any, Tensor], Tensor | None]) -> Callable[[Any, Tensor], Tensor | None]:
+    """A call whose result lies in memory as torch's own does, which is asked once for each shape and layout of inputs.
+
+    For layers without parameters that torch's own kernels do not run here. Under autocast, where torch decides by its
+    own lists in which type each of them runs, they go to torch.
+    """
+
+    def formatted(layer: Any, input: Tensor) -> Tensor | None:
+        if torch.is_autocast_enabled(input.device.type):
+            return None
+        y = call(layer, input)
+        if y is None or torch.compiler.is_compiling():
+            return y
+        formats, key = layer.gconv.formats, (input.shape, input.stride(), input.dtype)
+        if key not in formats:
+            if len(formats) >= KEPT:
+                formats.clear()
+            with torch.no_grad():
+                formats[key] = torch_forward(layer)(layer, input).stride()
+        return with_strides(y, formats[key])
+
+    return formatted
+
+
+def with_strides(y: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """y with these strides, of a dense tensor: a copy if they are others.
+
+    >>> with_strides(torch.ones(2, 3), (1, 2)).stride()
+    (1, 2)
+    """
+    if y.stride() == strides:
+        return y
+    order = sorted(range(y.ndim), key=lambda axis: (-strides[axis], y.shape[axis] == 1))
+    back = sorted(range(y.ndim), key=order.__getitem__)
+    return y.permute(order).clone(memory_format=torch.contiguous_format).permute(back)
 
 
 # -- convolutions --------------------------------------------------------------------------------------------------
@@ -100,7 +145,20 @@ def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | N
     return run(layer, input, spec=transposed_spec(layer, tuple(extra)))
 
 
-CONV = Peer(conv_spec, conv_weights, images)
+def conv_call(layer: Any, input: Tensor) -> Tensor | None:
+    y, weight = images(layer, input), layer.weight
+    if y is None or weight.shape[1] > 1 or weight.ndim == 3 or weight.stride(1) > 1:
+        return y
+    # a filter a channel: only here torch sees that the weight is in channels_last, and its views don't show it
+    if not suggests_last(weight):
+        return y
+    d = weight.ndim - 2
+    if y.ndim == d + 2:
+        return y.contiguous(memory_format=LAST[d])
+    return y.unsqueeze(0).contiguous(memory_format=LAST[d]).squeeze(0)
+
+
+CONV = Peer(conv_spec, conv_weights, conv_call)
 TRANSPOSED = Peer(transposed_spec, transposed_weights, transposed)
 
 
@@ -145,12 +203,14 @@ def adaptive_spec(layer: Any) -> OperatorSpec:
 
 def adaptive(layer: Any, input: Tensor) -> Tensor | None:
     d = ndim(layer)
+    if torch.is_autocast_enabled(input.device.type):
+        return None  # torch's lists say in which type it runs
     if layer.spec.name == "global_pool" and input.ndim == d + 1:  # it must be told that there is no batch
         return run(layer, input, Grid.of(input, d)) if input.is_floating_point() and input.numel() else None
     return images(layer, input)
 
 
-ADAPTIVE_AVG = Peer(adaptive_spec, no_weights, adaptive)
+ADAPTIVE_AVG = Peer(adaptive_spec, no_weights, in_its_format(adaptive))
 ADAPTIVE_MAX = Peer(adaptive_spec, no_weights, adaptive, lambda layer: ["a maximum: it has no LinearMap"])
 
 
@@ -241,17 +301,18 @@ def pad_spec(layer: Any) -> OperatorSpec:
     return operators.pad(flat[0] if same else pairs, mode, ndim=d)
 
 
-UPSAMPLE = Peer(upsample_spec, no_weights, upsample_call, settle=on_axes(upsample_spec))
+UPSAMPLE = Peer(upsample_spec, no_weights, in_its_format(upsample_call), settle=on_axes(upsample_spec))
 UNFOLD = Peer(
     lambda layer: operators.unfold(
         *(short(getattr(layer, n)) for n in ("kernel_size", "dilation", "padding", "stride"))
     ),
     no_weights,
-    unfold_call,
+    in_its_format(unfold_call),
     lambda layer: ["its patches lie in a row"],
 )
-FOLD = Peer(fold_spec, no_weights, fold_call, lambda layer: ["its patches lie in a row", "overlaps add up"])
+FOLD = Peer(fold_spec, no_weights, in_its_format(fold_call), lambda layer: ["its patches lie in a row", "overlaps add up"])
 PAD = Peer(pad_spec, no_weights, images)
+SHUFFLED = in_its_format(shuffle_call)
 
 
 # -- channels alone ------------------------------------------------------------------------------------------------
@@ -311,8 +372,8 @@ PEERS: dict[type, Peer] = {
     nn.UpsamplingBilinear2d: UPSAMPLE,
     nn.Unfold: UNFOLD,
     nn.Fold: FOLD,
-    nn.PixelShuffle: Peer(lambda m: operators.pixel_shuffle(m.upscale_factor), no_weights, shuffle_call),
-    nn.PixelUnshuffle: Peer(lambda m: operators.pixel_unshuffle(m.downscale_factor), no_weights, shuffle_call),
+    nn.PixelShuffle: Peer(lambda m: operators.pixel_shuffle(m.upscale_factor), no_weights, SHUFFLED),
+    nn.PixelUnshuffle: Peer(lambda m: operators.pixel_unshuffle(m.downscale_factor), no_weights, SHUFFLED),
     nn.ChannelShuffle: Peer(unknown_channels, no_weights, images),
     nn.Linear: LINEAR,
     **{

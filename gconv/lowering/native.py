@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.basis import Basis, Shifts
+from gconv.basis import Basis, Shifts, Windows
 from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
@@ -21,6 +21,7 @@ LARGE = 7  # sites that a kernel spans along an axis, beyond which torch's are s
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+ADAPTIVE: dict[int, Callable[..., Any]] = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 MEAN: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -46,15 +47,19 @@ def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool
 
 
 def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    assert isinstance(S, Shifts)
+    assert isinstance(S, Shifts | Windows)
     y = run_images(S, mixing, W, _channels_first(x, S.grids[0]), bias)
     return _channels_last(y, tuple(x.shape[:-2]), len(S.size))
 
 
 def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     """The same on images, (b, i, *grid) -> (b, o, *grid), or without b."""
-    assert isinstance(S, Shifts)
+    assert isinstance(S, Shifts | Windows)
     d = len(S.size)
+    if isinstance(S, Windows):
+        if _low(x):  # not there in half precision for each number of axes
+            return _add_bias(ADAPTIVE[d](x.float(), S.out).to(x.dtype), bias, d)
+        return _add_bias(ADAPTIVE[d](x, S.out), bias, d)
     if S.window:
         return _add_bias(_pool(S, x), bias, d)
     if isinstance(mixing, Fixed):
@@ -63,7 +68,7 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
     if _distrusted(S, mixing) and _low(x):
         with torch.autocast(x.device.type, enabled=False):
             y = run_images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
-        return y.to(x.dtype)
+        return y.to(x.dtype) if d < 3 or _keeps_format(x.dtype) else y.to(x.dtype).contiguous()
     if isinstance(mixing, Separable):
         depth, point = mixing.split(W)
         filtered = run_images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
@@ -104,6 +109,13 @@ def _distrusted(S: Shifts, mixing: Mixing) -> bool:
     return isinstance(mixing, Grouped) and max(S.dilation) > 1
 
 
+def _keeps_format(dtype: torch.dtype) -> bool:
+    """Whether torch's own convolutions of volumes in this type would keep channels_last, as only oneDNN's do."""
+    kind = "fp16" if dtype == torch.float16 else "bf16"
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
+    return supported is not None and bool(supported())
+
+
 def _low(x: Tensor) -> bool:
     """Whether torch would run a convolution of x in two bytes a number, on a CPU."""
     if x.device.type != "cpu":
@@ -129,6 +141,8 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
+    if isinstance(S, Windows):
+        return None if isinstance(mixing, Fixed) else "torch's pooling kernels leave the channels as they are"
     if not isinstance(S, Shifts):
         return f"torch's kernels run the shifts of a kernel on a grid, and this structure is {type(S).__name__}"
     if S.window:
@@ -149,8 +163,13 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 
 
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    assert isinstance(S, Shifts)
+    assert isinstance(S, Shifts | Windows)
     _, m, n = S.shape
+    if isinstance(S, Windows):
+        taps, outs = S.nnz / max(1, m), float(m) * p.b * p.i
+        volume = " volume" if len(S.size) == 3 else ""
+        works = Work(f"pool max{volume}", outs, taps), Work(f"pool max{volume} back", outs * p.dx, taps)
+        return Cost(float(S.nnz) * p.b * p.i, p.item * p.b * p.i * float(n + m), p.item * outs, works)
     entries = float(S.nnz) / max(1, math.prod(S.kernel))
     numbers = float(p.b) * (n * p.i + m * p.o)
     images = Work("image" if p.kind == "float32" else "image plain", float(p.b) * p.passes)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from gconv.basis import Axes, Pattern, Taps, lasting
+from gconv.basis import Axes, Pattern, Taps, Windows, lasting
 from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Fixed
@@ -115,9 +115,12 @@ def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor]
 
 def _windows(n: int, m: int) -> tuple[Tensor, Tensor]:
     """(row, col): window i of m covers the sites from floor(i n / m) up to ceil((i + 1) n / m)."""
-    pairs = [(i, j) for i in range(m) for j in range(i * n // m, -(-(i + 1) * n // m))]
-    row, col = zip(*pairs, strict=True)
-    return torch.tensor(row), torch.tensor(col)
+    place = torch.arange(m)
+    first, stop = place * n // m, -(-(place + 1) * n // m)
+    count = stop - first
+    row = place.repeat_interleave(count)
+    start = (count.cumsum(0) - count).repeat_interleave(count)  # of each window among all entries
+    return row, first.repeat_interleave(count) + torch.arange(len(row)) - start
 
 
 def _nearest(n: int, m: int, step: float, mode: Along, ndim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -323,7 +326,7 @@ class Largest:
     """One tap with a window for each output site, reduced by max."""
 
     size: tuple[int | None, ...]
-    memo: dict[Any, Taps] = field(default_factory=dict, init=False, repr=False, compare=False)
+    memo: dict[Any, Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     domain: ClassVar[Literal["grid"]] = "grid"
     kind: ClassVar[Literal["fixed"]] = "fixed"
@@ -339,10 +342,10 @@ class Largest:
     def target(self, domain: Grid) -> Grid:
         return Grid(tuple(n if m is None else m for n, m in zip(domain.shape, self.size, strict=True)))
 
-    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Windows:
         return _kept(self, domain, x, self._make)
 
-    def _make(self, domain: Grid, x: Tensor) -> Taps:
+    def _make(self, domain: Grid, x: Tensor) -> Windows:
         out = self.target(domain)
         row = col = torch.zeros(1, dtype=torch.int64)
         for n, m in zip(domain.shape, out.shape, strict=True):
@@ -351,7 +354,7 @@ class Largest:
             col = (col.unsqueeze(1) * n + left).flatten()
         row, col = row.to(x.device), col.to(x.device)
         pattern = Pattern((1, out.size, domain.size), torch.zeros_like(row), row, col)
-        return Taps(pattern, torch.ones_like(row, dtype=x.dtype), "max")
+        return Windows(pattern, torch.ones_like(row, dtype=x.dtype), "max", domain.shape, out.shape)
 
 
 @register(samples=lambda: [Sample(adaptive_max_pool1d(3), lambda: grid(7), 2)], citation=HE)
