@@ -1,5 +1,7 @@
 """The transforms: their lengths, and convolutions of every geometry by them against torch's own."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -220,7 +222,23 @@ def test_steps_keep_to_the_cache_and_serve_everything():
     for b, groups, i, o in ((1, 64, 1, 1), (8, 64, 1, 1), (3, 4, 1, 5), (64, 1, 64, 128), (2, 1, 1, 4096)):
         for sites in (16, 6400, 1 << 20):
             steps = Steps.of(b, groups, i, o, 4 * sites, 4)
-            assert steps.paired == (b > 1 and 1 in (i, o)) and 1 <= steps.groups <= groups and 1 <= steps.outs <= o
-            assert steps.signals >= b or (steps.paired and steps.signals % 2 == 0 and steps.outs == o)
+            assert steps.thin == (b > 1 and 1 in (i, o)) and 1 <= steps.groups <= groups and 1 <= steps.outs <= o
+            assert steps.signals >= b or (steps.thin and steps.outs == o)
             many = steps.groups > 16 and steps.groups * min(b, steps.signals) * max(i, o) * 4 * sites
             assert many <= ring.CHUNK
+
+
+@pytest.mark.parametrize("value", [1e20, math.inf, math.nan])
+def test_what_one_sample_holds_does_not_reach_another(value):
+    layer = GConv(depthwise(2, 5, padding=2))
+    x = torch.randn(3, 2, 9, 8)
+    alone = layer(x[1:], lowering="fft")
+    x[0, 1, 4, 4] = value
+    y = layer(x.requires_grad_(), lowering="fft")
+    torch.testing.assert_close(y[1:], alone)
+    dx = torch.autograd.grad((y * y.detach()).sum(), x)[0]
+    want = torch.autograd.grad((layer(x[1:], lowering="native").square() / 2).sum(), x)[0]
+    torch.testing.assert_close(dx[1:], want[1:])
+    with pytest.raises(AssertionError):  # the control: two samples as real and imaginary part of one signal
+        spectra = torch.fft.fft2(torch.complex(x[0].detach(), x[1].detach()))
+        torch.testing.assert_close(torch.fft.ifft2(spectra).imag, x[1].detach())

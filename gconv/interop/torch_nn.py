@@ -310,7 +310,9 @@ UNFOLD = Peer(
     in_its_format(unfold_call),
     lambda layer: ["its patches lie in a row"],
 )
-FOLD = Peer(fold_spec, no_weights, in_its_format(fold_call), lambda layer: ["its patches lie in a row", "overlaps add up"])
+FOLD = Peer(
+    fold_spec, no_weights, in_its_format(fold_call), lambda layer: ["its patches lie in a row", "overlaps add up"]
+)
 PAD = Peer(pad_spec, no_weights, images)
 SHUFFLED = in_its_format(shuffle_call)
 

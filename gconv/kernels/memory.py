@@ -51,7 +51,7 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
     room = _take(size)
     lent = np.frombuffer(room, np.uint8, size)  # lives as long as the tensor's storage
     weakref.finalize(lent, _leave, room).atexit = False
-    return torch.frombuffer(lent, dtype=kind).view(*shape)
+    return torch.frombuffer(lent, dtype=kind).view(*shape).detach()  # no view, to autograd
 
 
 def _take(size: int) -> mmap.mmap:

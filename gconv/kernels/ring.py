@@ -104,55 +104,31 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class _Transforms:
-    """Between numbers on the grids and spectra.
+    """Between numbers on the grids and spectra, signal by signal: what one holds never reaches another."""
 
-    Where a kernel has few numbers beside the signals, these go through in pairs, as real and imaginary part of one
-    complex signal: its correlation with a real kernel keeps the two apart, and complex transforms are faster.
-    """
-
-    def __init__(self, ring: Ring, paired: bool) -> None:
-        self.ring, self.paired = ring, paired
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
         self.axes = tuple(range(-len(ring.length), 0))
         self.shift = tuple(-p for p in ring.before)
 
     def signals(self, values: Tensor, slot: int) -> Tensor:
         """The spectra of x or y."""
-        sites = self.ring.places(slot)
-        if not self.paired:
-            laid = values.new_zeros(*values.shape[:3], *self.ring.length)
-            laid[sites] = values
-            return torch.fft.rfftn(laid, dim=self.axes)
-        half = (len(values) + 1) // 2
-        pairs = values.new_zeros(half, *values.shape[1:3], *self.ring.length, 2)
-        pairs[..., 0][sites] = values[:half]
-        pairs[: len(values) - half, ..., 1][sites] = values[half:]
-        return torch.fft.fftn(torch.view_as_complex(pairs), dim=self.axes)
+        laid = values.new_zeros(*values.shape[:3], *self.ring.length)
+        laid[self.ring.places(slot)] = values
+        return torch.fft.rfftn(laid, dim=self.axes)
 
     def kernels(self, values: Tensor) -> Tensor:
         laid = values.new_zeros(*values.shape[:3], *self.ring.length)
         laid[self.ring.places(W)] = values
         laid = torch.roll(laid, self.shift, self.axes)
-        return torch.fft.fftn(laid, dim=self.axes) if self.paired else torch.fft.rfftn(laid, dim=self.axes)
+        return torch.fft.rfftn(laid, dim=self.axes)
 
     def numbers(self, spectrum: Tensor, slot: int) -> Tensor:
-        """The numbers of a spectrum; of a pair of signals both, as a complex one."""
-        if self.paired:
-            found = torch.fft.ifftn(spectrum, dim=self.axes)
-        else:
-            found = torch.fft.irfftn(spectrum, s=self.ring.length, dim=self.axes)
+        """The numbers of a spectrum."""
+        found = torch.fft.irfftn(spectrum, s=self.ring.length, dim=self.axes)
         if slot == W:
-            found = torch.roll(found.real if self.paired else found, self.ring.before, self.axes)
+            found = torch.roll(found, self.ring.before, self.axes)
         return found[self.ring.places(slot)]
-
-    def write(self, spectrum: Tensor, slot: int, values: Tensor) -> None:
-        """The numbers of a spectrum, into their place."""
-        found = self.numbers(spectrum, slot)
-        if found.is_complex():
-            half = len(found)
-            values[:half] = found.real
-            values[half:] = found.imag[: len(values) - half]
-        else:
-            values.copy_(found)
 
 
 def _multiply(slot: int, one: Tensor, two: Tensor) -> Tensor:
@@ -183,16 +159,16 @@ def _conjugate(t: Tensor) -> Tensor:
 class Steps:
     """What goes through the transforms at a time, so that its spectra stay in the cache.
 
-    Where a group has one channel, in or out, signals go in pairs, and a few after the others past the same kernels;
-    where it mixes channels, all signals meet its kernels at once.
+    Where a group has one channel, in or out, a few signals go after the others past the same kernels; where it mixes
+    channels, all signals meet its kernels at once.
 
     Args:
-        paired: whether signals go in pairs.
+        thin: whether a group has one channel, in or out.
         groups, signals: at a time.
         outs: of a group's channels out, at a time.
     """
 
-    paired: bool
+    thin: bool
     groups: int
     signals: int
     outs: int
@@ -200,14 +176,14 @@ class Steps:
     @classmethod
     def of(cls, b: int, groups: int, i: int, o: int, ring: float, item: int) -> Steps:
         """For b signals on a ring of so many bytes, `item` a number."""
-        paired, each = b > 1 and 1 in (i, o), max(1.0, max(i, o) * ring)
+        thin, each = b > 1 and 1 in (i, o), max(1.0, max(i, o) * ring)
         some = int(CHUNK / max(1.0, b * each))
-        if paired:  # where channels lie side by side in memory, they come by the line
+        if thin:  # where channels lie side by side in memory, they come by the line
             some = max(some, LINE // (item * max(i, o)))
         some = max(1, min(groups, some))
         outs = o if some > 1 else max(1, min(o, int(KERNELS / max(1.0, i * ring))))
-        signals = int(CHUNK / (some * each)) // 2 * 2 if paired and outs == o else b
-        return cls(paired, some, max(2, min(b, signals)), outs)
+        signals = int(CHUNK / (some * each)) if thin and outs == o else b
+        return cls(thin, some, max(1, min(b, signals)), outs)
 
 
 def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> list[Tensor]:
@@ -219,7 +195,7 @@ def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> li
     if not all(t.numel() for t in given.values()):  # no library transforms nothing
         return [made[slot].zero_() for slot in wanted]
     steps = Steps.of(b, g, i, o, math.prod(ring.length) * signal.itemsize, signal.itemsize)
-    transforms, outs = _Transforms(ring, steps.paired), steps.outs
+    transforms, outs = _Transforms(ring), steps.outs
 
     def part(t: Tensor, first: int, start: int, low: int = 0, high: int | None = None) -> Tensor:
         """(b, g, c, *grid) of the signals and groups at hand."""
@@ -245,13 +221,13 @@ def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> li
                     if slot == X:
                         total = spectrum if total is None else total.add_(spectrum)
                     elif slot == Y:
-                        transforms.write(spectrum, Y, part(made[Y], first, start, low, high))
+                        part(made[Y], first, start, low, high).copy_(transforms.numbers(spectrum, Y))
                     else:
                         weights = spectrum if weights is None or outs < o else weights.add_(spectrum)
                         if first + steps.signals >= b:
-                            transforms.write(weights, W, made[W][groups, :, low:high])
+                            made[W][groups, :, low:high].copy_(transforms.numbers(weights, W))
             if total is not None:
-                transforms.write(total, X, part(made[X], first, start))
+                part(made[X], first, start).copy_(transforms.numbers(total, X))
     return [made[slot] for slot in wanted]
 
 
@@ -259,7 +235,7 @@ def _whole(ring: Ring, slot: int, one: Tensor, two: Tensor) -> Tensor:
     """The gradient of T in one slot by torch's operators alone, all at once."""
     if not (one.numel() and two.numel()):
         return _blank(ring, dict(zip(_others(slot), (one, two), strict=True)), slot).zero_()
-    transforms = _Transforms(ring, paired=False)
+    transforms = _Transforms(ring)
     spectra = []
     for other, values in zip(_others(slot), (one, two), strict=True):
         grouped = values if other == W else values.unflatten(1, (ring.groups, -1))

@@ -95,17 +95,16 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     groups = mixing.groups if isinstance(mixing, Grouped) else 1
     i, o = p.i // groups, p.o // groups
     steps = Steps.of(p.b, groups, i, o, sites * p.item, p.item)
-    paired = steps.paired
     one = 2.5 * sites * math.log2(max(2.0, sites))
     x, w, y = float(p.b) * p.i, float(groups) * i * o, float(p.b) * p.o
     forward = x + w + y
     back = p.dx * (y + w + x) + p.dw * (x + w) + (p.dw and not p.dx) * y
-    mixed = 8.0 * (sites if paired else sites / 2) * p.b * w
+    mixed = 8.0 * sites / 2 * p.b * w
     sides = p.b * (float(math.prod(S.size)) * p.i + float(math.prod(S.out)) * p.o)
-    rate = 0.35 if paired else 0.125 * p.item  # two at a time, and never far from the cache
+    rate = 0.35 if steps.thin else 0.125 * p.item  # never far from the cache
     rate *= 1 + SHORT / max(1.0, sites) ** (1 / len(ring.length))
     work = [Work("fft", rate * one * (forward + back)), p.stream(sides, 2 * p.passes)]
-    if not paired:
+    if not steps.thin:
         work += [Work("mix", mixed * p.passes, float(i * min(p.b, MANY))), p.stream(sites * (forward + back), 4)]
     if p.last:
         work.append(Work("turn", 2.0 * p.item * sides * p.passes))
