@@ -6,9 +6,10 @@ import difflib
 import inspect
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 MAX_DEPTH = 16  # of tuples in tuples
 MAX_LENGTH, MAX_WORD = 4096, 100  # of a tuple, of a word
@@ -108,6 +109,34 @@ def bind(
     raise TypeError(
         f"{name}: {' and '.join(map(repr, missing))} {'is' if len(missing) == 1 else 'are'} missing; {listed}."
     )
+
+
+C = TypeVar("C")
+
+
+def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
+    """Decorates a class: an unknown keyword is answered with the nearest one, or with the one that it means.
+
+    Args:
+        meanings: other libraries' words for the arguments.
+    """
+
+    def decorate(cls: type[C]) -> type[C]:
+        init = cls.__init__
+        known = tuple(inspect.signature(init).parameters)[1:]
+
+        @wraps(init)
+        def explained(self: C, *args: Any, **kwargs: Any) -> None:
+            for word in kwargs:
+                if word not in known:
+                    guess = near(word, known, meanings) or ";"
+                    raise TypeError(f"{cls.__name__}: unknown {word!r}{guess} Its arguments are {', '.join(known)}.")
+            init(self, *args, **kwargs)
+
+        cls.__init__ = explained  # type: ignore[assignment]
+        return cls
+
+    return decorate
 
 
 def plain(value: Any, name: str, depth: int = 0) -> Any:

@@ -111,7 +111,8 @@ class GConv(nn.Module):
 
     Operators on grids take images as torch does, `layer(x)` with x (b, c, *grid) or (c, *grid). Operators on graphs
     take `layer(x, graph)` with x (*b, n, c): any number of signals on one graph in one call. The graph may be a
-    `Graph`, an `edge_index` (with `edge_weight=`, ...), a PyG `Data`, a networkx graph or a scipy sparse matrix.
+    `Graph`, an `edge_index` (with `edge_weight=`, ...), a torch sparse adjacency, a PyG `Data` or `Batch`, a networkx
+    graph, a scipy sparse matrix or a PyGSP graph.
     Between two sets of nodes x is a pair: `layer((x_source, x_target), bipartite)`, or with an `edge_index`; x_source
     alone where the operator reads nothing of the targets; a target of None stands for zeros.
 
@@ -173,12 +174,14 @@ class GConv(nn.Module):
         self,
         x: Tensor | Pair,
         domain: Any = None,
-        *,
+        *more: Any,
         edge_weight: Tensor | None = None,
         edge_attr: Tensor | None = None,
         edge_type: Tensor | None = None,
         lowering: str | None = None,
     ) -> Tensor:
+        if more and any(value is not None for value in more):
+            raise TypeError("What the edges carry is given by name: layer(x, graph, edge_weight=w).")
         bare = not torch.compiler.is_compiling()
         if isinstance(x, tuple) or type(domain) is Bipartite:
             x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)

@@ -8,25 +8,31 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from gconv.domains.foreign import as_tensor
 from gconv.kernels import apart, lasting, readable
 
 T = TypeVar("T")
 
 
-def check_edge_index(edge_index: Any) -> Tensor:
-    """The edge_index, if it can be one. Raises: TypeError, ValueError."""
-    if not isinstance(edge_index, Tensor):
+def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
+    """The edge_index, a tensor of any class or an array, as a plain tensor. Raises: TypeError, ValueError."""
+    if not isinstance(edge_index, Tensor) and not hasattr(edge_index, "__array__"):
         raise TypeError(
-            f"edge_index must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
-            "torch.as_tensor converts lists and arrays."
+            f"{name} must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
+            "torch.as_tensor converts lists."
+        )
+    edge_index = as_tensor(name, edge_index)
+    if edge_index.layout != torch.strided:
+        raise TypeError(
+            f"{name} holds node numbers, but a sparse tensor was given; Graph.from_sparse reads an adjacency matrix."
         )
     if edge_index.dtype.is_floating_point or edge_index.dtype.is_complex or edge_index.dtype == torch.bool:
         raise TypeError(
-            f"edge_index holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}."
+            f"{name} holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}."
         )
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         raise ValueError(
-            f"edge_index must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
+            f"{name} must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
             f"{tuple(edge_index.shape)}."
         )
     return edge_index
@@ -71,13 +77,14 @@ class Edges:
         for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
             value = getattr(self, name)
             if value is not None:
-                with apart(value):
+                with apart(value if isinstance(value, Tensor) else None):
                     object.__setattr__(self, name, self._check_edge_tensor(name, value, ndims))
 
-    def _check_edge_tensor(self, name: str, value: Tensor, ndims: tuple[int, ...]) -> Tensor:
+    def _check_edge_tensor(self, name: str, value: Any, ndims: tuple[int, ...]) -> Tensor:
         e = self.edge_index.shape[1]
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch tensor, but a {type(value).__name__} was given.")
+        value = as_tensor(name, value)
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, but a sparse one was given; to_dense() converts it.")
         if value.ndim == 2 and value.shape[1] == 1 and ndims == (1,):
             value = value[:, 0]
         if value.ndim not in ndims or value.shape[0] != e:
@@ -88,13 +95,16 @@ class Edges:
         if value.device != self.edge_index.device:
             raise ValueError(f"{name} is on {value.device}, but edge_index is on {self.edge_index.device}.")
         if name == "edge_type":
-            if value.dtype.is_floating_point or value.dtype == torch.bool:
+            if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
                 raise TypeError(
                     f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}."
                 )
+            value = value.detach().to(torch.int64, copy=True)
             if e and int(value.min()) < 0:
                 raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
-            return value.detach().to(torch.int64, copy=True)
+            return value
+        if value.dtype.is_complex:
+            raise TypeError(f"{name} must hold real numbers, but its dtype is {value.dtype}.")
         if not value.dtype.is_floating_point:
             value = value.to(torch.get_default_dtype())
         if readable(value) and not bool(torch.isfinite(value.detach()).all()):

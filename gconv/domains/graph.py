@@ -10,10 +10,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from gconv.arguments import explain_keywords, integer
+from gconv.domains import foreign
+from gconv.domains.edge_list import Duplicates, read_edge_list
 from gconv.domains.edges import Edges, check_edge_index
 from gconv.kernels import apart, readable, varies, wrapped
 
 
+@explain_keywords(num_nodes="size", n="size", weight="edge_weight", weights="edge_weight", edges="edge_index")
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(Edges):
     """A directed graph: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
@@ -57,7 +61,8 @@ class Graph(Edges):
     def __post_init__(self) -> None:
         (low, high), (least, most) = self._copy_edge_index()
         low, high = min(low, least), max(high, most)
-        size = high + 1 if self.size == -1 else int(self.size)
+        size = high + 1 if self.size is None else integer(self.size, "size")
+        size = high + 1 if size == -1 else size
         if low < 0:
             raise ValueError(f"edge_index must not be negative, but it holds node {low}.")
         if size < 0:
@@ -66,9 +71,12 @@ class Graph(Edges):
             raise ValueError(f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}.")
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("size", size)
-        put("ptr", tuple(int(p) for p in self.ptr) or (0, size))
+        put("ptr", self._read_ptr() or (0, size))
         self._copy_edge_tensors()
         if self.pos is not None:
+            put("pos", foreign.as_tensor("pos", self.pos))
+            if not self.pos.is_floating_point():
+                put("pos", self.pos.to(torch.get_default_dtype()))
             if self.pos.ndim != 2 or self.pos.shape[0] != size:
                 raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
             if self.pos.device != self.device:
@@ -80,21 +88,63 @@ class Graph(Edges):
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
             raise ValueError(f"ptr must rise from 0 to {size}, the number of nodes, but it is {self.ptr}.")
 
+    def _read_ptr(self) -> tuple[int, ...]:
+        ptr = self.ptr.tolist() if hasattr(self.ptr, "tolist") else self.ptr
+        if not isinstance(ptr, tuple | list | range):
+            raise TypeError(f"ptr must be the first node of each part and the size, but it is a {type(ptr).__name__}.")
+        return tuple(integer(p, "ptr") for p in ptr)
+
     # -- readers ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_edge_index(cls, edge_index: Tensor, num_nodes: int | None = None, **tensors: Any) -> Graph:
-        """A Graph from PyG's `edge_index`, with `edge_weight=`, `edge_attr=`, ... as in the class."""
+    def from_edge_index(
+        cls, edge_index: Tensor, num_nodes: int | None = None, *, batch: Tensor | None = None, **tensors: Any
+    ) -> Graph:
+        """A Graph from PyG's `edge_index`, with `edge_weight=`, `edge_attr=`, ... as in the class.
+
+        Args:
+            edge_index: (2, e), row 0 the sources, row 1 the targets.
+            num_nodes: default: the length of batch, else the largest number plus one.
+            batch: (n,) the number of the graph that each node belongs to, ascending: the parts of a disjoint union, as
+                PyG's models get it beside edge_index. Pools then pool each part.
+            tensors: further arguments of the class.
+
+        >>> Graph.from_edge_index(torch.tensor([[0, 2], [1, 3]]), batch=torch.tensor([0, 0, 1, 1]))
+        Graph(4 nodes, 2 edges, 2 parts)
+        """
+        if batch is not None:
+            tensors["ptr"] = foreign.parts_of(batch, num_nodes)
+            num_nodes = tensors["ptr"][-1]
         return cls(edge_index, -1 if num_nodes is None else num_nodes, **tensors)
 
     @classmethod
     def from_pyg(cls, data: Any) -> Graph:
-        """A Graph from `torch_geometric.data.Data` (or `Batch`, whose parts become `ptr`)."""
-        if data.edge_index is None:
-            raise ValueError("This Data object has no edge_index, so there is no graph to read.")
-        ptr = data["ptr"].tolist() if "ptr" in data else ()
-        pick = {key: data[key] for key in ("edge_weight", "edge_attr", "edge_type", "pos") if key in data}
-        return cls(data.edge_index, data.num_nodes, ptr=tuple(ptr), **pick)
+        """A Graph from `torch_geometric.data.Data` or a subclass; the parts of a `Batch` become `ptr`.
+
+        Reads `edge_index`, or else `adj_t`, with edge_weight, edge_attr, edge_type, pos, and ptr or batch.
+
+        Raises:
+            ValueError: if there are no edges to read.
+            TypeError: for a HeteroData, which holds several graphs, or what is no Data.
+        """
+        return cls(**foreign.from_pyg(data))
+
+    @classmethod
+    def from_sparse(cls, adjacency: Tensor) -> Graph:
+        """A Graph from a square torch sparse tensor of any layout: entry (i, j) is an edge j -> i with that weight.
+
+        This is the matrix that acts on signals, A[target, source], as PyG's `adj_t` and as torch.sparse.mm(A, x); the
+        transpose of what networkx and scipy call the adjacency.
+
+        Raises:
+            TypeError, ValueError: if it is not sparse, square, and of one real number an entry.
+
+        >>> A = torch.tensor([[0.0, 0.0], [3.0, 0.0]])  # one edge, from node 0 to node 1
+        >>> graph = Graph.from_sparse(A.to_sparse())
+        >>> graph.edge_index.flatten(), graph.edge_weight
+        (tensor([0, 1]), tensor([3.]))
+        """
+        return cls(**foreign.from_sparse(adjacency))
 
     @classmethod
     def from_hyperedge_index(
@@ -112,39 +162,98 @@ class Graph(Edges):
         >>> Graph.from_hyperedge_index(torch.tensor([[0, 1, 1, 2], [0, 0, 1, 1]]))
         Graph(3 nodes, 4 edges, edge_type)
         """
-        check_edge_index(hyperedge_index)
-        node, edge = hyperedge_index
+        node, edge = check_edge_index(hyperedge_index, "hyperedge_index").to(torch.int64)
+        if edge.numel() and int(edge.min()) < 0:
+            raise ValueError(f"hyperedge_index must not be negative, but it holds hyperedge {int(edge.min())}.")
         most = int(edge.max()) + 1 if edge.numel() else 0
-        if hyperedge_weight is not None and (hyperedge_weight.ndim != 1 or len(hyperedge_weight) < most):
-            raise ValueError(
-                f"hyperedge_weight must have one number for each of the {most} hyperedges, "
-                f"but its shape is {tuple(hyperedge_weight.shape)}."
-            )
+        if hyperedge_weight is not None:
+            hyperedge_weight = foreign.as_tensor("hyperedge_weight", hyperedge_weight)
+            if hyperedge_weight.ndim != 1 or len(hyperedge_weight) < most:
+                raise ValueError(
+                    f"hyperedge_weight must have one number for each of the {most} hyperedges, "
+                    f"but its shape is {tuple(hyperedge_weight.shape)}."
+                )
         weight = None if hyperedge_weight is None else hyperedge_weight[edge]
         return cls(
             torch.stack([node, node]), -1 if num_nodes is None else num_nodes, edge_weight=weight, edge_type=edge
         )
 
     @classmethod
+    def from_edge_list(
+        cls,
+        edges: Any,
+        *,
+        source: Hashable = 0,
+        target: Hashable = 1,
+        weight: Hashable | None = None,
+        nodes: Iterable[Any] | int | None = None,
+        undirected: bool = False,
+        duplicates: Duplicates = "error",
+    ) -> tuple[Graph, list[Any]]:
+        """A Graph from a table of edges between named nodes, and the names.
+
+        Args:
+            edges: pairs or longer rows, an array or tensor (e, 2) or wider, a DataFrame, a dict of columns, or the path
+                of a text file of columns (comma, semicolon, tab, bar or space; lines that start with # are comments).
+            source, target: the columns of the two ends, by name or by position. Names of a file's columns stand in its
+                first line; with positions there must be no such line.
+            weight: the column of the weights; default: none.
+            nodes: the names of all nodes in the order that you want, isolated ones too, or their number n for
+                0 ... n - 1; default: the names that edges use, integers ascending, others as they come.
+            undirected: whether each edge also goes the other way. An edge and its reverse are then duplicates.
+            duplicates: what to do with an edge that is listed twice: refuse it ("error"), add the weights up ("sum", an
+                edge without a weight counts as 1), take the first ("first"), or let both stand ("keep").
+
+        Returns:
+            The Graph, and ids, a list: node i is called ids[i], so row i of a signal belongs to ids[i].
+
+        Raises:
+            ValueError, TypeError: if a column, name or weight is missing, no number, listed twice or not in `nodes`.
+
+        >>> friends = [("ann", "bob", 2.0), ("bob", "cem", 0.5)]
+        >>> graph, ids = Graph.from_edge_list(friends, weight=2, nodes=["ann", "bob", "cem", "dana"], undirected=True)
+        >>> graph, ids
+        (Graph(4 nodes, 4 edges, edge_weight), ['ann', 'bob', 'cem', 'dana'])
+        >>> for (j, i), w in zip(graph.edge_index.t().tolist(), graph.edge_weight.tolist()):
+        ...     print(ids[j], "->", ids[i], w)
+        ann -> bob 2.0
+        bob -> cem 0.5
+        bob -> ann 2.0
+        cem -> bob 0.5
+        """
+        found, ids = read_edge_list(edges, source, target, weight, nodes, undirected, duplicates)
+        return cls(**found), ids
+
+    @classmethod
     def from_networkx(cls, graph: Any, weight: str | None = "weight") -> Graph:
-        """A Graph from a networkx graph: nodes in its own order, an undirected edge as two directed ones."""
-        number = {node: i for i, node in enumerate(graph.nodes)}
-        edges = [(number[u], number[v], data.get(weight, 1.0)) for u, v, data in graph.edges(data=True)]
-        if not graph.is_directed():
-            edges += [(v, u, w) for u, v, w in edges if u != v]
-        index = torch.tensor([edge[:2] for edge in edges], dtype=torch.int64).reshape(-1, 2).t()
-        weights = torch.tensor([float(edge[2]) for edge in edges], dtype=torch.float64)
-        plain = bool((weights == 1).all())
-        return cls(index, len(number), edge_weight=None if plain else weights)
+        """A Graph from a networkx graph: nodes in its own order, an undirected edge as two directed ones.
+
+        Args:
+            graph: of any networkx class, or a subclass.
+            weight: the attribute of the edges that holds the weight; an edge without it has weight 1. None: no weights.
+
+        Raises:
+            ValueError: if no edge has the attribute that you name, or a weight is no finite number.
+        """
+        return cls(**foreign.from_networkx(graph, weight))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Graph:
-        """A Graph from a square scipy sparse matrix, entry (u, v) an edge u -> v with that weight."""
-        if matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"An adjacency matrix is square, but this one has shape {matrix.shape}.")
-        coo = matrix.tocoo()
-        index = torch.stack([torch.as_tensor(coo.row.astype("int64")), torch.as_tensor(coo.col.astype("int64"))])
-        return cls(index, matrix.shape[0], edge_weight=torch.as_tensor(coo.data.astype("float64")))
+        """A Graph from a square scipy sparse matrix or array, entry (u, v) an edge u -> v with that weight.
+
+        Raises:
+            TypeError, ValueError: if it is not sparse, square, and of real numbers.
+        """
+        return cls(**foreign.from_scipy(matrix))
+
+    @classmethod
+    def from_pygsp(cls, graph: Any) -> Graph:
+        """A Graph from a PyGSP graph, entry (u, v) of its W an edge u -> v; coordinates become `pos`.
+
+        Raises:
+            TypeError: if it is no PyGSP graph.
+        """
+        return cls(**foreign.from_pygsp(graph))
 
     @classmethod
     def union(cls, graphs: Iterable[Graph]) -> Graph:
@@ -154,6 +263,9 @@ class Graph(Edges):
             ValueError: if the list is empty, or only some of the graphs carry weights, attributes or labels.
         """
         graphs = list(graphs)
+        for graph in graphs:
+            if not isinstance(graph, Graph):
+                raise TypeError(f"The union is of Graphs, but one of them is a {type(graph).__name__}.")
         if not graphs:
             raise ValueError("The union of no graphs is not defined; give at least one.")
         starts = [0, *itertools.accumulate(g.size for g in graphs)]

@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gconv.arguments import integer, shown
 from gconv.domains.graph import Graph
 
 
@@ -32,7 +34,7 @@ class Grid:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        shape = tuple(int(s) for s in self.shape)
+        shape = _read_shape(self.shape)
         object.__setattr__(self, "shape", shape)
         if not 1 <= len(shape) <= 3:
             raise ValueError(f"A Grid has one to three axes, but shape {shape} has {len(shape)}.")
@@ -51,6 +53,16 @@ class Grid:
     def of(cls, x: Tensor, ndim: int) -> Grid:
         """The grid under a torch image batch: the last `ndim` axes of `(*b, c, *shape)`."""
         return cls(tuple(x.shape[x.ndim - ndim :]))
+
+
+def _read_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        axes = tuple(shape)
+    except TypeError:
+        raise TypeError(
+            f"The shape of a grid is one integer an axis, such as (32, 32), but it is {shown(shape)}."
+        ) from None
+    return tuple(int(s) if isinstance(s, int | torch.SymInt) else integer(s, "An axis of a grid") for s in axes)
 
 
 def grid_graph(
@@ -76,9 +88,9 @@ def grid_graph(
     >>> grid_graph((3, 3), 4), grid_graph((3, 3), 8, loops=True)
     (Graph(9 nodes, 24 edges, edge_attr, edge_type, pos), Graph(9 nodes, 49 edges, edge_attr, edge_type, pos))
     """
-    grid = Grid(tuple(shape))
+    grid = Grid(_read_shape(shape))
     d = grid.ndim
-    neighbours = 3**d - 1 if neighbours is None else neighbours
+    neighbours = 3**d - 1 if neighbours is None else integer(neighbours, "neighbours")
     if neighbours not in (2 * d, 3**d - 1):
         raise ValueError(f"A site of a {d}-D grid has {2 * d} or {3**d - 1} neighbours here, not {neighbours}.")
     site = torch.cartesian_prod(*(torch.arange(s) for s in grid.shape)).reshape(-1, d)

@@ -8,43 +8,57 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from gconv.arguments import near
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edges import Edges, check_edge_index
+from gconv.domains.foreign import TENSORS, as_tensor, from_sparse, instance, read_foreign
 from gconv.domains.graph import Graph
 from gconv.kernels import varies
 
-_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Graph last read from it
+EDGE_TENSORS = ("edge_weight", "edge_attr", "edge_type")
+LISTED = "edge_weight, edge_attr and edge_type"
+_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index or sparse tensor -> the Graph last read from it
 _SEEN_PAIRS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Bipartite last read from it
 
 
 def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
-    """Any graph a user holds, as a Graph: Graph, edge_index, PyG Data, networkx graph or scipy sparse matrix.
+    """Any graph a user holds, as a Graph.
 
-    A bare `edge_index` is read once and recognised when it comes again. It is compared by content each time, so one
-    that was changed in place is noticed and read anew.
+    That is: a Graph, an edge_index (tensor, PyG's EdgeIndex, array), a torch sparse adjacency A[target, source], a PyG
+    Data or Batch, a networkx graph, a scipy sparse matrix A[source, target], a PyGSP graph, and subclasses of these.
+
+    An edge_index, bare or in a Data, and a sparse tensor are read once and recognised when they come again. They are
+    compared by content each time, so one that was changed in place is noticed and read anew.
 
     Raises:
         TypeError: if the object is none of these, or tensors are given beside a domain that already holds them.
     """
-    given = {name: value for name, value in tensors.items() if value is not None}
-    if isinstance(domain, Tensor):
-        return _read_edge_index(domain, size, given)
-    if given:
+    given = {name: as_tensor(name, value) for name, value in tensors.items() if value is not None}
+    for name in given:
+        if name not in EDGE_TENSORS:
+            raise TypeError(f"Edges have no {name!r}{near(name, EDGE_TENSORS) or ';'} They can have {LISTED}.")
+    if isinstance(domain, Tensor) and domain.layout == torch.strided:
+        _check_not_dense(domain)
+        return _recall(domain, {"edge_index": domain, "size": size, **given})
+    if given and not instance(domain, "numpy", "ndarray"):
         raise TypeError(
             f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead."
         )
     if isinstance(domain, Graph):
         return domain
-    library = type(domain).__module__.split(".")[0]
-    if library == "torch_geometric":
-        return Graph.from_pyg(domain)
-    if library == "networkx":
-        return Graph.from_networkx(domain)
-    if library == "scipy":
-        return Graph.from_scipy(domain)
+    if isinstance(domain, Tensor):
+        return _recall(domain, from_sparse(domain))
+    if instance(domain, "numpy", "ndarray"):
+        return Graph(domain, size, **given)  # type: ignore[arg-type]
+    arguments = None if isinstance(domain, Edges) else read_foreign(domain)
+    if arguments is not None:
+        arguments = {"size": size, **arguments}
+        key = getattr(domain, "edge_index", getattr(domain, "adj_t", None))
+        return _recall(key, arguments) if isinstance(key, Tensor) else Graph(**arguments)
     raise TypeError(
-        f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a PyG Data, "
-        f"a networkx graph or a scipy sparse matrix; a {type(domain).__name__} was given."
+        f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a torch sparse "
+        f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph; "
+        f"a {type(domain).__name__} was given."
     )
 
 
@@ -59,15 +73,17 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
     Raises:
         TypeError, ValueError: as Bipartite does, or if tensors are given beside a Bipartite.
     """
-    given = {name: value for name, value in tensors.items() if value is not None}
+    given = {name: as_tensor(name, value) for name, value in tensors.items() if value is not None}
     if isinstance(edge_index, Bipartite):
         if given:
             raise TypeError(f"{', '.join(given)} can only be given beside a bare edge_index, not beside a Bipartite.")
         return edge_index
-    check_edge_index(edge_index)
+    plain = check_edge_index(edge_index)
+    if not isinstance(edge_index, Tensor):
+        return Bipartite(plain, sizes, **given)  # type: ignore[arg-type]
     grad = any(varies(value) for value in given.values())
     known: Bipartite | None = None if grad else _SEEN_PAIRS.get(edge_index)
-    if known is not None and known.sizes == tuple(sizes) and _same_edges(known, edge_index, given):
+    if known is not None and known.sizes == tuple(sizes) and _same_edges(known, plain, given):
         return known
     made = Bipartite(edge_index, sizes, **given)  # type: ignore[arg-type]
     if not grad:
@@ -75,22 +91,35 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
     return made
 
 
-def _read_edge_index(edge_index: Tensor, size: int, given: dict[str, Tensor]) -> Graph:
-    check_edge_index(edge_index)
-    grad = any(varies(value) for value in given.values())
-    known: Graph | None = None if grad else _SEEN.get(edge_index)
-    if known is not None and known.size == size and _same_edges(known, edge_index, given):
+def _check_not_dense(edge_index: Tensor) -> None:
+    """Refuse a dense adjacency matrix with the way to give it."""
+    if edge_index.ndim == 2 and edge_index.shape[0] == edge_index.shape[1] != 2 and edge_index.is_floating_point():
+        raise TypeError(
+            f"An edge_index of node numbers must be an integer tensor of shape (2, e), but its dtype is "
+            f"{edge_index.dtype} and its shape {tuple(edge_index.shape)}; if it is an adjacency matrix "
+            "A[target, source], give A.to_sparse()."
+        )
+
+
+def _recall(key: Tensor, arguments: dict[str, Any]) -> Graph:
+    """The Graph of these arguments: the one that was made of the same tensor before, if all of it is equal."""
+    edge_index = check_edge_index(arguments["edge_index"])
+    tensors = {name: as_tensor(name, v) for name in TENSORS if (v := arguments.get(name)) is not None}
+    grad = any(varies(value) for value in tensors.values())
+    known: Any = None if grad else _SEEN.get(key)  # a Graph, or None
+    size = arguments["size"]
+    same = known is not None and known.size == size and known.ptr == (arguments.get("ptr") or (0, size))
+    if same and _same_edges(known, edge_index, tensors) and _same(known.pos, tensors.get("pos")):
         return known
-    graph = Graph(edge_index, size, **given)  # type: ignore[arg-type]
+    graph = Graph(edge_index, **{name: value for name, value in arguments.items() if name != "edge_index"})
     if not grad:
-        _SEEN[edge_index] = graph
+        _SEEN[key] = graph
     return graph
 
 
 def _same_edges(known: Edges, edge_index: Tensor, given: dict[str, Tensor]) -> bool:
-    names = ("edge_weight", "edge_attr", "edge_type")
     equal = torch.equal(known.edge_index, edge_index.to(torch.int64))
-    return equal and all(_same(getattr(known, name), given.get(name)) for name in names)
+    return equal and all(_same(getattr(known, name), given.get(name)) for name in EDGE_TENSORS)
 
 
 def _same(kept: Tensor | None, given: Tensor | None) -> bool:

@@ -332,6 +332,9 @@ def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Any:
     Meaning: the readout between convolutions and a classifier. In the family: one tap whose rows cover the
     parts; W = I.
 
+    Trap: a bare edge_index is one graph, so it gives one row. Give the PyG batch itself, `pool(x, batch)`, or where a
+    model has only its tensors `Graph.from_edge_index(edge_index, batch=batch)`.
+
     Shapes: images (b, c, *grid) -> (b, c, 1, ...); graphs (*b, n, c) -> (*b, parts, c).
 
     Raises:

@@ -1,0 +1,243 @@
+"""Edge lists, tables of pairs of names, as the arguments of a `Graph`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gconv.arguments import shown
+from gconv.domains.foreign import Arguments, columns_of, instance, real_number
+
+Duplicates = Literal["error", "sum", "first", "keep"]
+DELIMITERS = ",;\t| "
+
+
+def read_edge_list(
+    edges: Any, source: Any, target: Any, weight: Any, nodes: Any, undirected: bool, duplicates: Duplicates
+) -> tuple[Arguments, list[Any]]:
+    """The arguments of a Graph, and the name of each node; see `Graph.from_edge_list`."""
+    if duplicates not in ("error", "sum", "first", "keep"):
+        raise ValueError(f"duplicates must be 'error', 'sum', 'first' or 'keep', but it is {shown(duplicates)}.")
+    sources, targets, weights = _columns(edges, source, target, weight)
+    for name in (*sources, *targets):
+        _check_name(name)
+    ids = _order(sources, targets) if nodes is None else _listed(nodes)
+    number = {name: i for i, name in enumerate(ids)}
+    unknown = next((name for name in (*sources, *targets) if name not in number), None)
+    if unknown is not None:
+        raise ValueError(f"An edge names the node {shown(unknown)}, which is not in nodes; nodes lists all of them.")
+    pairs = [(number[u], number[v]) for u, v in zip(sources, targets, strict=True)]
+    values = [1.0] * len(pairs) if weights is None else [_weight(w, k) for k, w in enumerate(weights)]
+    if duplicates != "keep":
+        pairs, values = _merged(pairs, values, ids, undirected, duplicates)
+    if undirected:
+        back = [k for k, (u, v) in enumerate(pairs) if u != v]
+        pairs, values = pairs + [pairs[k][::-1] for k in back], values + [values[k] for k in back]
+    index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).t()
+    found: Arguments = {"edge_index": index, "size": len(ids)}
+    if weights is not None or any(value != 1.0 for value in values):
+        found["edge_weight"] = torch.tensor(values, dtype=torch.float64)
+    return found, ids
+
+
+def _merged(
+    pairs: list[tuple[int, int]], values: list[float], ids: Sequence[Any], undirected: bool, duplicates: Duplicates
+) -> tuple[list[tuple[int, int]], list[float]]:
+    """Each pair once; with `undirected` a pair and its reverse are the same."""
+    merged: dict[tuple[int, int], list[Any]] = {}
+    for (u, v), value in zip(pairs, values, strict=True):
+        key = (min(u, v), max(u, v)) if undirected else (u, v)
+        if key not in merged:
+            merged[key] = [(u, v), value]
+        elif duplicates == "error":
+            how = " (in either direction)" if undirected else ""
+            raise ValueError(
+                f"The edge from {shown(ids[u])} to {shown(ids[v])} is listed more than once{how}; "
+                'duplicates="sum", "first" or "keep" says what that means.'
+            )
+        elif duplicates == "sum":
+            merged[key][1] += value
+    return [pair for pair, _ in merged.values()], [value for _, value in merged.values()]
+
+
+def _check_name(name: Any) -> None:
+    if name is None or (isinstance(name, float) and math.isnan(name)) or type(name).__name__ in ("NaTType", "NAType"):
+        raise ValueError("A source or target is missing (None or NaN); every edge needs two names.")
+    if not isinstance(name, Hashable):
+        raise TypeError(f"The name of a node must be hashable, such as a number or a word, but one is {shown(name)}.")
+
+
+def _order(sources: Sequence[Any], targets: Sequence[Any]) -> list[Any]:
+    """Integers in ascending order; names of other kinds as they come, edge by edge."""
+    found = list(dict.fromkeys(name for pair in zip(sources, targets, strict=True) for name in pair))
+    return sorted(found) if all(isinstance(name, int) for name in found) else found
+
+
+def _listed(nodes: Any) -> list[Any]:
+    if isinstance(nodes, int):
+        nodes = range(nodes)
+    if isinstance(nodes, str | bytes) or not (isinstance(nodes, Iterable) or hasattr(nodes, "tolist")):
+        raise TypeError(f"nodes must be the list of all names, or their number, but it is {shown(nodes)}.")
+    ids = nodes.tolist() if hasattr(nodes, "tolist") else list(nodes)
+    for name in ids:
+        _check_name(name)
+    if len(set(ids)) < len(ids):
+        twice = next(name for k, name in enumerate(ids) if name in ids[:k])
+        raise ValueError(f"nodes lists {shown(twice)} more than once.")
+    return ids
+
+
+def _weight(value: Any, row: int) -> float:
+    try:
+        return real_number(float(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise ValueError(f"The weight of edge {row} (from 0) is {shown(value)}, which is no finite number.") from None
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+
+def _columns(edges: Any, source: Any, target: Any, weight: Any) -> tuple[list[Any], list[Any], list[Any] | None]:
+    wanted = {"source": source, "target": target} | ({} if weight is None else {"weight": weight})
+    if isinstance(edges, str | os.PathLike):
+        found = _from_file(Path(edges), wanted)
+    elif hasattr(edges, "columns") and hasattr(edges, "__getitem__"):
+        found = _from_frame(edges, list(edges.columns), wanted)
+    elif isinstance(edges, Tensor) or instance(edges, "numpy", "ndarray"):
+        found = _from_array(edges, wanted)
+    elif isinstance(edges, Mapping):
+        found = _from_frame(edges, list(edges), wanted)
+    else:
+        found = _from_rows(edges, wanted)
+    return found[0], found[1], found[2] if weight is not None else None
+
+
+def _from_frame(frame: Any, names: list[Any], wanted: dict[str, Any]) -> list[list[Any]]:
+    """From named columns: a pandas or polars DataFrame, or a dict of columns."""
+    found = []
+    for role, column in wanted.items():
+        values = frame[names[columns_of(names, column, role)]]
+        found.append(list(values.tolist() if hasattr(values, "tolist") else values))
+    return _of_equal_length(found)
+
+
+def _of_equal_length(columns: list[list[Any]]) -> list[list[Any]]:
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(
+            f"The columns of an edge list must be equally long, but they have {[len(c) for c in columns]}."
+        )
+    return columns
+
+
+def _from_array(array: Any, wanted: dict[str, Any]) -> list[list[Any]]:
+    """From the columns of an array or tensor (e, 2) or wider, or the fields of a structured array."""
+    fields = getattr(array.dtype, "names", None)
+    if fields:
+        return _from_frame(array, list(fields), wanted)
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise ValueError(
+            f"An array of edges has a row an edge, (e, 2) or wider, but this one has shape {tuple(array.shape)}."
+        )
+    if array.shape[0] == 2 and array.shape[1] > 3 and set(wanted.values()) <= {0, 1, 2}:
+        raise ValueError(
+            f"An array of edges has a row an edge, but this one has shape {tuple(array.shape)}: for an edge_index "
+            "(2, e) use Graph(edge_index), or transpose it."
+        )
+    names = range(array.shape[1])
+    return [array[:, columns_of(names, column, role)].tolist() for role, column in wanted.items()]
+
+
+def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
+    """From pairs, triples and longer rows, or from dicts."""
+    if isinstance(rows, bytes) or not isinstance(rows, Iterable):
+        raise TypeError(
+            f"edges must be pairs, an array, a DataFrame or the path of a CSV file, but it is {shown(rows)}."
+        )
+    found: list[list[Any]] = [[] for _ in wanted]
+    for k, row in enumerate(rows):
+        if isinstance(row, Mapping):
+            for (role, key), column in zip(wanted.items(), found, strict=True):
+                if key not in row:
+                    raise ValueError(f"Edge {k} (from 0) has no {shown(key)}, which {role}= asks for.")
+                column.append(_python(row[key]))
+            continue
+        if isinstance(row, str | bytes) or (not isinstance(row, Sequence | Tensor) and not hasattr(row, "tolist")):
+            raise TypeError(f"Edge {k} (from 0) must be a pair of names, but it is {shown(row)}.")
+        names = range(len(row))
+        for (role, column), values in zip(wanted.items(), found, strict=True):
+            try:
+                at = columns_of(names, column, role)
+            except ValueError:
+                raise ValueError(
+                    f"Edge {k} (from 0) has {len(row)} entries, but {role}={shown(column)} asks for another one."
+                ) from None
+            values.append(_python(row[at]))
+    return found
+
+
+def _python(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "ndim") else value
+
+
+def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
+    """From a text file of columns; lines that start with # are comments; names mean that the first line names them."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            lines = [line for line in file if line.strip() and not line.startswith("#")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if not lines:
+        return [[] for _ in wanted]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=_delimiter(path, lines))]
+        rows = [[cell for cell in row if cell] if _delimiter(path, lines) == " " else row for row in rows]
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}.") from None
+    if any(isinstance(column, str) for column in wanted.values()):
+        header, rows = rows[0], rows[1:]
+    else:
+        header = [str(k) for k in range(len(rows[0]))]
+        ends = [wanted["source"], wanted["target"]]
+        first, others = ([row[k] for k in ends if k < len(row)] for row in (rows[0], rows[1] if rows[1:] else rows[0]))
+        if any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
+            raise ValueError(
+                f"The first line of {path} looks like a header, {rows[0]}: give source and target (and weight) as "
+                f"names, such as source={rows[0][0]!r}."
+            )
+    found: list[list[Any]] = []
+    for role, column in wanted.items():
+        at = columns_of(header, column, role)
+        short = next((k for k, row in enumerate(rows) if len(row) <= at), None)
+        if short is not None:
+            raise ValueError(f"{path}: row {short} (from 0) has {len(rows[short])} columns, but {role} is column {at}.")
+        found.append([row[at] for row in rows])
+    for role, values in zip(wanted, found, strict=True):
+        empty = next((k for k, value in enumerate(values) if not value), None)
+        if empty is not None:
+            raise ValueError(f"{path}: row {empty} (from 0) has no {role}.")
+    if all(_is_integer(name) for name in (*found[0], *found[1])):
+        found[:2] = [[int(name) for name in end] for end in found[:2]]
+    return found
+
+
+def _is_integer(text: str) -> bool:
+    return len(text) < 19 and text.isascii() and text.lstrip("-").isdigit() and str(int(text)) == text
+
+
+def _delimiter(path: Path, lines: list[str]) -> str:
+    """The delimiter that every one of the first lines has, the most frequent first."""
+    if path.suffix == ".tsv":
+        return "\t"
+    head = [line.strip() for line in islice(lines, 20)]
+    for delimiter in DELIMITERS:
+        if all(delimiter in line for line in head):
+            return delimiter
+    raise ValueError(f"{path} is not a table: its lines have no comma, semicolon, tab, bar or space in common.")
