@@ -39,22 +39,27 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
             raise TypeError(f"Edges have no {name!r}{near(name, EDGE_TENSORS) or ';'} They can have {LISTED}.")
     if isinstance(domain, Tensor) and domain.layout == torch.strided:
         _check_not_dense(domain)
-        return _recall(domain, {"edge_index": domain, "size": size, **given})
+        return _recall(domain, domain, size, given)
     if given and not instance(domain, "numpy", "ndarray"):
         raise TypeError(
             f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead."
         )
     if isinstance(domain, Graph):
         return domain
-    if isinstance(domain, Tensor):
-        return _recall(domain, from_sparse(domain))
     if instance(domain, "numpy", "ndarray"):
         return Graph(domain, size, **given)  # type: ignore[arg-type]
-    arguments = None if isinstance(domain, Edges) else read_foreign(domain)
-    if arguments is not None:
-        arguments = {"size": size, **arguments}
-        key = getattr(domain, "edge_index", getattr(domain, "adj_t", None))
-        return _recall(key, arguments) if isinstance(key, Tensor) else Graph(**arguments)
+    found: dict[str, Any] | None = None
+    key = domain
+    if isinstance(domain, Tensor):
+        found = from_sparse(domain)
+    elif not isinstance(domain, Edges):
+        found, key = read_foreign(domain), getattr(domain, "edge_index", getattr(domain, "adj_t", None))
+    if found is not None:
+        found = {"size": size, "ptr": (), **found}
+        if not isinstance(key, Tensor):
+            return Graph(**found)
+        tensors = {name: as_tensor(name, found[name]) for name in TENSORS if name in found}
+        return _recall(key, found["edge_index"], found["size"], tensors, found["ptr"])
     raise TypeError(
         f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a torch sparse "
         f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph; "
@@ -101,17 +106,15 @@ def _check_not_dense(edge_index: Tensor) -> None:
         )
 
 
-def _recall(key: Tensor, arguments: dict[str, Any]) -> Graph:
-    """The Graph of these arguments: the one that was made of the same tensor before, if all of it is equal."""
-    edge_index = check_edge_index(arguments["edge_index"])
-    tensors = {name: as_tensor(name, v) for name in TENSORS if (v := arguments.get(name)) is not None}
+def _recall(key: Tensor, edge_index: Tensor, size: int, tensors: dict[str, Tensor], ptr: tuple[int, ...] = ()) -> Graph:
+    """A Graph of these arguments: the one that was made of the same tensor `key` before, if all of it is equal."""
+    edge_index = check_edge_index(edge_index)
     grad = any(varies(value) for value in tensors.values())
     known: Any = None if grad else _SEEN.get(key)  # a Graph, or None
-    size = arguments["size"]
-    same = known is not None and known.size == size and known.ptr == (arguments.get("ptr") or (0, size))
+    same = known is not None and known.size == size and known.ptr == (ptr or (0, size))
     if same and _same_edges(known, edge_index, tensors) and _same(known.pos, tensors.get("pos")):
         return known
-    graph = Graph(edge_index, **{name: value for name, value in arguments.items() if name != "edge_index"})
+    graph = Graph(edge_index, size, ptr=ptr, **tensors)
     if not grad:
         _SEEN[key] = graph
     return graph
