@@ -31,15 +31,18 @@ depends on the kind of work:
     call, slice          library calls      a term of a recurrence and what one tap reads: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
-gconv/calibration.json in the user's cache folder. Without a file the defaults serve: rates.json beside this module,
-which that command wrote on two cores of an AMD EPYC (Zen 4, AVX-512).
+gconv/calibration.json in the user's cache folder. Without such a file, without a home folder, and (with one warning)
+where the file cannot be used, plans take the built-in rates: rates.json beside this module, which that command wrote on
+two cores of an AMD EPYC (Zen 4, AVX-512).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
+import pkgutil
 import warnings
 from bisect import bisect
 from collections.abc import Mapping
@@ -52,6 +55,8 @@ import torch
 
 Curve = tuple[tuple[float, float], ...]
 FORMAT = 1
+MAX_BYTES, MAX_THREADS, MAX_POINTS = 1 << 24, 1 << 16, 1 << 12  # of a calibration file; of one curve
+SMALLEST, LARGEST = 1e-30, 1e30  # sizes and rates
 TYPES = ("float32", "float64", "bfloat16")
 TABLES = {"near": 2.0**18, "middle": 2.0**22, "far": 2.0**26}  # bytes of what a sparse product gathers from
 
@@ -95,17 +100,20 @@ class Rates:
         return amount / at(tuple((TABLES[p], at(self.curves[f"gather {p}"], size)) for p in TABLES), table)
 
 
-def path() -> Path:
-    """Where the calibration is stored."""
+def path() -> Path | None:
+    """Where the calibration is stored; None where there is neither $GCONV_CALIBRATION nor a home folder."""
     given = os.environ.get("GCONV_CALIBRATION")
-    cache_folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(cache_folder) / "gconv" / "calibration.json"
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(given).expanduser() if given else Path(folder).expanduser() / "gconv" / "calibration.json"
+    except RuntimeError:  # no home folder
+        return Path(given) if given else None
 
 
 def rates() -> Rates:
     """The rates for the number of threads in use: those of the file, of its nearest number of threads, or defaults.
 
-    The file is read once. One that cannot be used is one warning, and then the defaults serve.
+    The file is read once. One that cannot be used is one warning, and then plans take the built-in rates.
     """
     found = _read(path())
     threads = torch.get_num_threads()
@@ -134,20 +142,30 @@ price._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def _read(where: Path) -> dict[int, Rates]:
+def _read(where: Path | None) -> dict[int, Rates]:
     try:
-        text = where.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        if where is None or not where.exists():
+            return DEFAULTS
+        return parse(json.loads(read_bounded(where)), str(where))
+    except (NotADirectoryError, FileNotFoundError):
         return DEFAULTS
-    except OSError as error:
-        return _unusable(where, error.strerror or str(error))
-    try:
-        return parse(json.loads(text), str(where))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return _unusable(where, str(error) or type(error).__name__)
+    except Exception as error:  # whatever is wrong with the file, a layer runs without it
+        why = getattr(error, "strerror", None) or str(error).splitlines()[:1] or type(error).__name__
+        return _unusable(where, why if isinstance(why, str) else why[0][:200])
 
 
-def _unusable(where: Path, why: str) -> dict[int, Rates]:
+def read_bounded(where: Path) -> str:
+    """The text of a calibration file. Raises: OSError, ValueError."""
+    if not where.is_file():
+        raise ValueError("it is not a file")
+    with open(where, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def _unusable(where: Path | None, why: str) -> dict[int, Rates]:
     warnings.warn(
         f"The calibration {where} cannot be used ({why}), so plans take the built-in rates; "
         "`python -m gconv.calibrate` writes it anew.",
@@ -160,31 +178,58 @@ def parse(data: Any, source: str) -> dict[int, Rates]:
     """Rates by number of threads, from what the file holds.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: if it is not a calibration.
+        ValueError: if it is not a calibration.
     """
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not data.get("threads"):
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(data.get("threads"), dict):
         raise ValueError(f"it is not a calibration of format {FORMAT}")
-    found = {}
-    for threads, numbers in data["threads"].items():
-        curves = {kind: tuple((float(size), float(rate)) for size, rate in c) for kind, c in numbers["curves"].items()}
-        overheads = {name: float(seconds) for name, seconds in numbers["overheads"].items()}
-        _check(curves, overheads, DEFAULTS if source != "defaults" else {})
-        found[int(threads)] = Rates(curves, overheads, source)
-    return found
+    if not data["threads"]:
+        raise ValueError("it has no rates")
+    return {_thread_count(key): _rates_of(numbers, source) for key, numbers in data["threads"].items()}
 
 
-def _check(curves: Mapping[str, Curve], overheads: Mapping[str, float], like: Mapping[int, Rates]) -> None:
-    for want in like.values():
+def _thread_count(key: Any) -> int:
+    text = str(key)[:20]
+    if not (text.isascii() and text.isdigit() and not text.startswith("0") and int(text) <= MAX_THREADS):
+        raise ValueError(f"{text!r} is not a number of threads")
+    return int(text)
+
+
+def _rates_of(numbers: Any, source: str) -> Rates:
+    if not isinstance(numbers, dict) or not all(isinstance(numbers.get(key), dict) for key in ("curves", "overheads")):
+        raise ValueError("the rates of a number of threads are curves and overheads")
+    curves = {kind: _curve(kind, points) for kind, points in numbers["curves"].items()}
+    overheads = {name: _number(f"the overhead {name!r}", value, 0.0) for name, value in numbers["overheads"].items()}
+    for want in (DEFAULTS if source != "defaults" else {}).values():
         missing = [name for name in [*want.curves, *want.overheads] if name not in curves and name not in overheads]
         if missing:
             raise ValueError(f"it lacks {missing[0]!r}")
-    for kind, curve in curves.items():
-        sizes = [size for size, _ in curve]
-        numbers = [number for point in curve for number in point]
-        if not curve or sizes != sorted(set(sizes)) or not all(math.isfinite(x) and x > 0 for x in numbers):
-            raise ValueError(f"{kind!r} is not a curve of positive numbers, its sizes ascending")
-    if not all(math.isfinite(seconds) and seconds >= 0 for seconds in overheads.values()):
-        raise ValueError("an overhead is not a number of seconds")
+    return Rates(curves, overheads, source)
 
 
-DEFAULTS = parse(json.loads(Path(__file__).with_name("rates.json").read_text(encoding="utf-8")), "defaults")
+def _curve(kind: str, points: Any) -> Curve:
+    what = f"{kind!r} is not a curve of positive numbers, its sizes ascending"
+    if not isinstance(points, list | tuple) or not 0 < len(points) <= MAX_POINTS:
+        raise ValueError(what)
+    if not all(isinstance(point, list | tuple) and len(point) == 2 for point in points):
+        raise ValueError(what)
+    curve = tuple((_number(what, size), _number(what, rate)) for size, rate in points)
+    if any(a[0] >= b[0] for a, b in itertools.pairwise(curve)):
+        raise ValueError(what)
+    return curve
+
+
+def _number(what: str, value: Any, least: float = SMALLEST) -> float:
+    """A number between `least` and `LARGEST`; compared before it is converted, so that no integer is too long."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
+        raise ValueError(f"{what}: a number is not from {least:g} to {LARGEST:g}")
+    return float(value)
+
+
+def _built_in() -> str:
+    content = pkgutil.get_data("gconv", "rates.json")  # also from a zip archive
+    if content is None:
+        raise ImportError("gconv/rates.json is missing; install gconv again.")
+    return content.decode("utf-8")
+
+
+DEFAULTS = parse(json.loads(_built_in()), "defaults")

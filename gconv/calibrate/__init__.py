@@ -11,10 +11,14 @@ thread). Running layers take it up when they are made anew: a process reads it o
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ from gconv.calibrate.calls import overheads as calls
 from gconv.calibrate.convolutions import apart, conv, onednn, single
 from gconv.calibrate.sections import Steps, gather, gemm, rest, stream
 from gconv.plan import take_turns
-from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, path, rates
+from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, parse, path, rates, read_bounded
 
 ROUNDS, LASTS = 5, 3e-3
 
@@ -65,23 +69,63 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rat
     return Rates(curves, overheads, "measured now")
 
 
-def store(found: Rates) -> None:
-    """Put rates into the calibration's file, beside those of other numbers of threads."""
+def store(found: Rates) -> Path:
+    """Put rates into the calibration's file, beside those of other numbers of threads. Returns its path.
+
+    The file is replaced whole. Calibrations that are stored at the same time wait for each other, so none is lost.
+
+    Raises:
+        OSError: if the file cannot be written, or there is no place for it.
+    """
     where = path()
-    data: dict[str, Any] = {"format": FORMAT, "threads": {}}
-    try:
-        old = json.loads(where.read_text(encoding="utf-8"))
-        if old["format"] == FORMAT:
-            data["threads"] |= old["threads"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # there is none, or none that serves
+    if where is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder")
     curves = {kind: [[float(f"{number:.4g}") for number in point] for point in c] for kind, c in found.curves.items()}
     overheads = {name: float(f"{seconds:.4g}") for name, seconds in found.overheads.items()}
-    data["threads"][str(torch.get_num_threads())] = {"curves": curves, "overheads": overheads}
     where.parent.mkdir(parents=True, exist_ok=True)
-    trial = where.with_name(f"{where.name}.{os.getpid()}.tmp")
-    trial.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    os.replace(trial, where)
+    with _locked(where.with_name(f"{where.name}.lock")):
+        threads = _stored(where)
+        threads[str(torch.get_num_threads())] = {"curves": curves, "overheads": overheads}
+        handle, trial = tempfile.mkstemp(prefix=f"{where.name}.", suffix=".tmp", dir=where.parent)
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                json.dump({"format": FORMAT, "threads": threads}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(trial, where)
+        except BaseException:
+            Path(trial).unlink(missing_ok=True)
+            raise
+    return where
+
+
+def _stored(where: Path) -> dict[str, Any]:
+    """What the file holds for each number of threads; a damaged entry, or a damaged file, is dropped."""
+    kept: dict[str, Any] = {}
+    try:
+        entries = json.loads(read_bounded(where))["threads"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return kept
+    for key, numbers in entries:
+        try:
+            parse({"format": FORMAT, "threads": {key: numbers}}, str(where))
+        except (ValueError, RecursionError):
+            continue
+        kept[key] = numbers
+    return kept
+
+
+@contextmanager
+def _locked(where: Path) -> Iterator[None]:
+    """Hold a lock file. Where the system has no such locks, nothing is held."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(where, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+        yield
 
 
 def table(found: Rates) -> str:
@@ -114,8 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     found = measure(_bar)
     try:
-        store(found)
+        where = store(found)
     except OSError as error:
-        sys.exit(f"error: cannot write {path()}: {error.strerror or error}; GCONV_CALIBRATION=path names another file")
+        place = path() or "the calibration"
+        sys.exit(f"error: cannot write {place}: {error.strerror or error}; GCONV_CALIBRATION=path names another file")
     print(table(found))
-    print(f"stored in {path()}")
+    print(f"stored in {where}")

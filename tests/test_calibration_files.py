@@ -1,0 +1,178 @@
+"""Whatever a calibration file holds, and wherever it should be: a layer runs, and says once what is wrong."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from gconv import GConv, calibrate, rates
+from gconv import plan as plan_module
+from gconv.operators import conv2d
+
+ROOT = Path(rates.__file__).parents[1]
+ENTRY = json.loads((ROOT / "gconv" / "rates.json").read_text())["threads"]["1"]
+HUGE = "1" + "0" * 400
+
+
+def file(threads="1", **curves):
+    return json.dumps({"format": 1, "threads": {threads: ENTRY | {"curves": ENTRY["curves"] | curves}}})
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Plans and rates as at the start of a process, with a calibration at tmp_path / "c.json"."""
+    monkeypatch.setattr(plan_module, "_PLANS", {})
+    monkeypatch.setenv("GCONV_CALIBRATION", str(tmp_path / "c.json"))
+    rates._read.cache_clear()
+    yield tmp_path / "c.json"
+    rates._read.cache_clear()
+
+
+def a_layer_runs():
+    layer = GConv(conv2d(1, 1, 3))
+    assert layer(torch.zeros(1, 1, 5, 5)).shape == (1, 1, 3, 3)
+    layer(torch.zeros(2, 1, 5, 5))
+
+
+DAMAGED = {
+    "not UTF-8": b"\xff\xfe{}",
+    "no threads": file("0"),
+    "negative threads": file("-3"),
+    "threads with zeros": file("01"),
+    "threads in words": file("two"),
+    "too many threads": file(HUGE),
+    "a number of 400 digits": file(fft=[[1, 7]]).replace("[[1, 7]]", f"[[1, {HUGE}]]"),
+    "infinity": file(fft=[[1, float("inf")]]),
+    "a word": file(fft=[[1, "7"]]),
+    "true": file(fft=[[1, True]]),
+    "sizes that fall": file(fft=[[2, 7], [1, 7]]),
+    "no points": file(fft=[]),
+    "a triple": file(fft=[[1, 2, 3]]),
+    "a number for a curve": file(fft=3),
+    "numbers that are far apart": file(fft=[[1, 1e-300], [2, 1e300]]),
+    "deep brackets": "[" * 100_000 + "]" * 100_000,
+    "deep braces": '{"threads": ' * 100_000,
+    "a list": '{"format": 1, "threads": [1]}',
+    "a list of rates": '{"format": 1, "threads": {"1": []}}',
+    "an overhead that is no number": json.dumps({"format": 1, "threads": {"1": ENTRY | {"overheads": {"dense": "x"}}}}),
+    "NUL bytes": b"\0" * 100,
+    "nothing": "",
+    "too large": " " * ((1 << 24) + 1),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_one_warning_and_the_built_in_rates(fresh, content):
+    fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.warns(UserWarning, match=r"cannot be used \(.+\), so plans take the built-in rates") as caught:
+        a_layer_runs()
+    assert len(caught) == 1 and len(str(caught[0].message)) < 600 and rates.rates().source == "defaults"
+
+
+def test_what_is_no_regular_file_is_one_warning(fresh):
+    fresh.mkdir()
+    with pytest.warns(UserWarning, match="it is not a file"):
+        a_layer_runs()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_not_waited_for(fresh):
+    os.mkfifo(fresh)
+    with pytest.warns(UserWarning, match="it is not a file"):
+        a_layer_runs()
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/no/such/folder"])
+def test_without_a_home_folder_layers_run(fresh, monkeypatch, home):
+    monkeypatch.delenv("GCONV_CALIBRATION")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", home)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a_layer_runs()
+
+
+def test_a_user_without_a_name_and_a_home(fresh, monkeypatch):
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    for name in ("GCONV_CALIBRATION", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert rates.path() is None
+    a_layer_runs()
+    monkeypatch.setattr(calibrate, "measure", lambda say: rates.DEFAULTS[1])
+    with pytest.raises(
+        SystemExit, match=r"cannot write the calibration: there is no home folder; GCONV_CALIBRATION=path"
+    ):
+        calibrate.main([])
+    monkeypatch.setenv("GCONV_CALIBRATION", "~/c.json")
+    assert rates.path() == Path("~/c.json"), "there is nothing to put in place of ~"
+
+
+def test_a_tilde_is_the_home_folder(fresh, monkeypatch):
+    monkeypatch.setenv("HOME", str(fresh.parent))
+    monkeypatch.setenv("GCONV_CALIBRATION", "~/c.json")
+    assert rates.path() == fresh
+    calibrate.store(rates.DEFAULTS[1])
+    assert fresh.exists()
+
+
+def _store(threads):
+    torch.set_num_threads(threads)
+    calibrate.store(rates.DEFAULTS[1])
+
+
+def test_calibrations_stored_at_once_are_all_there(fresh):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_store, args=(n,)) for n in range(1, 7)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert sorted(rates.parse(json.loads(fresh.read_text()), "file")) == [1, 2, 3, 4, 5, 6]
+    assert {path.name for path in fresh.parent.iterdir()} == {"c.json", "c.json.lock"}
+
+
+def test_storing_keeps_what_is_sound_of_a_damaged_file(fresh):
+    damaged = {"format": 1, "threads": {"3": ENTRY, "4": {}, "-1": ENTRY}}
+    fresh.write_text(json.dumps(damaged))
+    calibrate.store(rates.DEFAULTS[1])
+    assert sorted(rates.parse(json.loads(fresh.read_text()), "file")) == sorted({3, torch.get_num_threads()})
+    fresh.write_bytes(b"\xff")
+    calibrate.store(rates.DEFAULTS[1])
+    a_layer_runs()
+
+
+def test_a_failed_store_leaves_the_file_as_it_was(fresh, monkeypatch):
+    calibrate.store(rates.DEFAULTS[1])
+    before = fresh.read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        calibrate.store(rates.DEFAULTS[1])
+    assert fresh.read_bytes() == before and not list(fresh.parent.glob("*.tmp"))
+
+
+RUN = """import torch, gconv
+print(gconv.GConv(gconv.operators.conv2d(1, 1, 3))(torch.zeros(1, 1, 5, 5)).shape, gconv.__file__)"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["-OO"]], ids=["plain", "-OO"])
+def test_gconv_runs_from_a_zip_archive(tmp_path, flags):
+    archive = tmp_path / "gconv.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted((ROOT / "gconv").rglob("*")):
+            if path.suffix in (".py", ".json", ".c", ".h"):
+                packed.write(path, path.relative_to(ROOT))
+    env = {**os.environ, "PYTHONPATH": str(archive), "HOME": "/dev/null"}
+    done = subprocess.run([sys.executable, *flags, "-c", RUN], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([1, 1, 3, 3])" in done.stdout and "gconv.zip" in done.stdout
