@@ -144,7 +144,8 @@ class Polynomial:
         if self._fixed:
             csr, values, back = self.L.ordered("expand")
             return kernels.clenshaw(csr, values, z.movedim(-3, -2), self.recurrence.rows, back)
-        z_k, rows = z.unbind(-3), self.recurrence.rows
+        rows = self.recurrence.rows
+        z_k = z.unbind(-3) if rows else (z.squeeze(-3),)  # autograd lets nobody write into what `unbind` returns
         ahead, b = None, z_k[-1]
         for k in range(len(rows) - 1, -1, -1):
             alpha, beta, _ = rows[k]

@@ -9,6 +9,7 @@ from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty, give_back
 from gconv.kernels.recurrence import clenshaw, filtered, terms
+from gconv.kernels.registry import owned
 from gconv.kernels.sparse import CSR, in_order, ready, sddmm, spmm, spmm_rows, unrecorded
 from gconv.kernels.transforms import apart, bare, lasting, readable, transformed, varies, wrapped
 
@@ -35,6 +36,7 @@ __all__ = [
     "lasting",
     "matmul",
     "met",
+    "owned",
     "product",
     "readable",
     "ready",

@@ -30,7 +30,7 @@ from gconv.kernels.heads import (
     row_softmax_torch,
     row_sums_torch,
 )
-from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of
 
 Dropout = tuple[float, Tensor]  # the share of the entries, and a seed: a whole number below 2^32, (1,)
@@ -167,13 +167,27 @@ def _back_torch(
 # -- compiled ------------------------------------------------------------------------------------------------------
 
 
-def _check(z: Tensor, p: Tensor, q: Tensor, structure: Structure) -> None:
-    n, heads, c = z.shape
-    if {len(structure[0]), len(structure[2])} != {n + 1} or {tuple(p.shape), tuple(q.shape)} != {(heads, c)}:
+def _check(z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, *rest: Any) -> None:
+    structure = rest[-6:]
+    if z.ndim != 3 or {len(structure[0]), len(structure[2])} != {len(z) + 1} or not p.shape == q.shape == z.shape[1:]:
         raise ValueError(
             f"Attention takes a square pattern and one vector a head, but the pattern is {len(structure[0]) - 1} by "
             f"{len(structure[2]) - 1}, z {tuple(z.shape)} and the vectors {tuple(p.shape)} and {tuple(q.shape)}."
         )
+    if seed is not None and seed.numel() != 1:
+        raise ValueError(f"The seed of attention's dropout is one whole number, not {tuple(seed.shape)}.")
+    one_place(structure[0], z, p, q)
+
+
+def _check_back(z: Tensor, p: Tensor, q: Tensor, *rest: Any) -> None:
+    _check(z, p, q, *rest)
+    dy, y, bent, scores = rest[3:-6]
+    wanted = [*[tuple(z.shape)] * 3, (native_attention.PLANES, *z.shape[:2])]
+    for name, t, shape in zip(
+        ("gradients", "results", "bent results", "scores"), (dy, y, bent, scores), wanted, strict=True
+    ):
+        fits(name, tuple(t.shape), shape)
+    one_place(rest[-6], dy, y, bent, scores)
 
 
 def _drop(share: float, seed: Tensor | None) -> native_attention.Drop:
@@ -183,7 +197,6 @@ def _drop(share: float, seed: Tensor | None) -> native_attention.Drop:
 def _attention_cpu(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(z, p, q, structure)
     if carried(structure, z, p, q):
         return native_attention.attend(structure, z, p, q, slope, _drop(share, seed), learn)
     return _attention_torch(z, p, q, seed, slope, share, learn, *structure)
@@ -202,7 +215,7 @@ def _back_cpu(
     scores: Tensor,
     *structure: Tensor,
 ) -> Tensor:
-    if carried(structure, z, p, q, dy):
+    if carried(structure, z, p, q, dy, y, bent, scores):
         return native_attention.attend_back(structure, z, p, q, slope, _drop(share, seed), dy, (y, bent, scores))
     return _back_torch(z, p, q, seed, slope, share, dy, y, bent, scores, *structure)
 
@@ -256,6 +269,7 @@ ATTENTION = Kernel(
     _backward,
     _composed,
     outputs=3,
+    check=_check,
 )
 ATTENTION_BACK = Kernel(
     "attention_back",
@@ -265,4 +279,5 @@ ATTENTION_BACK = Kernel(
     _back_fake,
     _keep_nothing,
     _back_backward,
+    check=_check_back,
 )

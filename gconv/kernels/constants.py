@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gconv.kernels.gemm import matmul
+from gconv.kernels.registry import watched
 from gconv.kernels.sparse import CSR, spmm, unrecorded
 from gconv.kernels.transforms import transformed
 
 SPARSE = 0.2  # share of non-zeros below which the sparse form is used
+COMPARED = 1 << 14  # numbers that are compared in each call
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # as whole numbers a NaN is equal to itself
 
 
 @dataclass
@@ -30,12 +33,15 @@ class Constant:
         version: of the tensor when it was declared; another one means that somebody has written into it.
         density: its share of non-zeros.
         sparse: its pattern, its values in row order and in that of the transpose; None where it is dense.
+        some, copy: numbers of the tensor, as bits, and what they were when it was declared.
         expanded: S x, for each S that has met it.
     """
 
     version: int
     density: float
     sparse: tuple[CSR, Tensor, Tensor] | None
+    some: Tensor
+    copy: Tensor
     expanded: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary)
 
     def times(self, W: Tensor) -> Tensor:
@@ -60,6 +66,10 @@ def constant(x: Tensor) -> Tensor:
     Meaning: give it the input features of a network that is trained on one graph, and pass the result to the first
     layer. The numbers are the same. It costs the sparse form or S x in memory, for as long as the copy lives.
 
+    Traps: a signal that is written into is no longer constant, and layers compute with what it holds. Writes that torch
+    does not record, through `.data` or the array of `.numpy()`, are noticed in signals of up to 16384 numbers, which are
+    compared in each call; of a larger one only some rows are, and on other devices none. After such a write, call `constant` again.
+
     Args:
         x: (n, c) a signal that needs no gradient.
 
@@ -76,14 +86,17 @@ def constant(x: Tensor) -> Tensor:
         raise TypeError(f"constant takes a signal (n, c) of floating point numbers, not {what}.")
     if x.requires_grad:
         raise ValueError("This signal needs a gradient, so it is not constant; x.detach() cuts it off.")
-    copy, sparse = x.detach().clone(), None
+    with torch.inference_mode(False):
+        copy, sparse = x.detach().clone(), None
     density = float(torch.count_nonzero(copy)) / max(1, copy.numel())
     if density < SPARSE:
         row, col = copy.nonzero(as_tuple=True)
         csr = CSR.build(row, col, *copy.shape)
         values = csr.ordered(copy[row, col])
         sparse = csr, values, values[csr.to_t]
-    _CONSTANTS[copy] = Constant(copy._version, density, sparse)
+    bits = copy.detach().view(_BITS[copy.itemsize])
+    some = bits[:: max(1, copy.numel() // COMPARED)]
+    _CONSTANTS[copy] = Constant(copy._version, density, sparse, some, some.clone())
     return copy
 
 
@@ -92,7 +105,9 @@ def known(x: Tensor) -> Constant | None:
     if torch.compiler.is_compiling() or not _CONSTANTS or x.requires_grad:
         return None
     found: Constant | None = _CONSTANTS.get(x)
-    return found if found is not None and found.version == x._version else None
+    if found is None or found.version != x._version:
+        return None
+    return found if not x.is_cpu or watched() or torch.equal(found.some, found.copy) else None
 
 
 def product(X: Tensor, W: Tensor) -> Tensor:
@@ -105,16 +120,16 @@ def product(X: Tensor, W: Tensor) -> Tensor:
 
 
 def kept(S: Any, x: Tensor, expand: Callable[[Tensor], Tensor]) -> Tensor:
-    """expand(x), S's product; kept where x is constant and S is not learned."""
+    """expand(x), S's product; kept where x is constant and S is not learned. A caller must not give it away."""
     found = known(x)
     if found is None:
         return expand(x)
-    if S not in found.expanded:
+    made: Tensor | None = found.expanded.get(S)
+    if made is None:
         if transformed():
             return expand(x)
         with torch.inference_mode(False):
             made = expand(x)
-        if made.requires_grad:
-            return made
-        found.expanded[S] = made
-    return found.expanded[S]
+        if not made.requires_grad:
+            found.expanded[S] = made
+    return made

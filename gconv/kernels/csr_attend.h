@@ -22,7 +22,7 @@
 #define LANES (VECTOR_BYTES / REAL_BYTES)
 
 /* l = bend(l) and f = its slope there, of n numbers and what follows up to a whole vector. */
-INLINE void JOIN(bend, ISA, TYPE)(REAL *restrict l, REAL *restrict f, int64_t n, REAL slope) {
+static __attribute__((noinline)) void JOIN(bend, ISA, TYPE)(REAL *restrict l, REAL *restrict f, int64_t n, REAL slope) {
     const VEC one = (VEC){0} + 1, other = (VEC){0} + slope;
     for (int64_t j = 0; j < n; j += LANES) {
         const VEC u = *(VEC *)(l + j);
@@ -33,7 +33,7 @@ INLINE void JOIN(bend, ISA, TYPE)(REAL *restrict l, REAL *restrict f, int64_t n,
     }
 }
 
-/* x = e^x of n numbers that are not positive; what follows up to a whole vector is of no consequence. */
+/* x = e^x of n numbers none of which is positive; what follows up to a whole vector is of no consequence. */
 INLINE void JOIN(powers, ISA, TYPE)(REAL *restrict x, int64_t n) {
     JOIN(exponentials, ISA, TYPE)(x, (n + LANES - 1) / LANES * LANES);
 }

@@ -35,7 +35,7 @@ INLINE void NAME(dots)(NAME(pending) *d, const int64_t heads, const int64_t c, c
     if (heads % LANES == 0 && whole == c) { /* nothing is left in the making */
         for (int64_t h = 0; h < heads; h += LANES) {
             VEC sums[LANES];
-#pragma GCC unroll 8
+UNROLL(8)
             for (int v = 0; v < LANES; v++) {
                 sums[v] = (VEC){0};
                 for (int64_t j = 0; j < c; j += LANES)
@@ -60,6 +60,7 @@ INLINE void NAME(dots)(NAME(pending) *d, const int64_t heads, const int64_t c, c
 /* s and t. */
 INLINE void NAME(scores_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                             int64_t last, REAL *sums) {
+    (void)n, (void)sums;
     for (int u = 0; u < 2; u++) {
         NAME(pending) made = {.out = (REAL *)p->scores + (u * p->rows + first) * heads};
         for (int64_t i = first; i < last; i++)
@@ -74,7 +75,7 @@ INLINE void NAME(gather)(const int n, const int both, const int fresh, const int
                          const int32_t *at, const REAL *w, const REAL *v, const REAL *x, int64_t step, REAL *y, REAL *also,
                          int64_t end) {
     VEC sum[4], other[4];
-#pragma GCC unroll 4
+UNROLL(4)
     for (int j = 0; j < n; j++) {
         sum[j] = fresh ? (VEC){0} : *(VEC *)(y + (j < n - 1 ? j * LANES : end));
         if (both) other[j] = fresh ? (VEC){0} : *(VEC *)(also + (j < n - 1 ? j * LANES : end));
@@ -82,14 +83,14 @@ INLINE void NAME(gather)(const int n, const int both, const int fresh, const int
     for (int64_t k = 0; k < count; k++) {
         const REAL *row = x + at[k] * step;
         const VEC a = w[k * heads] - (VEC){0}, b = (both ? v : w)[k * heads] - (VEC){0};
-#pragma GCC unroll 4
+UNROLL(4)
         for (int j = 0; j < n; j++) {
             const VEC z = *(const VEC *)(row + (j < n - 1 ? j * LANES : end));
             sum[j] += a * z;
             if (both) other[j] += b * z;
         }
     }
-#pragma GCC unroll 4
+UNROLL(4)
     for (int j = 0; j < n; j++) {
         *(VEC *)(y + (j < n - 1 ? j * LANES : end)) = sum[j];
         if (both) *(VEC *)(also + (j < n - 1 ? j * LANES : end)) = other[j];
@@ -115,6 +116,20 @@ INLINE void NAME(gather_heads)(const int n, const int both, const int fresh, con
         }
 }
 
+/* The same where no number is known before: one function for all that call it, for it is long. */
+static __attribute__((noinline)) void NAME(gather_any)(const int both, const int fresh, const int64_t heads, const int64_t c,
+                                                       int64_t count, const int32_t *at, const REAL *w, const REAL *v,
+                                                       const REAL *x, int64_t step, int64_t head, REAL *y, REAL *also) {
+    if (both && fresh)
+        NAME(gather_heads)(0, 1, 1, heads, c, count, at, w, v, x, step, head, y, also);
+    else if (both)
+        NAME(gather_heads)(0, 1, 0, heads, c, count, at, w, v, x, step, head, y, also);
+    else if (fresh)
+        NAME(gather_heads)(0, 0, 1, heads, c, count, at, w, w, x, step, head, y, y);
+    else
+        NAME(gather_heads)(0, 0, 0, heads, c, count, at, w, w, x, step, head, y, y);
+}
+
 INLINE void NAME(ask)(const REAL *row, const int64_t heads, const int64_t c, int64_t head) {
     if (head == c)
         for (int64_t j = 0; j < heads * c; j += 64 / REAL_BYTES) __builtin_prefetch(row + j);
@@ -128,8 +143,11 @@ INLINE void NAME(scaled)(REAL *x, const int64_t heads, const int64_t c, const RE
         for (int64_t j = 0; j < c; j++) x[h * c + j] *= by[h];
 }
 
+INLINE REAL NAME(finite)(REAL top) { return top == -(REAL)__builtin_inff() ? 0 : top; }
+
 /* y, and bent where it is wanted. A row's entries go through some at a time; where the largest logit grows, what was
- * summed before shrinks. */
+ * summed before shrinks. Logits of minus infinity before any finite one are entries of 0, not of inf - inf; where all are,
+ * the sum is 0 and the row NaN, as any row is with a NaN or plus infinity among its logits. */
 INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, const int64_t c, const attention *p,
                            int64_t first, int64_t last) {
     const int64_t plane = p->rows * heads, stop = p->crow[last], many = NUMBERS / heads;
@@ -163,14 +181,14 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
             for (int64_t k = 0; k < count; k++)
                 for (int64_t h = 0; h < heads; h++) top[h] = w[k * heads + h] > top[h] ? w[k * heads + h] : top[h];
             if (from) {
-                for (int64_t h = 0; h < heads; h++) shrink[h] -= top[h];
+                for (int64_t h = 0; h < heads; h++) shrink[h] -= NAME(finite)(top[h]);
                 JOIN(powers, ISA, TYPE)(shrink, heads);
                 for (int64_t h = 0; h < heads; h++) sum[h] *= shrink[h], share[h] *= shrink[h];
                 NAME(scaled)(y, heads, c, shrink);
                 if (both) NAME(scaled)(also, heads, c, shrink);
             }
             for (int64_t k = 0; k < count; k++)
-                for (int64_t h = 0; h < heads; h++) w[k * heads + h] -= top[h];
+                for (int64_t h = 0; h < heads; h++) w[k * heads + h] -= NAME(finite)(top[h]);
             JOIN(powers, ISA, TYPE)(w, count * heads);
             for (int64_t k = 0; k < count; k++)
                 for (int64_t h = 0; h < heads; h++) {
@@ -187,7 +205,9 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
             }
             if (both)
                 for (int64_t u = 0; u < count * heads; u++) f[u] *= w[u];
-            if (from)
+            if (!n)
+                NAME(gather_any)(both, !from, heads, c, count, at, w, f, z, p->z_row, p->z_head, y, also);
+            else if (from)
                 NAME(gather_heads)(n, both, 0, heads, c, count, at, w, f, z, p->z_row, p->z_head, y, also);
             else
                 NAME(gather_heads)(n, both, 1, heads, c, count, at, w, f, z, p->z_row, p->z_head, y, also);
@@ -208,7 +228,10 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
 
 INLINE void NAME(attend_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                             int64_t last, REAL *sums) {
-    if (p->bent)
+    (void)sums;
+    if (!n)
+        NAME(each_row)(0, p->bent != 0, heads, c, p, first, last);
+    else if (p->bent)
         NAME(each_row)(n, 1, heads, c, p, first, last);
     else
         NAME(each_row)(n, 0, heads, c, p, first, last);
@@ -217,6 +240,7 @@ INLINE void NAME(attend_of)(const int n, const int64_t heads, const int64_t c, c
 /* What the columns want to know of each row, side by side: t, the largest logit, 1 over the sum, and d. And dt. */
 INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                           int64_t last, REAL *sums) {
+    (void)n, (void)sums;
     const int64_t plane = p->rows * heads;
     const REAL *scores = p->scores, *dy = p->dy;
     REAL *restrict known = p->known, *restrict dt = p->dt, d[HEADS], b[HEADS];
@@ -241,6 +265,7 @@ INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, con
 /* On the transpose: dz and ds. */
 INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                           int64_t last, REAL *restrict sums) {
+    (void)sums;
     const int64_t stop = p->crow_t[last], many = NUMBERS / heads;
     const REAL *restrict s = p->scores, *restrict known = p->known, *dy = p->dy, *dt = p->dt, *a = p->p, *b = p->q;
     REAL w[ROOM] = {0}, f[ROOM], g[ROOM], m[ROOM], top[ROOM], inverse[ROOM], d[ROOM];
@@ -259,7 +284,7 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
             NAME(pending) met = {.out = g};
             for (int64_t k = 0; k < count; k++) {
                 const int64_t e = start + from + k, next = p->col_t[e + AHEAD < stop ? e + AHEAD : e];
-                const REAL *own = known + at[k] * 4 * heads;
+                const REAL *own = known + (int64_t)at[k] * 4 * heads;
                 NAME(ask)(dy + next * heads * c, heads, c, c);
                 NAME(ask)(known + next * 4 * heads, 4, heads, heads);
                 for (int64_t h = 0; h < heads; h++) w[k * heads + h] = own[h] + s[j * heads + h];
@@ -286,7 +311,9 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
                 for (int64_t h = 0; h < heads; h++) source[h] += f[k * heads + h];
             if (p->least)
                 for (int64_t u = 0; u < count * heads; u++) w[u] *= m[u];
-            if (from)
+            if (!n)
+                NAME(gather_any)(0, !from, heads, c, count, at, w, w, dy, heads * c, c, dz, 0);
+            else if (from)
                 NAME(gather_heads)(n, 0, 0, heads, c, count, at, w, w, dy, heads * c, c, dz, 0);
             else
                 NAME(gather_heads)(n, 0, 1, heads, c, count, at, w, w, dy, heads * c, c, dz, 0);
@@ -299,6 +326,7 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
 /* The sums of this part's dp and dq. */
 INLINE void NAME(vectors_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                              int64_t last, REAL *restrict sums) {
+    (void)n;
     const REAL *dt = p->dt, *ds = p->ds;
     for (int64_t j = 0; j < 2 * heads * c; j++) sums[j] = 0;
     for (int64_t i = first; i < last; i++)

@@ -1,4 +1,14 @@
-/* A sparsity pattern by rows, and its transpose by rows, from a list of entries: sorted by counting. */
+/* A sparsity pattern by rows, and its transpose by rows, from a list of entries: sorted by counting, step by step.
+ *
+ * The entries (row, col) are sorted by row and column, repeated ones in their order: entry k of the sorted list was entry
+ * perm[k]; number p of the list by columns is to_t[p], and from_t the other way round. crow and crow_t come as zeros, and
+ * `sorted` as 1: it says afterwards whether the entries came sorted, and perm is not written then. */
+typedef struct {
+    const int64_t *row, *col;
+    int32_t *crow, *column, *crow_t, *column_t, *perm, *to_t, *from_t;
+    int64_t entries, rows, cols, sorted;
+} pattern;
+
 /* Where counts (one ahead) become the starts of rows, and the starts, moved on by filling, starts again. */
 static void add_up(int32_t *crow, int64_t rows) {
     for (int64_t i = 0; i < rows; i++) crow[i + 1] += crow[i];
@@ -8,40 +18,45 @@ static void move_back(int32_t *crow, int64_t rows) {
     crow[0] = 0;
 }
 
-/* The entries (row, col) sorted by row and column, repeated ones in their order, by counting: entry k of the sorted list
- * was entry perm[k]; number p of the list by columns is to_t[p], and from_t the other way round. crow and crow_t come as
- * zeros. Returns -1 where an entry lies outside, 1 where the entries came sorted (perm is not written then), else 0. */
-int gconv_build(const int64_t *row, const int64_t *col, int64_t entries, int64_t rows, int64_t cols, int32_t *crow,
-                int32_t *column, int32_t *crow_t, int32_t *column_t, int32_t *perm, int32_t *to_t, int32_t *from_t) {
-    int sorted = 1;
-    for (int64_t e = 0; e < entries; e++) {
-        if (row[e] < 0 || row[e] >= rows || col[e] < 0 || col[e] >= cols) return -1;
-        if (e && (row[e] < row[e - 1] || (row[e] == row[e - 1] && col[e] < col[e - 1]))) sorted = 0;
-        crow[row[e] + 1]++;
-        crow_t[col[e] + 1]++;
-    }
-    add_up(crow, rows);
-    add_up(crow_t, cols);
-    if (sorted)
-        for (int64_t e = 0; e < entries; e++) column[e] = (int32_t)col[e];
-    else {
-        int32_t *by_column = from_t;
-        for (int64_t e = 0; e < entries; e++) by_column[crow_t[col[e]]++] = (int32_t)e;
-        move_back(crow_t, cols);
-        for (int64_t p = 0; p < entries; p++) {
-            int32_t e = by_column[p], k = crow[row[e]]++;
-            perm[k] = e;
-            column[k] = (int32_t)col[e];
+enum { COUNTED, BY_COLUMN, BY_ROW, TURNED, BUILT };
+
+/* Numbers first to last of one step: of the entries, and in the last step of the rows. A step's first numbers, and the last
+ * ones of the last, do what lies between two steps. Returns -1 where an entry lies outside. */
+int gconv_build(pattern *s, int step, int64_t first, int64_t last) {
+    const int64_t *row = s->row, *col = s->col;
+    int32_t *by_column = s->from_t;
+    if (step == COUNTED)
+        for (int64_t e = first; e < last; e++) {
+            if (row[e] < 0 || row[e] >= s->rows || col[e] < 0 || col[e] >= s->cols) return -1;
+            if (e && (row[e] < row[e - 1] || (row[e] == row[e - 1] && col[e] < col[e - 1]))) s->sorted = 0;
+            s->crow[row[e] + 1]++;
+            s->crow_t[col[e] + 1]++;
         }
-        move_back(crow, rows);
+    if (step == BY_COLUMN) {
+        if (!first) add_up(s->crow, s->rows), add_up(s->crow_t, s->cols);
+        if (s->sorted)
+            for (int64_t e = first; e < last; e++) s->column[e] = (int32_t)col[e];
+        else
+            for (int64_t e = first; e < last; e++) by_column[s->crow_t[col[e]]++] = (int32_t)e;
     }
-    for (int64_t i = 0; i < rows; i++)
-        for (int32_t k = crow[i]; k < crow[i + 1]; k++) {
-            int32_t p = crow_t[column[k]]++;
-            column_t[p] = (int32_t)i;
-            to_t[p] = k;
-            from_t[k] = p;
+    if (step == BY_ROW && !s->sorted) {
+        if (!first) move_back(s->crow_t, s->cols);
+        for (int64_t p = first; p < last; p++) {
+            const int32_t e = by_column[p], k = s->crow[row[e]]++;
+            s->perm[k] = e;
+            s->column[k] = (int32_t)col[e];
         }
-    move_back(crow_t, cols);
-    return sorted;
+    }
+    if (step == TURNED) {
+        if (!first && !s->sorted) move_back(s->crow, s->rows);
+        for (int64_t i = first; i < last; i++)
+            for (int32_t k = s->crow[i]; k < s->crow[i + 1]; k++) {
+                const int32_t p = s->crow_t[s->column[k]]++;
+                s->column_t[p] = (int32_t)i;
+                s->to_t[p] = k;
+                s->from_t[k] = p;
+            }
+        if (last == s->rows) move_back(s->crow_t, s->cols);
+    }
+    return 0;
 }

@@ -5,12 +5,13 @@ typedef REAL VEC __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL))
 typedef INTEGER INT __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #define LANES (VECTOR_BYTES / (int)sizeof(REAL))
 
-/* e^x for x <= 0: x = n ln 2 + r, then the Taylor polynomial of e^r (|r| < 0.35), times 2^n; 0 below the smallest power. */
+/* e^x for x <= 0: x = n ln 2 + r, then the Taylor polynomial of e^r (|r| < 0.35), times 2^n; 0 below the smallest power,
+ * and a NaN stays one. */
 INLINE VEC JOIN(exp, ISA, TYPE)(VEC x) {
     const int single = sizeof(REAL) == 4, terms = single ? 7 : 13, bits = single ? 23 : 52, bias = single ? 127 : 1023;
     const REAL least = single ? -87 : -708, shift = (REAL)1.5 * (single ? 1 << 23 : (REAL)(1LL << 52));
     const REAL high = single ? 0.693359375 : 0.693145751953125, low = 0.69314718055994530942 - (double)high;
-    INT alive = (INT)(x >= least);
+    const INT alive = ~(INT)(x < least);
     x = (VEC)((INT)x & alive);
     VEC shifted = x * (REAL)1.44269504088896340736 + shift, n = shifted - shift;
     VEC r = x - n * high - n * low, y = (VEC){0} + 1;
@@ -19,8 +20,8 @@ INLINE VEC JOIN(exp, ISA, TYPE)(VEC x) {
     return (VEC)((INT)(y * (VEC)power) & alive);
 }
 
-/* y = exp(y) in place, n numbers that are not positive. */
-INLINE void JOIN(exponentials, ISA, TYPE)(REAL *y, int64_t n) {
+/* y = exp(y) in place, n numbers none of which is positive. */
+static __attribute__((noinline)) void JOIN(exponentials, ISA, TYPE)(REAL *y, int64_t n) {
     int64_t j = 0;
     for (; j + LANES <= n; j += LANES) *(VEC *)(y + j) = JOIN(exp, ISA, TYPE)(*(VEC *)(y + j));
     if (j < n) {
@@ -33,7 +34,9 @@ INLINE void JOIN(exponentials, ISA, TYPE)(REAL *y, int64_t n) {
 
 #define HEADS 64 /* at most; the caller sees to it */
 
-/* a: logits. The number of heads is a constant where this is called, as far as it is a common one. */
+/* a: logits. The number of heads is a constant where this is called, as far as it is a common one. A NaN or an infinity among
+ * the logits of a row makes all of the row NaN, wherever it stands: it reaches the sum; minus infinity beside a finite logit
+ * is an entry of 0. */
 INLINE void JOIN(softmax_heads, ISA, TYPE)(const int64_t heads, const edges *p, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
         const int64_t start = p->crow[i], stop = p->crow[i + 1];

@@ -7,13 +7,13 @@
 #define REAL_BYTES 4
 #define INTEGER int32_t
 #define TYPE f32
-#define EDGES 1
+#define FLOATING 1
 #define LOAD(p) (*(const VEC *)(p))
 #define SAVE(p, v) (*(VEC *)(p) = (v))
 #define LOAD1(p) (*(p))
 #define SAVE1(p, v) (*(p) = (v))
 #include "csr_type.h"
-#undef EDGES
+#undef FLOATING
 #undef INTEGER
 #undef REAL_BYTES
 
@@ -22,13 +22,13 @@
 #define REAL_BYTES 8
 #define INTEGER int64_t
 #define TYPE f64
-#define EDGES 1
+#define FLOATING 1
 #define LOAD(p) (*(const VEC *)(p))
 #define SAVE(p, v) (*(VEC *)(p) = (v))
 #define LOAD1(p) (*(p))
 #define SAVE1(p, v) (*(p) = (v))
 #include "csr_type.h"
-#undef EDGES
+#undef FLOATING
 #undef INTEGER
 #undef REAL_BYTES
 
@@ -53,6 +53,3 @@
 #undef REAL_BYTES
 #undef BITS16
 
-#undef ISA
-#undef VECTOR_BYTES
-#undef MOST_VECTORS

@@ -20,7 +20,8 @@ INLINE void JOIN(ask, ISA, TYPE)(const REAL *row, int64_t heads, int64_t c, int6
 }
 
 /* y: the values. As many products as a vector has lanes are summed together. */
-INLINE void JOIN(meet_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *sums_) {
+INLINE void JOIN(meet_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *none) {
+    (void)none;
     const int64_t heads = p->heads, whole = c / LANES * LANES, stop = p->crow[last];
     const REAL *a = p->p, slope = (REAL)p->slope;
     const VEC other = (VEC){0} + slope;
@@ -95,6 +96,7 @@ INLINE void JOIN(part_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t
 
 /* On the transpose, y read in `order`: ds. */
 INLINE void JOIN(return_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *sums) {
+    (void)sums;
     const int64_t heads = p->heads, whole = c / LANES * LANES, stop = p->crow_t[last], numbers = heads * c;
     const REAL *a = p->p, slope = (REAL)p->slope, *restrict y = p->y;
     const VEC other = (VEC){0} + slope;

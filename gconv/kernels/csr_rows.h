@@ -32,44 +32,44 @@ INLINE void NAME(block)(const int n, const int mode, const int slots, const prod
             const char *own = (const char *)(values + p->start[i + SLOTS] * heads);
             const char *to = (const char *)((STORE *)p->y + batch * p->y_batch + p->place[i + SLOTS] * p->y_row + at);
             __builtin_prefetch(own), __builtin_prefetch(own + 64);
-#pragma GCC unroll 16
+UNROLL(16)
             for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
                 __builtin_prefetch(to + 64 * line, 1);
         }
         for (int64_t h = 0; h < outer; h++) { /* the rows that the first head has gathered are still near for the others */
             VEC sum[MOST_VECTORS];
-#pragma GCC unroll 16
+UNROLL(16)
             for (int v = 0; v < n; v++) sum[v] = (VEC){0};
             for (int64_t k = crow[i]; k < crow[i + 1]; k++) {
                 const STORE *row = x + col[k] * step + h * x_head;
                 const char *next = (const char *)(x + col[k + AHEAD < stop ? k + AHEAD : k] * step + h * x_head);
                 const REAL *value = values + (order ? order[k + shift] : k + shift) * heads + h;
-#pragma GCC unroll 16
+UNROLL(16)
                 for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
                     __builtin_prefetch(next + 64 * line);
                 for (int64_t g = 0; g < inner; g++, row += x_head) {
                     VEC w = value[g] - (VEC){0};
-#pragma GCC unroll 16
+UNROLL(16)
                     for (int v = 0; v < n - 1; v++) sum[v] += w * LOAD(row + v * LANES);
                     sum[n - 1] += w * LOAD(row + end);
                 }
             }
             STORE *y = (STORE *)p->y + batch * p->y_batch + r * p->y_row + h * p->y_head + at;
-#pragma GCC unroll 16
+UNROLL(16)
             for (int v = 0; v < n; v++) sum[v] *= alpha;
             if (p->z) { /* z and w are read before any of y is written: they may be y */
                 const STORE *z = (const STORE *)p->z + batch * p->z_batch + r * p->z_row + at;
-#pragma GCC unroll 16
+UNROLL(16)
                 for (int v = 0; v < n - 1; v++) sum[v] += beta * LOAD(z + v * LANES);
                 sum[n - 1] += beta * LOAD(z + end);
             }
             if (p->w) {
                 const STORE *w = (const STORE *)p->w + batch * p->w_batch + r * p->w_row + at;
-#pragma GCC unroll 16
+UNROLL(16)
                 for (int v = 0; v < n - 1; v++) sum[v] += gamma * LOAD(w + v * LANES);
                 sum[n - 1] += gamma * LOAD(w + end);
             }
-#pragma GCC unroll 16
+UNROLL(16)
             for (int v = 0; v < n - 1; v++) SAVE(y + v * LANES, sum[v]);
             SAVE(y + end, sum[n - 1]);
         }
@@ -137,23 +137,28 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
 
 /* Lane i of the result is the sum of the lanes of x[i]: each is added to the one half the width away, then a quarter,
  * and so on. x is written over. */
-#define SHARED(i, d) ((i) & (d) ? LANES + (i) - (d) : (i))
+#define SHARED(i, d, o) (((i) & (d) ? LANES + (i) - (d) : (i)) + (o))
 #if LANES == 16
-#define EACH(d) \
-    (MASK){SHARED(0, d), SHARED(1, d), SHARED(2, d),  SHARED(3, d),  SHARED(4, d),  SHARED(5, d),  SHARED(6, d),  SHARED(7, d), \
-           SHARED(8, d), SHARED(9, d), SHARED(10, d), SHARED(11, d), SHARED(12, d), SHARED(13, d), SHARED(14, d), SHARED(15, d)}
+#define EACH(d, o)                                                                                                  \
+    SHARED(0, d, o), SHARED(1, d, o), SHARED(2, d, o), SHARED(3, d, o), SHARED(4, d, o), SHARED(5, d, o),           \
+        SHARED(6, d, o), SHARED(7, d, o), SHARED(8, d, o), SHARED(9, d, o), SHARED(10, d, o), SHARED(11, d, o),     \
+        SHARED(12, d, o), SHARED(13, d, o), SHARED(14, d, o), SHARED(15, d, o)
 #elif LANES == 8
-#define EACH(d) \
-    (MASK){SHARED(0, d), SHARED(1, d), SHARED(2, d), SHARED(3, d), SHARED(4, d), SHARED(5, d), SHARED(6, d), SHARED(7, d)}
+#define EACH(d, o)                                                                                                  \
+    SHARED(0, d, o), SHARED(1, d, o), SHARED(2, d, o), SHARED(3, d, o), SHARED(4, d, o), SHARED(5, d, o),           \
+        SHARED(6, d, o), SHARED(7, d, o)
 #elif LANES == 4
-#define EACH(d) (MASK){SHARED(0, d), SHARED(1, d), SHARED(2, d), SHARED(3, d)}
+#define EACH(d, o) SHARED(0, d, o), SHARED(1, d, o), SHARED(2, d, o), SHARED(3, d, o)
 #else
-#define EACH(d) (MASK){SHARED(0, d), SHARED(1, d)}
+#define EACH(d, o) SHARED(0, d, o), SHARED(1, d, o)
 #endif
-#define FOLD(d)                                             \
-    for (int j = 0; j < (d); j++)                           \
-        x[j] = __builtin_shuffle(x[j], x[j + (d)], EACH(d)) + \
-               __builtin_shuffle(x[j], x[j + (d)], EACH(d) + (d));
+#ifdef __clang__
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (MASK){__VA_ARGS__})
+#endif
+#define FOLD(d) \
+    for (int j = 0; j < (d); j++) x[j] = PICK(x[j], x[j + (d)], EACH(d, 0)) + PICK(x[j], x[j + (d)], EACH(d, d));
 INLINE VEC NAME(lanes)(VEC *x) {
 #if LANES == 16
     FOLD(8)
@@ -168,13 +173,14 @@ INLINE VEC NAME(lanes)(VEC *x) {
     return x[0];
 }
 #undef FOLD
+#undef PICK
 #undef EACH
 #undef SHARED
 
 /* As many products as a vector has lanes are summed together: those of several heads, or of several entries. n vectors
  * cover the channels, the last of which may overlap the one before: its lanes that were seen are left out. n is a
  * constant where this is called; it is minus the number of channels where they do not fill a vector, and 0 for any
- * number of channels and signals. */
+ * number of channels and signals, none included: the others read the one signal there is. */
 INLINE void NAME(dots)(const int n, const product *p, int64_t first, int64_t last) {
     const int32_t *crow = p->crow, *col = p->col;
     const int64_t c = p->channels, whole = c / LANES * LANES, end = c - LANES, stop = crow[last], heads = p->heads;
@@ -191,15 +197,15 @@ INLINE void NAME(dots)(const int n, const product *p, int64_t first, int64_t las
                 VEC sum = {0};
                 REAL few = 0;
                 if (n > 0) {
-#pragma GCC unroll 16
+UNROLL(16)
                     for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
                         __builtin_prefetch((const char *)next + 64 * line);
-#pragma GCC unroll 8
+UNROLL(8)
                     for (int v = 0; v < n - 1; v++) sum += LOAD(left + v * LANES) * LOAD(right + v * LANES);
                     sum += (VEC)((MASK)(LOAD(left + end) * LOAD(right + end)) & fresh);
                 } else if (n < 0) {
                     __builtin_prefetch(next);
-#pragma GCC unroll 4
+UNROLL(4)
                     for (int j = 0; j < -n; j++) few += LOAD1(left + j) * LOAD1(right + j);
                 } else
                     for (int64_t b = 0; b < p->batch; b++) {
@@ -232,7 +238,7 @@ INLINE void NAME(dots)(const int n, const product *p, int64_t first, int64_t las
         NAME(dots)(n, p, first, last); \
         break;
 static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
-    const int64_t c = p->channels, n = p->batch > 1 ? 0 : c < 4 && c < LANES ? -c : c < LANES ? 0 : (c + LANES - 1) / LANES;
+    const int64_t c = p->channels, n = p->batch != 1 ? 0 : c < 4 && c < LANES ? -c : c < LANES ? 0 : (c + LANES - 1) / LANES;
     switch (n) {
         CASE_OF(-3) CASE_OF(-2) CASE_OF(-1) CASE_OF(1) CASE_OF(2) CASE_OF(3) CASE_OF(4)
 #ifdef WIDE

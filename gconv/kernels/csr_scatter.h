@@ -13,13 +13,13 @@ INLINE void JOIN(scatter_block, ISA, TYPE)(const int n, const int rest, const pr
     for (int64_t i = 0; i < rows; i++, x += x_row) {
         VEC row[8];
         REAL few[LANES];
-#pragma GCC unroll 8
+UNROLL(8)
         for (int v = 0; v < n; v++) row[v] = *(const VEC *)(x + v * LANES);
         for (int j = 0; j < rest; j++) few[j] = x[n * LANES + j];
         for (int64_t k = crow[i], stop = crow[i + 1]; k < stop; k++) {
             REAL *to = y + col[k] * step;
             const VEC w = values[k] - (VEC){0};
-#pragma GCC unroll 8
+UNROLL(8)
             for (int v = 0; v < n; v++) *(VEC *)(to + v * LANES) += w * row[v];
             for (int j = 0; j < rest; j++) to[n * LANES + j] += values[k] * few[j];
         }

@@ -70,7 +70,7 @@ static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, i
         AT(sddmm, slim)(p, first, last);
 }
 
-#ifdef EDGES
+#ifdef FLOATING
 #include "csr_edges.h"
 #include "csr_attend.h"
 #include "csr_joint.h"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import native
-from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of, spmm_torch
 
 
@@ -150,32 +150,71 @@ def _compiled(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
 
 def carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
     """Whether the kernels take what entries carry."""
-    known = tensors[0].dtype in (torch.float32, torch.float64) and tensors[0].shape[1] <= native.HEADS
+    known = tensors[0].dtype in (torch.float32, torch.float64) and 0 < tensors[0].shape[1] <= native.HEADS
     return known and all(t.dtype == tensors[0].dtype for t in tensors) and _compiled(structure, tensors[0], tensors[-1])
 
 
-def _fits(what: str, have: int, want: int) -> None:
-    if have != want:  # a compiled kernel would read beyond its arrays
-        raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
+def _check_heads_spmm(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> None:
+    if values.ndim != 2 or x.ndim < 3:
+        raise ValueError(
+            f"A product by heads takes values (entries, heads) and signals (*b, sites, heads, channels), not "
+            f"{tuple(values.shape)} and {tuple(x.shape)}."
+        )
+    fits("values", values.shape[0], structure[1].shape[0])
+    fits("sites in", x.shape[-3], structure[0 if transposed else 2].shape[0] - 1)
+    if x.shape[-2] not in (1, values.shape[1]):
+        raise ValueError(f"There are {values.shape[1]} heads of values, but {x.shape[-2]} of signals.")
+    one_place(structure[0], values, x)
+
+
+def _check_heads_sddmm(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> None:
+    if a.ndim < 3 or a.ndim != b.ndim or a.shape[:-3] != b.shape[:-3] or a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"A sampled product by heads takes (*b, m, heads, c) and (*b, n, heads, c), but the factors are "
+            f"{tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    fits("sites out", a.shape[-3], structure[0].shape[0] - 1)
+    fits("sites in", b.shape[-3], structure[2].shape[0] - 1)
+    if not {a.shape[-2], b.shape[-2]} <= {1, heads}:
+        raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
+    one_place(structure[0], a, b)
+
+
+def _check_entries(values: Tensor, *rest: Any) -> None:
+    """Numbers (entries, heads)."""
+    crow, col = rest[-6:-4]
+    if values.ndim != 2:
+        raise ValueError(f"The entries carry numbers (entries, heads), not {tuple(values.shape)}.")
+    fits("entries", values.shape[0], col.shape[0])
+    one_place(crow, values)
+
+
+def _check_softmax_back(a: Tensor, g: Tensor, *structure: Tensor) -> None:
+    _check_entries(a, *structure)
+    fits("gradients", tuple(g.shape), tuple(a.shape))
+    one_place(structure[0], g)
+
+
+def _check_ends(row: Tensor, col: Tensor, *structure: Tensor) -> None:
+    if row.ndim != 2 or col.ndim != 2 or row.shape[1] != col.shape[1]:
+        raise ValueError(
+            f"Rows and columns carry numbers (sites, heads), as many heads each, not {tuple(row.shape)} and "
+            f"{tuple(col.shape)}."
+        )
+    fits("rows", row.shape[0], structure[0].shape[0] - 1)
+    fits("columns", col.shape[0], structure[2].shape[0] - 1)
+    one_place(structure[0], row, col)
 
 
 def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _turned(transposed, structure)
-    _fits("values", values.shape[0], col.shape[0])
-    _fits("sites in", x.shape[-3], (structure[0] if transposed else structure[2]).shape[0] - 1)
-    if x.shape[-2] not in (1, values.shape[1]):
-        raise ValueError(f"There are {values.shape[1]} heads of values, but {x.shape[-2]} of signals.")
     if _compiled(structure, values, x):
         return native.heads_spmm(crow, col, order, values, x, together)
     return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
 def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
-    crow, col, crow_t = structure[:3]
-    _fits("sites out", a.shape[-3], crow.shape[0] - 1)
-    _fits("sites in", b.shape[-3], crow_t.shape[0] - 1)
-    if not {a.shape[-2], b.shape[-2]} <= {1, heads}:
-        raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
+    crow, col = structure[:2]
     if _compiled(structure, a, b):
         return native.heads_sddmm(crow, col, a, b, heads).to(a.dtype)
     return heads_sddmm_torch(a, b, heads, *structure)
@@ -183,7 +222,6 @@ def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Te
 
 def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    _fits("logits", logits.shape[0], col.shape[0])
     if carried(structure, logits):
         return native.edges(native.SOFTMAX, crow, col, None, logits, None, (col.shape[0], logits.shape[1]))
     return row_softmax_torch(logits, *structure)
@@ -191,17 +229,13 @@ def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
 
 def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    _fits("numbers", a.shape[0], col.shape[0])
-    _fits("gradients", g.shape[0], col.shape[0])
     if carried(structure, a, g):
         return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, (col.shape[0], a.shape[1]))
     return softmax_back_torch(a, g, *structure)
 
 
 def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
-    crow, at, crow_t = structure[:3]
-    _fits("rows", row.shape[0], crow.shape[0] - 1)
-    _fits("columns", col.shape[0], crow_t.shape[0] - 1)
+    crow, at = structure[:2]
     if carried(structure, row, col):
         return native.edges(native.ENDS, crow, at, None, row, col, (at.shape[0], row.shape[1]))
     return ends_torch(row, col, *structure)
@@ -209,7 +243,6 @@ def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
 
 def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _turned(transposed, structure)
-    _fits("numbers", values.shape[0], col.shape[0])
     if carried(structure, values):
         return native.edges(native.SUMS, crow, col, order, values, None, (crow.shape[0] - 1, values.shape[1]))
     return row_sums_torch(values, transposed, *structure)
@@ -316,6 +349,7 @@ HEADS_SPMM = Kernel(
     _keep,
     _heads_spmm_backward,
     heads_spmm_composed,
+    check=_check_heads_spmm,
 )
 HEADS_SDDMM = Kernel(
     "heads_sddmm",
@@ -326,6 +360,7 @@ HEADS_SDDMM = Kernel(
     _keep,
     _heads_sddmm_backward,
     _heads_sddmm_composed,
+    check=_check_heads_sddmm,
 )
 ROW_SOFTMAX = Kernel(
     "row_softmax",
@@ -335,6 +370,7 @@ ROW_SOFTMAX = Kernel(
     _row_softmax_fake,
     _keep_output,
     _row_softmax_backward,
+    check=_check_entries,
 )
 SOFTMAX_BACK = Kernel(
     "softmax_back",
@@ -344,8 +380,18 @@ SOFTMAX_BACK = Kernel(
     _softmax_back_fake,
     _keep,
     _softmax_back_backward,
+    check=_check_softmax_back,
 )
-ENDS = Kernel("ends", "Tensor row, Tensor columns", ends_torch, _ends_cpu, _ends_fake, _keep_options, _ends_backward)
+ENDS = Kernel(
+    "ends",
+    "Tensor row, Tensor columns",
+    ends_torch,
+    _ends_cpu,
+    _ends_fake,
+    _keep_options,
+    _ends_backward,
+    check=_check_ends,
+)
 ROW_SUMS = Kernel(
     "row_sums",
     "Tensor values, bool transposed",
@@ -354,4 +400,5 @@ ROW_SUMS = Kernel(
     _row_sums_fake,
     _keep_options,
     _row_sums_backward,
+    check=_check_entries,
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gconv.kernels import native_attention
 from gconv.kernels.heads import SOFTMAX_BACK, carried, row_softmax_torch, softmax_back_torch
-from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of
 
 
@@ -65,19 +65,22 @@ def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Ten
     return torch.cat([ds, dt, dp.unsqueeze(0)])
 
 
-def _check(s: Tensor, t: Tensor, p: Tensor, structure: Structure) -> None:
-    m, n = len(structure[0]) - 1, len(structure[2]) - 1
+def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None:
+    *made, crow, col, crow_t = rest[:-3]
+    m, n = len(crow) - 1, len(crow_t) - 1
     if s.ndim != 3 or s.shape != (n, *p.shape) or t.shape != (m, *p.shape):
         raise ValueError(
             f"Joint attention takes numbers (sites, heads, c) of columns and of rows, and a vector (heads, c), but the "
             f"pattern is {m} by {n}, the columns' are {tuple(s.shape)}, the rows' {tuple(t.shape)} and the vector "
             f"{tuple(p.shape)}."
         )
+    for name, numbers in zip(("values", "gradients"), made, strict=False):
+        fits(name, tuple(numbers.shape), (col.shape[0], s.shape[1]))
+    one_place(crow, s, t, p, *made)
 
 
 def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> Tensor:
     """By the compiled kernels, bfloat16 widened, where they serve; else by `body`."""
-    _check(s, t, p, rest[-6:])
     given = (s, t, p, *rest[:-6])
     wide = [x.float() for x in given] if s.dtype == torch.bfloat16 else given
     if not carried(rest[-6:], *wide):
@@ -132,6 +135,7 @@ JOINT = Kernel(
     _joint_fake,
     _keep,
     _backward,
+    check=_check,
 )
 JOINT_BACK = Kernel(
     "joint_attention_back",
@@ -141,4 +145,5 @@ JOINT_BACK = Kernel(
     _back_fake,
     _keep_nothing,
     _back_backward,
+    check=_check,
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gconv.kernels import native
 from gconv.kernels.memory import empty
-from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of
 
 
@@ -55,36 +55,46 @@ def _max_composed(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     return (total / ties.clamp(min=1)).to(x.dtype)
 
 
-def _shared(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
-    """What each message gets of the gradient, (*b, e, c); differentiable in dy."""
+def _shared(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure, factor: Tensor) -> Tensor:
+    """What each message gets of the gradient times its factor, (*b, e, c); differentiable in dy.
+
+    A message that did not win gets 0, whatever it, its factor and the gradient hold.
+    """
     messages, rows = _messages(values, x, structure)
-    won = (messages == y.index_select(-2, rows)).to(dy.dtype)
-    ties = (y == 0).to(y.dtype).index_add(-2, rows, won).clamp(min=1)
-    return won * (dy / ties).index_select(-2, rows)
+    won = messages == y.index_select(-2, rows)
+    ties = (y == 0).to(y.dtype).index_add(-2, rows, won.to(y.dtype)).clamp(min=1)
+    return torch.where(won, (dy / ties).index_select(-2, rows) * factor, 0)
 
 
 def _dx_torch(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    part = _shared(values, x, y, dy, structure) * values.unsqueeze(-1)
+    part = _shared(values, x, y, dy, structure, values.unsqueeze(-1))
     return torch.zeros_like(x).index_add(-2, structure[1].long(), part.to(x.dtype))
 
 
 def _dvalues_torch(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    part = _shared(values, x, y, dy, structure) * x.index_select(-2, structure[1].long())
+    part = _shared(values, x, y, dy, structure, x.index_select(-2, structure[1].long()))
     return part.sum((*range(part.ndim - 2), -1)).to(values.dtype)
 
 
-def _serves(values: Tensor, x: Tensor, structure: Structure) -> bool:
-    if values.shape[0] != structure[1].shape[0] or x.shape[-2] != structure[2].shape[0] - 1:
-        raise ValueError(
-            f"The sparse pattern wants {structure[1].shape[0]} values and {structure[2].shape[0] - 1} sites in, but "
-            f"{values.shape[0]} and {x.shape[-2]} are given."
-        )
-    known = x.dtype in (torch.float32, torch.float64) and values.dtype == x.dtype
-    return known and structure[0].dtype == torch.int32 and native.serves(values, x)
+def _check(values: Tensor, x: Tensor, *rest: Any) -> None:
+    *made, crow, col, crow_t = rest[:-3]
+    fits("values", tuple(values.shape), (col.shape[0],))
+    if x.ndim < 2:
+        raise ValueError(f"A maximum takes signals (*b, sites, channels), not {tuple(x.shape)}.")
+    fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
+    for t in made:
+        fits("numbers out", tuple(t.shape), (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
+    one_place(crow, values, x, *made)
+
+
+def _serves(structure: Structure, *tensors: Tensor) -> bool:
+    x = tensors[0]
+    known = x.dtype in (torch.float32, torch.float64) and all(t.dtype == x.dtype for t in tensors)
+    return known and structure[0].dtype == torch.int32 and native.serves(x)
 
 
 def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
-    if not _serves(values, x, structure):
+    if not _serves(structure, values, x):
         return _max_torch(values, x, *structure)
     crow, col = structure[:2]
     y = empty(x, (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
@@ -97,7 +107,7 @@ def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structur
 
 
 def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    if not _serves(values, x, structure):
+    if not _serves(structure, values, x, y, dy):
         return _dx_torch(values, x, y, dy, *structure)
     _, _, crow, col, order, _ = structure
     dx = empty(x, x.shape)
@@ -105,7 +115,7 @@ def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor
 
 
 def _dvalues_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    if not _serves(values, x, structure):
+    if not _serves(structure, values, x, y, dy):
         return _dvalues_torch(values, x, y, dy, *structure)
     crow, col = structure[:2]
     share = _share(values, x, y, dy, structure)
@@ -148,6 +158,7 @@ MAX_DX = Kernel(
     lambda values, x, *rest: torch.empty_like(x, memory_format=torch.contiguous_format),
     _nothing_kept,
     _once,
+    check=_check,
 )
 MAX_DVALUES = Kernel(
     "max_dvalues",
@@ -157,7 +168,16 @@ MAX_DVALUES = Kernel(
     lambda values, *rest: torch.empty_like(values, memory_format=torch.contiguous_format),
     _nothing_kept,
     _once,
+    check=_check,
 )
 SEGMENT_MAX = Kernel(
-    "segment_max", "Tensor values, Tensor x", _max_torch, _max_cpu, _max_fake, _max_keep, _max_backward, _max_composed
+    "segment_max",
+    "Tensor values, Tensor x",
+    _max_torch,
+    _max_cpu,
+    _max_fake,
+    _max_keep,
+    _max_backward,
+    _max_composed,
+    check=_check,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import os
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -31,7 +32,16 @@ _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)  # not shared with forked workers
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if _ADVICE is not None else None
 _idle: deque[mmap.mmap] = deque()  # what was left last is at the end
-_LOCK = RLock()
+_lock = RLock()  # what a garbage collection leaves may come while it is held
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = RLock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
@@ -55,7 +65,7 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
 
 
 def _take(size: int) -> mmap.mmap:
-    with _LOCK:
+    with _lock:
         for number in range(len(_idle) - 1, -1, -1):
             if size <= len(_idle[number]) <= size + max(PAGE, size // SPARE):
                 room = _idle[number]
@@ -67,7 +77,7 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _leave(room: mmap.mmap) -> None:
-    with _LOCK:
+    with _lock:
         _idle.append(room)
         total = sum(map(len, _idle))
         while total > IDLE:
@@ -79,7 +89,7 @@ def release() -> None:
 
     >>> release()
     """
-    with _LOCK:
+    with _lock:
         _idle.clear()
 
 

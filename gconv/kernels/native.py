@@ -1,10 +1,19 @@
-"""The compiled kernels (csr.c), reached through ctypes where they were built; None where they were not."""
+"""The compiled kernels (csr.c), called through ctypes where they were built; `LIBRARY` is None where they were not.
+
+Two environment variables, read when gconv is imported, choose what tests and comparisons run:
+
+    GCONV_KERNELS           off, base, avx2 or avx512: pure torch, or an instruction set below the processor's best
+    GCONV_KERNELS_LIBRARY   the path of another build of the library, as `make sanitize` makes one
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +24,8 @@ from gconv.kernels.memory import LARGE, empty
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 LEVELS = ("base", "avx2", "avx512")
 SERIAL = 1 << 15  # multiply-adds below which waking a second thread costs more than it gives
+CHUNK = 1 << 26  # multiply-adds in one call of a kernel: Python answers an interrupt between two calls
+ENTRIES = 1 << 23  # the same of the entries that are sorted
 
 
 class Product(ctypes.Structure):
@@ -42,40 +53,87 @@ class Edges(ctypes.Structure):
     ]
 
 
+class Pattern(ctypes.Structure):
+    """The struct `pattern` of csr_build.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("row", "col", "crow", "column", "crow_t", "column_t", "perm", "to_t", "from_t")
+    ] + [(name, ctypes.c_int64) for name in ("entries", "rows", "cols", "sorted")]
+
+
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 11  # of csr.c: its structs and functions
+INTERFACE = 12  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
 SCHEDULED = 4  # channels, from which on rows may be computed in another order
 
 
 def load() -> ctypes.CDLL | None:
-    """The library beside this file, or None."""
-    for path in sorted(Path(__file__).parent.glob("_csr*.so")):
+    """The library beside this file, or the one that GCONV_KERNELS_LIBRARY names; None without one."""
+    given = os.environ.get("GCONV_KERNELS_LIBRARY")
+    for path in [Path(given)] if given else sorted(Path(__file__).parent.glob("_csr*.so")):
         try:
             library = ctypes.CDLL(str(path))  # torch is loaded: both share one OpenMP
-        except OSError:
+        except OSError as error:
+            if given:
+                raise ImportError(f"GCONV_KERNELS_LIBRARY is {given!r}, which can't be loaded: {error}.") from None
             continue
         if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
             continue  # built from another csr.c
-        bytes_, product = ctypes.c_char_p, ctypes.POINTER(Product)
-        for name, kind in (("gconv_spmm", bytes_), ("gconv_scatter", bytes_), ("gconv_sddmm", product)):
+        number, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+        kernels = {
+            "gconv_spmm": (ctypes.c_char_p, 1),
+            "gconv_scatter": (ctypes.c_char_p, 1),
+            "gconv_sddmm": (ctypes.POINTER(Product), 1),
+            "gconv_max": (ctypes.POINTER(Product), 2),
+            "gconv_edges": (ctypes.POINTER(Edges), 2),
+            "gconv_attend": (address, 2),
+            "gconv_joint": (address, 2),
+        }
+        for name, (struct_, options) in kernels.items():  # then level, threads, chunk, chunks
             function = getattr(library, name)
-            function.argtypes = [kind, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+            function.argtypes = [struct_, *[number] * options, number, number, size, size]
             function.restype = None
-        library.gconv_edges.argtypes = [ctypes.POINTER(Edges)] + [ctypes.c_int] * 4
-        library.gconv_max.argtypes = [ctypes.POINTER(Product)] + [ctypes.c_int] * 4
-        library.gconv_build.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 7
-        library.gconv_attend.argtypes = library.gconv_joint.argtypes = [ctypes.c_void_p] + [ctypes.c_int] * 4
-        library.gconv_joint.restype = None
-        library.gconv_edges.restype = library.gconv_max.restype = library.gconv_attend.restype = None
+        library.gconv_build.argtypes = [ctypes.POINTER(Pattern), number, size, size]
+        library.gconv_order.argtypes = [address, size]
+        library.gconv_turn.argtypes = [address] * 4 + [size] * 2
+        library.gconv_turn.restype = None
         return library
     return None
 
 
-LIBRARY = load()
-LEVEL: int = LIBRARY.gconv_level() if LIBRARY is not None else -1
+def choose(library: ctypes.CDLL | None, wanted: str | None) -> tuple[ctypes.CDLL | None, int]:
+    """The library to use and its level, where GCONV_KERNELS is `wanted`.
+
+    >>> choose(None, "off")
+    (None, -1)
+    """
+    best = -1 if library is None else library.gconv_level()
+    if not wanted:
+        return library, best
+    if wanted == "off":
+        return None, -1
+    if wanted not in LEVELS:
+        raise ImportError(f"GCONV_KERNELS is {wanted!r}; it may be off, {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.")
+    if LEVELS.index(wanted) > best:
+        have = "the kernels were not compiled" if library is None else f"this processor has {LEVELS[best]} at most"
+        raise ImportError(f"GCONV_KERNELS is {wanted!r}, but {have}.")
+    return library, LEVELS.index(wanted)
+
+
+LIBRARY, LEVEL = choose(load(), os.environ.get("GCONV_KERNELS"))
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def serves(a: Tensor, b: Tensor | None = None) -> bool:
@@ -97,8 +155,15 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def threads_for(work: int) -> int:
-    """How many threads take so many multiply-adds."""
-    return 1 if work < SERIAL else torch.get_num_threads()  # never a fixed number: forked workers run with one
+    """How many threads take so many multiply-adds; one in a forked process, which OpenMP's other threads are not in."""
+    return 1 if work < SERIAL or _forked else torch.get_num_threads()
+
+
+def call(kernel: Callable[..., None], work: int, *arguments: Any) -> None:
+    """Call a kernel, chunk by chunk where it is asked for many multiply-adds."""
+    threads, chunks = threads_for(work), 1 + work // CHUNK
+    for chunk in range(chunks):
+        kernel(*arguments, LEVEL, threads, chunk, chunks)
 
 
 def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,11 +183,16 @@ def build(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
     index, entries = row.new_empty(0, dtype=torch.int32), row.shape[0]
     crow, crow_t = index.new_zeros(rows + 1), index.new_zeros(cols + 1)
     column, column_t, perm, to_t, from_t = (empty(index, (entries,)) for _ in range(5))
-    made = (crow, column, crow_t, column_t, perm, to_t, from_t)
-    found = LIBRARY.gconv_build(row.data_ptr(), col.data_ptr(), entries, rows, cols, *(t.data_ptr() for t in made))
-    if found < 0:
-        raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
-    return crow, column, crow_t, column_t, to_t, from_t, *(() if found else (perm,))
+    given = (row, col, crow, column, crow_t, column_t, perm, to_t, from_t)
+    pattern = Pattern(*(t.data_ptr() for t in given), entries, rows, cols, 1)
+    some_rows = max(1, ENTRIES * rows // max(entries, ENTRIES))
+    for step, (size, some) in enumerate(
+        ((entries, ENTRIES), (entries, ENTRIES), (entries, ENTRIES), (rows, some_rows))
+    ):
+        for first in range(0, size, some):
+            if LIBRARY.gconv_build(ctypes.byref(pattern), step, first, min(size, first + some)) < 0:
+                raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
+    return crow, column, crow_t, column_t, to_t, from_t, *(() if pattern.sorted else (perm,))
 
 
 def spmm(
@@ -163,7 +233,7 @@ def spmm(
         *(x_batch, x_row, 0, y_batch, y_row, 0, z_batch, z_row, 0, w_batch, w_row),
         *factors,
     )
-    LIBRARY.gconv_spmm(p, TYPES[dtype], LEVEL, threads_for(col.shape[0] * b * c))
+    call(LIBRARY.gconv_spmm, col.shape[0] * b * c, p, TYPES[dtype])
     return y
 
 
@@ -186,7 +256,7 @@ def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) 
         *(x_batch, x_row, 0, columns * c, c, 0, 0, 0, 0, 0, 0),
         *(1.0, 0.0, 0.0),
     )
-    LIBRARY.gconv_scatter(p, TYPES[x.dtype], LEVEL, threads_for(col.shape[0] * b * c))
+    call(LIBRARY.gconv_scatter, col.shape[0] * b * c, p, TYPES[x.dtype])
     return y
 
 
@@ -195,17 +265,25 @@ class Ready:
 
     Args:
         crow, col, values: S by rows.
+        cols: columns of S.
         c: channels of x.
         shape: of the result, a row of c numbers for each row of S; several rows may lie side by side.
         beside: whether several rows of x do, without gaps.
     """
 
     def __init__(
-        self, crow: Tensor, col: Tensor, values: Tensor, c: int, shape: tuple[int, int], beside: bool = False
+        self,
+        crow: Tensor,
+        col: Tensor,
+        values: Tensor,
+        cols: int,
+        c: int,
+        shape: tuple[int, int],
+        beside: bool = False,
     ) -> None:
         assert LIBRARY is not None
         self.crow, self.col, self.values, self.shape, self.c = crow, col, values, shape, c
-        self.beside = beside
+        self.beside, self.numbers, self.dtype = beside, cols * c, values.dtype
         self.pattern = crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()
         self.sizes = crow.shape[0] - 1, 1, c, 1, 1, 1
         self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
@@ -213,10 +291,19 @@ class Ready:
 
     def __call__(self, x: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
         """Channels side by side; `add` of the result's shape, which becomes it if it can; `row` (c,) for all rows."""
+        if x.numel() != self.numbers or x.dtype != self.dtype or not x.is_cpu or x.stride(-1) != 1 or self.beside:
+            x = self._checked(x)
         z, step, y = 0, 0, None
         if add is not None:
+            if add.shape != self.shape or add.dtype != self.dtype:
+                raise ValueError(f"What is added is {_named(add)}, but the product {self.shape} of {self.dtype}.")
+            add = add if add.stride(-1) == 1 else add.contiguous()
             z, step = add.data_ptr(), add.stride(0)
             y = add if step == self.c else None
+        if row is not None and (row.shape != (self.c,) or row.dtype != self.dtype):
+            raise ValueError(
+                f"The row that is added is {_named(row)}, but there are {self.c} channels of {self.dtype}."
+            )
         if y is None:
             y = empty(x, self.shape) if self.large else x.new_empty(self.shape)
         p = PACKED.pack(
@@ -226,8 +313,18 @@ class Ready:
             *(0, self.c if self.beside else x.stride(0), 0, 0, self.c, 0, 0, step, 0, 0, 0),
             *(1.0, 1.0, 1.0),
         )
-        self.run(p, self.type, LEVEL, threads_for(self.work))
+        call(self.run, self.work, p, self.type)
         return y
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.numel() != self.numbers or x.dtype != self.dtype or not x.is_cpu:
+            have = self.numbers // max(1, self.c)
+            raise ValueError(f"This product takes {have} rows of {self.c} channels of {self.dtype}, not {_named(x)}.")
+        return x.contiguous()
+
+
+def _named(t: Tensor) -> str:
+    return f"{tuple(t.shape)} of {t.dtype} on {t.device}"
 
 
 def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
@@ -262,7 +359,7 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
     p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
     p.alpha = 1.0
-    LIBRARY.gconv_spmm(bytes(p), TYPES[x.dtype], LEVEL, threads_for(col.shape[0] * b * c * heads))
+    call(LIBRARY.gconv_spmm, col.shape[0] * b * c * heads, bytes(p), TYPES[x.dtype])
     return y.view(*x.shape[:-3], m, outer, c)
 
 
@@ -276,7 +373,7 @@ def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int) -> 
     p.x_batch, p.x_row, p.x_head = right.stride(0), right.stride(1), _head_stride(right)
     p.z_batch, p.z_row, p.z_head = left.stride(0), left.stride(1), _head_stride(left)
     p.batch, p.channels = left.shape[0], left.shape[-1]
-    LIBRARY.gconv_sddmm(p, TYPES[a.dtype], LEVEL, threads_for(col.shape[0] * left.shape[0] * left.shape[-1] * heads))
+    call(LIBRARY.gconv_sddmm, col.shape[0] * left.shape[0] * left.shape[-1] * heads, p, TYPES[a.dtype])
     return out
 
 
@@ -289,7 +386,7 @@ def edges(
     y = empty(a, shape)
     p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
     p.rows, p.heads = crow.shape[0] - 1, shape[1]
-    LIBRARY.gconv_edges(p, what, TYPES[a.dtype], LEVEL, threads_for(4 * col.shape[0] * shape[1]))
+    call(LIBRARY.gconv_edges, 4 * col.shape[0] * shape[1], p, what, TYPES[a.dtype])
     return y
 
 
@@ -319,5 +416,5 @@ def maxima(
         *(*x_strides, 0, *y_strides, 0, *z_strides, 0, *w_strides),
         *(1.0, 0.0, 0.0),
     )
-    LIBRARY.gconv_max(p, what, TYPES[x.dtype], LEVEL, threads_for(col.shape[0] * b * c))
+    call(LIBRARY.gconv_max, col.shape[0] * b * c, p, what, TYPES[x.dtype])
     return y

@@ -83,9 +83,8 @@ def attend(
     bent = empty(z, (n, heads, c) if learn else (0,))
     a = _attention(structure, z, p, q, slope, drop)
     a.scores, a.y, a.bent = scores.data_ptr(), y.data_ptr(), bent.data_ptr() if learn else None
-    native.LIBRARY.gconv_attend(
-        ctypes.byref(a), 0, TYPES[z.dtype], native.LEVEL, native.threads_for(structure[1].shape[0] * heads * (c + 8))
-    )
+    work = structure[1].shape[0] * heads * (c + 8)
+    native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 0, TYPES[z.dtype])
     return y, bent, scores if learn else scores.new_empty(0)
 
 
@@ -109,13 +108,8 @@ def attend_back(
     a = _attention(structure, z, p, q, slope, drop)
     a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
     a.known, a.dt, a.ds = (known.data_ptr() + plane * n * heads * z.element_size() for plane in (0, 4, 5))
-    native.LIBRARY.gconv_attend(
-        ctypes.byref(a),
-        1,
-        TYPES[z.dtype],
-        native.LEVEL,
-        native.threads_for(structure[1].shape[0] * heads * (2 * c + 8)),
-    )
+    work = structure[1].shape[0] * heads * (2 * c + 8)
+    native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 1, TYPES[z.dtype])
     dz[n:] = sums[0]
     return dz
 
@@ -142,14 +136,14 @@ def joint(
     a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
     a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope
     a.s_row, a.s_head, a.t_row, a.t_head = *s.stride()[:2], *t.stride()[:2]
-    threads = native.threads_for(4 * e * heads * c)
+    work = 4 * e * heads * c
     if values is None or g is None:
-        native.LIBRARY.gconv_joint(ctypes.byref(a), 0, TYPES[kind], native.LEVEL, threads)
+        native.call(native.LIBRARY.gconv_joint, work, ctypes.byref(a), 0, TYPES[kind])
         return y
     values, g, made = values.contiguous(), g.contiguous(), empty(s, (n + m + 1, heads, c))
     sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
     a.values, a.g, a.ds, a.sums = (x.data_ptr() for x in (values, g, made, sums))
     a.dt = made[n:].data_ptr()
-    native.LIBRARY.gconv_joint(ctypes.byref(a), 1, TYPES[kind], native.LEVEL, threads)
+    native.call(native.LIBRARY.gconv_joint, work, ctypes.byref(a), 1, TYPES[kind])
     made[-1] = sums[0, 0]
     return made

@@ -11,6 +11,8 @@ of it. It hangs on the pattern's `col`, by identity, and takes 4 bytes an entry 
 
 from __future__ import annotations
 
+import ctypes
+import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +67,7 @@ class State:
         before, after: the shares of gathered rows that come from memory, as the rows come and by the schedule.
         schedule: the one in use.
         settled: whether all is decided.
+        busy: whether some thread looks at the pattern or orders it; the others go on with the rows as they come.
     """
 
     crow: Any
@@ -73,6 +76,7 @@ class State:
     after: float | None = None
     schedule: Schedule | None = None
     settled: bool = False
+    busy: bool = False
 
     def __str__(self) -> str:
         if self.before is None:
@@ -90,8 +94,25 @@ class State:
 
 
 _STATES: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_LOCK = Lock()
+_lock = Lock()  # held while a state is looked up, never while rows are ordered
 _on = True
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = Lock()  # another thread may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Visit(ctypes.Structure):
+    """The struct `visit` of csr_order.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "start", "seen", "queue")] + [
+        (name, ctypes.c_int64) for name in ("rows", "nodes", "head", "tail", "begun")
+    ]
 
 
 @contextmanager
@@ -126,26 +147,42 @@ def find(crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> Schedu
     """
     if cols * row < TABLE or not _on:
         return None
-    with _LOCK:
+    with _lock:
         state = known(col)
         if state is None or (state.crow() is not crow and state.crow() is None):
             state = _STATES[col] = State(weakref.ref(crow))
         if state.crow() is not crow:  # some of the rows
             return None
-        if not state.settled:
-            _pay(state, crow, col, cols, row, signals)
-        return state.schedule
+        if state.settled or state.busy or not _due(state, crow, col, cols, row, signals):
+            return state.schedule
+        state.busy = True
+    try:
+        _consider(state, crow, col, cols, row)
+    except BaseException:  # an interrupt is not followed by the same wait
+        state.paid = 0.0
+        raise
+    finally:
+        state.busy = False
+    return state.schedule
 
 
-def _pay(state: State, crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> None:
-    """Add what a product loses, look once that would pay for a look, order once it would pay for an order."""
+def _price(crow: Tensor, col: Tensor, cols: int) -> float:
+    return ENTRY * len(col) + ROW * (len(crow) + cols)
+
+
+def _due(state: State, crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> bool:
+    """Whether products have lost enough by now, this one included, that a look or an order pays."""
     state.paid += lost(float(len(col) * row * signals), float(row), float(cols * row)) * (state.before or 1.0)
-    price = ENTRY * len(col) + ROW * (len(crow) + cols)
+    return state.paid > _price(crow, col, cols) / (16 if state.before is None else 1)
+
+
+def _consider(state: State, crow: Tensor, col: Tensor, cols: int, row: int) -> None:
+    """Look once that would pay for a look, order once it would pay for an order."""
     window = max(1, HELD // row)
-    if state.before is None and state.paid > price / 16:
+    if state.before is None:
         state.before = traffic(col.numpy(), cols, window)
         state.settled = CLEAR * state.before < max(FAR, cols / len(col))  # each row of x is read once at least
-    if not state.settled and state.before is not None and state.paid > price:
+    if not state.settled and state.paid > _price(crow, col, cols):
         made = scheduled(crow.numpy(), col.numpy(), reverse_cuthill_mckee(crow.numpy(), col.numpy(), cols))
         state.after = traffic(made.col, cols, window)
         state.schedule = made if state.after <= CLEAR * state.before else None
@@ -184,19 +221,37 @@ def reverse_cuthill_mckee(crow: np.ndarray, col: np.ndarray, cols: int) -> np.nd
 
     Where the pattern is its own transpose, rows and columns are the same nodes, and that graph is half as large.
     """
-    from scipy.sparse import csgraph, csr_matrix
+    from gconv.kernels import native
 
-    rows, one = len(crow) - 1, np.ones(len(col), dtype=np.int8)
-    pattern = csr_matrix((one, col, crow), (rows, cols))
-    turned = pattern.T.tocsr()
-    if rows == cols and np.array_equal(turned.indptr, crow) and np.array_equal(turned.indices, col):
-        order = csgraph.reverse_cuthill_mckee(pattern, True)
-        return order.astype(np.int32)
-    pointers = np.concatenate([crow, crow[-1] + turned.indptr[1:]])
-    indices = np.concatenate([col + rows, turned.indices])
-    both = csr_matrix((np.concatenate([one, one]), indices, pointers), (rows + cols, rows + cols))
-    order = csgraph.reverse_cuthill_mckee(both, True)
-    return order[order < rows].astype(np.int32)
+    library, rows = native.LIBRARY, len(crow) - 1
+    if library is None:
+        raise RuntimeError("Rows are ordered by the compiled kernels, which were not built.")
+    crow, col = (np.ascontiguousarray(t, dtype=np.int32) for t in (crow, col))
+    crow_t, col_t = _turned(crow, col, cols)
+    symmetric = rows == cols and np.array_equal(crow, crow_t) and np.array_equal(col, col_t)
+    degrees = np.diff(crow) if symmetric else np.concatenate([np.diff(crow), np.diff(crow_t)])
+    start = np.argsort(np.minimum(degrees, 65535).astype(np.uint16), kind="stable")  # a radix sort
+    seen, queue = np.zeros(len(degrees), np.uint8), np.empty(len(degrees), np.int64)
+    held = (crow, col, None if symmetric else crow_t, None if symmetric else col_t, start, seen, queue)
+    visit = Visit(*(None if t is None else t.ctypes.data for t in held), rows, len(degrees))
+    while not library.gconv_order(ctypes.byref(visit), native.ENTRIES):
+        pass  # Python answers an interrupt
+    order = queue[::-1]
+    return (order if symmetric else order[order < rows]).astype(np.int32)
+
+
+def _turned(crow: np.ndarray, col: np.ndarray, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """The transpose of a pattern."""
+    from gconv.kernels import native
+
+    assert native.LIBRARY is not None
+    rows, crow_t, col_t = len(crow) - 1, np.zeros(cols + 1, np.int32), np.empty_like(col)
+    crow_t[1:] = np.cumsum(np.bincount(col, minlength=cols))
+    place, some = crow_t[:-1].copy(), max(1, native.ENTRIES * rows // max(len(col), native.ENTRIES))
+    arrays = [t.ctypes.data for t in (crow, col, place, col_t)]
+    for first in range(0, rows, some):
+        native.LIBRARY.gconv_turn(*arrays, first, min(rows, first + some))
+    return crow_t, col_t
 
 
 def scheduled(crow: np.ndarray, col: np.ndarray, place: np.ndarray) -> Schedule:

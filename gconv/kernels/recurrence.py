@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gconv.kernels import narrow, native
 from gconv.kernels.memory import empty
-from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, SPMM, spmm_torch, turned
 
 Rows = Sequence[tuple[float, float, float]]
@@ -78,17 +78,31 @@ class Step:
         out.copy_(y if w is None else y + gamma * w)
 
 
-def _check(values: Tensor, n: int, structure: tuple[Tensor, ...]) -> None:
-    rows, entries = len(structure[0]) - 1, len(structure[1])
-    if rows != n or len(structure[2]) != len(structure[0]) or len(values) != entries:
+def _check(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *rest: Any) -> None:
+    """Of signals (*b, n, c)."""
+    crow, col, crow_t = rest[-6:-3]
+    if len(crow) != len(crow_t) or x.ndim < 2 or x.shape[-2] != len(crow) - 1 or values.shape != col.shape:
         raise ValueError(
-            f"A recurrence takes a square pattern, its {entries} values and {rows} sites, "
-            f"but there are {len(values)} values and {n} sites."
+            f"A recurrence takes a square pattern, its {len(col)} values and signals (*b, {len(crow) - 1}, c), but the "
+            f"values are {tuple(values.shape)}, the signals {tuple(x.shape)} and the pattern {len(crow) - 1} by "
+            f"{len(crow_t) - 1}."
         )
+    if values_t is not None:
+        fits("values of the transpose", tuple(values_t.shape), tuple(col.shape))
+    if len(rest) > 6 and len(rest[0]) != len(rows) // 3 + 1:
+        raise ValueError(f"There are {len(rest[0])} coefficients of {len(rows) // 3 + 1} terms.")
+    one_place(crow, values, x, values_t)
+
+
+def _check_clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> None:
+    if z.ndim < 3 or z.shape[-2] != len(rows) // 3 + 1:
+        raise ValueError(
+            f"A sum of {len(rows) // 3 + 1} terms takes (*b, n, {len(rows) // 3 + 1}, c), not {tuple(z.shape)}."
+        )
+    _check(values, z[..., 0, :], values_t, rows, *structure)
 
 
 def _terms(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
-    _check(values, x.shape[-2], structure)
     signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
     step, count = Step(values, x, structure), len(rows) // 3 + 1
     if narrow.serves(signals):
@@ -111,7 +125,8 @@ def _each(step: Step, rows: list[float], out: Tensor, x: Tensor) -> Tensor:
 def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tensor:
     """sum_k c_k p_k(S) z_k: b_k = c_k z_k + (alpha_k S + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
     last = len(z) - 1
-    b = torch.mul(z[last], c[last], out=empty(z[last], z[last].shape))
+    b = empty(z[last], z[last].shape)
+    b = torch.mul(z[last], c[last], out=b) if c[last] else b.zero_()  # 0 times an infinity is not 0
     ahead = None
     for k in range(last - 1, -1, -1):
         alpha, beta = rows[3 * k : 3 * k + 2]
@@ -125,7 +140,6 @@ def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tens
 
 
 def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
-    _check(values, z.shape[-3], structure)
     signals = z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)
     if narrow.serves(signals):
         y = narrow.side_by_side(lambda some: _clenshaw(values, some, values_t, rows, *structure), signals)
@@ -139,7 +153,6 @@ def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[flo
 def _filtered(
     values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
 ) -> Tensor:
-    _check(values, x.shape[-2], structure)
     signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).contiguous()
     if narrow.serves(signals):
         y = narrow.side_by_side(lambda some: _filtered(values, some, values_t, rows, coefficients, *structure), signals)
@@ -153,8 +166,9 @@ def _terms_composed(
     made = [x]
     for k in range(len(rows) // 3):
         alpha, beta, gamma = rows[3 * k : 3 * k + 3]
-        step = alpha * SPMM(structure, values, made[k], values_t) + beta * made[k]
-        made.append(step - gamma * made[k - 1] if k else step)
+        step = alpha * SPMM(structure, values, made[k], values_t)
+        step = step + beta * made[k] if beta else step  # 0 times an infinity is not 0
+        made.append(step - gamma * made[k - 1] if k and gamma else step)
     return torch.stack(made, -2)
 
 
@@ -162,17 +176,19 @@ def _clenshaw_composed(
     values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor
 ) -> Tensor:
     *others, b = z.unbind(-2)
-    ahead = torch.zeros_like(b)
+    ahead = b
     for k in range(len(others) - 1, -1, -1):
         alpha, beta, gamma = *rows[3 * k : 3 * k + 2], (*rows, 0.0, 0.0, 0.0)[3 * k + 5]
-        ahead, b = b, others[k] + alpha * SPMM(structure, values, b, values_t) + beta * b - gamma * ahead
+        step = others[k] + alpha * SPMM(structure, values, b, values_t)
+        step = step + beta * b if beta else step
+        ahead, b = b, step - gamma * ahead if gamma else step
     return b
 
 
 def _filtered_composed(
     values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
 ) -> Tensor:
-    z = torch.stack([c * x for c in coefficients], -2)
+    z = torch.stack([c * x if c else torch.zeros_like(x) for c in coefficients], -2)
     return _clenshaw_composed(values, z, values_t, rows, *structure)
 
 
@@ -225,6 +241,7 @@ TERMS = Kernel(
     _keep,
     _terms_backward,
     _terms_composed,
+    check=_check,
 )
 CLENSHAW = Kernel(
     "clenshaw",
@@ -235,6 +252,7 @@ CLENSHAW = Kernel(
     _keep,
     _clenshaw_backward,
     _clenshaw_composed,
+    check=_check_clenshaw,
 )
 FILTERED = Kernel(
     "filtered",
@@ -245,4 +263,5 @@ FILTERED = Kernel(
     _keep,
     _filtered_backward,
     _filtered_composed,
+    check=_check,
 )

@@ -34,7 +34,7 @@ class _Recorded(torch.autograd.Function):
         output = kernel.body(structure)(*arguments, *structure)
         ctx.kernel, ctx.structure = kernel, structure
         ctx.save_for_backward(*kernel.keep(ctx, arguments, output))
-        return _result(output)
+        return owned(_result(output))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -53,6 +53,11 @@ def _result(output: Output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def owned(result: Tensor) -> Tensor:
+    """A Function's result, never as a view: autograd refuses in-place operations on views that a Function returns."""
+    return result.detach() if result._is_view() else result
+
+
 class Kernel:
     """An operator `gconv::name` over tensors, the last six of which are a pattern and its transpose.
 
@@ -67,6 +72,8 @@ class Kernel:
         composed: the same of torch's own operators, out of place, which every transform of torch.func and forward-mode
             differentiation know; default: `anywhere`.
         outputs: how many tensors the bodies give: the result, and what else only the derivative reads.
+        check: called with the same arguments before each body: raises ValueError where shapes, types or devices do not
+            fit each other. A compiled body would read beyond its arrays, and torch's operators broadcast in silence.
     """
 
     def __init__(
@@ -80,9 +87,13 @@ class Kernel:
         backward: Callable[..., tuple[Tensor | None, ...]],
         composed: Callable[..., Output] | None = None,
         outputs: int = 1,
+        check: Callable[..., None] | None = None,
     ) -> None:
-        self.anywhere, self.cpu, self.keep, self.backward = anywhere, cpu, keep, backward
-        self.composed = composed or anywhere
+        self.name = name
+        composed = composed or anywhere
+        if check is not None:
+            anywhere, cpu, composed = (_checked(check, body) for body in (anywhere, cpu, composed))
+        self.anywhere, self.cpu, self.composed, self.keep, self.backward = anywhere, cpu, composed, keep, backward
         returns = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         library.define(f"{name}({arguments}, {STRUCTURE}) -> {returns}")
         library.impl(name, anywhere, "CompositeExplicitAutograd")
@@ -113,12 +124,12 @@ class Kernel:
             return self._dispatched(structure, arguments)
         if transformed():
             return _result(self.composed(*arguments, *structure))
-        if _watched():
+        if watched():
             return self._dispatched(structure, arguments)
         if recorded and torch.is_grad_enabled():
             result: Tensor = _Recorded.apply(*arguments, structure, self)
             return result
-        return _result(self.body(structure)(*arguments, *structure))
+        return owned(_result(self.body(structure)(*arguments, *structure)))
 
     def _dispatched(self, structure: Structure, arguments: tuple[Any, ...]) -> Tensor:
         return _result(self.operator(*arguments, *structure))
@@ -128,6 +139,30 @@ class Kernel:
         return self.cpu if structure[0].is_cpu else self.anywhere
 
 
-def _watched() -> bool:
+def _checked(check: Callable[..., None], body: Callable[..., Output]) -> Callable[..., Output]:
+    def checked(*arguments: Any) -> Output:
+        check(*arguments)
+        return body(*arguments)
+
+    return checked
+
+
+def fits(what: str, have: object, want: object) -> None:
+    """A check's sentence.
+
+    >>> fits("sites in", 3, 3)
+    """
+    if have != want:
+        raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
+
+
+def one_place(crow: Tensor, *tensors: Tensor | None) -> None:
+    """Raises ValueError unless the tensors are where the pattern is."""
+    for t in tensors:
+        if t is not None and t.device != crow.device:
+            raise ValueError(f"The sparse pattern is on {crow.device}, but a tensor {tuple(t.shape)} is on {t.device}.")
+
+
+def watched() -> bool:
     """Whether something sees all operators (a FLOP counter, fake tensors)."""
     return torch._C._len_torch_dispatch_stack() > 0

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from gconv.kernels import narrow, native
 from gconv.kernels.memory import give_back
-from gconv.kernels.registry import Kernel, Saved, Structure
+from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
+from gconv.kernels.transforms import readable
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
@@ -52,8 +53,16 @@ class CSR:
     @classmethod
     def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
         """From the row and column of each entry, in any order; repeated entries are kept and add up."""
+        if row.ndim != 1 or row.shape != col.shape:
+            raise ValueError(
+                f"A sparse pattern takes a row and a column for each entry, but they are {tuple(row.shape)} and "
+                f"{tuple(col.shape)}."
+            )
+        row, col = row.long(), col.long()
         small = max(rows, cols, len(row)) < 2**31
-        compiled = small and native.LIBRARY is not None and row.is_cpu and row.dtype == col.dtype == torch.int64
+        compiled = (
+            small and native.LIBRARY is not None and row.is_cpu and col.is_cpu and type(row) is type(col) is Tensor
+        )
         crow, by_row, crow_t, by_col, to_t, from_t, *perm = (native.build if compiled else _sorted)(
             row, col, rows, cols
         )
@@ -82,15 +91,29 @@ class CSR:
 
 def _sorted(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
     """What `native.build` returns, in pure torch; int64 where int32 is too small."""
+    if len(row) and readable(row) and readable(col) and _outside(row, rows) | _outside(col, cols):
+        raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
     index = torch.int32 if max(rows, cols, len(row)) < 2**31 else torch.int64
-    perm = torch.argsort(row * max(cols, 1) + col, stable=True)
+    perm = _sorting(row, col, cols)
     row, col = row[perm], col[perm]
-    to_t = torch.argsort(col * max(rows, 1) + row, stable=True)
+    to_t = torch.argsort(col, stable=True)  # the rows are sorted already
     entry = torch.arange(len(to_t), device=to_t.device)
     from_t = torch.empty_like(to_t).index_copy_(0, to_t, entry)
     crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
     made = crow, col.to(index), crow_t, row[to_t].to(index), to_t.to(index), from_t.to(index)
     return made if torch.equal(perm, entry) else (*made, perm.to(index))
+
+
+def _outside(index: Tensor, size: int) -> bool:
+    return bool(((index < 0) | (index >= size)).any())
+
+
+def _sorting(row: Tensor, col: Tensor, cols: int) -> Tensor:
+    """The order by row, then column; one sort where a number for both fits int64."""
+    if len(row) and readable(row) and float(row.max()) * cols < 2.0**62:
+        return torch.argsort(row * max(cols, 1) + col, stable=True)
+    by_column = torch.argsort(col, stable=True)
+    return by_column[torch.argsort(row[by_column], stable=True)]
 
 
 def _pointers(row: Tensor, rows: int) -> Tensor:
@@ -141,8 +164,16 @@ def spmm_rows(
     whole = first == 0 and last in (None, csr.shape[0])
     crow = csr.crow if whole else csr.crow[first : None if last is None else last + 1]
     rows = len(crow) - 1
-    _fits("values", values.shape[0], csr.col.shape[0])
-    _fits("sites in", x.shape[-2], csr.shape[1])
+    fits("values", values.shape[0], csr.col.shape[0])
+    fits("sites in", x.shape[-2], csr.shape[1])
+    one_place(crow, values, x, add, out)
+    shape = (rows, x.shape[-1])
+    for name, t, shapes in (("add", add, (shape, shape[1:])), ("out", out, (shape,))):
+        if t is not None and (t.dtype != x.dtype or t.shape not in shapes or (t.stride(-1) != 1 and t.shape[-1] > 1)):
+            raise ValueError(
+                f"{name} is {tuple(t.shape)} of {t.dtype}, strides {t.stride()}, but the product is {shape} of {x.dtype}, "
+                "channels side by side."
+            )
     if crow.dtype == torch.int32 and native.serves(values, x):
         z = None if add is None else add.expand(rows, x.shape[-1])
         return native.spmm(crow, csr.col, values, x, z, None, (1.0, float(add is not None), 0.0), out, whole)
@@ -162,7 +193,8 @@ def in_order(csr: CSR, values: Tensor, x: Tensor) -> bool:
 def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     """`spmm` where nothing is recorded or watched: plain tensors on the CPU, straight to the kernel."""
     crow, col, crow_t = csr.tensors[:3]
-    _fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
+    fits("values", values.shape[0], col.shape[0])
+    fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
         return native.spmm(crow, col, values, x)
     return spmm_torch(values, x, None, *csr.tensors)
@@ -175,7 +207,7 @@ def ready(
     wide = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
     if not wide or csr.crow.dtype != torch.int32 or not native.serves(values):
         return None
-    return native.Ready(csr.crow, csr.col, values, c, shape, beside)
+    return native.Ready(csr.crow, csr.col, values, csr.shape[1], c, shape, beside)
 
 
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
@@ -244,9 +276,27 @@ def _sddmm_composed(a: Tensor, b: Tensor, *structure: Tensor) -> Tensor:
     return product.sum([axis for axis in range(a.ndim) if axis != a.ndim - 2])
 
 
-def _fits(what: str, have: int, want: int) -> None:
-    if have != want:  # a compiled kernel would read beyond its arrays
-        raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
+def _check_spmm(
+    values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, crow_t: Tensor, *rest: Tensor
+) -> None:
+    fits("values", tuple(values.shape), (col.shape[0],))
+    if values_t is not None:
+        fits("values of the transpose", tuple(values_t.shape), (col.shape[0],))
+    if x.ndim < 2:
+        raise ValueError(f"A sparse product takes signals (*b, sites, channels), not {tuple(x.shape)}.")
+    fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
+    one_place(crow, values, x, values_t)
+
+
+def _check_sddmm(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, crow_t: Tensor, *rest: Tensor) -> None:
+    if a.ndim < 2 or b.ndim != a.ndim or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"A sampled product takes (*b, m, c) and (*b, n, c), but the factors are {tuple(a.shape)} and "
+            f"{tuple(b.shape)}."
+        )
+    fits("sites out", a.shape[-2], crow.shape[0] - 1)
+    fits("sites in", b.shape[-2], crow_t.shape[0] - 1)
+    one_place(crow, a, b)
 
 
 def _scatters(values_t: Tensor, x: Tensor, rows: int) -> bool:
@@ -257,8 +307,6 @@ def _scatters(values_t: Tensor, x: Tensor, rows: int) -> bool:
 
 
 def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    _fits("values", values.shape[0], col.shape[0])
-    _fits("sites in", x.shape[-2], rest[0].shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(values, x):
         if values_t is not None and _scatters(values_t, x, crow.shape[0] - 1):
             return native.scatter(rest[0], rest[1], values_t, x, crow.shape[0] - 1)
@@ -269,8 +317,6 @@ def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, 
 
 
 def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    _fits("sites out", a.shape[-2], crow.shape[0] - 1)
-    _fits("sites in", b.shape[-2], rest[0].shape[0] - 1)
     if crow.dtype == torch.int32 and native.serves(a, b):
         return native.sddmm(crow, col, a, b).to(a.dtype)
     return _sddmm_torch(a, b, crow, col, *rest)
@@ -330,6 +376,7 @@ SPMM = Kernel(
     _spmm_keep,
     _spmm_backward,
     _spmm_composed,
+    check=_check_spmm,
 )
 SDDMM = Kernel(
     "sddmm",
@@ -340,4 +387,5 @@ SDDMM = Kernel(
     _sddmm_keep,
     _sddmm_backward,
     _sddmm_composed,
+    check=_check_sddmm,
 )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis
-from gconv.kernels import transformed
+from gconv.kernels import owned, transformed
 
 Gradients = tuple[Tensor | None, Tensor | None]
 
@@ -53,7 +53,7 @@ class Mixed(torch.autograd.Function):
         to_x, to_w = ctx.needs_input_grad[:2]
         y, made = way.forward(x, W, bias)
         ctx.save_for_backward(x if to_w else None, W if to_x else None, *(made if to_w else ()))
-        return y
+        return owned(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

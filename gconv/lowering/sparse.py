@@ -54,7 +54,7 @@ def _fixed(
 
 def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     if not isinstance(mixing, Dense):
-        return add_bias(mixing.gather(_expanded(S, x), W), bias)
+        return _apart(add_bias(mixing.gather(_expanded(S, x), W), bias), S, mixing, x, bias)
     assert W is not None
     done = _fixed(_sparse_form(S, x), mixing, W, x, bias, True)
     if done is not None:
@@ -71,10 +71,19 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     own = _of_its_own(S, mixing, W, x)
     if own is not None:
-        return add_bias(own, bias)
+        return own.clone() if bias is None else own + bias  # the derivative reads what the kernel made
     form = _sparse_form(S, x)
     done = _fixed(form, mixing, W, x, bias, False)
-    return done if done is not None else add_bias(mixing.collect(form, _spread(form, mixing, W, x)), bias)
+    if done is not None:
+        return done
+    return _apart(add_bias(mixing.collect(form, _spread(form, mixing, W, x)), bias), S, mixing, x, bias)
+
+
+def _apart(y: Tensor, S: Basis, mixing: Mixing, x: Tensor, bias: Tensor | None) -> Tensor:
+    """y in memory of its own, where x, what is kept of a constant x, or what a maximum's derivative reads may be in it."""
+    if bias is not None or mixing.shape is not None:
+        return y  # a sum or a product
+    return y.clone() if isinstance(S, Identity) or not S.linear or known(x) is not None else y
 
 
 def _of_its_own(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor | None:
