@@ -66,9 +66,10 @@ def constant(x: Tensor) -> Tensor:
     Meaning: give it the input features of a network that is trained on one graph, and pass the result to the first
     layer. The numbers are the same. It costs the sparse form or S x in memory, for as long as the copy lives.
 
-    Traps: a signal that is written into is no longer constant, and layers compute with what it holds. Writes that torch
-    does not record, through `.data` or the array of `.numpy()`, are noticed in signals of up to 16384 numbers, which are
-    compared in each call; of a larger one only some rows are, and on other devices none. After such a write, call `constant` again.
+    Traps: a signal that is written into is no longer constant, and layers compute with what it holds. Writes that
+    torch does not record, through `.data` or the array of `.numpy()`, are noticed in signals of up to 16384 numbers,
+    which are compared in each call; of a larger one only some rows are, and on other devices none. After such a write,
+    call `constant` again.
 
     Args:
         x: (n, c) a signal that needs no gradient.

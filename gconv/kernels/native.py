@@ -186,9 +186,8 @@ def build(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
     given = (row, col, crow, column, crow_t, column_t, perm, to_t, from_t)
     pattern = Pattern(*(t.data_ptr() for t in given), entries, rows, cols, 1)
     some_rows = max(1, ENTRIES * rows // max(entries, ENTRIES))
-    for step, (size, some) in enumerate(
-        ((entries, ENTRIES), (entries, ENTRIES), (entries, ENTRIES), (rows, some_rows))
-    ):
+    steps = [(entries, ENTRIES)] * 3 + [(rows, some_rows)]
+    for step, (size, some) in enumerate(steps):
         for first in range(0, size, some):
             if LIBRARY.gconv_build(ctypes.byref(pattern), step, first, min(size, first + some)) < 0:
                 raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")

@@ -60,9 +60,8 @@ class CSR:
             )
         row, col = row.long(), col.long()
         small = max(rows, cols, len(row)) < 2**31
-        compiled = (
-            small and native.LIBRARY is not None and row.is_cpu and col.is_cpu and type(row) is type(col) is Tensor
-        )
+        plain = row.is_cpu and col.is_cpu and type(row) is type(col) is Tensor
+        compiled = small and plain and native.LIBRARY is not None
         crow, by_row, crow_t, by_col, to_t, from_t, *perm = (native.build if compiled else _sorted)(
             row, col, rows, cols
         )
@@ -171,8 +170,8 @@ def spmm_rows(
     for name, t, shapes in (("add", add, (shape, shape[1:])), ("out", out, (shape,))):
         if t is not None and (t.dtype != x.dtype or t.shape not in shapes or (t.stride(-1) != 1 and t.shape[-1] > 1)):
             raise ValueError(
-                f"{name} is {tuple(t.shape)} of {t.dtype}, strides {t.stride()}, but the product is {shape} of {x.dtype}, "
-                "channels side by side."
+                f"{name} is {tuple(t.shape)} of {t.dtype}, strides {t.stride()}, but the product is {shape} of "
+                f"{x.dtype}, channels side by side."
             )
     if crow.dtype == torch.int32 and native.serves(values, x):
         z = None if add is None else add.expand(rows, x.shape[-1])

@@ -80,7 +80,7 @@ def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
 
 
 def _apart(y: Tensor, S: Basis, mixing: Mixing, x: Tensor, bias: Tensor | None) -> Tensor:
-    """y in memory of its own, where x, what is kept of a constant x, or what a maximum's derivative reads may be in it."""
+    """y in memory of its own, where x, what is kept of a constant x, or what a maximum's derivative reads may be it."""
     if bias is not None or mixing.shape is not None:
         return y  # a sum or a product
     return y.clone() if isinstance(S, Identity) or not S.linear or known(x) is not None else y
