@@ -13,6 +13,7 @@ from gconv.domains import Graph, Grid, read_graph
 from gconv.interop.layers import Chain, Layer, identify
 from gconv.interop.maps import as_linear_map
 from gconv.linear import Map
+from gconv.spec import OperatorSpec
 
 Model = nn.Module | Map | Callable[..., Tensor]
 
@@ -103,7 +104,7 @@ def check_model(model: Any, asking: str) -> None:
     Raises:
         TypeError: if it is no map, no module and no function.
     """
-    if isinstance(model, type) or not (isinstance(model, Map) or callable(model)):
+    if isinstance(model, type | OperatorSpec) or not (isinstance(model, Map) or callable(model)):
         raise TypeError(
             f"{asking} takes a model (a layer, nn.Sequential, any function of x, or a linear map), "
             f"but {kind_of(model)} was given."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -28,9 +29,8 @@ class Action(Protocol):
 
 def _check_numbers(wanted: str, numbers: Any) -> None:
     """Refuse what is no sequence of whole numbers."""
-    if not isinstance(numbers, tuple | list) or not all(
-        hasattr(n, "__index__") and not isinstance(n, bool) for n in numbers
-    ):
+    whole = isinstance(numbers, tuple | list) and all(isinstance(n, Integral) for n in numbers)
+    if not whole or any(isinstance(n, bool) for n in numbers):
         raise TypeError(f"{wanted}, but {numbers!r} was given.")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gconv.analysis.calls import map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.fourier import Frames, fourier_blocks, kernel_weight, ring_symbol
-from gconv.analysis.numbers import check_finite, spectral_norm, vector_norm, widen
+from gconv.analysis.numbers import check_finite, is_count, is_positive, spectral_norm, vector_norm, widen
 from gconv.basis import Shifts
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
@@ -51,7 +51,7 @@ def norm(
     Source: Golub and Kahan, Calculating the Singular Values and Pseudo-Inverse of a Matrix, 1965.
     """
     A = map_of(A, "norm", domain, x)
-    if not tol > 0 or not isinstance(steps, int) or steps < 1:
+    if not is_positive(tol) or not is_count(steps):
         raise ValueError(f"tol must be positive and steps a positive integer, but they are {tol!r} and {steps!r}.")
     check_finite(A, "norm")
     exact = exact_norm(A)
@@ -153,7 +153,8 @@ def _bound(A: Map) -> float:
     elif isinstance(A, Composed):
         bounds.append(math.prod(_bound(B) for B in A.factors))
     elif isinstance(A, Scaled):
-        bounds.append(abs(complex(A.c)) * _bound(A.A))
+        c = A.c.detach() if isinstance(A.c, Tensor) else A.c
+        bounds.append(abs(complex(c)) * _bound(A.A))
     elif isinstance(A, Block):
         bounds.append(math.hypot(*(_bound(B) for B in A.maps)))
     elif isinstance(A, LinearMap) and isinstance(A.S, Shifts):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
+def is_positive(value: Any) -> bool:
+    """Whether a value is a positive, finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
 def power_of_two(x: Tensor) -> float:
     """A power of two near the largest |entry| of x; 1 where that is zero, infinite or NaN.
 
@@ -39,6 +50,22 @@ def power_of_two(x: Tensor) -> float:
     if top == 0 or not math.isfinite(top):
         return 1.0
     return 2.0 ** max(-1000, min(1000, math.frexp(top)[1] - 1))
+
+
+def scaled(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """x over a power of two near its largest entry along these axes, and that power; 1 where there is none.
+
+    >>> scaled(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), (-1,))
+    (tensor([[1.5000, 0.5000],
+            [0.0000, 0.0000]]), tensor([[2.],
+            [1.]]))
+    """
+    if not x.numel():
+        return x, x.real.new_ones([1 if d - x.ndim in dims else n for d, n in enumerate(x.shape)])
+    top = x.detach().abs().amax(dims, keepdim=True)
+    power = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - 1)
+    power = torch.where((top > 0) & top.isfinite() & (power > 0) & power.isfinite(), power, torch.ones_like(top))
+    return x / power, power
 
 
 def vector_norm(x: Tensor) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.analysis.calls import Model, call, check_model, input_like, kind_of, map_of
-from gconv.analysis.numbers import at_least_single, widen, wider
+from gconv.analysis.numbers import at_least_single, is_count, widen, wider
 from gconv.basis import Basis, Diagonal, Polynomial, Product, Stack
 from gconv.basis.entries import entries
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
@@ -200,7 +200,7 @@ def effective_receptive_field(
     Networks, NeurIPS 2016.
     """
     check_model(model, "effective_receptive_field")
-    if not isinstance(draws, int) or draws < 1:
+    if not is_count(draws):
         raise ValueError(f"draws must be a positive integer, but it is {draws!r}.")
     like = input_like(x, "effective_receptive_field", model)
     if isinstance(model, Map):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.analysis.calls import check_model, check_signal, kind_of, walk
-from gconv.analysis.numbers import at_least_single
+from gconv.analysis.numbers import at_least_single, scaled
 from gconv.domains import read_graph
 from gconv.interop.layers import Chain, Other, identify
 from gconv.laplacian import inverse_root_degree
@@ -57,22 +57,12 @@ def dirichlet_energy(
         raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
     x = x.to(at_least_single(x.dtype))
     real = x.real.dtype
-    unit, scale = _scaled(x)  # a square must not leave the range of the dtype
-    scaled = unit if normalization is None else unit * inverse_root_degree(place).to(real).unsqueeze(-1)
-    gap = scaled.index_select(-2, place.target) - scaled.index_select(-2, place.source)
+    unit, scale = scaled(x, (-2, -1))  # a square must not leave the range of the dtype
+    weighed = unit if normalization is None else unit * inverse_root_degree(place).to(real).unsqueeze(-1)
+    gap = weighed.index_select(-2, place.target) - weighed.index_select(-2, place.source)
     energy = 0.5 * (place.weights(real) * gap.abs().square().sum(-1)).sum(-1)
     scale = scale.flatten(-2).squeeze(-1)
     return energy / unit.abs().square().sum((-2, -1)) if relative else energy * scale * scale
-
-
-def _scaled(x: Tensor, dims: tuple[int, ...] = (-2, -1)) -> tuple[Tensor, Tensor]:
-    """x over a power of two near its largest entry along these axes, and that power; 1 beside zeros and infinities."""
-    if not x.numel():
-        return x, x.real.new_ones([1 if d - x.ndim in dims else n for d, n in enumerate(x.shape)])
-    top = x.detach().abs().amax(dims, keepdim=True)
-    power = torch.ldexp(torch.ones_like(top), torch.frexp(top).exponent - 1)
-    power = torch.where((top > 0) & top.isfinite() & (power > 0) & power.isfinite(), power, torch.ones_like(top))
-    return x / power, power
 
 
 def mean_average_distance(x: Tensor, graph: Any = None) -> float:
@@ -104,7 +94,7 @@ def mean_average_distance(x: Tensor, graph: Any = None) -> float:
         raise ValueError(f"mean_average_distance takes one signal (n, c), but x has shape {tuple(x.shape)}.")
     x = x.detach()
     x = torch.view_as_real(x).flatten(-2) if x.is_complex() else x
-    wide = _scaled(x.double(), (-1,))[0]
+    wide = scaled(x.double(), (-1,))[0]
     size = wide.norm(dim=-1, keepdim=True)
     unit = wide / torch.where(size > 0, size, 1.0)
     if graph is None:

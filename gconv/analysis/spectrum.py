@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight
-from gconv.analysis.numbers import check_finite, power_of_two, singular, widen
+from gconv.analysis.numbers import check_finite, is_count, power_of_two, singular, widen
 from gconv.basis import entries
 from gconv.linear import LinearMap, Map
 from gconv.mixing import Fixed, Shared
@@ -67,7 +67,7 @@ def singular_values(
     """
     A = map_of(A, "singular_values", domain, x)
     count = min(A.shape)
-    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= count):
+    if k is not None and (not is_count(k) or k > count):
         raise ValueError(f"This map has {count} singular values, but k is {k!r}.")
     if eigenvalues is not None and not isinstance(eigenvalues, Tensor):
         raise TypeError(f"eigenvalues must be a tensor with one number a site, but {kind_of(eigenvalues)} was given.")

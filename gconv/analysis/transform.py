@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.utils import parametrize
 from gconv.analysis.calls import kind_of
 from gconv.analysis.fourier import Frames, table, wraps
 from gconv.analysis.norms import adjoint, norm
-from gconv.analysis.numbers import at_least_single, check_finite, power_of_two, wider
+from gconv.analysis.numbers import at_least_single, check_finite, is_count, is_positive, power_of_two, scaled, wider
 from gconv.analysis.response import frequency_response
 from gconv.basis import Shifts
 from gconv.domains import Grid, read_graph
@@ -66,7 +65,7 @@ def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations
 
     Source: Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, ICLR 2019.
     """
-    if not _positive(top) or not isinstance(iterations, int) or iterations < 1:
+    if not isis_positive(top) or not is_count(iterations):
         raise ValueError(f"top must be positive and iterations at least 1, but they are {top!r} and {iterations!r}.")
     found = _changeable(layer, "clip_singular_values")
     A = found.at(domain)
@@ -95,10 +94,6 @@ def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations
         W = fitted.real if fitted.is_complex() and not weight.is_complex() else fitted
     made: AnyLayer = _with_weight(found, W.reshape(weight.shape) / factor * scale)
     return made
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _changeable(layer: Any, asking: str) -> Layer:
@@ -195,7 +190,7 @@ def spectral_normalise(layer: AnyLayer, domain: Any, value: float = 1.0) -> AnyL
     with the norm of the operator Farnia, Zhang and Tse, Generalizable Adversarial Training via Spectral Normalization,
     ICLR 2019.
     """
-    if not _positive(value):
+    if not is_positive(value):
         raise ValueError(f"The norm wanted must be a positive number, but it is {value!r}.")
     found = _changeable(layer, "spectral_normalise")
     size = norm(found.at(domain))
@@ -250,7 +245,7 @@ class SpectralNorm(nn.Module):
                 f"SpectralNorm is for the weight of a GConv, but {kind_of(layer)} was given; torch's layers have "
                 "torch.nn.utils.parametrizations.spectral_norm, and spectral_normalise sets their norm once."
             )
-        if not _positive(value) or not isinstance(steps, int) or steps < 1:
+        if not isis_positive(value) or not is_count(steps):
             raise ValueError(f"value must be positive and steps at least 1, but they are {value!r} and {steps!r}.")
         if layer.spec.structure.kind != "fixed" or layer.weight is None:
             raise ValueError(
@@ -264,11 +259,10 @@ class SpectralNorm(nn.Module):
         v = torch.randn(A.sites[1], A.i, generator=generator, dtype=torch.float64)
         self.register_buffer("v", _unit(v).to(A.device, at_least_single(A.dtype)))
         with torch.no_grad():
-            self._iterate(self._map(layer.weight), 200)
+            self._iterate(self._map(layer.weight.to(self.v.dtype)), 200)
 
     def _map(self, weight: Tensor) -> LinearMap:
-        """The layer's map with this weight, in single precision at least."""
-        weight = weight.to(at_least_single(weight.dtype))
+        """The layer's map with this weight."""
         v = self.v.to(weight.dtype)
         mixing, W = plain(self.spec.mixing, weight)
         return LinearMap(bind(self.spec.structure, self.place, {}, v), mixing, W, v.shape[-1], v.dtype, v.device)
@@ -280,7 +274,9 @@ class SpectralNorm(nn.Module):
         self.v = v.to(self.v.dtype)
 
     def forward(self, weight: Tensor) -> Tensor:
-        A = self._map(weight)
+        wide = weight.to(at_least_single(weight.dtype))
+        wide = scaled(wide, tuple(range(-wide.ndim, 0)))[0]  # the derivative divides by the norm's square
+        A = self._map(wide)
         with torch.no_grad():
             if self.training:
                 self._iterate(A, self.steps)
@@ -288,7 +284,7 @@ class SpectralNorm(nn.Module):
             u = _unit(A @ v)
         norm = (u.conj() * (A @ v)).sum().real
         factor = self.value / torch.where(norm == 0, torch.ones_like(norm), norm)
-        return (weight.to(A.dtype) * factor).to(weight.dtype)
+        return (wide * factor).to(weight.dtype)
 
 
 def _unit(x: Tensor) -> Tensor:
