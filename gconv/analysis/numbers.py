@@ -32,12 +32,12 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 def is_positive(value: Any) -> bool:
     """Whether a value is a positive, finite real number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+    return isinstance(value, Real) and value is not True and 0 < float(value) < math.inf
 
 
 def is_count(value: Any) -> bool:
     """Whether a value is a whole number of at least 1."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    return isinstance(value, Integral) and value is not True and int(value) >= 1
 
 
 def power_of_two(x: Tensor) -> float:

@@ -65,7 +65,7 @@ def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations
 
     Source: Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, ICLR 2019.
     """
-    if not isis_positive(top) or not is_count(iterations):
+    if not is_positive(top) or not is_count(iterations):
         raise ValueError(f"top must be positive and iterations at least 1, but they are {top!r} and {iterations!r}.")
     found = _changeable(layer, "clip_singular_values")
     A = found.at(domain)
@@ -245,7 +245,7 @@ class SpectralNorm(nn.Module):
                 f"SpectralNorm is for the weight of a GConv, but {kind_of(layer)} was given; torch's layers have "
                 "torch.nn.utils.parametrizations.spectral_norm, and spectral_normalise sets their norm once."
             )
-        if not isis_positive(value) or not is_count(steps):
+        if not is_positive(value) or not is_count(steps):
             raise ValueError(f"value must be positive and steps at least 1, but they are {value!r} and {steps!r}.")
         if layer.spec.structure.kind != "fixed" or layer.weight is None:
             raise ValueError(
