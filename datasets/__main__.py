@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from io import TextIOWrapper
 from typing import Annotated
 
 import tyro
@@ -27,11 +28,15 @@ def main() -> int:
     if not options.name:
         print("\n".join(NAMES))
         return 0
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of a path or a name
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        print(load(options.name, options.data_root).summary())
+        text = load(options.name, options.data_root).summary()
     except (DataError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
+    print(text)
     return 0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import pickles
-from .root import DataCorrupt, ImageSet, data_root, ensure, fetch, hash_parts, read
+from .root import DataCorrupt, ImageSet, data_root, ensure, fetch, hash_parts, locate, read
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
@@ -32,8 +33,9 @@ MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
-# A known copy by the pixels of its test images (so whatever pickled them): JPEG quality 75, chroma 4:2:0, shuffled.
-JPEG_COPY = "2a19d73a498a4dd3"
+ARCHIVE = URL.rsplit("/", 1)[-1]
+# A known copy by all its images and labels (so whatever pickled them): JPEG quality 75, chroma 4:2:0, shuffled.
+JPEG_COPY = "5520b31e4a6365b1"
 
 
 def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> ImageSet:
@@ -60,8 +62,11 @@ def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> Im
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}.")
-    folder = data_root(root) / FOLDER
-    paths = ensure("CIFAR-10", folder, MD5, URL, _download, "the embedded images are 'digits'")
+    place = data_root(root)
+    folder = locate((place / FOLDER, place), MD5)
+    archive = locate((place, place / FOLDER, place.parent), [ARCHIVE]) / ARCHIVE
+    unpack = partial(_unpack, archive) if archive.is_file() else None
+    paths = ensure("CIFAR-10", folder, MD5, URL, _download, "the embedded images are 'digits'", unpack)
     blobs = {path.name: read(path) for path in paths}
     official = all(hashlib.md5(blob, usedforsecurity=False).hexdigest() == MD5[name] for name, blob in blobs.items())
     batches = [_batch(blob, folder / name) for name, blob in blobs.items() if name != "batches.meta"]
@@ -71,7 +76,7 @@ def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> Im
     parts = {"train": images, "train labels": labels, "test": test_images, "test labels": test_labels}
     label = "CIFAR-10"
     if not official:
-        copy = hash_parts({"test": test_images}) == JPEG_COPY
+        copy = hash_parts(parts) == JPEG_COPY
         label += ", JPEG copy" if copy else ", not the official bytes"
         if (len(images), len(test_images)) != (50_000, 10_000):
             label += f" ({len(images)} + {len(test_images)} images)"
@@ -121,7 +126,26 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _download(scratch: Path, missing: list[str]) -> Path:
-    archive = fetch(URL, scratch, f"md5:{ARCHIVE_MD5}")
+    return _extract(fetch(URL, scratch, f"md5:{ARCHIVE_MD5}"), scratch)
+
+
+def _unpack(archive: Path, scratch: Path) -> Path:
+    """Unpack an archive that lies in the data root. Raises: DataCorrupt where it is not the published one."""
+    try:
+        with open(archive, "rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise DataCorrupt(f"{archive} cannot be read: {error.strerror or error}.") from error
+    if digest != ARCHIVE_MD5:
+        raise DataCorrupt(
+            f"{archive} does not have the checksum of {URL}: it is truncated or another file; delete it, and it can be "
+            "downloaded again."
+        )
+    return _extract(archive, scratch)
+
+
+def _extract(archive: Path, scratch: Path) -> Path:
+    """Unpack an archive whose checksum is known, so that what it holds is bounded."""
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")  # refuses links and paths that leave the folder
@@ -137,9 +161,12 @@ def _batch(blob: bytes, path: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = pickles.array(fields["data"], path), fields["labels"]
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or not len(pixels):
         raise DataCorrupt(f"{path} holds {pixels.dtype} {pixels.shape}, not uint8 images (b, 3072).")
-    if not isinstance(labels, list):
-        labels = pickles.array(labels, path).tolist()
-    if len(labels) != len(pixels) or not all(type(y) is int and 0 <= y <= 9 for y in labels):
+    labels = pickles.numbers(labels, path) if isinstance(labels, list) else pickles.array(labels, path).tolist()
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(type(y) is int and 0 <= y <= 9 for y in labels)
+    ):
         raise DataCorrupt(f"{path} does not hold one label in 0..9 for each of its {len(pixels)} images.")
     return pixels.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 

@@ -8,6 +8,7 @@ pseudo-coordinates of MoNet and SplineCNN. `superpixel_set` builds a whole data 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -90,7 +91,9 @@ def superpixel_graph(
     """SLIC superpixels: a node for each patch of alike pixels, with its mean colour and centroid.
 
     Args:
-        image: (c, h, w), uint8 in 0..255 or float in [0, 1]; three channels are compared in Lab.
+        image: (c, h, w), uint8 in 0..255 or float in [0, 1]. Grey (c = 1) and RGB (c = 3) are compared in Lab, and so
+            are those with alpha behind (c = 2 and 4), whose alpha counts as much as lightness; other channels count so
+            too. A grey image, or an opaque one, has the patches of the same image in RGB.
         segments: about how many patches; SLIC may return fewer.
         compactness: high for square patches, low for patches that follow colour.
         edges: "adjacency" joins patches that share a pixel border, "knn" the k nearest centroids, symmetrised.
@@ -112,7 +115,8 @@ def superpixel_graph(
     if segments < 1 or compactness <= 0 or k < 1:
         raise ValueError(f"segments, compactness and k are positive, not {segments}, {compactness}, {k}.")
     x, pos, (h, w) = _pixels(image)
-    patch = slic(x.reshape(h, w, -1), n_segments=segments, compactness=compactness, convert2lab=x.shape[1] == 3)
+    seen, lab, scale = _as_seen(x.reshape(h, w, -1))
+    patch = slic(seen, n_segments=segments, compactness=compactness * scale, convert2lab=lab)
     _, flat = np.unique(patch, return_inverse=True)
     flat = flat.reshape(-1)
     size = np.bincount(flat)[:, None]
@@ -126,6 +130,29 @@ def superpixel_graph(
         touching = [(patch[:, :-1], patch[:, 1:]), (patch[:-1], patch[1:])]
         pairs = np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in touching], 1)
     return _graph(features, centroid, pairs, y)
+
+
+def _as_seen(image: np.ndarray) -> tuple[np.ndarray, bool, float]:
+    """What SLIC compares, whether it is to convert that to Lab, and by what to scale its compactness.
+
+    SLIC stretches its input to [0, 1], and its compactness fits Lab, where lightness goes to 100. Channels that it does
+    not convert are put on that scale here, and the compactness is divided by the stretch.
+    """
+    from skimage.color import rgb2lab
+
+    c = image.shape[2]
+    colour, alpha = (image[..., :-1], image[..., -1:]) if c in (2, 4) else (image, np.ones((1, 1, 1)))
+    rgb = np.repeat(colour, 3, 2) if colour.shape[2] == 1 else colour
+    if rgb.shape[2] == 3 and np.ptp(alpha) == 0:
+        return rgb, True, 1.0
+    if rgb.shape[2] == 3:
+        span = np.ptp(rgb)
+        rgb = (rgb - rgb.min()) / (span if span > 0 else 1)
+        values = np.concatenate([rgb2lab(rgb), 100 * alpha], 2)
+    else:
+        values = 100 * image
+    span = float(np.ptp(values))
+    return values, False, 1 / span if span > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +228,7 @@ def superpixel_set(
             f"not {tuple(images.shape)}, {tuple(labels.shape)} and {chunk}."
         )
     options = f"{segments} {float(compactness)} {edges} {k} {chunk} {version('scikit-image')}"
+    options += "" if images.shape[1] == 3 else " Lab"
     key = hash_parts({"images": images.numpy(), "options": options.encode()})
     folder = data_root(root) / "superpixels" / key
     starts = range(0, len(images), chunk)
@@ -244,14 +272,35 @@ def _read_chunk(path: Path, count: int) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(read(path)), allow_pickle=False) as file:
+        blob = read(path)
+        _check_members(blob)
+        with np.load(io.BytesIO(blob), allow_pickle=False) as file:
             arrays = {name: file[name] for name in _FIELDS}
             if str(file["digest"]) == hash_parts(arrays) and len(arrays["nodes"]) == count:
                 return arrays
-    except (ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, RuntimeError, NotImplementedError, MemoryError, SyntaxError):
+        pass
+    except zipfile.BadZipFile:
         pass
     warnings.warn(f"{path} is damaged; building it again.", RuntimeWarning, stacklevel=3)
     return None
+
+
+def _check_members(blob: bytes) -> None:
+    """Hold what the arrays of an .npz claim against their bytes before numpy allocates it. Raises: ValueError."""
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        members = archive.infolist()
+        if len(members) > 64 or any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise ValueError("it is not a chunk: np.savez stores few arrays, uncompressed")
+        for member in members:
+            with archive.open(member) as file:
+                header = np.lib.format.read_magic(file)
+                read_header = (
+                    np.lib.format.read_array_header_1_0 if header == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read_header(file)
+                if math.prod(shape) * dtype.itemsize > member.file_size or member.file_size > len(blob):
+                    raise ValueError("an array claims more bytes than there are")
 
 
 def _pixels(image: Tensor) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from . import pickles
-from .root import DataCorrupt, GraphSet, choose, data_root, ensure, fetch, hash_parts, read
+from .root import DataCorrupt, GraphSet, choose, data_root, ensure, fetch, hash_parts, locate, read
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -73,8 +73,10 @@ def load_planetoid(name: str, root: str | Path | None = None) -> GraphSet:
     ValueError: There is no Planetoid graph 'Kora'. Did you mean 'Cora'? Known: CiteSeer, Cora, PubMed.
     """
     choose(name, CLASSES, "Planetoid graph")
-    folder = data_root(root) / "Planetoid" / name / "raw"
     files = [f"ind.{name.lower()}.{part}" for part in PARTS]
+    place = data_root(root)
+    inside = (place / "Planetoid" / name / "raw", place / name / "raw", place / "raw", place, place / name)
+    folder = locate(inside, files)
     instead = "the embedded graphs are 'citation-like', 'digits-knn' and 'karate'"
     paths = ensure(name, folder, files, f"{URL}{files[0]} and its like", _download, instead)
     blobs = {path.name: read(path) for path in paths}
@@ -131,6 +133,8 @@ def _graph(blobs: dict[str, bytes], folder: Path, name: str) -> Data:
     graph = raw["graph"]
     lists = isinstance(graph, dict) and all(isinstance(v, list) for v in graph.values())
     require(lists, "graph", "is not a dict of lists")
+    listed = sum(map(len, graph.values()))  # one list may stand for many
+    require(listed <= len(blobs[where("graph").name]), "graph", "lists more neighbours than it has bytes")
     ends = [*graph, *chain.from_iterable(graph.values())]
     require(all(type(v) is int and 0 <= v < n for v in ends), "graph", f"names a node outside 0..{n - 1}")
     source = np.repeat(np.array([*graph], np.int64), [len(v) for v in graph.values()])

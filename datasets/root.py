@@ -109,9 +109,16 @@ def offline() -> bool:
     return os.environ.get("GCONV_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
-def read(path: Path) -> bytes:
-    """The bytes of a file. Raises: DataCorrupt that names it when it cannot be read."""
+MAX_FILE_BYTES = 2**28  # the largest file of any of these sets has 31 MB
+
+
+def read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file. Raises: DataCorrupt that names it when it cannot be read, or is larger than any of ours."""
     try:
+        if path.stat().st_size > most:
+            raise DataCorrupt(
+                f"{path} has more than {most >> 20} MiB, so it is not the file that its name says; delete it."
+            )
         return path.read_bytes()
     except OSError as error:
         raise DataCorrupt(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -191,6 +198,15 @@ def fetch(url: str, folder: Path, known_hash: str | None) -> Path:
     return Path(pooch.retrieve(url, known_hash, url.rsplit("/", 1)[-1], folder, downloader=downloader))
 
 
+def locate(folders: Iterable[Path], files: Iterable[str]) -> Path:
+    """The first of the folders that holds one of the files; the first of all where none does.
+
+    So a root that is given a level too deep, as the folder of the files itself, is recognised.
+    """
+    known, names = list(folders), list(files)
+    return next((folder for folder in known if any((folder / name).is_file() for name in names)), known[0])
+
+
 def ensure(
     name: str,
     folder: Path,
@@ -198,6 +214,7 @@ def ensure(
     source: str,
     download: Callable[[Path, list[str]], Path],
     instead: str,
+    unpack: Callable[[Path], Path] | None = None,
 ) -> list[Path]:
     """Paths of `files` in `folder`, downloaded if need be.
 
@@ -211,6 +228,7 @@ def ensure(
         source: where it comes from, for the message.
         download: see above.
         instead: the embedded sets to use without data, for the message.
+        unpack: unpacks an archive that is there already into the scratch folder, and returns where the files lie.
 
     Raises:
         DataUnavailable: offline, no network, a wrong checksum, or an archive without the files.
@@ -223,10 +241,10 @@ def ensure(
     if not missing:
         return paths
     try:
-        if offline():
+        if offline() and unpack is None:
             raise ConnectionRefusedError("GCONV_OFFLINE is set, so the network was not tried")
         with scratch(folder) as temporary:
-            unpacked = download(temporary, missing)
+            unpacked = download(temporary, missing) if unpack is None else unpack(temporary)
             for file in missing:
                 if not (unpacked / file).is_file():
                     raise ValueError(f"what was downloaded has no {file}")
