@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 
 class InputError(ValueError, RuntimeError):
     """The shape, the number of channels or the device of an input does not fit the layer.
@@ -15,3 +17,18 @@ class InputError(ValueError, RuntimeError):
 
 class InputTypeError(TypeError, RuntimeError):
     """The dtype of an input does not fit the layer; torch raises a RuntimeError here, too."""
+
+
+@lru_cache(None)
+def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
+    """A class of errors that are of either class; one of the two, where it is the other already.
+
+    >>> error = both(ValueError, AssertionError)
+    >>> issubclass(error, ValueError) and issubclass(error, AssertionError)
+    True
+    """
+    if issubclass(ours, theirs):
+        return ours
+    if issubclass(theirs, ours):
+        return theirs
+    return type(ours.__name__, (ours, theirs), {"__module__": __name__})

@@ -390,3 +390,51 @@ def test_types_under_autocast(name, edges, build, kind, monkeypatch):
     theirs, ours = results
     assert ours.dtype == theirs.dtype
     torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.1, atol=0.1)
+
+
+# -- errors, lazy layers, in place ---------------------------------------------------------------------------------
+
+X, RING = torch.randn(4, 8), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+BAD = [
+    (lambda: pyg.GCNConv(8, 4), (X, torch.tensor([[0, 9], [1, 2]]))),
+    (lambda: pyg.GCNConv(8, 4), (X, torch.tensor([[0, -1], [1, 2]]))),
+    (lambda: pyg.GCNConv(8, 4), (X[:, :5], RING)),
+    (lambda: pyg.GCNConv(8, 4), (X.double(), RING)),
+    (lambda: pyg.GCNConv(8, 4), ((X, X), RING)),
+    (lambda: pyg.GCNConv(8, 4), (X, RING, torch.rand(3))),
+    (lambda: pyg.GCNConv(8, 4), (None, RING)),
+    (lambda: pyg.GCNConv(8, 4), (X,)),
+    (lambda: pyg.GATConv(8, 4), (torch.stack([X, X]), RING)),
+    (lambda: pyg.GATConv(8, 4, edge_dim=2), (X, RING, torch.randn(4, 3))),
+    (lambda: pyg.SAGEConv(8, 4), (X, RING.float())),
+    (lambda: pyg.RGCNConv(8, 4, 2), (X, RING)),
+    (lambda: pyg.GMMConv(8, 4, 2, 2), (X, RING)),
+    (lambda: pyg.TransformerConv(8, 4), (X[0], RING)),
+]
+
+
+@pytest.mark.parametrize(("build", "arguments"), BAD, ids=range(len(BAD)))
+def test_errors_are_of_the_class_that_pyg_raises(build, arguments):
+    """And of gconv's where it refuses the call itself or where PyG says nothing; with a sentence in any case."""
+    layer = build()
+    with pytest.raises(Exception) as theirs:
+        layer(*arguments)
+    with pytest.raises(Exception) as ours:
+        convert(layer)(*arguments)
+    assert issubclass(ours.type, theirs.type) and issubclass(ours.type, (ValueError, TypeError))
+    assert len(str(ours.value)) > 20
+
+
+def test_parameters_that_are_not_initialised_yet():
+    """A state_dict of a lazy layer makes a converted one lazy, too; its next call initialises it."""
+    for build, arguments in (
+        (lambda i: pyg.Linear(i, 4), (X,)),
+        (lambda i: pyg.SAGEConv(i, 4), (X, RING)),
+        (lambda i: pyg.GCNConv(i, 4), (X, RING)),
+    ):
+        twin = convert(build(8))
+        twin.load_state_dict(build(-1).state_dict())
+        assert twin(*arguments).shape == (4, 4)
+        torch.testing.assert_close(strictly(twin, *arguments), twin(*arguments))
+        twin.load_state_dict(build(8).state_dict())
+        assert twin(*arguments).shape == (4, 4)

@@ -8,6 +8,7 @@ that the description does not cover goes to the peer's own forward.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gconv.basis import Basis
 from gconv.domains import Graph
+from gconv.errors import InputError, both
 from gconv.linear import Map
 from gconv.mixing import plain, spread_bias
 from gconv.module import GConv
@@ -147,7 +150,7 @@ class Converted:
         """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
         if name[0] != "_" and name not in ("training", "gconv", "report"):
             old = getattr(self, name, None)
-            if not (isinstance(old, Tensor) and isinstance(value, Tensor) and old.shape == value.shape):
+            if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
                 self.__dict__["_changed"] = True
         super().__setattr__(name, value)
 
@@ -155,6 +158,10 @@ class Converted:
         reduced: Any = super().__reduce_ex__(protocol)
         state = {key: value for key, value in reduced[2].items() if key != "_last_graph"}
         return (_blank, (type(self).__mro__[2],), state, *reduced[3:])
+
+
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    return not is_lazy(a) and not is_lazy(b) and a.shape == b.shape
 
 
 def _blank(cls: type) -> Any:
@@ -210,11 +217,18 @@ def convertible(cls: type) -> type:
                 y = peer.call(self, *args, **kwargs)
             except LeftAlone:  # a part was exchanged
                 y = None
-            except (ValueError, TypeError):
+            except (ValueError, TypeError) as error:
                 if on_graphs:
-                    raise
+                    raise refusal(self, original, args, kwargs, error) from None
                 y = None  # torch's layer answers, or raises the error that it always raised
-        return original(self, *args, **kwargs) if y is None else y
+        if y is not None:
+            return y
+        if not on_graphs:
+            return original(self, *args, **kwargs)
+        try:
+            return original(self, *args, **kwargs)
+        except BARE as error:
+            raise both(InputError, type(error))(f"{cls.__name__} refuses this call{said(error)}.") from error
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
 
@@ -226,6 +240,32 @@ def convertible(cls: type) -> type:
     if hasattr(cls, "reset_parameters"):
         body["reset_parameters"] = reset_parameters
     return type(cls.__name__, (Converted, cls), body)
+
+
+BARE = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError)
+
+
+def said(error: Exception) -> str:
+    """What a peer's error says, its first line, as the end of a sentence."""
+    lines = str(error).strip().splitlines()
+    return f": {lines[0].rstrip('.')}" if lines else "; an argument that it needs is missing, or is of another kind"
+
+
+def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception:
+    """gconv's error about a call, of the class, too, that the peer raises for it, if the peer refuses it as well."""
+    twin = copy.copy(layer)
+    twin.__dict__.update(_parameters=dict(layer._parameters), _buffers=dict(layer._buffers))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            original(twin, *args, **kwargs)
+    except Exception as theirs:
+        if type(theirs) is TypeError and type(error) is TypeError and "argument" in str(theirs):
+            return theirs  # names an argument that is missing or unknown
+        try:
+            return both(type(error), type(theirs))(str(error))
+        except TypeError:  # classes that do not combine
+            return error
+    return error
 
 
 def renew(layer: Any) -> None:
