@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 
 class InputError(ValueError, RuntimeError):
@@ -19,7 +20,6 @@ class InputTypeError(TypeError, RuntimeError):
     """The dtype of an input does not fit the layer; torch raises a RuntimeError here, too."""
 
 
-@lru_cache(None)
 def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
     """A class of errors that are of either class; one of the two, where it is the other already.
 
@@ -31,4 +31,11 @@ def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
         return ours
     if issubclass(theirs, ours):
         return theirs
+    pair: Any = ours, theirs
+    made: type[Exception] = _combined(*pair)
+    return made
+
+
+@lru_cache(None)
+def _combined(ours: Any, theirs: Any) -> type[Exception]:
     return type(ours.__name__, (ours, theirs), {"__module__": __name__})

@@ -1,13 +1,14 @@
 """Converted PyG layers in the ways that users call them: graph after graph, in place, under autocast, sparse."""
 
 import importlib
+import inspect
 import pkgutil
 import random
 
 import pytest
 import torch
 import torch_geometric.nn
-from oracles.pyg_layers import ATTR, BUILDS, CASES, F64, HOW, IDS, REL, TWO, edge_arguments, edge_net, strictly
+from oracles.pyg_layers import ATTR, BUILDS, CASES, F64, HOW, IDS, REL, TWO, edge_arguments, edge_net, mlp, strictly
 from torch import nn
 from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
@@ -352,6 +353,101 @@ def test_a_filtered_signal_that_is_kept():
             torch.manual_seed(1)
             each.reset_parameters()
         torch.testing.assert_close(twin(x.cos(), SIMPLE), layer(x.cos(), SIMPLE))
+
+
+# -- two sets of nodes ---------------------------------------------------------------------------------------------
+
+ACROSS = torch.tensor([[0, 1, 1, 4, 3, 2, 2, 4, 5], [0, 1, 0, 1, 2, 2, 0, 0, 3]])  # 6 sources, 4 targets
+PAIRS = [  # a layer of channels i (one number or a pair), what its edges carry, and whether a target may be missing
+    (lambda i: pyg.SAGEConv(i, 2), "", True),
+    (lambda i: pyg.SAGEConv(i, 2, aggr="max", bias=False), "", True),
+    (lambda i: pyg.SAGEConv(i, 2, root_weight=False), "", True),
+    (lambda i: pyg.SAGEConv(i, 2, project=True, normalize=True), "", True),
+    (lambda i: pyg.GraphConv(i, 2), "edge_weight", True),
+    (lambda i: pyg.GraphConv(i, 2, aggr="max"), "edge_weight", True),
+    (lambda i: pyg.LEConv(i, 2), "edge_weight", False),
+    (lambda i: pyg.LEConv(i, 2, bias=False), "edge_weight", False),
+    (lambda i: pyg.MFConv(i, 2, 2), "", True),
+    (lambda i: pyg.GATConv(i, 2, 2), "", True),
+    (lambda i: pyg.GATConv(i, 2, 2, concat=False, residual=True, add_self_loops=False), "", True),
+    (lambda i: pyg.GATConv(i, 2, edge_dim=2), ATTR, True),
+    (lambda i: pyg.GATv2Conv(i, 2, 2), "", False),
+    (lambda i: pyg.GATv2Conv(i, 2, 2, residual=True, bias=False), "", False),
+    (lambda i: pyg.GATv2Conv(i, 2, edge_dim=2), ATTR, False),
+    (lambda i: pyg.TransformerConv(i, 2, 2), "", False),
+    (lambda i: pyg.TransformerConv(i, 2, root_weight=False, bias=False), "", False),
+    (lambda i: pyg.GMMConv(i, 2, 2, 3), ATTR, True),
+    (lambda i: pyg.NNConv(i, 2, edge_net(6)), ATTR, True),
+    (lambda i: pyg.ResGatedGraphConv(i, 2), "", False),
+    (lambda i: pyg.RGCNConv(i, 2, 3), REL, False),
+    (lambda i: pyg.RGCNConv(i, 2, 3, num_bases=2, root_weight=False), REL, False),
+    (lambda i: pyg.FastRGCNConv(i, 2, 3), REL, False),
+]
+SHARED = [
+    (lambda i: pyg.SimpleConv("mean", "sum"), "edge_weight", True),
+    (lambda i: pyg.SimpleConv("max", "cat"), "edge_weight", True),
+    (lambda i: pyg.GINConv(mlp(i, 2), 0.5, True), "", True),
+    (lambda i: pyg.WLConvContinuous(), "edge_weight", True),
+    (lambda i: pyg.FeaStConv(i, 2, 2), "", False),
+    (lambda i: pyg.GATv2Conv(i, 2, share_weights=True), "", False),
+]
+ON_PAIRS = [
+    *((build, edges, alone, i) for build, edges, alone in PAIRS for i in (3, (3, 2))),
+    *((*case, 3) for case in SHARED),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Converting sparse tensor to CSR")
+@pytest.mark.parametrize(
+    ("build", "edges", "alone", "i"), ON_PAIRS, ids=[f"{type(c[0](3)).__name__}-{k}" for k, c in enumerate(ON_PAIRS)]
+)
+def test_pairs_of_signals(build, edges, alone, i):
+    """Pairs, with and without a target or `size`, on an edge_index, an EdgeIndex and sparse adjacencies (4, 6)."""
+    torch.manual_seed(0)
+    layer = build(i).double()
+    e = ACROSS.shape[1]
+    carried = {
+        "": None,
+        "edge_weight": torch.linspace(0.5, 2, e, dtype=F64),
+        ATTR: torch.randn(e, 2, dtype=F64),
+        REL: torch.arange(e) % 3,
+    }[edges]
+    more = {} if carried is None else {edges: carried}
+    source, target = torch.randn(6, 3, dtype=F64), torch.randn(4, 2 if isinstance(i, tuple) else 3, dtype=F64)
+    forms = [(target, ACROSS, more), (target, EdgeIndex(ACROSS, sparse_size=(6, 4)), more)]
+    if edges in ("", "edge_weight") and not isinstance(layer, pyg.WLConvContinuous | pyg.MFConv):
+        value = torch.linspace(0.5, 2, e, dtype=F64)
+        adj = torch.sparse_coo_tensor(ACROSS.flip(0), value, (4, 6)).coalesce()
+        forms += [(target, adj, {}), (target, adj.to_sparse_csr(), {})]
+    if alone:
+        forms += [(None, ACROSS, more)]
+        if "size" in inspect.signature(type(layer).forward).parameters:
+            forms += [(None, ACROSS, {**more, "size": (6, 4)}), (target, ACROSS, {**more, "size": (6, 4)})]
+    for end, adjacency, extra in forms:
+        check_form(layer, lambda m, leaf, t=end, adj=adjacency, k=extra: m((leaf, t), adj, **k), source)
+    if isinstance(i, tuple) and getattr(layer, "root_weight", True) and getattr(layer, "root", True) is not None:
+        for module in (layer, convert(layer)):  # a single signal cannot have both numbers of channels
+            with pytest.raises((RuntimeError, IndexError)):
+                module(source, ACROSS, **more)
+
+
+def test_signs_between_two_sets():
+    x, target = torch.randn(6, 3, dtype=F64), torch.randn(4, 3, dtype=F64)
+    layer = pyg.SignedConv(3, 2, True)
+    check_form(layer, lambda m, leaf: m((leaf, target), ACROSS[:, ::2], ACROSS[:, 1::2]), x)
+
+
+def test_a_size_that_does_not_fit_is_refused():
+    x = torch.randn(6, 3)
+    for build in (lambda: pyg.SAGEConv(3, 2), lambda: pyg.GATConv(3, 2), lambda: pyg.GraphConv(3, 2)):
+        layer = build()
+        torch.testing.assert_close(convert(layer)(x, SIMPLE, size=(6, 6)), layer(x, SIMPLE, size=(6, 6)))
+        for arguments, size in (((x, SIMPLE), (6, 5)), (((x, x[:4]), ACROSS), (6, 3))):
+            with pytest.raises(ValueError):
+                layer(*arguments, size=size)
+            with pytest.raises(ValueError):
+                convert(layer)(*arguments, size=size)
 
 
 # -- autocast ------------------------------------------------------------------------------------------------------

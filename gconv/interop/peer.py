@@ -161,6 +161,7 @@ class Converted:
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors, neither of them still to be initialised, have one shape."""
     return not is_lazy(a) and not is_lazy(b) and a.shape == b.shape
 
 
@@ -171,13 +172,13 @@ def _blank(cls: type) -> Any:
 
 def run(
     layer: Any,
-    x: Tensor,
+    x: Any,
     domain: Any = None,
     spec: OperatorSpec | None = None,
     weights: Weights | None = None,
     **edges: Tensor | None,
 ) -> Tensor:
-    """A converted layer on x, by gconv; perhaps as another operator, or with other weights."""
+    """A converted layer on x, or on a pair, by gconv; perhaps as another operator, or with other weights."""
     gconv = layer.gconv if spec is None else layer.gconv.like(spec)
     if layer.peer.affine(layer):
         x = with_ones(x)
@@ -191,8 +192,10 @@ def run_on(gconv: GConv, S: Basis, x: Tensor) -> Tensor:
     return gconv._cast(evaluate(S, mixing, W, x, spread_bias(gconv.spec.mixing, gconv.bias)))
 
 
-def with_ones(x: Tensor) -> Tensor:
-    """x with a last channel of ones."""
+def with_ones(x: Any) -> Any:
+    """x with a last channel of ones; both of a pair."""
+    if isinstance(x, tuple):
+        return tuple(map(with_ones, x))
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
 
 

@@ -17,12 +17,14 @@ from gconv.interop.pyg.common import (
     CACHED,
     MEAN,
     blocks,
+    channels_in,
     graph_cached,
     has_bias,
     kept_graph,
+    level,
     listed,
     matrices,
-    one_kind,
+    matrix,
     ordinary,
     per_edge,
     sizes,
@@ -38,9 +40,8 @@ from gconv.spec import OperatorSpec
 
 def gat_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
-    one_kind(layer, "apart")
     return operators.gat(
-        sizes(layer.lin)[0],
+        channels_in(layer),
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -51,6 +52,7 @@ def gat_spec(layer: Any) -> OperatorSpec:
         fill(layer),
         bias=has_bias(layer),
         residual=layer.res is not None,
+        share_weights=layer.lin is not None,
     )
 
 
@@ -68,16 +70,19 @@ def beside(layer: Any, W: Tensor, affine: bool = False) -> Tensor:
     """The heads' W, and behind them the node's own."""
     if layer.res is None:
         return W
-    return torch.cat([W, blocks(layer.res, layer.heads if layer.concat else 1, affine)])
+    return torch.cat(level(W, blocks(layer.res, layer.heads if layer.concat else 1, affine)))
 
 
 def gat_weights(layer: Any) -> Weights:
+    source = blocks(layer.lin_src if layer.lin is None else layer.lin, layer.heads)
     W: Weights = {
-        "weight": beside(layer, blocks(layer.lin, layer.heads)),
         "att_src": layer.att_src[0],
         "att_dst": layer.att_dst[0],
         "bias": layer.bias,
     }
+    if layer.lin is None:
+        source, W["target_weight"] = level(source, blocks(layer.lin_dst, layer.heads))
+    W["weight"] = beside(layer, source)
     if layer.edge_dim is not None:
         W |= {"att_edge": layer.att_edge[0], "lin_edge": blocks(layer.lin_edge, layer.heads)}
     return W
@@ -161,9 +166,11 @@ def gatv2_affine(layer: Any) -> bool:
 
 def gatv2_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
-    one_kind(layer)
+    i = channels_in(layer, more=gatv2_affine(layer))
+    if layer.share_weights and isinstance(i, tuple):
+        raise LeftAlone(f"share_weights=True with in_channels={layer.in_channels}: no matrix fits both")
     return operators.gatv2(
-        sizes(layer.lin_l)[0] + gatv2_affine(layer),
+        i,
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -180,13 +187,15 @@ def gatv2_spec(layer: Any) -> OperatorSpec:
 
 def gatv2_weights(layer: Any) -> Weights:
     affine, heads = gatv2_affine(layer), layer.heads
+    lins = (layer.lin_l,) if layer.share_weights else (layer.lin_l, layer.lin_r)
+    source, *targets = level(*(blocks(lin, heads, affine) for lin in lins))
     W: Weights = {
-        "weight": beside(layer, blocks(layer.lin_l, heads, affine), affine),
+        "weight": beside(layer, source, affine),
         "att": layer.att[0],
         "bias": layer.bias,
     }
-    if not layer.share_weights:
-        W["target_weight"] = blocks(layer.lin_r, heads, affine)
+    if targets:
+        W["target_weight"] = targets[0]
     if layer.bias is not None:
         W["shift"] = torch.zeros_like(layer.att[0])
     if layer.edge_dim is not None:
@@ -240,9 +249,8 @@ def transformer_affine(layer: Any) -> bool:
 
 def transformer_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
-    one_kind(layer)
     return operators.transformer(
-        sizes(layer.lin_key)[0] + transformer_affine(layer),
+        channels_in(layer, more=transformer_affine(layer)),
         layer.out_channels,
         layer.heads,
         layer.concat,
@@ -256,14 +264,11 @@ def transformer_spec(layer: Any) -> OperatorSpec:
 
 def transformer_weights(layer: Any) -> Weights:
     affine, heads = transformer_affine(layer), layer.heads
-    W = blocks(layer.lin_value, heads, affine)
+    parts = [blocks(lin, heads, affine) for lin in (layer.lin_query, layer.lin_key, layer.lin_value)]
     if layer.root_weight:
-        W = torch.cat([W, blocks(layer.lin_skip, heads if layer.concat else 1, affine)])
-    return {
-        "weight": W,
-        "query": blocks(layer.lin_query, heads, affine),
-        "key": blocks(layer.lin_key, heads, affine),
-    }
+        parts.append(blocks(layer.lin_skip, heads if layer.concat else 1, affine))
+    query, key, *values = level(*parts)
+    return {"weight": torch.cat(values) if layer.root_weight else values[0], "query": query, "key": key}
 
 
 def transformer_notes(layer: Any) -> list[str]:
@@ -337,21 +342,20 @@ def eg_call(layer: Any, x: Any, edge_index: Any, *, values: Any = None) -> Tenso
 
 def resgated_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    one_kind(layer)
     if type(layer.act) is not nn.Sigmoid or layer.edge_dim is not None:
         raise LeftAlone("its gates are no sigmoids of x alone (another act, or edge_dim)")
-    i, o = sizes(layer.lin_value)
-    return operators.resgated(i + 1, o, layer.root_weight, has_bias(layer))
+    return operators.resgated(channels_in(layer, more=1), layer.out_channels, layer.root_weight, has_bias(layer))
 
 
 def resgated_weights(layer: Any) -> Weights:
-    values = [torch.cat([layer.lin_value.weight, layer.lin_value.bias.unsqueeze(1)], 1)]
-    if layer.root_weight:
-        values.append(F.pad(layer.lin_skip.weight, (0, 1)))
+    lins = (layer.lin_key, layer.lin_query, *([layer.lin_skip] if layer.root_weight else []))
+    value = torch.cat([layer.lin_value.weight, layer.lin_value.bias.unsqueeze(1)], 1)
+    parts = level(value.t(), *(F.pad(matrix(lin), (0, 0, 0, 1)) for lin in lins))
+    value, key, query, *root = (part.t() for part in parts)
     return {
-        "weight": torch.cat(values).unsqueeze(-1),
-        "key": F.pad(layer.lin_key.weight, (0, 1)),
-        "query": F.pad(layer.lin_query.weight, (0, 1)),
+        "weight": torch.cat([value, *root]).unsqueeze(-1),
+        "key": key,
+        "query": query,
         "gate": layer.lin_key.bias + layer.lin_query.bias,
         "bias": layer.bias,
     }

@@ -54,4 +54,5 @@ def as_peer(cls: type, layer: Any, y: Tensor, args: tuple[Any, ...], kwargs: dic
     given = dict(zip(("x", "edge_index", "edge_weight"), args, strict=False)) | kwargs
     adj = given.get("edge_index")
     weighted = given.get("edge_weight") is not None or (isinstance(adj, Tensor) and adj.is_floating_point())
-    return y.float() if rule(layer, given["x"].dtype is torch.float32, weighted) else y
+    x = given["x"][0] if isinstance(given["x"], tuple | list) else given["x"]
+    return y.float() if rule(layer, x.dtype is torch.float32, weighted) else y

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing
 
@@ -36,15 +37,18 @@ def ordinary(layer: Any, aggr: tuple[str, ...] = SUM, node_dim: int = -2) -> Non
         raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} cuts its channels into pieces")
 
 
-def one_kind(layer: Any, kind: str = "") -> None:
-    """Refuse layers between two sets of nodes.
+def channels_in(layer: Any, both: bool = True, more: int = 0) -> Any:
+    """The channels in, a pair where those of sources and targets differ.
 
-    Raises:
-        LeftAlone: with the reason.
+    Args:
+        both: whether the layer reads the targets.
+        more: channels that are appended to the signal.
     """
     channels = layer.in_channels
-    if isinstance(channels, (tuple, list)) and (kind == "apart" or channels[0] != channels[1]):
-        raise LeftAlone(f"in_channels={tuple(channels)}: it leads from one set of nodes to another")
+    if not isinstance(channels, (tuple, list)):
+        return channels + more
+    source, target = (c + more for c in channels)
+    return (source, target) if both and source != target else source
 
 
 def graph_cached(layer: Any) -> None:
@@ -82,6 +86,8 @@ def dense(x: Any) -> bool:
 def usual(layer: Any, x: Any, *indices: Any) -> bool:
     """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
     if not dense(x) or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
+        return False
+    if layer.gconv.spec.sides is not None:  # it takes pairs alone
         return False
     if x.ndim != 2 and (getattr(layer, "node_dim", -2) == 0 or layer.gconv.spec.structure.kind != "fixed"):
         return False
@@ -153,7 +159,18 @@ def has_bias(layer: Any) -> bool:
 
 def matrices(*lins: Any) -> Tensor:
     """Linear layers as W (k, i, o), a tap each."""
-    return matrix(lins[0]).unsqueeze(0) if len(lins) == 1 else torch.stack([matrix(lin) for lin in lins])
+    return matrix(lins[0]).unsqueeze(0) if len(lins) == 1 else stacked(*map(matrix, lins))
+
+
+def stacked(*parts: Tensor) -> Tensor:
+    """Matrices (i, o) as taps (k, i, o), the shorter ones (of the side with fewer channels) filled up with zeros."""
+    return torch.stack(level(*parts))
+
+
+def level(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Matrices (..., i, o) of the same number of rows."""
+    i = max(part.shape[-2] for part in parts)
+    return tuple(part if part.shape[-2] == i else F.pad(part, (0, 0, 0, i - part.shape[-2])) for part in parts)
 
 
 def matrix(lin: Any) -> Tensor:

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from gconv import operators
-from gconv.domains import Graph, read_graph
+from gconv.domains import Bipartite, Graph, read_graph
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
 from gconv.interop.peers import base_class
 from gconv.interop.pyg.common import (
@@ -21,10 +22,11 @@ from gconv.interop.pyg.common import (
     SUM,
     attributed,
     biased,
+    channels_in,
     has_bias,
+    level,
     listed,
     matrices,
-    one_kind,
     ordinary,
     same_graph,
     sizes,
@@ -39,8 +41,10 @@ LINEAR = (nn.Linear, pyg.Linear)
 def rgcn_spec(layer: Any) -> OperatorSpec:
     fast = base_class(layer) is pyg.FastRGCNConv
     ordinary(layer, (*SUM, *MEAN) if fast else (*SUM, *MEAN, *MAX), node_dim=0)
-    one_kind(layer)
-    width = layer.in_channels_l
+    root = layer.root is not None
+    width = channels_in(layer, root)
+    if layer.num_blocks is not None and isinstance(width, tuple):
+        raise LeftAlone(f"num_blocks with in_channels={width}: its blocks have two sizes")
     return operators.relational(
         width,
         layer.out_channels,
@@ -48,7 +52,7 @@ def rgcn_spec(layer: Any) -> OperatorSpec:
         layer.num_bases,
         layer.num_blocks,
         AGGR[layer.aggr],
-        layer.root is not None,
+        root,
         has_bias(layer),
     )
 
@@ -56,7 +60,7 @@ def rgcn_spec(layer: Any) -> OperatorSpec:
 def rgcn_weights(layer: Any) -> Weights:
     W, root, parts = layer.weight, layer.root, layer.num_blocks
     if parts is None:
-        W = W if root is None else torch.cat([W, root.unsqueeze(0)])
+        W = W if root is None else torch.cat(level(W, root.unsqueeze(0)))
     elif root is not None:
         cut = root.unflatten(1, (parts, -1)).unflatten(0, (parts, -1)).transpose(1, 2)
         W = torch.cat([W.flatten(0, 1), cut.flatten(0, 1)])
@@ -111,12 +115,15 @@ def signed_weights(layer: Any) -> Weights:
 
 
 def signed_call(layer: Any, x: Any, pos_edge_index: Any, neg_edge_index: Any) -> Tensor | None:
-    if not usual(layer, x, pos_edge_index, neg_edge_index):
+    source, target = x if isinstance(x, tuple) and len(x) == 2 else (x, x)
+    if not usual(layer, source, pos_edge_index, neg_edge_index) or not usual(layer, target):
         return None
-    sizes = torch.tensor([pos_edge_index.shape[1], neg_edge_index.shape[1]], device=x.device)
-    kind = torch.arange(2, device=x.device).repeat_interleave(sizes)
-    graph = Graph(torch.cat([pos_edge_index, neg_edge_index], 1), x.shape[-2], edge_type=kind)
-    return run(layer, x, same_graph(layer, graph))
+    counts = torch.tensor([pos_edge_index.shape[1], neg_edge_index.shape[1]], device=source.device)
+    kind = torch.arange(2, device=source.device).repeat_interleave(counts)
+    edge_index = torch.cat([pos_edge_index, neg_edge_index], 1)
+    if source is not target:
+        return run(layer, x, Bipartite(edge_index, (source.shape[-2], target.shape[-2]), edge_type=kind))
+    return run(layer, source, same_graph(layer, Graph(edge_index, source.shape[-2], edge_type=kind)))
 
 
 def mf_affine(layer: Any) -> bool:
@@ -125,17 +132,16 @@ def mf_affine(layer: Any) -> bool:
 
 def mf_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    one_kind(layer)
-    i, o = sizes(layer.lins_l[0])
-    return operators.mf(i + mf_affine(layer), o, len(layer.lins_l) - 1, bias=False)
+    i = channels_in(layer, more=mf_affine(layer))
+    return operators.mf(i, layer.out_channels, len(layer.lins_l) - 1, bias=False)
 
 
 def mf_weights(layer: Any) -> Weights:
-    W = matrices(*layer.lins_l, *layer.lins_r)
+    source, target = matrices(*layer.lins_l), matrices(*layer.lins_r)
     if mf_affine(layer):
         b = torch.stack([lin.bias for lin in layer.lins_l])
-        W = torch.cat([W, torch.cat([torch.zeros_like(b), b]).unsqueeze(1)], 1)
-    return {"weight": W}
+        source, target = F.pad(source, (0, 0, 0, 1)), torch.cat([target, b.unsqueeze(1)], 1)
+    return {"weight": torch.cat(level(source, target))}
 
 
 def hypergraph_spec(layer: Any) -> OperatorSpec:
@@ -161,20 +167,18 @@ def hypergraph_call(
 
 def gmm_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, MEAN)
-    one_kind(layer)
     if layer.separate_gaussians:
         raise LeftAlone("separate_gaussians=True: each pair of channels has a structure of its own")
     if layer.root_weight is False and not hasattr(layer, "root"):
         raise LeftAlone("with root_weight=False PyG's GMMConv fails: it reads a `root` that it never sets")
-    return operators.monet(
-        layer.g.shape[0], layer.out_channels, layer.dim, layer.kernel_size, layer.root_weight, has_bias(layer)
-    )
+    i = channels_in(layer, layer.root_weight)
+    return operators.monet(i, layer.out_channels, layer.dim, layer.kernel_size, layer.root_weight, has_bias(layer))
 
 
 def gmm_weights(layer: Any) -> Weights:
     W = layer.g.unflatten(1, (layer.kernel_size, -1)).transpose(0, 1)
     if layer.root_weight:
-        W = torch.cat([W, matrices(layer.root)])
+        W = torch.cat(level(W, matrices(layer.root)))
     return {"weight": W, "mu": layer.mu, "sigma": layer.sigma, "bias": layer.bias}
 
 
@@ -201,11 +205,16 @@ def network(layer: Any) -> tuple[Any, Any]:
 
 def nn_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, (*SUM, *MEAN))
-    one_kind(layer)
     first, _ = network(layer)
     dim, hidden = sizes(first)
     return operators.nnconv(
-        layer.in_channels_l, layer.out_channels, dim, hidden, AGGR[layer.aggr], layer.root_weight, has_bias(layer)
+        channels_in(layer, layer.root_weight),
+        layer.out_channels,
+        dim,
+        hidden,
+        AGGR[layer.aggr],
+        layer.root_weight,
+        has_bias(layer),
     )
 
 
@@ -217,7 +226,7 @@ def nn_weights(layer: Any) -> Weights:
     root = [matrices(layer.lin)] if layer.root_weight else []
     w1 = first.weight
     shift = w1.new_zeros(len(w1)) if first.bias is None else first.bias
-    return {"weight": torch.cat([W, constant, *root]), "w1": w1, "b1": shift, "bias": layer.bias}
+    return {"weight": torch.cat(level(W, constant, *root)), "w1": w1, "b1": shift, "bias": layer.bias}
 
 
 def pdn_spec(layer: Any) -> OperatorSpec:

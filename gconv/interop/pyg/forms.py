@@ -21,6 +21,7 @@ from torch_geometric.utils.sparse import set_sparse_value
 
 from gconv.interop.peer import Peer
 from gconv.interop.pyg.autocast import LOW, as_peer
+from gconv.interop.pyg.pairs import between
 
 Arguments = dict[str, Any]
 # of a layer, the arguments of a call, its edge_index and the values of its adjacency; False where PyG has to run
@@ -34,13 +35,19 @@ def is_sparse(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout is not torch.strided
 
 
+def source(given: Arguments) -> Tensor:
+    """The signal, or that of the sources."""
+    x: Any = given["x"]
+    return x[0] if isinstance(x, tuple) else x
+
+
 def opened(adj: Tensor) -> tuple[Tensor, Tensor] | None:
     """The edge_index and values of PyG's `adj_t`, rows are targets; None if it is none.
 
     The same adjacency has the same edge_index tensor each time, as long as it is not changed, so that what was derived
     from it is found again.
     """
-    if adj.ndim - adj.dense_dim() != 2 or adj.shape[0] != adj.shape[1] or adj.requires_grad:
+    if adj.ndim - adj.dense_dim() != 2 or adj.requires_grad:
         return None
     if adj.layout is torch.sparse_coo:
         whole = adj.coalesce()
@@ -90,7 +97,7 @@ def weights(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) ->
 
 def beside(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
     """Weights that only an adjacency brings: the layer has no argument for them."""
-    if values.ndim != 1 or values.dtype != given["x"].dtype:
+    if values.ndim != 1 or values.dtype != source(given).dtype:
         return False
     if not ones(layer, given, edge_index, values):
         given["values"] = values
@@ -99,7 +106,7 @@ def beside(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> 
 
 def instead(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
     """Weights, where PDNConv makes its own of edge features otherwise."""
-    if given.get("edge_attr") is not None or values.ndim != 1 or values.dtype != given["x"].dtype:
+    if given.get("edge_attr") is not None or values.ndim != 1 or values.dtype != source(given).dtype:
         return False
     given["values"] = values
     return True
@@ -152,48 +159,76 @@ ADJACENCY: dict[type, Reader] = {
 def taking(cls: type, peer: Peer) -> Peer:
     """The same, in a call of which the graph and the signal may have other forms."""
     call, read = peer.call, ADJACENCY.get(cls)
-    signature = inspect.signature(call)
+    signature, arguments = inspect.signature(call), inspect.signature(cls.forward).parameters  # type: ignore
 
     def taken(layer: Any, *args: Any, **kwargs: Any) -> Any:
         y: Any = call(layer, *args, **kwargs)
         if type(y) is Tensor and y.dtype in LOW:
             return as_peer(cls, layer, y, args, kwargs)
-        if y is not None or not any(_in_another_form(value) for value in (*args, *kwargs.values())):
+        if y is not None:
             return y
         try:
             bound = signature.bind(layer, *args, **kwargs)
         except TypeError:
             return None
         given = bound.arguments
-        adj = given.get("edge_index")
-        for name, value in list(given.items()):
-            if name.endswith("edge_index") and isinstance(value, EdgeIndex):
-                sizes = value.sparse_size()
-                if any(size not in (None, given["x"].shape[-2]) for size in sizes):
-                    return None
-                given[name] = value.as_tensor()
-            elif name in ("x", "x_0") and is_sparse(value):
-                if value.requires_grad or value.numel() > DENSE:
-                    return None
-                given[name] = value.to_dense()
-        if is_sparse(adj):
-            found = None if read is None else opened(adj)
-            if read is None or found is None or not isinstance(given["x"], Tensor):
-                return None
-            given["edge_index"] = found[0]
-            if len(adj) != given["x"].shape[-2] or not read(layer, given, *found):
-                return None
-        y = call(*bound.args, **bound.kwargs)
-        if type(y) is Tensor and y.dtype in LOW:
-            return as_peer(cls, layer, y, args, kwargs)
-        return _in_the_form_of(layer, adj, y) if is_sparse(adj) and not isinstance(y, Tensor | None) else y
+        if any(value is not None and name not in arguments and name != "layer" for name, value in given.items()):
+            return None  # PyG has no such argument
+        adj, before = given.get("edge_index"), dict(given)
+        if not (reread(layer, given) and (not is_sparse(adj) or from_sparse(layer, given, adj, read))):
+            return None
+        if type(given.get("x")) is tuple and "pos_edge_index" not in given:
+            y = between(cls, layer, given)
+        elif any(given[name] is not before.get(name) for name in given):
+            y = call(*bound.args, **bound.kwargs)
+        if isinstance(y, Tensor):
+            return as_peer(cls, layer, y, args, kwargs) if y.dtype in LOW else y
+        return _in_the_form_of(layer, adj, y) if is_sparse(adj) and y is not None else y
 
     taken.__signature__ = signature  # type: ignore[attr-defined]
     return Peer(**{**vars(peer), "call": taken})
 
 
-def _in_another_form(value: Any) -> bool:
-    return isinstance(value, Tensor) and (value.layout is not torch.strided or isinstance(value, EdgeIndex))
+def rows(x: Any) -> tuple[int | None, int | None]:
+    """The number of sources and targets that a signal, or a pair, has."""
+    source, target = x if isinstance(x, tuple) else (x, x)
+    return tuple(s.shape[-2] if isinstance(s, Tensor) and s.ndim > 1 else None for s in (source, target))  # type: ignore
+
+
+def reread(layer: Any, given: Arguments) -> bool:
+    """Bring all but a sparse adjacency to the usual form; False where PyG has to run."""
+    x = given.get("x")
+    if isinstance(x, tuple) and len(x) != 2:
+        return False
+    for name, value in list(given.items()):
+        if name.endswith("edge_index") and isinstance(value, EdgeIndex):
+            if any(size not in (None, n) for size, n in zip(value.sparse_size(), rows(x), strict=True)):
+                return False
+            given[name] = value.as_tensor()
+        elif name in ("x", "x_0") and is_sparse(value):
+            if value.requires_grad or value.numel() > DENSE:
+                return False
+            given[name] = value.to_dense()
+    if isinstance(x, Tensor) and given.get("size") is not None:
+        if tuple(given["size"]) != rows(x):
+            return False
+        given["size"] = None
+    return True
+
+
+def from_sparse(layer: Any, given: Arguments, adj: Tensor, read: Reader | None) -> bool:
+    """Read an adjacency (targets, sources) as edges; False where PyG has to run."""
+    found = None if read is None else opened(adj)
+    if read is None or found is None or len(adj.shape) < 2:
+        return False
+    x = given.get("x")
+    pair = isinstance(x, tuple)
+    if any(n not in ((None, m) if pair else (m,)) for m, n in zip((adj.shape[1], adj.shape[0]), rows(x), strict=True)):
+        return False
+    given["edge_index"] = found[0]
+    if pair and isinstance(x, tuple) and x[1] is None:
+        given["size"] = (adj.shape[1], adj.shape[0])
+    return read(layer, given, *found)
 
 
 def _in_the_form_of(layer: Any, adj: Tensor, output: tuple[Tensor, tuple[Tensor, Tensor]]) -> Any:

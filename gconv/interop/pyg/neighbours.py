@@ -22,6 +22,7 @@ from gconv.interop.pyg.common import (
     MEAN,
     SUM,
     biased,
+    channels_in,
     dense,
     graph_cached,
     has_bias,
@@ -29,13 +30,14 @@ from gconv.interop.pyg.common import (
     kept_graph,
     listed,
     matrices,
+    matrix,
     maximum,
     nothing,
     observed,
-    one_kind,
     ordinary,
     per_edge,
     sizes,
+    stacked,
     unweighted,
     usual,
     weighted,
@@ -80,9 +82,9 @@ def gcn_notes(layer: Any) -> list[str]:
 
 def sage_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, (*SUM, *MEAN, *MAX))
-    one_kind(layer)
     root = layer.root_weight and not layer.project
-    return operators.sage(*sizes(layer.lin_l), AGGR[layer.aggr], root, layer.lin_l.bias is not None)
+    i, o = channels_in(layer, root), layer.out_channels
+    return operators.sage(i, o, AGGR[layer.aggr], root, layer.lin_l.bias is not None)
 
 
 def sage_weights(layer: Any) -> Weights:
@@ -124,8 +126,7 @@ def sage_notes(layer: Any) -> list[str]:
 
 def graphconv_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, (*SUM, *MEAN, *MAX))
-    one_kind(layer)
-    return operators.graphconv(*sizes(layer.lin_rel), AGGR[layer.aggr], layer.lin_rel.bias is not None)
+    return operators.graphconv(channels_in(layer), layer.out_channels, AGGR[layer.aggr], layer.lin_rel.bias is not None)
 
 
 def mean_notes(layer: Any) -> list[str]:
@@ -164,18 +165,16 @@ def cluster_spec(layer: Any) -> OperatorSpec:
 
 def le_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    one_kind(layer)
-    i, o = sizes(layer.lin1)
-    return operators.le(i + (layer.lin1.bias is not None), o, layer.lin3.bias is not None)
+    i = channels_in(layer, more=layer.lin1.bias is not None)
+    return operators.le(i, layer.out_channels, layer.lin3.bias is not None)
 
 
 def le_weights(layer: Any) -> Weights:
-    lins = (layer.lin1, layer.lin2, layer.lin3)
-    if layer.lin1.bias is None:
-        return {"weight": matrices(*lins), "bias": layer.lin3.bias}
-    zero = torch.zeros_like(layer.lin1.bias)
-    rows = torch.stack([layer.lin1.bias, zero, zero]).unsqueeze(1)
-    return {"weight": torch.cat([matrices(*lins), rows], 1), "bias": layer.lin3.bias}
+    source, *targets = (matrix(lin) for lin in (layer.lin1, layer.lin2, layer.lin3))
+    if layer.lin1.bias is not None:
+        source = torch.cat([source, layer.lin1.bias.unsqueeze(0)])
+        targets = [F.pad(W, (0, 0, 0, 1)) for W in targets]
+    return {"weight": stacked(source, *targets), "bias": layer.lin3.bias}
 
 
 def wl_spec(layer: Any) -> OperatorSpec:
@@ -188,7 +187,8 @@ def dir_spec(layer: Any) -> OperatorSpec:
     kinds = {base_class(conv) for conv in convs}
     for conv in convs:
         ordinary(conv, (*SUM, *MEAN))
-        one_kind(conv)
+        if isinstance(channels_in(conv), tuple):
+            raise LeftAlone("its layers lead from one set of nodes to another")
         if observed(conv):
             raise LeftAlone("someone looks into the messages of the layers inside")
     if kinds == {pyg.GCNConv} and all(c.normalize and not c.cached and not c.add_self_loops for c in convs):
