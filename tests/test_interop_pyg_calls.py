@@ -8,7 +8,22 @@ import random
 import pytest
 import torch
 import torch_geometric.nn
-from oracles.pyg_layers import ATTR, BUILDS, CASES, F64, HOW, IDS, REL, TWO, edge_arguments, edge_net, mlp, strictly
+from oracles.pyg_layers import (
+    ATTR,
+    BARE,
+    BUILDS,
+    CASES,
+    F64,
+    HOW,
+    IDS,
+    REL,
+    TWO,
+    WEIGHT,
+    edge_arguments,
+    edge_net,
+    mlp,
+    strictly,
+)
 from torch import nn
 from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
@@ -337,9 +352,10 @@ def test_supergat_in_training():
 
 
 def test_dropout_of_edges_in_propagation():
-    """APPNP drops edges at every step, of those that are left; on weighted graphs PyG's seed gives PyG's numbers."""
+    """APPNP drops edges at every step, of those that are left; the seed gives PyG's numbers."""
     g, x = messy(), torch.randn(6, 3, dtype=F64)
-    check_form(pyg.APPNP(3, 0.1, dropout=0.5), lambda m, leaf: m(leaf, g.edge_index, g.edge_weight), x)
+    for weight in (g.edge_weight, None):
+        check_form(pyg.APPNP(3, 0.1, dropout=0.5), lambda m, leaf, w=weight: m(leaf, g.edge_index, w), x)
 
 
 def test_a_filtered_signal_that_is_kept():
@@ -534,3 +550,81 @@ def test_parameters_that_are_not_initialised_yet():
         torch.testing.assert_close(strictly(twin, *arguments), twin(*arguments))
         twin.load_state_dict(build(8).state_dict())
         assert twin(*arguments).shape == (4, 4)
+
+
+# -- several signals, whole models ---------------------------------------------------------------------------------
+
+STATIC = [
+    name
+    for name, (edges, _) in CASES.items()
+    if edges in (BARE, WEIGHT, "signs", "parts") and "GAT" not in name
+    if name not in ("TransformerConv", "AGNNConv", "FeaStConv", "EGConv", "WLConvContinuous")
+] + ["PDNConv"]
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_several_signals_on_one_graph(name):
+    """Static graphs: x (b, n, c), in every layer of which PyG takes it."""
+    edges, builds = CASES[name]
+    torch.manual_seed(0)
+    graph, x = messy(), torch.randn(2, 6, 3, dtype=F64)
+
+    def call(m, leaf):
+        if edges in HOW:
+            return HOW[edges](m, leaf, graph)
+        return m(leaf, graph.edge_index, *([graph.edge_attr] if edges == ATTR else []))
+
+    check_form(builds[0](3, 2), call, x, 1e-7 if name == "ClusterGCNConv" else 1e-10)
+
+
+MODELS = {
+    "GCN": lambda: pyg.GCN(8, 16, 2, 3, dropout=0.5),
+    "GCN, cached": lambda: pyg.GCN(8, 16, 2, 3, cached=True),
+    "GraphSAGE": lambda: pyg.GraphSAGE(8, 16, 2, 3, norm="batch_norm", jk="cat"),
+    "GIN": lambda: pyg.GIN(8, 16, 2, 3, train_eps=True),
+    "GAT": lambda: pyg.GAT(8, 16, 2, 3, heads=2),
+    "GAT, v2": lambda: pyg.GAT(8, 16, 2, 3, heads=2, v2=True),
+    "Cheb": lambda: pyg.Sequential(
+        "x, edge_index",
+        [
+            (pyg.ChebConv(8, 16, 3), "x, edge_index -> x"),
+            nn.ReLU(inplace=True),
+            (pyg.ChebConv(16, 3, 3), "x, edge_index -> x"),
+        ],
+    ),
+    "APPNP": lambda: pyg.Sequential(
+        "x, edge_index",
+        [
+            (nn.Linear(8, 16), "x -> x"),
+            nn.ReLU(inplace=True),
+            (pyg.APPNP(5, 0.1, 0.3), "x, edge_index -> x"),
+            nn.Linear(16, 3),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ten_steps_of_training(name, monkeypatch):
+    """Losses, parameters and the output in eval stay those of the model itself."""
+    monkeypatch.setattr(pyg.Sequential, "forward", pyg.Sequential.forward)  # it writes one onto the class
+    random.seed(name)
+    torch.manual_seed(0)
+    model = MODELS[name]().double()
+    graph = torch.randint(20, (2, 60))
+    edge_index = torch.cat([graph, graph.flip(0)], 1).unique(dim=1)
+    x, labels = torch.randn(20, 8, dtype=F64), torch.randint(3, (20,))
+    results = []
+    for net in (convert(model), model):
+        optimiser, losses = torch.optim.Adam(net.parameters(), 0.01), []
+        net.train()
+        for step in range(10):
+            torch.manual_seed(step)
+            loss = nn.functional.cross_entropy(net(x, edge_index), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+        results.append([torch.stack(losses), net.eval()(x, edge_index), *net.parameters()])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)

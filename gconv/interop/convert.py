@@ -29,13 +29,14 @@ def convert(model: Model) -> Model:
     which conventions of the peer were kept, and what was left alone and why; `gconv.interop.preview` asks beforehand.
 
     Traps: the parameters of the copy are new tensors with the same values: make optimisers after converting. Shared
-    layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. A call that a
-    description does not cover goes to the peer's own forward. Of PyG's these are: explainers and hooks into messages,
-    layers whose parts were exchanged or hooked, adjacencies of torch_sparse, in CSC layout or with gradients, sparse
-    adjacencies given to layers that PyG documents for edge_index alone, weights of another type than x, edge_dim
-    without edge features, labels out of range, attention weights of pairs, sparse signals of more than 2^26 numbers or
-    with gradients, several signals in one call of a layer by attention, and dropout inside ARMAConv. Edge weights that make a degree
-    negative are refused in words, where PyG returns NaN.
+    layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. Edge weights
+    that make a degree negative are refused in words, where PyG returns NaN.
+
+    A call that a description does not cover goes to the peer's own forward; under torch.compile PyG's layers always
+    do. Otherwise PyG runs for: explainers and hooks into messages; layers whose parts were exchanged or hooked;
+    adjacencies of torch_sparse, in CSC layout or with gradients; weights of another type than x; `edge_dim` without
+    edge features; labels out of range; attention weights of pairs; sparse signals that need gradients or have more
+    than 2^26 numbers; several signals in one call of a layer by attention; dropout inside ARMAConv.
 
     Args:
         model: any module, or a single layer. It is not changed.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric import nn as pyg
 from torch_geometric.nn.conv import MessagePassing
 
 from gconv.domains import Graph, read_graph
@@ -83,13 +84,20 @@ def dense(x: Any) -> bool:
     return type(x) in PLAIN and x.layout is torch.strided
 
 
+def several(layer: Any) -> bool:
+    """Whether PyG lets a layer take several signals (*b, n, c) on one graph."""
+    if getattr(layer, "node_dim", -2) == 0:
+        return False
+    return layer.gconv.spec.structure.kind != "adaptive" or isinstance(layer, pyg.ResGatedGraphConv)
+
+
 def usual(layer: Any, x: Any, *indices: Any) -> bool:
     """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
     if not dense(x) or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
         return False
     if layer.gconv.spec.sides is not None:  # it takes pairs alone
         return False
-    if x.ndim != 2 and (getattr(layer, "node_dim", -2) == 0 or layer.gconv.spec.structure.kind != "fixed"):
+    if x.ndim != 2 and not several(layer):
         return False
     for edge_index in indices:
         if type(edge_index) is not Tensor or edge_index.layout != torch.strided or edge_index.ndim != 2:

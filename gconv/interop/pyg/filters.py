@@ -136,17 +136,14 @@ def appnp_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> 
         return weighted(layer, x, edge_index, edge_weight)
     if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
         return None
+    if edge_weight is None:  # weights keep the entries in the order in which PyG draws
+        edge_weight = x.new_ones(edge_index.shape[1])
     graph = kept_graph(layer, x, edge_index, edge_weight=edge_weight)
     S, y = layer.gconv.spec.structure.L(graph, x), x
     for _ in range(layer.K):
         S = dropped(S, layer.dropout)  # each step drops edges of those that the step before has left
         y = (1 - layer.alpha) * S.expand(y).squeeze(-3) + layer.alpha * x
     return y
-
-
-def appnp_notes(layer: Any) -> list[str]:
-    drops = ["in training it drops other edges than PyG does: its random numbers are others"] if layer.dropout else []
-    return drops + [CACHED] * layer.cached
 
 
 def lg_spec(layer: Any) -> OperatorSpec:
@@ -205,7 +202,7 @@ PEERS: dict[type, Peer] = {
     ),
     pyg.SGConv: Peer(sg_spec, inner_bias("lin"), sg_call, lambda m: [CACHED_SIGNAL] * m.cached),
     pyg.SSGConv: Peer(ssg_spec, inner_bias("lin"), ssg_call, lambda m: [CACHED_SIGNAL] * m.cached),
-    pyg.APPNP: Peer(appnp_spec, nothing, appnp_call, appnp_notes),
+    pyg.APPNP: Peer(appnp_spec, nothing, appnp_call, lambda m: [CACHED] * m.cached),
     pyg.LGConv: Peer(lg_spec, nothing, weighted, listed("no self-loops are added")),
     pyg.MixHopConv: Peer(
         mixhop_spec,
