@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gconv.arguments import integer, shown
 from gconv.module import GConv
 from gconv.operators import avg_pool2d, channel_shuffle, conv2d, depthwise, pointwise
 
@@ -40,7 +41,11 @@ class Shortcut(nn.Module):
         super().__init__()
         if join not in ("add", "cat"):
             raise ValueError(f"join must be 'add' or 'cat', but it is {join!r}.")
-        self.body, self.shortcut, self.join = body, shortcut or nn.Identity(), join
+        shortcut = nn.Identity() if shortcut is None else shortcut
+        for name, branch in (("body", body), ("shortcut", shortcut)):
+            if not isinstance(branch, nn.Module):
+                raise TypeError(f"{name} must be a torch module, but it is {shown(branch)}.")
+        self.body, self.shortcut, self.join = body, shortcut, join
 
     def forward(self, x: Tensor) -> Tensor:
         y, aside = self.body(x), self.shortcut(x)
@@ -67,7 +72,7 @@ def mobilenet_unit(in_channels: int, out_channels: int, stride: int = 1, kernel_
     Shapes: x (b, i, h, w) -> (b, o, ceil(h / stride), ceil(w / stride)).
 
     Raises:
-        ValueError: if a number is out of range or the kernel is even.
+        TypeError, ValueError: if a number is none or out of range, or the kernel is even.
 
     >>> mobilenet_unit(8, 16, stride=2)(torch.zeros(2, 8, 6, 6)).shape
     torch.Size([2, 16, 3, 3])
@@ -104,14 +109,14 @@ def inverted_residual(
     Shapes: x (b, i, h, w) -> (b, o, ceil(h / stride), ceil(w / stride)).
 
     Raises:
-        ValueError: if a number is out of range or the kernel is even.
+        TypeError, ValueError: if a number is none or out of range, or the kernel is even.
 
     >>> inverted_residual(8, 8)(torch.zeros(2, 8, 6, 6)).shape
     torch.Size([2, 8, 6, 6])
 
     Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018.
     """
-    _positive("expansion", expansion)
+    in_channels, expansion = integer(in_channels, "in_channels", 1), integer(expansion, "expansion", 1)
     wide = in_channels * expansion
     widen = [GConv(pointwise(in_channels, wide, bias=False)), nn.BatchNorm2d(wide), nn.ReLU6()]
     body = nn.Sequential(
@@ -147,13 +152,15 @@ def shufflenet_unit(
     Shapes: x (b, i, h, w) -> (b, o, h, w), at stride 2 (b, o, ceil(h / 2), ceil(w / 2)).
 
     Raises:
-        ValueError: if the channels do not fit the stride or the groups.
+        TypeError, ValueError: if a number is none, or the channels do not fit the stride or the groups.
 
     >>> shufflenet_unit(12, 24, groups=3, stride=2)(torch.zeros(2, 12, 6, 6)).shape
     torch.Size([2, 24, 3, 3])
 
     Zhang et al., ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices, CVPR 2018.
     """
+    in_channels, out_channels = integer(in_channels, "in_channels", 1), integer(out_channels, "out_channels", 1)
+    stride, groups = integer(stride, "stride"), integer(groups, "groups", 1)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, but it is {stride!r}.")
     if (in_channels != out_channels) if stride == 1 else (in_channels >= out_channels):
@@ -201,7 +208,7 @@ def low_rank_conv2d(
     Shapes: x (b, i, h, w) -> (b, o, h', w'), those of conv2d.
 
     Raises:
-        ValueError: if a number is out of range.
+        TypeError, ValueError: if a number is none or out of range.
 
     >>> layer = low_rank_conv2d(8, 16, 5, rank=4, padding=2)
     >>> layer(torch.zeros(1, 8, 6, 6)).shape, sum(p.numel() for p in layer.parameters())
@@ -209,7 +216,7 @@ def low_rank_conv2d(
 
     Jaderberg, Vedaldi and Zisserman, Speeding up Convolutional Neural Networks with Low Rank Expansions, BMVC 2014.
     """
-    _positive("rank", rank)
+    rank = integer(rank, "rank", 1)
     return nn.Sequential(
         GConv(conv2d(in_channels, rank, (kernel_size, 1), (stride, 1), (padding, 0), bias=False)),
         GConv(conv2d(rank, out_channels, (1, kernel_size), (1, stride), (0, padding), bias=bias)),
@@ -218,11 +225,7 @@ def low_rank_conv2d(
 
 def _half(kernel_size: int) -> int:
     """The padding that keeps the grid."""
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+    size = integer(kernel_size, "kernel_size")
+    if size < 1 or size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd positive integer here, but it is {kernel_size!r}.")
-    return kernel_size // 2
-
-
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
+    return size // 2

@@ -149,6 +149,7 @@ class GConv(nn.Module):
         super().__init__()
         _check_spec(spec, arguments)
         self.spec = spec
+        self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
         # for images, and on each graph: shape of x -> S and the lowering that was chosen
         self._images: dict[Hashable, tuple[Basis, Run]] = {}
         self._graphs: WeakKeyDictionary[Edges, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
@@ -307,7 +308,7 @@ class GConv(nn.Module):
                     f"x must be a signal ({n} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}."
                 )
             mixing.channels(x.shape[-1])
-        like = next((p for p in self.parameters()), torch.zeros(()))
+        like = next((p for p in self.parameters()), self._like)
         i = x.shape[-1] if x is not None else getattr(mixing, "i", 1)
         if structure.kind == "adaptive" and x is None:
             raise ValueError(
@@ -457,6 +458,7 @@ class GConv(nn.Module):
         torch's kernels then want it stored as (o, k, i) instead of (o, i, k).
         """
         super()._apply(fn, recurse)
+        self._like = fn(self._like)
         self._images.clear()  # the format of the weight takes part in that of the result
         if isinstance(self.spec.mixing, Dense) and self.spec.structure.domain == "grid" and self.weight is not None:
             first = torch.empty(1, 2, 2, 2, device=self.weight.device)
@@ -473,7 +475,7 @@ class GConv(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({"_like": torch.empty(0), **state})  # layers stored before there was one
         self._images, self._graphs = {}, WeakKeyDictionary()
 
     def extra_repr(self) -> str:

@@ -1,5 +1,6 @@
 """Blocks against the same built from torch.nn, with the weights carried over: value and every gradient."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,16 +129,38 @@ def test_without_the_shuffle_the_groups_never_meet():
     ("make", "reason"),
     [
         (lambda: mobilenet_unit(4, 4, kernel_size=2), "must be an odd positive integer"),
-        (lambda: inverted_residual(4, 4, expansion=0), "expansion must be a positive integer"),
+        (lambda: inverted_residual(4, 4, expansion=0), "expansion must be at least 1"),
         (lambda: shufflenet_unit(12, 24, 3), "as many channels out as in"),
         (lambda: shufflenet_unit(24, 24, 3, 2), "more channels out than in"),
         (lambda: shufflenet_unit(12, 22, 3, 2), "4 does not divide 22"),
         (lambda: shufflenet_unit(8, 24, 3, 2), "groups must divide the channels"),
         (lambda: shufflenet_unit(12, 12, 3, 3), "stride must be 1 or 2"),
-        (lambda: low_rank_conv2d(3, 4, 3, 0), "rank must be a positive integer"),
+        (lambda: low_rank_conv2d(3, 4, 3, 0), "rank must be at least 1"),
         (lambda: Shortcut(nn.Identity(), join="multiply"), "join must be 'add' or 'cat'"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, reason):
     with pytest.raises(ValueError, match=reason):
         make()
+
+
+def test_numbers_of_numpy_are_numbers_and_all_else_is_refused():
+    two, three = np.int64(2), torch.tensor(3)
+    for unit, i in (
+        (mobilenet_unit(two, three, kernel_size=three), 2),
+        (inverted_residual(two, two, expansion=two, kernel_size=three), 2),
+        (shufflenet_unit(np.int64(12), np.int64(24), three, two), 12),
+        (low_rank_conv2d(two, three, three, two), 2),
+    ):
+        assert unit(torch.zeros(2, i, 6, 6)).ndim == 4
+    for make in (
+        lambda: mobilenet_unit("a", 2),
+        lambda: mobilenet_unit(2, 2, kernel_size=2.5),
+        lambda: inverted_residual(2.0, 2),
+        lambda: shufflenet_unit(12, 12, groups=None),
+        lambda: low_rank_conv2d(2, 2, 3, "x"),
+        lambda: Shortcut(3),
+        lambda: Shortcut(nn.Identity(), 3),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"must be an? "):
+            make()

@@ -1,12 +1,15 @@
 """The algebra of linear maps: every law against the explicit matrices, and every map against its collapsed form."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gconv import GConv, Grid, LinearMap, NotLinear
+from gconv import GConv, Grid, LinearMap, NotLinear, convert
 from gconv.analysis import matrix
 from gconv.basis import Product, Stack, entries, single
 from gconv.basis.shifts import Shifts
@@ -258,3 +261,52 @@ def test_entries_are_differentiable():
 def test_sum_is_a_map_of_its_own():
     A = SQUARE["taps"]()
     assert isinstance(A + A, Sum) and (A + A).dtype == DOUBLE and (A + A).device.type == "cpu"
+
+
+def test_complex_multiples_are_carried_or_refused():
+    A = GConv(conv2d(1, 2, 3), dtype=torch.complex128).at(Grid((5, 5)))
+    x = torch.randn(25, 1, dtype=torch.complex128)
+    for c in (2j, torch.tensor(2j), 1 + 1j):
+        torch.testing.assert_close((c * A) @ x, c * (A @ x))
+        torch.testing.assert_close(matrix((c * A).collapse()), c * matrix(A))
+        torch.testing.assert_close((A / c) @ x, (A @ x) / c)
+        with pytest.raises(TypeError, match="A real map is scaled by real numbers"):
+            c * GConv(conv2d(1, 2, 3)).at(Grid((5, 5)))
+    assert str(2j * A) == "0+2j conv2d" and str(-1.0 * A) == "-conv2d"
+
+
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (lambda A: A @ [1.0], "takes a torch tensor or another linear map, but"),
+        (lambda A: A @ np.zeros((25, 1)), "takes a torch tensor or another linear map, but a ndarray"),
+        (lambda A: A @ torch.zeros(25, 1), "x is torch.float32, but this map is torch.float64"),
+        (lambda A: A.apply(None), "takes signals, torch tensors"),
+        (lambda A: A.restrict(rows="ab"), "A selection is a list of at least one of the numbers 0 to 8 of the sites"),
+        (lambda A: A.restrict(cols=3), "A selection is a list"),
+        (lambda A: A.restrict(o=[0.5]), "A selection is a list"),
+        (lambda A: block(3), "A table of blocks is a list of lists of maps"),
+        (lambda A: block([[3]]), "Blocks are linear maps"),
+        (lambda A: hstack([]), "hstack takes a list of at least one map"),
+        (lambda A: vstack(A), "vstack takes a list of maps"),
+        (lambda A: block_diag(None), "block_diag takes a list of maps"),
+        (lambda A: identity("x"), "sites must be an integer"),
+        (lambda A: identity(3, 0), "channels must be at least 1"),
+    ],
+)
+def test_wrong_arguments_end_in_a_sentence(wrong, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        wrong(GConv(conv2d(1, 2, 3), dtype=DOUBLE).at(Grid((5, 5))))
+
+
+def test_a_map_of_a_layer_without_weights_has_the_layer_s_dtype():
+    grid = Grid((6, 6))
+    for layer in (
+        GConv(avg_pool2d(3), dtype=DOUBLE),
+        GConv(avg_pool2d(3)).double(),
+        copy.deepcopy(GConv(avg_pool2d(3)).double()),
+    ):
+        assert layer.at(grid).dtype == DOUBLE and layer.bfloat16().at(grid).dtype == torch.bfloat16
+        assert not layer.state_dict() and pickle.loads(pickle.dumps(layer)).at(grid).dtype == torch.bfloat16
+    pooling = convert(torch.nn.AvgPool2d(2))
+    assert pooling.at(grid).dtype == torch.float32 and pooling.double().at(grid).dtype == DOUBLE

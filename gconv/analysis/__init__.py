@@ -14,8 +14,10 @@
     clip_singular_values       layers changed through their spectrum; spectral_normalise, SpectralNorm
     plot_matrix, ...           pictures: plot_response, plot_spectrum, plot_receptive_field, plot_energy
 
-Most take a `LinearMap`, `layer.at(domain)`, or anything composed of such; adaptive layers are asked about frozen at a
-signal, and a layer that takes a maximum has no map and raises NotLinear.
+Most take a `LinearMap`, `layer.at(domain)`, or anything composed of such, or a layer of gconv, torch.nn or PyG with
+`domain=`; adaptive layers are asked about frozen at a signal, `x=`, and a layer that takes a maximum has no map and
+raises NotLinear. Maps are widened to double precision first, and no square leaves the range of the dtype. What a module
+is, is decided in one place (`gconv.interop.layers`), by the forward that runs and not by the name of its class.
 """
 
 from gconv.analysis.adjoint import adjoint_gap

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.domains import Graph, Grid, read_graph
+from gconv.domains import Bipartite, Graph, Grid, read_graph
 from gconv.interop.layers import Chain, Layer, identify
 from gconv.interop.maps import as_linear_map
 from gconv.linear import Map
@@ -136,10 +136,15 @@ def walk(model: Model, x: Tensor, domain: Any = None) -> tuple[Tensor, Any]:
         if isinstance(found, Layer):
             if not takes_graph(found, domain):
                 return model(x), domain
-            graph = read_graph(domain, x.shape[-2])
+            graph = graph_of(domain, x.shape[-2])
             y = model(x, graph) if found.peer is None else _hand(model, x, graph)
             return y, found.spec.structure.target(graph)
     return _hand(model, x, domain), domain
+
+
+def graph_of(domain: Any, size: int) -> Any:
+    """A domain of nodes: a Bipartite as it is, all else as a Graph."""
+    return domain if isinstance(domain, Bipartite) else read_graph(domain, size)
 
 
 def takes_graph(layer: Layer, domain: Any) -> bool:

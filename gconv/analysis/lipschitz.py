@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import arguments, input_like, kind_of, takes_graph
+from gconv.analysis.calls import arguments, graph_of, input_like, kind_of, takes_graph
 from gconv.analysis.norms import norm, norm_bound
 from gconv.analysis.numbers import power_of_two, spectral_norm, wider
 from gconv.basis import Basis, Stack, entries
-from gconv.domains import Graph, Grid, read_graph
+from gconv.domains import Bipartite, Grid, read_graph
 from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
 from gconv.linear import LinearMap
 from gconv.mixing import plain
 from gconv.module import bind
-from gconv.spec import OutsideFamily
+from gconv.spec import NotLinear, OutsideFamily
 
 # the largest slope of each activation, rounded up where it is no round number
 SLOPES: dict[type[nn.Module], float] = {
@@ -128,7 +128,7 @@ def lipschitz_bound(
     parameter = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), like)
     zero = torch.zeros(like.shape, dtype=parameter.dtype, device=parameter.device)
     zero = zero if domain is not None else zero.unsqueeze(0)
-    graph = None if domain is None else read_graph(domain, zero.shape[-2])
+    graph = None if domain is None else graph_of(domain, zero.shape[-2])
     walker = _Walker(norm_bound if certified else norm, dict(rules or {}))
     with torch.no_grad():
         return walker.factor(model, zero, graph)
@@ -252,18 +252,26 @@ class _Walker:
         if structure.domain == "graph" or (structure.domain == "any" and not isinstance(asked.domain, Grid | None)):
             if asked.domain is None:
                 raise ValueError(f"{gconv.spec.name} works on a graph: give the graph as the domain.")
-            place: Grid | Graph = read_graph(asked.domain, x.shape[-2], **asked.edges)
+            edges = {key: value for key, value in asked.edges.items() if value is not None}
+            place: Any = (
+                read_graph(asked.domain, x.shape[-2], **edges) if edges else graph_of(asked.domain, x.shape[-2])
+            )
             signal = x
         else:
             ndim = getattr(structure, "ndim", x.ndim - 2 if asked.domain is None else asked.domain.ndim)
             place = Grid.of(x, ndim)
             signal = x.flatten(-ndim).mT
         signal = signal.flatten(0, -3)[0] if signal.ndim > 2 else signal
-        theta = {name: p for name, p in gconv._parameters.items() if p is not None}
-        S = bind(structure, place, theta, signal)
-        if S.linear:
+        try:
             A = gconv.at(place, signal)
             return self.measure(_without_ones(A) if layer.peer is not None and layer.peer.affine(layer.module) else A)
+        except NotLinear:
+            if isinstance(place, Bipartite):
+                raise TypeError(
+                    f"No bound is known for {layer.name} between two sets of nodes; {_advice(layer.module)}"
+                ) from None
+        theta = {name: p for name, p in gconv._parameters.items() if p is not None}
+        S = bind(structure, place, theta, signal)
         mixing, W = plain(gconv.spec.mixing, gconv.weight)
         weights = mixing.dense(W, signal.shape[-1])
         parts: tuple[Basis, ...] = S.parts if isinstance(S, Stack) else (S,)

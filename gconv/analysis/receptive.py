@@ -73,7 +73,7 @@ class _Support:
     def __add__(self, other: _Support) -> _Support:
         return _Support(self.reads | other.reads, self.value + other.value, self.size + other.size)
 
-    def times(self, c: float | Tensor) -> _Support:
+    def times(self, c: complex | Tensor) -> _Support:
         """c A; structure alone: c = 0 reads what A reads."""
         return _Support(self.reads, c * self.value, torch.as_tensor(c).abs() * self.size)
 

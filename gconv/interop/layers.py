@@ -52,7 +52,11 @@ class Layer:
             assert isinstance(self.module, GConv)
             return self.module, domain
         spec, domain = self.peer.settle(self.module, self.spec, domain)
-        return Unweighted(spec).eval().borrow(self.peer.weights(self.module)), domain
+        engine = Unweighted(spec).eval()
+        own = getattr(self.module, "gconv", None)
+        if isinstance(own, Unweighted):  # which knows the dtype of a converted layer without weights
+            engine._like = own._like
+        return engine.borrow(self.peer.weights(self.module)), domain
 
     def at(self, domain: Any, x: Tensor | None = None) -> LinearMap:
         """The layer on a domain as a LinearMap, without its bias.

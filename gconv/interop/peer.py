@@ -65,6 +65,7 @@ class Unweighted(GConv):
 
     def __init__(self, spec: OperatorSpec) -> None:
         super().__init__(spec, device="meta")
+        self._like = torch.empty(0)
         self.formats: dict[Hashable, tuple[int, ...]] = {}  # strides of the peer's results, by what it was given
         for name in self._parameters:
             self._parameters[name] = None

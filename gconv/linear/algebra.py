@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import add as plus
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis import Product, Stack
 from gconv.basis.entries import single
 from gconv.linear.base import Map, Number
@@ -166,6 +167,10 @@ class Scaled(Map):
     def __post_init__(self) -> None:
         if isinstance(self.c, Tensor) and self.c.numel() != 1:
             raise ValueError(f"A map is scaled by one number, but this tensor has shape {tuple(self.c.shape)}.")
+        if (
+            self.c.is_complex() if isinstance(self.c, Tensor) else isinstance(self.c, complex)
+        ) and not self.A.dtype.is_complex:
+            raise TypeError(f"A real map is scaled by real numbers, but c is {_text(self.c)}; make its layer complex.")
 
     @property
     def i(self) -> int:
@@ -200,9 +205,15 @@ class Scaled(Map):
         return LinearMap(A.S, Dense(len(W), self.i, self.o), W, self.i, self.dtype, self.device, str(self))
 
     def __repr__(self) -> str:
-        c = float(self.c.detach() if isinstance(self.c, Tensor) else self.c)
         inner = f"({self.A})" if isinstance(self.A, Composed) else str(self.A)
-        return f"-{inner}" if c == -1 else f"{c:g} {inner}"
+        text = _text(self.c)
+        return f"-{inner}" if text == "-1" else f"{text} {inner}"
+
+
+def _text(c: Number) -> str:
+    """A number as it is printed."""
+    number = complex(c.detach() if isinstance(c, Tensor) else c)
+    return f"{number:g}" if number.imag else f"{number.real:g}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -366,7 +377,14 @@ def block(rows: Sequence[Sequence[Map | None]], axis: Axis = "sites") -> Map:
     >>> block([[I, None], [-I, 2 * I]]), block([[I, None], [-I, 2 * I]]).sites
     ([[I, 0], [-I, 2 I]], (4, 4))
     """
-    return Block(tuple(tuple(row) for row in rows), axis)
+    try:
+        table = tuple(tuple(row) for row in rows)
+    except TypeError:
+        raise TypeError(f"A table of blocks is a list of lists of maps, not {shown(rows)}.") from None
+    for A in itertools.chain(*table):
+        if A is not None and not isinstance(A, Map):
+            raise TypeError(f"Blocks are linear maps, layer.at(domain), or None, not {shown(A)}.")
+    return Block(table, axis)
 
 
 def hstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
@@ -376,6 +394,7 @@ def hstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     >>> (hstack([identity(1), identity(1)]) @ torch.tensor([[2.0], [3.0]])).item()
     5.0
     """
+    maps = _listed(maps, "hstack")
     return block([maps], axis)
 
 
@@ -386,6 +405,7 @@ def vstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     >>> vstack([identity(2, 3), identity(2, 3)], axis="channels").shape
     (12, 6)
     """
+    maps = _listed(maps, "vstack")
     return block([[A] for A in maps], axis)
 
 
@@ -396,4 +416,20 @@ def block_diag(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     >>> block_diag([identity(2, 3), 2 * identity(4, 3)])
     [[I, 0], [0, 2 I]]
     """
+    maps = _listed(maps, "block_diag")
     return block([[A if r == c else None for c in range(len(maps))] for r, A in enumerate(maps)], axis)
+
+
+def _listed(maps: Sequence[Map | None], asking: str) -> list[Any]:
+    """The maps as a list.
+
+    Raises:
+        TypeError: if it is no list.
+        ValueError: if it is empty.
+    """
+    if isinstance(maps, Map) or not isinstance(maps, Iterable):
+        raise TypeError(f"{asking} takes a list of maps, not {shown(maps)}.")
+    found = list(maps)
+    if not found:
+        raise ValueError(f"{asking} takes a list of at least one map, but it is empty.")
+    return found

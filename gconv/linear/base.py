@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
+
 if TYPE_CHECKING:
     from gconv.linear.member import LinearMap
 
-Number = float | Tensor  # what scales a map; a tensor without axes may require grad
+Number = float | complex | Tensor  # what scales a map; a tensor without axes may require grad
 Index = Sequence[int] | Tensor
 
 
@@ -132,7 +134,7 @@ class Map:
             return compose(self, other)
         if isinstance(other, Tensor):
             return self.apply(other)
-        return NotImplemented
+        raise TypeError(f"A @ x takes a torch tensor or another linear map, but {shown(other)} was given.")
 
     def __add__(self, other: Map) -> Map:
         if not isinstance(other, Map):
@@ -145,7 +147,7 @@ class Map:
         return self + -other if isinstance(other, Map) else NotImplemented
 
     def __mul__(self, c: Number) -> Map:
-        if not isinstance(c, int | float | Tensor):
+        if not isinstance(c, int | float | complex | Tensor):
             return NotImplemented
         from gconv.linear.algebra import scale
 
@@ -155,14 +157,20 @@ class Map:
     __array_ufunc__ = None  # numpy's numbers leave the product to us
 
     def __truediv__(self, c: Number) -> Map:
-        return (1.0 / c) * self if isinstance(c, int | float | Tensor) else NotImplemented
+        if not isinstance(c, int | float | complex | Tensor):
+            return NotImplemented
+        if not isinstance(c, Tensor) and c == 0:
+            raise ZeroDivisionError(f"{self} is divided by zero.")
+        return (1.0 / c) * self
 
     def __neg__(self) -> Map:
         return -1.0 * self
 
     def expect(self, x: Tensor) -> None:
-        """Refuse a signal with other sites or channels."""
+        """Refuse a signal with other sites or channels, or what is none."""
         n, i = self.sites[1], self.i
+        if not isinstance(x, Tensor):
+            raise TypeError(f"This map takes signals, torch tensors (*b, {n}, {i}), but {shown(x)} was given.")
         if x.ndim < 2 or x.shape[-2:] != (n, i):
             raise ValueError(f"This map takes signals (*b, {n} sites, {i} channels), but x has shape {tuple(x.shape)}.")
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gconv.arguments import integer, shown
 from gconv.basis import Basis, Identity, Pattern, Taps
 from gconv.linear.base import Index, Map
 from gconv.mixing import Dense, Fixed, Mixing
@@ -71,9 +72,12 @@ class LinearMap(Map):
         """A @ x, by a lowering of choice.
 
         Raises:
+            TypeError: if x has another dtype.
             ValueError: if x has other sites or channels than the map.
         """
         self.expect(x)
+        if self.W is not None and x.dtype != self.W.dtype:
+            raise TypeError(f"x is {x.dtype}, but this map is {self.W.dtype}; convert one of them.")
         return evaluate(self.S, self.mixing, self.W, x, None, lowering)
 
     def collapse(self) -> LinearMap:
@@ -102,6 +106,7 @@ def identity(
             [True, True],
             [True, True]])
     """
+    sites, channels = integer(sites, "sites", 0), integer(channels, "channels", 1)
     dtype = dtype or torch.get_default_dtype()
     return LinearMap(Identity(sites), Fixed(), None, channels, dtype, torch.device(device), "I")
 
@@ -143,12 +148,17 @@ def select_channels(
 
 
 def _index(index: Index, size: int, what: str, device: torch.device | str) -> Tensor:
-    at = torch.as_tensor(list(index) if not isinstance(index, Tensor) else index, device=device)
-    if at.dtype == torch.bool or at.dtype.is_floating_point or at.ndim != 1 or not len(at):
-        raise ValueError(f"A selection is a list of at least one of the numbers 0 to {size - 1} of the {what}.")
+    wrong = f"A selection is a list of at least one of the numbers 0 to {size - 1} of the {what}, not "
+    try:
+        at = torch.as_tensor(list(index) if not isinstance(index, Tensor) else index, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{wrong}{shown(index)}.") from None
+    if at.dtype == torch.bool or at.is_floating_point() or at.is_complex() or at.ndim != 1 or not len(at):
+        raise ValueError(f"{wrong}a tensor of shape {tuple(at.shape)} and dtype {at.dtype}.")
+    at = at.long()
     if int(at.min()) < 0 or int(at.max()) >= size:
         raise ValueError(
             f"There are {size} {what}, numbered from 0, but the selection reaches from {int(at.min())} to "
             f"{int(at.max())}."
         )
-    return at.long()
+    return at
