@@ -28,7 +28,7 @@ from torch import Tensor
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
-from gconv.kernels import give_back, readable, varies, wrapped
+from gconv.kernels import give_back, is_jit_tracing, readable, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -89,8 +89,8 @@ def _listed(graph: Edges, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
     plain = source != target
     own = torch.full_like(node, -1)
     if loops == "fill":
-        own = own.scatter_reduce(0, source[~plain], edge[~plain], "amax")
-    if not bool(plain.all()):
+        own = own.scatter_reduce(0, source, edge.masked_fill(plain, -1), "amax")
+    if not (bool(plain.all()) if readable(plain) else _has_no_numbers(plain)):
         edge = edge[plain]
         source, target = source[edge], target[edge]
     if loops != "remove":
@@ -146,9 +146,14 @@ def itself(graph: Edges, dtype: torch.dtype) -> Identity | Taps:
     return graph.memo(("itself", dtype), make)
 
 
+def _has_no_numbers(plain: Tensor) -> bool:
+    """Whether the sizes of what is selected by a mask can't be known, or traced either: then nothing is left out."""
+    return not torch.compiler.is_compiling() and not is_jit_tracing()
+
+
 def _one_tap(row: Tensor) -> Tensor:
     """The tap of entries that are all in the first one; a single number in memory."""
-    return row.new_zeros(1).expand(len(row))
+    return row.new_zeros(1).expand(row.shape[0])
 
 
 def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
@@ -185,6 +190,11 @@ def normalised(entries: Pattern, w: Tensor, norm: Norm = "sym", degree: Degree =
     return _normalised(entries, w, norm, degree)[0]
 
 
+def counts(row: Tensor, rows: int) -> Tensor:
+    """(rows,) how often each number occurs; as torch.bincount, of a size that does not depend on the numbers."""
+    return row.new_zeros(rows).index_add(0, row, torch.ones_like(row))
+
+
 def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
     """(e,) one over the number of entries in the row of each entry (of its tap): values that average.
 
@@ -193,7 +203,7 @@ def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
     k, m, _ = entries.shape
     dtype = torch.float32 if dtype == torch.float16 else dtype
     row = entries.row * k + entries.tap
-    one = torch.ones(len(row), dtype=torch.float64, device=row.device)
+    one = torch.ones_like(row, dtype=torch.float64)
     return (1 / one.new_zeros(m * k).index_add(0, row, one).clamp(min=1))[row].to(dtype)
 
 
@@ -214,7 +224,7 @@ def _kept(graph: Edges, key: tuple[object, ...], dtype: torch.dtype, make: objec
     def taps() -> Taps:
         entries, wide = make()
         values = wide.to(dtype)
-        size = wide.nbytes
+        size = wide.nbytes if readable(wide) else 0
         del wide
         give_back(size)
         return Taps(entries, values)
@@ -265,14 +275,14 @@ def adjacency(
         weighs = weighted and graph.edge_weight is not None
         if not weighs and (fill == 1 or loops in ("keep", "remove")):
             rows = _rows(graph, loops)
-            w = torch.ones(len(rows), dtype=torch.float64, device=graph.device)
-            return rows, _normalised(rows.written(), w, norm, degree)[0]
+            entries = rows.written()
+            return rows, _normalised(entries, torch.ones_like(entries.row, dtype=torch.float64), norm, degree)[0]
         entries, edge = pattern(graph, loops)
         if weighs:
             w = graph.weights(torch.float64)
             w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
         else:
-            w = torch.ones(len(edge), dtype=torch.float64, device=graph.device).masked_fill_(edge < 0, fill)
+            w = torch.ones_like(edge, dtype=torch.float64).masked_fill(edge < 0, fill)
         return entries, _normalised(entries, w, norm, degree)[0]
 
     return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted), dtype, make)
@@ -311,14 +321,15 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
         source, target = torch.cat([graph.source, node]), torch.cat([graph.target, node])
         row, col = node, node  # row is reached from col; sorted by row
         for _ in range(steps):
-            count = torch.bincount(row, minlength=n)
+            count = counts(row, n)
             many = count[source]  # how many pairs an edge carries on
             first = torch.repeat_interleave(count.cumsum(0)[source] - many.cumsum(0), many)
             pair = torch.unique(
-                torch.repeat_interleave(target, many) * n + col[first + torch.arange(len(first), device=graph.device)]
+                torch.repeat_interleave(target, many) * n
+                + col[first + torch.arange(first.shape[0], device=graph.device)]
             )
             row, col = pair // n, pair % n
-        return torch.bincount(row, minlength=n).to(dtype)
+        return counts(row, n).to(dtype)
 
     return graph.memo(("reach", steps, dtype), make)
 
@@ -345,7 +356,7 @@ def relations(graph: Edges, dtype: torch.dtype, count: int, *, average: bool, we
         raise ValueError("Relations need a label on every edge: give the graph an edge_type.")
 
     def labelled() -> Pattern:
-        if graph.num_edges and int(label.max()) >= count:
+        if readable(label) and graph.num_edges and int(label.max()) >= count:
             raise ValueError(
                 f"There are {count} relations, labels 0 to {count - 1}, but an edge has label {int(label.max())}."
             )
@@ -450,7 +461,7 @@ def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) ->
     if lmax == "exact":
         return largest_eigenvalue(graph, norm) or 1.0
     if lmax == "bound":
-        bound = 2 * values.max() if values.numel() else values.new_zeros(())
+        bound = 2 * torch.cat([values, values.new_zeros(1)]).max()
         return torch.where(bound > 0, bound, 1.0)
     if not isinstance(lmax, (int, float)) or not lmax > 0:
         raise ValueError(f"lmax must be a positive number, 'bound', 'exact' or None, but it is {lmax!r}.")

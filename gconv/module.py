@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,37 +15,97 @@ from torch import Tensor, nn
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.errors import InputError, InputTypeError
-from gconv.kernels import apart, known, transformed
+from gconv.kernels import (
+    at_trace_time,
+    concrete,
+    faked,
+    is_jit_tracing,
+    is_plain_eager,
+    known,
+    lasting,
+    leave,
+    untraced,
+    without_tracer_warnings,
+)
+from gconv.kernels.transforms import PLAIN
 from gconv.linear import LinearMap
 from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, measured, node_order, plan, strides, wanted
+from gconv.plan import Plan, is_static, measured, node_order, plan, strides, wanted
 from gconv.spec import SQUARE, Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators, reads
 
 _GRID_BASES: dict[Hashable, Basis] = {}
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _GRID_TARGETS: dict[Hashable, Domain] = {}
 Pair = tuple[Tensor, Tensor | None]  # of signals: of the sources and of the targets
+_LEFT = SimpleNamespace()  # structures on grids that compiled functions read
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
 def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
-    """S on a domain; what depends on the domain alone is made once and kept."""
+    """S on a domain; what depends on the domain alone is made once and cached."""
+    if torch.compiler.is_dynamo_compiling():
+        return _bind_in_trace(structure, domain, theta, x)
     if structure.kind != "fixed":
-        return _made(structure, domain, theta, x)
+        return _made(structure, faked(domain, x), theta, x)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Edges):
         if domain.learned:
-            return _made(structure, domain, theta, x)
-        return domain.memo(key, lambda: _made(structure, domain, theta, x))
-    if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
-        return _made(structure, domain, theta, x)
+            return _made(structure, faked(domain, x), theta, x)
+        return faked(domain.memo(key, lambda: _made(structure, domain, theta, x)), x)
     if (domain, key) not in _GRID_BASES:
         if len(_GRID_BASES) >= KEPT:
             _GRID_BASES.clear()
-        with apart():
-            _GRID_BASES[domain, key] = _made(structure, domain, theta, x)
-    return _GRID_BASES[domain, key]
+        with lasting():
+            made = _made(structure, domain, theta, torch.empty(0, dtype=x.dtype, device=x.device))
+        _GRID_BASES[domain, key] = made
+    return faked(_GRID_BASES[domain, key], x)
+
+
+def _bind_in_trace(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+    """The same for a compiler: what depends on a domain from outside of the trace is made outside of it."""
+    if isinstance(domain, Grid):
+        if structure.kind == "fixed" and is_static(domain.shape):
+            return getattr(_LEFT, _grid_basis(structure, domain.shape, x.dtype, x.device))
+    elif structure.kind == "fixed" and not domain.learned:
+        found = _graph_basis(structure, domain, x.dtype, x.device)
+        if found is not None:
+            return getattr(domain, found)
+    else:
+        shapes = tuple((name, tuple(t.shape)) for name, t in theta.items())
+        _prepare_graph(structure, domain, shapes, x.shape[-1], x.dtype, x.device)
+    return _made(structure, domain, theta, x)
+
+
+@at_trace_time
+def _grid_basis(structure: Structure, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    """Where S on a grid was left."""
+    with untraced():
+        S = bind(structure, Grid(shape), {}, torch.empty(0, dtype=dtype, device=device))
+    return leave(_LEFT, str(id(S)), S)
+
+
+@at_trace_time
+def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Where S was left on a graph from outside of the trace; None on one that was made within it."""
+    if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
+        return None
+    with untraced():
+        S = bind(structure, graph, {}, torch.empty(graph.sites[1], 0, dtype=dtype, device=device))
+    return leave(graph, f"S{id(S)}", S)
+
+
+@at_trace_time
+def _prepare_graph(
+    structure: Structure, graph: Edges, shapes: Shapes, i: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Lets a graph from outside of the trace derive what an S that is learned needs of it."""
+    if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
+        return
+    with untraced(), torch.no_grad():
+        theta = {name: torch.ones(shape, dtype=dtype, device=device) for name, shape in shapes}
+        _made(structure, graph, theta, torch.ones(graph.sites[1], i, dtype=dtype, device=device))
 
 
 def _made(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
@@ -61,7 +122,7 @@ def _made(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basi
 
 def leads_to(structure: Structure, domain: Domain) -> Domain:
     """The domain of the output."""
-    if not isinstance(domain, Grid) or torch.compiler.is_compiling():
+    if not isinstance(domain, Grid) or torch.compiler.is_dynamo_compiling():
         return structure.target(domain)
     if (structure, domain) not in _GRID_TARGETS:
         if len(_GRID_TARGETS) >= KEPT:
@@ -169,7 +230,7 @@ class GConv(nn.Module):
         else:
             self.register_parameter("bias", None)
 
-    # -- the door ----------------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -183,29 +244,49 @@ class GConv(nn.Module):
     ) -> Tensor:
         if more and any(value is not None for value in more):
             raise TypeError("What the edges carry is given by name: layer(x, graph, edge_weight=w).")
-        bare = not torch.compiler.is_compiling()
+        eager, ways, key = is_plain_eager(), None, None
         if isinstance(x, tuple) or type(domain) is Bipartite:
             x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
             edge_weight = edge_attr = edge_type = None
-        elif bare and type(domain) is Tensor and type(x) in (Tensor, nn.Parameter) and self._reads_graph(x):
-            domain = read_graph(domain, x.shape[-2], edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
-            edge_weight = edge_attr = edge_type = None
-        bare = bare and edge_weight is edge_attr is edge_type is None
-        ways = self._ways(domain) if bare else None
-        key: Hashable = None
-        if ways is not None and isinstance(x, Tensor):
-            key = x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None
-            way, weight = ways.get(key), self.weight
-            fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
-            if way is not None and fits:  # decided before
-                S, run = way
-                return self._cast(run(S, *plain(self.spec.mixing, weight), x, spread_bias(self.spec.mixing, self.bias)))
+        if eager and type(x) in PLAIN:
+            if type(domain) is Tensor and self._reads_graph(x):
+                domain = read_graph(
+                    domain, x.shape[-2], edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type
+                )
+                edge_weight = edge_attr = edge_type = None
+            if edge_weight is edge_attr is edge_type is None:
+                ways = self._ways(domain)
+            if ways is not None:
+                key = x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None
+                way, weight = ways.get(key), self.weight
+                fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
+                if way is not None and fits:  # decided before
+                    S, run = way
+                    mixing, bias = self.spec.mixing, self.bias
+                    return self._cast(run(S, *plain(mixing, weight), x, spread_bias(mixing, bias)))
+        elif is_jit_tracing():
+            with without_tracer_warnings():
+                return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering)
+        return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering, ways, key)
+
+    def _run(
+        self,
+        x: Tensor,
+        domain: Any,
+        edge_weight: Tensor | None = None,
+        edge_attr: Tensor | None = None,
+        edge_type: Tensor | None = None,
+        lowering: str | None = None,
+        ways: dict[Hashable, tuple[Basis, Run]] | None = None,
+        key: Hashable = None,
+    ) -> Tensor:
+        """A call that no cached decision covers; in `ways`, the decision is cached under `key`."""
         self._check_signal(x)
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
             signals = x.flatten(0, -3)
             some = signals if len(signals) else x.new_zeros(1, *x.shape[-2:])
-            each = torch.stack([self(one, place, lowering=lowering) for one in some])
+            each = torch.stack([self._run(one, place, lowering=lowering) for one in some])
             return each[: len(signals)].unflatten(0, x.shape[:-2])
         S = self._basis(place, signal)
         mixing, W = plain(self.spec.mixing, self.weight)
@@ -214,7 +295,7 @@ class GConv(nn.Module):
         target = leads_to(self.spec.structure, place)
         images = isinstance(target, Grid)
         run = on_images(chosen, S, mixing, W, x, target.shape) if isinstance(target, Grid) else chosen.run
-        if ways is not None and (images or place is domain) and not transformed():
+        if ways is not None and (images or place is domain):
             if len(ways) >= KEPT:
                 ways.clear()
             run = (chosen.prepare and not images and chosen.prepare(S, mixing, x)) or run
@@ -224,7 +305,7 @@ class GConv(nn.Module):
     def _cast(self, y: Tensor) -> Tensor:
         """y in the type that torch's own layers give under autocast, whichever lowering made it."""
         kind = y.device.type
-        if not torch.is_autocast_enabled(kind) or self.weight is None or y.dtype != torch.float32:
+        if y.is_meta or not torch.is_autocast_enabled(kind) or self.weight is None or y.dtype != torch.float32:
             return y
         return y.to(torch.get_autocast_dtype(kind))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import AttentionTaps, Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import known, order
+from gconv.kernels import at_trace_time, composes, known, order, transformed, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
 from gconv.mixing import Dense, Grouped, Mixing, Separable, by_heads
@@ -180,8 +181,14 @@ def plan(
     if gradients is None:
         gradients = wanted(x)
     all_three = *gradients, torch.is_grad_enabled() and bool(learned(S))
-    if torch.compiler.is_compiling():  # a compiled call must not hang on what other calls have put into a cache
-        return _make(S, mixing, x, lowering, all_three)
+    if composes() and not transformed():
+        return _by_form(S, mixing, x, lowering)
+    if torch.compiler.is_dynamo_compiling():
+        if is_static(x.shape) and is_static(x.stride()):
+            lowering = _planned(S, mixing, tuple(x.shape), x.stride(), x.dtype, lowering, all_three) or lowering
+        return _by_form(S, mixing, x, lowering)
+    if not is_static(x.shape):
+        return _by_form(S, mixing, x, lowering)
     key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], _constancy(x))
     found = _PLANS.get(key)
     if found is None:
@@ -189,6 +196,73 @@ def plan(
             _PLANS.clear()
         found = _PLANS[key] = _make(S, mixing, x, lowering, all_three)
     return found
+
+
+def is_static(sizes: Iterable[int]) -> bool:
+    """Whether these are numbers, and none is a symbol that a compiler or exporter has put in place of a size."""
+    if not torch.compiler.is_compiling():
+        return all(type(size) is int for size in sizes)
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return all(has_static_value(size) for size in sizes)
+
+
+@at_trace_time
+def _planned(
+    S: Basis,
+    mixing: Mixing,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    lowering: str | None,
+    gradients: tuple[bool, bool, bool],
+) -> str | None:
+    """The name of the lowering for a signal like this; None where S was made within the trace, or none is admitted."""
+    if not getattr(S, "__dict__", None):
+        return None
+    with untraced():
+        x = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        try:
+            return _make(S, mixing, x, lowering, gradients).chosen.name
+        except Inadmissible:
+            return None
+
+
+def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
+    """A plan that depends on no size: for calls that are traced, and run at other sizes later.
+
+    Kernels of torch come before recurrences, and these before sparse products; the channels are mixed first where they
+    become fewer. The transforms of `fft` come last, since not every exporter knows complex numbers.
+    """
+    reasons = [option.refuses(S, mixing) for option in LOWERINGS]
+    k, i = S.shape[0], x.shape[-1]
+    options = [option for option, reason in zip(LOWERINGS, reasons, strict=True) if reason is None]
+    if forced is not None:
+        options = [option for option in options if forced in (option.name, option.name.split(":")[0])]
+        if not options:
+            raise Inadmissible(_refusal(forced, _rejected(reasons)))
+    first = ":transform" if isinstance(S, AttentionTaps) or mixing.width(i) <= k * i else ":aggregate"
+    order = [
+        "native",
+        "gft",
+        f"recurrence{first}",
+        f"sparse{first}",
+        "recurrence:",
+        "sparse:",
+        "im2col",
+        "dense",
+        "fft",
+    ]
+    rank = {option.name: [option.name.startswith(name) for name in order].index(True) for option in options}
+    best = min(rank.values())
+    chosen = next(option for option in options if rank[option.name] == best)
+    title = f"plan for a traced call, {i} channels in, {k} taps, {x.dtype}"
+    return Plan(title, tuple(_rejected(reasons)), chosen)
+
+
+def _rejected(reasons: list[str | None]) -> list[Candidate]:
+    named = zip(LOWERINGS, reasons, strict=True)
+    return [Candidate(option.name, None, math.inf, reason or "it depends on no size") for option, reason in named]
 
 
 def _constancy(x: Tensor) -> tuple[float, bool]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):
-    """A property computed once for each object.
+    """A property computed once for each object, but for objects within a compiler's trace.
 
     functools.cached_property without its lock, which torch.compile cannot trace.
     """
@@ -32,7 +32,9 @@ class lazy(Generic[T]):
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         if owner is None:
             return self
-        with lasting():
+        if torch.compiler.is_dynamo_compiling():
+            return self.make(owner)
+        with lasting(owner):
             value = owner.__dict__[self.name] = self.make(owner)
         return value
 

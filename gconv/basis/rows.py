@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis.base import lazy
-from gconv.basis.taps import Pattern
+from gconv.basis.taps import Layout, Pattern
 from gconv.kernels import CSR
 from gconv.kernels.sparse import rows_of
 
@@ -30,12 +30,15 @@ class ByRows(Pattern):
         crow, col, crow_t, col_t, to_t, from_t = pattern.csr("expand").tensors
         return cls(pattern.shape, pattern.tap, CSR(crow, col, crow_t, col_t, None, to_t, from_t))
 
+    def csr(self, layout: Layout) -> CSR:
+        return self._memo["expand"]  # with a single tap all layouts are the same
+
     def written(self) -> Pattern:
         """The same with a list of the entries, which is not kept here."""
         csr = self.csr("expand")
         row, col = rows_of(csr.crow, csr.col), csr.col.long()
         if csr.perm is not None:  # of a transpose, whose entries keep their order
-            row, col = (torch.empty_like(end).index_copy_(0, csr.perm.long(), end) for end in (row, col))
+            row, col = (torch.empty_like(end).index_copy(0, csr.perm.long(), end) for end in (row, col))
         return Pattern(self.shape, self.tap, row, col)
 
     @lazy
@@ -52,4 +55,4 @@ class ByRows(Pattern):
         return ByRows((k, n, m), self.tap, self.csr("expand").T)
 
     def __len__(self) -> int:
-        return len(self.tap)
+        return self.tap.shape[0]

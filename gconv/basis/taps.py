@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +12,18 @@ from torch import Tensor
 from gconv.basis.base import lazy
 from gconv.kernels import (
     CSR,
+    at_trace_time,
     bare,
+    concrete,
     ends,
     heads_sddmm,
     joint_attention,
     lasting,
+    leave,
     row_softmax,
     segment_max,
     spmm,
+    untraced,
     wrapped,
 )
 
@@ -46,17 +50,23 @@ class Pattern:
     _memo: dict[Layout, CSR] = field(default_factory=dict)
 
     def csr(self, layout: Layout) -> CSR:
-        k, m, n = self.shape
-        if k == 1:
+        if self.shape[0] == 1:
             layout = "expand"  # with a single tap the three are the same matrix
+        if torch.compiler.is_dynamo_compiling():
+            found = _outside(self, layout)
+            return self._build(layout) if found is None else getattr(self, found)
         if layout not in self._memo:
-            high, wide = layout != "contract", layout != "expand"
-            with lasting():
-                row, col, tap = bare(self.row), bare(self.col), bare(self.tap)
-                row = row * k + tap if high and k > 1 else row
-                col = col * k + tap if wide and k > 1 else col
-                self._memo[layout] = CSR.build(row, col, m * k if high else m, n * k if wide else n)
+            with lasting(self):
+                self._memo[layout] = self._build(layout)
         return self._memo[layout]
+
+    def _build(self, layout: Layout) -> CSR:
+        k, m, n = self.shape
+        high, wide = layout != "contract", layout != "expand"
+        row, col, tap = bare(self.row), bare(self.col), bare(self.tap)
+        row = row * k + tap if high and k > 1 else row
+        col = col * k + tap if wide and k > 1 else col
+        return CSR.build(row, col, m * k if high else m, n * k if wide else n)
 
     @lazy
     def T(self) -> Pattern:
@@ -67,7 +77,7 @@ class Pattern:
         return Pattern((k, n, m), self.tap, self.col, self.row, memo)
 
     def __len__(self) -> int:
-        return len(self.row)
+        return self.row.shape[0]
 
     @property
     def layouts(self) -> tuple[CSR, ...]:
@@ -98,8 +108,17 @@ class Pattern:
         """Values (e, ...) in row order, put in the order of the entries."""
         if csr.perm is None:
             return values
-        entry = torch.arange(len(self), device=values.device)
-        return values[torch.empty_like(entry).index_copy_(0, csr.perm.long(), entry)]
+        entry = torch.arange(values.shape[0], device=values.device)
+        return values[torch.empty_like(entry).index_copy(0, csr.perm.long(), entry)]
+
+
+@at_trace_time
+def _outside(made: Any, layout: Layout) -> str | None:
+    """Where a Pattern or Taps has left a layout that is built outside of the trace; None of what is made within it."""
+    if "_memo" not in made.__dict__ or not concrete(made):
+        return None
+    with untraced():
+        return leave(made, layout, made.csr(layout) if isinstance(made, Pattern) else made.ordered(layout))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,17 +172,21 @@ class Taps:
 
     def ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
         """The pattern in this layout, the values in its row order, and for fixed values in that of its transpose."""
+        if torch.compiler.is_dynamo_compiling() and not self.values.requires_grad:
+            found = _outside(self, layout)
+            if found is not None:
+                return getattr(self, found)
         csr = self.pattern.csr(layout)
-        if self.values.requires_grad or (torch.compiler.is_compiling() and layout not in self._memo):
-            return csr, csr.ordered(self.values), None  # nor may a compiler look at numbers
+        if self.values.requires_grad or torch.compiler.is_dynamo_compiling():
+            return csr, csr.ordered(self.values), None
         if layout not in self._memo:
             if wrapped(self.values):
                 return csr, csr.ordered(self.values), None
-            with lasting():
+            with lasting(self):
                 values = csr.ordered(self.values)
                 back = values.index_select(0, csr.to_t)
-            if csr.self_transposed and torch.equal(values, back):
-                back = values  # a symmetric S is its own transpose
+                if csr.self_transposed and concrete(values) and torch.equal(values, back):
+                    back = values  # a symmetric S is its own transpose
             self._memo[layout] = values, back
         return csr, *self._memo[layout]
 

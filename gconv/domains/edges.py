@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.domains.foreign import as_tensor
-from gconv.kernels import apart, lasting, readable
+from gconv.kernels import apart, at_trace_time, lasting, leave, readable
 
 T = TypeVar("T")
 
@@ -36,6 +36,13 @@ def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
             f"{tuple(edge_index.shape)}."
         )
     return edge_index
+
+
+@at_trace_time
+def _recall(edges: Edges, key: Hashable) -> str | None:
+    """Where a graph has left what it computed for a key outside of the trace; None if it has not."""
+    memo = edges.__dict__.get("_memo", {})
+    return leave(edges, str(list(memo).index(key)), memo[key]) if key in memo else None
 
 
 class Edges:
@@ -69,6 +76,8 @@ class Edges:
         with apart(given):
             copied = given.detach().to(torch.int64, copy=True).contiguous()
         object.__setattr__(self, "edge_index", copied)
+        if not readable(copied):  # a trace that depends on them: whether they name nodes is not checked
+            return (0, -1), (0, -1)
         source, target = ((int(end.min()), int(end.max())) if len(end) else (0, -1) for end in copied)
         return source, target
 
@@ -100,7 +109,7 @@ class Edges:
                     f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}."
                 )
             value = value.detach().to(torch.int64, copy=True)
-            if e and int(value.min()) < 0:
+            if readable(value) and e and int(value.min()) < 0:
                 raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
             return value
         if value.dtype.is_complex:
@@ -120,6 +129,12 @@ class Edges:
         return self.edge_index.device
 
     @property
+    def readable(self) -> bool:
+        """Whether the numbers can be looked at: not within a trace that the graph was made in, nor under vmap."""
+        given = (self.edge_index, self.edge_weight, self.edge_attr, self.edge_type)
+        return all(readable(t) for t in given if t is not None)
+
+    @property
     def source(self) -> Tensor:
         return self.edge_index[0]
 
@@ -129,8 +144,11 @@ class Edges:
 
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, computed at most once for these edges and this key."""
+        if torch.compiler.is_dynamo_compiling():
+            found = _recall(self, key)
+            return make() if found is None else getattr(self, found)
         if key not in self._memo:
-            with lasting():
+            with lasting(self.edge_index):
                 self._memo[key] = make()
         return self._memo[key]
 

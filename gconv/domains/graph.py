@@ -61,8 +61,11 @@ class Graph(Edges):
     def __post_init__(self) -> None:
         (low, high), (least, most) = self._copy_edge_index()
         low, high = min(low, least), max(high, most)
-        size = high + 1 if self.size is None else integer(self.size, "size")
-        size = high + 1 if size == -1 else size
+        size = None if self.size is None else integer(self.size, "size")
+        if size in (None, -1):
+            if not readable(self.edge_index):
+                raise ValueError("Within a trace the number of nodes cannot be read off edge_index: give a size.")
+            size = high + 1
         if low < 0:
             raise ValueError(f"edge_index must not be negative, but it holds node {low}.")
         if size < 0:

@@ -13,7 +13,7 @@ from gconv.domains.bipartite import Bipartite
 from gconv.domains.edges import Edges, check_edge_index
 from gconv.domains.foreign import TENSORS, as_tensor, from_sparse, instance, read_foreign
 from gconv.domains.graph import Graph
-from gconv.kernels import varies
+from gconv.kernels import is_plain_eager, varies
 
 EDGE_TENSORS = ("edge_weight", "edge_attr", "edge_type")
 LISTED = "edge_weight, edge_attr and edge_type"
@@ -86,12 +86,12 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
     plain = check_edge_index(edge_index)
     if not isinstance(edge_index, Tensor):
         return Bipartite(plain, sizes, **given)  # type: ignore[arg-type]
-    grad = any(varies(value) for value in given.values())
-    known: Bipartite | None = None if grad else _SEEN_PAIRS.get(edge_index)
+    lasts = _lasts(edge_index, given)
+    known: Bipartite | None = _SEEN_PAIRS.get(edge_index) if lasts else None
     if known is not None and known.sizes == tuple(sizes) and _same_edges(known, plain, given):
         return known
     made = Bipartite(edge_index, sizes, **given)  # type: ignore[arg-type]
-    if not grad:
+    if lasts:
         _SEEN_PAIRS[edge_index] = made
     return made
 
@@ -109,15 +109,21 @@ def _check_not_dense(edge_index: Tensor) -> None:
 def _recall(key: Tensor, edge_index: Tensor, size: int, tensors: dict[str, Tensor], ptr: tuple[int, ...] = ()) -> Graph:
     """A Graph of these arguments: the one that was made of the same tensor `key` before, if all of it is equal."""
     edge_index = check_edge_index(edge_index)
-    grad = any(varies(value) for value in tensors.values())
-    known: Any = None if grad else _SEEN.get(key)  # a Graph, or None
+    lasts = _lasts(key, tensors)
+    known: Any = _SEEN.get(key) if lasts else None  # a Graph, or None
     same = known is not None and known.size == size and known.ptr == (ptr or (0, size))
     if same and _same_edges(known, edge_index, tensors) and _same(known.pos, tensors.get("pos")):
         return known
     graph = Graph(edge_index, size, ptr=ptr, **tensors)
-    if not grad:
+    if lasts:
         _SEEN[key] = graph
     return graph
+
+
+def _lasts(edge_index: Tensor, given: dict[str, Tensor]) -> bool:
+    """Whether a graph of these may be recognised later: plain tensors that need no gradient, in a plain call."""
+    plain = is_plain_eager() and type(edge_index) is Tensor and not edge_index.is_meta
+    return plain and not any(varies(value) for value in given.values())
 
 
 def _same_edges(known: Edges, edge_index: Tensor, given: dict[str, Tensor]) -> bool:

@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from gconv.basis import Basis
 from gconv.domains import Graph
 from gconv.errors import InputError, both
+from gconv.kernels import is_jit_tracing, without_tracer_warnings
 from gconv.linear import Map
 from gconv.mixing import plain, spread_bias
 from gconv.module import GConv
@@ -218,7 +219,11 @@ def convertible(cls: type) -> type:
         y = None
         if self.gconv is not None and obstacle(self, peer.inner) is None:
             try:
-                y = peer.call(self, *args, **kwargs)
+                if is_jit_tracing():
+                    with without_tracer_warnings():
+                        y = peer.call(self, *args, **kwargs)
+                else:
+                    y = peer.call(self, *args, **kwargs)
             except LeftAlone:  # a part was exchanged
                 y = None
             except (ValueError, TypeError) as error:

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from gconv.kernels.gemm import matmul
-from gconv.kernels.registry import watched
 from gconv.kernels.sparse import CSR, spmm, unrecorded
-from gconv.kernels.transforms import transformed
+from gconv.kernels.transforms import is_plain_eager
 
 SPARSE = 0.2  # share of non-zeros below which the sparse form is used
 COMPARED = 1 << 14  # numbers that are compared in each call
@@ -103,12 +102,12 @@ def constant(x: Tensor) -> Tensor:
 
 def known(x: Tensor) -> Constant | None:
     """What is known of x; None unless it is a constant that nobody has written into."""
-    if torch.compiler.is_compiling() or not _CONSTANTS or x.requires_grad:
+    if torch.compiler.is_dynamo_compiling() or not _CONSTANTS.data or x.requires_grad or not is_plain_eager():
         return None
     found: Constant | None = _CONSTANTS.get(x)
     if found is None or found.version != x._version:
         return None
-    return found if not x.is_cpu or watched() or torch.equal(found.some, found.copy) else None
+    return found if not x.is_cpu or torch.equal(found.some, found.copy) else None
 
 
 def product(X: Tensor, W: Tensor) -> Tensor:
@@ -127,8 +126,6 @@ def kept(S: Any, x: Tensor, expand: Callable[[Tensor], Tensor]) -> Tensor:
         return expand(x)
     made: Tensor | None = found.expanded.get(S)
     if made is None:
-        if transformed():
-            return expand(x)
         with torch.inference_mode(False):
             made = expand(x)
         if not made.requires_grad:

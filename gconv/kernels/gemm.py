@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.kernels.transforms import transformed
+from gconv.kernels.transforms import is_plain_eager, no_subclass
 from gconv.rates import at, rates
 
 GAIN = 1.5  # a product is widened where that is so many times as fast
@@ -52,7 +52,7 @@ def matmul(X: Tensor, W: Tensor) -> Tensor:
 
 def few(X: Tensor, W: Tensor) -> bool:
     """Whether X W goes to so few channels, from so many numbers, that another way is faster."""
-    if torch.compiler.is_compiling() or transformed():
+    if not is_plain_eager() or not no_subclass(X, W):
         return False
     if W.ndim != 2 or not W.shape[1] < min(FEW, W.shape[0]) or X.numel() < LARGE:
         return False

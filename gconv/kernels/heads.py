@@ -90,7 +90,7 @@ def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> T
     """`heads_sddmm` in torch."""
     crow, col = structure[:2]
     row, at, outer = rows_of(crow, col), col.long(), tuple(range(a.ndim - 3))
-    out = a.new_empty(len(col), heads)
+    out = a.new_empty(col.shape[0], heads)
     for h in range(heads):
         left, right = (t[..., min(h, t.shape[-2] - 1), :] for t in (a, b))
         out[:, h] = (left.index_select(-2, row) * right.index_select(-2, at)).sum((*outer, -1))
@@ -104,18 +104,18 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
     wide = torch.promote_types(x.dtype, torch.float32)
     products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
     products = products.sum(-2, keepdim=True) if together else products
-    y = products.new_zeros(*x.shape[:-3], len(crow) - 1, *products.shape[-2:])
+    y = products.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *products.shape[-2:])
     return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
 
 
 def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
     product = a.index_select(-3, rows_of(*structure[:2])) * b.index_select(-3, structure[1])
-    return product.sum((*range(a.ndim - 3), -1)).expand(len(structure[1]), heads)
+    return product.sum((*range(a.ndim - 3), -1)).expand(structure[1].shape[0], heads)
 
 
 def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
     """`row_softmax` in torch."""
-    row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
+    row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
     index = row.unsqueeze(-1).expand_as(logits)
     top = logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
     weight = (logits - top[row]).exp()
@@ -124,7 +124,7 @@ def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
 
 def softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     """Its gradient, from the softmax a and the gradient g that arrives."""
-    row, rows = rows_of(*structure[:2]), len(structure[0]) - 1
+    row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
     product = a * g
     return product - a * product.new_zeros(rows, a.shape[1]).index_add(0, row, product)[row]
 
@@ -138,7 +138,7 @@ def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tens
     """`row_sums` in torch."""
     crow, col, order = _turned(transposed, structure)
     values = values if order is None else values.index_select(0, order)
-    return values.new_zeros(len(crow) - 1, values.shape[1]).index_add(0, rows_of(crow, col), values)
+    return values.new_zeros(crow.shape[0] - 1, values.shape[1]).index_add(0, rows_of(crow, col), values)
 
 
 # -- compiled ------------------------------------------------------------------------------------------------------

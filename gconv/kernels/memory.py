@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gconv.kernels.transforms import transformed
+from gconv.kernels.transforms import is_plain_eager
 
 LARGE = 1 << 22  # bytes: two pages of 2 MiB
 PAGE = 1 << 21
@@ -56,7 +56,7 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
     size = math.prod(shape) * kind.itemsize
     if size < LARGE or not (_ADVICE is not None and like.is_cpu and type(like) in (Tensor, Parameter)):
         return like.new_empty(shape, dtype=dtype)
-    if torch.compiler.is_compiling() or transformed() or torch._C._len_torch_dispatch_stack() > 0:
+    if not is_plain_eager():
         return like.new_empty(shape, dtype=dtype)
     room = _take(size)
     lent = np.frombuffer(room, np.uint8, size)  # lives as long as the tensor's storage

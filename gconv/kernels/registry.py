@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gconv.kernels.transforms import transformed
+from gconv.kernels.transforms import composes, is_plain_eager
 
 STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
 library = torch.library.Library("gconv", "DEF")
@@ -31,7 +31,8 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
         *arguments, structure, kernel = inputs
-        output = kernel.body(structure)(*arguments, *structure)
+        body = kernel.body(structure)
+        output = body(*arguments, *structure)
         ctx.kernel, ctx.structure = kernel, structure
         ctx.save_for_backward(*kernel.keep(ctx, arguments, output))
         return owned(_result(output))
@@ -113,30 +114,30 @@ class Kernel:
         self.operator = getattr(torch.ops.gconv, name)
 
     def __call__(self, structure: Structure, *arguments: Any) -> Tensor:
-        recorded = False
+        plain, recorded = True, False
         for argument in arguments:
             kind = type(argument)
             if kind is Tensor or kind is Parameter:
                 recorded = recorded or argument.requires_grad
             elif isinstance(argument, Tensor):  # a subclass may want to see the operator
-                return self._dispatched(structure, arguments)
-        if torch.compiler.is_compiling():
-            return self._dispatched(structure, arguments)
-        if transformed():
+                plain = False
+        if plain and is_plain_eager():
+            body = self.body(structure)
+            if body is None:
+                return _result(self.composed(*arguments, *structure))
+            if recorded and torch.is_grad_enabled():
+                result: Tensor = _Recorded.apply(*arguments, structure, self)
+                return result
+            return _result(body(*arguments, *structure))
+        if composes():
             return _result(self.composed(*arguments, *structure))
-        if watched():
-            return self._dispatched(structure, arguments)
-        if recorded and torch.is_grad_enabled():
-            result: Tensor = _Recorded.apply(*arguments, structure, self)
-            return result
-        return owned(_result(self.body(structure)(*arguments, *structure)))
-
-    def _dispatched(self, structure: Structure, arguments: tuple[Any, ...]) -> Tensor:
         return _result(self.operator(*arguments, *structure))
 
-    def body(self, structure: Structure) -> Callable[..., Output]:
-        """The body for where the tensors are."""
-        return self.cpu if structure[0].is_cpu else self.anywhere
+    def body(self, structure: Structure) -> Callable[..., Output] | None:
+        """The body for where the tensors are; None on devices that only torch's own operators know."""
+        if structure[0].is_cpu:
+            return self.cpu
+        return self.anywhere if structure[0].is_cuda else None
 
 
 def _checked(check: Callable[..., None], body: Callable[..., Output]) -> Callable[..., Output]:
@@ -161,8 +162,3 @@ def one_place(crow: Tensor, *tensors: Tensor | None) -> None:
     for t in tensors:
         if t is not None and t.device != crow.device:
             raise ValueError(f"The sparse pattern is on {crow.device}, but a tensor {tuple(t.shape)} is on {t.device}.")
-
-
-def watched() -> bool:
-    """Whether something sees all operators (a FLOP counter, fake tensors)."""
-    return torch._C._len_torch_dispatch_stack() > 0

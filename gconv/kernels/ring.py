@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import library
-from gconv.kernels.transforms import transformed
+from gconv.kernels.transforms import composes, transformed
 
 X, W, Y = range(3)
 CHUNK = 1 << 20  # bytes of signals that are transformed at a time
@@ -278,7 +278,7 @@ def gradient(ring: Ring, slot: int, one: Tensor, two: Tensor) -> Tensor:
     >>> gradient(ring, Y, torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[[10.0, 1.0]]]])).round().flatten()
     tensor([ 1., 12., 23.])
     """
-    if not torch.compiler.is_compiling() and transformed():
+    if composes():
         return _whole(ring, slot, one, two)
     result: Tensor = torch.ops.gconv.ring(one, two, slot, ring.flat)
     return result

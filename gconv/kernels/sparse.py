@@ -21,7 +21,7 @@ from torch import Tensor
 from gconv.kernels import narrow, native
 from gconv.kernels.memory import give_back
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.transforms import readable
+from gconv.kernels.transforms import composes, readable
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
@@ -59,7 +59,9 @@ class CSR:
                 f"{tuple(col.shape)}."
             )
         row, col = row.long(), col.long()
-        small = max(rows, cols, len(row)) < 2**31
+        if not readable(row):
+            return cls(*_sorted(row, col, rows, cols, False))
+        small = max(rows, cols, row.shape[0]) < 2**31
         plain = row.is_cpu and col.is_cpu and type(row) is type(col) is Tensor
         compiled = small and plain and native.LIBRARY is not None
         crow, by_row, crow_t, by_col, to_t, from_t, *perm = (native.build if compiled else _sorted)(
@@ -81,25 +83,32 @@ class CSR:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self.crow) - 1, len(self.crow_t) - 1
+        return self.crow.shape[0] - 1, self.crow_t.shape[0] - 1
 
     @property
     def self_transposed(self) -> bool:
         return self.col is self.col_t
 
 
-def _sorted(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
-    """What `native.build` returns, in pure torch; int64 where int32 is too small."""
-    if len(row) and readable(row) and readable(col) and _outside(row, rows) | _outside(col, cols):
+def _sorted(row: Tensor, col: Tensor, rows: int, cols: int, look: bool = True) -> tuple[Tensor, ...]:
+    """What `native.build` returns, in pure torch; int64 where int32 is too small.
+
+    Without a look at the numbers it is in the order of the fields of a CSR, int64, and no order is recognised.
+    """
+    if look and len(row) and (_outside(row, rows) or _outside(col, cols)):
         raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
-    index = torch.int32 if max(rows, cols, len(row)) < 2**31 else torch.int64
+    small = look and max(rows, cols, row.shape[0]) < 2**31
+    index = torch.int32 if small else torch.int64
     perm = _sorting(row, col, cols)
     row, col = row[perm], col[perm]
     to_t = torch.argsort(col, stable=True)  # the rows are sorted already
-    entry = torch.arange(len(to_t), device=to_t.device)
-    from_t = torch.empty_like(to_t).index_copy_(0, to_t, entry)
+    entry = torch.arange(to_t.shape[0], device=to_t.device)
+    from_t = torch.empty_like(to_t).index_copy(0, to_t, entry)
     crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
-    made = crow, col.to(index), crow_t, row[to_t].to(index), to_t.to(index), from_t.to(index)
+    pattern = crow, col.to(index), crow_t, row[to_t].to(index)
+    if not look:
+        return *pattern, perm, to_t, from_t
+    made = *pattern, to_t.to(index), from_t.to(index)
     return made if torch.equal(perm, entry) else (*made, perm.to(index))
 
 
@@ -109,14 +118,14 @@ def _outside(index: Tensor, size: int) -> bool:
 
 def _sorting(row: Tensor, col: Tensor, cols: int) -> Tensor:
     """The order by row, then column; one sort where a number for both fits int64."""
-    if len(row) and readable(row) and float(row.max()) * cols < 2.0**62:
+    if readable(row) and row.shape[0] and float(row.max()) * cols < 2.0**62:
         return torch.argsort(row * max(cols, 1) + col, stable=True)
     by_column = torch.argsort(col, stable=True)
     return by_column[torch.argsort(row[by_column], stable=True)]
 
 
 def _pointers(row: Tensor, rows: int) -> Tensor:
-    counts = torch.bincount(row, minlength=rows) if len(row) else row.new_zeros(rows)
+    counts = row.new_zeros(rows).index_add(0, row, torch.ones_like(row))
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
@@ -162,7 +171,7 @@ def spmm_rows(
     """
     whole = first == 0 and last in (None, csr.shape[0])
     crow = csr.crow if whole else csr.crow[first : None if last is None else last + 1]
-    rows = len(crow) - 1
+    rows = crow.shape[0] - 1
     fits("values", values.shape[0], csr.col.shape[0])
     fits("sites in", x.shape[-2], csr.shape[1])
     one_place(crow, values, x, add, out)
@@ -216,11 +225,16 @@ def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:
 
 def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each entry."""
-    return torch.repeat_interleave((crow[1:] - crow[:-1]).long(), output_size=len(col))
+    if not composes():
+        return torch.repeat_interleave((crow[1:] - crow[:-1]).long(), output_size=col.shape[0])
+    starts = crow[1:-1].long()  # by operators that exporters know, and that read no number as a size
+    return (
+        col.new_zeros(col.shape[0] + 1, dtype=torch.int64).index_add(0, starts, torch.ones_like(starts)).cumsum(0)[:-1]
+    )
 
 
 def _sparse(crow: Tensor, col: Tensor, values: Tensor, cols: int) -> Tensor:
-    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, cols), check_invariants=False)
+    return torch.sparse_csr_tensor(crow, col, values, (crow.shape[0] - 1, cols), check_invariants=False)
 
 
 def _quiet_beta_notice() -> None:
@@ -237,8 +251,8 @@ def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor,
     if not _announced:
         _quiet_beta_notice()
         _announced = True
-    cols, shape = len(rest[0]) - 1, (*x.shape[:-2], len(crow) - 1, x.shape[-1])
-    if x.numel() == 0 or len(col) == 0:
+    cols, shape = rest[0].shape[0] - 1, (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1])
+    if x.numel() == 0 or col.shape[0] == 0:
         return x.new_zeros(shape)
     wide = x.movedim(-2, 0).reshape(cols, -1)
     half = x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu"
@@ -246,7 +260,7 @@ def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor,
         values, wide = values.float(), wide.float()
     with torch.autocast(x.device.type, enabled=False):
         y = _sparse(crow, col, values.to(wide.dtype), cols) @ wide
-    y = y.to(x.dtype).view(len(crow) - 1, *x.shape[:-2], x.shape[-1])
+    y = y.to(x.dtype).view(crow.shape[0] - 1, *x.shape[:-2], x.shape[-1])
     return y.movedim(0, -2).contiguous()
 
 
@@ -255,8 +269,8 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
     width = max(1, a.numel() // max(1, a.shape[-2]))
     step = max(1, CHUNK // width)
     axes = [d for d in range(a.ndim) if d != a.ndim - 2]
-    out = a.new_empty(len(col))
-    for start in range(0, len(col), step):
+    out = a.new_empty(col.shape[0])
+    for start in range(0, col.shape[0], step):
         part = slice(start, start + step)
         product = a.index_select(-2, row[part]) * b.index_select(-2, col[part])
         out[part] = product.sum(axes)
@@ -266,7 +280,7 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
 def _spmm_composed(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     products = x.index_select(-2, structure[1]).to(wide) * values.unsqueeze(-1)
-    y = products.new_zeros(*x.shape[:-2], len(structure[0]) - 1, x.shape[-1])
+    y = products.new_zeros(*x.shape[:-2], structure[0].shape[0] - 1, x.shape[-1])
     return y.index_add(-2, rows_of(*structure[:2]), products).to(x.dtype)
 
 

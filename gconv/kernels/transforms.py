@@ -1,23 +1,112 @@
-"""Transforms of torch.func and forward-mode differentiation: who is under way, and what must not be kept of them.
+"""What kind of call is under way: a plain eager one, or one under a transform, a compiler, an exporter or a tracer.
 
-Within a transform, torch wraps tensors, and under some even those that are made of plain ones. What is kept between
-calls is therefore made apart from any transform; a number that is itself wrapped is never kept.
+Three questions decide what a call may do:
+
+    is_plain_eager()   nothing looks at single operators: kernels are called directly, and results may be cached
+    composes()         kernels must be composed of torch's own operators: transforms of torch.func, forward-mode
+                       differentiation, torch.jit.trace, torch.export, the ONNX exporters, and `portable`
+    readable(t)        the numbers of t may be looked at: not those of fake, meta, traced or batched tensors
+
+What is cached is made `apart`: outside of transforms, traces and modes, from plain tensors alone. What was made within
+a trace is never cached. Private names of torch are looked up once, here, with a fallback for versions without them.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.utils import _python_dispatch
+
+PLAIN = (Tensor, Parameter)
+_without_modes = getattr(_python_dispatch, "_disable_current_modes", nullcontext)
+_tracing_state = getattr(torch._C, "_get_tracing_state", lambda: None)
+_set_tracing_state: Any = getattr(torch._C, "_set_tracing_state", lambda state: None)
+_value_trace: Any = getattr(torch._C, "_get_value_trace", None)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_FLAGS: Any = (
+    torch.compiler if hasattr(torch.compiler, "_is_compiling_flag") else SimpleNamespace(_is_compiling_flag=False)
+)
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+_portable_calls = 0  # `portable` blocks that are active in any thread: a compiled function is guarded by this number
+
+
+class _Local(threading.local):
+    portable = 0  # those of this thread
+
+
+_LOCAL = _Local()
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Within this block, layers run by torch's own operators alone: no compiled kernel and no operator of gconv.
+
+    A graph that is traced or exported then holds aten operators only, and runs where gconv is not installed.
+    torch.jit.trace, torch.export and both ONNX exporters do so by themselves, as do layers on other devices than CPU
+    and CUDA. Numbers are the same up to rounding; memory is not: a row of x is read for each edge.
+
+    >>> from gconv import GConv, Graph
+    >>> from gconv.operators import gcn
+    >>> layer, path, x = GConv(gcn(2, 3)), Graph(torch.tensor([[0, 1], [1, 0]])), torch.ones(2, 2)
+    >>> with portable():
+    ...     y = layer(x, path)
+    >>> torch.allclose(y, layer(x, path))
+    True
+    """
+    global _portable_calls
+    with _COUNT:
+        _portable_calls += 1
+    _LOCAL.portable += 1
+    try:
+        yield
+    finally:
+        _LOCAL.portable -= 1
+        with _COUNT:
+            _portable_calls -= 1
+
+
+_COUNT = threading.Lock()
+
+
+def is_plain_eager() -> bool:
+    """Whether nothing sees single operators: no compiler, exporter, tracer, transform, dispatch mode or `portable`."""
+    if torch.compiler.is_dynamo_compiling() or _FLAGS._is_compiling_flag:  # is_compiling() in fewer calls
+        return False
+    if _dispatch_modes() > 0 or _tracing_state() is not None:
+        return False
+    if _portable_calls and _LOCAL.portable:
+        return False
+    return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
+def composes() -> bool:
+    """Whether kernels must be composed of torch's own operators."""
+    if torch.compiler.is_compiling():
+        return _portable_calls > 0 or torch.compiler.is_exporting()
+    return transformed() or _tracing_state() is not None or (_portable_calls > 0 and _LOCAL.portable > 0)
 
 
 def transformed() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is under way: they know torch's operators."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace, or the ONNX exporter that is built on it, records this call."""
+    return not torch.compiler.is_dynamo_compiling() and _tracing_state() is not None
 
 
 def wrapped(*tensors: Tensor | None) -> bool:
@@ -31,18 +120,56 @@ def wrapped(*tensors: Tensor | None) -> bool:
 
 
 def varies(t: Tensor | None) -> bool:
-    """Whether t may differ from call to call, or what is made of it: it needs a gradient, or is wrapped."""
-    return t is not None and (t.requires_grad or wrapped(t))
+    """Whether t may differ from call to call, or what is made of it: it needs a gradient, is wrapped or traced."""
+    if t is None:
+        return False
+    if t.requires_grad:
+        return True
+    if torch.compiler.is_dynamo_compiling() or is_plain_eager():
+        return False
+    return wrapped(t) or not readable(t)
 
 
 def readable(t: Tensor) -> bool:
-    """Whether a program may look at the numbers of t: a compiler and vmap have none to show."""
-    if torch.compiler.is_compiling():
+    """Whether a program may look at the numbers of t: not those of fake, meta, traced, compiled or batched tensors."""
+    if torch.compiler.is_dynamo_compiling():
         return False
     while _functorch.is_functorch_wrapped_tensor(t):
         if _functorch.is_batchedtensor(t):
             return False
         t = _functorch.get_unwrapped(t)
+    if t.is_meta or (type(t) not in PLAIN and _is_fake(t)):
+        return False
+    return _tracing_state() is None or not _is_traced(t)
+
+
+def _is_fake(t: Tensor) -> bool:
+    """Whether t is one of the tensors without numbers that compilers and exporters run a program on."""
+    return any(kind.__module__.startswith("torch._subclasses") for kind in type(t).__mro__)
+
+
+def _is_traced(t: Tensor) -> bool:
+    """Whether t depends on the inputs or parameters of what torch.jit.trace records, as far as torch tells."""
+    if t.requires_grad:
+        return True
+    try:
+        return str(_value_trace(t).node().kind()) != "prim::Constant"
+    except (TypeError, AttributeError, RuntimeError):
+        return True
+
+
+def concrete(of: object) -> bool:
+    """Whether all tensors in an object (a tensor, or a container or dataclass of them) have numbers of their own."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    if isinstance(of, Tensor):
+        return readable(of)
+    if isinstance(of, tuple | list):
+        return all(concrete(part) for part in of)
+    if isinstance(of, dict):
+        return all(concrete(part) for part in of.values())
+    if is_dataclass(of) and not isinstance(of, type):
+        return all(concrete(of.__dict__.get(entry.name)) for entry in fields(of))
     return True
 
 
@@ -56,8 +183,27 @@ def derivatives(t: Tensor) -> int:
     return count + dual + 2 * t.requires_grad
 
 
+def at_trace_time(function: F) -> F:
+    """Marks a function that a compiler calls as it traces, with the objects themselves; its result is a constant.
+
+    As torch.compiler.assume_constant_result does, which would import the compiler. A compiled function is guarded by
+    the objects that are given. One that was made within the trace has no attributes yet. The result must be a string
+    or None: what else is found is left with `leave`, and picked up with getattr, so that the compiler knows its place.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def leave(owner: object, name: str, value: object) -> str:
+    """The name of an attribute of `owner` that now holds a value."""
+    owner.__dict__[f"_traced_{name}"] = value
+    return f"_traced_{name}"
+
+
 def bare(t: Tensor) -> Tensor:
     """Whole numbers as they are: what differentiation has wrapped them in says nothing of them."""
+    if torch.compiler.is_compiling():
+        return t
     while _functorch.is_gradtrackingtensor(t):
         t = _functorch.get_unwrapped(t)
     return t
@@ -70,11 +216,68 @@ def apart(*sources: Tensor | None) -> AbstractContextManager[object]:
     return temporarily_clear_interpreter_stack()
 
 
-def lasting(*sources: Tensor | None) -> AbstractContextManager[object]:
-    """Where what is kept between calls is made: it must serve training and plain calls too."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+def lasting(of: object = None) -> AbstractContextManager[object]:
+    """Where what is cached is made: outside of transforms, traces and modes, unless `of`, its source, is in one."""
+    if torch.compiler.is_dynamo_compiling():
+        return nullcontext()
+    if is_plain_eager():
         return torch.inference_mode(False)
     stack = ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(apart(*sources))
+    stack.enter_context(apart())
+    if concrete(of):
+        stack.enter_context(untraced())
+    if not torch.compiler.is_compiling():
+        stack.enter_context(torch.inference_mode(False))
     return stack
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Leaves torch.jit.trace and all modes, such as that of fake tensors; for plain tensors alone."""
+    state = _tracing_state()
+    with _without_modes(), torch._C.DisableTorchFunction():
+        if state is not None:
+            _set_tracing_state(None)
+        try:
+            yield
+        finally:
+            if state is not None:
+                _set_tracing_state(state)
+
+
+def faked(of: T, like: Tensor) -> T:
+    """A structure or domain with its tensors as fake ones, where `like` is fake and its mode takes no others."""
+    mode = getattr(like, "fake_mode", None)
+    if mode is None or getattr(mode, "allow_non_fake_inputs", False):
+        return of
+    found: T = _mapped(of, mode.from_tensor, {})
+    return found
+
+
+def _mapped(of: Any, convert: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    """A copy of an object with its plain tensors converted, each once."""
+    if id(of) in done:
+        return done[id(of)]
+    if type(of) in PLAIN:
+        done[id(of)] = convert(of)
+    elif type(of) in (tuple, list):
+        done[id(of)] = type(of)(_mapped(part, convert, done) for part in of)
+    elif type(of) is dict:
+        done[id(of)] = {key: _mapped(part, convert, done) for key, part in of.items()}
+    elif is_dataclass(of) and not isinstance(of, type):
+        copy = done[id(of)] = object.__new__(type(of))
+        copy.__dict__.update({name: _mapped(part, convert, done) for name, part in of.__dict__.items()})
+    return done.get(id(of), of)
+
+
+@contextmanager
+def without_tracer_warnings() -> Iterator[None]:
+    """Hides torch.jit.trace's warnings that sizes become constants: a trace is for inputs of these sizes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
+def no_subclass(a: Tensor, b: Tensor) -> bool:
+    """Whether these are tensors of no other class than torch's own."""
+    return type(a) in PLAIN and type(b) in PLAIN

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from gconv.basis import Basis, Polynomial, SharedTaps, Taps
-from gconv.kernels import empty, matmul, transformed
+from gconv.kernels import empty, is_plain_eager, matmul, no_subclass
 from gconv.kernels.narrow import LANES
 from gconv.lowering import rule
 from gconv.lowering.rule import Gradients
@@ -27,13 +26,14 @@ CHUNK = 1 << 21  # bytes that the taps of the signals at hand take
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether S is fixed, and there are signals enough on it to go through in parts."""
-    if x.ndim < 3 or not (x.numel() and x.is_cpu and x.is_floating_point() and x.dtype == W.dtype):
+    if x.ndim < 3 or not (is_plain_eager() and no_subclass(x, W)):
+        return False
+    if not (x.numel() and x.is_cpu and x.is_floating_point() and x.dtype == W.dtype):
         return False
     k, m, n = S.shape
     if x.numel() // n * x.element_size() * k * max(m, n) <= 4 * CHUNK or not _simple(S):
         return False
-    wrapped = any(type(t) not in (Tensor, Parameter) for t in (x, W))
-    return not (wrapped or torch.compiler.is_compiling() or transformed() or torch.is_autocast_enabled("cpu"))
+    return not torch.is_autocast_enabled("cpu")
 
 
 def _simple(S: Basis) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
+from gconv.kernels import transformed
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
 from gconv.mixing import Mixing
@@ -27,7 +28,8 @@ def on_images(option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: T
     single = x.ndim == len(grid) + 1
     images = x.unsqueeze(0) if single else x
     run = option.images or _by_signals(option.run, grid)
-    run = _laid_out(run, _last(S, mixing, W, images), len(grid), S.linear)
+    if not transformed():  # vmap lays out what it likes
+        run = _laid_out(run, _last(S, mixing, W, images), len(grid), S.linear)
     return _one(run) if single else run
 
 

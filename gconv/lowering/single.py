@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from gconv.basis import Basis, Identity, Polynomial, SharedTaps, Stack, Taps
-from gconv.kernels import empty, in_order, known, matmul, spmm_rows, transformed
+from gconv.kernels import empty, in_order, is_plain_eager, known, matmul, no_subclass, spmm_rows
 from gconv.lowering import rule
 from gconv.lowering.rule import Gradients
 
@@ -28,14 +27,11 @@ LARGE = 1 << 24  # bytes of all S_k x, from which on this pays
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether this is one large signal that may change, on an S that does not."""
-    if torch.compiler.is_compiling() or x.ndim != 2 or not x.is_floating_point() or x.dtype != W.dtype:
+    if x.ndim != 2 or not x.is_floating_point() or x.dtype != W.dtype or not is_plain_eager():
         return False
     if x.layout is not torch.strided or x.numel() * x.element_size() * S.shape[0] <= LARGE:
         return False
-    if type(x) not in (Tensor, Parameter) or not x.is_cpu or not fixed(S) or known(x) is not None:
-        return False
-    watched = transformed() or torch._C._len_torch_dispatch_stack() > 0
-    return not (watched or torch.is_autocast_enabled("cpu"))
+    return no_subclass(x, W) and x.is_cpu and fixed(S) and known(x) is None and not torch.is_autocast_enabled("cpu")
 
 
 def fixed(S: Basis) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from gconv.basis import AttentionTaps, Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
 from gconv.kernels import kept, known
 from gconv.kernels.narrow import LANES
+from gconv.kernels.transforms import PLAIN
 from gconv.lowering import batches, single, steps
 from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
 from gconv.mixing import Dense, Heads, Mixing, Separable
@@ -121,8 +122,8 @@ def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Mixing, Tensor], Ru
         step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype, constant), mixing.shape
 
         def quick(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-            usual = W is not None and W.shape == shape and W.dtype == x.dtype and steps.unseen(x, W)
-            if not usual or (bias is not None and not _ordinary(bias, x, shape[2])):
+            usual = type(W) in PLAIN and W.shape == shape and W.dtype == x.dtype  # type: ignore[union-attr]
+            if not usual or torch.is_autocast_enabled("cpu") or (bias is not None and not _ordinary(bias, x, shape[2])):
                 return run(S, mixing, W, x, bias)
             return step(x, mixing.dense(W, shape[1]), bias)
 

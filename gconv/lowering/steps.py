@@ -13,23 +13,21 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from gconv.basis import Basis, Identity, Stack, beside, ready, together
 from gconv.basis.base import lazy
-from gconv.kernels import Constant, known, met, spaced, transformed
+from gconv.kernels import Constant, is_plain_eager, known, met, no_subclass, spaced
 from gconv.kernels.gemm import LARGE as MANY
 from gconv.lowering.rule import Gradients, Mixed
 from gconv.lowering.single import fixed, wide
 
-PLAIN = (Tensor, Parameter)
 TYPES = (torch.float32, torch.float64)  # others are summed in a wider type
 LARGE = 1 << 22  # bytes of all S_k x, from which on the arithmetic is all that counts
 Product = Callable[..., Tensor] | None  # None for the identity
 
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
-    """Whether S is fixed, x small, and nobody wants to see the single operators."""
+    """Whether S is fixed, x small, and the call a plain eager one."""
     return is_small(x, W.shape[0]) and unwatched(x, W) and fixed(S)
 
 
@@ -41,19 +39,10 @@ def is_small(x: Tensor, taps: int) -> bool:
 
 
 def unwatched(x: Tensor, W: Tensor) -> bool:
-    """Whether these are plain tensors of a type that is summed in itself, in a plain call."""
-    if torch.compiler.is_compiling() or not x.is_cpu or x.dtype not in TYPES or x.dtype != W.dtype:
+    """Whether these are plain tensors of a type that is summed in itself, in a plain eager call without autocast."""
+    if not x.is_cpu or x.dtype not in TYPES or x.dtype != W.dtype or x.layout is not torch.strided:
         return False
-    if x.layout is not torch.strided:
-        return False
-    return unseen(x, W)
-
-
-def unseen(x: Tensor, W: Tensor) -> bool:
-    """Whether nothing looks at the single operators of an eager call."""
-    if type(x) not in PLAIN or type(W) not in PLAIN or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    return not (transformed() or torch.is_autocast_enabled("cpu"))
+    return no_subclass(x, W) and is_plain_eager() and not torch.is_autocast_enabled("cpu")
 
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, aggregate: bool) -> Tensor:

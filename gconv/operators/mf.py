@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Pattern, Taps
 from gconv.domains import Edges
-from gconv.laplacian import diagonal
+from gconv.laplacian import counts, diagonal
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
 from gconv.spec import Parameter, Sample, Theta, register
@@ -36,7 +36,7 @@ class ByDegree:
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         m, n = domain.sites
         own = diagonal(domain)
-        degree = torch.bincount(domain.target, minlength=m).clamp(max=self.max_degree)
+        degree = counts(domain.target, m).clamp(max=self.max_degree)
         tap = torch.cat([degree[domain.target], degree + self.max_degree + 1])
         row, col = torch.cat([domain.target, own.row]), torch.cat([domain.source, own.col])
         return Taps(Pattern((self.taps, m, n), tap, row, col), torch.ones_like(row, dtype=x.dtype))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, SharedTaps, Stack
 from gconv.domains import Edges
-from gconv.laplacian import itself, pattern
+from gconv.laplacian import counts, itself, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, weighted
 from gconv.spec import Parameter, Sample, Theta, register
@@ -49,7 +49,7 @@ class Gaussians:
         one, _ = pattern(domain)
         u = domain.edge_attr.to(x.dtype)
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
-        share = torch.bincount(one.row, minlength=domain.sites[0]).clamp(min=1).double().reciprocal()
+        share = counts(one.row, domain.sites[0]).clamp(min=1).double().reciprocal()
         values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(x.dtype)
         S = SharedTaps(one, values.t())
         return Stack((S, itself(domain, x.dtype))) if self.root else S

@@ -11,6 +11,7 @@ from torch import Tensor
 from gconv.basis import Basis, Pattern, Shifts, Taps
 from gconv.domains import Graph, Grid
 from gconv.errors import InputError
+from gconv.laplacian import counts
 from gconv.mixing import Fixed
 from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
 from gconv.spec import Domain, Parameter, Sample, Theta, register
@@ -304,7 +305,7 @@ class Everything:
         dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
         values = torch.ones_like(node, dtype=x.dtype)
         if self.reduce == "mean":
-            values = torch.bincount(part, minlength=parts).double().reciprocal()[part].to(dtype)
+            values = counts(part, parts).double().reciprocal()[part].to(dtype)
         return Taps(Pattern((1, parts, domain.size), torch.zeros_like(node), part, node), values, reduce)
 
     def target(self, domain: Grid | Graph) -> Grid | Graph:

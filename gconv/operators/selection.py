@@ -30,7 +30,7 @@ class Labelled:
         label = domain.edge_type
         if label is None:
             raise ValueError("selection needs a label on every edge: give the graph an edge_type.")
-        if domain.num_edges and int(label.max()) >= self.taps:
+        if domain.readable and domain.num_edges and int(label.max()) >= self.taps:
             raise ValueError(
                 f"This selection has {self.taps} taps, labels 0 to {self.taps - 1}, "
                 f"but an edge has label {int(label.max())}."

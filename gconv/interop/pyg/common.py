@@ -13,6 +13,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from gconv.domains import Graph, read_graph
 from gconv.interop.peer import LeftAlone, Weights, run
+from gconv.kernels import is_plain_eager
 
 PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
@@ -111,9 +112,12 @@ def kept_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None
     """The graph that is given; the first one that was, if the layer caches."""
     if not getattr(layer, "cached", False):
         return read_graph(edge_index, x.shape[-2], **edges)
-    if layer._cached_graph is None:
-        layer._cached_graph = read_graph(edge_index, x.shape[-2], **edges)
-    return layer._cached_graph
+    if layer._cached_graph is not None:
+        return layer._cached_graph
+    graph = read_graph(edge_index, x.shape[-2], **edges)
+    if is_plain_eager():
+        layer._cached_graph = graph
+    return graph
 
 
 def on_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) -> Tensor:
@@ -126,7 +130,7 @@ def same_graph(layer: Any, graph: Graph) -> Graph:
 
     For graphs that a call puts together from several tensors. All that a graph holds is compared, by content.
     """
-    if graph.learned:
+    if graph.learned or not is_plain_eager():
         return graph
     last: Graph | None = layer._last_graph
     alike = last is not None and last.size == graph.size and last.ptr == graph.ptr
