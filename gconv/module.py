@@ -43,12 +43,12 @@ _LEFT = SimpleNamespace()  # structures on grids that compiled functions read
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
-def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+def bind(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
     """S on a domain; what depends on the domain alone is made once and cached."""
     if torch.compiler.is_dynamo_compiling():
         return _bind_in_trace(structure, domain, theta, x)
     if structure.kind != "fixed":
-        return _made(structure, faked(domain, x), theta, x)
+        return _made(structure, domain if type(x) in PLAIN else faked(domain, x), theta, x)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Edges):
         if domain.learned:
@@ -63,7 +63,7 @@ def bind(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis
     return faked(_GRID_BASES[domain, key], x)
 
 
-def _bind_in_trace(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
     """The same for a compiler: what depends on a domain from outside of the trace is made outside of it."""
     if isinstance(domain, Grid):
         if structure.kind == "fixed" and is_static(domain.shape):
@@ -108,7 +108,7 @@ def _prepare_graph(
         _made(structure, graph, theta, torch.ones(graph.sites[1], i, dtype=dtype, device=device))
 
 
-def _made(structure: Structure, domain: Domain, theta: Theta, x: Tensor) -> Basis:
+def _made(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
     """What the structure makes of a domain. Raises: TypeError where it is no Basis of its taps."""
     S = structure.basis(domain, theta, x)
     if not hasattr(S, "contract") or S.shape[0] != structure.taps:

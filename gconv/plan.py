@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import AttentionTaps, Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import at_trace_time, composes, known, order, transformed, untraced
+from gconv.kernels import at_trace_time, composes, is_plain_eager, known, order, transformed, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
 from gconv.mixing import Dense, Grouped, Mixing, Separable, by_heads
@@ -181,14 +181,11 @@ def plan(
     if gradients is None:
         gradients = wanted(x)
     all_three = *gradients, torch.is_grad_enabled() and bool(learned(S))
-    if composes() and not transformed():
-        return _by_form(S, mixing, x, lowering)
-    if torch.compiler.is_dynamo_compiling():
-        if is_static(x.shape) and is_static(x.stride()):
+    if not is_plain_eager() and not transformed():
+        if torch.compiler.is_dynamo_compiling() and not composes() and is_static((*x.shape, *x.stride())):
             lowering = _planned(S, mixing, tuple(x.shape), x.stride(), x.dtype, lowering, all_three) or lowering
-        return _by_form(S, mixing, x, lowering)
-    if not is_static(x.shape):
-        return _by_form(S, mixing, x, lowering)
+        if torch.compiler.is_dynamo_compiling() or composes() or not is_static(x.shape):
+            return _by_form(S, mixing, x, lowering)
     key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], _constancy(x))
     found = _PLANS.get(key)
     if found is None:

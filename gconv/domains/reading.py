@@ -123,7 +123,7 @@ def _recall(key: Tensor, edge_index: Tensor, size: int, tensors: dict[str, Tenso
 def _lasts(edge_index: Tensor, given: dict[str, Tensor]) -> bool:
     """Whether a graph of these may be recognised later: plain tensors that need no gradient, in a plain call."""
     plain = is_plain_eager() and type(edge_index) is Tensor and not edge_index.is_meta
-    return plain and not any(varies(value) for value in given.values())
+    return plain and not (given and any(varies(value) for value in given.values()))
 
 
 def _same_edges(known: Edges, edge_index: Tensor, given: dict[str, Tensor]) -> bool:
