@@ -138,7 +138,8 @@ class OperatorSpec:
                 f"{self.name}: the structure has {self.structure.taps} taps, but the mixing has {self.mixing.taps}; "
                 "they must be the same."
             )
-        if self.sides is not None and reads(self.structure) != "both":
+        one = reads(self.structure) != "both" or getattr(self.mixing, "i", None) != max(self.sides or (0,))
+        if self.sides is not None and one:
             raise ValueError(
                 f"in_channels={self.sides} gives sources and targets channels of their own, but {self.name} with these "
                 "options reads one signal: give one number."

@@ -60,6 +60,8 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
             return Graph(**found)
         kept = {name: as_tensor(name, found[name]) for name in TENSORS if name in found}
         return _recall(key, found["edge_index"], found["size"], kept, found["ptr"])
+    if isinstance(domain, Bipartite):
+        raise TypeError(f"This works on one set of nodes, a Graph, but {domain!r} was given.")
     raise TypeError(
         f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a torch sparse "
         f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph; "

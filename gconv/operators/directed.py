@@ -34,6 +34,7 @@ class BothWays:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    square: ClassVar[str] = "signals go both ways along its edges"
 
     @property
     def taps(self) -> int:

@@ -70,6 +70,7 @@ def feast(in_channels: int, out_channels: int, heads: int = 1, add_self_loops: b
     Args: PyG's FeaStConv's.
 
     Shapes: x (*b, n, i) -> (*b, n, o). u (heads, i), c (heads); the weight (heads, i, o) is PyG's lin, cut by heads.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`.
 
     Raises:
         ValueError: if heads < 1.

@@ -184,6 +184,7 @@ def gat(
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight is
     (heads, i, o), with residual `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if heads < 1, dropout is outside of [0, 1), or the graph's edge features are not edge_dim.
@@ -253,6 +254,7 @@ def gatv2(
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight as in
     gat; lin_l is its heads.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if heads < 1, dropout is outside of [0, 1), or the graph's edge features are not edge_dim.

@@ -68,6 +68,7 @@ def gin(eps: float = 0.0, train_eps: bool = False) -> Any:
     Args: PyG's GINConv's, without its `nn`.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`.
 
     >>> import torch
     >>> from gconv import GConv

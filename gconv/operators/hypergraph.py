@@ -25,6 +25,7 @@ class ThereAndBack:
     taps: ClassVar[int] = 1
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    square: ClassVar[str] = "signals go to hyperedges and come back to the same nodes"
 
     def parameters(self) -> dict[str, Parameter]:
         return {}

@@ -57,6 +57,7 @@ def le(in_channels: int, out_channels: int, bias: bool = True) -> Any:
     Args: PyG's LEConv's. bias: that of lin3.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's taps are PyG's lin1, lin2, lin3.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     >>> import torch
     >>> from gconv import GConv

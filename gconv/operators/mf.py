@@ -68,6 +68,7 @@ def mf(in_channels: int, out_channels: int, max_degree: int = 10, bias: bool = T
     Args: PyG's MFConv's. max_degree: D; larger degrees count as D. bias: one b for all degrees.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's taps are PyG's lins_l, then its lins_r.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if max_degree is negative.

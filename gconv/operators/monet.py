@@ -84,6 +84,7 @@ def monet(
     Args: PyG's GMMConv's. dim: pseudo-coordinates an edge; kernel_size: Gaussians.
 
     Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim).
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if the graph has no pseudo-coordinates or another number of them.

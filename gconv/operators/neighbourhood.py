@@ -32,7 +32,8 @@ class Neighbours:
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
     square: ClassVar[str] = (
-        "its degrees and self-loops belong to nodes that are source and target at once; normalize=False needs neither"
+        "its degrees and self-loops belong to nodes that are source and target at once; with normalize=False (and no "
+        "self-loops) it has neither"
     )
 
     @property
@@ -106,6 +107,7 @@ def gcn(
     Args: PyG's GCNConv's. improved: loops of weight 2.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
+    Between two sets of nodes, with normalize=False: `layer(x_source, bipartite)`.
 
     Raises:
         ValueError: if a weighted degree is negative.
@@ -145,6 +147,7 @@ def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias
     Args: PyG's GraphConv's.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's tap 0 is PyG's lin_rel, tap 1 its lin_root.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     >>> import torch
     >>> from gconv import GConv
@@ -179,6 +182,7 @@ def sage(
     Args: PyG's SAGEConv's.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's tap 0 is PyG's lin_l, tap 1 its lin_r.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     >>> import torch
     >>> from gconv import GConv

@@ -97,6 +97,7 @@ def nnconv(
 
     Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim). w1 (hidden, dim) and b1 are the first Linear's; the weight's
     taps are the columns of the last Linear as (i, o), its bias as (i, o), and PyG's lin.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if aggr is neither, a size is not positive, or the graph has other attributes.

@@ -100,6 +100,7 @@ class Stay:
 
     domain: ClassVar[Literal["any"]] = "any"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    square: ClassVar[str] = "each node keeps its own signal"
     taps: ClassVar[int] = 1
 
     def parameters(self) -> dict[str, Parameter]:

@@ -288,6 +288,7 @@ class Everything:
 
     domain: ClassVar[Literal["any"]] = "any"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    square: ClassVar[str] = "it pools the nodes of each part of a union of graphs"
     taps: ClassVar[int] = 1
 
     def parameters(self) -> dict[str, Parameter]:

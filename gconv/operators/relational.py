@@ -104,6 +104,7 @@ def relational(
     Shapes: x (*b, n, i) -> (*b, n, o), edge_type (e,). The weight is PyG's weight with its root as last tap, comp is
     PyG's; with blocks and a root, (relations blocks + blocks^2, i / blocks, o / blocks): the blocks of each relation,
     then those of the root, row by row.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if bases and blocks are both given, blocks do not divide the channels, aggr is unknown, "max" comes

@@ -73,6 +73,7 @@ def resgated(in_channels: int, out_channels: int, root_weight: bool = True, bias
 
     Shapes: x (*b, n, i) -> (*b, n, o). key and query (o, i) and gate (o) are PyG's lin_key and lin_query; the weight
     (o, i, 1) is its lin_value, followed by lin_skip.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if a number of channels is not positive.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from gconv.basis import Pattern, Taps
-from gconv.domains import Graph
+from gconv.domains import Edges
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, pixels
 from gconv.spec import Parameter, Sample, Theta, register
@@ -22,11 +22,12 @@ class Labelled:
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
+    reads: ClassVar[Literal["source"]] = "source"
 
     def parameters(self) -> dict[str, Parameter]:
         return {}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         label = domain.edge_type
         if label is None:
             raise ValueError("selection needs a label on every edge: give the graph an edge_type.")
@@ -35,13 +36,13 @@ class Labelled:
                 f"This selection has {self.taps} taps, labels 0 to {self.taps - 1}, "
                 f"but an edge has label {int(label.max())}."
             )
-        n = domain.size
         entries = domain.memo(
-            ("labelled", self.taps), lambda: Pattern((self.taps, n, n), label, domain.target, domain.source)
+            ("labelled", self.taps),
+            lambda: Pattern((self.taps, *domain.sites), label, domain.target, domain.source),
         )
         return Taps(entries, domain.weights(x.dtype))
 
-    def target(self, domain: Graph) -> Graph:
+    def target(self, domain: Edges) -> Edges:
         return domain
 
 
@@ -66,6 +67,7 @@ def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True)
     Args: taps: number of labels; labels without an edge are legal.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
+    Between two sets of nodes: `layer(x_source, bipartite)`.
 
     Raises:
         ValueError: if the graph has no labels, or one that is too large.

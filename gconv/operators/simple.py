@@ -78,6 +78,7 @@ def simple(aggr: Literal["sum", "mean", "max"] = "sum", combine_root: Root = Non
     Args: PyG's SimpleConv's; of its aggregations sum, mean and max.
 
     Shapes: x (*b, n, c) -> (*b, n, c), with "cat" (*b, n, 2 c), the node first.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`.
 
     Raises:
         ValueError: if aggr or combine_root is unknown.

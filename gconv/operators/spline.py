@@ -129,6 +129,7 @@ def spline(
     Args: PyG's SplineConv's; aggr "mean" or "sum".
 
     Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim). The weight is PyG's weight, then its lin.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if a size is not positive, the degree is not 1, 2 or 3, an open dimension has kernel_size <= degree,

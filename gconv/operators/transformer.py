@@ -94,6 +94,7 @@ def transformer(
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False. The weight is (heads, i, o), with
     root_weight `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if heads < 1 or dropout is outside of [0, 1).

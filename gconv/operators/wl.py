@@ -56,6 +56,7 @@ def wl_continuous() -> Any:
     Traps: the mean divides by the weights that arrive, unlike PyG's other means; a node without neighbours is halved.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
+    Between two sets of nodes: `layer((x_source, x_target), bipartite)`.
 
     Raises:
         ValueError: if the weights that arrive at a node sum to less than 0.

@@ -59,7 +59,11 @@ class Case:
                 size = (domain.with_targets if both else domain).sites[1], sample.channels
             else:
                 size = domain.size, sample.channels
-            return cls(sample, layer, domain, torch.randn(batch, *size, dtype=torch.float64).to(dtype))
+            x = torch.randn(batch, *size, dtype=torch.float64).to(dtype)
+            if isinstance(domain, Bipartite) and sample.spec.sides is not None:
+                parts = zip(domain.split(x), sample.spec.sides, strict=True)
+                x = domain.stack(*(part[..., :c] for part, c in parts))
+            return cls(sample, layer, domain, x)
 
     def __call__(self, x: Tensor, lowering: str | None = None, domain: Domain | None = None) -> Tensor:
         return self.layer(x, domain or self.domain, lowering=lowering)
