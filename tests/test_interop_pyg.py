@@ -100,7 +100,6 @@ def same(layer, *args, **kwargs):
 def test_calls_that_are_not_covered_go_to_pyg(signal):
     g = messy()
     same(pyg.GraphConv(3, 2), signal, g.edge_index, g.edge_weight.float())  # PyG promotes
-    same(pyg.GATConv(3, 2, edge_dim=2), signal, g.edge_index)
     dense = adjacency(g)[0].requires_grad_()
     same(pyg.DenseGCNConv(3, 2), signal, dense)
     same(pyg.MeanAggregation(), signal, torch.tensor([1, 0, 1, 0, 2, 2]))

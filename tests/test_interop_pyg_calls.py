@@ -35,7 +35,13 @@ from gconv.interop.peers import known
 from gconv.interop.pyg import PEERS, common
 from gconv.operators.shapes import messy
 
-EVERY = pytest.mark.parametrize(("name", "edges", "build"), BUILDS, ids=IDS)
+FIRST = {name: builds[0] for name, (_, builds) in CASES.items()}
+# every class in the quick suite, every set of options in the slow one
+MARKED = [
+    pytest.param(name, edges, build, id=id, marks=[] if build is FIRST[name] else pytest.mark.slow)
+    for (name, edges, build), id in zip(BUILDS, IDS, strict=True)
+]
+EVERY = pytest.mark.parametrize(("name", "edges", "build"), MARKED)
 
 
 def call(layer, x, graph, edges):
@@ -371,6 +377,36 @@ def test_a_filtered_signal_that_is_kept():
         torch.testing.assert_close(twin(x.cos(), SIMPLE), layer(x.cos(), SIMPLE))
 
 
+@pytest.mark.parametrize("grad", [True, pytest.param(False, marks=pytest.mark.slow)])
+@EVERY
+def test_outputs_are_changed_in_place(name, edges, build, grad):
+    """In-place operations work on every output, and change neither the next call nor a gradient."""
+    if name == "MaxAggregation":
+        return  # PyG's own output is a view of autograd's
+    torch.manual_seed(0)
+    layer, graph, x = build(3, 2).double(), messy(), torch.randn(6, 3, dtype=F64)
+    more = {} if edges in HOW or edges == BARE else {edges: getattr(graph, edges)}
+    results = []
+    for module in (layer, convert(layer)):
+        leaf, outputs = x.clone().requires_grad_(grad), []
+        for change in (torch.relu_, lambda y: y.mul_(2), lambda y: y.add_(1)):
+            y = HOW[edges](module, leaf, graph) if edges in HOW else module(leaf, graph.edge_index, **more)
+            outputs.append(change(y))
+        if grad:
+            outputs += torch.autograd.grad(sum(y.sin().sum() for y in outputs), leaf)
+        results.append(outputs)
+    tolerance = 1e-7 if name == "ClusterGCNConv" else 1e-10
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("build", [pyg.GATConv, pyg.GATv2Conv])
+def test_attention_without_the_edge_features_that_it_could_read(build):
+    x = torch.randn(6, 3, dtype=F64)
+    for more in ({}, {"fill_value": 0.5, "concat": False}):
+        check_form(build(3, 2, 2, edge_dim=2, **more), lambda m, leaf: m(leaf, LOOPS), x)
+
+
 # -- two sets of nodes ---------------------------------------------------------------------------------------------
 
 ACROSS = torch.tensor([[0, 1, 1, 4, 3, 2, 2, 4, 5], [0, 1, 0, 1, 2, 2, 0, 0, 3]])  # 6 sources, 4 targets
@@ -476,13 +512,14 @@ UNBIASED = [
     ("ResGatedGraphConv", lambda i, o: pyg.ResGatedGraphConv(i, o, bias=False)),
     ("DenseGATConv", lambda i, o: pyg.DenseGATConv(i, o, 2, bias=False)),
 ]
-CAST = [*BUILDS, *((name, CASES[name][0], build) for name, build in UNBIASED)]
+CAST = [
+    *MARKED,
+    *(pytest.param(name, CASES[name][0], build, id=f"{name} without bias") for name, build in UNBIASED),
+]
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["wide", "low"])
-@pytest.mark.parametrize(
-    ("name", "edges", "build"), CAST, ids=[*IDS, *(f"{name} without bias" for name, _ in UNBIASED)]
-)
+@pytest.mark.parametrize("kind", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(("name", "edges", "build"), CAST)
 def test_types_under_autocast(name, edges, build, kind, monkeypatch):
     """The type of the output is PyG's; the numbers are, within the rounding of bfloat16."""
     if name == "MFConv":

@@ -34,9 +34,9 @@ def convert(model: Model) -> Model:
 
     A call that a description does not cover goes to the peer's own forward; under torch.compile PyG's layers always
     do. Otherwise PyG runs for: explainers and hooks into messages; layers whose parts were exchanged or hooked;
-    adjacencies of torch_sparse, in CSC layout or with gradients; weights of another type than x; `edge_dim` without
-    edge features; labels out of range; attention weights of pairs; sparse signals that need gradients or have more
-    than 2^26 numbers; several signals in one call of a layer by attention; dropout inside ARMAConv.
+    adjacencies of torch_sparse, in CSC layout or with gradients; weights of another type than x; labels out of range;
+    attention weights of pairs; sparse signals that need gradients or have more than 2^26 numbers; several signals in
+    one call of a layer by attention; dropout inside ARMAConv.
 
     Args:
         model: any module, or a single layer. It is not changed.

@@ -98,11 +98,20 @@ def gat_call(
 ) -> Any:
     if not usual(layer, x, edge_index) or size is not None:
         return None
-    if (edge_attr is None) != (layer.edge_dim is None) or not per_edge(edge_attr, x, edge_index, (1, 2)):
+    if not per_edge(edge_attr, x, edge_index, (1, 2)) or (layer.edge_dim is None and edge_attr is not None):
         return None
+    if layer.edge_dim is not None and edge_attr is None:
+        return None if return_attention_weights else featureless(layer, x, edge_index)
     if return_attention_weights:
         return attended(layer, x, edge_index, edge_attr, layer.add_self_loops, True)
     return run(layer, x, edge_index, edge_attr=edge_attr)
+
+
+def featureless(layer: Any, x: Tensor, edge_index: Tensor) -> Tensor:
+    """A layer with a matrix for features of the edges, in a call without any."""
+    spec = OperatorSpec.from_dict(layer.gconv.spec.to_dict() | {"edge_dim": None, "fill_value": "mean"})
+    weights = layer.peer.weights(layer)
+    return run(layer, x, edge_index, spec, {k: W for k, W in weights.items() if k not in ("lin_edge", "att_edge")})
 
 
 def gatv2_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, return_attention_weights: Any = None) -> Any:
