@@ -221,6 +221,35 @@ def test_graph_networks_of_pyg_are_followed():
         assert equivariance_error(model, "permutation", torch.randn(4, 3), INDEX) < 1e-5
 
 
+@pytest.mark.parametrize("make", [pyg.GCN, pyg.GraphSAGE])
+def test_models_of_pyg_are_followed(make):
+    """Their forward has many arguments that are None, which decide what it does."""
+    net = make(3, 8, 2, 2).double().eval()
+    for model in (net, convert(net)):
+        bound = lipschitz_bound(model, (4, 3), INDEX)
+        x = torch.randn(4, 3, dtype=DOUBLE)
+        assert jacobian_norm(lambda z, model=model: model(z, INDEX), x) <= bound
+
+
+def test_parts_of_results_are_followed():
+    class Splits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Conv2d(2, 2, 3, padding=1, dtype=DOUBLE) for _ in range(3)])
+            self.register_buffer("mask", torch.tensor([1.0, -2.0], dtype=DOUBLE).view(2, 1, 1))
+
+        def forward(self, x, scale=0.5):
+            out = [x]
+            for layer in self.layers:
+                out.append(torch.relu(layer(scale * out[-1] * self.mask)))
+            b = x.shape[0]
+            left, right = torch.cat(out, 1).chunk(2, 1)
+            return (torch.stack([left, right]).mean(0) - right).view(b, -1)
+
+    net, x = Splits().eval(), torch.randn(1, 2, 4, 4, dtype=DOUBLE)
+    assert jacobian_norm(net, x) <= lipschitz_bound(net, (2, 4, 4))
+
+
 def test_what_cannot_be_followed_is_refused_in_words():
     class Branches(nn.Module):
         def forward(self, x):
@@ -291,6 +320,15 @@ def test_plans_take_what_the_layer_takes():
     assert square.plan(torch.zeros(4, 4)).chosen and square.plan(torch.zeros(4, 4, 4)).chosen
     with pytest.raises(OutsideFamily, match="This call of Conv2d runs in torch's own forward"):
         convert(nn.Conv2d(3, 2, 1)).plan(torch.zeros(3, 3))
+
+
+def test_maps_take_signals_as_the_layer_takes_them():
+    grid = Grid((5, 6))
+    for layer in (nn.Conv2d(3, 4, 3, padding=1), convert(nn.Conv2d(3, 4, 3, padding=1))):
+        for x in (torch.randn(3, 5, 6), torch.randn(1, 3, 5, 6), torch.randn(30, 3)):
+            assert as_linear_map(layer, grid, x).shape == (120, 90)
+    assert convert(nn.Linear(4, 2)).at(Grid((4,)), torch.randn(4, 4)).shape == (8, 16)
+    assert convert(nn.AvgPool1d(2)).at(Grid((6,)), torch.randn(3, 6)).shape == (9, 18)
 
 
 # -- weights that are set ------------------------------------------------------------------------------------------

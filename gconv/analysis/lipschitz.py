@@ -169,10 +169,10 @@ class _Walker:
             return x, domain
         x = args[0] if args else None
         if not isinstance(x, _Bounded) or any(isinstance(value, _Bounded) for value in (*args[1:], *kwargs.values())):
-            if isinstance(found, Other) and not name_of_library(module):
+            if isinstance(found, Other) and not _of_library(module):
                 return self.follow(module, args, kwargs), domain
             raise TypeError(f"No bound is known for {name} of several inputs; {_advice(module)}")
-        if isinstance(found, Other) and not name_of_library(module) and type(module) not in self.rules:
+        if isinstance(found, Other) and not _of_library(module) and type(module) not in self.rules:
             if len(args) == 1 and not kwargs:
                 more, kwargs = arguments(module, x.value, domain)
                 args = (x, *more)
@@ -287,11 +287,30 @@ class _Walker:
         """Node by node through the trace of a module."""
         from torch import fx
 
+        name = type(module).__name__
+        env: dict[Any, Any] = {}
+
         class Tracer(fx.Tracer):
             def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
                 return True
 
-        name = type(module).__name__
+            def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+                """Numbers, None and words are as they are given; all else is an input of the trace."""
+
+                def proxy(value: Any) -> Any:
+                    if value is None or isinstance(value, bool | int | float | str):
+                        return value
+                    if isinstance(value, list | tuple):
+                        return type(value)(map(proxy, value))
+                    if isinstance(value, dict):
+                        return {key: proxy(part) for key, part in value.items()}
+                    made = self.create_proxy("placeholder", f"input_{len(env)}", (), {})
+                    env[made.node] = value
+                    return made
+
+                inputs, options = proxy(args), proxy(kwargs)
+                return (lambda: root_fn(module, *inputs, **options)), []
+
         try:
             graph = Tracer().trace(module)
         except Exception as error:
@@ -299,17 +318,12 @@ class _Walker:
             raise TypeError(
                 f"No bound is known for {name}: torch.fx cannot trace its forward ({why}); {_advice(module)}"
             ) from None
-        env: dict[Any, Any] = {}
-        given, named = list(args), dict(kwargs)
         for node in graph.nodes:
             inputs = fx.node.map_arg(node.args, lambda n: env[n])
             options = fx.node.map_arg(node.kwargs, lambda n: env[n])
             if node.op == "placeholder":
-                key = str(node.target)
-                if key.startswith("*"):
-                    raise TypeError(f"No bound is known for {name}: its forward takes {key}; {_advice(module)}")
-                env[node] = given.pop(0) if given else named.pop(key) if key in named else _default(node, name)
-            elif node.op == "get_attr":
+                continue
+            if node.op == "get_attr":
                 env[node] = _attribute(module, str(node.target))
             elif node.op == "call_module":
                 part = module.get_submodule(str(node.target))
@@ -334,10 +348,10 @@ class _Walker:
         """function(*args, **kwargs) with bounds."""
         tracked = [part for part in _leaves((args, kwargs)) if isinstance(part, _Bounded)]
         function = function if callable(function) else lambda x, *more, **rest: getattr(x, target)(*more, **rest)
-        if not tracked:
-            return function(*args, **kwargs)
+        if not tracked or (_name_of(function) == "getitem" and not isinstance(args[0], _Bounded)):
+            return function(*args, **kwargs)  # of constants, or a part of several results
         before = tracked[0].value._version
-        name = getattr(function, "__name__", target)
+        name = _name_of(function) or target
         if name == "getattr":
             name = args[1]
         out = function(*_strip(args), **_strip(kwargs))
@@ -450,7 +464,11 @@ def _as_module(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.M
     return made.eval()
 
 
-def name_of_library(module: nn.Module) -> bool:
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", "")
+
+
+def _of_library(module: nn.Module) -> bool:
     """Whether a module's class is torch's own (or made by conversion or parametrisation from one that is)."""
     return type(module).__module__.startswith("torch.nn.")
 
@@ -463,12 +481,6 @@ def _advice(module: nn.Module) -> str:
 def _repeats(x: Tensor, out: Tensor) -> float:
     """How much broadcasting to the shape of `out` lengthens x."""
     return math.sqrt(max(1.0, out.numel() / max(1, x.numel())))
-
-
-def _default(node: Any, name: str) -> Any:
-    if not node.args:
-        raise TypeError(f"No bound is known for {name}: its forward takes {node.target}, which nobody gives.")
-    return node.args[0]
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -60,6 +60,7 @@ def frequency_response(
         TypeError: if a layer comes without a domain.
         ValueError: if the taps have no common eigenbasis, or the grid's map has a stride.
 
+    >>> from gconv import GConv
     >>> from gconv.operators import cheb
     >>> from gconv.operators.shapes import ring
     >>> layer = GConv(cheb(1, 1, k=3))

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, convertible, with_ones
 from gconv.interop.peers import base_class, describe, is_pyg
 from gconv.linear import LinearMap
@@ -66,6 +67,8 @@ class Layer:
         """
         if self.after:
             raise NotLinear(f"{self.name} is not linear: {self.after}.")
+        if self.peer is not None and x is not None:
+            x = _as_signal(x, domain)
         gconv, place = self.settle(domain)
         if self.peer is None or not self.peer.affine(self.module):
             return gconv.at(place, x)
@@ -86,6 +89,16 @@ class Layer:
             return engine_call(self.module, x)
         asked = engine_call(self.module, x.real)  # converted layers leave complex numbers to torch; the map is the same
         return replace(asked, x=asked.x.to(x.dtype))
+
+
+def _as_signal(x: Tensor, domain: Any) -> Tensor:
+    """An image as torch's layers take it, (c, *grid) or (1, c, *grid), as a signal (n, c); a signal as it is."""
+    if not isinstance(domain, Grid) or not isinstance(x, Tensor) or (x.ndim == 2 and len(x) == domain.size):
+        return x
+    d = domain.ndim
+    if x.ndim == d + 2 and len(x) == 1:
+        x = x.squeeze(0)
+    return x.flatten(-d).mT if x.ndim == d + 1 and tuple(x.shape[-d:]) == domain.shape else x
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,8 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Ma
         module: a layer, converted or not.
         domain: a Grid for what works on images, otherwise a Graph, edge_index, PyG Data, ... with the edge weights or
             attributes that the layer would be called with; for PyG's dense layers the adjacency (n, n).
-        x: (n, i) the signal at which adaptive structure (attention) is frozen.
+        x: (n, i) the signal at which adaptive structure (attention) is frozen; torch's layers also take an image
+            (i, *grid) of their own layout.
 
     `nn.Sequential` is the composition of its layers, `A_k @ ... @ A_1`; Identity, and Dropout in eval, are left out.
 
