@@ -352,7 +352,7 @@ def walk(seed: int = 0) -> Gaps:
     """All steps in order, printed; every difference that they found."""
     gaps: list[Gap] = []
     for number, step in enumerate(STEPS, 1):
-        print(f"\n{number}. {step.__doc__}\n")
+        print(f"\n{number}. {step.__doc__ or step.__name__.replace('_', ' ')}\n")
         gaps += step(np.random.default_rng([seed, number]))
     return gaps
 

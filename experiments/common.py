@@ -58,7 +58,8 @@ __all__ = [  # the one import of an experiment: `from experiments import common`
     "timer",
 ]
 
-RESULTS = ROOT / "experiments" / "results"
+RESULTS = ROOT / "experiments" / "results"  # committed; changed with --official alone
+RUNS = ROOT / "runs"  # a user's own rows
 C = TypeVar("C", bound="DataclassInstance")
 
 
@@ -85,18 +86,25 @@ class Options:
     jobs: int = 1
     """Runs at a time; each gets its share of the threads."""
     results: Path | None = None
-    """JSONL file to append to (default: experiments/results/NAME.jsonl)."""
+    """JSONL file to append to (default: runs/NAME.jsonl; runs that are in the committed rows are not run again)."""
     data_root: Path | None = None
     """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    official: bool = False
+    """Append to the committed rows, experiments/results/NAME.jsonl, and draw the committed figures."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
         if self.seeds < 1 or self.jobs < 1:
             raise ValueError("--seeds and --jobs must be at least 1")
+        if self.official and self.results is not None:
+            raise ValueError("--official names the file of the rows, so it goes without --results")
 
     def open(self, experiment: str) -> "Results":
         """The results file of this invocation."""
-        return Results(self.results or RESULTS / f"{experiment}.jsonl")
+        if self.results is not None:
+            return Results(self.results)
+        name = f"{experiment}.jsonl"
+        return Results(RESULTS / name) if self.official else Results(RUNS / name, known=RESULTS / name)
 
 
 def cli(
@@ -113,7 +121,7 @@ def cli(
     ... class Config:
     ...     hidden: int = 16
     >>> cli(Config, argv=["--hidden", "32", "--jobs", "2"], seeds=10)
-    (Config(hidden=32), Options(seeds=10, jobs=2, results=None, data_root=None))
+    (Config(hidden=32), Options(seeds=10, jobs=2, results=None, data_root=None, official=False))
     """
     import tyro
 
@@ -130,7 +138,7 @@ def grid(config: C, **axes: Iterable[Any]) -> list[C]:
     """Every combination of `axes` put into `config`, the last axis fastest.
 
     >>> [tuple(c) for c in (d.__dict__.values() for d in grid(Options(), seeds=[1, 2], jobs=[3]))]
-    [(1, 3, None, None), (2, 3, None, None)]
+    [(1, 3, None, None, False), (2, 3, None, None, False)]
     """
     return [replace(config, **dict(zip(axes, v, strict=True))) for v in itertools.product(*axes.values())]
 
@@ -170,8 +178,8 @@ def sweep(
         resumable: see `run`.
 
     Raises:
-        SystemExit: before anything runs, where rows cannot be written; at the end, after all the others have
-            finished, where a run failed (each is printed with its configuration as it fails).
+        SystemExit: before anything runs, where rows cannot be written or data are missing; at the end, after all the
+            others have finished, where a run failed (each is printed with its configuration as it fails).
     """
     from concurrent.futures.process import BrokenProcessPool
 
@@ -179,11 +187,16 @@ def sweep(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from datasets.root import DataError
+
     console = Console(stderr=True)
     threads = max(1, torch.get_num_threads() // jobs)
     tasks: dict[str, tuple[Any, ...]] = {}
     for config in configs:
-        seen = data(config) if callable(data) else data
+        try:
+            seen = data(config) if callable(data) else data
+        except DataError as error:
+            raise SystemExit(f"error: {error}") from None
         key = run_key(config, experiment, seen)
         row = {"experiment": experiment, "key": key, "config": asdict(config), "seed": getattr(config, "seed", None)}
         row |= {"data": seen and seen._asdict(), "commit": commit()}
@@ -191,12 +204,14 @@ def sweep(
     keys, failed = list(tasks), 0
     try:
         results.probe()
-        for key in {row["key"] for row in results.rows()} & tasks.keys():
-            del tasks[key]
-            results.checkpoint(key).unlink(missing_ok=True)
-        if len(tasks) < len(keys):
-            done = f"{len(keys) - len(tasks)} of {len(keys)}"
-            console.print(f"{experiment}: {done} runs are in {results.path} already", highlight=False, soft_wrap=True)
+        for source, rows_there in results.sources():
+            there = {row["key"] for row in rows_there if complete(row, source)} & tasks.keys()
+            for key in there:
+                del tasks[key]
+                results.checkpoint(key).unlink(missing_ok=True)
+            if there:
+                done = f"{len(there)} of {len(keys)}"
+                console.print(f"{experiment}: {done} runs are in {source} already", highlight=False, soft_wrap=True)
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
         todo = tasks.values()
         rows = parallel(joblib.delayed(_one)(*t) for t in todo) if jobs > 1 else (_one(*t) for t in todo)
@@ -210,17 +225,30 @@ def sweep(
                 else:
                     results.append(row)
                     results.checkpoint(row["key"]).unlink(missing_ok=True)
-        found = {row["key"]: row for row in results.rows()}
+        found = {row["key"]: row for _, rows_there in results.sources() for row in rows_there}
     except ResultsError as error:
         raise SystemExit(f"error: {error}") from error
     except BrokenProcessPool as error:
         raise SystemExit(f"error: a worker was killed (out of memory?); run again to go on. {error}") from error
     except KeyboardInterrupt:
-        print(f"stopped: finished runs are in {results.path}, the same command goes on from there", file=sys.stderr)
+        kept = f"finished runs are in {results.path}, the same command goes on from there"
+        print(f"stopped: {kept if results.path.exists() else 'no run had finished'}", file=sys.stderr)
         raise SystemExit(130) from None
     if failed:
-        raise SystemExit(f"error: {failed} of {len(keys)} runs failed; the others are in {results.path}")
+        others = f"; the others are in {results.path}" if failed < len(keys) else ""
+        raise SystemExit(f"error: {failed} of {len(keys)} runs failed{others}")
     return [found[key] for key in keys]
+
+
+def complete(row: Row, path: Path) -> bool:
+    """True. Raises: ResultsError for a row that lacks what every row of an experiment has."""
+    missing = [name for name in ("config", "metrics") if not isinstance(row.get(name), dict)]
+    if missing:
+        raise ResultsError(
+            f"{path}: the row with the key {row['key'][:40]!r} has no {' and no '.join(missing)}, so another version "
+            "wrote it; delete the line"
+        )
+    return True
 
 
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int, parent: int) -> Row:

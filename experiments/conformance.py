@@ -60,7 +60,7 @@ class Options:
     only: str = ""
     """Families whose name contains this; all where empty."""
     figures: Path | None = None
-    """Folder of the figure (default: experiments/figures)."""
+    """Folder of the figure (default: beside the rows; with --official, experiments/figures)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: no family has {options.only!r} in its name; they are {', '.join(families())}")
     results = how.open("conformance")
     try:
-        if any(row["data"] != state()._asdict() for row in results.rows()):
+        if any(row.get("data") != state()._asdict() for row in results.rows()):
             results.probe()
             results.path.unlink()
     except (OSError, common.ResultsError) as problem:
@@ -121,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.only:
         from experiments.conformance_picture import draw
 
-        print(f"drew {draw(rows, options.figures or ROOT / 'experiments' / 'figures')}")
+        beside = ROOT / "experiments" / "figures" if how.official else results.path.parent
+        print(f"drew {draw(rows, options.figures or beside)}")
     wrong = [
         f"{row['config']['convention']}: {what.replace('_', ' ')} {row['metrics'][what]:.1e}"
         for row in rows

@@ -288,7 +288,9 @@ def draw(results: common.Results, default: bool) -> Path:
     """The figure of all rows of the file: in experiments/figures, or beside a file of one's own."""
     (figure,) = (f for f in FIGURES if f.name == "digits_pair")
     path = ROOT / "experiments" / "figures" / "digits_pair.png" if default else results.path.with_suffix(".png")
-    rows = render.select(results.rows(), [("experiment", "digits_pair"), *figure.where])
+    rows = render.select(
+        [row for _, there in results.sources() for row in there], [("experiment", "digits_pair"), *figure.where]
+    )
     render.paint(figure, rows, path)
     return path
 
@@ -301,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     todo = runs(config, options.seeds)
     rows = common.sweep(todo, run, results, experiment="digits_pair", data=seen, jobs=options.jobs)
     show(rows)
-    print(f"rows: {results.path}\nfigure: {draw(results, options.results is None)}")
+    print(f"rows: {results.path}\nfigure: {draw(results, options.official)}")
 
 
 if __name__ == "__main__":

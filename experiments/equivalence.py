@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     results = how.open("equivalence")
     try:
         todo = [c for s in range(how.seeds) for c in configs(replace(options, seed=options.seed + s))]
-        if any(row["data"] != source()._asdict() for row in results.rows()):
+        if any(row.get("data") != source()._asdict() for row in results.rows()):
             results.probe()
             results.path.unlink()
     except (ValueError, OSError, common.ResultsError) as problem:

@@ -135,13 +135,14 @@ def commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook sets GIT_DIR
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, env=env).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return None
         rendered = (":!experiments/results", ":!experiments/figures", ":!README.md", ":!docs")
-        dirty = git("status", "--porcelain", "--", ".", *rendered)
+        dirty = git("status", "--porcelain", "--untracked-files=normal", "--", ".", *rendered)
         return git("rev-parse", "--short", "HEAD") + ("+dirty" if dirty else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -201,7 +201,9 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     results = place(config.quick, options)
-    done = {common.run_key(case, "speed", data(case)) for case in todo} & {row["key"] for row in results.rows()}
+    done = {common.run_key(case, "speed", data(case)) for case in todo} & {
+        row["key"] for _, there in results.sources() for row in there
+    }
     fresh = [case for case in todo if common.run_key(case, "speed", data(case)) not in done]
     report(common.sweep(todo, announced(run, fresh), results, experiment="speed", data=data))
 

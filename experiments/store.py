@@ -29,8 +29,15 @@ class ResultsError(RuntimeError):
 class Results:
     """An append-only JSONL file of rows, safe against kills, full disks and a second writer."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, known: str | Path | None = None):
+        """Args: path: the file that is appended to; known: another one, whose runs need not be run again."""
+        self.path, self.known = Path(path), None if known is None else Path(known)
+        self._read_to, self._keys = 0, set[str]()  # what `append` has read of the file, so that it reads only the rest
+
+    def sources(self) -> list[tuple[Path, list[Row]]]:
+        """The rows of `known`, where there are any, and those of the file, each with its path. Raises: ResultsError."""
+        known = [] if self.known is None else [(self.known, Results(self.known).rows())]
+        return [*known, (self.path, self.rows())]
 
     def rows(self) -> list[Row]:
         """All whole rows, in order; a last line torn by a kill does not count. Raises: ResultsError."""
@@ -68,17 +75,28 @@ class Results:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-                file.seek(0)
+                if os.fstat(file.fileno()).st_size < self._read_to:  # another file, or cut
+                    self._read_to, self._keys = 0, set()
+                start = max(0, self._read_to - 1)  # with the end of the last line that was read
+                file.seek(start)
                 text = file.readall()
+                if start and text[:1] != b"\n":
+                    start, self._keys = 0, set()
+                    file.seek(0)
+                    text = file.readall()
                 rows, end = self._parse(text)
-                if any(old["key"] == row["key"] for old in rows):
+                self._keys |= {old["key"] for old in rows}
+                if row["key"] in self._keys:
                     return False
-                file.truncate(end)
+                file.truncate(start + end)
+                whole = text[:end].endswith(b"\n") or not end
                 try:
-                    _write(file, line if text[:end].endswith(b"\n") or not end else b"\n" + line)
+                    _write(file, line if whole else b"\n" + line)
                 except OSError:
-                    file.truncate(end)
+                    file.truncate(start + end)
                     raise
+                self._read_to = start + end + len(line) + (not whole)
+                self._keys.add(row["key"])
         return True
 
     def checkpoint(self, key: str) -> Path:
@@ -91,9 +109,9 @@ class Results:
         for number, line in enumerate(text.splitlines(keepends=True), 1):
             try:
                 row = json.loads(line) if line.strip() else None
-                if row is not None and not (isinstance(row, dict) and "key" in row):
+                if row is not None and not (isinstance(row, dict) and isinstance(row.get("key"), str)):
                     raise ValueError("not a row")
-            except ValueError:
+            except (ValueError, RecursionError):
                 if end + len(line) == len(text) and not line.endswith((b"\n", b"\r")):
                     break
                 raise ResultsError(f"{self.path}, line {number}: not a result row; mend or delete the line") from None
