@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gconv.arguments import integer, shown
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.errors import InputError, InputTypeError
@@ -244,6 +245,8 @@ class GConv(nn.Module):
     ) -> Tensor:
         if more and any(value is not None for value in more):
             raise TypeError("What the edges carry is given by name: layer(x, graph, edge_weight=w).")
+        if lowering is not None and not isinstance(lowering, str):
+            raise TypeError(f"lowering must be the name of one, such as 'dense', but it is {shown(lowering)}.")
         eager, ways, key = is_plain_eager(), None, None
         if isinstance(x, tuple) or type(domain) is Bipartite:
             x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
@@ -351,10 +354,10 @@ class GConv(nn.Module):
         mixing, W = plain(self.spec.mixing, self.weight)
         S = self._basis(place, signal)
         made = replace(plan(S, mixing, signal, lowering, gradients), rows=node_order(S))
-        if not measure:
+        if measure is False or (isinstance(measure, int) and measure == 0):
             return made
         axes = place.ndim if isinstance(place, Grid) and x.ndim == place.ndim + 2 else 0
-        rounds = 5 if measure is True else int(measure)
+        rounds = 5 if measure is True else integer(measure, "measure", 1)
         return measured(made, S, mixing, W, x if axes else signal, gradients, rounds, axes)
 
     def at(self, domain: Any, x: Tensor | Pair | None = None) -> LinearMap:
@@ -378,12 +381,13 @@ class GConv(nn.Module):
             x, domain = self._between(x, domain)
         elif type(domain) is Bipartite:
             domain = self._view(domain)
+        if x is not None:
+            self._check_signal(x)
         ready = isinstance(domain, Grid | Bipartite)
-        place = domain if ready else read_graph(domain, -1 if x is None else x.shape[-2])
+        place = domain if ready else read_graph(domain, x.shape[-2] if x is not None and x.ndim > 1 else -1)
         self._check_domain(place)
         n = place.size if isinstance(place, Grid) else place.sites[1]
         if x is not None:
-            self._check_signal(x)
             if x.ndim < 2 or x.shape[-2] != n or (structure.kind == "adaptive" and x.ndim > 2):
                 raise ValueError(
                     f"x must be a signal ({n} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}."
@@ -501,7 +505,7 @@ class GConv(nn.Module):
                 f"but x has shape {tuple(x.shape)}."
             )
         grid = Grid.of(x, d)
-        if domain is not None and domain != grid:
+        if domain is not None and (not isinstance(domain, Grid) or domain != grid):
             raise ValueError(
                 f"{self.spec.name} reads its grid off the images, {grid.shape}; a {domain!r} was given beside them."
             )

@@ -16,7 +16,7 @@ from torch_geometric.loader import DataLoader
 
 from gconv import GConv, Graph, Grid, grid_graph
 from gconv.domains import read_graph
-from gconv.operators import gcn, global_pool, selection
+from gconv.operators import conv2d, gat, gcn, global_pool, selection
 
 INDEX = torch.tensor([[0, 1, 1, 2, 0], [1, 0, 2, 1, 3]])  # directed: nothing leaves node 3
 WEIGHT = torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0])
@@ -142,6 +142,7 @@ def test_every_integer_tensor_is_int64_before_it_indexes_compares_or_reduces(dty
     assert batch.ptr == (0, 2, 4)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 def test_a_batch_is_a_disjoint_union_for_layers_and_pools():
     parts = [Data(x=torch.randn(n, 2), edge_index=INDEX[:, : n - 1]) for n in (4, 3, 5)]
     batch = next(iter(DataLoader(parts, 3)))
@@ -396,6 +397,45 @@ def test_arrays_and_numbers_of_numpy():
     assert Graph(INDEX, size=torch.tensor(4)).size == 4
     assert Grid(np.array([2, 3])) == Grid((2, 3)) == Grid([2, np.int8(3)]) == Grid(torch.Size([2, 3]))
     assert grid_graph(np.array([3, 3]), np.int64(4)).num_edges == 24
+
+
+LAYER, ADAPTIVE, CONV = GConv(gcn(2, 2)), GConv(gat(2, 2)), GConv(conv2d(2, 2, 1))
+ANYWHERE = {
+    "x": lambda v: LAYER(v, GRAPH),
+    "lowering": lambda v: LAYER(X, GRAPH, lowering=v),
+    "edge_weight": lambda v: LAYER(X, INDEX, edge_weight=v),
+    "edge_attr": lambda v: LAYER(X, INDEX, edge_attr=v),
+    "edge_type": lambda v: LAYER(X, INDEX, edge_type=v),
+    "images": CONV,
+    "grid": lambda v: CONV(torch.zeros(1, 2, 3, 3), v),
+    "conv at": CONV.at,
+    "frozen at": lambda v: ADAPTIVE.at(GRAPH, x=v),
+    "plan": lambda v: LAYER.plan(v, GRAPH),
+    "measure": lambda v: LAYER.plan(X, GRAPH, measure=v),
+    "permute": lambda v: GRAPH.permute(v),
+    "reordered": lambda v: GRAPH.reordered(v),
+    "union": Graph.union,
+    "edge list": Graph.from_edge_list,
+    "nodes": lambda v: Graph.from_edge_list([(0, 1)], nodes=v),
+    "GConv": GConv,
+}
+GRAPH = Graph(INDEX, 4)
+ODD = [
+    None, 3, 2.5, "x", b"x", [], (), {}, object(), int, torch.zeros(2), torch.tensor(1), np.zeros(2), float("nan"),
+    torch.nn.Linear(2, 2), GRAPH, Grid((2, 2)), 1j, iter(()), torch.zeros(0, 0, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", ANYWHERE.values(), ids=ANYWHERE)
+def test_anything_anywhere_is_a_result_or_a_sentence(call):
+    for value in ODD:
+        try:
+            call(value)
+        except (TypeError, ValueError) as error:
+            text = str(error)
+            assert text.endswith(".") and "object has no" not in text and "ambiguous" not in text, text
+        except FileNotFoundError as error:
+            assert value == "x", error
 
 
 # -- edge lists ----------------------------------------------------------------------------------------------------

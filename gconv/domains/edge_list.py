@@ -86,7 +86,8 @@ def _listed(nodes: Any) -> list[Any]:
         nodes = range(nodes)
     if isinstance(nodes, str | bytes) or not (isinstance(nodes, Iterable) or hasattr(nodes, "tolist")):
         raise TypeError(f"nodes must be the list of all names, or their number, but it is {shown(nodes)}.")
-    ids = nodes.tolist() if hasattr(nodes, "tolist") else list(nodes)
+    nodes = nodes.tolist() if hasattr(nodes, "tolist") else nodes
+    ids = list(range(nodes)) if isinstance(nodes, int) else list(nodes) if isinstance(nodes, Iterable) else [nodes]
     for name in ids:
         _check_name(name)
     if len(set(ids)) < len(ids):

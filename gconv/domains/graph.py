@@ -265,6 +265,8 @@ class Graph(Edges):
         Raises:
             ValueError: if the list is empty, or only some of the graphs carry weights, attributes or labels.
         """
+        if not isinstance(graphs, Iterable) or (isinstance(graphs, Tensor) and graphs.ndim == 0):
+            raise TypeError(f"The union is of a list of Graphs, but a {type(graphs).__name__} was given.")
         graphs = list(graphs)
         for graph in graphs:
             if not isinstance(graph, Graph):
@@ -346,7 +348,17 @@ class Graph(Edges):
         return moved
 
     def permute(self, order: Tensor) -> Graph:
-        """The same graph with node v renamed to `order[v]`."""
+        """The same graph with node v renamed to `order[v]`.
+
+        Raises:
+            TypeError, ValueError: if order does not hold each node number once.
+        """
+        order = foreign.as_tensor("order", order)
+        if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool or order.ndim != 1:
+            raise TypeError(f"order must hold node numbers, but it is {order.dtype} of shape {tuple(order.shape)}.")
+        order = order.to(device=self.device, dtype=torch.int64)
+        if not torch.equal(order.sort().values, torch.arange(self.size, device=self.device)):
+            raise ValueError(f"order must hold each of the node numbers 0 to {self.size - 1} once.")
         pos = None if self.pos is None else torch.empty_like(self.pos).index_copy(0, order, self.pos)
         return Graph(order[self.edge_index], self.size, self.edge_weight, self.edge_attr, self.edge_type, pos)
 
@@ -369,9 +381,9 @@ class Graph(Edges):
         >>> (graph.source - graph.target).abs().max(), order
         (tensor(1), tensor([1, 2, 0]))
         """
-        if how == "degree":
+        if isinstance(how, str) and how == "degree":
             order = torch.argsort(self.in_degree() + self.out_degree(), descending=True, stable=True)
-        elif how == "rcm":
+        elif isinstance(how, str) and how == "rcm":
             from scipy.sparse import coo_matrix
             from scipy.sparse.csgraph import reverse_cuthill_mckee
 

@@ -279,7 +279,7 @@ def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
     >>> export(GConv(conv2d(3, 8, 3, padding=1)), "torch")
     Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    if library not in ("torch", "pyg"):
+    if not isinstance(library, str) or library not in ("torch", "pyg"):
         raise ValueError(f"export knows the libraries 'torch' and 'pyg', not {library!r}.")
     if isinstance(layer, Converted):
         return restore(layer)
