@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Pattern, Shifts, Taps
+from gconv.basis import Basis, Pattern, Product, Shifts, Taps
 from gconv.domains import Graph, Grid
 from gconv.errors import InputError
 from gconv.laplacian import counts
@@ -16,6 +17,7 @@ from gconv.mixing import Fixed
 from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
 from gconv.spec import Domain, Parameter, Sample, Theta, register
 
+MANY, BLOCK = 4096, 1024  # nodes from which on a sum over them goes in blocks, and nodes in a block
 SCHERER = "Scherer, Mueller and Behnke, Evaluation of Pooling Operations, ICANN 2010"
 
 
@@ -280,6 +282,12 @@ def max_pool3d(
     return _largest(3, kernel_size, stride, padding, dilation, ceil_mode)
 
 
+def _gathered(row: Tensor, rows: int, values: Tensor, reduce: Literal["sum", "max"]) -> Taps:
+    """One tap in which site j has a single entry, in this row."""
+    site = torch.arange(len(row), device=row.device)
+    return Taps(Pattern((1, rows, len(row)), torch.zeros_like(row), row, site), values, reduce)
+
+
 @dataclass(frozen=True)
 class Everything:
     """One output site for the whole grid, or for each part of a disjoint union of graphs."""
@@ -300,14 +308,25 @@ class Everything:
             d, size = domain.ndim, domain.shape
             divisor = domain.size if self.reduce == "mean" else None
             return Shifts(size, size, (1,) * d, (1,) * d, ((0, 0),) * d, "zeros", True, divisor, reduce)
-        part, node = domain.part(), torch.arange(domain.size, device=domain.device)
-        parts = len(domain.ptr) - 1
+        part, parts = domain.part(), len(domain.ptr) - 1
+        if self.reduce == "max":
+            return _gathered(part, parts, torch.ones_like(part, dtype=x.dtype), "max")
         # a share of many nodes is too small a number for float16, whose products are summed in float32 anyway
-        dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-        values = torch.ones_like(node, dtype=x.dtype)
+        values = torch.ones_like(part, dtype=x.dtype)
         if self.reduce == "mean":
+            dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
             values = counts(part, parts).double().reciprocal()[part].to(dtype)
-        return Taps(Pattern((1, parts, domain.size), torch.zeros_like(node), part, node), values, reduce)
+        if domain.size <= MANY:
+            return _gathered(part, parts, values, "sum")
+        # many terms are summed in blocks, whose sums are summed: one after the other, rounding would add up
+        sizes = [-(-(b - a) // BLOCK) for a, b in itertools.pairwise(domain.ptr)]
+        blocks = torch.tensor(sizes, device=domain.device)
+        start = torch.tensor(domain.ptr[:-1], device=domain.device)
+        place = torch.arange(domain.size, device=domain.device) - start[part]
+        block = (blocks.cumsum(0) - blocks)[part] + place // BLOCK
+        owner = torch.arange(parts, device=domain.device).repeat_interleave(blocks, output_size=sum(sizes))
+        ones = torch.ones_like(owner, dtype=values.dtype)
+        return Product(_gathered(owner, parts, ones, "sum"), _gathered(block, len(owner), values, "sum"))
 
     def target(self, domain: Grid | Graph) -> Grid | Graph:
         if isinstance(domain, Grid):
