@@ -160,15 +160,16 @@ def problems(layer, twin, x, gradients):
     found += [differ(a, b, 30 * tolerance) for a, b in zip(theirs[1], ours[1], strict=False)]
     again = twin(ours[2])  # in place, with and without gradients
     again = again[0] if isinstance(again, tuple) else again
-    changed = again.mul_(-2) if gradients else again.mul_(-2).requires_grad_()
-    changed.sum().abs().backward()
+    changed = again.mul_(-2)
+    if gradients:
+        changed.sum().abs().backward()
     found.append(differ(theirs[0] * -2, changed, tolerance))
     after = twin(ours[2])
     found.append(differ(theirs[0], after[0] if isinstance(after, tuple) else after, tolerance))
     return [text for text in found if text]
 
 
-def examined(cases, dtypes):
+def examined(cases, dtypes, few=None):
     """All problems of all samples in these types, and how many comparisons were made."""
     found, made = [], 0
     for name, make, x in cases:
@@ -187,7 +188,7 @@ def examined(cases, dtypes):
             weight = getattr(layer, "weight", None)
             if weight is not None and weight.ndim in LAST:
                 variants.append(tuple(copy.deepcopy(m).to(memory_format=LAST[weight.ndim]) for m in (layer, twin)))
-            for (a, b), form, gradients in itertools.product(variants, forms(x.to(dtype)), (True, False)):
+            for (a, b), form, gradients in itertools.product(variants, list(forms(x.to(dtype)))[:few], (True, False)):
                 made += 1
                 where = f"{name} {dtype} {tuple(form.shape)} {form.stride()} gradients={gradients}"
                 found += [f"{where}: {text}" for text in problems(a, b, form, gradients)]
@@ -205,9 +206,11 @@ def test_one_sample_of_each_class():
     first = {}
     for name, make, x in samples():
         first.setdefault(name.split("-")[0] if not name.startswith("own") else name, (name, make, x))
-    cases = [case for key, case in first.items() if not key.startswith(("own", "interpolate", "Lazy"))]
-    found, made = examined(cases, [torch.float32])
-    assert made > 300 and not found, "\n".join(found)
+    cases = [
+        case for key, case in first.items() if not key.startswith(("own", "interpolate", "Lazy")) and "3" not in key
+    ]
+    found, made = examined(cases, [torch.float32], few=2)
+    assert made > 100 and not found, "\n".join(found)
 
 
 @pytest.mark.slow
@@ -245,6 +248,6 @@ def test_the_comparison_notices():
     layer, x = nn.AvgPool2d(2), torch.ones(2, 3, 4, 4)
     assert problems(layer, nn.AvgPool2d(2), x, True) == []
     assert "strides" in problems(layer, Turned(2), x, True)[0]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
         problems(layer, Expanded(2), x, True)
     assert "KeyError" in problems(layer, Other(2), x[..., :1, :1], True)[0]
