@@ -211,11 +211,7 @@ class GConv(nn.Module):
         super().__init__()
         _check_spec(spec, arguments)
         self.spec = spec
-<<<<<<< HEAD
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
-=======
-        self._like = torch.empty((), dtype=dtype, device=device)  # a layer without parameters knows its dtype by this
->>>>>>> 8d75cd2 (wip)
         # for images, and on each graph: shape of x -> S and the lowering that was chosen
         self._images: dict[Hashable, tuple[Basis, Run]] = {}
         self._graphs: WeakKeyDictionary[Edges, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
@@ -397,11 +393,7 @@ class GConv(nn.Module):
                     f"x must be a signal ({n} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}."
                 )
             mixing.channels(x.shape[-1])
-<<<<<<< HEAD
         like = next((p for p in self.parameters()), self._like)
-=======
-        like = next(self.parameters(), self._like)
->>>>>>> 8d75cd2 (wip)
         i = x.shape[-1] if x is not None else getattr(mixing, "i", 1)
         if structure.kind == "adaptive" and x is None:
             raise ValueError(

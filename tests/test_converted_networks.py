@@ -9,7 +9,6 @@ from torch import nn
 
 from gconv.interop import convert
 
-
 LAYERS = nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.Linear
 
 

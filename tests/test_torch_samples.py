@@ -202,15 +202,16 @@ def quiet():
         yield
 
 
-def test_one_sample_of_each_class():
+QUICK = {f"{name}2d" for name in ("Conv", "AvgPool", "MaxPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "ReflectionPad")}
+
+
+def test_one_sample_of_some_classes():
     first = {}
     for name, make, x in samples():
-        first.setdefault(name.split("-")[0] if not name.startswith("own") else name, (name, make, x))
-    cases = [
-        case for key, case in first.items() if not key.startswith(("own", "interpolate", "Lazy")) and "3" not in key
-    ]
+        first.setdefault(name.split("-")[0], (name, make, x))
+    cases = [case for key, case in first.items() if key in QUICK | {"Linear", "PixelShuffle", "Unfold"}]
     found, made = examined(cases, [torch.float32], few=2)
-    assert made > 100 and not found, "\n".join(found)
+    assert made > 30 and not found, "\n".join(found)
 
 
 @pytest.mark.slow

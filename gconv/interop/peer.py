@@ -66,11 +66,7 @@ class Unweighted(GConv):
 
     def __init__(self, spec: OperatorSpec) -> None:
         super().__init__(spec, device="meta")
-<<<<<<< HEAD
         self._like = torch.empty(0)
-=======
-        self._like = torch.empty(())
->>>>>>> 8d75cd2 (wip)
         self.formats: dict[Hashable, tuple[int, ...]] = {}  # strides of the peer's results, by what it was given
         for name in self._parameters:
             self._parameters[name] = None

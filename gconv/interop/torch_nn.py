@@ -313,7 +313,13 @@ UNFOLD = Peer(
 FOLD = Peer(
     fold_spec, no_weights, in_its_format(fold_call), lambda layer: ["its patches lie in a row", "overlaps add up"]
 )
-PAD = Peer(pad_spec, no_weights, images)
+
+
+def pad_call(layer: Any, input: Tensor) -> Tensor | None:
+    return images(layer, input) if any(layer.padding) else None  # without a border it is a copy, in a format of torch's
+
+
+PAD = Peer(pad_spec, no_weights, pad_call)
 SHUFFLED = in_its_format(shuffle_call)
 
 
