@@ -271,7 +271,13 @@ ATTENTION = [
 ]
 
 
-@pytest.mark.parametrize(("name", "build"), ATTENTION, ids=[case[0] for case in ATTENTION])
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        pytest.param(*case, id=case[0], marks=pytest.mark.slow if case[0][-2:] in ("-1", "-2", "-3") else [])
+        for case in ATTENTION
+    ],
+)
 def test_attention_weights_are_returned(name, build):
     """In PyG's order, as an edge_index and as the values of a sparse adjacency."""
     torch.manual_seed(0)
@@ -444,16 +450,15 @@ SHARED = [
     (lambda i: pyg.GATv2Conv(i, 2, share_weights=True), "", False),
 ]
 ON_PAIRS = [
-    *((build, edges, alone, i) for build, edges, alone in PAIRS for i in (3, (3, 2))),
+    *((*case, (3, 2)) for case in PAIRS),
+    *(pytest.param(*case, 3, marks=pytest.mark.slow) for case in PAIRS),
     *((*case, 3) for case in SHARED),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.filterwarnings("ignore:Converting sparse tensor to CSR")
-@pytest.mark.parametrize(
-    ("build", "edges", "alone", "i"), ON_PAIRS, ids=[f"{type(c[0](3)).__name__}-{k}" for k, c in enumerate(ON_PAIRS)]
-)
+@pytest.mark.parametrize(("build", "edges", "alone", "i"), ON_PAIRS)
 def test_pairs_of_signals(build, edges, alone, i):
     """Pairs, with and without a target or `size`, on an edge_index, an EdgeIndex and sparse adjacencies (4, 6)."""
     torch.manual_seed(0)
@@ -641,7 +646,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+QUICK = ("GCN", "GraphSAGE", "GAT", "Cheb")
+
+
+@pytest.mark.parametrize("name", [pytest.param(m, marks=[] if m in QUICK else pytest.mark.slow) for m in MODELS])
 def test_ten_steps_of_training(name, monkeypatch):
     """Losses, parameters and the output in eval stay those of the model itself."""
     monkeypatch.setattr(pyg.Sequential, "forward", pyg.Sequential.forward)  # it writes one onto the class
