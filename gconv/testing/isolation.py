@@ -1,0 +1,220 @@
+"""What must not leak: from one sample of a batch to another, from a result to the next, from a NaN to what is apart."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import pickle
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gconv import analysis
+from gconv.analysis import receptive_field
+from gconv.domains import Graph, Grid
+from gconv.kernels import constant
+from gconv.linear import LinearMap
+from gconv.module import GConv
+from gconv.spec import Domain, OperatorSpec, operator
+from gconv.testing.case import Case, a_law, a_linear_law, random_like, shuffled, sites
+
+SPREADS = {"fft", "gft"}  # Fourier transforms: within a sample, every output is made of every input
+
+
+@a_law
+def law_samples_apart(case: Case) -> bool:
+    """A sample of a batch is answered, and has gradients, as if alone, whatever the others hold: huge numbers, NaN."""
+    one = Case.of(case.sample, case.dtype, batch=3)
+    for name in case.lowerings:
+        want, slope = _value_and_slope(one, one.x, name)
+        for what in (1e3 / torch.finfo(case.dtype).eps, torch.nan, -torch.inf):
+            x = one.x.clone()
+            x[1] = what if not math.isfinite(what) else what * x[1]
+            got, turned = _value_and_slope(one, x, name)
+            for sample in (0, 2):
+                one.close(f"beside {what:g}, by {name}: sample {sample}", got[sample], want[sample])
+                one.close(f"beside {what:g}, by {name}: gradient in sample {sample}", turned[sample], slope[sample])
+    return True
+
+
+def _value_and_slope(case: Case, x: Tensor, lowering: str) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    y = case(x, lowering)
+    (slope,) = torch.autograd.grad(y, x, random_like(y), allow_unused=True, materialize_grads=True)
+    return y.detach(), slope
+
+
+@a_law
+def law_not_finite_stays_in_its_field(case: Case) -> bool:
+    """An output is NaN or infinite only if its column support holds such a value, in every lowering but SPREADS."""
+    A, support = case.map(), None
+    if A is not None:
+        support = receptive_field(A)
+    n = case.signal.shape[0]
+    for site in sorted({0, n // 2, n - 1}) if n else ():
+        sees = _moved_by(case, site) if support is None else support[:, site]
+        for value in (torch.nan, torch.inf):
+            x = case.x[:1].clone()
+            sites(x, case.domain)[..., site, :] = value
+            for name in case.lowerings:
+                if name in SPREADS:
+                    continue
+                y = sites(case(x, name), case.structure.target(case.domain))[0]
+                wrong = int((~y.isfinite().all(-1) & ~sees).sum())
+                if wrong:
+                    case.fail(f"{name}: {value} at site {site} makes {wrong} outputs not finite that do not see it.")
+    return True
+
+
+def _moved_by(case: Case, site: int) -> Tensor:
+    """(m,) which outputs change when a site does."""
+    found = []
+    for value in (-1e3, 1e3):
+        x = case.x[:1].clone()
+        sites(x, case.domain)[..., site, :] += value
+        change = case(x, "dense") - case(case.x[:1], "dense")
+        found.append(sites(change, case.structure.target(case.domain))[0].ne(0).any(-1))
+    return found[0] | found[1]
+
+
+@a_law
+def law_empty_batches_learn(case: Case) -> bool:
+    """An empty batch has gradients, all of them 0: in x, the weights, the structure's parameters and edge weights."""
+    if case.dtype != torch.float64:
+        return False
+    for name in case.lowerings:
+        empty = replace(case, x=case.x[:0])
+        for what, value in empty.gradients(name).items():
+            if value.numel() and bool(value.detach().ne(0).any()):
+                case.fail(f"{name}: an empty batch has the {what} {value.detach().abs().max():.3g}, not 0.")
+    return True
+
+
+@a_law
+def law_results_are_their_callers(case: Case) -> bool:
+    """Writing into an output, with and without gradients, changes neither x nor any later result."""
+    if case.dtype != torch.float64:
+        return False
+    held = constant(case.x[0]) if isinstance(case.domain, Graph) else case.x[0]
+    for name in case.lowerings:
+        for x in (case.x, held):
+            want, kept = case(x, name).detach().clone(), x.detach().clone()
+            for call in range(3):
+                with torch.set_grad_enabled(call > 0):
+                    y = case(x, name)
+                    case.close(f"{name}: call {call} after writing into the result", y, want, 0.0)
+                    _written(case, name, y)
+                case.close(f"{name}: x after writing into the result", x, kept, 0.0)
+    return True
+
+
+def _written(case: Case, name: str, y: Tensor) -> None:
+    try:
+        torch.relu_(y.neg_().mul_(3))
+    except RuntimeError as error:
+        case.fail(f"{name}: its result cannot be written into: {error}")
+
+
+@a_law
+def law_domains_in_turn(case: Case) -> bool:
+    """A layer that is called on domains of equal size in turn answers on each as one made for it alone."""
+    if case.dtype != torch.float64:
+        return False
+    others = _of_equal_size(case)
+    alone = [_fresh(case, domain, x) for domain, x in others]
+    for turn in range(2):
+        for (domain, x), want in zip(others, alone, strict=True):
+            case.close(f"turn {turn} on {domain!r}", case.layer(x, domain), want)
+            if isinstance(domain, Graph) and len(domain.ptr) == 2:
+                edges = {
+                    k: v for k in ("edge_weight", "edge_attr", "edge_type") if (v := getattr(domain, k)) is not None
+                }
+                got = case.layer(x, domain.edge_index.clone(), **edges)
+                case.close(f"turn {turn} on the edge_index of {domain!r}", got, want)
+    return len(others) > 1
+
+
+def _of_equal_size(case: Case) -> list[tuple[Domain, Tensor]]:
+    """Domains that differ in edges, weights, attributes or labels alone, or in how the sites are arranged."""
+    g = case.domain
+    if isinstance(g, Grid):
+        if len(set(g.shape)) == 1:
+            return [(g, case.x)]
+        turned = Grid(g.shape[::-1])
+        try:
+            case.structure.target(turned)
+        except ValueError:
+            return [(g, case.x)]
+        return [(g, case.x), (turned, case.x.transpose(2, -1))]
+    found: list[Domain] = [g]
+    if not case.one_graph:
+        found.append(replace(g.permute(shuffled(g.size)), ptr=g.ptr))
+    if g.edge_weight is not None:
+        found.append(replace(g, edge_weight=2.5 * g.edge_weight))
+    if g.edge_attr is not None:
+        found.append(replace(g, edge_attr=g.edge_attr.flip(1)))
+    if g.edge_type is not None:
+        found.append(replace(g, edge_type=int(g.edge_type.max()) - g.edge_type))
+    return [(domain, case.x) for domain in found]
+
+
+def _fresh(case: Case, domain: Domain, x: Tensor) -> Tensor:
+    layer = GConv(case.layer.spec, dtype=case.dtype)
+    layer.load_state_dict(case.layer.state_dict())
+    found: Tensor = layer(x, pickle.loads(pickle.dumps(domain)), lowering="dense")
+    return found
+
+
+MEASURES = ("norm", "norm_bound", "singular_values")
+
+
+@a_linear_law
+def law_homogeneous(case: Case, A: LinearMap) -> bool:
+    """A measure f of analysis has f(c A) = |c| f(A), over the range of the dtype."""
+    W = A.W
+    if W is None:
+        return False
+    power = 140 if case.dtype == torch.float64 else 25
+    for name in MEASURES:
+        measure = getattr(analysis, name)
+        want = torch.as_tensor(measure(A), dtype=torch.float64)
+        for c in (-(10.0**-power), 10.0 ** (power // 2), 10.0**power):
+            got = torch.as_tensor(measure(replace(A, W=c * W)), dtype=torch.float64) / abs(c)
+            case.close(f"{name}({c:g} A) / {abs(c):g}", got, want, 100 * case.tol)
+    return True
+
+
+EXTREMES = (0.0, -0.5, 1e-300, -1e-300, 1e3, 1e300, -1e300, math.inf, math.nan)
+CHANNELS = {"in_channels", "out_channels", "channels"}
+
+
+@a_law
+def law_no_coefficient_overflows(case: Case) -> bool:
+    """Whatever number an option takes, it is refused in a sentence or the output is finite (float64)."""
+    if case.dtype != torch.float64:
+        return False
+    spec, concerned = case.layer.spec, False
+    options = inspect.signature(operator(spec.name).factory).parameters
+    for key, value in spec.arguments:
+        words = str(options[key].annotation)
+        if "float" not in words or isinstance(value, bool | tuple) or key in CHANNELS:
+            continue
+        concerned = True
+        for extreme in EXTREMES:
+            try:
+                changed = operator(spec.name).factory(**{**dict(spec.arguments), key: extreme})
+                y = _with(case, changed)
+            except (ValueError, TypeError) as error:
+                if not str(error).strip().endswith((".", ")")) or len(str(error)) < 20:
+                    case.fail(f"{key}={extreme} is refused without a sentence: {error!r}")
+                continue
+            if not bool(y.isfinite().all()):
+                case.fail(f"{key}={extreme} makes the output {y[~y.isfinite()][0]}.")
+    return concerned
+
+
+def _with(case: Case, spec: OperatorSpec) -> Tensor:
+    other = Case.of(replace(case.sample, spec=spec), case.dtype, case.domain)
+    with torch.no_grad():
+        return other(other.x)
