@@ -465,6 +465,12 @@ def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) ->
         return torch.where(bound > 0, bound, 1.0)
     if not isinstance(lmax, (int, float)) or not lmax > 0:
         raise ValueError(f"lmax must be a positive number, 'bound', 'exact' or None, but it is {lmax!r}.")
+    largest = float(values.detach().max()) if values.numel() and readable(values) else 0.0
+    if largest > 1e3 * lmax:  # a symmetric matrix has an eigenvalue as large as its largest diagonal entry
+        raise ValueError(
+            f"lambda_max is {lmax:g}, but the Laplacian has entries up to {largest:g}: it must be about the largest "
+            "eigenvalue, or polynomials of 2 L / lambda_max - I grow beyond all numbers."
+        )
     return float(lmax)
 
 

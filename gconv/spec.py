@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -310,6 +311,7 @@ def register(
                 sides = _two_numbers(make.__name__, arguments["in_channels"])
                 passed = {**arguments, "in_channels": max(sides)}
             _check_types(make, passed, (bool, float))  # operators check integers and words themselves, in more detail
+            _check_finite(make, passed)
             try:
                 structure, mixing, bias = make(**passed)
             except (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError) as error:
@@ -345,6 +347,14 @@ def _read_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> d
     read = {key: given.plain(value, f"{make.__name__}: {key}") for key, value in arguments.items()}
     flags = (key for key, hint in _hints(make).items() if hint is bool)
     return read | {key: bool(read[key]) for key in flags if type(read.get(key)) is int and read[key] in (0, 1)}
+
+
+def _check_finite(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse NaN and infinity. Raises: ValueError."""
+    for key, value in arguments.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{make.__name__}: {key} must be finite, but it is {given.shown(value)}.")
 
 
 def _check_types(make: Callable[..., Any], arguments: Mapping[str, Any], only: tuple[type, ...] = ()) -> None:

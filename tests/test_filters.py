@@ -18,6 +18,7 @@ from gconv.operators import (
     arma,
     bernstein,
     cayley,
+    cheb,
     chebnetii,
     diffusion,
     gpr,
@@ -263,6 +264,15 @@ REFUSED = [
     ("gwnn nodes", lambda: gwnn(2, 2, nodes=0), "nodes must be an integer >= 1"),
     ("gwnn s", lambda: gwnn(2, 2, nodes=3, s=-1.0), "s is a scale and must be a positive number"),
     ("gwnn graph", lambda: GConv(gwnn(2, 2, nodes=3))(torch.zeros(7, 2), ring()), "3 nodes, but the graph has 7"),
+    ("heat long", lambda: heat(1e308), r"t can be at most 1e\+08, .* but it is 1e\+308"),
+    ("heat directed", lambda: GConv(heat(101.0))(torch.zeros(6, 2), messy()), "heat with t <= 100 runs on both"),
+    ("cheb k", lambda: cheb(2, 2, k=10**9), "k can be at most 100,000, but it is 1000000000"),
+    ("bernstein long", lambda: bernstein(10**5), "k can be at most 2,000, but it is 100000"),
+    ("mixhop long", lambda: mixhop(2, 2, powers=(0, 10**9)), "A power in powers can be at most 100,000"),
+    ("gwnn wide", lambda: gwnn(2, 2, nodes=3, s=500.0), "s can be at most 16: .* no digit of double precision is left"),
+    ("jacobi large", lambda: jacobi(2, a=1e300), "exceed 1e30"),
+    ("not finite", lambda: jacobi(2, a=math.inf), "jacobi: a must be finite, but it is inf"),
+    ("cheb scale", lambda: GConv(cheb(2, 2, k=3, lambda_max=1e-300))(torch.zeros(7, 2), ring()), "entries up to 1"),
     ("ppr directed", lambda: GConv(ppr())(torch.zeros(6, 2), messy()), "the graph is directed"),
     ("lanczos directed", lambda: GConv(lanczos(2, 2))(torch.zeros(6, 2), messy()), "this one is directed"),
     ("cayley directed", lambda: GConv(cayley(2, 2))(torch.zeros(6, 2), messy()), "this one is directed"),
@@ -275,3 +285,17 @@ def test_refused_in_a_sentence(what, call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("t", [1e-300, 1e-12, 150.0, 1000.0, 1e6])
+def test_heat_at_any_time(t):
+    """Against the exponential of the matrix's eigenvalues."""
+    values, U = torch.linalg.eigh(laplacian(weighted()))
+    want = U @ torch.diag((-t * values).exp()) @ U.t()
+    got = matrix(GConv(heat(t)).at(weighted(), x=torch.zeros(8, 1, dtype=torch.float64)))
+    assert_close(f"t = {t}", got, want, 1e-12 + 1e-16 * t)  # eigenvalues are known to a rounding error
+
+
+def test_bernstein_of_a_high_degree_passes_every_signal():
+    x = torch.randn(8, 1, dtype=torch.float64)
+    assert_close("all ones", GConv(bernstein(1100), dtype=torch.float64)(x, weighted()), x, 1e-11)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gconv.basis import Polynomial, Recurrence
 from gconv.domains import Graph
 from gconv.mixing import Dense, Fixed, Grouped
-from gconv.operators.polynomial import Powers
+from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -53,15 +53,18 @@ class Filter:
         return domain
 
 
-def steps(k: int, least: int = 0) -> int:
+MAX_DEGREE = 2_000  # of filters whose coefficients come from values at nodes, by a square matrix
+
+
+def steps(k: int, least: int = 0, most: int = MAX_STEPS) -> int:
     """k, the number of steps, if it is one.
 
     Raises:
-        ValueError: if it is no integer or below `least`.
+        ValueError: if it is no integer, below `least` or above `most`.
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < least:
         raise ValueError(f"k counts steps and must be an integer >= {least}, but it is {k!r}.")
-    return k
+    return at_most("k", k, most)
 
 
 def nodes(k: int) -> Tensor:
@@ -131,9 +134,10 @@ def bernstein(k: int = 10) -> Any:
     >>> GConv(bernstein(4))(torch.ones(7, 1), ring(7)).detach().flatten()[:3]
     tensor([1., 1., 1.])
     """
-    share, x = torch.arange(steps(k) + 1), (1 + nodes(k)) / 2
-    ways = torch.tensor([float(math.comb(k, t)) for t in range(k + 1)], dtype=torch.float64)
-    values = ways.unsqueeze(1) * x ** share.unsqueeze(1) * (1 - x) ** (k - share).unsqueeze(1)  # (parameter, node)
+    share, x = torch.arange(steps(k, 0, MAX_DEGREE) + 1, dtype=torch.float64), (1 + nodes(k)) / 2
+    ways = torch.tensor([math.log(math.comb(k, t)) for t in range(k + 1)], dtype=torch.float64)
+    logs = ways.unsqueeze(1) + torch.outer(share, x.log()) + torch.outer(k - share, (-x).log1p())
+    values = logs.exp()  # (parameter, node)
     return Filter(_frequencies(k), (1.0,) * (k + 1), _rows(values @ interpolation(k)), positive=True), Fixed(), False
 
 
@@ -172,7 +176,7 @@ def chebnetii(k: int = 10) -> Any:
     >>> GConv(chebnetii(4))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 3])
     """
-    change = _rows(interpolation(steps(k)))
+    change = _rows(interpolation(steps(k, 0, MAX_DEGREE)))
     return Filter(_frequencies(k), (1.0,) * (k + 1), change, positive=True), Fixed(), False
 
 
@@ -231,6 +235,11 @@ def jacobi(
     if not (a > -1 and b > -1):
         raise ValueError(f"Jacobi polynomials are orthogonal for a > -1 and b > -1, but a = {a!r} and b = {b!r}.")
     taps = steps(k) + 1
+    largest = math.lgamma(k + max(a, b) + 1) - math.lgamma(k + 1) - math.lgamma(max(a, b) + 1)
+    if max(a, b) > 1e6 or largest > math.log(1e30):  # P_k at the ends of the spectrum, C(k + a, k)
+        raise ValueError(
+            f"Jacobi polynomials of degree {k} with a = {a!r} and b = {b!r} exceed 1e30; take smaller ones."
+        )
     if out_channels is None:
         mixing: Dense | Grouped = Grouped(taps, in_channels, in_channels, in_channels)
     else:

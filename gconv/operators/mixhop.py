@@ -6,7 +6,7 @@ from typing import Any
 
 from gconv.basis import Recurrence
 from gconv.mixing import Heads
-from gconv.operators.polynomial import Powers
+from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Sample, register
 
@@ -26,6 +26,7 @@ def read_powers(name: str, powers: Any, least: int = 0) -> tuple[int, ...]:
     whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= least for p in given)
     if not given or not whole or len(set(given)) < len(given):
         raise ValueError(f"{name} must be one or more distinct integers >= {least}, but it is {powers!r}.")
+    at_most(f"A power in {name}", max(given), MAX_STEPS)
     return given
 
 

@@ -14,6 +14,8 @@ from gconv.mixing import Dense, Fixed
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
+MAX_STEPS = 100_000
+
 
 @dataclass(frozen=True)
 class Powers:
@@ -50,7 +52,14 @@ class Powers:
 def _terms(k: int, least: int) -> int:
     if not isinstance(k, int) or k < least:
         raise ValueError(f"k must be an integer >= {least}, but it is {k!r}.")
-    return k
+    return at_most("k", k, MAX_STEPS)
+
+
+def at_most(name: str, value: int, most: int) -> int:
+    """The value, if it does not ask for more than `most`."""
+    if value > most:
+        raise ValueError(f"{name} can be at most {most:,}, but it is {value}.")
+    return value
 
 
 @register(

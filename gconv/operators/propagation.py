@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -144,25 +146,27 @@ def gpr(k: int = 10, alpha: float = 0.1) -> Any:
     return Filter(Powers(Recurrence.monomial(k + 1), "adjacency+loops"), tuple(map(float, start))), Fixed(), False
 
 
+DIRECTED = 100.0  # rounding errors on directed graphs grow like exp(0.42 t): beyond, nothing but them is left
+LONGEST = 1e8  # the time whose series has about 100,000 terms
+
+
 def heat_series(t: float) -> tuple[float, ...]:
     """e^(-t) (I_0(t), -2 I_1(t), 2 I_2(t), ...): exp(-t (1 + z)) in Chebyshev polynomials of z, down to 1e-200.
 
-    Bessel's functions come from their recurrence run backwards (Miller), I_(k-1) = I_(k+1) + 2 k / t I_k, and are
-    scaled by the value at z = -1, where all terms add up to 1.
+    The ratios of Bessel's functions come from their recurrence run backwards, I_k / I_(k-1) = 1 / (2 k / t + I_(k+1) /
+    I_k), each between 0 and 1; their products are scaled by the value at z = -1, where all terms add up to 1.
 
     >>> [round(c, 6) for c in heat_series(1.0)[:3]]
     [0.46576, -0.415821, 0.099878]
     """
-    top = int(4 * t) + 60
-    ahead, now, values = 0.0, 1e-300, [1e-300]
+    top = int(min(4 * t, 32 * math.sqrt(t))) + 60
+    ratios = [0.0]
     for k in range(top, 0, -1):
-        ahead, now = now, ahead + 2 * k / t * now
-        if now > 1e250:
-            ahead, now, values = ahead * 1e-250, now * 1e-250, [v * 1e-250 for v in values]
-        values.append(now)
-    values = [2 * v for v in values[:-1]] + values[-1:]
+        ratios.append(t / (2 * k + t * ratios[-1]))
+    values = [1.0, *accumulate(ratios[:0:-1], operator.mul)]
+    values = values[:1] + [2 * v for v in values[1:]]
     whole = math.fsum(values)
-    shares = [v / whole for v in reversed(values)]
+    shares = [v / whole for v in values]
     return tuple(-c if k % 2 else c for k, c in enumerate(shares) if c > 1e-200)
 
 
@@ -179,17 +183,18 @@ def heat_error(t: float, k: int) -> float:
 
 
 def heat_degree(t: float) -> int:
-    """The degree that float64 cannot tell from the whole series, on directed graphs too.
+    """The degree that float64 cannot tell from the whole series; up to t = DIRECTED on directed graphs too.
 
     Equation: the smallest k with 2 e^(-t) sum_{j>k} (1 + sqrt(2))^j I_j(t) < 1e-15. The eigenvalues of L - I lie in the
-    unit disk, where |T_j| <= (1 + sqrt(2))^j; on the interval [-1, 1] of undirected graphs |T_j| <= 1.
+    unit disk, where |T_j| <= (1 + sqrt(2))^j; on the interval [-1, 1] of undirected graphs |T_j| <= 1, which is the
+    bound beyond t = DIRECTED.
 
     >>> heat_degree(1.0)
     18
     """
     rest, series = 0.0, heat_series(t)
     for k in range(len(series) - 1, 0, -1):
-        rest += abs(series[k]) * (1 + math.sqrt(2)) ** k
+        rest += abs(series[k]) * (1 + math.sqrt(2)) ** (k if t <= DIRECTED else 0)
         if rest > 1e-15:
             return k
     return 0
@@ -216,14 +221,15 @@ def heat(t: float = 1.0, k: int | None = None) -> Any:
 
     Traps: on undirected graphs the error is at most `heat_error(t, k)`. On directed ones that bound does not hold, more
     terms are needed (the default has them) and rounding errors grow like exp(0.42 t): keep t small there (20 is fine,
-    at 40 single precision overflows). Self-loops are dropped. An isolated node has L = 1 and cools by exp(-t).
+    at 40 single precision overflows, above 100 they are refused). Self-loops are dropped. An isolated node has L = 1
+    and cools by exp(-t).
 
     Args: t: time, > 0. k: degree; None for as much as float64 can tell, see `heat_degree`.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
 
     Raises:
-        ValueError: if t is not positive or k < 0.
+        ValueError: if t is not in (0, 1e8], k < 0, or the graph is directed and t > 100.
 
     >>> import torch
     >>> from gconv import GConv
@@ -232,10 +238,13 @@ def heat(t: float = 1.0, k: int | None = None) -> Any:
     """
     if not 0 < t < math.inf:
         raise ValueError(f"t is a time and must be a positive number, but it is {t!r}.")
+    if t > LONGEST:
+        raise ValueError(f"t can be at most {LONGEST:g}, a series of about 100,000 terms, but it is {t!r}.")
     series = heat_series(t)
     k = heat_degree(t) if k is None else k
     row = (*series, *(0.0,) * max(0, steps(k) + 1 - len(series)))[: k + 1]
-    return Powers(Recurrence.chebyshev(k + 1), "laplacian", "sym", 2.0, (row,)), Fixed(), False
+    powers = Powers(Recurrence.chebyshev(k + 1), "laplacian", "sym", 2.0, (row,))
+    return OnUndirected(powers, "heat with t <= 100") if t > DIRECTED else powers, Fixed(), False
 
 
 @dataclass(frozen=True)
@@ -243,6 +252,7 @@ class OnUndirected:
     """Polynomials that stand for another function on the interval [-1, 1]: they need a symmetric matrix."""
 
     powers: Powers
+    instead: str = "appnp, a power series,"
 
     domain: ClassVar[Literal["graph"]] = "graph"
     kind: ClassVar[Literal["fixed"]] = "fixed"
@@ -258,7 +268,7 @@ class OnUndirected:
         if not domain.is_undirected:
             raise ValueError(
                 "This series converges on undirected graphs, but the graph is directed (an edge lacks its reverse of "
-                "the same weight); appnp, a power series, runs on both."
+                f"the same weight); {self.instead} runs on both."
             )
         return Polynomial(self.powers.L(domain, x), self.powers.recurrence, self.powers.combine)
 

@@ -13,7 +13,7 @@ from gconv.domains import Graph
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
-from gconv.operators.polynomial import Powers
+from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -83,6 +83,7 @@ def arma(in_channels: int, out_channels: int, num_stacks: int = 2, num_layers: i
     for name, value, least in (("num_stacks", num_stacks, 1), ("num_layers", num_layers, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer >= {least}, but it is {value!r}.")
+        at_most(name, value, MAX_STEPS)
     return Poles(num_stacks, num_layers), Dense(num_stacks, in_channels, out_channels), bias
 
 

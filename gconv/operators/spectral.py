@@ -13,6 +13,7 @@ from gconv.basis.functions import shares
 from gconv.domains import Graph
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
+from gconv.operators.polynomial import MAX_STEPS, at_most
 from gconv.operators.shapes import ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
@@ -110,4 +111,5 @@ def spectral(
         )
     if not isinstance(k, int) or k < 1:
         raise ValueError(f"k must be an integer >= 1, but it is {k!r}.")
+    at_most("k", k, MAX_STEPS)
     return Multipliers(k, normalization), Dense(k, in_channels, out_channels), bias

@@ -14,14 +14,15 @@ from gconv.basis.functions import exponential, shares
 from gconv.domains import Graph
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
-from gconv.operators.bases import interpolation, nodes
-from gconv.operators.polynomial import Powers
+from gconv.operators.bases import MAX_DEGREE, interpolation, nodes
+from gconv.operators.polynomial import Powers, at_most
 from gconv.operators.propagation import heat_degree, heat_series
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Parameter, Sample, Theta, register
 
 LMAX = 2.0  # of the symmetric Laplacian
 LMIN = LMAX / 20
+LARGEST = 16.0  # s of gwnn: exp(2 s) times the rounding of double precision is a few per cent
 
 
 def kernels(scales: int, frequencies: Tensor) -> Tensor:
@@ -148,6 +149,7 @@ def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | N
     for name, value, least in (("scales", scales, 1), ("order", 0 if order is None else order, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer >= {least}, but it is {value!r}.")
+        at_most(name, value or 0, MAX_DEGREE)
     return Wavelets(scales, order), Dense(scales + 1, in_channels, out_channels), bias
 
 
@@ -212,12 +214,12 @@ def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: 
     as read, makes the inverse from eigenvalues that its first step has overwritten, so that its two matrices are not
     inverse to each other, and may set small and negative entries to 0; here both are exact, series never formed.
 
-    Args: nodes: of the graph. s: the scale, > 0.
+    Args: nodes: of the graph. s: the scale, in (0, 16]; single precision loses its last digit near 8.
 
     Shapes: x (*b, n, i) -> (*b, n, o); theta (n,).
 
     Raises:
-        ValueError: if s is not positive, nodes < 1, or the graph has another number of nodes.
+        ValueError: if s is not in (0, 16], nodes < 1, or the graph has another number of nodes.
 
     >>> import torch
     >>> from gconv import GConv
@@ -228,4 +230,9 @@ def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: 
         raise ValueError(f"nodes must be an integer >= 1, the size of the graph, but it is {nodes!r}.")
     if not 0 < s < math.inf:
         raise ValueError(f"s is a scale and must be a positive number, but it is {s!r}.")
+    if s > LARGEST:
+        raise ValueError(
+            f"s can be at most {LARGEST:g}: psi^-1 amplifies rounding errors by exp(2 s), and with s = {s!r} no digit "
+            "of double precision is left."
+        )
     return InWavelets(nodes, float(s)), Dense(1, in_channels, out_channels), bias

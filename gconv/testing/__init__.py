@@ -30,6 +30,15 @@ from gconv.testing.algebra import (
 from gconv.testing.case import LAWS, TOL, Case, Law, assert_close
 from gconv.testing.derivatives import law_gradcheck, law_transforms
 from gconv.testing.domain import law_batch, law_edge_cases, law_permutation, law_translation, law_union
+from gconv.testing.isolation import (
+    law_domains_in_turn,
+    law_empty_batches_learn,
+    law_homogeneous,
+    law_no_coefficient_overflows,
+    law_not_finite_stays_in_its_field,
+    law_results_are_their_callers,
+    law_samples_apart,
+)
 from gconv.testing.software import law_bfloat16, law_caches, law_compile, law_round_trips
 
 __all__ = [
@@ -44,16 +53,23 @@ __all__ = [
     "law_bfloat16",
     "law_caches",
     "law_compile",
+    "law_domains_in_turn",
     "law_edge_cases",
+    "law_empty_batches_learn",
     "law_gradcheck",
     "law_hand_rule",
+    "law_homogeneous",
     "law_linearity",
     "law_lowerings",
+    "law_no_coefficient_overflows",
     "law_norm",
+    "law_not_finite_stays_in_its_field",
     "law_permutation",
     "law_receptive_field",
+    "law_results_are_their_callers",
     "law_round_trips",
     "law_row_stochastic",
+    "law_samples_apart",
     "law_transforms",
     "law_translation",
     "law_union",
