@@ -53,6 +53,23 @@ def pytest_configure(config: pytest.Config) -> None:
     _offline.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--perturb-eigh",
+        action="store_true",
+        help="run every test with an eigensolver that picks other eigenvectors and signs, see tests/eigensolver.py",
+    )
+
+
+@pytest.fixture(autouse=True)
+def eigensolver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another machine's LAPACK might answer, under --perturb-eigh or GCONV_PERTURB_EIGH=1."""
+    if request.config.getoption("--perturb-eigh") or os.environ.get("GCONV_PERTURB_EIGH") == "1":
+        from eigensolver import perturbed
+
+        monkeypatch.setattr("gconv.basis.functions._solver", perturbed)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     _offline.undo()
 

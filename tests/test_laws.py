@@ -1,15 +1,19 @@
 """Every law on every sample of every registered operator, in both dtypes."""
 
+import inspect
+
 import pytest
 import torch
+from eigensolver import perturbed
 
 import gconv
 from gconv import GConv, list_operators
+from gconv.basis import functions
 from gconv.domains import Graph
 from gconv.kernels import native
 from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage, selection
 from gconv.operators.shapes import grid, messy, ring, weighted
-from gconv.spec import Sample, operator
+from gconv.spec import OutsideFamily, Sample, operator
 from gconv.testing import LAWS, TOL, Case, assert_close, check_operator, law_compile
 
 SAMPLES = [sample for name in list_operators() for sample in operator(name).samples()]
@@ -19,7 +23,9 @@ CONCERNS = {
     "law_lowerings": 60, "law_adjoint": 60, "law_hand_rule": 40, "law_linearity": 60, "law_permutation": 35,
     "law_translation": 5, "law_receptive_field": 60, "law_norm": 60, "law_row_stochastic": 10, "law_union": 40,
     "law_gradcheck": 75, "law_edge_cases": 75, "law_batch": 75, "law_caches": 75,
-    "law_round_trips": 75, "law_bfloat16": 75, "law_transforms": 75,
+    "law_samples_apart": 75, "law_not_finite_stays_in_its_field": 75, "law_empty_batches_learn": 75,
+    "law_results_are_their_callers": 75, "law_domains_in_turn": 60, "law_homogeneous": 60,
+    "law_no_coefficient_overflows": 25, "law_round_trips": 75, "law_bfloat16": 75, "law_transforms": 75,
 }  # fmt: skip
 concerned: dict[str, set[str]] = {}
 
@@ -32,6 +38,16 @@ def test_law_holds(name, law, dtype):
             concerned.setdefault(law.__name__, set()).add(f"{sample.name} on {sample.domain()}")
 
 
+@pytest.mark.parametrize("name", ["spectral", "wavelet", "cayley", "lanczos"])
+@pytest.mark.parametrize(
+    "law", ["law_lowerings", "law_adjoint", "law_permutation", "law_union", "law_caches", "law_transforms"]
+)
+def test_laws_hold_whichever_eigenvectors_a_solver_returns(name, law, monkeypatch):
+    monkeypatch.setattr(functions, "_solver", perturbed)
+    for sample in operator(name).samples():
+        LAWS[law](sample, torch.float64)
+
+
 def test_no_law_is_empty(request):
     """Runs after the laws, on what they found."""
     if sum(item.name.startswith("test_law_holds") for item in request.session.items) < len(LAWS) * len(
@@ -40,6 +56,25 @@ def test_no_law_is_empty(request):
         pytest.skip("only meaningful after all laws on all operators")
     short = {law: len(concerned.get(law, ())) for law, least in CONCERNS.items() if len(concerned.get(law, ())) < least}
     assert set(CONCERNS) == set(LAWS) and not short, f"these laws concern fewer samples than they should: {short}"
+
+
+# arguments that PyG has and that lie outside of the family: anything but the default is refused
+OUTSIDE = {"transformer": {"beta": True, "edge_dim": 2}}
+
+
+@pytest.mark.parametrize("name", list_operators())
+def test_every_option_leaves_its_default_in_a_sample(name):
+    """So that every law meets it."""
+    entry = operator(name)
+    seen = [dict(sample.spec.arguments) for sample in entry.samples()]
+    for key, option in inspect.signature(entry.factory).parameters.items():
+        if key in OUTSIDE.get(name, {}):
+            with pytest.raises(OutsideFamily):
+                entry.factory(**{**seen[0], key: OUTSIDE[name][key]})
+        elif option.default is not inspect.Parameter.empty:
+            assert any(arguments[key] != option.default for arguments in seen), (
+                f"no sample of {name} sets {key} to anything but {option.default!r}: add it to one"
+            )
 
 
 def test_samples_cover_the_edges():

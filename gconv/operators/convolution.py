@@ -100,7 +100,7 @@ def _samples1() -> list[Sample]:
     return [
         Sample(conv1d(3, 4, 3, padding=1), lambda: grid(9), 3),
         Sample(conv1d(4, 6, 4, stride=2, padding=3, dilation=2, groups=2), lambda: grid(11), 4),
-        Sample(conv1d(2, 3, 3, padding=2, padding_mode="circular"), lambda: grid(8), 2),
+        Sample(conv1d(2, 3, 3, padding=2, padding_mode="circular", bias=False), lambda: grid(8), 2),
         Sample(conv1d(2, 3, 1), lambda: grid(1), 2),
     ]
 
@@ -192,7 +192,7 @@ def _samples3() -> list[Sample]:
     return [
         Sample(conv3d(2, 3, 2, padding=1), lambda: grid(3, 4, 2), 2),
         Sample(conv3d(2, 4, (1, 3, 2), stride=(1, 2, 1), dilation=(1, 1, 2), groups=2), lambda: grid(2, 5, 4), 2),
-        Sample(conv3d(1, 2, 3, padding=1, padding_mode="circular"), lambda: grid(3, 3, 4), 1),
+        Sample(conv3d(1, 2, 3, padding=1, padding_mode="circular", bias=False), lambda: grid(3, 3, 4), 1),
     ]
 
 
@@ -225,6 +225,7 @@ def _samples_t() -> list[Sample]:
     return [
         Sample(conv_transpose1d(3, 2, 3, stride=2, padding=1, output_padding=1), lambda: grid(5), 3),
         Sample(conv_transpose1d(2, 4, 2, groups=2, dilation=2, output_padding=1), lambda: grid(4), 2),
+        Sample(conv_transpose1d(1, 2, 3, padding=1, padding_mode="circular", bias=False), lambda: grid(5), 1),
     ]
 
 
@@ -257,7 +258,9 @@ def conv_transpose1d(
 def _samples_t2() -> list[Sample]:
     return [
         Sample(conv_transpose2d(3, 2, 3, stride=2, padding=1, output_padding=1), lambda: grid(3, 4), 3),
-        Sample(conv_transpose2d(4, 2, (2, 3), stride=(3, 1), groups=2), lambda: grid(2, 4), 4),
+        Sample(
+            conv_transpose2d(4, 2, (2, 3), stride=(3, 1), groups=2, dilation=(1, 2), bias=False), lambda: grid(2, 4), 4
+        ),
         Sample(conv_transpose2d(2, 2, 3, padding=1, padding_mode="circular"), lambda: grid(4, 5), 2),
         Sample(conv_transpose2d(2, 1, 3, stride=2, padding=1, padding_mode="reflect"), lambda: grid(3, 3), 2),
     ]
@@ -305,7 +308,15 @@ def conv_transpose2d(
 
 
 def _samples_t3() -> list[Sample]:
-    return [Sample(conv_transpose3d(2, 3, 2, stride=(2, 1, 2), padding=(0, 1, 0)), lambda: grid(2, 3, 2), 2)]
+    return [
+        Sample(conv_transpose3d(2, 3, 2, stride=(2, 1, 2), padding=(0, 1, 0)), lambda: grid(2, 3, 2), 2),
+        Sample(
+            conv_transpose3d(2, 2, (1, 2, 2), stride=2, output_padding=1, groups=2, dilation=(1, 2, 1), bias=False),
+            lambda: grid(2, 1, 2),
+            2,
+        ),
+        Sample(conv_transpose3d(1, 1, 3, padding=1, padding_mode="circular"), lambda: grid(3, 3, 3), 1),
+    ]
 
 
 @register(samples=_samples_t3, citation=DUMOULIN)
@@ -338,7 +349,7 @@ def _samples_light() -> list[Sample]:
     return [
         Sample(depthwise(4, 3, padding=1), lambda: grid(5, 4), 4),
         Sample(depthwise(2, 5, stride=2, padding=2, multiplier=3), lambda: grid(6, 7), 2),
-        Sample(depthwise(3, 3, padding=1, ndim=1), lambda: grid(6), 3),
+        Sample(depthwise(3, 3, padding=2, dilation=2, bias=False, padding_mode="circular", ndim=1), lambda: grid(6), 3),
     ]
 
 
@@ -396,7 +407,11 @@ def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int 
 @register(
     samples=lambda: [
         Sample(separable(3, 4, 3, padding=1), lambda: grid(5, 4), 3),
-        Sample(separable(2, 5, 3, stride=2, padding=1, padding_mode="circular"), lambda: grid(6, 5), 2),
+        Sample(
+            separable(2, 3, 3, stride=2, padding=2, dilation=2, bias=False, padding_mode="circular", ndim=1),
+            lambda: grid(7),
+            2,
+        ),
     ],
     citation="Howard et al., MobileNets, 2017; Chollet, Xception, CVPR 2017",
 )

@@ -60,7 +60,7 @@ class Signed:
 @register(
     samples=lambda: [
         Sample(fagcn(2), messy, 4),
-        Sample(fagcn(3, eps=0.3, add_self_loops=False), ring, 6),
+        Sample(fagcn(3, eps=0.3, dropout=0.5, add_self_loops=False), ring, 6),
         Sample(fagcn(2, eps=0.0, normalize=False), messy, 4),
         Sample(fagcn(3, initial=False), messy, 3),
     ],

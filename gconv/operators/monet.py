@@ -61,7 +61,7 @@ class Gaussians:
 @register(
     samples=lambda: [
         Sample(monet(3, 2, dim=2, kernel_size=3), weighted, 3),
-        Sample(monet(2, 3, dim=2, kernel_size=2, root_weight=False), messy, 2),
+        Sample(monet(2, 3, dim=2, kernel_size=2, root_weight=False, bias=False), messy, 2),
     ],
     citation="Monti et al., Geometric Deep Learning on Graphs and Manifolds Using Mixture Model CNNs, CVPR 2017",
     init="glorot",

@@ -129,7 +129,7 @@ def gcn(
     samples=lambda: [
         Sample(graphconv(3, 2), weighted, 3),
         Sample(graphconv(2, 4), messy, 2),
-        Sample(graphconv(2, 3, aggr="mean"), messy, 2),
+        Sample(graphconv(2, 3, aggr="mean", bias=False), messy, 2),
         Sample(graphconv(2, 3, aggr="max"), messy, 2),
     ],
     citation="Morris et al., Weisfeiler and Leman Go Neural, AAAI 2019",
@@ -161,7 +161,7 @@ def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias
     samples=lambda: [
         Sample(sage(3, 2), ring, 3),
         Sample(sage(2, 4), messy, 2),
-        Sample(sage(2, 3, aggr="sum"), messy, 2),
+        Sample(sage(2, 3, aggr="sum", bias=False), messy, 2),
         Sample(sage(2, 3, aggr="max"), messy, 2),
         Sample(sage(2, 3, root_weight=False), ring, 2, row_stochastic=True),
     ],

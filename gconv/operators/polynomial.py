@@ -67,7 +67,7 @@ def at_most(name: str, value: int, most: int) -> int:
         Sample(cheb(3, 4, k=3), ring, 3),
         Sample(cheb(4, 2, k=5), weighted, 4),
         Sample(cheb(2, 3, k=1), weighted, 2),
-        Sample(cheb(2, 3, k=4, normalization=None), weighted, 2),
+        Sample(cheb(2, 3, k=4, normalization=None, bias=False), weighted, 2),
         Sample(cheb(3, 2, k=3, normalization="rw"), messy, 3),
         Sample(cheb(3, 2, k=3, lambda_max=1.5), messy, 3),
     ],
@@ -119,7 +119,7 @@ def cheb(
 @register(
     samples=lambda: [
         Sample(sgc(3, 2, k=2), weighted, 3),
-        Sample(sgc(2, 4, k=3), messy, 2),
+        Sample(sgc(2, 4, k=3, bias=False), messy, 2),
         Sample(sgc(2, 2, k=1), ring, 2, row_stochastic=True),
     ],
     citation="Wu et al., Simplifying Graph Convolutional Networks, ICML 2019",
@@ -155,7 +155,7 @@ def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> A
 @register(
     samples=lambda: [
         Sample(tag(3, 2, k=3), weighted, 3),
-        Sample(tag(2, 4, k=2), messy, 2),
+        Sample(tag(2, 4, k=2, bias=False), messy, 2),
         Sample(tag(2, 2, k=0), ring, 2),
     ],
     citation="Du et al., Topology Adaptive Graph Convolutional Networks, 2017",

@@ -122,7 +122,9 @@ def _mean(
 @register(
     samples=lambda: [
         Sample(avg_pool1d(2), lambda: grid(8), 3, row_stochastic=True),
-        Sample(avg_pool1d(3, stride=2, padding=1), lambda: grid(7), 2),
+        Sample(
+            avg_pool1d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False, dilation=2), lambda: grid(8), 2
+        ),
     ],
     citation=SCHERER,
 )
@@ -193,7 +195,14 @@ def avg_pool2d(
     return _mean(2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation)
 
 
-@register(samples=lambda: [Sample(avg_pool3d(2, padding=1), lambda: grid(3, 4, 2), 2)], citation=SCHERER)
+@register(
+    samples=lambda: [
+        Sample(avg_pool3d(2, padding=1), lambda: grid(3, 4, 2), 2),
+        Sample(avg_pool3d((2, 1, 2), (2, 1, 1), 0, True, False, dilation=(1, 1, 2)), lambda: grid(3, 2, 4), 1),
+        Sample(avg_pool3d(2, divisor_override=3), lambda: grid(2, 3, 2), 1),
+    ],
+    citation=SCHERER,
+)
 def avg_pool3d(
     kernel_size: Any,
     stride: Any = None,
@@ -217,7 +226,13 @@ def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: A
     return _window(ndim, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode, reduce="max"), Fixed(), False
 
 
-@register(samples=lambda: [Sample(max_pool1d(3, stride=2, padding=1), lambda: grid(7), 2)], citation=SCHERER)
+@register(
+    samples=lambda: [
+        Sample(max_pool1d(3, stride=2, padding=1), lambda: grid(7), 2),
+        Sample(max_pool1d(2, 2, 1, dilation=2, ceil_mode=True), lambda: grid(8), 2),
+    ],
+    citation=SCHERER,
+)
 def max_pool1d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:
@@ -268,7 +283,13 @@ def max_pool2d(
     return _largest(2, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@register(samples=lambda: [Sample(max_pool3d(2), lambda: grid(2, 4, 5), 2)], citation=SCHERER)
+@register(
+    samples=lambda: [
+        Sample(max_pool3d(2), lambda: grid(2, 4, 5), 2),
+        Sample(max_pool3d((1, 2, 2), 2, (0, 1, 1), (1, 1, 2), ceil_mode=True), lambda: grid(2, 4, 5), 1),
+    ],
+    citation=SCHERER,
+)
 def max_pool3d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Any:

@@ -141,7 +141,7 @@ class Cayley:
 @register(
     samples=lambda: [
         Sample(cayley(3, 2, k=2), weighted, 3),
-        Sample(cayley(2, 3, k=3, normalization=None), ring, 2),
+        Sample(cayley(2, 3, k=3, normalization=None, bias=False), ring, 2),
         Sample(cayley(2, 2, k=0), ring, 2),
     ],
     citation="Levie, Monti, Bresson and Bronstein, CayleyNets: Graph Convolutional Neural Networks with Complex "

@@ -177,6 +177,7 @@ def _samples() -> list[Sample]:
         Sample(upsample((7, 3), mode="bilinear"), lambda: grid(4, 5), 2, row_stochastic=True),
         Sample(upsample(scale_factor=1.7, mode="linear", align_corners=True), lambda: grid(5), 3, row_stochastic=True),
         Sample(upsample((5, 4), mode="bicubic"), lambda: grid(3, 6), 1),
+        Sample(upsample(scale_factor=1.7, recompute_scale_factor=True, ndim=1), lambda: grid(5), 2),
         Sample(upsample(3, mode="bilinear", antialias=True), lambda: grid(7, 6), 1, row_stochastic=True),
         Sample(upsample(4, mode="trilinear"), lambda: grid(2, 3, 1), 1, row_stochastic=True),
     ]

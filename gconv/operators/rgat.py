@@ -77,6 +77,7 @@ class RelationalAttention:
     samples=lambda: [
         Sample(rgat(3, 2, num_relations=3, heads=2), messy, 3),
         Sample(rgat(2, 3, num_relations=4, heads=2, concat=False, attention_mechanism="within-relation"), messy, 2),
+        Sample(rgat(2, 2, num_relations=3, negative_slope=0.1, dropout=0.5), messy, 2),
         Sample(rgat(2, 2, num_relations=3, mod="f-scaled", bias=False), messy, 2),
         Sample(rgat(2, 2, num_relations=3, mod="f-additive"), messy, 2),
     ],

@@ -69,7 +69,7 @@ class Multipliers:
 @register(
     samples=lambda: [
         Sample(spectral(3, 2, k=4), ring, 3),
-        Sample(spectral(2, 4, k=6, normalization=None), weighted, 2),
+        Sample(spectral(2, 4, k=6, normalization=None, bias=False), weighted, 2),
         Sample(spectral(2, 3, k=1), weighted, 2),
     ],
     citation="Bruna et al., Spectral Networks and Locally Connected Networks on Graphs, ICLR 2014; "

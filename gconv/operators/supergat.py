@@ -58,7 +58,12 @@ class Likely:
     samples=lambda: [
         Sample(supergat(3, 2, heads=2), messy, 3, row_stochastic=True),
         Sample(supergat(2, 3, heads=2, concat=False, attention_type="SD"), messy, 2, row_stochastic=True),
-        Sample(supergat(2, 2, add_self_loops=False), ring, 2, row_stochastic=True),
+        Sample(
+            supergat(2, 2, negative_slope=0.1, dropout=0.5, add_self_loops=False, bias=False),
+            ring,
+            2,
+            row_stochastic=True,
+        ),
     ],
     citation="Kim and Oh, How to Find Your Friendly Neighborhood: Graph Attention Design with Self-Supervision, ICLR 2021",  # noqa: E501
     init="glorot",

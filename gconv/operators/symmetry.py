@@ -32,7 +32,7 @@ def _order(group: Group) -> int:
 @register(
     samples=lambda: [
         Sample(p4_lift(2, 1, 3, padding=1), lambda: grid(4, 5), 2),
-        Sample(p4_lift(1, 2, 2, stride=2, group="p4m"), lambda: grid(4, 4), 1),
+        Sample(p4_lift(1, 2, 2, stride=2, dilation=2, group="p4m"), lambda: grid(4, 4), 1),
         Sample(p4_lift(1, 1, 3, padding=1, bias=False, padding_mode="circular"), lambda: grid(3, 4), 1),
     ],
     citation=COHEN,
@@ -81,7 +81,11 @@ def p4_lift(
 @register(
     samples=lambda: [
         Sample(p4_conv(1, 2, 3, padding=1), lambda: grid(4, 5), 4),
-        Sample(p4_conv(1, 1, 2, group="p4m"), lambda: grid(3, 3), 8),
+        Sample(
+            p4_conv(1, 1, 2, stride=2, padding=1, dilation=2, group="p4m", padding_mode="circular"),
+            lambda: grid(4, 4),
+            8,
+        ),
         Sample(p4_conv(2, 1, 1, bias=False), lambda: grid(2, 3), 8),
     ],
     citation=COHEN,

@@ -55,7 +55,7 @@ class DotProduct:
 @register(
     samples=lambda: [
         Sample(transformer(3, 2, heads=2), messy, 3),
-        Sample(transformer(2, 3, heads=2, concat=False), messy, 2),
+        Sample(transformer(2, 3, heads=2, concat=False, dropout=0.5), messy, 2),
         Sample(transformer(3, 2, heads=2, root_weight=False), complete, 3, row_stochastic=True),  # self-attention
         Sample(transformer(2, 2, bias=False, root_weight=False), pixels, 2, row_stochastic=True),
     ],

@@ -48,7 +48,7 @@ class Case:
     ) -> Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            layer = GConv(sample.spec, dtype=dtype)
+            layer = GConv(sample.spec, dtype=dtype).eval()  # without dropout
             if layer.bias is not None:
                 torch.nn.init.uniform_(layer.bias, -1, 1)
             domain = sample.domain() if domain is None else domain

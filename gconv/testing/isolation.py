@@ -158,7 +158,7 @@ def _of_equal_size(case: Case) -> list[tuple[Domain, Tensor]]:
 
 
 def _fresh(case: Case, domain: Domain, x: Tensor) -> Tensor:
-    layer = GConv(case.layer.spec, dtype=case.dtype)
+    layer = GConv(case.layer.spec, dtype=case.dtype).eval()
     layer.load_state_dict(case.layer.state_dict())
     found: Tensor = layer(x, pickle.loads(pickle.dumps(domain)), lowering="dense")
     return found

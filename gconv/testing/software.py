@@ -32,7 +32,7 @@ def law_caches(case: Case) -> bool:
 
 
 def _afresh(case: Case, domain: Domain) -> Tensor:
-    new = GConv(case.layer.spec, dtype=case.x.dtype)
+    new = GConv(case.layer.spec, dtype=case.x.dtype).eval()
     new.load_state_dict(case.layer.state_dict())
     return replace(case, layer=new)(case.x, "dense", pickle.loads(pickle.dumps(domain)))
 
@@ -52,7 +52,7 @@ def law_round_trips(case: Case) -> bool:
             case.fail(f"through {how} it became {again!r}.")
     if repr(spec) not in repr(case.layer):
         case.fail(f"the layer prints as {case.layer!r}, without its spec.")
-    loaded = GConv(spec, dtype=case.dtype)
+    loaded = GConv(spec, dtype=case.dtype).eval()
     loaded.load_state_dict(case.layer.state_dict())
     y = case(case.x)
     for how, layer in (
