@@ -288,7 +288,7 @@ class GConv(nn.Module):
         signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
             signals = x.flatten(0, -3)
-            some = signals if len(signals) else x.new_zeros(1, *x.shape[-2:])
+            some = signals if len(signals) else signals.sum(0, keepdim=True)  # zeros, with a gradient in x
             each = torch.stack([self._run(one, place, lowering=lowering) for one in some])
             return each[: len(signals)].unflatten(0, x.shape[:-2])
         S = self._basis(place, signal)

@@ -102,7 +102,7 @@ def law_results_are_their_callers(case: Case) -> bool:
             for call in range(3):
                 with torch.set_grad_enabled(call > 0):
                     y = case(x, name)
-                    case.close(f"{name}: call {call} after writing into the result", y, want, 0.0)
+                    case.close(f"{name}: call {call} after writing into the result", y, want)
                     _written(case, name, y)
                 case.close(f"{name}: x after writing into the result", x, kept, 0.0)
     return True
