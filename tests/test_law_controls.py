@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 
 import gconv.plan
+from gconv import analysis
 from gconv.basis import Shifts, Taps
 from gconv.kernels import transformed
 from gconv.lowering import dense
 from gconv.lowering.base import Cost, Lowering
 from gconv.mixing import Dense
-from gconv.operators import conv2d, gat, gcn, sage
+from gconv.operators import conv2d, gat, gcn, gin, sage
+from gconv.operators.gin import Sum
 from gconv.operators.shapes import grid, messy, ring
 from gconv.spec import Sample
 from gconv.testing import LAWS, law_compile
@@ -76,6 +78,39 @@ def sees_everything(S, mixing, W, x, bias):
 
 def mixes_the_batch(S, mixing, W, x, bias):
     return dense.run(S, mixing, W, x - x.mean(0, keepdim=True) if x.ndim > 2 else x, bias)
+
+
+def adds_nothing_of_the_batch(S, mixing, W, x, bias):
+    return dense.run(S, mixing, W, x, bias) + 0 * x.sum()
+
+
+def forgets_empty_batches(S, mixing, W, x, bias):
+    y = dense.run(S, mixing, W, x, bias)
+    return y if len(x) else torch.cat([y, W.sum() + y.new_zeros(1, *y.shape[1:])])
+
+
+def keeps_its_result():
+    """Answers later calls by the tensor of the first."""
+    kept = {}
+
+    def run(S, mixing, W, x, bias):
+        return kept.setdefault(x.shape, dense.run(S, mixing, W, x, bias).detach())
+
+    return run
+
+
+class _View(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def returns_a_view(S, mixing, W, x, bias):
+    return _View.apply(dense.run(S, mixing, W, x, bias))
 
 
 def leaves_bfloat16(S, mixing, W, x, bias):
@@ -156,6 +191,10 @@ def test_broken_transform_is_rejected(run, message, lowered):
         ("law_gradcheck", forgets_the_weight_gradient, GCN, "Numerical gradient|Gradients failed|Jacobian"),
         ("law_batch", mixes_the_batch, CONV, "a batch against one by one"),
         ("law_edge_cases", mixes_the_batch, GCN, "broken against dense"),
+        ("law_samples_apart", adds_nothing_of_the_batch, CONV, "sample 0 beside huge numbers and NaN"),
+        ("law_empty_batches_learn", forgets_empty_batches, GCN, "empty batch has the"),
+        ("law_results_are_their_callers", keeps_its_result(), GCN, "call 1 after writing into the result"),
+        ("law_results_are_their_callers", returns_a_view, GCN, "cannot be written into"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -288,6 +327,7 @@ def keeps_old_weights(S, domain, theta, x):
             "not finite|off by nan",
         ),
         ("law_caches", broken(GCN, Stale(), "learned"), "on a second graph"),
+        ("law_domains_in_turn", broken(GCN, Stale(), "learned"), "turn 0 on Graph"),
         ("law_caches", broken(GCN, keeps_old_weights), "after the weights changed"),
         ("law_round_trips", broken(GCN, lambda S, *_: S), "through to_dict and JSON it became"),
         (
@@ -304,6 +344,33 @@ def keeps_old_weights(S, domain, theta, x):
 )
 def test_broken_operator_is_rejected(law, sample, message):
     rejects(law, sample, message)
+
+
+def test_a_measure_that_squares_is_rejected(monkeypatch):
+    """Squares of small numbers vanish."""
+    monkeypatch.setattr(analysis, "norm", lambda A: float(analysis.matrix(A).float().square().sum().sqrt()))
+    rejects("law_homogeneous", GCN, "norm")
+
+
+def test_a_lowering_that_multiplies_by_zero_is_rejected(lowered):
+    """0 times NaN is NaN."""
+
+    def everything(S, mixing, W, x, bias):
+        return dense.run(S, mixing, W, x, bias) + 0 * x.sum((-2, -1), keepdim=True)
+
+    lowered(everything)
+    rejects("law_not_finite_stays_in_its_field", CONV, "outputs not finite that do not see it", torch.float32)
+
+
+def test_a_coefficient_that_overflows_is_rejected(monkeypatch):
+    """1 + eps, squared."""
+    plain = Sum.basis
+
+    def squares(self, domain, theta, x):
+        return plain(replace(self, eps=(1 + self.eps) * (1 + self.eps)), domain, theta, x)
+
+    monkeypatch.setattr(Sum, "basis", squares)
+    rejects("law_no_coefficient_overflows", Sample(gin(eps=0.5), messy, 2), "makes the output")
 
 
 def test_wrong_attention_is_rejected():

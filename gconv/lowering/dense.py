@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts, Stack, Taps
+from gconv.kernels import readable
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing
 
@@ -31,7 +32,19 @@ def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | No
         return add_bias(_reduce(S, mixing, W, x), bias)
     o = mixing.channels(x.shape[-1])
     M = matrix(S, mixing, W, x.shape[-1], x.dtype, x.device)
-    return add_bias((x.flatten(-2) @ M.mT).unflatten(-1, (S.shape[1], o)), bias)
+    return add_bias(_times(M, x.flatten(-2)).unflatten(-1, (S.shape[1], o)), bias)
+
+
+def _times(M: Tensor, x: Tensor) -> Tensor:
+    """x M^T, in which a zero of M is no entry: NaN and infinities reach only what is made of them."""
+    if not readable(x) or not x.numel() or bool(x.detach().sum().isfinite()):
+        return x @ M.mT
+    entry = M.detach() != 0
+    finite = torch.where(x.isfinite(), x, 0.0)
+    special = torch.where(x.isfinite(), 0.0, x)
+    at = special.detach().reshape(-1, x.shape[-1]).ne(0).any(0).nonzero()[:, 0]  # columns that hold any
+    some = torch.where(entry[:, at], M[:, at] * special[..., at].unsqueeze(-2), 0.0).sum(-1)
+    return finite @ M.mT + some
 
 
 def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
@@ -42,7 +55,8 @@ def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
     parts = []
     for part in S.parts if isinstance(S, Stack) else (S,):
         if part.linear:
-            parts.append(torch.einsum("kmn,...nc->...kmc", stack(part, x.dtype, x.device), x))
+            M = stack(part, x.dtype, x.device)
+            parts.append(_times(M.flatten(0, 1), x.mT).mT.unflatten(-2, M.shape[:2]))
             continue
         empty = 0.0
         if isinstance(part, Shifts):

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from gconv import analysis
 from gconv.analysis import receptive_field
+from gconv.basis import Basis, Diagonal, entries
 from gconv.domains import Graph, Grid
 from gconv.kernels import constant
 from gconv.linear import LinearMap
 from gconv.module import GConv
 from gconv.spec import Domain, OperatorSpec, operator
 from gconv.testing.case import Case, a_law, a_linear_law, random_like, shuffled, sites
-
-SPREADS = {"fft", "gft"}  # Fourier transforms: within a sample, every output is made of every input
 
 
 @a_law
@@ -46,35 +45,58 @@ def _value_and_slope(case: Case, x: Tensor, lowering: str) -> tuple[Tensor, Tens
 
 @a_law
 def law_not_finite_stays_in_its_field(case: Case) -> bool:
-    """An output is NaN or infinite only if its column support holds such a value, in every lowering but SPREADS."""
-    A, support = case.map(), None
+    """An output is NaN or infinite only if its column support holds such a value, in every lowering.
+
+    Fourier transforms, of grids (the lowering "fft") and of graphs (`Diagonal`), make every output of a sample of every
+    input, and are excepted.
+    """
+    if case.dtype != torch.float32:
+        return False
+    with torch.no_grad():
+        for name in case.structure.parameters():  # away from a start at which taps cancel
+            parameter = case.layer.get_parameter(name)
+            parameter.add_(random_like(parameter).abs())
+    A, support = case.map() if case.structure.kind != "adaptive" else None, None
     if A is not None:
-        support = receptive_field(A)
+        if _in_eigenbasis(A.S):
+            return False
+        at = entries(A.S, case.dtype, A.device).pattern
+        support = receptive_field(A).index_put((at.row, at.col), torch.tensor(True))
     n = case.signal.shape[0]
-    for site in sorted({0, n // 2, n - 1}) if n else ():
+    for site, value in ((0, torch.nan), (n - 1, torch.inf)) if n else ():
         sees = _moved_by(case, site) if support is None else support[:, site]
-        for value in (torch.nan, torch.inf):
-            x = case.x[:1].clone()
-            sites(x, case.domain)[..., site, :] = value
-            for name in case.lowerings:
-                if name in SPREADS:
-                    continue
-                y = sites(case(x, name), case.structure.target(case.domain))[0]
-                wrong = int((~y.isfinite().all(-1) & ~sees).sum())
-                if wrong:
-                    case.fail(f"{name}: {value} at site {site} makes {wrong} outputs not finite that do not see it.")
+        if case.structure.kind == "adaptive" and len(sees) == n:
+            sees[site] = True  # a target reads its own signal
+        x = case.x[:1].clone()
+        _put(x, case.domain, site, value)
+        for name in case.lowerings:
+            if name == "fft":
+                continue
+            y = sites(case(x, name), case.structure.target(case.domain))[0]
+            wrong = int((~y.isfinite().all(-1) & ~sees).sum())
+            if wrong:
+                case.fail(f"{name}: {value} at site {site} makes {wrong} outputs not finite that do not see it.")
     return True
+
+
+def _in_eigenbasis(S: Basis) -> bool:
+    return isinstance(S, Diagonal) or any(_in_eigenbasis(part) for part in getattr(S, "parts", ()))
+
+
+def _put(x: Tensor, domain: Domain, site: int, value: float) -> None:
+    flat = x.flatten(2) if isinstance(domain, Grid) else x.mT
+    flat[..., site] = value
+    x.copy_(flat.reshape(x.shape) if isinstance(domain, Grid) else flat.mT)
 
 
 def _moved_by(case: Case, site: int) -> Tensor:
     """(m,) which outputs change when a site does."""
-    found = []
-    for value in (-1e3, 1e3):
+    y, found = case(case.x[:1], "dense"), []
+    for value in (-1e3, -0.5, 0.5, 1e3):
         x = case.x[:1].clone()
-        sites(x, case.domain)[..., site, :] += value
-        change = case(x, "dense") - case(case.x[:1], "dense")
-        found.append(sites(change, case.structure.target(case.domain))[0].ne(0).any(-1))
-    return found[0] | found[1]
+        _put(x, case.domain, site, value)
+        found.append(sites(case(x, "dense") - y, case.structure.target(case.domain))[0].ne(0).any(-1))
+    return torch.stack(found).any(0)
 
 
 @a_law
@@ -145,6 +167,8 @@ def _of_equal_size(case: Case) -> list[tuple[Domain, Tensor]]:
         except ValueError:
             return [(g, case.x)]
         return [(g, case.x), (turned, case.x.transpose(2, -1))]
+    if not isinstance(g, Graph):
+        return [(g, case.x)]
     found: list[Domain] = [g]
     if not case.one_graph:
         found.append(replace(g.permute(shuffled(g.size)), ptr=g.ptr))
@@ -177,7 +201,7 @@ def law_homogeneous(case: Case, A: LinearMap) -> bool:
     for name in MEASURES:
         measure = getattr(analysis, name)
         want = torch.as_tensor(measure(A), dtype=torch.float64)
-        for c in (-(10.0**-power), 10.0 ** (power // 2), 10.0**power):
+        for c in (-(10.0**-power), 10.0**power):
             got = torch.as_tensor(measure(replace(A, W=c * W)), dtype=torch.float64) / abs(c)
             case.close(f"{name}({c:g} A) / {abs(c):g}", got, want, 100 * case.tol)
     return True
