@@ -197,6 +197,9 @@ def law_homogeneous(case: Case, A: LinearMap) -> bool:
     W = A.W
     if W is None:
         return False
+    M = analysis.matrix(A)
+    if not torch.allclose(analysis.matrix(replace(A, W=2 * W)), 2 * M):  # a weight made of factors
+        return False
     power = 140 if case.dtype == torch.float64 else 25
     for name in MEASURES:
         measure = getattr(analysis, name)
