@@ -55,13 +55,14 @@ def bind(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) 
         if domain.learned:
             return _made(structure, faked(domain, x), theta, x)
         return faked(domain.memo(key, lambda: _made(structure, domain, theta, x)), x)
-    if (domain, key) not in _GRID_BASES:
+    made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
+    if made is None:
         if len(_GRID_BASES) >= KEPT:
             _GRID_BASES.clear()
         with lasting():
             made = _made(structure, domain, theta, torch.empty(0, dtype=x.dtype, device=x.device))
         _GRID_BASES[domain, key] = made
-    return faked(_GRID_BASES[domain, key], x)
+    return faked(made, x)
 
 
 def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
@@ -125,11 +126,12 @@ def leads_to(structure: Structure, domain: Domain) -> Domain:
     """The domain of the output."""
     if not isinstance(domain, Grid) or torch.compiler.is_dynamo_compiling():
         return structure.target(domain)
-    if (structure, domain) not in _GRID_TARGETS:
+    target = _GRID_TARGETS.get((structure, domain))
+    if target is None:
         if len(_GRID_TARGETS) >= KEPT:
             _GRID_TARGETS.clear()
-        _GRID_TARGETS[structure, domain] = structure.target(domain)
-    return _GRID_TARGETS[structure, domain]
+        target = _GRID_TARGETS[structure, domain] = structure.target(domain)
+    return target
 
 
 def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
@@ -230,6 +232,7 @@ class GConv(nn.Module):
             self.bias = nn.Parameter(torch.empty(o, dtype=dtype, device=device).uniform_(-bound, bound))
         else:
             self.register_parameter("bias", None)
+        self._shapes = {name: p.shape for name, p in self.named_parameters(recurse=False)}
 
     # -- forward -----------------------------------------------------------------------------------------------
 
@@ -263,7 +266,7 @@ class GConv(nn.Module):
                 key = x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None
                 way, weight = ways.get(key), self.weight
                 fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
-                if way is not None and fits:  # decided before
+                if way is not None and fits and self._fits():  # decided before
                     S, run = way
                     mixing, bias = self.spec.mixing, self.bias
                     return self._cast(run(S, *plain(mixing, weight), x, spread_bias(mixing, bias)))
@@ -304,6 +307,13 @@ class GConv(nn.Module):
             run = (chosen.prepare and not images and chosen.prepare(S, mixing, x)) or run
             ways[key] = S, run
         return self._cast(run(S, mixing, W, x if images else signal, bias))
+
+    def _fits(self) -> bool:
+        """Whether weight and bias have the shapes they were made with."""
+        weight, bias, shapes = self.weight, self.bias, self._shapes
+        if weight is not None and weight.shape != shapes["weight"]:
+            return False
+        return bias is None or "bias" not in shapes or bias.shape == shapes["bias"]
 
     def _cast(self, y: Tensor) -> Tensor:
         """y in the type that torch's own layers give under autocast, whichever lowering made it."""
@@ -411,7 +421,7 @@ class GConv(nn.Module):
 
     def _basis(self, domain: Domain, signal: Tensor) -> Basis:
         structure = self.spec.structure
-        theta: dict[str, Tensor] = {name: self._parameters[name] for name in self._structure}  # type: ignore[misc]
+        theta: dict[str, Tensor] = {name: getattr(self, name) for name in self._structure}
         if self.weight is not None:
             theta["weight"] = self.weight
         S = bind(structure, domain, theta, signal)
@@ -529,6 +539,10 @@ class GConv(nn.Module):
             raise TypeError(f"x must be a torch tensor, not a {type(x).__name__}.")
         if not (x.dtype.is_floating_point or x.dtype.is_complex):
             raise InputTypeError(f"x must hold floating point numbers, but its dtype is {x.dtype}; x.float() converts.")
+        for name, shape in self._shapes.items():
+            p = getattr(self, name, None)
+            if p is not None and p.shape != shape:
+                raise InputError(f"{self.spec.name} has a {name} of shape {tuple(shape)}, not {tuple(p.shape)}.")
         weight = self.weight
         if weight is None:
             return

@@ -264,9 +264,12 @@ def test_what_is_ready_is_not_used_for_what_does_not_fit(monkeypatch):
     layer(x, MESSY)
     assert served.pop() == torch.float32  # ready: made for a type
     kept = layer.weight, layer.bias
+    for name, shape in (("weight", (2, 3, 8)), ("weight", (2, 3, 1)), ("bias", (1,)), ("bias", (8,))):
+        setattr(layer, name, torch.nn.Parameter(torch.randn(shape)))
+        with pytest.raises(ValueError, match=f"sage has a {name} of shape"):
+            layer(x, MESSY)
+        layer.weight, layer.bias = kept
     changes = {
-        "a wider weight": lambda: setattr(layer, "weight", torch.nn.Parameter(torch.randn(2, 3, 8))),
-        "a bias of one number": lambda: setattr(layer, "bias", torch.nn.Parameter(torch.zeros(1))),
         "a bias with gaps": lambda: setattr(layer, "bias", torch.nn.Parameter(torch.zeros(8)[::2])),
         "a bias of another type": lambda: setattr(layer, "bias", torch.nn.Parameter(torch.zeros(4).double())),
     }

@@ -300,12 +300,14 @@ class Shifts:
     def taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
         """This stack as `Taps`, built once for each geometry."""
         key = (self, dtype, device)
-        if key not in _TAPS:
+        made = _TAPS.get(key)  # read once: another thread may empty the cache at any time
+        if made is None:
             if len(_TAPS) >= KEPT:
                 _TAPS.clear()
             with lasting():
-                _TAPS[key] = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
-        return _TAPS[key]
+                made = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
+            _TAPS[key] = made
+        return made
 
     def _build_taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
         # each padded site's number in the grid (0 for outside), read by every tap

@@ -105,12 +105,13 @@ def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor]
     """What a structure is on a grid, made once, so that a compiler need not trace the making."""
     key = domain.shape, x.dtype, x.device
     memo: dict[Any, T] = structure.memo
-    if key not in memo:
+    made = memo.get(key)  # read once: another thread may empty the cache at any time
+    if made is None:
         if len(memo) >= KEPT:
             memo.clear()
         with lasting():
-            memo[key] = make(domain, x)
-    return memo[key]
+            made = memo[key] = make(domain, x)
+    return made
 
 
 def _windows(n: int, m: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,318 @@
+"""Kernels at their entries: what does not fit is refused in a sentence, and NaN and infinities are torch's."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gconv import GConv
+from gconv.kernels import CSR, native, ready
+from gconv.kernels import heads as heads_kernels
+from gconv.kernels import joint as joint_kernels
+from gconv.kernels import maximum as maximum_kernels
+from gconv.kernels import recurrence as recurrence_kernels
+from gconv.kernels import sparse as sparse_kernels
+from gconv.kernels.registry import Kernel
+from gconv.operators import feast, gat, gatv2, gcn, monet, resgated, sage, transformer
+from gconv.operators.shapes import messy
+
+attention_kernels = sys.modules["gconv.kernels.attention"]  # the package has a function of that name
+MODULES = attention_kernels, heads_kernels, joint_kernels, maximum_kernels, recurrence_kernels, sparse_kernels
+KERNELS = {k.name: k for module in MODULES for k in vars(module).values() if isinstance(k, Kernel)}
+ROWS = [1.0, 0.0, 0.0, 2.0, 0.0, 0.5]  # two steps of a recurrence
+LEVELS = native.LEVELS[: native.LEVEL + 1]
+
+
+def pattern(n=9, entries=60, seed=0, long_row=0):
+    """A square pattern with repeated entries and empty rows and columns; row 1 may have many more."""
+    generator = torch.Generator().manual_seed(seed)
+    row, col = torch.randint(n - 1, (2, entries), generator=generator)
+    more = torch.arange(long_row)
+    return CSR.build(torch.cat([row, torch.ones_like(more)]), torch.cat([col, more % (n - 1)]), n, n)
+
+
+def arguments(name, csr, heads=2, c=5, dtype=torch.float32, b=(), seed=1):
+    """What each kernel takes."""
+    generator = torch.Generator().manual_seed(seed)
+    n, e = csr.shape[0], len(csr.col)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    values, x = draw(e), draw(*b, n, c)
+    z, p, q = draw(n, heads, c), draw(heads, c), draw(heads, c)
+    if name == "attention_back":
+        made = attention_kernels._attention_torch(z, p, q, None, 0.2, 0.0, True, *csr.tensors)
+        return [z, p, q, None, 0.2, 0.0, draw(n, heads, c), *made]
+    if name == "joint_attention_back":
+        a = joint_kernels._joint_torch(z, z.flip(0), p, 0.2, *csr.tensors)
+        return [z, z.flip(0), p, 0.2, a, draw(e, heads)]
+    if name in ("max_dx", "max_dvalues"):
+        return [values, x, maximum_kernels._max_torch(values, x, *csr.tensors), draw(*b, n, c)]
+    return {
+        "spmm": lambda: [values, x, None],
+        "sddmm": lambda: [x, draw(*b, n, c)],
+        "heads_spmm": lambda: [draw(e, heads), draw(*b, n, heads, c), False, False],
+        "heads_sddmm": lambda: [draw(*b, n, heads, c), draw(*b, n, heads, c), heads],
+        "row_softmax": lambda: [draw(e, heads)],
+        "softmax_back": lambda: [draw(e, heads), draw(e, heads)],
+        "ends": lambda: [draw(n, heads), draw(n, heads)],
+        "row_sums": lambda: [draw(e, heads), False],
+        "segment_max": lambda: [values, x],
+        "attention": lambda: [z, p, q, None, 0.2, 0.0, True],
+        "joint_attention": lambda: [z, z.flip(0), p, 0.2],
+        "terms": lambda: [values, x, None, ROWS],
+        "clenshaw": lambda: [values, draw(*b, n, 3, c), None, ROWS],
+        "filtered": lambda: [values, x, None, ROWS, [0.5, 0.0, 2.0]],
+    }[name]()
+
+
+BATCHED = {"spmm", "sddmm", "heads_spmm", "heads_sddmm", "segment_max", "max_dx", "max_dvalues"} | {
+    "terms",
+    "clenshaw",
+    "filtered",
+}
+
+
+def torch_alone(name, csr, given, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "LIBRARY", None)
+        out = KERNELS[name].anywhere(*given, *csr.tensors)
+    return out if isinstance(out, tuple) else (out,)
+
+
+SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, 1e30, -1e30]
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_nan_and_infinities_are_those_of_pure_torch(name, level, monkeypatch):
+    """Wherever such a number stands, the same entries are finite, and those are equal.
+
+    Which of the others are NaN and which infinite may hang on the order of a sum, inf - inf, in derivatives.
+    """
+    monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(level))
+    csr = pattern(long_row=700)
+    for seed, (special, c) in enumerate(itertools.product(SPECIAL, (1, 17))):
+        generator = torch.Generator().manual_seed(seed)
+        given = arguments(name, csr, c=c, seed=seed)
+        for argument in given:
+            if isinstance(argument, torch.Tensor) and argument.numel():
+                at = torch.randint(argument.numel(), (2,), generator=generator)
+                argument.view(-1)[at] = special
+        want = torch_alone(name, csr, given, monkeypatch)
+        out = KERNELS[name].cpu(*given, *csr.tensors)
+        got, right = (out[0], want[0]) if isinstance(out, tuple) else (out, want[0])
+        finite = right.isfinite()
+        assert torch.equal(got.isfinite(), finite), (special, c)
+        scale = max(1.0, float(right[finite].abs().max())) if finite.any() else 1.0  # sums of 1e30 - 1e30 are no zeros
+        torch.testing.assert_close(got[finite], right[finite], rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("body", ["compiled", "torch"])
+def test_a_row_with_a_nan_is_nan_in_any_order(body, monkeypatch):
+    if body == "torch":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    csr, nan, inf = CSR.build(torch.zeros(3).long(), torch.arange(3), 3, 3), float("nan"), float("inf")
+    for row in itertools.permutations([1.0, nan, 0.0]):
+        assert heads_kernels.row_softmax(csr, torch.tensor(row).unsqueeze(1)).isnan().all()
+    for row in ([inf, 1.0, 2.0], [-inf] * 3):
+        assert heads_kernels.row_softmax(csr, torch.tensor(row).unsqueeze(1)).isnan().all()
+    found = heads_kernels.row_softmax(csr, torch.tensor([-inf, 1.0, 1.0]).unsqueeze(1)).flatten()
+    assert torch.allclose(found, torch.tensor([0.0, 0.5, 0.5]))
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_logits_of_minus_infinity_before_finite_ones():
+    """In attention's one pass over a long row: an entry of 0, not of inf - inf."""
+    n = 1200
+    csr = CSR.build(torch.zeros(n).long(), torch.arange(n), n, n)
+    z = torch.zeros(n, 1, 2, dtype=torch.float64)
+    z[:, 0, 1] = torch.arange(n)
+    z[:600, 0, 0] = -1e308
+    p, q = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[10.0, 0.0]], dtype=torch.float64)
+    y = attention_kernels.attention(csr, z, p, q, 1.0)  # the first 600 logits are -inf, the others 0
+    assert torch.allclose(y[0, 0], torch.tensor([0.0, 899.5], dtype=torch.float64))
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("name", sorted(BATCHED))
+def test_an_empty_batch(name):
+    """No signals: products are empty, and what is summed over signals is 0."""
+    csr = pattern()
+    for c in (0, 1, 3, 8, 40):
+        out = KERNELS[name](csr.tensors, *arguments(name, csr, c=c, b=(0,)))
+        assert out.numel() == 0 or (out == 0).all()
+        assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    "spec", [gcn(2, 2), sage(2, 2), feast(2, 2), monet(2, 2, dim=2, kernel_size=3), gat(2, 2), gatv2(2, 2)]
+)
+def test_an_empty_batch_has_gradients(spec):
+    layer, graph = GConv(spec, dtype=torch.float64), messy()
+    x = torch.zeros(0, graph.size, 2, dtype=torch.float64, requires_grad=True)
+    y = layer(x, graph)
+    found = torch.autograd.grad(y.sum(), [x, *layer.parameters()], allow_unused=True)
+    assert y.shape[0] == 0 and all(g is None or (g == 0).all() for g in found)
+
+
+def test_an_empty_batch_has_a_gradient_in_edge_weights():
+    w = torch.ones(4, requires_grad=True)
+    ei = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    GConv(gcn(2, 2))(torch.zeros(0, 3, 2), ei, edge_weight=w).sum().backward()
+    assert torch.equal(w.grad, torch.zeros(4))
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_does_not_fit_is_refused(name):
+    """One size of one tensor wrong, by one more or one less: a ValueError, in the eager call and as an operator."""
+    csr = pattern()
+    given = arguments(name, csr, heads=3)
+    KERNELS[name](csr.tensors, *given)  # the control
+    for number, argument in enumerate(given):
+        if not isinstance(argument, torch.Tensor):
+            continue
+        for axis, size in itertools.product(range(argument.ndim), (-1, 1)):
+            shape = list(argument.shape)
+            shape[axis] += size
+            wrong = [*given[:number], torch.zeros(shape), *given[number + 1 :]]
+            if fits_too(name, wrong, csr):
+                continue
+            with pytest.raises(ValueError):
+                KERNELS[name](csr.tensors, *wrong)
+            with pytest.raises(ValueError):
+                getattr(torch.ops.gconv, name)(*wrong, *csr.tensors)
+
+
+def fits_too(name, given, csr):
+    """Other sizes that are right: of channels where one signal comes, of heads where one tensor has them."""
+    n, e = csr.shape[0], len(csr.col)
+    first = given[0]
+    if name in ("spmm", "segment_max"):
+        return given[1].shape[-2] == n and len(first) == e
+    if name in ("terms", "filtered"):
+        return given[1].shape[-2] == n and len(first) == e
+    if name == "clenshaw":
+        return len(first) == e and given[1].shape[-3] == n and given[1].shape[-2] == 3
+    if name in ("row_softmax", "row_sums"):
+        return len(first) == e
+    if name == "heads_spmm":
+        return first.shape == (e, 3) and given[1].shape[0] == n and given[1].shape[1] == 3
+    return False
+
+
+def test_a_ready_product_refuses_what_it_was_not_made_for():
+    csr = pattern()
+    product = ready(csr, torch.ones(len(csr.col)), 4, (9, 4))
+    if product is None:
+        pytest.skip("the compiled kernels were not built")
+    assert product(torch.ones(9, 4)).shape == (9, 4)
+    for wrong in (torch.ones(9, 3), torch.ones(8, 4), torch.ones(9, 4).double()):
+        with pytest.raises(ValueError, match="takes 9 rows of 4 channels"):
+            product(wrong)
+    for wrong in (torch.ones(9, 3), torch.ones(8, 4), torch.ones(9, 4).double()):
+        with pytest.raises(ValueError, match="added"):
+            product(torch.ones(9, 4), wrong)
+    with pytest.raises(ValueError, match="added"):
+        product(torch.ones(9, 4), None, torch.ones(3))
+    assert torch.equal(product(torch.ones(4, 9).t()), product(torch.ones(9, 4)))  # channels apart
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_patterns_refuse_entries_outside():
+    for row, col in (([0, 3], [0, 0]), ([0, 0], [0, 2]), ([-1, 0], [0, 0]), ([0, 0], [0, -1])):
+        with pytest.raises(IndexError, match="entry outside"):
+            CSR.build(torch.tensor(row), torch.tensor(col), 3, 2)
+    with pytest.raises(ValueError, match="a row and a column for each entry"):
+        CSR.build(torch.zeros(3).long(), torch.zeros(2).long(), 3, 3)
+    short = CSR.build(torch.tensor([1, 0]).short(), torch.tensor([0, 1]).short(), 2, 2)
+    assert short.col.tolist() == [1, 0]
+
+
+REPLACED = {
+    "key": (transformer(4, 3, heads=2), (2, 4, 2)),
+    "query": (resgated(4, 3), (2, 4)),
+    "mu": (monet(4, 3, dim=2, kernel_size=3), (1, 2)),
+    "u": (feast(4, 3, heads=2), (1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_parameters_keep_their_shapes(name):
+    spec, shape = REPLACED[name]
+    layer, graph = GConv(spec, dtype=torch.float64), messy()
+    x = torch.randn(graph.size, 4, dtype=torch.float64)
+    layer(x, graph)
+    assert getattr(layer, name).shape != shape
+    setattr(layer, name, torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)))
+    with pytest.raises(ValueError, match=f"has a {name} of shape"):
+        layer(x, graph)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", ["off", "base", *LEVELS[1:]])
+def test_the_level_is_chosen_by_an_environment_variable(wanted):
+    code = "from gconv.kernels import backend; print(backend())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "GCONV_KERNELS": wanted}, capture_output=True, text=True
+    )
+    built = native.LIBRARY is not None
+    if wanted == "off" or built:
+        assert found.stdout.strip() == ("torch" if wanted == "off" else f"c-{wanted}"), found.stderr
+    else:
+        assert "the kernels were not compiled" in found.stderr
+
+
+def test_levels_that_are_not_there():
+    with pytest.raises(ImportError, match="GCONV_KERNELS is 'sse9'; it may be off, base, avx2 or avx512"):
+        native.choose(None, "sse9")
+    with pytest.raises(ImportError, match="the kernels were not compiled"):
+        native.choose(None, "avx2")
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+@pytest.mark.parametrize("name", KERNELS)
+def test_chunks_change_no_bit(name, monkeypatch):
+    """A kernel that is asked for in pieces, so that Python can answer an interrupt in between."""
+    csr, before = pattern(n=90, entries=900), torch.get_num_threads()
+    given = arguments(name, csr, c=17, b=(2,) if name in BATCHED else ())
+    want = KERNELS[name].cpu(*given, *csr.tensors)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for chunk in (1000, 50_000):
+                with monkeypatch.context() as patch:
+                    patch.setattr(native, "CHUNK", chunk)
+                    patch.setattr(native, "SERIAL", 0)
+                    found = KERNELS[name].cpu(*given, *csr.tensors)
+                for a, b in zip(*(t if isinstance(t, tuple) else (t,) for t in (found, want)), strict=True):
+                    assert torch.equal(a, b), (threads, chunk)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_an_interrupt_is_answered_between_chunks(monkeypatch):
+    calls = []
+
+    def kernel(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        native.call(kernel, 10 * native.CHUNK)
+    assert len(calls) == 3
+
+
+def test_patterns_in_pieces(monkeypatch):
+    whole = pattern(n=50, entries=500)
+    monkeypatch.setattr(native, "ENTRIES", 7)
+    for a, b in zip(whole.tensors, pattern(n=50, entries=500).tensors, strict=True):
+        assert torch.equal(a, b)

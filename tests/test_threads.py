@@ -1,0 +1,134 @@
+"""Several threads at once, on shared graphs and on their own, first calls included; and forked processes."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+from gconv import GConv, Graph
+from gconv.basis import shifts
+from gconv.kernels import CSR, memory, native, order, spmm
+from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage
+from gconv.testing import assert_close
+
+
+def together(run, count=4):
+    """`run(number)` in so many threads at once; what one of them raises is raised."""
+    start, errors = threading.Barrier(count), []
+
+    def one(number):
+        start.wait()
+        try:
+            run(number)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_layers_on_shared_and_own_graphs():
+    generator = torch.Generator().manual_seed(0)
+    index, n = torch.randint(40, (2, 200), generator=generator), 40
+    layers = [GConv(spec) for spec in (gcn(3, 4), cheb(3, 4, k=3), sage(3, 4), gat(3, 4))]
+    x = torch.randn(n, 3, generator=generator)
+    want = [layer(x, Graph(index.clone(), n)).detach() for layer in layers]
+    shared = Graph(index, n)
+
+    def run(number):
+        for _ in range(3):
+            for layer, right in zip(layers, want, strict=True):
+                for graph in (shared, Graph(index.clone(), n), index):
+                    assert_close("shared", layer(x, graph).detach(), right, 1e-6)
+
+    together(run)
+
+
+def test_layers_on_grids_while_caches_are_emptied(monkeypatch):
+    monkeypatch.setattr(shifts, "KEPT", 1)
+    monkeypatch.setattr("gconv.module.KEPT", 1)
+    layers = [GConv(conv2d(2, 3, 3, padding=1)), GConv(avg_pool2d(2))]
+
+    def run(number):
+        for size in (*range(4, 10), *range(4, 10)):
+            images = torch.ones(1, 2, size + number % 2, size)
+            for layer in layers:
+                for lowering in (None, "sparse"):
+                    assert layer(images, lowering=lowering).isfinite().all()
+
+    together(run)
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_no_lock_is_held_while_rows_are_ordered(monkeypatch):
+    """Other threads go on with the rows as they come; an interrupted reordering leaves nothing behind."""
+    monkeypatch.setattr(order, "TABLE", 0)
+    monkeypatch.setattr(order, "lost", lambda *read: 1e9)
+    csr = CSR.build(*torch.randint(50, (2, 400)), 50, 50)
+    values, x, began, done = torch.ones(len(csr.col)), torch.ones(50, 8), threading.Event(), threading.Event()
+    make = order.reverse_cuthill_mckee
+
+    def slow(*arguments):
+        began.set()
+        assert done.wait(60)
+        return make(*arguments)
+
+    monkeypatch.setattr(order, "reverse_cuthill_mckee", slow)
+    monkeypatch.setattr(order, "CLEAR", 2.0)
+    monkeypatch.setattr(order, "FAR", 0.0)
+    monkeypatch.setattr(order, "traffic", lambda *_: 1e9)
+    thread = threading.Thread(target=lambda: spmm(csr, values, x))
+    thread.start()
+    assert began.wait(60)
+    y = spmm(csr, values, x)  # would wait for ever, were the lock held
+    assert order.known(csr.col).busy and not order.known(csr.col).settled
+    done.set()
+    thread.join()
+    assert order.known(csr.col).settled and torch.equal(spmm(csr, values, x), y)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(order, "reverse_cuthill_mckee", interrupted)
+    other = CSR.build(*torch.randint(50, (2, 400)), 50, 50)
+    with pytest.raises(KeyboardInterrupt):
+        spmm(other, values, x)
+    assert not order.known(other.col).busy and order.known(other.col).paid == 0.0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_fork_while_locks_are_held_and_threads_have_run():
+    graph = Graph(torch.randint(600, (2, 9000)), 600)
+    layer, x, before = GConv(gcn(16, 16)), torch.randn(600, 16), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        want = layer(x, graph)
+        held, let_go = threading.Event(), threading.Event()
+
+        def hold():
+            with order._lock, memory._lock:
+                held.set()
+                let_go.wait(60)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        assert held.wait(60)
+        child = os.fork()
+        if not child:
+            memory.release()
+            with order._lock:
+                threads = native.threads_for(1 << 30)
+            os._exit(0 if threads == 1 else 1)
+        let_go.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert torch.equal(layer(x, graph), want)
+    finally:
+        torch.set_num_threads(before)
