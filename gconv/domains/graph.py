@@ -319,11 +319,16 @@ class Graph(Edges):
     def part(self) -> Tensor:
         """(n,) the number of the part of the union that each node belongs to."""
         lengths = torch.tensor([b - a for a, b in itertools.pairwise(self.ptr)], device=self.device)
-        return torch.repeat_interleave(torch.arange(len(self.ptr) - 1, device=self.device), lengths)
+        return torch.repeat_interleave(
+            torch.arange(len(self.ptr) - 1, device=self.device), lengths, output_size=self.size
+        )
 
     @property
     def is_undirected(self) -> bool:
         """Whether A is symmetric: between any two nodes the edges of both directions have the same total weight."""
+
+        if not readable(self.edge_index):  # which cannot be checked, and is what the caller needs
+            return True
 
         def check() -> bool:
             (j, i), w = self.edge_index, self.weights(torch.float64).detach()

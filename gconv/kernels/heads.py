@@ -20,6 +20,7 @@ from torch import Tensor
 from gconv.kernels import native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of, spmm_torch
+from gconv.kernels.transforms import index_add
 
 
 def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, transposed: bool = False) -> Tensor:
@@ -105,7 +106,7 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
     products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
     products = products.sum(-2, keepdim=True) if together else products
     y = products.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *products.shape[-2:])
-    return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
+    return index_add(y, -3, rows_of(crow, col), products).to(x.dtype)
 
 
 def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def _check_heads_sddmm(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> 
         )
     fits("sites out", a.shape[-3], structure[0].shape[0] - 1)
     fits("sites in", b.shape[-3], structure[2].shape[0] - 1)
-    if not {a.shape[-2], b.shape[-2]} <= {1, heads}:
+    if a.shape[-2] not in (1, heads) or b.shape[-2] not in (1, heads):  # a set would compare traced sizes by identity
         raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
     one_place(structure[0], a, b)
 

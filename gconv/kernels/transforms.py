@@ -278,6 +278,19 @@ def without_tracer_warnings() -> Iterator[None]:
         yield
 
 
+def index_add(y: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
+    """y.index_add(dim, index, source); in a trace by scatter_add, which the older ONNX exporter knows.
+
+    >>> index_add(torch.zeros(2, 1), 0, torch.tensor([1, 1]), torch.ones(2, 1)).flatten()
+    tensor([0., 2.])
+    """
+    if not is_jit_tracing():
+        return y.index_add(dim, index, source)
+    axes = [1] * source.ndim
+    axes[dim] = -1
+    return y.scatter_add(dim, index.long().view(axes).expand_as(source), source)
+
+
 def no_subclass(a: Tensor, b: Tensor) -> bool:
     """Whether these are tensors of no other class than torch's own."""
     return type(a) in PLAIN and type(b) in PLAIN

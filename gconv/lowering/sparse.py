@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import AttentionTaps, Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import kept, known
+from gconv.kernels import faked, kept, known
 from gconv.kernels.narrow import LANES
 from gconv.kernels.transforms import PLAIN
 from gconv.lowering import batches, single, steps
@@ -32,7 +32,7 @@ def _sparse_form(S: Basis, x: Tensor) -> Basis:
         return Stack(tuple(_sparse_form(part, x) for part in S.parts))
     if isinstance(S, AttentionTaps):
         return S.written
-    return S.taps(x.dtype, x.device) if isinstance(S, Shifts) else S
+    return faked(S.taps(x.dtype, x.device), x) if isinstance(S, Shifts) else S
 
 
 def _expanded(S: Basis, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gconv.kernels import lasting
+from gconv.kernels import faked, lasting
 from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
 from gconv.mixing.elementary import Dense
 
@@ -114,7 +114,7 @@ class Symmetric(Parametrised):
         return self.o
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
-        table = _table(self.size, self.group, self.lifted, W.device)
+        table = faked(_table(self.size, self.group, self.lifted, W.device), W)
         if self.lifted:
             flat = W.unflatten(1, (-1, self.order)).movedim(2, 1).flatten(0, 1)  # (k h, i, o)
             poses = flat.index_select(0, table.flatten()).unflatten(0, table.shape)  # (k, h, g, i, o)

@@ -1,0 +1,124 @@
+"""Layers that are traced, exported, faked or run portably: the right graph, the right numbers, and nothing cached."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gconv import Graph, Grid, list_operators
+from gconv.kernels.transforms import concrete, portable
+from gconv.spec import operator
+from gconv.testing import TOL, Case, assert_close
+
+SAMPLES = [operator(name).samples()[0] for name in list_operators()]
+COUNTED = {"hypergraph", "lanczos", "pan"}  # their structure's size, or an order, is read off the edges
+DOUBLE = torch.float64
+EDGES = torch.tensor([[0, 1, 1, 2, 3], [1, 0, 2, 1, 0]])
+
+
+@pytest.fixture(params=SAMPLES, ids=lambda sample: f"{sample.name}")
+def case(request):
+    case = Case.of(request.param, DOUBLE)
+    return Case(case.sample, case.layer.eval(), case.domain, case.x)
+
+
+class On(nn.Module):
+    """A layer on one domain, as a module of x alone."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.layer, self.domain = case.layer, None if isinstance(case.domain, Grid) else case.domain
+
+    def forward(self, x):
+        return self.layer(x, self.domain)
+
+
+def fresh(domain):
+    """A domain that has derived nothing yet."""
+    return pickle.loads(pickle.dumps(domain))
+
+
+def kinds(traced):
+    return {node.kind() for node in traced.inlined_graph.nodes()}
+
+
+def test_portable_mode_composes_the_same_numbers_of_aten_operators(case):
+    want = case(case.x)
+    seen = set()
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            seen.add(function.namespace)
+            return function(*arguments, **(kwargs or {}))
+
+    with portable():
+        got = case(case.x, domain=fresh(case.domain))
+        with Seen():
+            case(case.x)
+    assert_close("portable", got, want, TOL[DOUBLE])
+    assert seen <= {"aten", "prim", "prims"}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("gradients", [True, False])
+def test_jit_traces_hold_aten_operators_and_the_right_numbers(case, gradients):
+    module, other = On(case), torch.randn_like(case.x)
+    if not isinstance(case.domain, Grid):
+        module.domain = fresh(case.domain)  # cold
+    with torch.set_grad_enabled(gradients):
+        traced = torch.jit.trace(module, (case.x,), check_trace=False)
+        assert {kind.split("::")[0] for kind in kinds(traced)} <= {"aten", "prim"}
+        for x in (case.x, other):
+            assert_close("traced", traced(x), case(x), TOL[DOUBLE])
+        if gradients:
+            weights = list(case.layer.parameters())
+            if weights:
+                got, want = (torch.autograd.grad(run(other).sum(), weights) for run in (traced, module))
+                for a, b in zip(got, want, strict=True):
+                    assert_close("gradient", a, b, 1e-7)
+    afresh = copy.deepcopy(case.layer)
+    assert_close("the layer afterwards", case(other), afresh(other, fresh(case.domain)), TOL[DOUBLE])
+
+
+def test_fake_and_meta_tensors_have_the_shapes_and_types_of_numbers(case):
+    if case.layer.spec.name in COUNTED and not isinstance(case.domain, Grid):
+        pytest.skip("its structure is as large as its numbers say")
+    want = case(case.x)
+    layer, mode = copy.deepcopy(case.layer), FakeTensorMode()
+    for name, p in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(mode.from_tensor(p.detach())))
+    domains, x = {id(d): d for d in (case.domain, fresh(case.domain))}, mode.from_tensor(case.x)
+    for domain in domains.values():
+        with mode:
+            y = layer(x, domain)
+        assert (y.shape, y.dtype, y.device) == (want.shape, want.dtype, want.device)
+    on_meta = copy.deepcopy(case.layer).to("meta")
+    domain = case.domain if isinstance(case.domain, Grid) else case.domain.to("meta")
+    y = on_meta(case.x.to("meta"), domain)
+    assert (y.shape, y.dtype, y.is_meta) == (want.shape, want.dtype, True)
+    assert_close("numbers afterwards", case(case.x), want, TOL[DOUBLE])
+    if isinstance(case.domain, Graph):
+        assert concrete(case.domain)
+
+
+def test_a_network_compiles_at_changing_batch_sizes_after_a_graph_layer():
+    x, graph, layer = torch.randn(4, 3), Graph(EDGES, 4), GConv(gcn(3, 2))
+    cold = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close("a graph that is cold", cold(x, graph), layer(x, graph), 1e-6)
+    conv = convert(nn.Conv2d(4, 2, 3))
+    net = nn.Sequential(GConv(conv2d(3, 4, 3, padding=1)), nn.ReLU(), GConv(upsample(scale_factor=2)), conv)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for b in (2, 3, 5):
+        images = torch.randn(b, 3, 6, 6)
+        assert_close("compiled", compiled(images), net(images), 1e-5)
+
+
+@pytest.mark.parametrize("spec", [gcn(3, 2), gat(3, 2)], ids=["gcn", "gat"])
+def test_exported_programs_take_another_edge_index_and_hold_aten_operators(spec):
+    x, other, layer = torch.randn(4, 3), EDGES.flip(0), GConv(spec).eval()
+    program = torch.export.export(layer, (x, EDGES))
+    assert not any("gconv" in str(node.target) for node in program.graph.nodes)
+    assert_close("exported", program.module()(x, other), layer(x, other), 1e-5)
