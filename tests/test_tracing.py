@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gconv import Graph, Grid, list_operators
+from gconv import GConv, Graph, Grid, convert, list_operators
 from gconv.kernels.transforms import concrete, portable
+from gconv.operators import conv2d, gat, gcn, upsample
 from gconv.spec import operator
 from gconv.testing import TOL, Case, assert_close
 
@@ -62,6 +63,7 @@ def test_portable_mode_composes_the_same_numbers_of_aten_operators(case):
     assert seen <= {"aten", "prim", "prims"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("gradients", [True, False])
 def test_jit_traces_hold_aten_operators_and_the_right_numbers(case, gradients):
@@ -104,6 +106,7 @@ def test_fake_and_meta_tensors_have_the_shapes_and_types_of_numbers(case):
         assert concrete(case.domain)
 
 
+@pytest.mark.slow
 def test_a_network_compiles_at_changing_batch_sizes_after_a_graph_layer():
     x, graph, layer = torch.randn(4, 3), Graph(EDGES, 4), GConv(gcn(3, 2))
     cold = torch.compile(layer, fullgraph=True, backend="aot_eager")
