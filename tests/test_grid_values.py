@@ -1,0 +1,87 @@
+"""Values at the edges of what grids hold: counts in half precision, minus infinity, ties, borders that crop."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gconv import GConv, Graph
+from gconv.operators import (
+    adaptive_max_pool2d,
+    avg_pool2d,
+    conv2d,
+    conv3d,
+    global_pool,
+    max_pool1d,
+    max_pool2d,
+    pad,
+    simple,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_mean_over_many_nodes_is_their_mean(dtype):
+    graph = Graph(torch.empty(2, 0, dtype=torch.int64), 70000)
+    y = GConv(global_pool())(torch.ones(70000, 2, dtype=dtype), graph)
+    assert float((y - 1).abs().max()) <= 2e-5
+
+
+@pytest.mark.parametrize("lowering", ["native", "im2col", "dense"])
+def test_minus_infinity_is_a_value(lowering):
+    y = GConv(max_pool2d(2))(torch.full((1, 1, 2, 2), -torch.inf), lowering=lowering)
+    assert float(y) == -math.inf
+    assert float(GConv(max_pool1d(2, None, 1, 2))(torch.ones(1, 1, 1), lowering=lowering)) == -math.inf
+
+
+def test_minus_infinity_on_graphs():
+    edges = torch.tensor([[0], [1]])
+    y = GConv(simple("max"))(torch.full((2, 1), -torch.inf), edges, lowering="dense")
+    assert y.flatten().tolist() == [0.0, -math.inf]  # nothing arrives at node 0
+
+
+def test_ties_of_adaptive_max_pooling_go_to_the_first_place():
+    x = torch.randint(0, 2, (2, 3, 7, 5)).float()
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    GConv(adaptive_max_pool2d((3, 2)))(ours).sum().backward()
+    F.adaptive_max_pool2d(theirs, (3, 2)).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_borders_that_crop():
+    x = torch.arange(5.0).view(1, 1, 5)
+    for mode in ("circular", "reflect", "replicate"):
+        for lowering in ("native", "im2col", "dense"):
+            y = GConv(pad(((-1, 2),), mode, ndim=1))(x, lowering=lowering)
+            assert torch.equal(y, F.pad(x, (-1, 2), mode=mode))
+    with pytest.raises(ValueError, match="leaves nothing of 2 sites"):
+        GConv(pad(((-2, 4), (0, 0))))(torch.ones(1, 1, 2, 3))
+
+
+def test_errors_are_of_torchs_class_too():
+    for call in (
+        lambda: GConv(conv2d(3, 6, 5))(torch.ones(1, 3, 2, 2)),
+        lambda: GConv(conv2d(3, 6, 1))(torch.ones(1, 4, 2, 2)),
+        lambda: GConv(conv2d(3, 6, 1))(torch.ones(1, 3, 2, 2).double()),
+    ):
+        with pytest.raises(RuntimeError):
+            call()
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("lowering", ["native", "im2col", "fft", "dense"])
+def test_every_lowering_lays_images_out_as_torch_does(lowering, last):
+    x = torch.randn(2, 3, 6, 5).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    for spec, want in ((conv2d(3, 4, 3, padding=1), F.conv2d(x, torch.ones(4, 3, 3, 3), padding=1)),):
+        y = GConv(spec)(x, lowering=lowering)
+        assert y.stride() == want.stride()
+        y.relu_().sum().backward()
+    if lowering not in ("fft",):
+        assert GConv(avg_pool2d(2))(x, lowering=lowering).stride() == F.avg_pool2d(x, 2).stride()
+
+
+def test_low_precision_volumes_run_in_float32():
+    layer = GConv(conv3d(8, 4, (2, 1, 1), stride=2, padding="same_lower", dilation=3, groups=4, bias=False))
+    x = torch.randn(8, 2, 3, 5)
+    want = layer(x)
+    torch.testing.assert_close(layer.bfloat16()(x.bfloat16()).float(), want, rtol=3e-2, atol=3e-2)
