@@ -10,11 +10,13 @@ from gconv import GConv, Graph
 from gconv.operators import (
     adaptive_max_pool2d,
     avg_pool2d,
+    avg_pool3d,
     conv2d,
     conv3d,
     global_pool,
     max_pool1d,
     max_pool2d,
+    max_pool3d,
     pad,
     simple,
 )
@@ -85,3 +87,17 @@ def test_low_precision_volumes_run_in_float32():
     x = torch.randn(8, 2, 3, 5)
     want = layer(x)
     torch.testing.assert_close(layer.bfloat16()(x.bfloat16()).float(), want, rtol=3e-2, atol=3e-2)
+
+
+def test_signals_without_channels_have_a_plan():
+    x = torch.zeros(2, 0, 4, 4)
+    for spec in (pad(1), avg_pool2d(2), max_pool2d(2)):
+        layer = GConv(spec)
+        assert layer.plan(x).chosen and layer(x).shape[:2] == (2, 0), spec
+
+
+@pytest.mark.parametrize("spec", [max_pool3d(2, dilation=2), avg_pool3d(2)], ids=lambda spec: spec.name)
+def test_one_volume_in_any_format(spec):
+    x = torch.randn(2, 5, 5, 6, dtype=torch.float64)
+    layer, turned = GConv(spec), x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(turned), layer(x)) and torch.equal(layer(x), layer(x[None])[0])

@@ -125,6 +125,8 @@ def _low(x: Tensor) -> bool:
 
 def _pool(S: Shifts, x: Tensor) -> Tensor:
     d, padding = len(S.size), S.even_padding
+    if d == 3 and x.ndim == 4:  # of one volume alone torch refuses some memory formats
+        return _pool(S, x.unsqueeze(0)).squeeze(0)
     if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
         return _pool(S, x.float()).to(x.dtype)
     small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))  # torch refuses, padding aside

@@ -200,7 +200,7 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float, sp
     elif isinstance(mixing, Separable):  # each tap's multiple of x is made
         wide = float(p.b) * mixing.taps * sites * p.i
         product = 2.0 * p.o * (wide if spread else wide / mixing.taps)
-        work = (*p.product(product, p.i, p.o), Work("turn", 12.0 * wide * min(1.0, LANES / p.i) * p.passes))
+        work = (*p.product(product, p.i, p.o), Work("turn", 12.0 * wide * min(1.0, LANES / max(1, p.i)) * p.passes))
     else:
         groups = getattr(mixing, "groups", 1)
         if isinstance(mixing, Heads) and not spread and p.kind != "bfloat16":  # a product for each head
