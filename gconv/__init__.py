@@ -2,7 +2,8 @@
 
 The rooms, in the order in which they may import each other:
 
-kernels      compiled products for the CPU, and the same in pure torch; constant(x), signals that never change
+kernels      compiled products for the CPU, and the same in pure torch; constant(x), signals that never change;
+             portable(), a block in which layers run by torch's own operators alone
 domains      where signals live: Grid, Graph, Bipartite
 basis        the structure S in its closed forms
 laplacian    adjacencies and Laplacians, and every convention about degrees and loops
@@ -22,7 +23,7 @@ testing      the laws every operator obeys, for your own operators too
 from gconv import analysis, blocks, interop, operators
 from gconv.domains import Bipartite, Graph, Grid, grid_graph
 from gconv.interop import as_linear_map, convert, export
-from gconv.kernels import backend, constant
+from gconv.kernels import backend, constant, portable
 from gconv.linear import LinearMap
 from gconv.module import GConv
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
@@ -50,4 +51,5 @@ __all__ = [
     "interop",
     "list_operators",
     "operators",
+    "portable",
 ]

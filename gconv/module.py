@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,8 @@ from gconv.kernels import (
     known,
     lasting,
     leave,
+    tracing,
     untraced,
-    without_tracer_warnings,
 )
 from gconv.kernels.transforms import PLAIN
 from gconv.linear import LinearMap
@@ -40,7 +41,15 @@ _GRID_BASES: dict[Hashable, Basis] = {}
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _GRID_TARGETS: dict[Hashable, Domain] = {}
 Pair = tuple[Tensor, Tensor | None]  # of signals: of the sources and of the targets
-_LEFT = SimpleNamespace()  # structures on grids that compiled functions read
+_LEFT = (
+    SimpleNamespace()
+)  # S on grids that compiled functions read, as long as the structures that they are made of live
+_LEFT_NAMES: dict[Hashable, str] = {}  # where they are, by the structure's id, which is valid as long
+_NUMBERS = count()
+NOT_SCRIPTABLE = (
+    "torch.jit.script cannot compile {}, whose forward is chosen call by call: use torch.jit.trace, torch.export or "
+    "torch.compile. A converted model can be scripted as the model it was: gconv.interop.restore(model)."
+)
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
@@ -82,10 +91,19 @@ def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, x
 
 @at_trace_time
 def _grid_basis(structure: Structure, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
-    """Where S on a grid was left."""
-    with untraced():
-        S = bind(structure, Grid(shape), {}, torch.empty(0, dtype=dtype, device=device))
-    return leave(_LEFT, str(id(S)), S)
+    """Where S on a grid was left. Names are never used again: a compiled function either finds its own S, or none."""
+    key = id(structure), shape, dtype, device
+    name = _LEFT_NAMES.get(key)
+    if name is None:
+        with untraced():
+            S = bind(structure, Grid(shape), {}, torch.empty(0, dtype=dtype, device=device))
+        name = _LEFT_NAMES[key] = leave(_LEFT, str(next(_NUMBERS)), S)
+        finalize(structure, _drop, key).atexit = False
+    return name
+
+
+def _drop(key: Hashable) -> None:
+    vars(_LEFT).pop(_LEFT_NAMES.pop(key), None)
 
 
 @at_trace_time
@@ -180,8 +198,10 @@ class GConv(nn.Module):
     Between two sets of nodes x is a pair: `layer((x_source, x_target), bipartite)`, or with an `edge_index`; x_source
     alone where the operator reads nothing of the targets; a target of None stands for zeros.
 
-    Traps: before `torch.compile(layer, fullgraph=True)`, call the layer once on its `Graph`: what is derived from a
-    graph depends on its edges, which a compiler cannot trace. Grids need no such call.
+    Traps: `torch.compile(layer, fullgraph=True)` needs no call beforehand: what S needs of a `Graph` from outside is
+    derived as the compiler traces, and is a constant then; make the `Graph` outside of the compiled function.
+    torch.jit.trace, torch.export and the ONNX exporters get operators of torch alone (`gconv.portable` asks for them in
+    other calls); torch.jit.script cannot read a layer.
 
     torch.func's transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward mode run on
     graphs through torch's own operators, which hold a row of x for each edge. Under vmap over edge weights nobody can
@@ -271,7 +291,7 @@ class GConv(nn.Module):
                     mixing, bias = self.spec.mixing, self.bias
                     return self._cast(run(S, *plain(mixing, weight), x, spread_bias(mixing, bias)))
         elif is_jit_tracing():
-            with without_tracer_warnings():
+            with tracing():
                 return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering)
         return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering, ways, key)
 
@@ -567,6 +587,10 @@ class GConv(nn.Module):
                 order, back = ((2, 0, 1), (1, 2, 0)) if last[0] else ((2, 1, 0), (2, 1, 0))
                 self.weight.data = self.weight.data.permute(order).contiguous().permute(back)
         return self
+
+    def __prepare_scriptable__(self) -> GConv:
+        """What torch.jit.script asks for first."""
+        raise TypeError(NOT_SCRIPTABLE.format("a GConv"))
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())

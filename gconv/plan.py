@@ -214,8 +214,8 @@ def _planned(
     lowering: str | None,
     gradients: tuple[bool, bool, bool],
 ) -> str | None:
-    """The name of the lowering for a signal like this; None where S was made within the trace, or none is admitted."""
-    if not getattr(S, "__dict__", None):
+    """The name of the lowering for such a signal; None where S or mixing is made in the trace, or none is admitted."""
+    if not (getattr(S, "__dict__", None) and getattr(mixing, "__dict__", None)):
         return None
     with untraced():
         x = torch.empty_strided(shape, stride, dtype=dtype, device="meta")

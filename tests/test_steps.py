@@ -39,7 +39,7 @@ def numbers(layer, x, graph, name):
 def by_operators(monkeypatch):
     """Neither a step that is ready nor one that is made for the call."""
     monkeypatch.setattr(steps, "serves", lambda *_: False)
-    monkeypatch.setattr(steps, "unwatched", lambda *_: False)
+    monkeypatch.setattr(steps, "is_plain_call", lambda *_: False)
 
 
 def nodes(y):

@@ -1,6 +1,7 @@
 """Layers that are traced, exported, faked or run portably: the right graph, the right numbers, and nothing cached."""
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gconv import GConv, Graph, Grid, convert, list_operators
-from gconv.kernels.transforms import concrete, portable
+from gconv import GConv, Graph, Grid, convert, list_operators, module, plan, portable
+from gconv.interop import restore
+from gconv.kernels.transforms import concrete
 from gconv.operators import conv2d, gat, gcn, upsample
 from gconv.spec import operator
 from gconv.testing import TOL, Case, assert_close
@@ -77,10 +79,10 @@ def test_jit_traces_hold_aten_operators_and_the_right_numbers(case, gradients):
             assert_close("traced", traced(x), case(x), TOL[DOUBLE])
         if gradients:
             weights = list(case.layer.parameters())
-            if weights:
-                got, want = (torch.autograd.grad(run(other).sum(), weights) for run in (traced, module))
+            for x in (case.x, other) if weights else ():
+                got, want = (torch.autograd.grad(run(x).sum(), weights) for run in (traced, module))
                 for a, b in zip(got, want, strict=True):
-                    assert_close("gradient", a, b, 1e-7)
+                    assert_close("gradient", a, b, 1e-10)
     afresh = copy.deepcopy(case.layer)
     assert_close("the layer afterwards", case(other), afresh(other, fresh(case.domain)), TOL[DOUBLE])
 
@@ -107,6 +109,14 @@ def test_fake_and_meta_tensors_have_the_shapes_and_types_of_numbers(case):
 
 
 @pytest.mark.slow
+def test_layers_compile_in_one_graph_without_a_call_beforehand(case):
+    torch._dynamo.reset()
+    compiled = torch.compile(case.layer, fullgraph=True, backend="eager")
+    y = compiled(case.x, None if isinstance(case.domain, Grid) else fresh(case.domain))
+    assert_close("compiled", y, case(case.x), TOL[DOUBLE])
+
+
+@pytest.mark.slow
 def test_a_network_compiles_at_changing_batch_sizes_after_a_graph_layer():
     x, graph, layer = torch.randn(4, 3), Graph(EDGES, 4), GConv(gcn(3, 2))
     cold = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -125,3 +135,44 @@ def test_exported_programs_take_another_edge_index_and_hold_aten_operators(spec)
     program = torch.export.export(layer, (x, EDGES))
     assert not any("gconv" in str(node.target) for node in program.graph.nodes)
     assert_close("exported", program.module()(x, other), layer(x, other), 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "model",
+    [
+        GConv(conv2d(3, 2, 3)),
+        nn.Sequential(GConv(gcn(3, 2))),
+        convert(nn.Linear(3, 2)),
+        convert(nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())),
+    ],
+    ids=["native", "within", "converted", "network"],
+)
+def test_torch_jit_script_is_refused_in_a_sentence(model):
+    with pytest.raises(TypeError, match=r"torch\.jit\.script cannot compile a .*gconv\.interop\.restore\(model\)\.$"):
+        torch.jit.script(model)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_restored_model_can_be_scripted():
+    model, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU()), torch.randn(1, 3, 5, 5)
+    assert_close("scripted", torch.jit.script(restore(convert(model)))(x), model(x), 1e-6)
+
+
+@pytest.mark.slow
+def test_what_compiled_functions_read_is_dropped_with_the_layer():
+    torch._dynamo.reset()
+    gc.collect()
+    held = len(vars(module._LEFT))
+    layers = [GConv(upsample(scale_factor=2)), GConv(upsample(scale_factor=3))]
+    for layer in layers:
+        compiled, x = torch.compile(layer, fullgraph=True, backend="eager"), torch.randn(1, 2, 4, 4)
+        for _ in range(2):
+            assert_close("compiled", compiled(x), layer(x), 1e-6)
+    assert len(vars(module._LEFT)) == len(module._LEFT_NAMES) == held + 2
+    del layers, layer, compiled
+    torch._dynamo.reset()
+    for cache in (module._GRID_BASES, module._GRID_TARGETS, plan._PLANS):  # which are bounded
+        cache.clear()
+    gc.collect()
+    assert len(vars(module._LEFT)) == len(module._LEFT_NAMES) <= held

@@ -22,10 +22,10 @@ from torch.nn.parameter import is_lazy
 from gconv.basis import Basis
 from gconv.domains import Graph
 from gconv.errors import InputError, both
-from gconv.kernels import is_jit_tracing, without_tracer_warnings
+from gconv.kernels import is_jit_tracing, tracing
 from gconv.linear import Map
 from gconv.mixing import plain, spread_bias
-from gconv.module import GConv
+from gconv.module import NOT_SCRIPTABLE, GConv
 from gconv.plan import Plan, evaluate
 from gconv.spec import OperatorSpec, OutsideFamily
 
@@ -148,6 +148,10 @@ class Converted:
             raise OutsideFamily("This layer has been changed since it was converted, and runs without gconv now.")
         return self.gconv
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks for first."""
+        raise TypeError(NOT_SCRIPTABLE.format(f"a converted {type(self).__name__}"))
+
     def __setattr__(self, name: str, value: Any) -> None:
         """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
         if name[0] != "_" and name not in ("training", "gconv", "report"):
@@ -220,7 +224,7 @@ def convertible(cls: type) -> type:
         if self.gconv is not None and obstacle(self, peer.inner) is None:
             try:
                 if is_jit_tracing():
-                    with without_tracer_warnings():
+                    with tracing():
                         y = peer.call(self, *args, **kwargs)
                 else:
                     y = peer.call(self, *args, **kwargs)

@@ -25,10 +25,10 @@ from gconv.kernels.transforms import (
     no_subclass,
     portable,
     readable,
+    tracing,
     transformed,
     untraced,
     varies,
-    without_tracer_warnings,
     wrapped,
 )
 
@@ -76,12 +76,12 @@ __all__ = [
     "spmm",
     "spmm_rows",
     "terms",
+    "tracing",
     "transformed",
     "unrecorded",
     "untraced",
     "varies",
     "widens",
-    "without_tracer_warnings",
     "wrapped",
 ]
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from gconv.kernels import native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of, spmm_torch
-from gconv.kernels.transforms import index_add
 
 
 def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, transposed: bool = False) -> Tensor:
@@ -106,7 +105,7 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
     products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
     products = products.sum(-2, keepdim=True) if together else products
     y = products.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *products.shape[-2:])
-    return index_add(y, -3, rows_of(crow, col), products).to(x.dtype)
+    return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
 
 
 def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:

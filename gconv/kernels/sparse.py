@@ -21,7 +21,7 @@ from torch import Tensor
 from gconv.kernels import narrow, native
 from gconv.kernels.memory import give_back
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.transforms import composes, index_add, is_jit_tracing, readable
+from gconv.kernels.transforms import composes, is_jit_tracing, readable
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
@@ -101,7 +101,7 @@ def _sorted(row: Tensor, col: Tensor, rows: int, cols: int, look: bool = True) -
     index = torch.int32 if small else torch.int64
     perm = _sorting(row, col, cols)
     row, col = row[perm], col[perm]
-    to_t = _argsort(col)  # the rows are sorted already
+    to_t = torch.argsort(col, stable=True)  # the rows are sorted already
     entry = torch.arange(to_t.shape[0], device=to_t.device)
     from_t = torch.empty_like(to_t).index_copy(0, to_t, entry)
     crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
@@ -120,19 +120,14 @@ def _sorting(row: Tensor, col: Tensor, cols: int) -> Tensor:
     """The order by row, then column; one sort where a number for both fits int64."""
     if readable(row) and row.shape[0] and float(row.max()) * cols < 2.0**62:
         return torch.argsort(row * max(cols, 1) + col, stable=True)
-    if is_jit_tracing():
-        return _argsort(row * cols + col)
-    by_column = _argsort(col)
-    return by_column[_argsort(row[by_column])]
-
-
-def _argsort(key: Tensor) -> Tensor:
-    """A stable order; in a trace any, as the older ONNX exporter knows it."""
-    return key.sort()[1] if is_jit_tracing() else torch.argsort(key, stable=True)
+    if is_jit_tracing():  # the numbers of nodes are nearly always small enough, and exporters sort once
+        return torch.argsort(row * cols + col, stable=True)
+    by_column = torch.argsort(col, stable=True)
+    return by_column[torch.argsort(row[by_column], stable=True)]
 
 
 def _pointers(row: Tensor, rows: int) -> Tensor:
-    counts = index_add(row.new_zeros(rows), 0, row, torch.ones_like(row))
+    counts = row.new_zeros(rows).index_add(0, row, torch.ones_like(row))
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
@@ -288,7 +283,7 @@ def _spmm_composed(values: Tensor, x: Tensor, values_t: Tensor | None, *structur
     wide = torch.promote_types(x.dtype, torch.float32)
     products = x.index_select(-2, structure[1]).to(wide) * values.unsqueeze(-1)
     y = products.new_zeros(*x.shape[:-2], structure[0].shape[0] - 1, x.shape[-1])
-    return index_add(y, -2, rows_of(*structure[:2]), products).to(x.dtype)
+    return y.index_add(-2, rows_of(*structure[:2]), products).to(x.dtype)
 
 
 def _sddmm_composed(a: Tensor, b: Tensor, *structure: Tensor) -> Tensor:

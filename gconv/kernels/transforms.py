@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 from torch.utils import _python_dispatch
 
 PLAIN = (Tensor, Parameter)
@@ -271,24 +273,102 @@ def _mapped(of: Any, convert: Callable[[Tensor], Tensor], done: dict[int, Any]) 
 
 
 @contextmanager
-def without_tracer_warnings() -> Iterator[None]:
-    """Hides torch.jit.trace's warnings that sizes become constants: a trace is for inputs of these sizes."""
-    with warnings.catch_warnings():
+def tracing() -> Iterator[None]:
+    """For calls that torch.jit.trace records: with operators that the older ONNX exporter translates.
+
+    The tracer's warnings that sizes become constants are hidden: a trace is for inputs of these sizes.
+    """
+    with warnings.catch_warnings(), _Translated():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         yield
 
 
+class _Translated(TorchFunctionMode):
+    """Replaces operators that the older ONNX exporter does not know, or misreads, by others with the same result."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return REPLACED.get(func, func)(*args, **(kwargs or {}))
+
+
 def index_add(y: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """y.index_add(dim, index, source); in a trace by scatter_add, which the older ONNX exporter knows.
+    """y.index_add(dim, index, source) by scatter_add: the exporter loses all but the last of equal indices.
 
     >>> index_add(torch.zeros(2, 1), 0, torch.tensor([1, 1]), torch.ones(2, 1)).flatten()
     tensor([0., 2.])
     """
-    if not is_jit_tracing():
-        return y.index_add(dim, index, source)
     axes = [1] * source.ndim
     axes[dim] = -1
     return y.scatter_add(dim, index.long().view(axes).expand_as(source), source)
+
+
+def movedim(t: Tensor, source: int, destination: int) -> Tensor:
+    """t.movedim(source, destination) as a permutation: the exporter takes negative axes for what they are not.
+
+    >>> movedim(torch.empty(2, 3, 4), -1, -3).shape
+    torch.Size([4, 2, 3])
+    """
+    axes = list(range(t.ndim))
+    axes.insert(destination % t.ndim, axes.pop(source % t.ndim))
+    return t.permute(axes)
+
+
+def argsort(t: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
+    """torch.argsort; for the exporter by sort, whose translation is stable, but which cannot be asked to be.
+
+    >>> argsort(torch.tensor([2, 1, 2]), stable=True)
+    tensor([1, 0, 2])
+    """
+    if torch.onnx.is_in_onnx_export():
+        return t.sort(dim=dim, descending=descending)[1]
+    return torch.argsort(t, dim=dim, descending=descending, stable=stable)
+
+
+def leaky_relu(t: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    """F.leaky_relu, composed: TorchScript's own derivative of it rounds the slope to float32.
+
+    >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
+    tensor([-0.5000,  2.0000])
+    """
+    return torch.where(t > 0, t, t * negative_slope)
+
+
+def scatter_reduce(t: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, include_self: bool = True) -> Tensor:
+    """t.scatter_reduce: the exporter's translation always includes t, and onnxruntime cannot tell its shape.
+
+    >>> scatter_reduce(torch.zeros(2), 0, torch.tensor([1, 1]), torch.tensor([-2.0, -1.0]), "amax", include_self=False)
+    tensor([ 0., -1.])
+    """
+    if include_self or reduce not in ("amax", "amin"):
+        return t.scatter_reduce(dim, index, src, reduce, include_self=include_self).reshape(t.shape)
+    start = torch.full_like(t, -torch.inf if reduce == "amax" else torch.inf)
+    reached = torch.zeros_like(t).scatter_add(dim, index, torch.ones_like(src)) > 0
+    return torch.where(reached, start.scatter_reduce(dim, index, src, reduce).reshape(t.shape), t)
+
+
+def cumprod(t: Tensor, dim: int) -> Tensor:
+    """t.cumprod(dim), number by number.
+
+    >>> cumprod(torch.tensor([2, 3, 4]), 0)
+    tensor([ 2,  6, 24])
+    """
+    return torch.stack(list(accumulate(t.unbind(dim), torch.mul)), dim)
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.transpose(-2, -1)
+
+
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    Tensor.mT.__get__: _transposed,  # type: ignore[attr-defined]
+    Tensor.movedim: movedim,
+    torch.movedim: movedim,
+    Tensor.index_add: index_add,
+    Tensor.scatter_reduce: scatter_reduce,
+    Tensor.cumprod: cumprod,
+    torch.argsort: argsort,
+    Tensor.argsort: argsort,
+    torch.nn.functional.leaky_relu: leaky_relu,
+}
 
 
 def no_subclass(a: Tensor, b: Tensor) -> bool:

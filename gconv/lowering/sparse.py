@@ -117,7 +117,7 @@ def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Mixing, Tensor], Ru
         form, constant = _sparse_form(S, x), known(x) is not None
         if aggregate and constant:
             return None
-        if not (steps.is_small(x, mixing.taps) and single.fixed(form) and steps.unwatched(x, x)):
+        if not (steps.is_small(x, mixing.taps) and single.fixed(form) and steps.is_plain_call(x, x)):
             return None
         step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype, constant), mixing.shape
 

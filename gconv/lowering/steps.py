@@ -28,7 +28,7 @@ Product = Callable[..., Tensor] | None  # None for the identity
 
 def serves(S: Basis, x: Tensor, W: Tensor) -> bool:
     """Whether S is fixed, x small, and the call a plain eager one."""
-    return is_small(x, W.shape[0]) and unwatched(x, W) and fixed(S)
+    return is_small(x, W.shape[0]) and is_plain_call(x, W) and fixed(S)
 
 
 def is_small(x: Tensor, taps: int) -> bool:
@@ -38,7 +38,7 @@ def is_small(x: Tensor, taps: int) -> bool:
     return 0 < x.numel() * x.element_size() * taps * share <= LARGE
 
 
-def unwatched(x: Tensor, W: Tensor) -> bool:
+def is_plain_call(x: Tensor, W: Tensor) -> bool:
     """Whether these are plain tensors of a type that is summed in itself, in a plain eager call without autocast."""
     if not x.is_cpu or x.dtype not in TYPES or x.dtype != W.dtype or x.layout is not torch.strided:
         return False
