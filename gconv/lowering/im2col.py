@@ -49,7 +49,11 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (
         *([p.turned(2 * patches * p.passes)] if groups > 1 else []),
-        *([Work("turn", 12.0 * patches * min(1.0, LANES / max(1, p.i)) * p.passes)] if isinstance(mixing, Separable) else []),
+        *(
+            [Work("turn", 12.0 * patches * min(1.0, LANES / max(1, p.i)) * p.passes)]
+            if isinstance(mixing, Separable)
+            else []
+        ),
         *p.turn(n if S.transposed else min(n, math.prod(S.kernel) * m)),
         *([] if mixing.shape is None else [p.turned(float(math.prod(mixing.shape)) * p.passes)]),
         *([p.stream(float(p.b) * m * p.o, 2)] if S.transposed else []),
