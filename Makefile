@@ -11,7 +11,7 @@ unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUA
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format tables clean FORCE
+.PHONY: help setup demo test sanitize lint format tables clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,20 @@ demo: $(VENV)/.ok  ## the main experiment on embedded data, no download: grid CN
 
 test: $(VENV)/.ok  ## the quick test suite, with the examples in all docstrings, a process a core
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+
+# With little optimization and for one instruction set, so that it takes minutes. libstdc++ comes along for torch's exceptions.
+SANITIZE := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined -DGCONV_BASE
+SANITIZED := $(CURDIR)/build/sanitize/gconv/kernels
+SANITIZED_TESTS := $(patsubst %,tests/test_%.py,attention_kernels joint_attention scatter kernel_entries kernels order)
+
+sanitize: $(VENV)/.ok  ## the tests of the compiled kernels under gcc's sanitizers of addresses and undefined behaviour
+	@test -f "$$(gcc -print-file-name=libasan.so 2>&1)" || { echo "make sanitize needs gcc and its libasan, and they were not found"; exit 1; }
+	rm -rf build/sanitize
+	CC=gcc GCONV_CFLAGS="$(SANITIZE)" $(PY) setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize/temp
+	@ls $(SANITIZED)/_csr*.so
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  GCONV_KERNELS_LIBRARY="$$(ls $(SANITIZED)/_csr*.so)" $(PY) -m pytest -q --timeout 900 -k "not opcheck and not torch" \
+	  $(SANITIZED_TESTS) $(ARGS)
 
 lint: $(VENV)/.ok  ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .

@@ -1,7 +1,11 @@
 """The compiled kernels: optional, so that an install without a compiler goes on in pure torch.
 
 One file for each instruction set, compiled side by side. GCONV_CFLAGS adds options of the compiler, which is $CC:
-`make sanitize` builds with those of the sanitizers.
+`make sanitize` builds with those of the sanitizers. A build by clang (whose OpenMP is the package libomp-dev) beside
+the one that is installed is tested by
+
+    CC=clang python setup.py build_ext --build-lib build/clang --build-temp build/clang/temp
+    GCONV_KERNELS_LIBRARY=$(ls build/clang/gconv/kernels/_csr*.so) python -m pytest tests/test_kernels.py
 """
 
 import os
@@ -25,7 +29,7 @@ class BuildKernels(build_ext):
         compile_all = compiler.compile
 
         def compile_each(sources: list[str], *args: object, **options: object) -> list[str]:
-            print(f"compiling {', '.join(sources)}: about two minutes on two cores", flush=True)
+            print(f"compiling {', '.join(sources)}: one to two minutes on two cores", flush=True)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 each = [pool.submit(compile_all, [source], *args, **options) for source in sources]
                 return [name for one in each for name in one.result()]

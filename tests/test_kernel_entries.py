@@ -1,5 +1,6 @@
 """Kernels at their entries: what does not fit is refused in a sentence, and NaN and infinities are torch's."""
 
+import _ctypes
 import itertools
 import os
 import subprocess
@@ -267,6 +268,15 @@ def test_the_level_is_chosen_by_an_environment_variable(wanted):
         assert found.stdout.strip() == ("torch" if wanted == "off" else f"c-{wanted}"), found.stderr
     else:
         assert "the kernels were not compiled" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "path, message", [("nowhere.so", "can't be loaded"), (_ctypes.__file__, "from another version")]
+)
+def test_a_library_asked_for_by_name_is_never_left_out_in_silence(path, message, monkeypatch):
+    monkeypatch.setenv("GCONV_KERNELS_LIBRARY", path)
+    with pytest.raises(ImportError, match=message):
+        native.load()
 
 
 def test_levels_that_are_not_there():

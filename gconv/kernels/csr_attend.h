@@ -52,29 +52,37 @@ INLINE REAL JOIN(factor, ISA, TYPE)(const attention *p, uint64_t at) {
 #include "csr_attend_rows.h"
 #undef LANES
 #undef WIDTH
+#if SLIM
 #define LANES (16 / REAL_BYTES)
 #define WIDTH slim
 #include "csr_attend_rows.h"
 #undef LANES
 #undef WIDTH
+#endif
+#if NARROW
 #define LANES 1
 #define WIDTH one
 #include "csr_attend_rows.h"
 #undef LANES
 #undef WIDTH
+#endif
 
-#define ENTRY(f)                                                                                                            \
-    static void JOIN(attend_##f, ISA, TYPE)(const attention *p, int64_t first, int64_t last, void *sums) { \
-        if (p->channels >= VECTOR_BYTES / REAL_BYTES)                                                                       \
-            JOIN(JOIN(f, ISA, TYPE), full, attend)(p, first, last, sums);                                                   \
-        else if (p->channels >= 16 / REAL_BYTES)                                                                            \
-            JOIN(JOIN(f, ISA, TYPE), slim, attend)(p, first, last, sums);                                                   \
-        else                                                                                                                \
-            JOIN(JOIN(f, ISA, TYPE), one, attend)(p, first, last, sums);                                                    \
-    }
+#define AS(f, width) JOIN(JOIN(f, ISA, TYPE), width, attend)(p, first, last, sums)
+#if SLIM
+#define CHOOSE(f) p->channels >= VECTOR_BYTES / REAL_BYTES ? AS(f, full) : p->channels >= 16 / REAL_BYTES ? AS(f, slim) : AS(f, one)
+#elif NARROW
+#define CHOOSE(f) p->channels >= VECTOR_BYTES / REAL_BYTES ? AS(f, full) : AS(f, one)
+#else
+#define CHOOSE(f) AS(f, full)
+#endif
+
+#define ENTRY(f) \
+    static void JOIN(attend_##f, ISA, TYPE)(const attention *p, int64_t first, int64_t last, void *sums) { CHOOSE(f); }
 ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back) ENTRY(vectors)
 
 #undef ENTRY
+#undef CHOOSE
+#undef AS
 #undef AHEAD
 #undef ROOM
 #undef NUMBERS

@@ -1,6 +1,6 @@
 /* All types for one instruction set: ISA its name, VECTOR_BYTES its vectors, MOST_VECTORS how many sums fit its registers.
  *
- * Every type comes in two widths: full vectors for rows of at least that many channels, and 16-byte vectors for narrower
+ * A type comes in up to two widths: full vectors for rows of at least that many channels, and 16-byte vectors for narrower
  * ones. A row of c channels is covered by ceil(c / lanes) vectors of which the last overlaps the one before. */
 #define STORE float
 #define REAL float

@@ -240,7 +240,10 @@ UNROLL(4)
 static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
     const int64_t c = p->channels, n = p->batch != 1 ? 0 : c < 4 && c < LANES ? -c : c < LANES ? 0 : (c + LANES - 1) / LANES;
     switch (n) {
-        CASE_OF(-3) CASE_OF(-2) CASE_OF(-1) CASE_OF(1) CASE_OF(2) CASE_OF(3) CASE_OF(4)
+#if LANES * REAL_BYTES == 16 /* the narrowest vectors: only they have rows that are narrower still */
+        CASE_OF(-3) CASE_OF(-2) CASE_OF(-1)
+#endif
+        CASE_OF(1) CASE_OF(2) CASE_OF(3) CASE_OF(4)
 #ifdef WIDE
         CASE_OF(6) CASE_OF(8) CASE_OF(16)
 #endif

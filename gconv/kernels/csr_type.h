@@ -1,4 +1,9 @@
-/* One type for one instruction set: full vectors, 16-byte vectors, and the two entry points that choose between them. */
+/* One type for one instruction set: full vectors, 16-byte vectors, and the two entry points that choose between them.
+ *
+ * What no row would use is not compiled: csr.c gives rows narrower than a vector of 64 bytes to the set with 32 (NARROW), and
+ * where full vectors have 16 bytes there are no others (SLIM). */
+#define NARROW (VECTOR_BYTES < 64)
+#define SLIM (VECTOR_BYTES == 32)
 #define LANES (VECTOR_BYTES / REAL_BYTES)
 #define WIDTH full
 #define WIDE 1 /* rows of many vectors; with narrow vectors there are at most four */
@@ -6,16 +11,17 @@
 #undef WIDE
 #undef LANES
 #undef WIDTH
+#if SLIM
 #define LANES (16 / REAL_BYTES)
 #define WIDTH slim
 #include "csr_rows.h"
 #undef LANES
 #undef WIDTH
+#endif
 
 #define AT(f, width) JOIN(JOIN(f, ISA, TYPE), width, rows)
-#define FULL (VECTOR_BYTES / REAL_BYTES)
-#define SLIM (16 / REAL_BYTES)
 
+#if NARROW
 /* Rows of fewer channels than a vector has lanes; c, and that there is one head, are constants where this is called. */
 INLINE void JOIN(few, ISA, TYPE)(const int c, const int64_t outer, const int64_t inner, const product *p, int64_t batch,
                                  int64_t first, int64_t last) {
@@ -41,14 +47,22 @@ INLINE void JOIN(few, ISA, TYPE)(const int c, const int64_t outer, const int64_t
             }
         }
 }
+#endif
 
 static __attribute__((noinline)) void JOIN(spmm, ISA, TYPE)(const product *p, int64_t batch, int64_t first, int64_t last) {
     int64_t c = p->channels;
-    if (c >= FULL)
+    if (!NARROW || c >= VECTOR_BYTES / REAL_BYTES) {
         AT(spmm, full)(p, batch, first, last);
-    else if (c >= SLIM)
+        return;
+    }
+#if SLIM
+    if (c >= 16 / REAL_BYTES) {
         AT(spmm, slim)(p, batch, first, last);
-    else if (p->heads > 1) {
+        return;
+    }
+#endif
+#if NARROW
+    if (p->heads > 1) {
         if (c == 1)
             JOIN(few, ISA, TYPE)(1, p->outer, p->inner, p, batch, first, last);
         else if (c == 2)
@@ -61,13 +75,17 @@ static __attribute__((noinline)) void JOIN(spmm, ISA, TYPE)(const product *p, in
         JOIN(few, ISA, TYPE)(2, 1, 1, p, batch, first, last);
     else if (c == 3)
         JOIN(few, ISA, TYPE)(3, 1, 1, p, batch, first, last);
+#endif
 }
 
 static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, int64_t first, int64_t last) {
-    if (p->channels >= FULL)
-        AT(sddmm, full)(p, first, last);
-    else
+#if SLIM
+    if (p->channels < VECTOR_BYTES / REAL_BYTES) {
         AT(sddmm, slim)(p, first, last);
+        return;
+    }
+#endif
+    AT(sddmm, full)(p, first, last);
 }
 
 #ifdef FLOATING
@@ -79,7 +97,7 @@ static __attribute__((noinline)) void JOIN(sddmm, ISA, TYPE)(const product *p, i
 #endif
 
 #undef AT
-#undef FULL
+#undef NARROW
 #undef SLIM
 #undef STORE
 #undef REAL

@@ -3,7 +3,7 @@
 Two environment variables, read when gconv is imported, choose what tests and comparisons run:
 
     GCONV_KERNELS           off, base, avx2 or avx512: pure torch, or an instruction set below the processor's best
-    GCONV_KERNELS_LIBRARY   the path of another build of the library, as `make sanitize` makes one
+    GCONV_KERNELS_LIBRARY   the path of another build of the library: by `make sanitize`, or by clang as setup.py shows
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ def load() -> ctypes.CDLL | None:
                 raise ImportError(f"GCONV_KERNELS_LIBRARY is {given!r}, which can't be loaded: {error}.") from None
             continue
         if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
+            if given:
+                raise ImportError(f"GCONV_KERNELS_LIBRARY is {given!r}, which was built from another version of gconv.")
             continue  # built from another csr.c
         number, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
         kernels = {
