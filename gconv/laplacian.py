@@ -28,7 +28,7 @@ from torch import Tensor
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
-from gconv.kernels import give_back, is_jit_tracing, readable, varies, wrapped
+from gconv.kernels import give_back, is_jit_tracing, readable, shapes_only, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -317,6 +317,8 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
     """
 
     def make() -> Tensor:
+        if shapes_only(graph.edge_index):
+            return graph.edge_index.new_empty(graph.size, dtype=dtype)
         n, node = graph.size, torch.arange(graph.size, device=graph.device)
         source, target = torch.cat([graph.source, node]), torch.cat([graph.target, node])
         row, col = node, node  # row is reached from col; sorted by row
@@ -389,7 +391,9 @@ def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps
     label = graph.edge_type
     if label is None:
         raise ValueError("A hypergraph needs the number of its hyperedge on every edge: give the graph an edge_type.")
-    n, most = graph.size, int(label.max()) + 1 if graph.num_edges else 0
+    n, most = graph.size, graph.num_edges  # any number of hyperedges gives the same shapes
+    if not shapes_only(label):
+        most = int(label.max()) + 1 if graph.num_edges else 0
     parts = len(graph.ptr) - 1
 
     def into() -> tuple[Pattern, Tensor]:

@@ -145,6 +145,14 @@ def readable(t: Tensor) -> bool:
     return _tracing_state() is None or not _is_traced(t)
 
 
+def shapes_only(t: Tensor) -> bool:
+    """Whether calls with t give shapes alone: it is a meta tensor, or a fake one of no compiler or exporter."""
+    if torch.compiler.is_compiling():
+        return False
+    mode = getattr(t, "fake_mode", None)
+    return t.is_meta or (mode is not None and getattr(mode, "shape_env", None) is None)
+
+
 def _is_fake(t: Tensor) -> bool:
     """Whether t is one of the tensors without numbers that compilers and exporters run a program on."""
     return any(kind.__module__.startswith("torch._subclasses") for kind in type(t).__mro__)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gconv.basis import Basis, Diagonal, Polynomial, Recurrence, Stack, Taps
 from gconv.basis.functions import change, eigh, tangent
 from gconv.domains import Graph
+from gconv.kernels import shapes_only
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
@@ -59,14 +60,16 @@ def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor, Ten
     if k > 1:
         side = torch.diag_embed(torch.stack(beside[:-1], -1), 1)
         T = T + side + side.mT
-    values, Q = eigh(T.detach())  # ascending: the dead ones come last
+    ritz_values, Q = eigh(T.detach())  # ascending: the dead ones come last
     own = torch.einsum("nt,ntr->nr", V, Q[part])
     apart = torch.nn.functional.one_hot(part, parts).to(own.dtype)
     U = (apart.unsqueeze(-1) * own.unsqueeze(1)).flatten(1)
-    lives = (torch.arange(k, device=part.device) < torch.stack(kept).sum(0).unsqueeze(1)).flatten()
+    lives: Tensor | slice = slice(None)  # any number of vectors gives the same shapes
+    if not shapes_only(values):
+        lives = (torch.arange(k, device=part.device) < torch.stack(kept).sum(0).unsqueeze(1)).flatten()
     moved = change(T)  # (parts, k, k)
     E = None if moved is None else torch.block_diag(*(Q.mT @ moved @ Q))[lives][:, lives]
-    return values.flatten()[lives], U[:, lives], E
+    return ritz_values.flatten()[lives], U[:, lives], E
 
 
 @dataclass(frozen=True)
