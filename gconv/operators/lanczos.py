@@ -11,8 +11,7 @@ from torch import Tensor
 from gconv.basis import Basis, Diagonal, Polynomial, Recurrence, Stack, Taps
 from gconv.basis.functions import change, eigh, tangent
 from gconv.domains import Graph
-from gconv.kernels import shapes_only
-from gconv.laplacian import adjacency
+from gconv.laplacian import adjacency, shapes_only
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.mixhop import chosen, read_powers
