@@ -107,7 +107,7 @@ class Child:
         command = [sys.executable, "-m", "tests.fuzz", "--worker", str(seed), str(count), self.folder.name]
         self.errors = (self.path / "errors").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(command, stderr=self.errors, cwd=Path(__file__).parents[2])
-        self.read, self.last = 0, time.monotonic()
+        self.count, self.read, self.last = count, 0, time.monotonic()
 
     def records(self) -> list[dict[str, str]]:
         out = self.path / "out"
@@ -145,10 +145,11 @@ def watch(options: argparse.Namespace) -> int:
     operators: set[str] = set()
     children: list[Child] = []
 
-    def more() -> bool:
-        if options.cases is not None:
-            return launched * CHUNK < options.cases
-        return time.monotonic() - start < 60 * options.minutes
+    def missing() -> int:
+        """How many cases no child process has been given yet."""
+        if options.cases is None:
+            return CHUNK if time.monotonic() - start < 60 * options.minutes else 0
+        return int(options.cases - tally["cases"] - sum(child.count - child.read for child in children))
 
     def take(record: dict[str, str]) -> None:
         tally["cases"] += 1
@@ -162,10 +163,9 @@ def watch(options: argparse.Namespace) -> int:
             tally["runs"] += int(record["compared"])
 
     try:
-        while more() or (children and options.cases is not None):
-            while more() and len(children) < options.jobs:
-                count = CHUNK if options.cases is None else min(CHUNK, options.cases - launched * CHUNK)
-                children.append(Child(seed + launched, count))
+        while missing() > 0 or (children and options.cases is not None):
+            while missing() > 0 and len(children) < options.jobs:
+                children.append(Child(seed + launched, min(CHUNK, missing())))
                 launched += 1
             time.sleep(0.2)
             for child in list(children):
