@@ -4,6 +4,8 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
+OLDEST := .venv-oldest
+OLDEST_TORCH := 2.11.0
 PIN := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # An active environment of the caller must not leak into ours.
@@ -11,10 +13,10 @@ unexport PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUA
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test sanitize lint format tables clean FORCE
+.PHONY: help setup demo test sanitize test-full test-oldest lint format tables clean FORCE
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ok  ## make .venv with the pinned packages; the other targets do it when needed
 
@@ -39,6 +41,17 @@ sanitize: $(VENV)/.ok  ## the tests of the compiled kernels under gcc's sanitize
 	  GCONV_KERNELS_LIBRARY="$$(ls $(SANITIZED)/_csr*.so)" $(PY) -m pytest -q --timeout 900 -k "not opcheck and not torch" \
 	  $(SANITIZED_TESTS) $(ARGS)
 
+test-full: $(VENV)/.ok  ## all tests, the slow ones too, and three minutes of random cases; about 25 minutes
+	$(PY) -m pytest -n auto --dist loadfile -m '' $(ARGS)
+	$(PY) -m tests.fuzz --minutes 3 --jobs 2
+
+test-oldest:  ## the quick tests on the oldest supported torch, in a large environment of its own (.venv-oldest)
+	@$(OLDEST)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OLDEST)
+	@grep -v -e '^torch==' -e '^setuptools==' constraints.txt > $(OLDEST)/constraints.txt
+	@echo 'torch==$(OLDEST_TORCH)' >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[test]'
+	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+
 lint: $(VENV)/.ok  ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -52,7 +65,7 @@ tables: $(VENV)/.ok  ## render the tables of README and docs/ and the figures fr
 	$(PY) -m experiments.tables $(ARGS)
 
 clean:  ## remove .venv, caches and builds; results and data stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gconv datasets experiments tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamp is removed first and written last, so a set-up that breaks is tried again by the next make.
