@@ -377,7 +377,7 @@ def test_mistakes(act, kind, message):
         None, 3, 2.5, "graph", b"x", [], [[0, 1], [1, 0]], (), {}, set(), object(), int, np.float64(1), np.zeros(3),
         Grid((2, 2)), iter(()), 1j,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_graph_is_a_sentence_everywhere(value):
     readers = [Graph, Graph.from_pyg, Graph.from_networkx, Graph.from_scipy, Graph.from_pygsp, Graph.from_sparse]
