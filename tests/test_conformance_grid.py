@@ -285,9 +285,9 @@ def test_the_two_sames_differ():
     assert not torch.allclose(layers[0](x), layers[1](x))
 
 
-def test_a_window_without_a_site_is_refused():
-    with pytest.raises(ValueError, match="lies wholly in the padding and has nothing to pool"):
-        GConv(operators.max_pool1d(2, 1, ((2, 0),)))(torch.zeros(1, 1, 4))
+def test_a_window_without_a_site_has_no_mean_and_the_maximum_of_nothing():
+    largest = GConv(operators.max_pool1d(2, 1, ((2, 0),)))(torch.zeros(1, 1, 4))
+    assert largest.flatten().tolist() == [-torch.inf, 0, 0, 0, 0]  # as torch's pools pad
     with pytest.raises(ValueError, match="lies wholly in the padding"):
         GConv(operators.avg_pool1d(2, 1, ((2, 0),), count_include_pad=False))(torch.zeros(1, 1, 4))
     assert GConv(operators.avg_pool1d(2, 1, ((2, 0),)))(torch.ones(1, 1, 4)).flatten().tolist() == [0, 0.5, 1, 1, 1]

@@ -42,8 +42,8 @@ def given(layer: GConv) -> dict[str, Any]:
 
 
 def call(module: nn.Module, weights: dict[str, Tensor | None], *args: Any) -> Tensor:
-    """The module with these weights; every one of its parameters must be given."""
-    module = module.to(args[0].dtype)
+    """The module with these weights, without dropout; every one of its parameters must be given."""
+    module = module.to(args[0].dtype).eval()
     own = {name for name, _ in module.named_parameters()}
     given = {name: w for name, w in weights.items() if w is not None}
     assert own == set(given), f"parameters {own} of {type(module).__name__}, but {set(given)} are given"
