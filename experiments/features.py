@@ -234,7 +234,7 @@ FEATURES: tuple[Feature, ...] = (
             "outside of the family, see above; escnn: point convolutions"),
     Feature(
         "relations and types of nodes", "partly", ("tests/test_relations.py::test_bases_are_mixtures_of_relations",),
-        "yes yes no no no no no", "gconv has relations on one set of nodes, and no types of nodes",
+        "yes yes no no no no no", "gconv has relations and pairs of node sets, and no types of nodes",
     ),
     Feature("sampling of neighbourhoods and loaders for large graphs", "no", (), "yes yes no no no no no"),
     Feature("learned pooling and coarsening of graphs", "no", (), "yes partly partly no no no no",
