@@ -160,7 +160,7 @@ class Steps:
     """What goes through the transforms at a time, so that its spectra stay in the cache.
 
     Where a group has one channel, in or out, a few signals go after the others past the same kernels; where it mixes
-    channels, and its kernels are applied to all signals in one call.
+    channels, its kernels are applied to all signals in one call.
 
     Args:
         thin: whether a group has one channel, in or out.
