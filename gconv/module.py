@@ -35,7 +35,7 @@ from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, is_static, measured, node_order, plan, strides, wanted
-from gconv.spec import SQUARE, Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators, reads
+from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
 
 _GRID_BASES: dict[Hashable, Basis] = {}
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -445,7 +445,7 @@ class GConv(nn.Module):
         if self.weight is not None:
             theta["weight"] = self.weight
         S = bind(structure, domain, theta, signal)
-        drop = getattr(structure, "dropout", 0.0)
+        drop = structure.dropout
         return dropped(S, drop) if drop and self.training else S
 
     def _enter(self, x: Tensor, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Domain]:
@@ -472,13 +472,13 @@ class GConv(nn.Module):
     def _view(self, domain: Bipartite) -> Bipartite:
         """The domain as this operator reads it: the sources alone, or the targets' features too."""
         structure = self.spec.structure
-        side = reads(structure)
-        if side is None:
+        if structure.reads is None:
             if structure.domain == "grid":
                 raise TypeError(f"{self.spec.name} works on a grid, but a Bipartite was given.")
-            why = getattr(structure, "square", SQUARE)
-            raise TypeError(f"{self.spec.name} works on one set of nodes, not from one set to another: {why}.")
-        return domain.with_targets if side == "both" else domain
+            raise TypeError(
+                f"{self.spec.name} works on one set of nodes, not from one set to another: {structure.square}."
+            )
+        return domain.with_targets if structure.reads == "both" else domain
 
     def _between(self, x: Any, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Bipartite]:
         """One signal on two sets of nodes, and the domain, from what a call was given."""

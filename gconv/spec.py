@@ -12,10 +12,11 @@ import ast
 import inspect
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, wraps
-from typing import Any, Literal, NoReturn, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, get_type_hints
 
 import torch
 from torch import Tensor
@@ -64,45 +65,81 @@ class Parameter:
 Theta = Mapping[str, Tensor]
 
 
-class Structure(Protocol):
-    """The site part of an operator: frozen, hashable, without numbers.
+Kind = Literal["fixed", "learned", "adaptive"]
+Reads = Literal["source", "both"] | None
+SQUARE = "its structure is a function of a square matrix (its powers, its eigenvectors or its degrees)"
 
-    `kind` says what S depends on: "fixed" the domain alone; "learned" also on parameters; "adaptive" on x as well.
-    `dropout` is the share of S's values that training drops (0 for most).
-    `nodes` is the size of the one graph that its parameters belong to (None for most: they fit any graph).
-    `reads` says what it reads between two sets of nodes (a `Bipartite`): "source", the sources' features alone, or
-    "both", the targets' too; None (the default) for what needs a square domain, of which `square` gives the reason.
+
+class Structure(ABC):
+    """The site part of an operator: frozen, hashable, without numbers. Derive from `GraphStructure` or `GridStructure`.
+
+    A subclass gives `taps` and `basis`, and what differs from the defaults, each as a class attribute (without an
+    annotation, which would make it a field of the dataclass), a field or a property:
+
+    domain: "graph", "grid" or "any".
+    kind: what S depends on: "fixed" the domain alone; "learned" also on parameters; "adaptive" on x as well.
+    dropout: the share of S's values that training drops.
+    nodes: the size of the one graph that its parameters belong to; None where they fit any graph.
+    reads: what it reads between two sets of nodes (a `Bipartite`): "source", the sources' features alone, or "both",
+        the targets' too; None for what needs a square domain, of which `square` gives the reason.
     """
 
-    @property
-    def taps(self) -> int: ...
+    if TYPE_CHECKING:  # read-only, so that a property may stand for each of them
 
-    @property
-    def domain(self) -> Literal["grid", "graph", "any"]: ...
+        @property
+        def taps(self) -> int: ...
 
-    @property
-    def kind(self) -> Literal["fixed", "learned", "adaptive"]: ...
+        @property
+        def domain(self) -> Literal["grid", "graph", "any"]: ...
+
+        @property
+        def kind(self) -> Kind: ...
+
+        @property
+        def dropout(self) -> float: ...
+
+        @property
+        def nodes(self) -> int | None: ...
+
+        @property
+        def reads(self) -> Reads: ...
+
+        @property
+        def square(self) -> str: ...
+    else:
+        kind, dropout, nodes, reads, square = "fixed", 0.0, None, None, SQUARE
 
     def parameters(self) -> dict[str, Parameter]:
         """What it learns, by name."""
-        ...
+        return {}
 
+    @abstractmethod
     def basis(self, domain: Any, theta: Theta, x: Tensor) -> Basis:
         """S on a domain. theta holds the parameters and, under "weight", the mixing's weight; x is (*b, n, i)."""
-        ...
 
     def target(self, domain: Any) -> Domain:
-        """The domain of the output."""
-        ...
+        """The domain of the output; by default that of the input."""
+        return domain
 
 
-def reads(structure: Structure) -> Literal["source", "both"] | None:
-    """What a structure reads between two sets of nodes; None where it needs a square domain."""
-    found: Literal["source", "both"] | None = getattr(structure, "reads", None)
-    return found
+class GraphStructure(Structure):
+    """A structure on graphs, whose output lives on the same graph."""
+
+    domain: ClassVar[Literal["graph"]] = "graph"
 
 
-SQUARE = "its structure is a function of a square matrix (its powers, its eigenvectors or its degrees)"
+class GridStructure(Structure):
+    """A structure on grids of `ndim` axes."""
+
+    domain: ClassVar[Literal["grid"]] = "grid"
+
+    if TYPE_CHECKING:
+
+        @property
+        def ndim(self) -> int: ...
+
+    @abstractmethod
+    def target(self, domain: Any) -> Domain: ...
 
 
 @dataclass(frozen=True)
@@ -139,7 +176,7 @@ class OperatorSpec:
                 f"{self.name}: the structure has {self.structure.taps} taps, but the mixing has {self.mixing.taps}; "
                 "they must be the same."
             )
-        one = reads(self.structure) != "both" or getattr(self.mixing, "i", None) != max(self.sides or (0,))
+        one = self.structure.reads != "both" or getattr(self.mixing, "i", None) != max(self.sides or (0,))
         if self.sides is not None and one:
             raise ValueError(
                 f"in_channels={self.sides} gives sources and targets channels of their own, but {self.name} with these "
@@ -147,11 +184,17 @@ class OperatorSpec:
             )
 
     def _check_parts(self) -> None:
-        """Whether structure and mixing have what their protocols ask for. Raises: TypeError."""
+        """Whether structure and mixing have what the engine asks them for. Raises: TypeError."""
         if not isinstance(self.name, str):
             raise TypeError(f"The name of an operator is a word, but a {type(self.name).__name__} was given.")
+        if not isinstance(self.structure, Structure):
+            raise TypeError(
+                f"{self.name}: its structure, a {type(self.structure).__name__}, must be derived from "
+                "gconv.spec.GraphStructure or GridStructure."
+            )
+        axes = ("ndim",) if isinstance(self.structure, GridStructure) else ()
         for role, part, names in (
-            ("structure", self.structure, ("taps", "domain", "kind", "parameters", "basis", "target")),
+            ("structure", self.structure, ("taps", "domain", *axes)),
             ("mixing", self.mixing, ("taps", "shape", "fan_in", "channels")),
         ):
             missing = [name for name in names if not hasattr(part, name)]

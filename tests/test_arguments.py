@@ -4,7 +4,7 @@ import inspect
 import warnings
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from gconv import spec as registry
 from gconv.basis import Identity
 from gconv.mixing import Dense
 from gconv.operators import cheb, conv2d, gat, gcn, global_pool, mixhop, wl_continuous
-from gconv.spec import operator, register
+from gconv.spec import GraphStructure, GridStructure, Structure, operator, register
 
 INDEX = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
 
@@ -134,21 +134,13 @@ def test_from_dict_of_anything_is_a_sentence(data):
 
 
 @dataclass(frozen=True)
-class Same:
+class Same(GraphStructure):
     """A structure of a user: every node keeps its own signal."""
 
-    domain: ClassVar[str] = "graph"
-    kind: ClassVar[str] = "fixed"
-    taps: ClassVar[int] = 1
-
-    def parameters(self):
-        return {}
+    taps = 1
 
     def basis(self, domain, theta, x):
         return Identity(domain.size)
-
-    def target(self, domain):
-        return domain
 
 
 def test_a_spec_without_a_registered_operator_prints_plans_and_trains():
@@ -166,15 +158,31 @@ def broken(**members):
     return type("Broken", (Same,), members)()
 
 
-def without(name):
-    members = {key: value for key, value in vars(Same).items() if key not in (name, "__dict__", "__weakref__")}
-    return type("Broken", (), members)()
+def basis_of_none(self, domain, theta, x):
+    raise NotImplementedError
 
 
-@pytest.mark.parametrize("name", ["taps", "domain", "kind", "parameters", "basis", "target"])
-def test_a_structure_without_a_member_of_its_protocol_is_refused(name):
-    with pytest.raises(TypeError, match=f"idea: its structure, a Broken, has no {name}; a structure needs taps"):
-        OperatorSpec("idea", (), without(name), Dense(1, 2, 3))
+@pytest.mark.parametrize(
+    ("base", "members", "message"),
+    [
+        (object, vars(Same), ", must be derived from gconv.spec.GraphStructure or GridStructure"),
+        (GraphStructure, {}, "has no taps; a structure needs taps, domain"),
+        (GridStructure, {"taps": 1, "target": None}, "has no ndim; a structure needs taps, domain, ndim"),
+        (Structure, {"taps": 1, "target": None}, "has no domain; a structure needs taps, domain"),
+    ],
+)
+def test_a_structure_without_a_member_is_refused(base, members, message):
+    members = {key: value for key, value in members.items() if key not in ("__dict__", "__weakref__")}
+    structure = type("Broken", (base,), {"basis": basis_of_none, **members})()
+    with pytest.raises(TypeError, match=f"idea: its structure, a Broken.*{message}"):
+        OperatorSpec("idea", (), structure, Dense(1, 2, 3))
+
+
+@pytest.mark.parametrize(("base", "method"), [(GraphStructure, "basis"), (GridStructure, "target")])
+def test_a_structure_without_a_method_cannot_be_made(base, method):
+    members = {"taps": 1, "ndim": 2, "basis": basis_of_none, "target": None}
+    with pytest.raises(TypeError, match=method):
+        type("Broken", (base,), {key: value for key, value in members.items() if key != method})()
 
 
 def test_a_structure_without_a_hash_is_refused():

@@ -39,7 +39,7 @@ from gconv.operators import (
     transformer,
     wl_continuous,
 )  # fmt: skip
-from gconv.spec import OperatorSpec, Sample, operator, reads
+from gconv.spec import OperatorSpec, Sample, operator
 from gconv.testing import LAWS, assert_close, law_compile, law_edge_cases, law_permutation, law_transforms, law_union
 
 SLOW = (law_transforms, law_edge_cases)  # seconds in all
@@ -375,7 +375,7 @@ def test_every_operator_reads_pairs_or_says_why_not():
     for name in list_operators():
         for sample in operator(name).samples():
             structure = sample.spec.structure
-            if reads(structure) is not None:
+            if structure.reads is not None:
                 assert name in listed
             else:
                 with pytest.raises(TypeError, match=f"^{name} works on (a grid|one set of nodes, not .*: )"):

@@ -18,7 +18,7 @@ from gconv.mixing import Dense
 from gconv.operators import conv2d, gat, gcn, gin, sage
 from gconv.operators.gin import Sum
 from gconv.operators.shapes import grid, messy, ring
-from gconv.spec import Sample
+from gconv.spec import Sample, Structure
 from gconv.testing import LAWS, law_compile
 
 DOUBLE = torch.float64
@@ -243,7 +243,7 @@ class LosesScale(Dense):
 
 
 @dataclass(frozen=True)
-class Wrapped:
+class Wrapped(Structure):
     """Another structure, whose basis goes through `change(S, domain, theta, x)`."""
 
     inner: object

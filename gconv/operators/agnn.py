@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,20 +13,19 @@ from gconv.domains import Edges
 from gconv.mixing import Fixed
 from gconv.operators.attention import arrivals, attend
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(GraphStructure):
     """One tap: the softmax over the arriving edges of beta cos(x_i, x_j)."""
 
     learned: bool
     add_self_loops: bool
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    taps = 1
+    kind = "adaptive"
+    reads = "both"
 
     def parameters(self) -> dict[str, Parameter]:
         return {"beta": Parameter((1,), "constant", 1.0)} if self.learned else {}
@@ -36,9 +35,6 @@ class Cosine:
         u = F.normalize(x, dim=-1).unsqueeze(-2)
         cosine = one.dots(domain.at_targets(u, 0), u)
         return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

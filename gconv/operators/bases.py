@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from gconv.domains import Graph
 from gconv.mixing import Dense, Fixed, Grouped
 from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Filter:
+class Filter(GraphStructure):
     """One learned polynomial sum_k c_k p_k(L) with c = theta M, or relu(theta) M; M = I if there is no `change`.
 
     Args:
@@ -35,9 +35,8 @@ class Filter:
     change: tuple[Numbers, ...] | None = None
     positive: bool = False
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
-    taps: ClassVar[int] = 1
+    kind = "learned"
+    taps = 1
 
     def parameters(self) -> dict[str, Parameter]:
         return {"theta": Parameter((len(self.start),), "constant", self.start)}
@@ -48,9 +47,6 @@ class Filter:
         if self.change is not None:
             c = c @ torch.tensor(self.change, dtype=x.dtype, device=x.device)
         return Polynomial(self.powers.L(domain, x), self.powers.recurrence, c.unsqueeze(0))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 MAX_DEGREE = 2_000  # of filters whose coefficients come from values at nodes, by a square matrix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,22 +13,17 @@ from gconv.domains import Graph
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Enhanced:
+class Enhanced(GraphStructure):
     """D^-1 (A + I) with its diagonal 1 + lambda times as large, and the node itself."""
 
     diag_lambda: float
     add_self_loops: bool
 
-    taps: ClassVar[int] = 2
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    taps = 2
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Stack:
         loops: Literal["replace", "keep"] = "replace" if self.add_self_loops else "keep"
@@ -36,9 +31,6 @@ class Enhanced:
         loop = S.pattern.row == S.pattern.col
         values = torch.where(loop, (1 + self.diag_lambda) * S.values, S.values)
         return Stack((Taps(S.pattern, values), Identity(domain.size)))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -14,14 +14,14 @@ from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Dense, Grouped, Mixing, Separable
 from gconv.operators.shapes import Padding, Pairs, axes, grid, pads_on, per_axis, read_padding, split_pads
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GridStructure, Sample, Theta, register
 
 DUMOULIN = "Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016"
 LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proc. IEEE 1998"
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(GridStructure):
     """The structure of a convolution: a kernel's geometry, on whatever grid it meets."""
 
     kernel: tuple[int, ...]
@@ -32,9 +32,6 @@ class Kernel:
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
 
-    domain: ClassVar[Literal["grid"]] = "grid"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def ndim(self) -> int:
         return len(self.kernel)
@@ -42,9 +39,6 @@ class Kernel:
     @property
     def taps(self) -> int:
         return math.prod(self.kernel)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def pads(self, size: tuple[int, ...]) -> Pairs:
         """(before, after) along each axis on a grid of this size, which "same_upper" and "same_lower" depend on."""

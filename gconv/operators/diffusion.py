@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,24 +13,18 @@ from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Walks:
+class Walks(GraphStructure):
     """Powers 0 to k of the walk along the edges, then 1 to k of the walk against them."""
 
     k: int
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def taps(self) -> int:
         return 2 * self.k + 1
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         along = adjacency(domain, x.dtype, norm="col", degree="out").T
@@ -38,9 +32,6 @@ class Walks:
         powers = Recurrence.monomial(self.k + 1)
         rest = tuple(tuple(float(t == p) for t in range(self.k + 1)) for p in range(1, self.k + 1))
         return Stack((Polynomial(along, powers), Polynomial(against, powers, rest)))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from gconv.domains import Graph
 from gconv.laplacian import Degree, Norm, adjacency
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 Aggregate = Literal["gcn", "mean", "sum", "both"]
 NORMS: dict[str, tuple[Norm, Norm]] = {  # of A by its in-degrees, and of A by its out-degrees, then transposed
@@ -24,7 +24,7 @@ NORMS: dict[str, tuple[Norm, Norm]] = {  # of A by its in-degrees, and of A by i
 
 
 @dataclass(frozen=True)
-class BothWays:
+class BothWays(GraphStructure):
     """(1 - alpha) of the edges as they are, alpha of the edges reversed, and perhaps the node itself."""
 
     aggr: Aggregate
@@ -32,16 +32,11 @@ class BothWays:
     root: bool
     weighted: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    square: ClassVar[str] = "signals go both ways along its edges"
+    square = "signals go both ways along its edges"
 
     @property
     def taps(self) -> int:
         return 2 + self.root
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         ends: tuple[Degree, Degree] = ("in", "out")
@@ -51,9 +46,6 @@ class BothWays:
         )
         there, back = Taps(there.pattern, (1 - self.alpha) * there.values), Taps(back.pattern, self.alpha * back.values)
         return Stack((there, back.T, *([Identity(domain.size)] if self.root else [])))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from gconv.laplacian import Loops, adjacency, diagonal
 from gconv.mixing import Dense, Mixing, Parametrised
 from gconv.mixing.base import check_channels, expect
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 Aggregator = Literal["symnorm", "mean", "sum"]
 
 
 @dataclass(frozen=True)
-class Combined:
+class Combined(GraphStructure):
     """For each aggregation A, head h and basis b a tap diag(w_hb(x)) A: every node weighs what it gathers."""
 
     aggregators: tuple[Aggregator, ...]
@@ -29,8 +29,7 @@ class Combined:
     i: int
     add_self_loops: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    kind = "adaptive"
 
     @property
     def taps(self) -> int:
@@ -53,9 +52,6 @@ class Combined:
             S = adjacency(domain, x.dtype, loops=loops, norm=norm, weighted=False)
             parts.append(Product(SharedTaps(diagonal(domain), values.t()), S))
         return Stack(tuple(parts)) if len(parts) > 1 else parts[0]
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @dataclass(frozen=True)

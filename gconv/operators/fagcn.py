@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -14,23 +14,22 @@ from gconv.mixing import Beside, Fixed
 from gconv.mixing.base import check_channels
 from gconv.operators.attention import check_heads
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Signed:
+class Signed(GraphStructure):
     """Two taps: tanh(a_l . x_j + a_r . x_i) times gcn's normalised adjacency, and eps I."""
 
     c: int
     eps: float
-    dropout: float
     add_self_loops: bool
     normalize: bool
     initial: bool
+    dropout: float = 0.0
 
-    taps: ClassVar[int] = 2
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
+    taps = 2
+    kind = "adaptive"
 
     def parameters(self) -> dict[str, Parameter]:
         p = Parameter((self.c,), "uniform", self.c**-0.5)
@@ -52,9 +51,6 @@ class Signed:
         source, target = x @ theta["att_l"], x @ theta["att_r"]
         S = Taps(L.pattern, (source[L.pattern.col] + target[L.pattern.row]).tanh() * L.values)
         return Stack((S, Polynomial(L, Recurrence.monomial(1), ((self.eps,),))))  # eps I, a polynomial without steps
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(
@@ -103,5 +99,5 @@ def fagcn(
     """
     check_channels(channels, channels)
     check_heads(1, dropout)
-    structure = Signed(channels, float(eps), dropout, add_self_loops, normalize, initial)
+    structure = Signed(channels, float(eps), add_self_loops, normalize, initial, dropout)
     return structure, Beside(2, fold=True) if initial else Fixed(2), False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -12,20 +12,19 @@ from gconv.domains import Edges
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Steered:
+class Steered(GraphStructure):
     """One tap a head: the softmax over the heads of u_h . (x_j - x_i) + c_h, over the number of edges that arrive."""
 
     heads: int
     i: int
     add_self_loops: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -39,9 +38,6 @@ class Steered:
         steer = x @ theta["u"].t()
         q = (steer[one.col] - domain.at_targets(steer)[one.row] + theta["c"]).softmax(-1)
         return SharedTaps(one, q * mean(one, x.dtype).unsqueeze(-1))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

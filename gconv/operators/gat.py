@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +24,11 @@ from gconv.operators.attention import (
     head_taps,
 )
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(GraphStructure):
     """One tap a head: the softmax over the arriving edges of LeakyReLU(a_src . W x_j + a_dst . W x_i)."""
 
     heads: int
@@ -41,9 +41,8 @@ class Attention:
     root: bool = False
     i: int | None = None
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -78,12 +77,9 @@ class Attention:
             logits = logits + u @ torch.einsum("kdc,kc->dk", theta["lin_edge"], theta["att_edge"])
         return attend(domain, one, F.leaky_relu(logits, self.negative_slope), self.root)
 
-    def target(self, domain: Edges) -> Edges:
-        return domain
-
 
 @dataclass(frozen=True)
-class AttentionV2:
+class AttentionV2(GraphStructure):
     """One tap a head: the softmax over the arriving edges of a . LeakyReLU(W x_j + V x_i + shift)."""
 
     heads: int
@@ -98,9 +94,8 @@ class AttentionV2:
     fill: Fill = "mean"
     root: bool = False
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -134,9 +129,6 @@ class AttentionV2:
         both = source[one.col] + target[one.row] + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
         logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
         return attend(domain, one, logits, self.root, made)
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,19 +13,18 @@ from gconv.domains import Edges
 from gconv.laplacian import adjacency, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(GraphStructure):
     """A + (1 + eps) I with eps fixed, or learned."""
 
     eps: float
     train_eps: bool
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    reads: ClassVar[Literal["both"]] = "both"
+    taps = 1
+    reads = "both"
 
     @property
     def kind(self) -> Literal["fixed", "learned"]:
@@ -39,9 +38,6 @@ class Sum:
             return adjacency(domain, x.dtype, loops="own", fill=1 + self.eps, weighted=False)
         entries, edge = pattern(domain, "own")
         return Taps(entries, torch.where(edge < 0, 1 + theta["eps"].to(x.dtype), 1.0))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

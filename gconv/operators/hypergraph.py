@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,29 +13,21 @@ from gconv.domains import Graph
 from gconv.laplacian import incidence
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class ThereAndBack:
+class ThereAndBack(GraphStructure):
     """The average over the nodes of a hyperedge, then over the hyperedges of a node."""
 
     apply_weights: bool
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    square: ClassVar[str] = "signals go to hyperedges and come back to the same nodes"
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    taps = 1
+    square = "signals go to hyperedges and come back to the same nodes"
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Product:
         into, back = incidence(domain, x.dtype, weighted=self.apply_weights)
         return Product(back, into)
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 def groups(weights: bool = True) -> Graph:

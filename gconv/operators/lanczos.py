@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.mixhop import chosen, read_powers
 from gconv.operators.shapes import ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 TINY = 1e-6  # a residual below this counts as 0: the Krylov space is exhausted
 
@@ -94,22 +94,16 @@ def _slope(a: Tensor, b: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Ritz:
+class Ritz(GraphStructure):
     """Exact low powers of the symmetric adjacency, and high powers of its Ritz approximation."""
 
     k: int
     short: tuple[int, ...]
     long: tuple[int, ...]
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def taps(self) -> int:
         return len(self.short) + len(self.long)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         if not domain.is_undirected:
@@ -126,9 +120,6 @@ class Ritz:
             return far
         near = adjacency(domain, x.dtype, norm="sym")
         return Stack((Polynomial(near, Recurrence.monomial(max(self.short) + 1), chosen(self.short)), far))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -12,27 +12,19 @@ from gconv.domains import Edges
 from gconv.laplacian import adjacency, degrees, itself
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Extrema:
+class Extrema(GraphStructure):
     """The weighted adjacency, minus its degrees, and the node itself."""
 
-    taps: ClassVar[int] = 3
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    reads: ClassVar[Literal["both"]] = "both"
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    taps = 3
+    reads = "both"
 
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Stack:
         D = degrees(domain, x.dtype)
         return Stack((adjacency(domain, x.dtype), Taps(D.pattern, -D.values), itself(domain, x.dtype)))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,25 +13,20 @@ from gconv.domains import Edges
 from gconv.laplacian import counts, diagonal
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class ByDegree:
+class ByDegree(GraphStructure):
     """For each degree the neighbours of the nodes that have it; then for each degree those nodes themselves."""
 
     max_degree: int
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    reads: ClassVar[Literal["both"]] = "both"
+    reads = "both"
 
     @property
     def taps(self) -> int:
         return 2 * (self.max_degree + 1)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         m, n = domain.sites
@@ -40,9 +35,6 @@ class ByDegree:
         tap = torch.cat([degree[domain.target], degree + self.max_degree + 1])
         row, col = torch.cat([domain.target, own.row]), torch.cat([domain.source, own.col])
         return Taps(Pattern((self.taps, m, n), tap, row, col), torch.ones_like(row, dtype=x.dtype))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

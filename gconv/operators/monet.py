@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,19 +13,18 @@ from gconv.domains import Edges
 from gconv.laplacian import counts, itself, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Gaussians:
+class Gaussians(GraphStructure):
     """One tap a Gaussian, over `edge_attr`, averaged over the edges that arrive; and perhaps the node itself."""
 
     kernels: int
     dim: int
     root: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    kind = "learned"
 
     @property
     def reads(self) -> Literal["source", "both"]:
@@ -53,9 +52,6 @@ class Gaussians:
         values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(x.dtype)
         S = SharedTaps(one, values.t())
         return Stack((S, itself(domain, x.dtype))) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

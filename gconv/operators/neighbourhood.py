@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,13 +12,13 @@ from gconv.domains import Edges
 from gconv.laplacian import Loops, Norm, adjacency, itself, mean
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 Aggregate = Literal["mean", "sum", "max"]
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(GraphStructure):
     """One tap, a (normalised) adjacency, and perhaps a second, the node itself."""
 
     loops: Loops = "keep"
@@ -29,9 +29,7 @@ class Neighbours:
     mean: bool = False
     root: bool = False
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    square: ClassVar[str] = (
+    square = (
         "its degrees and self-loops belong to nodes that are source and target at once; with normalize=False (and no "
         "self-loops) it has neither"
     )
@@ -46,9 +44,6 @@ class Neighbours:
     def taps(self) -> int:
         return 2 if self.root else 1
 
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
-
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         weighted = self.weighted and domain.edge_weight is not None
         if self.mean and self.norm is None and self.fill == 1 and self.reduce == "sum" and not weighted:
@@ -61,9 +56,6 @@ class Neighbours:
         if self.mean or self.reduce == "max":
             S = Taps(S.pattern, values, self.reduce)
         return Stack((S, itself(domain, x.dtype))) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 def _aggregate(aggr: Aggregate, weighted: bool, root: bool) -> Neighbours:

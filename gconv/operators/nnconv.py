@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from gconv.domains import Edges
 from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import attributes, messy, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Conditioned:
+class Conditioned(GraphStructure):
     """One tap a hidden unit, ReLU(u W_1^T + b_1), one that is 1 on every edge, and perhaps the node itself."""
 
     dim: int
@@ -25,8 +25,7 @@ class Conditioned:
     average: bool
     root: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    kind = "learned"
 
     @property
     def reads(self) -> Literal["source", "both"]:
@@ -50,9 +49,6 @@ class Conditioned:
         values = torch.cat([units, torch.ones_like(units[:1])])
         S = SharedTaps(one, (values * mean(one, x.dtype) if self.average else values).t())
         return Stack((S, itself(domain, x.dtype))) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

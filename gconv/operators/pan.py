@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -12,18 +12,17 @@ from gconv.domains import Graph
 from gconv.laplacian import adjacency, diagonal, reach
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(GraphStructure):
     """N^-1/2 (sum_l c_l A^l) N^-1/2, N the number of nodes within reach."""
 
     filter_size: int
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    taps = 1
+    kind = "learned"
 
     def parameters(self) -> dict[str, Parameter]:
         return {"path": Parameter((self.filter_size + 1,), "constant", 0.5)}
@@ -35,9 +34,6 @@ class Paths:
         )
         A, steps = adjacency(domain, x.dtype, weighted=False), Recurrence.monomial(self.filter_size + 1)
         return Product(root, Product(Polynomial(A, steps, theta["path"].cumprod(0).unsqueeze(0)), root))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

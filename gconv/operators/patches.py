@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -15,13 +15,13 @@ from gconv.errors import InputError
 from gconv.mixing import Fixed, Patches, Shuffled
 from gconv.operators.convolution import DUMOULIN, Kernel
 from gconv.operators.shapes import Pairs, axes, grid, messy, per_axis, read_padding
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GridStructure, Sample, Structure, Theta, register
 
 SHI = "Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel CNN, CVPR 2016"
 
 
 @dataclass(frozen=True)
-class Folding:
+class Folding(GridStructure):
     """The shifts that lead from a grid of patches back to a grid of known size, or of blocks back to their sites.
 
     Args:
@@ -35,9 +35,6 @@ class Folding:
     dilation: tuple[int, ...]
     padding: Pairs
 
-    domain: ClassVar[Literal["grid"]] = "grid"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def ndim(self) -> int:
         return len(self.kernel)
@@ -45,9 +42,6 @@ class Folding:
     @property
     def taps(self) -> int:
         return math.prod(self.kernel)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
         size = self.target(domain).shape
@@ -65,13 +59,10 @@ class Folding:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(GridStructure):
     """The sites of blocks that tile the grid, a tap for each place in a block."""
 
     kernel: tuple[int, ...]
-
-    domain: ClassVar[Literal["grid"]] = "grid"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
 
     @property
     def ndim(self) -> int:
@@ -80,9 +71,6 @@ class Blocks:
     @property
     def taps(self) -> int:
         return math.prod(self.kernel)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
         d = self.ndim
@@ -95,22 +83,15 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Stay:
+class Stay(Structure):
     """Every site keeps its own signal, on any domain."""
 
-    domain: ClassVar[Literal["any"]] = "any"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    square: ClassVar[str] = "each node keeps its own signal"
-    taps: ClassVar[int] = 1
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    domain = "any"
+    square = "each node keeps its own signal"
+    taps = 1
 
     def basis(self, domain: Grid | Graph, theta: Theta, x: Tensor) -> Identity:
         return Identity(domain.size)
-
-    def target(self, domain: Grid | Graph) -> Grid | Graph:
-        return domain
 
 
 def _patches(

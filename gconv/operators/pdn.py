@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from gconv.domains import Graph
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import attributes, messy, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Weighed:
+class Weighed(GraphStructure):
     """gcn's adjacency of edges that a network of their attributes weighs, sigmoid(w_2 . ReLU(W_1 u + b_1) + b_2)."""
 
     dim: int
@@ -25,9 +25,8 @@ class Weighed:
     add_self_loops: bool
     normalize: bool
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    taps = 1
+    kind = "learned"
 
     def parameters(self) -> dict[str, Parameter]:
         return {
@@ -44,9 +43,6 @@ class Weighed:
         entries, edge = pattern(domain, "fill" if self.add_self_loops else "keep")
         weight = torch.cat([weight, weight.new_ones(1)])[edge]  # -1 reads the weight of an added loop
         return Taps(entries, normalised(entries, weight) if self.normalize else weight)
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

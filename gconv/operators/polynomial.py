@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,13 +12,13 @@ from gconv.domains import Graph
 from gconv.laplacian import Norm, adjacency, laplacian
 from gconv.mixing import Dense, Fixed
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True)
-class Powers:
+class Powers(GraphStructure):
     """p_k(L), or fixed combinations of them, of a rescaled Laplacian or a normalised adjacency."""
 
     recurrence: Recurrence
@@ -27,15 +27,9 @@ class Powers:
     lmax: float | str | None = None
     combine: tuple[tuple[float, ...], ...] | None = None
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def taps(self) -> int:
         return self.recurrence.terms if self.combine is None else len(self.combine)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
         return Polynomial(self.L(domain, x), self.recurrence, self.combine)
@@ -44,9 +38,6 @@ class Powers:
         if self.matrix == "laplacian":
             return laplacian(domain, x.dtype, norm=self.norm, lmax=self.lmax)  # type: ignore[arg-type]
         return adjacency(domain, x.dtype, loops="fill" if self.matrix == "adjacency+loops" else "keep", norm=self.norm)
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 def _terms(k: int, least: int) -> int:

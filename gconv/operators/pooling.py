@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ from gconv.errors import InputError
 from gconv.laplacian import counts
 from gconv.mixing import Fixed
 from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
-from gconv.spec import Domain, Parameter, Sample, Theta, register
+from gconv.spec import Domain, GridStructure, Sample, Structure, Theta, register
 
 MANY, BLOCK = 4096, 1024  # nodes from which on a sum over them goes in blocks, and nodes in a block
 SCHERER = "Scherer, Mueller and Behnke, Evaluation of Pooling Operations, ICANN 2010"
 
 
 @dataclass(frozen=True)
-class Window:
+class Window(GridStructure):
     """The structure of pooling: all sites under the kernel in one tap."""
 
     kernel: tuple[int, ...]
@@ -34,16 +34,11 @@ class Window:
     count_include_pad: bool = True
     divisor_override: int | None = None
 
-    domain: ClassVar[Literal["grid"]] = "grid"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    taps: ClassVar[int] = 1
+    taps = 1
 
     @property
     def ndim(self) -> int:
         return len(self.kernel)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Domain, theta: Theta, x: Tensor) -> Shifts:
         assert isinstance(domain, Grid)
@@ -310,18 +305,14 @@ def _gathered(row: Tensor, rows: int, values: Tensor, reduce: Literal["sum", "ma
 
 
 @dataclass(frozen=True)
-class Everything:
+class Everything(Structure):
     """One output site for the whole grid, or for each part of a disjoint union of graphs."""
 
     reduce: Literal["mean", "sum", "max"]
 
-    domain: ClassVar[Literal["any"]] = "any"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    square: ClassVar[str] = "it pools the nodes of each part of a union of graphs"
-    taps: ClassVar[int] = 1
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    domain = "any"
+    square = "it pools the nodes of each part of a union of graphs"
+    taps = 1
 
     def basis(self, domain: Grid | Graph, theta: Theta, x: Tensor) -> Basis:
         reduce: Literal["sum", "max"] = "max" if self.reduce == "max" else "sum"

@@ -6,7 +6,7 @@ import math
 import operator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from gconv.operators.bases import Filter, steps
 from gconv.operators.neighbourhood import Neighbours
 from gconv.operators.polynomial import Powers
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 def _share(alpha: float, least: float = 0.0) -> float:
@@ -248,21 +248,15 @@ def heat(t: float = 1.0, k: int | None = None) -> Any:
 
 
 @dataclass(frozen=True)
-class OnUndirected:
+class OnUndirected(GraphStructure):
     """Polynomials that stand for another function on the interval [-1, 1]: they need a symmetric matrix."""
 
     powers: Powers
     instead: str = "appnp, a power series,"
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def taps(self) -> int:
         return self.powers.taps
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         if not domain.is_undirected:
@@ -271,9 +265,6 @@ class OnUndirected:
                 f"the same weight); {self.instead} runs on both."
             )
         return Polynomial(self.powers.L(domain, x), self.powers.recurrence, self.powers.combine)
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,18 +15,17 @@ from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Poles:
+class Poles(GraphStructure):
     """sum_{t<=T} a_k^t S^t for each of k learned numbers a_k, S the symmetric adjacency."""
 
     taps: int
     layers: int
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    kind = "learned"
 
     def parameters(self) -> dict[str, Parameter]:
         start = tuple(0.9 * (k + 1) / self.taps for k in range(self.taps))
@@ -38,9 +37,6 @@ class Poles:
         for _ in range(self.layers):
             columns.append(columns[-1] * a)
         return Polynomial(powers.L(domain, x), powers.recurrence, torch.stack(columns, 1))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(
@@ -115,14 +111,13 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Cayley:
+class Cayley(GraphStructure):
     """1, then the real and imaginary parts of the powers of (h lambda - i) / (h lambda + i), with a learned zoom h."""
 
     k: int
     norm: Literal["sym"] | None
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    kind = "learned"
 
     @property
     def taps(self) -> int:
@@ -133,9 +128,6 @@ class Cayley:
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
         return function_of_laplacian(domain, self.norm, Turns(self.k, theta["h"].to(torch.float64)), x.dtype)
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,21 +12,19 @@ from gconv.domains import Edges
 from gconv.laplacian import itself, pattern, relations
 from gconv.mixing import Blocks, Dense, Grouped
 from gconv.operators.shapes import messy
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 Aggregate = Literal["mean", "sum", "max"]
 
 
 @dataclass(frozen=True)
-class Relations:
+class Relations(GraphStructure):
     """One tap a label, or one a basis (learned mixtures of the labels), and perhaps the node itself."""
 
     relations: int
     bases: int | None
     aggr: Aggregate
     root: bool
-
-    domain: ClassVar[Literal["graph"]] = "graph"
 
     @property
     def kind(self) -> Literal["fixed", "learned"]:
@@ -52,9 +50,6 @@ class Relations:
         if self.bases is not None:
             S = SharedTaps(pattern(domain)[0], theta["comp"][taps.pattern.tap] * taps.values.unsqueeze(-1))
         return Stack((S, itself(domain, x.dtype))) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 def _whole(**arguments: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Fixed
 from gconv.operators.shapes import grid, per_axis
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GridStructure, Sample, Theta, register
 
 Along = Literal["nearest", "nearest-exact", "linear", "cubic", "area"]
 T = TypeVar("T")
@@ -34,7 +34,7 @@ MODES: dict[str, tuple[Along, int | None]] = {
 
 
 @dataclass(frozen=True)
-class Resampled:
+class Resampled(GridStructure):
     """One tap, A_1 (x) A_2 (x) A_3: each axis from n to m sites.
 
     Args:
@@ -56,12 +56,7 @@ class Resampled:
     antialias: bool = False
     memo: dict[Any, Axes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    domain: ClassVar[Literal["grid"]] = "grid"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    taps: ClassVar[int] = 1
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    taps = 1
 
     def target(self, domain: Grid) -> Grid:
         if self.size is not None:
@@ -324,22 +319,17 @@ def adaptive_avg_pool3d(output_size: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Largest:
+class Largest(GridStructure):
     """One tap with a window for each output site, reduced by max."""
 
     size: tuple[int | None, ...]
     memo: dict[Any, Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    domain: ClassVar[Literal["grid"]] = "grid"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    taps: ClassVar[int] = 1
+    taps = 1
 
     @property
     def ndim(self) -> int:
         return len(self.size)
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def target(self, domain: Grid) -> Grid:
         return Grid(tuple(n if m is None else m for n, m in zip(domain.shape, self.size, strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,20 +13,19 @@ from gconv.laplacian import itself, pattern
 from gconv.mixing import Heads
 from gconv.mixing.base import check_channels
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Gates:
+class Gates(GraphStructure):
     """One tap an output channel, sigmoid(key_c . x_i + query_c . x_j + gate_c); and perhaps the node itself."""
 
     i: int
     o: int
     root: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -42,9 +41,6 @@ class Gates:
         key, query = domain.at_targets(x) @ theta["key"].t() + theta["gate"], x @ theta["query"].t()
         S = SharedTaps(one, one.ends(key, query).sigmoid())
         return Stack((S, itself(domain, x.dtype))) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from gconv.laplacian import mean, pattern, relations
 from gconv.mixing import Blocks, Dense
 from gconv.operators.attention import row_softmax
 from gconv.operators.shapes import messy
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 MAX_TAPS = 2**20  # relations times heads
 Mechanism = Literal["across-relation", "within-relation"]
@@ -23,7 +23,7 @@ Mod = Literal["f-additive", "f-scaled"] | None
 
 
 @dataclass(frozen=True)
-class RelationalAttention:
+class RelationalAttention(GraphStructure):
     """One tap a relation and head: the softmax, over all that arrives or over its relation, of additive attention."""
 
     relations: int
@@ -34,9 +34,8 @@ class RelationalAttention:
     negative_slope: float
     dropout: float = 0.0
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -68,9 +67,6 @@ class RelationalAttention:
             return Pattern((self.taps, *domain.sites), tap.flatten(), row, col)
 
         return Taps(domain.memo(("relations and heads", R, h), headed), alpha.flatten())
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

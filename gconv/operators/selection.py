@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -11,21 +11,16 @@ from gconv.basis import Pattern, Taps
 from gconv.domains import Edges
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, pixels
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(GraphStructure):
     """One tap for each label of `edge_type`."""
 
     taps: int
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    reads: ClassVar[Literal["source"]] = "source"
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    reads = "source"
 
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         label = domain.edge_type
@@ -41,9 +36,6 @@ class Labelled:
             lambda: Pattern((self.taps, *domain.sites), label, domain.target, domain.source),
         )
         return Taps(entries, domain.weights(x.dtype))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

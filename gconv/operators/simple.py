@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,22 +12,20 @@ from gconv.domains import Edges
 from gconv.laplacian import Loops, adjacency, itself, mean
 from gconv.mixing import Beside, Fixed
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 Root = Literal["sum", "cat", "self_loop"] | None
 
 
 @dataclass(frozen=True)
-class Aggregation:
+class Aggregation(GraphStructure):
     """The weighted sum, mean or maximum of what arrives, and perhaps the node itself before it."""
 
     aggr: Literal["sum", "mean", "max"]
     loops: Loops
     root: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    square: ClassVar[str] = "combine_root='self_loop' adds a loop to nodes that are source and target at once"
+    square = "combine_root='self_loop' adds a loop to nodes that are source and target at once"
 
     @property
     def reads(self) -> Literal["source", "both"] | None:
@@ -39,9 +37,6 @@ class Aggregation:
     def taps(self) -> int:
         return 2 if self.root else 1
 
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
-
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         S = adjacency(domain, x.dtype, loops=self.loops)
         if self.aggr == "mean":
@@ -49,9 +44,6 @@ class Aggregation:
         elif self.aggr == "max":
             S = Taps(S.pattern, S.values, "max")
         return Stack((itself(domain, x.dtype), S)) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.polynomial import MAX_STEPS, at_most
 from gconv.operators.shapes import ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,16 @@ class Bands:
 
 
 @dataclass(frozen=True)
-class Multipliers:
+class Multipliers(GraphStructure):
     """k overlapping bands of frequencies: piecewise linear bumps g_k(lambda) that sum to one."""
 
     taps: int
     norm: Literal["sym"] | None
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
-
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
         if self.norm == "sym":
             return function_of_laplacian(domain, "sym", Bands(self.taps, 2.0), x.dtype)
         return function_of_laplacian(domain, None, Bands(self.taps, 1.0), x.dtype, by_largest=True)
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from gconv.domains import Edges, Graph
 from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import attributes, messy, per_axis, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 # degree -> for each piece of a uniform B-spline, the last one first, its coefficients of 1, t, t^2, ...
 PIECES: dict[int, tuple[tuple[float, ...], ...]] = {
@@ -25,7 +25,7 @@ PIECES: dict[int, tuple[tuple[float, ...], ...]] = {
 
 
 @dataclass(frozen=True)
-class Splines:
+class Splines(GraphStructure):
     """One tap a control point: products of B-splines over `edge_attr` in [0, 1]; and perhaps the node itself."""
 
     kernel: tuple[int, ...]
@@ -34,9 +34,6 @@ class Splines:
     average: bool
     root: bool
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def reads(self) -> Literal["source", "both"]:
         return "both" if self.root else "source"
@@ -44,9 +41,6 @@ class Splines:
     @property
     def taps(self) -> int:
         return math.prod(self.kernel) + self.root
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
         u = attributes("spline", domain, len(self.kernel), torch.float64)
@@ -72,9 +66,6 @@ class Splines:
         row, col = (end.unsqueeze(1).expand_as(tap).flatten() for end in (one.row, one.col))
         S = Taps(Pattern((stride, *one.shape[1:]), tap.flatten(), row, col), value.flatten().to(x.dtype))
         return Stack((S, itself(domain, x.dtype))) if self.root else S
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 def located() -> Graph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,11 +13,11 @@ from gconv.domains import Edges
 from gconv.mixing import by_heads
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Likely:
+class Likely(GraphStructure):
     """One tap a head: the softmax over the arriving edges of a logit made from (W x_i) . (W x_j)."""
 
     heads: int
@@ -27,9 +27,8 @@ class Likely:
     attention: Literal["MX", "SD"]
     dropout: float = 0.0
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -49,9 +48,6 @@ class Likely:
         else:
             logits = logits / self.c**0.5
         return attend(domain, one, F.leaky_relu(logits, self.negative_slope), made=(x, theta["weight"], z))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

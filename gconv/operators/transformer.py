@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from gconv.basis import Basis
 from gconv.domains import Edges
 from gconv.operators.attention import arrivals, attend, check_heads, complete, head_mixing
 from gconv.operators.shapes import messy, pixels
-from gconv.spec import OutsideFamily, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, OutsideFamily, Parameter, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class DotProduct:
+class DotProduct(GraphStructure):
     """One tap a head: the softmax over the arriving edges of (Q x_i + q) . K x_j / sqrt(c)."""
 
     heads: int
@@ -26,9 +26,8 @@ class DotProduct:
     dropout: float = 0.0
     root: bool = True
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["adaptive"]] = "adaptive"
-    reads: ClassVar[Literal["both"]] = "both"
+    kind = "adaptive"
+    reads = "both"
 
     @property
     def taps(self) -> int:
@@ -47,9 +46,6 @@ class DotProduct:
         if self.bias:
             query = query + theta["query_bias"]
         return attend(domain, one, one.dots(query, key) / self.c**0.5, self.root)
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

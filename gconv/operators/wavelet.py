@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from gconv.operators.bases import MAX_DEGREE, interpolation, nodes
 from gconv.operators.polynomial import Powers, at_most
 from gconv.operators.propagation import heat_degree, heat_series
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
 LMAX = 2.0  # of the symmetric Laplacian
 LMIN = LMAX / 20
@@ -80,21 +80,15 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Wavelets:
+class Wavelets(GraphStructure):
     """The scaling function and the wavelets of the symmetric Laplacian, exact or interpolated by polynomials."""
 
     scales: int
     order: int | None
 
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-
     @property
     def taps(self) -> int:
         return self.scales + 1
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
 
     def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
         if self.order is None:
@@ -102,9 +96,6 @@ class Wavelets:
         c = kernels(self.scales, 1 + nodes(self.order)) @ interpolation(self.order)
         powers = Powers(Recurrence.chebyshev(self.order + 1), "laplacian", "sym", LMAX)
         return Polynomial(powers.L(domain, x), powers.recurrence, tuple(tuple(row) for row in c.tolist()))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(
@@ -154,15 +145,14 @@ def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | N
 
 
 @dataclass(frozen=True)
-class InWavelets:
+class InWavelets(GraphStructure):
     """psi diag(theta) psi^-1 with psi = exp(-s L): one learned number for each node of one graph."""
 
-    nodes: int
+    nodes: int = field()  # without a default
     s: float
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["learned"]] = "learned"
+    taps = 1
+    kind = "learned"
 
     def parameters(self) -> dict[str, Parameter]:
         return {"theta": Parameter((self.nodes,), "constant", 1.0)}
@@ -185,9 +175,6 @@ class InWavelets:
         g = Taps(domain.memo("diagonal", diagonal), theta["theta"].to(x.dtype))
         psi, inverse = (Polynomial(L, powers.recurrence, (c,)) for c in (there, back))
         return Product(psi, Product(g, inverse))
-
-    def target(self, domain: Graph) -> Graph:
-        return domain
 
 
 @register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,28 +13,20 @@ from gconv.domains import Edges
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
-from gconv.spec import Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Sample, Theta, register
 
 
 @dataclass(frozen=True)
-class Half:
+class Half(GraphStructure):
     """(I + D^-1 A) / 2."""
 
-    taps: ClassVar[int] = 1
-    domain: ClassVar[Literal["graph"]] = "graph"
-    kind: ClassVar[Literal["fixed"]] = "fixed"
-    reads: ClassVar[Literal["both"]] = "both"
-
-    def parameters(self) -> dict[str, Parameter]:
-        return {}
+    taps = 1
+    reads = "both"
 
     def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
         entries, _ = pattern(domain, "own")
         average = normalised(pattern(domain)[0], domain.weights(torch.float64), "row").to(x.dtype)
         return Taps(entries, 0.5 * torch.cat([average, average.new_ones(domain.sites[0])]))
-
-    def target(self, domain: Edges) -> Edges:
-        return domain
 
 
 @register(

@@ -12,7 +12,7 @@ from torch import Tensor
 from gconv.domains import Bipartite, Edges, Graph, Grid
 from gconv.linear import LinearMap
 from gconv.module import GConv
-from gconv.spec import Domain, NotLinear, Sample, Structure, reads
+from gconv.spec import Domain, NotLinear, Sample, Structure
 
 Law = Callable[[Sample, torch.dtype], bool]
 LAWS: dict[str, Law] = {}
@@ -55,7 +55,7 @@ class Case:
             if isinstance(domain, Grid):
                 size: tuple[int, ...] = (sample.channels, *domain.shape)
             elif isinstance(domain, Bipartite):  # one signal, the sources followed by the targets where they are read
-                both = reads(sample.spec.structure) == "both"
+                both = sample.spec.structure.reads == "both"
                 size = (domain.with_targets if both else domain).sites[1], sample.channels
             else:
                 size = domain.size, sample.channels
@@ -89,7 +89,7 @@ class Case:
     @property
     def one_graph(self) -> bool:
         """Whether the parameters belong to the nodes of one graph, so that no other graph or order of nodes fits."""
-        return getattr(self.structure, "nodes", None) is not None
+        return self.structure.nodes is not None
 
     @property
     def signal(self) -> Tensor:

@@ -197,7 +197,7 @@ def cases(draw: st.DrawFn) -> FuzzCase:
         sides = st.sampled_from((1, 2, 3, 4, 5, 6, 7, 8, 11, 16) if like.ndim < 3 else (1, 2, 3, 4, 5))
         grid = tuple(draw(sides) for _ in like.shape)
     else:
-        graph = draw(graphs(like, getattr(sample.spec.structure, "nodes", None)))
+        graph = draw(graphs(like, sample.spec.structure.nodes))
     return FuzzCase(
         {"operator": name, **{key: _lists(value) for key, value in arguments.items()}},
         grid,
