@@ -13,7 +13,7 @@ from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight
 from gconv.analysis.numbers import check_finite, is_count, power_of_two, singular, widen
 from gconv.basis import entries
 from gconv.linear import LinearMap, Map
-from gconv.mixing import Fixed, Shared
+from gconv.mixing import Fixed
 
 SMALL = 2000  # rows or columns that an explicit decomposition takes
 SITES = 6000  # nodes whose eigenvalues are computed
@@ -96,7 +96,7 @@ def _exact(A: Map, eigenvalues: Tensor | None) -> Tensor | None:
 
 def _kronecker(A: LinearMap) -> Tensor | None:
     """Of S (x) W^T, the products of those of S and of W."""
-    if A.S.shape[0] != 1 and not isinstance(A.mixing, Fixed | Shared):
+    if A.S.shape[0] != 1 and not isinstance(A.mixing, Fixed):
         return None
     W = wide_weight(A)
     if min(W.shape[1:]) == 1 and min(A.shape) <= SMALL:

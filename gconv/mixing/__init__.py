@@ -3,12 +3,11 @@
     Dense      every output channel sees every input channel
     Grouped    channels in groups that do not meet (depthwise: as many groups as channels)
     Heads      each tap writes its own block of the output
-    Shared     one matrix for all taps
     Separable  a filter a channel, then one matrix
     AveragedHeads  the mean over heads plus the node itself
     Fixed      channels pass as they are
-    Patches    what each tap reads, side by side; and its adjoint
-    Beside     what each tap reads, block after block; and its adjoint
+    Patches    the taps of each channel side by side; and its adjoint
+    Beside     the taps block after block; and its adjoint
     Shuffled   channels change places
     Blocks     matrices with some blocks learned and the others zero
     Symmetric  one kernel in all its poses, turned and mirrored
@@ -21,7 +20,7 @@ from gconv.kernels import product
 from gconv.mixing.averaged import AveragedHeads
 from gconv.mixing.base import Mixing, Parametrised, plain, spread_bias
 from gconv.mixing.blocks import Beside, Blocks
-from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, Shared, by_heads
+from gconv.mixing.elementary import Dense, Grouped, Heads, Separable, by_heads
 from gconv.mixing.fixed import Fixed, Patches, Shuffled
 from gconv.mixing.initial import initial_weight
 from gconv.mixing.symmetric import Symmetric
@@ -38,7 +37,6 @@ __all__ = [
     "Parametrised",
     "Patches",
     "Separable",
-    "Shared",
     "Shuffled",
     "Symmetric",
     "by_heads",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
+from gconv.mixing.base import Mixing, Parametrised
 from gconv.mixing.elementary import Dense
 
 
@@ -22,9 +22,6 @@ class AveragedHeads(Parametrised):
     i: int
     o: int
 
-    def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
-
     @property
     def taps(self) -> int:
         return self.heads + 1
@@ -32,14 +29,6 @@ class AveragedHeads(Parametrised):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.taps, self.i, self.o
-
-    @property
-    def fan_in(self) -> int:
-        return self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
         return Dense(self.taps, self.i, self.o), torch.cat([W[: self.heads] / self.heads, W[self.heads :]])

@@ -13,7 +13,7 @@ mixing and weight do the same, and the engine sees only those.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -21,24 +21,30 @@ from gconv.basis import Basis
 from gconv.errors import InputError
 
 
-class Mixing(Protocol):
-    """The channel part of an operator with `taps` taps, from i to o channels."""
+class Mixing:
+    """The channel part of an operator with `taps` taps.
 
-    @property
-    def taps(self) -> int: ...
+    taps: how many.
+    shape: of the weight; None where there is nothing to learn.
+    fan_in: how many numbers each output is a sum of, for weights to start from.
+    apart: whether each tap writes channels of its own, so that `collect` needs S tap by tap (`Taps.each`).
+    """
 
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        """Shape of the weight; None where there is nothing to learn."""
-        ...
+    if TYPE_CHECKING:  # read-only, so that a property may stand for each of them
 
-    @property
-    def fan_in(self) -> int: ...
+        @property
+        def taps(self) -> int: ...
 
-    @property
-    def apart(self) -> bool:
-        """Whether each tap writes channels of its own, so that `collect` needs S tap by tap (`Taps.each`)."""
-        ...
+        @property
+        def shape(self) -> tuple[int, ...] | None: ...
+
+        @property
+        def fan_in(self) -> int: ...
+
+        @property
+        def apart(self) -> bool: ...
+    else:
+        apart = False
 
     def channels(self, i: int) -> int:
         """Channels out for i channels in.
@@ -46,58 +52,79 @@ class Mixing(Protocol):
         Raises:
             ValueError: if this mixing expects another number of channels.
         """
-        ...
+        raise NotImplementedError
 
-    def gather(self, E: Tensor, W: Tensor | None) -> Tensor: ...
+    def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
-    def spread(self, X: Tensor, W: Tensor | None) -> Tensor: ...
+    def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
+        raise NotImplementedError
 
-    def collect(self, S: Basis, Z: Tensor) -> Tensor: ...
+    def collect(self, S: Basis, Z: Tensor) -> Tensor:
+        return S.contract(Z)
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         """The plain (k, i, o) weight that does the same."""
-        ...
+        raise NotImplementedError
 
     def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
         """The mixing and weight of the adjoint."""
-        ...
+        raise NotImplementedError
 
     def width(self, i: int) -> int:
         """Channels that a transform-first structure product carries, all taps together."""
-        ...
+        return self.taps * self.channels(i)
 
     def flops(self, sites: int, i: int) -> int:
         """Multiply-adds, times two, to mix the channels at `sites` sites, all taps together."""
-        ...
-
-
-class Parametrised:
-    """A mixing whose (k, i, o) weight is made from another one: tied, rotated, with an identity added.
-
-    Subclasses are frozen dataclasses with `i` and `o`, channels in and out.
-    """
-
-    @property
-    def tied(self) -> int:
-        """How many channels out, side by side, share one number of the bias."""
-        return 1
-
-    @property
-    def taps(self) -> int:
         raise NotImplementedError
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the weight that is learned, its last two axes channels in and out."""
-        raise NotImplementedError
 
-    @property
-    def fan_in(self) -> int:
-        raise NotImplementedError
+class Weighted:
+    """A dataclass with fields `i` and `o`, channels in and out, and a learned weight."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def i(self) -> int: ...
+
+        @property
+        def o(self) -> int: ...
+
+    def __post_init__(self) -> None:
+        check_channels(self.i, self.o)
 
     def channels(self, i: int) -> int:
         """Channels out for i channels in; raises ValueError if another number is expected."""
-        raise NotImplementedError
+        expect(i, self.i)
+        return self.o
+
+
+class Parametrised(Weighted):
+    """A mixing whose (k, i, o) weight is made from another one: tied, rotated, with an identity added.
+
+    Subclasses are frozen dataclasses with `i` and `o`, channels in and out, and `shape`, that of the weight that is
+    learned, its last two axes channels in and out. `tied` is how many channels out, side by side, share one number of
+    the bias.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def taps(self) -> int: ...
+
+        @property
+        def shape(self) -> tuple[int, ...]: ...
+
+        @property
+        def tied(self) -> int: ...
+    else:
+        tied = 1
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers each output is a sum of, for weights to start from."""
+        return self.i
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
         """The elementary mixing and its weight that do the same, differentiable in W."""

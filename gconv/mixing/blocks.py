@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, each
-from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
+from gconv.mixing.base import Mixing, Parametrised
 from gconv.mixing.elementary import Dense
+from gconv.mixing.fixed import SideBySide
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Blocks(Parametrised):
     places: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
+        super().__post_init__()
         if self.i % self.p or self.o % self.q:
             raise ValueError(f"Blocks of ({self.p}, {self.q}) channels do not fill ({self.i}, {self.o}) channels.")
 
@@ -53,10 +52,6 @@ class Blocks(Parametrised):
     def fan_in(self) -> int:
         return self.p
 
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
-
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
         tap, row, col = torch.tensor(self.places, device=W.device).reshape(-1, 3).t()
         grid = W.new_zeros(self.taps, self.i // self.p, self.o // self.q, self.p, self.q)
@@ -65,33 +60,11 @@ class Blocks(Parametrised):
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What each tap reads is one block of the output: Y = [S_0 X | S_1 X | ...], o = k i.
+class Beside(SideBySide):
+    """Each tap writes one block of the output: Y = [S_0 X | S_1 X | ...], o = k i.
 
     W_t is the (i, k i) matrix that writes channel c to t i + c. With `fold` it is the adjoint, from k i channels to i.
     """
-
-    taps: int
-    fold: bool = False
-
-    shape: ClassVar[None] = None
-
-    @property
-    def apart(self) -> bool:
-        return not self.fold
-
-    @property
-    def fan_in(self) -> int:
-        return self.taps
-
-    def channels(self, i: int) -> int:
-        if not self.fold:
-            return i * self.taps
-        if i % self.taps:
-            raise ValueError(
-                f"Folding {self.taps} taps takes a multiple of {self.taps} channels, but the signal has {i}."
-            )
-        return i // self.taps
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         if self.fold:
@@ -99,23 +72,7 @@ class Beside:
         return E.movedim(-3, -2).flatten(-2)
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
-        if self.fold:
-            return X.unflatten(-1, (self.taps, -1)).movedim(-2, -3)
-        return X.unsqueeze(-3).expand(*X.shape[:-2], self.taps, *X.shape[-2:])
+        return X.unflatten(-1, (self.taps, -1)).movedim(-2, -3) if self.fold else super().spread(X, W)
 
-    def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        return S.contract(Z) if self.fold else self.gather(each(S, Z), None)
-
-    def dense(self, W: Tensor | None, i: int) -> Tensor:
-        if self.fold:
-            return Beside(self.taps).dense(None, i // self.taps).mT
+    def unfolded(self, i: int) -> Tensor:
         return torch.einsum("tk,ic->tikc", torch.eye(self.taps), torch.eye(i)).flatten(2)
-
-    def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
-        return Beside(self.taps, not self.fold), None
-
-    def width(self, i: int) -> int:
-        return i if self.fold else i * self.taps
-
-    def flops(self, sites: int, i: int) -> int:
-        return sites * i

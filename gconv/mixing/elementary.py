@@ -1,17 +1,16 @@
-"""The elementary mixings with a weight: dense, in groups, by heads, shared, and of low rank."""
+"""The elementary mixings with a weight: dense, in groups, by heads, and of low rank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Identity, Stack, each
 from gconv.kernels import matmul, product
-from gconv.mixing.base import Mixing, check_channels, expect
+from gconv.mixing.base import Mixing, Weighted, check_channels
 
 
 def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
@@ -30,7 +29,7 @@ def by_heads(X: Tensor, W: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Weighted, Mixing):
     """Every output channel sees every input channel: W (k, i, o).
 
     Args:
@@ -43,11 +42,6 @@ class Dense:
     o: int
     scale: float = 1.0
 
-    apart: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
-
     @property
     def shape(self) -> tuple[int, ...]:
         return self.taps, self.i, self.o
@@ -55,10 +49,6 @@ class Dense:
     @property
     def fan_in(self) -> int:
         return self.taps * self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
 
     def _scaled(self, W: Tensor) -> Tensor:
         return W if self.scale == 1.0 else W * self.scale
@@ -83,9 +73,6 @@ class Dense:
         wide = product(X, W.movedim(0, 1).flatten(1))
         return wide.unflatten(-1, (self.taps, self.o)).movedim(-2, -3)
 
-    def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        return S.contract(Z)
-
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
         """What `collect` makes of all S_k X W_k without the scale."""
         Y = Y.sum(-3) if self.taps > 1 else Y.squeeze(-3)
@@ -99,15 +86,12 @@ class Dense:
         assert W is not None
         return Dense(self.taps, self.o, self.i, self.scale), W.mT
 
-    def width(self, i: int) -> int:
-        return self.taps * self.o
-
     def flops(self, sites: int, i: int) -> int:
         return 2 * sites * self.taps * self.i * self.o
 
 
 @dataclass(frozen=True)
-class Grouped:
+class Grouped(Weighted, Mixing):
     """Channels in g groups that do not meet: W (k, g, i/g, o/g); depthwise where g = i.
 
     Raises:
@@ -119,10 +103,8 @@ class Grouped:
     o: int
     groups: int
 
-    apart: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
+        super().__post_init__()
         if self.groups < 1 or self.i % self.groups or self.o % self.groups:
             raise ValueError(
                 f"groups must divide the channels in and out, "
@@ -137,10 +119,6 @@ class Grouped:
     def fan_in(self) -> int:
         return self.taps * self.i // self.groups
 
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
-
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
         split = E.unflatten(-1, (self.groups, -1))
@@ -151,9 +129,6 @@ class Grouped:
         split = X.unflatten(-1, (self.groups, -1))
         return torch.einsum("...ngi,kgio->...kngo", split, W).flatten(-2)
 
-    def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        return S.contract(Z)
-
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
         blocks = torch.eye(self.groups, dtype=W.dtype, device=W.device)
@@ -163,15 +138,12 @@ class Grouped:
         assert W is not None
         return Grouped(self.taps, self.o, self.i, self.groups), W.mT
 
-    def width(self, i: int) -> int:
-        return self.taps * self.o
-
     def flops(self, sites: int, i: int) -> int:
         return 2 * sites * self.taps * self.i * self.o // self.groups
 
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(Weighted, Mixing):
     """Each tap writes its own block of the output: Y = [S_0 X W_0 | S_1 X W_1 | ...], o = heads c.
 
     In the formula, W_k is the (i, o) matrix that is zero outside of block k. The weight is (heads, i, c); with `root`,
@@ -183,10 +155,14 @@ class Heads:
     c: int
     root: bool = False
 
-    apart: ClassVar[bool] = True
+    apart = True
 
     def __post_init__(self) -> None:
         check_channels(self.i, self.c)
+
+    @property
+    def o(self) -> int:
+        return self.heads * self.c
 
     @property
     def taps(self) -> int:
@@ -199,10 +175,6 @@ class Heads:
     @property
     def fan_in(self) -> int:
         return self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.heads * self.c
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
@@ -249,59 +221,7 @@ def _side_by_side(Z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """One matrix for all taps: W (i, o), Y = (sum_k S_k X) W."""
-
-    taps: int
-    i: int
-    o: int
-
-    apart: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.i, self.o
-
-    @property
-    def fan_in(self) -> int:
-        return self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
-
-    def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
-        assert W is not None
-        return matmul(E.sum(-3), W)
-
-    def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
-        assert W is not None
-        Z = product(X, W)
-        return Z.unsqueeze(-3).expand(*Z.shape[:-2], self.taps, *Z.shape[-2:])
-
-    def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        return S.contract(Z)
-
-    def dense(self, W: Tensor | None, i: int) -> Tensor:
-        assert W is not None
-        return W.expand(self.taps, self.i, self.o)
-
-    def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
-        assert W is not None
-        return Shared(self.taps, self.o, self.i), W.mT
-
-    def width(self, i: int) -> int:
-        return self.taps * self.o
-
-    def flops(self, sites: int, i: int) -> int:
-        return 2 * sites * self.i * self.o
-
-
-@dataclass(frozen=True)
-class Separable:
+class Separable(Weighted, Mixing):
     """A filter a channel, then one matrix: W_k = diag(d_k) P, a mixing of low rank (MobileNet's separable convolution).
 
     The weight is (k + o, i): the k rows d_k, then P^T.
@@ -311,11 +231,6 @@ class Separable:
     i: int
     o: int
 
-    apart: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
-
     @property
     def shape(self) -> tuple[int, ...]:
         return self.taps + self.o, self.i
@@ -323,10 +238,6 @@ class Separable:
     @property
     def fan_in(self) -> int:
         return self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
 
     def split(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """d (k, i) and P (i, o)."""
@@ -342,9 +253,6 @@ class Separable:
         d, P = self.split(W)
         return matmul(X.unsqueeze(-3) * d.unsqueeze(-2), P)
 
-    def collect(self, S: Basis, Z: Tensor) -> Tensor:
-        return S.contract(Z)
-
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
         d, P = self.split(W)
@@ -352,9 +260,6 @@ class Separable:
 
     def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
         return Dense(self.taps, self.o, self.i), self.dense(W, i).mT
-
-    def width(self, i: int) -> int:
-        return self.taps * self.o
 
     def flops(self, sites: int, i: int) -> int:
         return 2 * sites * self.i * (self.taps + self.o)

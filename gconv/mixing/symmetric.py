@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import faked, lasting
-from gconv.mixing.base import Mixing, Parametrised, check_channels, expect
+from gconv.mixing.base import Mixing, Parametrised
 from gconv.mixing.elementary import Dense
 
 Group = Literal["p4", "p4m"]
@@ -86,9 +86,6 @@ class Symmetric(Parametrised):
     group: Group
     lifted: bool
 
-    def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
-
     @property
     def taps(self) -> int:
         return self.size**2
@@ -108,10 +105,6 @@ class Symmetric(Parametrised):
     @property
     def fan_in(self) -> int:
         return self.taps * self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
         table = faked(_table(self.size, self.group, self.lifted, W.device), W)

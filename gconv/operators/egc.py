@@ -12,7 +12,6 @@ from gconv.basis import Basis, Product, SharedTaps, Stack
 from gconv.domains import Graph
 from gconv.laplacian import Loops, adjacency, diagonal
 from gconv.mixing import Dense, Mixing, Parametrised
-from gconv.mixing.base import check_channels, expect
 from gconv.operators.shapes import messy, ring
 from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
 
@@ -64,9 +63,6 @@ class Bases(Parametrised):
     i: int
     o: int
 
-    def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
-
     @property
     def taps(self) -> int:
         return self.aggregators * self.heads * self.bases
@@ -74,14 +70,6 @@ class Bases(Parametrised):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.bases, self.i, self.o // self.heads
-
-    @property
-    def fan_in(self) -> int:
-        return self.i
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.o
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
         block = torch.eye(self.heads, dtype=W.dtype, device=W.device)

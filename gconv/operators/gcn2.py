@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gconv.mixing import Dense, Mixing, Parametrised
-from gconv.mixing.base import check_channels, expect
 from gconv.operators.neighbourhood import Neighbours
 from gconv.operators.shapes import messy, ring, weighted
 from gconv.spec import Sample, register
@@ -25,10 +24,7 @@ class Residual(Parametrised):
     beta: float
     shared: bool
 
-    taps: ClassVar[int] = 2
-
-    def __post_init__(self) -> None:
-        check_channels(self.c, self.c)
+    taps = 2
 
     @property
     def i(self) -> int:
@@ -41,14 +37,6 @@ class Residual(Parametrised):
     @property
     def shape(self) -> tuple[int, ...]:
         return 2 - self.shared, self.c, self.c
-
-    @property
-    def fan_in(self) -> int:
-        return self.c
-
-    def channels(self, i: int) -> int:
-        expect(i, self.i)
-        return self.c
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
         M = (1 - self.beta) * torch.eye(self.c, dtype=W.dtype, device=W.device) + self.beta * W
