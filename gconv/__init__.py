@@ -16,11 +16,13 @@ module       GConv, the layer
 operators    the convolutions themselves, one family a file
 blocks       units of well-known networks, made of layers
 interop      models of torch.nn and PyG: convert, as_linear_map, export
+adapters     adapt, merge, unmerge: low-rank adapters on frozen models
 analysis     questions about a LinearMap, a layer or a network
 testing      the laws every operator obeys, for your own operators too
 """
 
 from gconv import analysis, blocks, interop, operators
+from gconv.adapters import adapt, merge, unmerge
 from gconv.domains import Bipartite, Graph, Grid, grid_graph
 from gconv.interop import as_linear_map, convert, export
 from gconv.kernels import backend, constant, portable
@@ -39,6 +41,7 @@ __all__ = [
     "NotLinear",
     "OperatorSpec",
     "OutsideFamily",
+    "adapt",
     "analysis",
     "as_linear_map",
     "backend",
@@ -50,6 +53,8 @@ __all__ = [
     "grid_graph",
     "interop",
     "list_operators",
+    "merge",
     "operators",
     "portable",
+    "unmerge",
 ]

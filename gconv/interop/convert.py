@@ -62,15 +62,19 @@ def convert(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch module, but a {type(model).__name__} was given.")
-    # torch refuses to copy tensors that a hook computed (weight_norm, pruning); the hook will compute them again
-    derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    twin = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})
+    twin = copied(model)
     report, found = _survey(twin)
     for layer, spec in found:
         _swap(layer, spec)
     if isinstance(getattr(twin, "report", report), Report):
         twin.report = report  # type: ignore[assignment]
     return twin
+
+
+def copied(model: Model) -> Model:
+    """A deep copy, also of models with weights that a hook computes (weight_norm, pruning), which torch refuses."""
+    derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})  # computed again by hooks
 
 
 def preview(model: nn.Module) -> Report:
