@@ -1,10 +1,12 @@
-"""What holds for every test: seeds, two threads, no network, fresh compiler caches; dtypes with their tolerances."""
+"""What holds for every test: seeds, threads, limits, no network, fresh compilers; dtypes with their tolerances."""
 
+import faulthandler
 import os
 import random
+import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 
 from gconv.kernels import native
 
+STDERR = pytest.StashKey[int]()
 SEED = int(os.environ.get("GCONV_TEST_SEED", "0"))
 
 # The one table of tolerances: relative to the largest entry, for sums of a few thousand products.
@@ -34,6 +37,10 @@ def _check(host: object) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)  # before pytest puts a file in its place
+    if hasattr(faulthandler, "register"):  # a run that is stopped from outside says where it was
+        faulthandler.register(signal.SIGTERM, config.stash[STDERR], all_threads=True, chain=True)
+    config.pluginmanager.register(Limits())  # for docstring examples outside tests/ too
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
     def connect(method):
@@ -51,6 +58,21 @@ def pytest_configure(config: pytest.Config) -> None:
     _offline.setattr(socket.socket, "connect", connect(_connect))
     _offline.setattr(socket.socket, "connect_ex", connect(_connect_ex))
     _offline.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+class Limits:
+    """Ends the process, with its tracebacks, where pytest-timeout cannot: in a wait in C, or with its alarm lost."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        marker, config = item.get_closest_marker("timeout"), item.config
+        limit = float(marker.args[0] if marker else config.getoption("timeout") or config.getini("timeout") or 0)
+        if limit:
+            faulthandler.dump_traceback_later(2 * limit, file=config.stash[STDERR], exit=True)
+        try:
+            return (yield)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,6 +93,9 @@ def eigensolver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(faulthandler, "unregister"):
+        faulthandler.unregister(signal.SIGTERM)
+    os.close(config.stash[STDERR])
     _offline.undo()
 
 

@@ -110,3 +110,41 @@ def torch_brings():
 def test_torch_is_the_pinned_one():
     (pin,) = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert torch.__version__.split("+")[0] == pin
+
+
+SPAWNS = ("run", "call", "check_call", "check_output")
+
+
+def waits_without_end(tree):
+    """Calls that wait for a thread or a process and name no limit; forks and pools, which tests/limits.py has."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, named = node.func.attr, {keyword.arg for keyword in node.keywords}
+            on = getattr(node.func.value, "id", "")
+            if (
+                (name in ("join", "wait") and not node.args and "timeout" not in named)
+                or (name == "communicate" and "timeout" not in named)
+                or (on == "subprocess" and name in SPAWNS and "timeout" not in named)
+                or (on == "os" and name in ("fork", "waitpid", "wait"))
+            ):  # fmt: skip
+                found.append(f"line {node.lineno}: {ast.unparse(node.func)}")
+        elif isinstance(node, ast.Name | ast.Attribute) and getattr(node, "id", getattr(node, "attr", "")) in (
+            "ProcessPoolExecutor", "ThreadPoolExecutor", "Pool", "Thread",
+        ):  # fmt: skip
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_no_test_waits_without_end():
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.name != "limits.py":
+            assert not waits_without_end(ast.parse(path.read_text())), path.name
+
+
+@pytest.mark.parametrize(
+    "code", ["thread.join()", "subprocess.run(command, check=True)", "os.fork()", "p.communicate()", "Thread(target=f)"]
+)
+def test_a_wait_without_end_is_found(code):
+    assert len(waits_without_end(ast.parse(code))) == 1
+    assert not waits_without_end(ast.parse("a.join(b); thread.join(5); subprocess.run(c, timeout=5)"))

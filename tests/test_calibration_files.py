@@ -1,7 +1,6 @@
 """Whatever a calibration file holds, and wherever it should be: a layer runs, and says once what is wrong."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from limits import processes
 
 from gconv import GConv, calibrate, rates
 from gconv import plan as plan_module
@@ -131,12 +131,7 @@ def _store(threads):
 
 
 def test_calibrations_stored_at_once_are_all_there(fresh):
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_store, args=(n,)) for n in range(1, 7)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    assert processes("fork", _store, [(n,) for n in range(1, 7)]) == [0] * 6
     assert sorted(rates.parse(json.loads(fresh.read_text()), "file")) == [1, 2, 3, 4, 5, 6]
     assert {path.name for path in fresh.parent.iterdir()} == {"c.json", "c.json.lock"}
 
@@ -173,6 +168,7 @@ def test_gconv_runs_from_a_zip_archive(tmp_path, flags):
             if path.suffix in (".py", ".json", ".c", ".h"):
                 packed.write(path, path.relative_to(ROOT))
     env = {**os.environ, "PYTHONPATH": str(archive), "HOME": "/dev/null"}
-    done = subprocess.run([sys.executable, *flags, "-c", RUN], env=env, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, *flags, "-c", RUN]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([1, 1, 3, 3])" in done.stdout and "gconv.zip" in done.stdout

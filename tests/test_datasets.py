@@ -5,15 +5,16 @@ import gc
 import http.server
 import os
 import socket
+import socketserver
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from limits import joined, started
 
 import datasets
 from datasets import root
@@ -36,14 +37,17 @@ def server(folder, silent=False):
         def log_message(self, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    class Server(http.server.ThreadingHTTPServer):
+        def server_bind(self):  # http.server's asks for the name of the machine, and may wait long for it
+            socketserver.TCPServer.server_bind(self)
+
+    with Server(("127.0.0.1", 0), Handler) as httpd:
+        thread = started(httpd.serve_forever, 0.02)
         try:
             yield f"http://127.0.0.1:{httpd.server_address[1]}/"
         finally:
             httpd.shutdown()
-            thread.join()
+            joined([thread])
 
 
 @pytest.fixture(autouse=True)

@@ -260,9 +260,8 @@ def test_parameters_keep_their_shapes(name):
 @pytest.mark.parametrize("wanted", ["off", "base", *LEVELS[1:]])
 def test_the_level_is_chosen_by_an_environment_variable(wanted):
     code = "from gconv.kernels import backend; print(backend())"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "GCONV_KERNELS": wanted}, capture_output=True, text=True
-    )
+    env = {**os.environ, "GCONV_KERNELS": wanted}
+    found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
     built = native.LIBRARY is not None
     if wanted == "off" or built:
         assert found.stdout.strip() == ("torch" if wanted == "off" else f"c-{wanted}"), found.stderr

@@ -2,11 +2,10 @@
 
 import ctypes
 import gc
-import os
-from threading import Thread
 
 import pytest
 import torch
+from limits import forked, joined, started
 
 from gconv.kernels import memory
 from gconv.kernels.memory import empty
@@ -76,11 +75,7 @@ def test_gradients_and_threads_share_no_room():
             mine = empty(torch.ones(1), (1 << 20,)).fill_(number)
             found.append(bool((mine == number).all()))
 
-    threads = [Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    joined([started(work, number) for number in range(4)])
     assert len(found) == 80 and all(found)
 
 
@@ -88,11 +83,12 @@ def test_gradients_and_threads_share_no_room():
 def test_room_is_not_shared_with_forked_workers():
     """A worker writes one byte: one that runs torch's threads after a fork may wait for ever."""
     mine = empty(torch.ones(1), (1 << 21,)).fill_(1)
-    child = os.fork()
-    if child == 0:
+
+    def write():
         ctypes.memset(mine.data_ptr(), 0, 4)
-        os._exit(0)
-    os.waitpid(child, 0)
+        return 7
+
+    assert forked(write) == 7
     assert mine[0] == 1
 
 

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from limits import LIMIT, forked, joined, started
 
 from gconv import GConv, Graph
 from gconv.basis import shifts
@@ -18,17 +19,13 @@ def together(run, count=4):
     start, errors = threading.Barrier(count), []
 
     def one(number):
-        start.wait()
+        start.wait(LIMIT)
         try:
             run(number)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    joined([started(one, number) for number in range(count)])
     if errors:
         raise errors[0]
 
@@ -83,13 +80,12 @@ def test_no_lock_is_held_while_rows_are_ordered(monkeypatch):
     monkeypatch.setattr(order, "CLEAR", 2.0)
     monkeypatch.setattr(order, "FAR", 0.0)
     monkeypatch.setattr(order, "traffic", lambda *_: 1e9)
-    thread = threading.Thread(target=lambda: spmm(csr, values, x))
-    thread.start()
+    thread = started(spmm, csr, values, x)
     assert began.wait(60)
     y = spmm(csr, values, x)  # would wait for ever, were the lock held
     assert order.known(csr.col).busy and not order.known(csr.col).settled
     done.set()
-    thread.join()
+    joined([thread])
     assert order.known(csr.col).settled and torch.equal(spmm(csr, values, x), y)
 
     def interrupted(*_):
@@ -117,18 +113,17 @@ def test_a_fork_while_locks_are_held_and_threads_have_run():
                 held.set()
                 let_go.wait(60)
 
-        thread = threading.Thread(target=hold)
-        thread.start()
-        assert held.wait(60)
-        child = os.fork()
-        if not child:
+        def in_the_fork():
             memory.release()
             with order._lock:
-                threads = native.threads_for(1 << 30)
-            os._exit(0 if threads == 1 else 1)
+                return native.threads_for(1 << 30)
+
+        thread = started(hold)
+        assert held.wait(60)
+        code = forked(in_the_fork)
         let_go.set()
-        thread.join()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        joined([thread])
+        assert code == 1, "one thread"
         assert torch.equal(layer(x, graph), want)
     finally:
         torch.set_num_threads(before)

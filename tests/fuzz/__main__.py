@@ -15,9 +15,11 @@ Exit status: 0 if nothing was found, 1 if something was.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,6 +75,7 @@ def work(seed: int, count: int, folder: Path) -> None:
 
     torch.set_num_threads(1 + seed % 2)
     warnings.simplefilter("ignore")
+    parent = os.getppid()
     now, out = folder / "now", (folder / "out").open("a", encoding="utf-8")
 
     @hypothesis.seed(seed)
@@ -85,6 +88,8 @@ def work(seed: int, count: int, folder: Path) -> None:
     )
     @hypothesis.given(cases())
     def run(case: FuzzCase) -> None:
+        if os.getppid() != parent:  # killed before it could end its children
+            os._exit(1)
         now.write_text(str(case), encoding="utf-8")
         record: dict[str, object] = {"operator": case.spec["operator"]}
         try:
@@ -106,7 +111,9 @@ class Child:
         self.path = Path(self.folder.name)
         command = [sys.executable, "-m", "tests.fuzz", "--worker", str(seed), str(count), self.folder.name]
         self.errors = (self.path / "errors").open("w+", encoding="utf-8")
-        self.process = subprocess.Popen(command, stderr=self.errors, cwd=Path(__file__).parents[2])
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=self.errors, cwd=Path(__file__).parents[2]
+        )
         self.count, self.read, self.last = count, 0, time.monotonic()
 
     def records(self) -> list[dict[str, str]]:
@@ -124,7 +131,7 @@ class Child:
         if code is None and not hangs:
             return None
         if hangs:
-            self.process.kill()
+            self.kill()
         now = self.path / "now"
         case = now.read_text(encoding="utf-8") if now.exists() else ""
         self.errors.seek(0)
@@ -135,10 +142,16 @@ class Child:
             return "died", {"found": f"the process died with {code}: {' '.join(said)[:300]}", "case": case}
         return "done", None
 
+    def kill(self) -> None:
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=10)
+
 
 def watch(options: argparse.Namespace) -> int:
     seed = secrets.randbelow(10**9) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that children are ended on the way out
     start, launched = time.monotonic(), 0
     findings: list[dict[str, str]] = []
     tally: Counter[str] = Counter()
@@ -178,8 +191,7 @@ def watch(options: argparse.Namespace) -> int:
                         take(ended[1])
     finally:
         for child in children:
-            child.process.kill()
-            child.process.wait()
+            child.kill()
     for child in children:
         for record in child.records():
             take(record)
