@@ -56,7 +56,7 @@ class Traits:
             case = Case.of(sample, torch.float64, batch=1)
             structure, theta = sample.spec.structure, dict(case.layer.named_parameters())
             with torch.no_grad():
-                S = structure.basis(case.domain, theta, case.signal)
+                S = structure.basis(case.domain, theta, case.layer._call(case.signal))
             self.forms[form(S)] = None
             self.kinds[structure.kind] = None
             self.linear.add(S.linear)

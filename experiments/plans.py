@@ -23,9 +23,9 @@ from experiments import common, measure
 from experiments.measure import power_law
 from experiments.plan_cases import Shape, drawn, graphs, grids
 from gconv import GConv, Graph, Grid
+from gconv.call import Call
 from gconv.domains import grid_graph
 from gconv.lowering import LOWERINGS
-from gconv.mixing import plain
 from gconv.plan import learned, step_of, take_turns
 from gconv.rates import rates
 from gconv.spec import OperatorSpec
@@ -124,13 +124,14 @@ def run(case: Case) -> common.Outcome:
 def again(layer: GConv, x: torch.Tensor, place: Graph | None, names: list[str], rounds: int) -> dict[str, float]:
     """Seconds of these candidates alone, as `GConv.plan` measures them, over more rounds."""
     signal, domain = layer._enter(x, place)
-    S, (mixing, weight) = layer._basis(domain, signal), plain(layer.spec.mixing, layer.weight)
+    call = layer._call(signal)
+    S = layer._basis(domain, call)
     axes = domain.ndim if isinstance(domain, Grid) else 0
     given = (x if axes else signal).detach().requires_grad_(x.requires_grad)
-    W = None if weight is None else weight.detach().requires_grad_(weight.requires_grad)
+    W = None if call.W is None else call.W.detach().requires_grad_(call.W.requires_grad)
     back = torch.is_grad_enabled() and (x.requires_grad or W is not None or bool(learned(S)))
     options = [option for option in LOWERINGS if option.name in names]
-    return take_turns({o.name: step_of(o, S, mixing, W, given, back, axes, True) for o in options}, rounds)
+    return take_turns({o.name: step_of(o, S, Call(given, call.mixing, W), back, axes, True) for o in options}, rounds)
 
 
 def data(case: Case) -> common.Data:

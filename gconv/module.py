@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from gconv.arguments import integer, shown
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
+from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.errors import InputError, InputTypeError
 from gconv.kernels import (
     at_trace_time,
+    call_kind,
     concrete,
     faked,
     is_jit_tracing,
-    is_plain_eager,
     known,
     lasting,
     leave,
@@ -34,7 +35,7 @@ from gconv.linear import LinearMap
 from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, is_static, measured, node_order, plan, strides, wanted
+from gconv.plan import Plan, is_static, measured, node_order, plan, strides
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
 
 _GRID_BASES: dict[Hashable, Basis] = {}
@@ -53,29 +54,31 @@ NOT_SCRIPTABLE = (
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
-def bind(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
+def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
     """S on a domain; what depends on the domain alone is made once and cached."""
+    x = call.x
     if torch.compiler.is_dynamo_compiling():
-        return _bind_in_trace(structure, domain, theta, x)
+        return _bind_in_trace(structure, domain, theta, call)
     if structure.kind != "fixed":
-        return _made(structure, domain if type(x) in PLAIN else faked(domain, x), theta, x)
+        return _made(structure, domain if type(x) in PLAIN else faked(domain, x), theta, call)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Edges):
         if domain.learned:
-            return _made(structure, faked(domain, x), theta, x)
-        return faked(domain.memo(key, lambda: _made(structure, domain, theta, x)), x)
+            return _made(structure, faked(domain, x), theta, call)
+        return faked(domain.memo(key, lambda: _made(structure, domain, theta, call)), x)
     made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
     if made is None:
         if len(_GRID_BASES) >= KEPT:
             _GRID_BASES.clear()
         with lasting():
-            made = _made(structure, domain, theta, torch.empty(0, dtype=x.dtype, device=x.device))
+            made = _made(structure, domain, theta, Call(torch.empty(0, dtype=x.dtype, device=x.device)))
         _GRID_BASES[domain, key] = made
     return faked(made, x)
 
 
-def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
+def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
     """The same for a compiler: what depends on a domain from outside of the trace is made outside of it."""
+    x = call.x
     if isinstance(domain, Grid):
         if structure.kind == "fixed" and is_static(domain.shape):
             return getattr(_LEFT, _grid_basis(structure, domain.shape, x.dtype, x.device))
@@ -84,9 +87,10 @@ def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, x
         if found is not None:
             return getattr(domain, found)
     else:
-        shapes = tuple((name, tuple(t.shape)) for name, t in theta.items())
+        given = theta if call.weight is None else {**theta, "weight": call.weight}
+        shapes = tuple((name, tuple(t.shape)) for name, t in given.items())
         _prepare_graph(structure, domain, shapes, x.shape[-1], x.dtype, x.device)
-    return _made(structure, domain, theta, x)
+    return _made(structure, domain, theta, call)
 
 
 @at_trace_time
@@ -96,7 +100,7 @@ def _grid_basis(structure: Structure, shape: tuple[int, ...], dtype: torch.dtype
     name = _LEFT_NAMES.get(key)
     if name is None:
         with untraced():
-            S = bind(structure, Grid(shape), {}, torch.empty(0, dtype=dtype, device=device))
+            S = bind(structure, Grid(shape), {}, Call(torch.empty(0, dtype=dtype, device=device)))
         name = _LEFT_NAMES[key] = leave(_LEFT, str(next(_NUMBERS)), S)
         finalize(structure, _drop, key).atexit = False
     return name
@@ -112,7 +116,7 @@ def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device:
     if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
         return None
     with untraced():
-        S = bind(structure, graph, {}, torch.empty(graph.sites[1], 0, dtype=dtype, device=device))
+        S = bind(structure, graph, {}, Call(torch.empty(graph.sites[1], 0, dtype=dtype, device=device)))
     return leave(graph, f"S{id(S)}", S)
 
 
@@ -125,12 +129,13 @@ def _prepare_graph(
         return
     with untraced(), torch.no_grad():
         theta = {name: torch.ones(shape, dtype=dtype, device=device) for name, shape in shapes}
-        _made(structure, graph, theta, torch.ones(graph.sites[1], i, dtype=dtype, device=device))
+        call = Call(torch.ones(graph.sites[1], i, dtype=dtype, device=device), weight=theta.get("weight"))
+        _made(structure, graph, theta, call)
 
 
-def _made(structure: Structure, domain: Domain | Edges, theta: Theta, x: Tensor) -> Basis:
+def _made(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
     """What the structure makes of a domain. Raises: TypeError where it is no Basis of its taps."""
-    S = structure.basis(domain, theta, x)
+    S = structure.basis(domain, theta, call)
     if not hasattr(S, "contract") or S.shape[0] != structure.taps:
         what = f"{S.shape[0]} taps" if hasattr(S, "contract") else f"a {type(S).__name__}"
         raise TypeError(
@@ -270,11 +275,11 @@ class GConv(nn.Module):
             raise TypeError("What the edges carry is given by name: layer(x, graph, edge_weight=w).")
         if lowering is not None and not isinstance(lowering, str):
             raise TypeError(f"lowering must be the name of one, such as 'dense', but it is {shown(lowering)}.")
-        eager, ways, key = is_plain_eager(), None, None
+        kind, ways, key = call_kind(), None, None
         if isinstance(x, tuple) or type(domain) is Bipartite:
             x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
             edge_weight = edge_attr = edge_type = None
-        if eager and type(x) in PLAIN:
+        if kind == "eager" and type(x) in PLAIN:
             if type(domain) is Tensor and self._reads_graph(x):
                 domain = read_graph(
                     domain, x.shape[-2], edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type
@@ -283,13 +288,23 @@ class GConv(nn.Module):
             if edge_weight is edge_attr is edge_type is None:
                 ways = self._ways(domain)
             if ways is not None:
-                key = x.shape, x.dtype, x.device, lowering, wanted(x), strides(x), known(x) is None
+                key = (
+                    x.shape,
+                    x.dtype,
+                    x.device,
+                    lowering,
+                    x.requires_grad,
+                    torch.is_grad_enabled(),
+                    strides(x),
+                    known(x) is None,
+                )
                 way, weight = ways.get(key), self.weight
                 fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
                 if way is not None and fits and self._fits():  # decided before
                     S, run = way
                     mixing, bias = self.spec.mixing, self.bias
-                    return self._cast(run(S, *plain(mixing, weight), x, spread_bias(mixing, bias)))
+                    call = Call(x, *plain(mixing, weight), spread_bias(mixing, bias), weight, kind)
+                    return self._cast(run(S, call))
         elif is_jit_tracing():
             with tracing():
                 return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering)
@@ -314,19 +329,24 @@ class GConv(nn.Module):
             some = signals if len(signals) else signals.sum(0, keepdim=True)  # zeros, with a gradient in x
             each = torch.stack([self._run(one, place, lowering=lowering) for one in some])
             return each[: len(signals)].unflatten(0, x.shape[:-2])
-        S = self._basis(place, signal)
-        mixing, W = plain(self.spec.mixing, self.weight)
-        bias = spread_bias(self.spec.mixing, self.bias)
-        chosen = plan(S, mixing, signal, lowering).chosen
+        call = self._call(signal)
+        S = self._basis(place, call)
+        chosen = plan(S, call, lowering).chosen
         target = leads_to(self.spec.structure, place)
         images = isinstance(target, Grid)
-        run = on_images(chosen, S, mixing, W, x, target.shape) if isinstance(target, Grid) else chosen.run
+        call = call.at(x) if images else call
+        run = on_images(chosen, S, call, target.shape) if isinstance(target, Grid) else chosen.run
         if ways is not None and (images or place is domain):
             if len(ways) >= KEPT:
                 ways.clear()
-            run = (chosen.prepare and not images and chosen.prepare(S, mixing, x)) or run
+            run = (chosen.prepare and not images and chosen.prepare(S, call)) or run
             ways[key] = S, run
-        return self._cast(run(S, mixing, W, x if images else signal, bias))
+        return self._cast(run(S, call))
+
+    def _call(self, x: Tensor) -> Call:
+        """One call on a signal."""
+        mixing, W = plain(self.spec.mixing, self.weight)
+        return Call(x, mixing, W, spread_bias(self.spec.mixing, self.bias), self.weight)
 
     def _fits(self) -> bool:
         """Whether weight and bias have the shapes they were made with."""
@@ -378,17 +398,16 @@ class GConv(nn.Module):
             (x, domain), edges = self._between(x, domain, **edges), {}
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
-        gradients = wanted(x)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2:
-            signal = signal.new_zeros(signal.shape[-2:])  # a plan does not depend on numbers
-        mixing, W = plain(self.spec.mixing, self.weight)
-        S = self._basis(place, signal)
-        made = replace(plan(S, mixing, signal, lowering, gradients), rows=node_order(S))
+            signal = signal.new_zeros(signal.shape[-2:]).requires_grad_(x.requires_grad)  # its numbers do not matter
+        call = self._call(signal)
+        S = self._basis(place, call)
+        made = replace(plan(S, call, lowering), rows=node_order(S))
         if measure is False or (isinstance(measure, int) and measure == 0):
             return made
         axes = place.ndim if isinstance(place, Grid) and x.ndim == place.ndim + 2 else 0
         rounds = 5 if measure is True else integer(measure, "measure", 1)
-        return measured(made, S, mixing, W, x if axes else signal, gradients, rounds, axes)
+        return measured(made, S, call.at(x) if axes else call, rounds, axes)
 
     def at(self, domain: Any, x: Tensor | Pair | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.
@@ -431,7 +450,7 @@ class GConv(nn.Module):
                 "give layer.at(graph, x=x0) the x to freeze it at."
             )
         signal = like.new_zeros(n, i) if x is None else x
-        S = self._basis(place, signal)
+        S = self._basis(place, self._call(signal))
         if not S.linear:
             raise NotLinear(f"{self.spec} takes a maximum over its window, so it has no matrix, adjoint or spectrum.")
         own, W = plain(mixing, self.weight)
@@ -439,12 +458,9 @@ class GConv(nn.Module):
             own, W = _read_sides(S, own.dense(W, i), place, self.spec.sides)
         return LinearMap(S, own, W, i, signal.dtype, signal.device, self.spec.name)
 
-    def _basis(self, domain: Domain, signal: Tensor) -> Basis:
+    def _basis(self, domain: Domain, call: Call) -> Basis:
         structure = self.spec.structure
-        theta: dict[str, Tensor] = {name: getattr(self, name) for name in self._structure}
-        if self.weight is not None:
-            theta["weight"] = self.weight
-        S = bind(structure, domain, theta, signal)
+        S = bind(structure, domain, {name: getattr(self, name) for name in self._structure}, call)
         drop = structure.dropout
         return dropped(S, drop) if drop and self.training else S
 

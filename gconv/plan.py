@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from gconv.basis import AttentionTaps, Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import at_trace_time, composes, is_plain_eager, known, order, transformed, untraced
+from gconv.call import Call
+from gconv.kernels import at_trace_time, order, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
-from gconv.mixing import Dense, Grouped, Mixing, Separable, by_heads
+from gconv.mixing import Dense, Grouped, Mixing, Separable
 from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
@@ -116,11 +117,6 @@ def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
     return price(option.name, form, " back" if p.dx else " weight" if p.dw or p.ds else "", steps)
 
 
-def wanted(x: Tensor) -> tuple[bool, bool]:
-    """Which gradients a call will be asked for: in x, and in the weight."""
-    return (x.requires_grad, True) if torch.is_grad_enabled() else (False, False)
-
-
 def node_order(S: Basis) -> str:
     """What `gconv.kernels.order` knows of the patterns of S that large products have gone through."""
     if isinstance(S, Stack | Product):
@@ -151,47 +147,37 @@ def learned(S: Basis) -> list[Tensor]:
     return [own] if own is not None and own.requires_grad else []
 
 
-def renewed(S: Basis, W: Tensor | None, x: Tensor) -> Basis:
-    """S as a call makes it of these: attention is made of x W, and a product that it meets on the way."""
-    if isinstance(S, Stack):
-        return Stack(tuple(renewed(part, W, x) for part in S.parts))
-    return replace(S, made=(x, W, by_heads(x, W))) if isinstance(S, AttentionTaps) and W is not None else S
-
-
 def strides(x: Tensor) -> tuple[int, ...]:
     """How x lies in memory; a sparse signal (which `X W` takes, too) counts as channels last."""
     return x.stride() if x.layout is torch.strided else (1,)
 
 
-def plan(
-    S: Basis, mixing: Mixing, x: Tensor, lowering: str | None = None, gradients: tuple[bool, bool] | None = None
-) -> Plan:
-    """Choose how to run S and mixing on x.
+def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
+    """Choose how to run a call on S.
 
     Args:
-        S, mixing: the operator on its domain.
-        x: the signal, (*b, n, i); only its shape, dtype, device and layout are read.
+        S: the structure on its domain.
+        call: of its signal (*b, n, i) only shape, dtype, device and layout are read. The backward pass of the gradients
+            that it will be asked for counts too.
         lowering: force one by name; "sparse" and "recurrence" leave the association open.
-        gradients: which ones will be wanted, as `wanted` says by default: the backward pass counts too. With gradients
-            enabled, that in what S learns is wanted besides.
 
     Raises:
         Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
     """
-    if gradients is None:
-        gradients = wanted(x)
-    all_three = *gradients, torch.is_grad_enabled() and bool(learned(S))
-    if not is_plain_eager() and not transformed():
-        if torch.compiler.is_dynamo_compiling() and not composes() and is_static((*x.shape, *x.stride())):
+    x, mixing, gradients = call.x, call.mixing, call.gradients
+    all_three = *gradients, gradients[1] and bool(learned(S))
+    if call.kind not in ("eager", "transformed"):
+        if call.kind == "compiled" and is_static((*x.shape, *x.stride())):
             lowering = _planned(S, mixing, tuple(x.shape), x.stride(), x.dtype, lowering, all_three) or lowering
-        if torch.compiler.is_dynamo_compiling() or composes() or not is_static(x.shape):
+        if call.kind != "watched" or not is_static(x.shape):
             return _by_form(S, mixing, x, lowering)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], _constancy(x))
+    constancy = _constancy(call)
+    key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], constancy)
     found = _PLANS.get(key)
     if found is None:
         if len(_PLANS) >= KEPT:
             _PLANS.clear()
-        found = _PLANS[key] = _make(S, mixing, x, lowering, all_three)
+        found = _PLANS[key] = _make(S, mixing, x, lowering, all_three, constancy)
     return found
 
 
@@ -262,15 +248,22 @@ def _rejected(reasons: list[str | None]) -> list[Candidate]:
     return [Candidate(option.name, None, math.inf, reason or "it depends on no size") for option, reason in named]
 
 
-def _constancy(x: Tensor) -> tuple[float, bool]:
+def _constancy(call: Call) -> tuple[float, bool]:
     """What a plan may know of a constant signal: the share of it that a product reads, and that it is constant."""
-    found = known(x)
+    found = call.constant
     if found is None:
         return 1.0, False
     return 1.0 if found.sparse is None else found.density, True
 
 
-def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tuple[bool, bool, bool]) -> Plan:
+def _make(
+    S: Basis,
+    mixing: Mixing,
+    x: Tensor,
+    forced: str | None,
+    gradients: tuple[bool, bool, bool],
+    constancy: tuple[float, bool] = (1.0, False),
+) -> Plan:
     k, m, n = S.shape
     i = x.shape[-1]
     o = mixing.channels(i)
@@ -281,7 +274,7 @@ def _make(S: Basis, mixing: Mixing, x: Tensor, forced: str | None, gradients: tu
     kind = str(x.dtype).removeprefix("torch.")
     kind = kind if kind in TYPES else "float32"  # no other type is measured
     last = strides(x)[-1] == 1 or i == 1
-    problem = Problem(b, i, o, x.element_size(), *_constancy(x), dx, dw and mixing.shape is not None, kind, last, ds)
+    problem = Problem(b, i, o, x.element_size(), *constancy, dx, dw and mixing.shape is not None, kind, last, ds)
     candidates, admitted = [], {}
     for option in LOWERINGS:
         reason = option.refuses(S, mixing) or (option.limit and option.limit(S, mixing, problem))
@@ -309,32 +302,24 @@ def _refusal(forced: str, candidates: list[Candidate]) -> str:
     return f"There is no lowering named {forced!r}; there are {', '.join(names)}."
 
 
-def measured(
-    made: Plan,
-    S: Basis,
-    mixing: Mixing,
-    W: Tensor | None,
-    x: Tensor,
-    gradients: tuple[bool, bool],
-    rounds: int = 5,
-    axes: int = 0,
-) -> Plan:
+def measured(made: Plan, S: Basis, call: Call, rounds: int = 5, axes: int = 0) -> Plan:
     """The same plan with the seconds that each admitted candidate took, the least of some interleaved rounds.
 
     Args:
         made: the plan.
-        S, mixing, W, x, gradients: what it is for.
+        S, call: what it is for.
         rounds: how often each candidate that may be the best has its turn; the others have two.
         axes: as in `step_of`.
     """
-    x = x.detach().requires_grad_(gradients[0])
-    W = None if W is None else W.detach().requires_grad_(gradients[1])
-    needed = any(leaf is not None and leaf.requires_grad for leaf in (x, W)) or bool(learned(S))
+    to_x, to_w = call.gradients
+    W = None if call.W is None else call.W.detach().requires_grad_(to_w)
+    call = Call(call.x.detach().requires_grad_(to_x), call.mixing, W)
+    needed = any(leaf is not None and leaf.requires_grad for leaf in (call.x, W)) or bool(learned(S))
     backs = (False, True) if torch.is_grad_enabled() and needed else (False,)
     best = min(c.seconds for c in made.candidates)
     names = [c.name for c in made.candidates if c.cost and c.seconds <= max(LONG, SKIP * best)]
     options = [option for option in LOWERINGS if option.name in names]
-    steps = {(o.name, back): step_of(o, S, mixing, W, x, back, axes, True) for o in options for back in backs}
+    steps = {(o.name, back): step_of(o, S, call, back, axes, True) for o in options for back in backs}
     least = take_turns(steps, 2)
     limit = CLOSE * min(least[name, backs[-1]] for name in names)
     again = {key: step for key, step in steps.items() if least[key[0], backs[-1]] <= limit}
@@ -373,14 +358,7 @@ def _seconds(step: Callable[[], object], calls: int) -> float:
 
 
 def step_of(
-    option: Lowering,
-    S: Basis,
-    mixing: Mixing,
-    W: Tensor | None,
-    x: Tensor,
-    back: bool,
-    axes: int = 0,
-    prepared: bool = False,
+    option: Lowering, S: Basis, call: Call, back: bool, axes: int = 0, prepared: bool = False
 ) -> Callable[[], object]:
     """A forward pass of a lowering, with `back` also the gradients in x, W and S where they require one.
 
@@ -388,14 +366,15 @@ def step_of(
         axes: of the grid, where x is images (b, c, *grid), which a lowering that works on images takes as they are.
         prepared: as a layer's second call on a graph runs, where the lowering has such a way for this S and x.
     """
-    ready = option.prepare(S, mixing, x) if prepared and option.prepare is not None and not axes else None
+    ready = option.prepare(S, call) if prepared and option.prepare is not None and not axes else None
     way = ready or option.run
 
     def run() -> Tensor:
+        x = call.x
         if axes and option.images is not None:
-            return option.images(S, mixing, W, x, None)
-        signal = x.flatten(-axes).mT if axes else x
-        return way(renewed(S, W, signal), mixing, W, signal, None)
+            return option.images(S, call.at(x))
+        again = call.at(x.flatten(-axes).mT if axes else x)
+        return way(S.adapted(again), again)
 
     def forward() -> object:
         with torch.no_grad():
@@ -403,7 +382,7 @@ def step_of(
 
     if not back:
         return forward
-    leaves = [leaf for leaf in (x, W, *learned(S)) if leaf is not None and leaf.requires_grad]
+    leaves = [leaf for leaf in (call.x, call.W, *learned(S)) if leaf is not None and leaf.requires_grad]
     with torch.no_grad():
         dy = torch.ones_like(run())
 
@@ -423,7 +402,8 @@ def evaluate(
     S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None = None, lowering: str | None = None
 ) -> Tensor:
     """Y = sum_k S_k X W_k + b by the planned lowering, (*b, n, i) -> (*b, m, o)."""
-    return plan(S, mixing, x, lowering).chosen.run(S, mixing, W, x, bias)
+    call = Call(x, mixing, W, bias)
+    return plan(S, call, lowering).chosen.run(S, call)
 
 
 def backward(S: Basis, mixing: Mixing, W: Tensor, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:

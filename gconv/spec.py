@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gconv import arguments as given
 from gconv.basis import Basis
+from gconv.call import Call
 from gconv.domains import Bipartite, Graph, Grid
 from gconv.mixing import Mixing, Parametrised
 
@@ -114,8 +115,8 @@ class Structure(ABC):
         return {}
 
     @abstractmethod
-    def basis(self, domain: Any, theta: Theta, x: Tensor) -> Basis:
-        """S on a domain. theta holds the parameters and, under "weight", the mixing's weight; x is (*b, n, i)."""
+    def basis(self, domain: Any, theta: Theta, call: Call) -> Basis:
+        """S on a domain, for one call: theta holds the structure's parameters, `call.x` is the signal (*b, n, i)."""
 
     def target(self, domain: Any) -> Domain:
         """The domain of the output; by default that of the input."""

@@ -139,7 +139,7 @@ class Same(GraphStructure):
 
     taps = 1
 
-    def basis(self, domain, theta, x):
+    def basis(self, domain, theta, call):
         return Identity(domain.size)
 
 
@@ -194,9 +194,9 @@ def test_a_structure_without_a_hash_is_refused():
 @pytest.mark.parametrize(
     ("basis", "what"),
     [
-        (lambda self, domain, theta, x: torch.eye(domain.size), "a Tensor"),
-        (lambda self, domain, theta, x: None, "a NoneType"),
-        (lambda self, domain, theta, x: cheb(1, 1, 4).structure.basis(Graph(INDEX), {}, x), "4 taps"),
+        (lambda self, domain, theta, call: torch.eye(domain.size), "a Tensor"),
+        (lambda self, domain, theta, call: None, "a NoneType"),
+        (lambda self, domain, theta, call: cheb(1, 1, 4).structure.basis(Graph(INDEX), {}, call), "4 taps"),
     ],
     ids=["dense", "None", "too many taps"],
 )

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from gconv import GConv, Graph
 from gconv.basis import AttentionTaps, SharedTaps, Stack
+from gconv.call import Call
 from gconv.kernels import CSR, attention, attention_values, heads_spmm, native
 from gconv.kernels.attention import kept_entries
 from gconv.operators import gat, gatv2, supergat
@@ -262,8 +263,8 @@ def test_products_at_hand_change_nothing(make, extra, monkeypatch):
     found = []
     for shared in (True, False):
         if not shared:
-            monkeypatch.setattr("gconv.lowering.sparse._spread", lambda S, mixing, W, x: mixing.spread(x, W))
-            monkeypatch.setattr("gconv.lowering.sparse._of_its_own", lambda *_: None)
+            monkeypatch.setattr(Call, "spread", lambda call: call.mixing.spread(call.x, call.W))
+            monkeypatch.setattr(AttentionTaps, "fused", lambda *_: None)
         torch.manual_seed(0)
         y = layer(x, graph, lowering="sparse:transform")
         found.append((y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])))

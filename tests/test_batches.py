@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gconv import GConv, Graph
+from gconv.call import Call
 from gconv.domains import grid_graph
 from gconv.lowering import batches
 from gconv.operators import cheb, conv2d, gat, gcn, sage, selection, tag
@@ -115,7 +116,7 @@ def test_what_is_not_asked_for_is_not_kept(frozen, monkeypatch):
 
 
 def test_who_is_served():
-    S = GConv(gcn(2, 2))._basis(MESSY, torch.zeros(6, 2))
+    S = GConv(gcn(2, 2))._basis(MESSY, Call(torch.zeros(6, 2), weight=torch.zeros(1, 2, 2)))
     many, W = torch.zeros(1 << 20, 6, 2), torch.zeros(1, 2, 2)
     assert batches.serves(S, many, W)
     assert not batches.serves(S, many[:3], W)  # few enough to go at once
@@ -129,5 +130,5 @@ def test_who_is_served():
     torch.func.vmap(lambda x: (seen.append(batches.serves(S, x, W)), x)[1])(many[None])
     assert seen == [False]
     learned = GConv(gat(2, 2))
-    adaptive = learned._basis(MESSY, torch.zeros(6, 2))
+    adaptive = learned._basis(MESSY, Call(torch.zeros(6, 2), weight=torch.zeros(1, 2, 2)))
     assert not batches.serves(adaptive, many, W)

@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 import gconv.plan
 from gconv import analysis
 from gconv.basis import Shifts, Taps
+from gconv.call import Call
 from gconv.kernels import transformed
 from gconv.lowering import dense
 from gconv.lowering.base import Cost, Lowering
@@ -42,50 +43,57 @@ def lowered(monkeypatch):
     """Puts a lowering made of a function in the place of all but dense."""
 
     def put(run):
-        broken = Lowering("broken", run, lambda S, mixing: None, lambda S, mixing, p: Cost(0, 0))
+        def called(S, call):
+            return run(S, call.mixing, call.W, call.x, call.bias)
+
+        broken = Lowering("broken", called, lambda S, mixing: None, lambda S, mixing, p: Cost(0, 0))
         monkeypatch.setattr(gconv.plan, "LOWERINGS", (broken, dense.DENSE))
         monkeypatch.setattr(gconv.plan, "_PLANS", {})
 
     return put
 
 
+def densely(S, mixing, W, x, bias):
+    return dense.run(S, Call(x, mixing, W, bias))
+
+
 def drops_a_tap(S, mixing, W, x, bias):
     keep = torch.ones(len(W), 1, 1, dtype=W.dtype)
     keep[-1] = 0
-    return dense.run(S, mixing, W * keep, x, bias)
+    return densely(S, mixing, W * keep, x, bias)
 
 
 def forgets_the_weight_gradient(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W.detach(), x, bias)
+    return densely(S, mixing, W.detach(), x, bias)
 
 
 def forgets_the_signal_gradient(S, mixing, W, x, bias):
-    y = dense.run(S, mixing, W, x, bias)
+    y = densely(S, mixing, W, x, bias)
     return (
         y
-        + (dense.run(S, mixing, W, x.detach(), bias) - y) * 2
-        - (dense.run(S, mixing, W, x.detach(), bias) - y).detach() * 2
+        + (densely(S, mixing, W, x.detach(), bias) - y) * 2
+        - (densely(S, mixing, W, x.detach(), bias) - y).detach() * 2
     )
 
 
 def transposes_the_weight(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W.mT, x, bias)
+    return densely(S, mixing, W.mT, x, bias)
 
 
 def sees_everything(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W, x, bias) + 1e-3 * x.mean()
+    return densely(S, mixing, W, x, bias) + 1e-3 * x.mean()
 
 
 def mixes_the_batch(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W, x - x.mean(0, keepdim=True) if x.ndim > 2 else x, bias)
+    return densely(S, mixing, W, x - x.mean(0, keepdim=True) if x.ndim > 2 else x, bias)
 
 
 def adds_nothing_of_the_batch(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W, x, bias) + 0 * x.sum()
+    return densely(S, mixing, W, x, bias) + 0 * x.sum()
 
 
 def forgets_empty_batches(S, mixing, W, x, bias):
-    y = dense.run(S, mixing, W, x, bias)
+    y = densely(S, mixing, W, x, bias)
     return y if len(x) else torch.cat([y, W.sum() + y.new_zeros(1, *y.shape[1:])])
 
 
@@ -94,7 +102,7 @@ def keeps_its_result():
     kept = {}
 
     def run(S, mixing, W, x, bias):
-        return kept.setdefault(x.shape, dense.run(S, mixing, W, x, bias).detach())
+        return kept.setdefault(x.shape, densely(S, mixing, W, x, bias).detach())
 
     return run
 
@@ -110,22 +118,22 @@ class _View(torch.autograd.Function):
 
 
 def returns_a_view(S, mixing, W, x, bias):
-    return _View.apply(dense.run(S, mixing, W, x, bias))
+    return _View.apply(densely(S, mixing, W, x, bias))
 
 
 def leaves_bfloat16(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W, x, bias).double()
+    return densely(S, mixing, W, x, bias).double()
 
 
 def is_rough(S, mixing, W, x, bias):
-    return dense.run(S, mixing, W, x, bias) * (1 + 1e-4)
+    return densely(S, mixing, W, x, bias) * (1 + 1e-4)
 
 
 def _within(change, where):
     """`dense`, its weight changed within some transforms."""
 
     def run(S, mixing, W, x, bias):
-        return dense.run(S, mixing, change(W) if where(W) else W, x, bias)
+        return densely(S, mixing, change(W) if where(W) else W, x, bias)
 
     return run
 
@@ -137,7 +145,7 @@ def _stale():
     def run(S, mixing, W, x, bias):
         if transformed():
             met.append(1)
-        return dense.run(S, mixing, 2 * W if met and not transformed() else W, x, bias)
+        return densely(S, mixing, 2 * W if met and not transformed() else W, x, bias)
 
     return run
 
@@ -244,7 +252,7 @@ class LosesScale(Dense):
 
 @dataclass(frozen=True)
 class Wrapped(Structure):
-    """Another structure, whose basis goes through `change(S, domain, theta, x)`."""
+    """Another structure, whose basis goes through `change(S, domain, theta, call)`."""
 
     inner: object
     change: object
@@ -268,19 +276,19 @@ class Wrapped(Structure):
     def target(self, domain):
         return self.inner.target(domain)
 
-    def basis(self, domain, theta, x):
-        return self.change(self.inner.basis(domain, theta, x), domain, theta, x)
+    def basis(self, domain, theta, call):
+        return self.change(self.inner.basis(domain, theta, call), domain, theta, call)
 
 
 def broken(sample, change, kind="fixed", **rest):
     return replace(sample, spec=replace(sample.spec, structure=Wrapped(sample.spec.structure, change, kind)), **rest)
 
 
-def claims_symmetry(S, domain, theta, x):
+def claims_symmetry(S, domain, theta, call):
     return OwnTranspose(S.pattern, S.values)
 
 
-def zero_borders(S, domain, theta, x):
+def zero_borders(S, domain, theta, call):
     return ZeroBorders(**{name: getattr(S, name) for name in S.__dataclass_fields__})
 
 
@@ -294,12 +302,12 @@ class Stale:
 
     first: ClassVar[dict] = {}
 
-    def __call__(self, S, domain, theta, x):
-        return self.first.setdefault(id(theta["weight"]), S)
+    def __call__(self, S, domain, theta, call):
+        return self.first.setdefault(id(call.weight), S)
 
 
-def keeps_old_weights(S, domain, theta, x):
-    return scaled(S, theta["weight"].detach().sum())  # but calls itself fixed
+def keeps_old_weights(S, domain, theta, call):
+    return scaled(S, call.weight.detach().sum())  # but calls itself fixed
 
 
 @pytest.mark.parametrize(
@@ -311,14 +319,18 @@ def keeps_old_weights(S, domain, theta, x):
         ("law_norm", broken(GCN, claims_symmetry), "norm"),
         ("law_norm", broken(CONV, zero_borders), "norm.A. against the singular values"),
         ("law_translation", broken(CONV, zero_borders), "translated by"),
-        ("law_linearity", broken(GCN, lambda S, g, theta, x: scaled(S, x.mean()), "learned"), "its map plus bias"),
-        ("law_permutation", broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + S.pattern.row)), "nodes renamed"),
+        (
+            "law_linearity",
+            broken(GCN, lambda S, g, theta, call: scaled(S, call.x.mean()), "learned"),
+            "its map plus bias",
+        ),
+        ("law_permutation", broken(GCN, lambda S, g, theta, call: scaled(S, 1.0 + S.pattern.row)), "nodes renamed"),
         (
             "law_permutation",
-            broken(GCN, lambda S, g, theta, x: scaled(S, 1.0 + torch.arange(S.nnz))),
+            broken(GCN, lambda S, g, theta, call: scaled(S, 1.0 + torch.arange(S.nnz))),
             "another order|renamed",
         ),
-        ("law_union", broken(GCN, lambda S, g, theta, x: scaled(S, 1 / g.size)), "against each part alone"),
+        ("law_union", broken(GCN, lambda S, g, theta, call: scaled(S, 1 / g.size)), "against each part alone"),
         ("law_row_stochastic", replace(GCN, row_stochastic=True), "row sums of S"),
         (
             "law_row_stochastic",
@@ -336,12 +348,12 @@ def keeps_old_weights(S, domain, theta, x):
         ("law_round_trips", broken(GCN, lambda S, *_: S), "through to_dict and JSON it became"),
         (
             "law_gradcheck",
-            broken(GCN, lambda S, g, theta, x: scaled(S, theta["weight"].detach().sum()), "learned"),
+            broken(GCN, lambda S, g, theta, call: scaled(S, call.weight.detach().sum()), "learned"),
             "acobian",
         ),
         (
             "law_compile",
-            broken(GCN, lambda S, g, theta, x: scaled(S, -1.0 if theta["weight"].sum() > 1e9 else 1.0), "learned"),
+            broken(GCN, lambda S, g, theta, call: scaled(S, -1.0 if call.weight.sum() > 1e9 else 1.0), "learned"),
             "fullgraph",
         ),
     ],
@@ -360,7 +372,7 @@ def test_a_lowering_that_multiplies_by_zero_is_rejected(lowered):
     """0 times NaN is NaN."""
 
     def everything(S, mixing, W, x, bias):
-        return dense.run(S, mixing, W, x, bias) + 0 * x.sum((-2, -1), keepdim=True)
+        return densely(S, mixing, W, x, bias) + 0 * x.sum((-2, -1), keepdim=True)
 
     lowered(everything)
     rejects("law_not_finite_stays_in_its_field", CONV, "outputs not finite that do not see it", torch.float32)
@@ -370,8 +382,8 @@ def test_a_coefficient_that_overflows_is_rejected(monkeypatch):
     """1 + eps, squared."""
     plain = Sum.basis
 
-    def squares(self, domain, theta, x):
-        return plain(replace(self, eps=(1 + self.eps) * (1 + self.eps)), domain, theta, x)
+    def squares(self, domain, theta, call):
+        return plain(replace(self, eps=(1 + self.eps) * (1 + self.eps)), domain, theta, call)
 
     monkeypatch.setattr(Sum, "basis", squares)
     rejects("law_no_coefficient_overflows", Sample(gin(eps=0.5), messy, 2), "makes the output")

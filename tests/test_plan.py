@@ -10,6 +10,7 @@ import gconv.plan as plan_module
 from experiments import measure
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
+from gconv.call import Call
 from gconv.lowering import LOWERINGS, batches, im2col
 from gconv.lowering.base import Problem
 from gconv.lowering.native import _onednn
@@ -126,7 +127,7 @@ def test_the_planner_sees_no_names():
     S = Shifts((6, 6), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
     x = torch.zeros(36, 2)
     layer = GConv(conv2d(2, 4, 3, padding=1))
-    assert plan(S, layer.spec.mixing, x) is plan(layer.at(Grid((6, 6))).S, layer.spec.mixing, x)
+    assert plan(S, Call(x, layer.spec.mixing)) is plan(layer.at(Grid((6, 6))).S, Call(x, layer.spec.mixing))
 
 
 def test_plans_of_adaptive_and_batched_layers():
@@ -286,8 +287,8 @@ def test_what_is_measured_is_what_runs(monkeypatch):
     ran = []
 
     def told(option):
-        def prepare(S, mixing, x):
-            way = option.prepare(S, mixing, x)
+        def prepare(S, call):
+            way = option.prepare(S, call)
             return way and (lambda *given: (ran.append(option.name), way(*given))[1])
 
         return replace(option, prepare=option.prepare and prepare)
@@ -417,7 +418,9 @@ def test_a_structure_s_form_says_what_a_call_takes():
         ("terms", cheb(3, 4, k=3), (7, 3)),
     ):
         layer, signal = GConv(spec), torch.zeros(x)
-        words[name] = plan_module.form(layer._basis(ring(), signal), spec.mixing, len(signal) if len(x) > 2 else 1)
+        words[name] = plan_module.form(
+            layer._basis(ring(), layer._call(signal)), spec.mixing, len(signal) if len(x) > 2 else 1
+        )
     assert words.pop("one") == "" and all(word == f" {name}" for name, word in words.items())
     assert plan_module.form(GConv(conv2d(2, 2, 3)).at(Grid((4, 4))).S, conv2d(2, 2, 3).mixing) == " grid"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gconv import GConv, Graph
+from gconv.call import Call
 from gconv.lowering import batches, rule, single, steps
 from gconv.operators import cheb, gcn, sage
 from gconv.testing import assert_close
@@ -22,7 +23,7 @@ class Case:
         i, o = spec.mixing.i, spec.mixing.o
         shapes = (*batch, 6, i), (spec.mixing.taps, i, o), (o,)
         self.x, self.W, self.bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
-        self.S = GConv(spec, dtype=torch.float64)._basis(GRAPH, self.x.detach())
+        self.S = GConv(spec, dtype=torch.float64)._basis(GRAPH, Call(self.x.detach(), weight=torch.zeros(1, 2, 2)))
         self.way = WAYS[way](self.S, aggregate)
 
     @property

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gconv import GConv, Graph, constant
+from gconv.call import Call
 from gconv.domains import grid_graph
 from gconv.kernels import native
 from gconv.lowering import single
@@ -30,6 +31,7 @@ LAYERS = {
     "sage": (sage(3, 2), MESSY, "sparse"),
     "sage, wider": (sage(2, 3), MESSY, "sparse"),
 }
+TINY = Call(torch.zeros(6, 2), weight=torch.zeros(1, 2, 2))
 EACH = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 NEVER = 1 << 60
 
@@ -138,7 +140,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
 
 
 def test_who_is_served():
-    S, W = GConv(gcn(2, 2))._basis(MESSY, torch.zeros(6, 2)), torch.zeros(1, 2, 2)
+    S, W = GConv(gcn(2, 2))._basis(MESSY, TINY), torch.zeros(1, 2, 2)
     large = torch.zeros(1 << 22, 2)
     assert single.serves(S, large, W)
     assert not single.serves(S, large[:1000], W)
@@ -147,11 +149,11 @@ def test_who_is_served():
     assert not single.serves(S, constant(torch.ones(1 << 22, 2)), W), "S x of a constant is kept"
     with torch.autocast("cpu"):
         assert not single.serves(S, large, W)
-    adaptive = GConv(gat(2, 2))._basis(MESSY, torch.zeros(6, 2))
+    adaptive = GConv(gat(2, 2))._basis(MESSY, TINY)
     assert not single.serves(adaptive, large, W)
     learned = Graph(MESSY.edge_index, 6, edge_weight=torch.ones(8, requires_grad=True))
-    assert not single.serves(GConv(gcn(2, 2))._basis(learned, torch.zeros(6, 2)), large, W)
-    largest = GConv(sage(2, 2, aggr="max"))._basis(MESSY, torch.zeros(6, 2))
+    assert not single.serves(GConv(gcn(2, 2))._basis(learned, TINY), large, W)
+    largest = GConv(sage(2, 2, aggr="max"))._basis(MESSY, TINY)
     assert not single.serves(largest, large, torch.zeros(2, 2, 2))
 
 

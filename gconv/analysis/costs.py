@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.analysis.calls import check_signal, kind_of
+from gconv.call import Call
 from gconv.domains import read_graph
 from gconv.interop.layers import Layer, Other, identify
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
@@ -61,7 +62,7 @@ def cost(A: Map | nn.Module, x: Tensor | None = None, domain: Any = None) -> dic
     else:
         x = torch.empty(A.sites[1], A.i, dtype=A.dtype, device="meta")
     if isinstance(A, LinearMap):
-        return _admitted(plan(A.S, A.mixing, x))
+        return _admitted(plan(A.S, Call(x, A.mixing)))
     return {"planned": _planned(A, x)}
 
 
@@ -72,7 +73,7 @@ def _admitted(found: Plan) -> dict[str, Cost]:
 def _planned(A: Map, x: Tensor) -> Cost:
     """Of the cheapest way through each part."""
     if isinstance(A, LinearMap):
-        found = plan(A.S, A.mixing, x)
+        found = plan(A.S, Call(x, A.mixing))
         return _admitted(found)[found.chosen.name]
     if isinstance(A, Scaled):
         return _planned(A.A, x) + _extra(A, x, 1)

@@ -271,7 +271,7 @@ class _Walker:
                     f"No bound is known for {layer.name} between two sets of nodes; {_advice(layer.module)}"
                 ) from None
         theta = {name: p for name, p in gconv._parameters.items() if p is not None}
-        S = bind(structure, place, theta, signal)
+        S = bind(structure, place, theta, gconv._call(signal))
         mixing, W = plain(gconv.spec.mixing, gconv.weight)
         weights = mixing.dense(W, signal.shape[-1])
         parts: tuple[Basis, ...] = S.parts if isinstance(S, Stack) else (S,)

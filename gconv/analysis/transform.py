@@ -15,6 +15,7 @@ from gconv.analysis.norms import adjoint, norm
 from gconv.analysis.numbers import at_least_single, check_finite, is_count, is_positive, power_of_two, scaled, wider
 from gconv.analysis.response import frequency_response
 from gconv.basis import Shifts
+from gconv.call import Call
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import Layer, Other, fill, identify
 from gconv.interop.peer import LeftAlone
@@ -265,7 +266,7 @@ class SpectralNorm(nn.Module):
         """The layer's map with this weight."""
         v = self.v.to(weight.dtype)
         mixing, W = plain(self.spec.mixing, weight)
-        return LinearMap(bind(self.spec.structure, self.place, {}, v), mixing, W, v.shape[-1], v.dtype, v.device)
+        return LinearMap(bind(self.spec.structure, self.place, {}, Call(v)), mixing, W, v.shape[-1], v.dtype, v.device)
 
     def _iterate(self, A: LinearMap, steps: int) -> None:
         v = self.v.to(A.dtype)

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
+from gconv.basis.base import Basis
 from gconv.basis.shared import SharedTaps
 from gconv.basis.taps import Pattern
 from gconv.kernels import attention, attention_values
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionTaps:
+class AttentionTaps(Basis):
     """S_h[i, j] = softmax over j of LeakyReLU(<z_ih, target_h> + <z_jh, source_h>), z_h = x W_h.
 
     Args:
         pattern: where the entries are, a single tap, square.
-        made: the signal x (n, i), the weight W (k, i, c), and all x W_k (n, k, c), of which the first `heads` are z.
+        products: all x W_k (n, k, c), of which the first `heads` are z.
         target, source: (heads, c).
         slope: of LeakyReLU below zero.
         dropout: the share of S's values that are dropped, and a seed (1,).
 
     >>> import torch
     >>> pattern = Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
-    >>> x, W = torch.tensor([[0.0], [-5.0]]), torch.ones(1, 1, 1)
-    >>> S = AttentionTaps(pattern, (x, W, x.unsqueeze(-1)), torch.ones(1, 1), torch.ones(1, 1), 0.0)
-    >>> S.values.flatten(), S.of_its_own().flatten()
+    >>> x = torch.tensor([[0.0], [-5.0]])
+    >>> S = AttentionTaps(pattern, x.unsqueeze(-1), torch.ones(1, 1), torch.ones(1, 1), 0.0)
+    >>> S.values.flatten(), S.fused_attention().flatten()
     (tensor([0.5000, 0.5000]), tensor([-2.5000,  0.0000]))
     """
 
     pattern: Pattern
-    made: tuple[Tensor, Tensor, Tensor]
+    products: Tensor
     target: Tensor
     source: Tensor
     slope: float
@@ -46,11 +48,17 @@ class AttentionTaps:
     @property
     def z(self) -> Tensor:
         """(n, heads, c) what the logits are made of."""
-        return self.made[2][:, : self.heads]
+        return self.products[:, : self.heads]
 
-    def of_its_own(self) -> Tensor:
+    def fused_attention(self) -> Tensor:
         """(n, heads, c) all S_h z_h, in one pass over the entries: nothing of S is written out."""
         return attention(self.pattern.csr("expand"), self.z, self.target, self.source, self.slope, self.dropout)
+
+    def adapted(self, call: Any) -> Basis:
+        return replace(self, products=call.mixed(call.W))
+
+    def fused(self, call: Any) -> Tensor | None:
+        return self.fused_attention().movedim(-2, -3) if call.has_made(self.products) else None
 
     @property
     def written(self) -> SharedTaps:
@@ -58,7 +66,7 @@ class AttentionTaps:
         if not self._memo:
             csr = self.pattern.csr("expand")
             values = attention_values(csr, self.z, self.target, self.source, self.slope, self.dropout)
-            self._memo.append(SharedTaps(self.pattern, self.pattern.unordered(csr, values), made=self.made))
+            self._memo.append(SharedTaps(self.pattern, self.pattern.unordered(csr, values)))
         return self._memo[0]
 
     @property
@@ -73,10 +81,6 @@ class AttentionTaps:
     @property
     def nnz(self) -> int:
         return self.heads * len(self.pattern)
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def signature(self) -> Hashable:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gconv.basis.base import lazy
+from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Taps
 
 
 @dataclass(frozen=True, eq=False)
-class Axes:
+class Axes(Basis):
     """One tap that acts along each axis in turn (resampling).
 
     Args:
@@ -38,10 +38,6 @@ class Axes:
         """Along each axis its non-zeros, once a line of sites: the axes before it have their new size by then."""
         rows, cols = [A.shape[1] for A in self.factors], [A.shape[2] for A in self.factors]
         return sum(A.nnz * math.prod(rows[:a]) * math.prod(cols[a + 1 :]) for a, A in enumerate(self.factors))
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def signature(self) -> Hashable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -39,42 +39,53 @@ class lazy(Generic[T]):
         return value
 
 
-@runtime_checkable
-class Basis(Protocol):
-    """A stack of k structure matrices of shape (m, n)."""
+class Basis:
+    """A stack of k structure matrices of shape (m, n); each form says for itself what lowerings ask of it."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(k, m, n): taps, output sites, input sites."""
-        ...
+        raise NotImplementedError
 
     @property
     def nnz(self) -> int:
         """Multiply-adds a channel that `expand` needs: the non-zeros of all taps, or of the steps of a recurrence."""
-        ...
+        raise NotImplementedError
 
     @property
     def linear(self) -> bool:
         """False where a tap reduces with max."""
-        ...
+        return True
 
     @property
     def signature(self) -> Hashable:
         """What a plan may depend on: form, shape and counts, no numbers."""
-        ...
+        raise NotImplementedError
 
     @property
     def T(self) -> Basis:
         """The stack of the transposed matrices."""
-        ...
+        raise NotImplementedError
 
-    def expand(self, x: Tensor) -> Tensor: ...
+    def expand(self, x: Tensor) -> Tensor:
+        """All S_k x, (*b, n, c) -> (*b, k, m, c)."""
+        raise NotImplementedError
 
-    def contract(self, z: Tensor) -> Tensor: ...
+    def contract(self, z: Tensor) -> Tensor:
+        """sum_k S_k z_k, (*b, k, n, c) -> (*b, m, c)."""
+        raise NotImplementedError
+
+    def adapted(self, call: Any) -> Basis:
+        """The same structure, where it is made of products x W_k, made of those of this call (a `gconv.call.Call`)."""
+        return self
+
+    def fused(self, call: Any) -> Tensor | None:
+        """(*b, k, m, c) all S_k x W_k by one kernel, where S was made of this call's x W_k; else None."""
+        return None
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Basis):
     """One tap, the identity: each site keeps its own signal."""
 
     n: int
@@ -86,10 +97,6 @@ class Identity:
     @property
     def nnz(self) -> int:
         return 0
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def signature(self) -> Hashable:
@@ -111,7 +118,7 @@ class Identity:
 
 
 @dataclass(frozen=True, eq=False)
-class Stack:
+class Stack(Basis):
     """Several stacks of the same (m, n), their taps one after the other."""
 
     parts: tuple[Basis, ...]
@@ -153,6 +160,12 @@ class Stack:
             total = total + part.contract(piece)
         return total
 
+    def adapted(self, call: Any) -> Basis:
+        return Stack(tuple(part.adapted(call) for part in self.parts))
+
+    def fused(self, call: Any) -> Tensor | None:
+        return self.parts[0].fused(call)
+
     def each(self, z: Tensor) -> Tensor:
         """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap, where every part can."""
         pieces = z.split([part.shape[0] for part in self.parts], -3)
@@ -160,7 +173,7 @@ class Stack:
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
+class Product(Basis):
     """One stack after another, S_(k, l) = left_k right_l; at least one of them has a single tap."""
 
     left: Basis

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gconv.basis.base import Basis
+
 
 @dataclass(frozen=True, eq=False)
-class Diagonal:
+class Diagonal(Basis):
     """Structure that one orthogonal basis diagonalises.
 
     Args:
@@ -41,10 +43,6 @@ class Diagonal:
     @property
     def nnz(self) -> int:
         return (self.shape[0] + 1) * self.U.numel()
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def signature(self) -> Hashable:

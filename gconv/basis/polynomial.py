@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv import kernels
-from gconv.basis.base import lazy
+from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Taps
 
 
@@ -54,7 +54,7 @@ class Recurrence:
 
 
 @dataclass(frozen=True, eq=False)
-class Polynomial:
+class Polynomial(Basis):
     """Polynomials of one sparse matrix, S_j = sum_k combine[j, k] p_k(L).
 
     Args:
@@ -81,10 +81,6 @@ class Polynomial:
     @property
     def nnz(self) -> int:
         return (self.recurrence.terms - 1) * self.L.nnz
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def signature(self) -> Hashable:

@@ -7,21 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gconv.basis.base import lazy
+from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern
 from gconv.kernels import heads_spmm
 
 
 @dataclass(frozen=True, eq=False)
-class SharedTaps:
+class SharedTaps(Basis):
     """Taps whose entries sit in the same places, as attention's heads do: one pattern, k values an entry.
 
     Args:
         pattern: where the entries are, a single tap.
         values: (e, k) in the order of the pattern's entries; may require grad.
         transposed: the stack of the transposed matrices.
-        made: a signal x, a weight W (k, i, c) and all x W_k (n, k, c), where the values were made of these, so that the
-            products need not be computed again.
 
     >>> import torch
     >>> pattern = Pattern((1, 1, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
@@ -32,7 +30,6 @@ class SharedTaps:
     pattern: Pattern
     values: Tensor
     transposed: bool = False
-    made: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -42,10 +39,6 @@ class SharedTaps:
     @property
     def nnz(self) -> int:
         return self.values.numel()
-
-    @property
-    def linear(self) -> bool:
-        return True
 
     @property
     def signature(self) -> Hashable:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.basis.base import lazy
+from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
 from gconv.errors import InputError
 from gconv.kernels import lasting
@@ -29,7 +29,7 @@ KEPT = 64  # of them, before the cache starts anew
 
 
 @dataclass(frozen=True)
-class Shifts:
+class Shifts(Basis):
     """A kernel's shifts between the input grid `size` and the output grid `out`.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gconv.basis.base import lazy
+from gconv.basis.base import Basis, lazy
 from gconv.kernels import (
     CSR,
     at_trace_time,
@@ -122,7 +122,7 @@ def _outside(made: Any, layout: Layout) -> str | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Taps:
+class Taps(Basis):
     """Sparse structure with a tap label on each entry.
 
     Args:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gconv.calibrate.sections import PATH, SMALL, Steps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.lowering import LOWERINGS
 from gconv.lowering.base import Problem
-from gconv.mixing import plain
 from gconv.module import GConv
 from gconv.operators import (
     agnn,
@@ -73,11 +73,12 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
     work = {}
     for layer, x, graph, names in _tiny():
         signal, place = layer._enter(x, graph)
-        mixing, W = plain(layer.spec.mixing, layer.weight)
+        call = layer._call(signal)
+        mixing, W = call.mixing, call.W
         axes, signals = 0 if graph else x.ndim - 2, len(x) if x.ndim > 2 else 1
         for suffix, dx, dw in (("", False, False), (" weight", False, True), (" back", True, True)):
             with torch.set_grad_enabled(dw):
-                S = layer._basis(place, signal)
+                S = layer._basis(place, call)
             leaf = None if W is None else W.detach().requires_grad_(dw)
             given = (x if axes else signal).detach().requires_grad_(dx)
             ds = dw and bool(learned(S))
@@ -91,7 +92,7 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
                     if option.name == "native" and words not in (" window", " separable", " grid line"):
                         words = ""
                     name = f"{option.name}{words}{suffix}"
-                    steps[name] = step_of(option, S, mixing, leaf, given, dw, axes, True)
+                    steps[name] = step_of(option, S, Call(given, mixing, leaf), dw, axes, True)
                     work[name] = option.cost(S, mixing, problem).work
     took = yield steps
     known = Rates(curves, {})

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gconv.basis import Basis
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.errors import InputError, both
 from gconv.kernels import is_jit_tracing, tracing
 from gconv.linear import Map
-from gconv.mixing import plain, spread_bias
 from gconv.module import NOT_SCRIPTABLE, GConv
-from gconv.plan import Plan, evaluate
+from gconv.plan import Plan, plan
 from gconv.spec import OperatorSpec, OutsideFamily
 
 Weights = dict[str, Tensor | None]
@@ -192,10 +192,9 @@ def run(
     return y
 
 
-def run_on(gconv: GConv, S: Basis, x: Tensor) -> Tensor:
-    """A layer's operator on x, on a structure that is given."""
-    mixing, W = plain(gconv.spec.mixing, gconv.weight)
-    return gconv._cast(evaluate(S, mixing, W, x, spread_bias(gconv.spec.mixing, gconv.bias)))
+def run_on(gconv: GConv, S: Basis, call: Call) -> Tensor:
+    """A layer's operator, on a structure that is given."""
+    return gconv._cast(plan(S, call).chosen.run(S, call))
 
 
 def with_ones(x: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from gconv.kernels import native
 from gconv.kernels.attention import attention, attention_values
-from gconv.kernels.constants import Constant, constant, kept, known, product
+from gconv.kernels.constants import Constant, constant, constant_of, kept, known, product
 from gconv.kernels.gemm import matmul, met, spaced, widens
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.joint import joint_attention
@@ -12,9 +12,11 @@ from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import owned
 from gconv.kernels.sparse import CSR, in_order, ready, sddmm, spmm, spmm_rows, unrecorded
 from gconv.kernels.transforms import (
+    CallKind,
     apart,
     at_trace_time,
     bare,
+    call_kind,
     composes,
     concrete,
     faked,
@@ -35,6 +37,7 @@ from gconv.kernels.transforms import (
 
 __all__ = [
     "CSR",
+    "CallKind",
     "Constant",
     "apart",
     "at_trace_time",
@@ -42,10 +45,12 @@ __all__ = [
     "attention_values",
     "backend",
     "bare",
+    "call_kind",
     "clenshaw",
     "composes",
     "concrete",
     "constant",
+    "constant_of",
     "empty",
     "ends",
     "faked",

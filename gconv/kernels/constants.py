@@ -102,7 +102,14 @@ def constant(x: Tensor) -> Tensor:
 
 def known(x: Tensor) -> Constant | None:
     """What is known of x; None unless it is a constant that nobody has written into."""
-    if torch.compiler.is_dynamo_compiling() or not _CONSTANTS.data or x.requires_grad or not is_plain_eager():
+    if torch.compiler.is_dynamo_compiling() or not _CONSTANTS.data or not is_plain_eager():
+        return None
+    return constant_of(x)
+
+
+def constant_of(x: Tensor) -> Constant | None:
+    """`known`, in a call that is known to be a plain eager one."""
+    if not _CONSTANTS.data or x.requires_grad:
         return None
     found: Constant | None = _CONSTANTS.get(x)
     if found is None or found.version != x._version:

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import fields, is_dataclass
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -92,6 +92,25 @@ def is_plain_eager() -> bool:
     if _portable_calls and _LOCAL.portable:
         return False
     return not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+
+
+CallKind = Literal["eager", "transformed", "composed", "compiled", "watched"]
+
+
+def call_kind() -> CallKind:
+    """What kind of call is under way.
+
+    "eager": a plain one. "transformed": within a transform of torch.func or forward-mode differentiation. "composed":
+    traced, exported or `portable`, by torch's own operators alone. "compiled": traced by torch.compile. "watched":
+    under a dispatch mode, which sees every operator.
+    """
+    if is_plain_eager():
+        return "eager"
+    if transformed():
+        return "transformed"
+    if composes():
+        return "composed"
+    return "compiled" if torch.compiler.is_dynamo_compiling() else "watched"
 
 
 def composes() -> bool:

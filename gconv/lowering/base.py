@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.call import Call
 from gconv.kernels import widens
 from gconv.mixing import Mixing
 
 PAGE = 4096  # bytes after which addresses meet in the same places of the nearest cache
-Run = Callable[[Basis, Mixing, Tensor | None, Tensor, Tensor | None], Tensor]
+Run = Callable[[Basis, Call], Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,12 @@ class Lowering:
 
     Args:
         name: what `lowering=` takes; "sparse:transform" also answers to "sparse".
-        run: (S, mixing, W, x, bias) -> y, with x (*b, n, i) and y (*b, m, o).
+        run: (S, call) -> y, with call.x (*b, n, i) and y (*b, m, o).
         refuses: why it cannot run a structure with a mixing, or None if it can.
         cost: of one forward pass, and the work of the backward pass that the problem asks for.
         limit: why it cannot run a problem of this size, or None if it can.
-        images: the same as `run` on x (b, i, *grid), where the algorithm works on images anyway.
-        prepare: (S, mixing, x) -> the same as `run` for all signals of x's shape, type and strides, with what does not
+        images: the same as `run` with call.x (b, i, *grid), where the algorithm works on images anyway.
+        prepare: (S, call) -> the same as `run` for all signals of x's shape, type and strides, with what does not
             change looked up once; None where there is no such way.
     """
 
@@ -127,7 +128,7 @@ class Lowering:
     cost: Callable[[Basis, Mixing, Problem], Cost]
     limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
     images: Run | None = None
-    prepare: Callable[[Basis, Mixing, Tensor], Run | None] | None = None
+    prepare: Callable[[Basis, Call], Run | None] | None = None
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts, Stack, Taps
+from gconv.call import Call
 from gconv.kernels import readable
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing
@@ -27,12 +28,13 @@ def matrix(S: Basis, mixing: Mixing, W: Tensor | None, i: int, dtype: torch.dtyp
     )
 
 
-def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run(S: Basis, call: Call) -> Tensor:
+    x, mixing, W = call.x, call.mixing, call.W
     if not S.linear:
-        return add_bias(_reduce(S, mixing, W, x), bias)
+        return add_bias(_reduce(S, mixing, W, x), call.bias)
     o = mixing.channels(x.shape[-1])
     M = matrix(S, mixing, W, x.shape[-1], x.dtype, x.device)
-    return add_bias(_times(M, x.flatten(-2)).unflatten(-1, (S.shape[1], o)), bias)
+    return add_bias(_times(M, x.flatten(-2)).unflatten(-1, (S.shape[1], o)), call.bias)
 
 
 def _times(M: Tensor, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Shifts
-from gconv.kernels import transformed
+from gconv.call import Call
 from gconv.kernels.ring import Ring, Steps, X, Y, fast_length, gradient
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
@@ -40,32 +40,36 @@ def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
     return Ring(groups, size, out, S.kernel, S.stride, S.dilation, before, length), closes
 
 
-def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run(S: Basis, call: Call) -> Tensor:
     assert isinstance(S, Shifts)
+    x = call.x
     signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
-    y = run_images(S, mixing, W, signals.mT.unflatten(-1, S.grids[0]), bias)
+    y = run_images(S, call.at(signals.mT.unflatten(-1, S.grids[0])))
     return y.flatten(2).mT.reshape(*x.shape[:-2], S.shape[1], -1)
 
 
-def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run_images(S: Basis, call: Call) -> Tensor:
     """The same on images, (b, i, *grid) -> (b, o, *grid)."""
-    assert isinstance(S, Shifts) and W is not None
-    d = len(S.size)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        y = run_images(S, mixing, W.float(), x.float(), None).to(x.dtype)
-    elif x.is_complex():
-        W = W.to(x.dtype)
-        x = torch.cat([x.real, x.imag])
-        real, imag = (run_images(S, mixing, part, x, None).tensor_split(2) for part in (W.real, W.imag))
-        y = torch.complex(real[0] - imag[1], real[1] + imag[0])
-    else:
-        W = (W * mixing.scale if isinstance(mixing, Dense) else W).to(x.dtype)
-        grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
-        y = _correlate(S, grouped.movedim(0, -1).unflatten(-1, S.kernel), x)
+    assert isinstance(S, Shifts) and call.W is not None
+    y, bias = _of_any_type(S, call.mixing, call.W, call.x), call.bias
     if bias is None:
         return y
-    bias = bias.reshape(-1, *[1] * d)
-    return y + bias if transformed() or y.dtype != bias.dtype else y.add_(bias)
+    bias = bias.reshape(-1, *[1] * len(S.size))
+    return y + bias if call.kind == "transformed" or y.dtype != bias.dtype else y.add_(bias)
+
+
+def _of_any_type(S: Shifts, mixing: Mixing, W: Tensor, x: Tensor) -> Tensor:
+    """The correlation of numbers of any type, by the transforms of float32 and float64."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return _of_any_type(S, mixing, W.float(), x.float()).to(x.dtype)
+    if x.is_complex():
+        W = W.to(x.dtype)
+        x = torch.cat([x.real, x.imag])
+        real, imag = (_of_any_type(S, mixing, part, x).tensor_split(2) for part in (W.real, W.imag))
+        return torch.complex(real[0] - imag[1], real[1] + imag[0])
+    W = (W * mixing.scale if isinstance(mixing, Dense) else W).to(x.dtype)
+    grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
+    return _correlate(S, grouped.movedim(0, -1).unflatten(-1, S.kernel), x)
 
 
 def _correlate(S: Shifts, kernel: Tensor, x: Tensor) -> Tensor:
@@ -114,10 +118,10 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     )
 
 
-def run_gft(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run_gft(S: Basis, call: Call) -> Tensor:
     assert isinstance(S, Diagonal)
-    spectrum = S.filtered(S.gft(x).unsqueeze(-3))  # (*b, k, r, i)
-    return add_bias(S.igft(mixing.gather(spectrum, W)), bias)
+    spectrum = S.filtered(S.gft(call.x).unsqueeze(-3))  # (*b, k, r, i)
+    return add_bias(S.igft(call.mixing.gather(spectrum, call.W)), call.bias)
 
 
 def refuses_gft(S: Basis, mixing: Mixing) -> str | None:

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
+from gconv.call import Call
 from gconv.kernels.narrow import LANES
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing, Separable
@@ -15,10 +16,10 @@ SHORT = 8  # channels
 LIMIT = 8 << 30  # bytes: a 5-D patch array has been seen to ask for 64 GB
 
 
-def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run(S: Basis, call: Call) -> Tensor:
     if isinstance(S, Shifts) and S.transposed:  # the adjoint mixes first and folds the patches back
-        return add_bias(mixing.collect(S, mixing.spread(x, W)), bias)
-    return add_bias(mixing.gather(S.expand(x), W), bias)
+        return add_bias(call.mixing.collect(S, call.spread()), call.bias)
+    return add_bias(call.mixing.gather(S.expand(call.x), call.W), call.bias)
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:

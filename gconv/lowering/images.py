@@ -13,38 +13,39 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
-from gconv.kernels import transformed
+from gconv.call import Call
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
-from gconv.mixing import Mixing
 
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-def on_images(option: Lowering, S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, grid: tuple[int, ...]) -> Run:
-    """The lowering as a function of images like x, with the grid of the result; its memory format is decided once."""
+def on_images(option: Lowering, S: Basis, call: Call, grid: tuple[int, ...]) -> Run:
+    """A lowering as a function of images like call.x; grid and memory format of the result are decided once."""
     if option is native.NATIVE:  # torch's own kernels, which also take one image alone
         return native.run_images
+    x = call.x
     single = x.ndim == len(grid) + 1
-    images = x.unsqueeze(0) if single else x
+    images = call.at(x.unsqueeze(0)) if single else call
     run = option.images or _by_signals(option.run, grid)
-    if not transformed():  # vmap lays out what it likes
-        run = _laid_out(run, _last(S, mixing, W, images), len(grid), S.linear)
+    if call.kind != "transformed":  # vmap lays out what it likes
+        run = _laid_out(run, _last(S, images), len(grid), S.linear)
     return _one(run) if single else run
 
 
 def _by_signals(run: Run, grid: tuple[int, ...]) -> Run:
     d = len(grid)
 
-    def images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-        return run(S, mixing, W, (x.flatten(-d) if d > 1 else x).mT, bias).mT.unflatten(-1, grid)
+    def images(S: Basis, call: Call) -> Tensor:
+        x = call.x.flatten(-d) if d > 1 else call.x
+        return run(S, call.at(x.mT)).mT.unflatten(-1, grid)
 
     return images
 
 
 def _one(run: Run) -> Run:
-    def image(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-        return run(S, mixing, W, x.unsqueeze(0), bias).squeeze(0)
+    def image(S: Basis, call: Call) -> Tensor:
+        return run(S, call.at(call.x.unsqueeze(0))).squeeze(0)
 
     return image
 
@@ -52,8 +53,8 @@ def _one(run: Run) -> Run:
 def _laid_out(run: Run, last: bool, d: int, linear: bool) -> Run:
     """`run` with its result in one of torch's two formats; a copy where the derivative of a maximum may need it."""
 
-    def images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-        y = run(S, mixing, W, x, bias)
+    def images(S: Basis, call: Call) -> Tensor:
+        y = run(S, call)
         if linear and y.stride() == format_strides(y.shape, last):
             return y
         if d == 1 and last:
@@ -77,13 +78,14 @@ def format_strides(shape: Sequence[int], last: bool) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _last(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> bool:
+def _last(S: Basis, call: Call) -> bool:
     """Whether torch's own layer would give channels_last."""
-    known = isinstance(S, Shifts) and native.refuses(S, mixing) is None
+    x = call.x
+    known = isinstance(S, Shifts) and native.refuses(S, call.mixing) is None
     if not known or x.numel() == 0 or torch.compiler.is_compiling():
         return suggests_last(x)
     with torch.no_grad():
-        like = native.run_images(S, mixing, W, x[:2], None)
+        like = native.run_images(S, Call(x[:2], call.mixing, call.W))
     stride = like.stride()
     return stride != format_strides(like.shape, False) and stride == format_strides(like.shape, True)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts, Windows
+from gconv.call import Call
 from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
@@ -46,15 +47,19 @@ def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool
     return W.view(*W.shape[:2], *kernel), 1
 
 
-def run(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run(S: Basis, call: Call) -> Tensor:
     assert isinstance(S, Shifts | Windows)
-    y = run_images(S, mixing, W, _channels_first(x, S.grids[0]), bias)
-    return _channels_last(y, tuple(x.shape[:-2]), len(S.size))
+    y = run_images(S, call.at(_channels_first(call.x, S.grids[0])))
+    return _channels_last(y, tuple(call.x.shape[:-2]), len(S.size))
 
 
-def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def run_images(S: Basis, call: Call) -> Tensor:
     """The same on images, (b, i, *grid) -> (b, o, *grid), or without b."""
     assert isinstance(S, Shifts | Windows)
+    return _images(S, call.mixing, call.W, call.x, call.bias)
+
+
+def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     d = len(S.size)
     if isinstance(S, Windows):
         if _low(x):  # not there in half precision for each number of axes
@@ -67,11 +72,11 @@ def run_images(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tens
     assert W is not None
     if _distrusted(S, mixing) and _low(x):
         with torch.autocast(x.device.type, enabled=False):
-            y = run_images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
+            y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
         return y.to(x.dtype) if d < 3 or _keeps_format(x.dtype) else y.to(x.dtype).contiguous()
     if isinstance(mixing, Separable):
         depth, point = mixing.split(W)
-        filtered = run_images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
+        filtered = _images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
         return CONV[d](filtered, point.mT.reshape(mixing.o, mixing.i, *[1] * d), bias)
     if isinstance(mixing, Dense) and mixing.scale != 1.0:
         W = W * mixing.scale

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gconv.basis import AttentionTaps, Basis, Diagonal, Identity, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
-from gconv.kernels import faked, kept, known
+from gconv.call import Call
+from gconv.kernels import faked, kept
 from gconv.kernels.narrow import LANES
 from gconv.kernels.transforms import PLAIN
 from gconv.lowering import batches, single, steps
@@ -41,11 +42,10 @@ def _expanded(S: Basis, x: Tensor) -> Tensor:
     return S.expand(x) if isinstance(S, Identity) else kept(S, x, S.expand)
 
 
-def _fixed(
-    S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None, aggregate: bool
-) -> Tensor | None:
+def _fixed(S: Basis, call: Call, aggregate: bool) -> Tensor | None:
     """The result where S is fixed: a few signals or rows at a time where there are many, or in one step."""
-    at_hand = aggregate and known(x) is not None  # all S_k x
+    mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
+    at_hand = aggregate and call.constant is not None  # all S_k x
     if isinstance(mixing, Dense) and W is not None and not at_hand:
         for way in (single, batches, steps):
             if way.serves(S, x, W):
@@ -53,11 +53,12 @@ def _fixed(
     return None
 
 
-def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+def aggregate_first(S: Basis, call: Call) -> Tensor:
+    mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
     if not isinstance(mixing, Dense):
-        return _apart(add_bias(mixing.gather(_expanded(S, x), W), bias), S, mixing, x, bias)
+        return _apart(add_bias(mixing.gather(_expanded(S, x), W), bias), S, call)
     assert W is not None
-    done = _fixed(_sparse_form(S, x), mixing, W, x, bias, True)
+    done = _fixed(_sparse_form(S, x), call, True)
     if done is not None:
         return done
     if not isinstance(S, Stack):
@@ -69,62 +70,45 @@ def aggregate_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias:
     return y
 
 
-def transform_first(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
-    own = _of_its_own(S, mixing, W, x)
-    if own is not None:
-        return own.clone() if bias is None else own + bias  # the derivative reads what the kernel made
-    form = _sparse_form(S, x)
-    done = _fixed(form, mixing, W, x, bias, False)
+def transform_first(S: Basis, call: Call) -> Tensor:
+    mixing, bias = call.mixing, call.bias
+    heads = S.fused(call) if isinstance(mixing, Heads | Dense) else None
+    if heads is not None and isinstance(mixing, Heads | Dense):
+        y = mixing.joined(heads, call.products())
+        return y.clone() if bias is None else y + bias  # the derivative reads what the kernel made
+    form = _sparse_form(S, call.x)
+    done = _fixed(form, call, False)
     if done is not None:
         return done
-    return _apart(add_bias(mixing.collect(form, _spread(form, mixing, W, x)), bias), S, mixing, x, bias)
+    return _apart(add_bias(mixing.collect(form, call.spread()), bias), S, call)
 
 
-def _apart(y: Tensor, S: Basis, mixing: Mixing, x: Tensor, bias: Tensor | None) -> Tensor:
+def _apart(y: Tensor, S: Basis, call: Call) -> Tensor:
     """y in memory of its own, where x, what is kept of a constant x, or what a maximum's derivative reads may be it."""
-    if bias is not None or mixing.shape is not None:
+    if call.bias is not None or call.mixing.shape is not None:
         return y  # a sum or a product
-    return y.clone() if isinstance(S, Identity) or not S.linear or known(x) is not None else y
+    return y.clone() if isinstance(S, Identity) or not S.linear or call.constant is not None else y
 
 
-def _of_its_own(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor | None:
-    """sum_k S_k X W_k where S was made of these X W_k, and meets them as it is made."""
-    part = S.parts[0] if isinstance(S, Stack) else S
-    if not (isinstance(part, AttentionTaps) and isinstance(mixing, Heads | Dense)):
-        return None
-    signal, weight, product = part.made
-    if signal is not x or weight is not W:
-        return None
-    return mixing.joined(part.of_its_own().movedim(-2, -3), product.movedim(-2, -3))
-
-
-def _spread(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
-    """X W_k, all of them; at hand where S was made of them."""
-    part = S.parts[0] if isinstance(S, Stack) else S
-    if isinstance(mixing, Heads) and isinstance(part, SharedTaps) and part.made is not None:
-        signal, weight, product = part.made
-        if signal is x and weight is W:
-            return product.movedim(-2, -3)
-    return mixing.spread(x, W)
-
-
-def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Mixing, Tensor], Run | None]:
+def _prepared(run: Run, aggregate: bool) -> Callable[[Basis, Call], Run | None]:
     """`run` for signals like x: one step, the products of which are made ready."""
 
-    def prepare(S: Basis, mixing: Mixing, x: Tensor) -> Run | None:
+    def prepare(S: Basis, call: Call) -> Run | None:
+        mixing, x = call.mixing, call.x
         if type(mixing) is not Dense or x.ndim != 2 or x.layout != torch.strided or not x.is_contiguous():
             return None
-        form, constant = _sparse_form(S, x), known(x) is not None
+        form, constant = _sparse_form(S, x), call.constant is not None
         if aggregate and constant:
             return None
         if not (steps.is_small(x, mixing.taps) and single.fixed(form) and steps.is_plain_call(x, x)):
             return None
         step, shape = steps.Step(form, aggregate, (mixing.i, mixing.o), x.dtype, constant), mixing.shape
 
-        def quick(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
+        def quick(S: Basis, call: Call) -> Tensor:
+            mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
             usual = type(W) in PLAIN and W.shape == shape and W.dtype == x.dtype  # type: ignore[union-attr]
             if not usual or torch.is_autocast_enabled("cpu") or (bias is not None and not _ordinary(bias, x, shape[2])):
-                return run(S, mixing, W, x, bias)
+                return run(S, call)
             return step(x, mixing.dense(W, shape[1]), bias)
 
         return quick

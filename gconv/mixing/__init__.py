@@ -16,7 +16,6 @@
 Each mixing is a description without numbers; the weight travels beside it.
 """
 
-from gconv.kernels import product
 from gconv.mixing.averaged import AveragedHeads
 from gconv.mixing.base import Mixing, Parametrised, plain, spread_bias
 from gconv.mixing.blocks import Beside, Blocks
@@ -42,6 +41,5 @@ __all__ = [
     "by_heads",
     "initial_weight",
     "plain",
-    "product",
     "spread_bias",
 ]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.mixing import Fixed
 from gconv.operators.attention import arrivals, attend
@@ -30,9 +30,9 @@ class Cosine(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"beta": Parameter((1,), "constant", 1.0)} if self.learned else {}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        u = F.normalize(x, dim=-1).unsqueeze(-2)
+        u = F.normalize(call.x, dim=-1).unsqueeze(-2)
         cosine = one.dots(domain.at_targets(u, 0), u)
         return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
 

@@ -32,17 +32,14 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
     return weight / (total[row] + 1e-16)
 
 
-Made = tuple[Tensor, Tensor, Tensor]  # see SharedTaps
-
-
-def attend(domain: Edges, one: Pattern, logits: Tensor, root: bool = False, made: Made | None = None) -> Basis:
+def attend(domain: Edges, one: Pattern, logits: Tensor, root: bool = False) -> Basis:
     """A tap a head: the softmax of its logits (e, h) over the entries of each row; and perhaps the node itself."""
-    return head_taps(domain, one, one.softmax(logits), root, made)
+    return head_taps(domain, one, one.softmax(logits), root)
 
 
-def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False, made: Made | None = None) -> Basis:
-    """A tap a head with values (e, h), and perhaps the node itself; `made` as in SharedTaps."""
-    S = SharedTaps(one, values, made=made)
+def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False) -> Basis:
+    """A tap a head with values (e, h), and perhaps the node itself."""
+    S = SharedTaps(one, values)
     return Stack((S, itself(domain, values.dtype))) if root else S
 
 

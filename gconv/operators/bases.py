@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Polynomial, Recurrence
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.mixing import Dense, Fixed, Grouped
 from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
@@ -41,12 +42,12 @@ class Filter(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"theta": Parameter((len(self.start),), "constant", self.start)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
-        c = theta["theta"].to(x.dtype)
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Polynomial:
+        c = theta["theta"].to(call.x.dtype)
         c = c.relu() if self.positive else c
         if self.change is not None:
-            c = c @ torch.tensor(self.change, dtype=x.dtype, device=x.device)
-        return Polynomial(self.powers.L(domain, x), self.powers.recurrence, c.unsqueeze(0))
+            c = c @ torch.tensor(self.change, dtype=call.x.dtype, device=call.x.device)
+        return Polynomial(self.powers.L(domain, call.x), self.powers.recurrence, c.unsqueeze(0))
 
 
 MAX_DEGREE = 2_000  # of filters whose coefficients come from values at nodes, by a square matrix

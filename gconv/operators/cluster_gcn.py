@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Identity, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
@@ -25,9 +25,9 @@ class Enhanced(GraphStructure):
 
     taps = 2
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Stack:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Stack:
         loops: Literal["replace", "keep"] = "replace" if self.add_self_loops else "keep"
-        S = adjacency(domain, x.dtype, loops=loops, norm="row", weighted=False)
+        S = adjacency(domain, call.x.dtype, loops=loops, norm="row", weighted=False)
         loop = S.pattern.row == S.pattern.col
         values = torch.where(loop, (1 + self.diag_lambda) * S.values, S.values)
         return Stack((Taps(S.pattern, values), Identity(domain.size)))

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Shifts
 from gconv.basis.shifts import Mode
+from gconv.call import Call
 from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Dense, Grouped, Mixing, Separable
@@ -47,7 +46,7 @@ class Kernel(GridStructure):
         axes = zip(self.kernel, self.stride, self.dilation, self.output_padding, strict=True)
         return split_pads([d * (k - 1) + 1 + extra - s for k, s, d, extra in axes], self.padding)
 
-    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
+    def basis(self, domain: Grid, theta: Theta, call: Call) -> Shifts:
         size, padding = domain.shape, self.pads(domain.shape)
         if self.transposed:
             size = self.target(domain).shape

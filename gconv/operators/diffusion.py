@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Basis, Polynomial, Recurrence, Stack
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
@@ -26,9 +25,9 @@ class Walks(GraphStructure):
     def taps(self) -> int:
         return 2 * self.k + 1
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
-        along = adjacency(domain, x.dtype, norm="col", degree="out").T
-        against = adjacency(domain, x.dtype, norm="row")
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
+        along = adjacency(domain, call.x.dtype, norm="col", degree="out").T
+        against = adjacency(domain, call.x.dtype, norm="row")
         powers = Recurrence.monomial(self.k + 1)
         rest = tuple(tuple(float(t == p) for t in range(self.k + 1)) for p in range(1, self.k + 1))
         return Stack((Polynomial(along, powers), Polynomial(against, powers, rest)))

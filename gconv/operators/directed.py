@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from gconv.basis import Basis, Identity, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import Degree, Norm, adjacency
 from gconv.mixing import Dense
@@ -38,10 +37,10 @@ class BothWays(GraphStructure):
     def taps(self) -> int:
         return 2 + self.root
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
         ends: tuple[Degree, Degree] = ("in", "out")
         there, back = (
-            adjacency(domain, x.dtype, norm=norm, degree=degree, weighted=self.weighted)
+            adjacency(domain, call.x.dtype, norm=norm, degree=degree, weighted=self.weighted)
             for norm, degree in zip(NORMS[self.aggr], ends, strict=True)
         )
         there, back = Taps(there.pattern, (1 - self.alpha) * there.values), Taps(back.pattern, self.alpha * back.values)

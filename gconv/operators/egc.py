@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Product, SharedTaps, Stack
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import Loops, adjacency, diagonal
 from gconv.mixing import Dense, Mixing, Parametrised
@@ -41,14 +42,14 @@ class Combined(GraphStructure):
             "comb_bias": Parameter((self.taps,), "uniform", bound),
         }
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
-        weigh = (x @ theta["comb_weight"].t() + theta["comb_bias"]).t()  # (heads A bases, n), as PyG orders them
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
+        weigh = (call.x @ theta["comb_weight"].t() + theta["comb_bias"]).t()  # (heads A bases, n), as PyG orders them
         weigh = weigh.unflatten(0, (self.heads, len(self.aggregators), self.bases)).movedim(1, 0).flatten(1, 2)
         loops: Loops = "fill" if self.add_self_loops else "keep"
         parts = []
         for aggregator, values in zip(self.aggregators, weigh, strict=True):
             norm: Literal["sym", "row"] | None = {"symnorm": "sym", "mean": "row"}.get(aggregator)  # type: ignore[assignment]
-            S = adjacency(domain, x.dtype, loops=loops, norm=norm, weighted=False)
+            S = adjacency(domain, call.x.dtype, loops=loops, norm=norm, weighted=False)
             parts.append(Product(SharedTaps(diagonal(domain), values.t()), S))
         return Stack(tuple(parts)) if len(parts) > 1 else parts[0]
 

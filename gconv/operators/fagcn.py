@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Polynomial, Recurrence, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import adjacency
 from gconv.mixing import Beside, Fixed
@@ -35,8 +34,8 @@ class Signed(GraphStructure):
         p = Parameter((self.c,), "uniform", self.c**-0.5)
         return {"att_l": p, "att_r": p}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Stack:
-        width = self.c * (1 + self.initial)
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Stack:
+        x, width = call.x, self.c * (1 + self.initial)
         if x.shape[-1] != width:
             layout = ", x beside x_0" if self.initial else ""
             raise ValueError(f"This fagcn takes {width} channels in{layout}, but the signal has {x.shape[-1]}.")

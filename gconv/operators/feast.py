@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import SharedTaps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
@@ -33,11 +32,11 @@ class Steered(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"u": Parameter((self.heads, self.i), "uniform", self.i**-0.5), "c": Parameter((self.heads,), value=0.1)}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> SharedTaps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
-        steer = x @ theta["u"].t()
+        steer = call.x @ theta["u"].t()
         q = (steer[one.col] - domain.at_targets(steer)[one.row] + theta["c"]).softmax(-1)
-        return SharedTaps(one, q * mean(one, x.dtype).unsqueeze(-1))
+        return SharedTaps(one, q * mean(one, call.x.dtype).unsqueeze(-1))
 
 
 @register(

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from gconv.basis import AttentionTaps, Basis, Identity, Stack
+from gconv.call import Call
 from gconv.domains import Edges
-from gconv.mixing import by_heads, product
+from gconv.mixing import by_heads
 from gconv.operators.attention import (
     Fill,
     arrivals,
@@ -57,23 +57,21 @@ class Attention(GraphStructure):
             return ends
         return ends | {"att_edge": p, "lin_edge": glorot(self.heads, self.edge_dim, self.c)}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        if self.edge_dim is None and self.i is None and domain.square and self.c <= x.shape[-1]:
-            z = by_heads(x, theta["weight"])
-            made = x, theta["weight"], z
-            S = AttentionTaps(one, made, theta["att_dst"], theta["att_src"], self.negative_slope)
-            return Stack((S, Identity(len(x)))) if self.root else S
-        W = theta["weight"][: self.heads]
+        if self.edge_dim is None and self.i is None and domain.square and self.c <= call.x.shape[-1]:
+            S = AttentionTaps(one, call.mixed(call.weight), theta["att_dst"], theta["att_src"], self.negative_slope)
+            return Stack((S, Identity(len(call.x)))) if self.root else S
+        W = call.weight[: self.heads]
         V = W if self.i is None else theta["target_weight"]
         # a . (W^T x) = x . (W a): no logit needs a transformed signal
         target, source = (
             (matrix @ theta[name].unsqueeze(-1)).squeeze(-1).t() for matrix, name in ((V, "att_dst"), (W, "att_src"))
         )
-        target, source = product(x, torch.cat((target, source), 1)).chunk(2, -1)
+        target, source = call.times(torch.cat((target, source), 1)).chunk(2, -1)
         logits = one.ends(domain.at_targets(target), source)
         if self.edge_dim is not None:
-            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gat")
+            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, call.x.dtype, "gat")
             logits = logits + u @ torch.einsum("kdc,kc->dk", theta["lin_edge"], theta["att_edge"])
         return attend(domain, one, F.leaky_relu(logits, self.negative_slope), self.root)
 
@@ -111,24 +109,22 @@ class AttentionV2(GraphStructure):
             made["lin_edge"] = glorot(self.heads, self.edge_dim, self.c)
         return made
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        z = by_heads(x, theta["weight"])
-        source = z[:, : self.heads]
+        source = call.mixed(call.weight)[:, : self.heads]
         if self.share_weights:
             target = domain.at_targets(source, 0)
         else:
-            target = by_heads(domain.at_targets(x), theta["target_weight"])
+            target = by_heads(domain.at_targets(call.x), theta["target_weight"])
         if self.bias:
             target = target + theta["shift"]
-        made = x, theta["weight"], z
         if self.edge_dim is None:
             alpha = one.joint_attention(source, target, theta["att"], self.negative_slope)
-            return head_taps(domain, one, alpha, self.root, made)
-        u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, x.dtype, "gatv2")
+            return head_taps(domain, one, alpha, self.root)
+        u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, call.x.dtype, "gatv2")
         both = source[one.col] + target[one.row] + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
         logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
-        return attend(domain, one, logits, self.root, made)
+        return attend(domain, one, logits, self.root)
 
 
 @register(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import adjacency, pattern
 from gconv.mixing import Fixed
@@ -33,11 +33,11 @@ class Sum(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"eps": Parameter((1,), "constant", self.eps)} if self.train_eps else {}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
         if not self.train_eps:
-            return adjacency(domain, x.dtype, loops="own", fill=1 + self.eps, weighted=False)
+            return adjacency(domain, call.x.dtype, loops="own", fill=1 + self.eps, weighted=False)
         entries, edge = pattern(domain, "own")
-        return Taps(entries, torch.where(edge < 0, 1 + theta["eps"].to(x.dtype), 1.0))
+        return Taps(entries, torch.where(edge < 0, 1 + theta["eps"].to(call.x.dtype), 1.0))
 
 
 @register(

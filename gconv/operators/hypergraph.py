@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Product
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import incidence
 from gconv.mixing import Dense
@@ -25,8 +25,8 @@ class ThereAndBack(GraphStructure):
     taps = 1
     square = "signals go to hyperedges and come back to the same nodes"
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Product:
-        into, back = incidence(domain, x.dtype, weighted=self.apply_weights)
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Product:
+        into, back = incidence(domain, call.x.dtype, weighted=self.apply_weights)
         return Product(back, into)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Diagonal, Polynomial, Recurrence, Stack, Taps
 from gconv.basis.functions import change, eigh, tangent
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import adjacency, shapes_only
 from gconv.mixing import Dense
@@ -105,7 +106,7 @@ class Ritz(GraphStructure):
     def taps(self) -> int:
         return len(self.short) + len(self.long)
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
         if not domain.is_undirected:
             raise ValueError(
                 "Ritz vectors need a symmetric adjacency: an undirected graph (each edge with its reverse, of the same "
@@ -114,11 +115,11 @@ class Ritz(GraphStructure):
         S = adjacency(domain, torch.float64, norm="sym")
         r, U, E = ritz(S, domain.part(), len(domain.ptr) - 1, self.k)
         f = Exponents(self.long)
-        moved = None if E is None else tangent(E, r, f).to(x.dtype)
-        far = Diagonal(U.to(x.dtype), f.values(r).to(x.dtype), r.to(x.dtype), moved)
+        moved = None if E is None else tangent(E, r, f).to(call.x.dtype)
+        far = Diagonal(U.to(call.x.dtype), f.values(r).to(call.x.dtype), r.to(call.x.dtype), moved)
         if not self.short:
             return far
-        near = adjacency(domain, x.dtype, norm="sym")
+        near = adjacency(domain, call.x.dtype, norm="sym")
         return Stack((Polynomial(near, Recurrence.monomial(max(self.short) + 1), chosen(self.short)), far))
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Stack, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import adjacency, degrees, itself
 from gconv.mixing import Dense
@@ -22,9 +21,9 @@ class Extrema(GraphStructure):
     taps = 3
     reads = "both"
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Stack:
-        D = degrees(domain, x.dtype)
-        return Stack((adjacency(domain, x.dtype), Taps(D.pattern, -D.values), itself(domain, x.dtype)))
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Stack:
+        D = degrees(domain, call.x.dtype)
+        return Stack((adjacency(domain, call.x.dtype), Taps(D.pattern, -D.values), itself(domain, call.x.dtype)))
 
 
 @register(

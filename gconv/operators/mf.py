@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Pattern, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import counts, diagonal
 from gconv.mixing import Dense
@@ -28,13 +28,13 @@ class ByDegree(GraphStructure):
     def taps(self) -> int:
         return 2 * (self.max_degree + 1)
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
         m, n = domain.sites
         own = diagonal(domain)
         degree = counts(domain.target, m).clamp(max=self.max_degree)
         tap = torch.cat([degree[domain.target], degree + self.max_degree + 1])
         row, col = torch.cat([domain.target, own.row]), torch.cat([domain.source, own.col])
-        return Taps(Pattern((self.taps, m, n), tap, row, col), torch.ones_like(row, dtype=x.dtype))
+        return Taps(Pattern((self.taps, m, n), tap, row, col), torch.ones_like(row, dtype=call.x.dtype))
 
 
 @register(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Basis, SharedTaps, Stack
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import counts, itself, pattern
 from gconv.mixing import Dense
@@ -39,19 +39,19 @@ class Gaussians(GraphStructure):
         shape = (self.kernels, self.dim)
         return {"mu": Parameter(shape, "uniform", spread), "sigma": Parameter(shape, "uniform", spread)}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         if domain.edge_attr is None or domain.edge_attr.shape[1] != self.dim:
             have = "none" if domain.edge_attr is None else f"{domain.edge_attr.shape[1]}"
             raise ValueError(
                 f"monet needs pseudo-coordinates: edge_attr with {self.dim} numbers an edge; the graph has {have}."
             )
         one, _ = pattern(domain)
-        u = domain.edge_attr.to(x.dtype)
+        u = domain.edge_attr.to(call.x.dtype)
         distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
         share = counts(one.row, domain.sites[0]).clamp(min=1).double().reciprocal()
-        values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(x.dtype)
+        values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(call.x.dtype)
         S = SharedTaps(one, values.t())
-        return Stack((S, itself(domain, x.dtype))) if self.root else S
+        return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
 @register(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from gconv.basis import Basis, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import Loops, Norm, adjacency, itself, mean
 from gconv.mixing import Dense
@@ -44,18 +43,18 @@ class Neighbours(GraphStructure):
     def taps(self) -> int:
         return 2 if self.root else 1
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         weighted = self.weighted and domain.edge_weight is not None
         if self.mean and self.norm is None and self.fill == 1 and self.reduce == "sum" and not weighted:
-            S = adjacency(domain, x.dtype, loops=self.loops, norm="row", weighted=False)
-            return Stack((S, itself(domain, x.dtype))) if self.root else S
-        S = adjacency(domain, x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
+            S = adjacency(domain, call.x.dtype, loops=self.loops, norm="row", weighted=False)
+            return Stack((S, itself(domain, call.x.dtype))) if self.root else S
+        S = adjacency(domain, call.x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
         values = S.values
         if self.mean:  # over the number of edges that arrive, whatever they weigh
-            values = values * mean(S.pattern, x.dtype)
+            values = values * mean(S.pattern, call.x.dtype)
         if self.mean or self.reduce == "max":
             S = Taps(S.pattern, values, self.reduce)
-        return Stack((S, itself(domain, x.dtype))) if self.root else S
+        return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
 def _aggregate(aggr: Aggregate, weighted: bool, root: bool) -> Neighbours:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Basis, SharedTaps, Stack
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
@@ -42,13 +42,13 @@ class Conditioned(GraphStructure):
             "b1": Parameter((self.hidden,), "uniform", bound),
         }
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
-        u = attributes("nnconv", domain, self.dim, x.dtype)
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
+        u = attributes("nnconv", domain, self.dim, call.x.dtype)
         one, _ = pattern(domain)
         units = (theta["w1"] @ u.t() + theta["b1"].unsqueeze(1)).relu()
         values = torch.cat([units, torch.ones_like(units[:1])])
-        S = SharedTaps(one, (values * mean(one, x.dtype) if self.average else values).t())
-        return Stack((S, itself(domain, x.dtype))) if self.root else S
+        S = SharedTaps(one, (values * mean(one, call.x.dtype) if self.average else values).t())
+        return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
 @register(

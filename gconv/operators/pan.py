@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Polynomial, Product, Recurrence, Taps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import adjacency, diagonal, reach
 from gconv.mixing import Dense
@@ -27,12 +26,12 @@ class Paths(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"path": Parameter((self.filter_size + 1,), "constant", 0.5)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Product:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Product:
         root = domain.memo(
-            ("within reach", self.filter_size, x.dtype),
-            lambda: Taps(diagonal(domain), reach(domain, self.filter_size, x.dtype).rsqrt()),
+            ("within reach", self.filter_size, call.x.dtype),
+            lambda: Taps(diagonal(domain), reach(domain, self.filter_size, call.x.dtype).rsqrt()),
         )
-        A, steps = adjacency(domain, x.dtype, weighted=False), Recurrence.monomial(self.filter_size + 1)
+        A, steps = adjacency(domain, call.x.dtype, weighted=False), Recurrence.monomial(self.filter_size + 1)
         return Product(root, Product(Polynomial(A, steps, theta["path"].cumprod(0).unsqueeze(0)), root))
 
 

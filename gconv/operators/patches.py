@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Identity, Shifts
 from gconv.basis.shifts import Mode
+from gconv.call import Call
 from gconv.domains import Graph, Grid
 from gconv.errors import InputError
 from gconv.mixing import Fixed, Patches, Shuffled
@@ -43,7 +42,7 @@ class Folding(GridStructure):
     def taps(self) -> int:
         return math.prod(self.kernel)
 
-    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
+    def basis(self, domain: Grid, theta: Theta, call: Call) -> Shifts:
         size = self.target(domain).shape
         return Shifts(size, self.kernel, self.stride, self.dilation, self.padding, transposed=True)
 
@@ -72,7 +71,7 @@ class Blocks(GridStructure):
     def taps(self) -> int:
         return math.prod(self.kernel)
 
-    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Shifts:
+    def basis(self, domain: Grid, theta: Theta, call: Call) -> Shifts:
         d = self.ndim
         return Shifts(domain.shape, self.kernel, self.kernel, (1,) * d, ((0, 0),) * d)
 
@@ -90,7 +89,7 @@ class Stay(Structure):
     square = "each node keeps its own signal"
     taps = 1
 
-    def basis(self, domain: Grid | Graph, theta: Theta, x: Tensor) -> Identity:
+    def basis(self, domain: Grid | Graph, theta: Theta, call: Call) -> Identity:
         return Identity(domain.size)
 
 

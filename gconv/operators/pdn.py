@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Taps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Dense
@@ -36,8 +36,8 @@ class Weighed(GraphStructure):
             "b2": Parameter((1,), "constant", 0.0),
         }
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Taps:
-        u = attributes("pdn", domain, self.dim, x.dtype)
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Taps:
+        u = attributes("pdn", domain, self.dim, call.x.dtype)
         units = (u @ theta["w1"].t() + theta["b1"]).relu()
         weight = (units @ theta["w2"] + theta["b2"]).sigmoid()
         entries, edge = pattern(domain, "fill" if self.add_self_loops else "keep")

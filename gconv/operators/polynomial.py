@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gconv.basis import Polynomial, Recurrence, Taps
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import Norm, adjacency, laplacian
 from gconv.mixing import Dense, Fixed
@@ -31,8 +32,8 @@ class Powers(GraphStructure):
     def taps(self) -> int:
         return self.recurrence.terms if self.combine is None else len(self.combine)
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
-        return Polynomial(self.L(domain, x), self.recurrence, self.combine)
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Polynomial:
+        return Polynomial(self.L(domain, call.x), self.recurrence, self.combine)
 
     def L(self, domain: Graph, x: Tensor) -> Taps:
         if self.matrix == "laplacian":

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Pattern, Product, Shifts, Taps
+from gconv.call import Call
 from gconv.domains import Graph, Grid
 from gconv.errors import InputError
 from gconv.laplacian import counts
@@ -40,7 +41,7 @@ class Window(GridStructure):
     def ndim(self) -> int:
         return len(self.kernel)
 
-    def basis(self, domain: Domain, theta: Theta, x: Tensor) -> Shifts:
+    def basis(self, domain: Domain, theta: Theta, call: Call) -> Shifts:
         assert isinstance(domain, Grid)
         return self.shifts(domain.shape)
 
@@ -314,7 +315,7 @@ class Everything(Structure):
     square = "it pools the nodes of each part of a union of graphs"
     taps = 1
 
-    def basis(self, domain: Grid | Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Grid | Graph, theta: Theta, call: Call) -> Basis:
         reduce: Literal["sum", "max"] = "max" if self.reduce == "max" else "sum"
         if isinstance(domain, Grid):
             d, size = domain.ndim, domain.shape
@@ -322,11 +323,11 @@ class Everything(Structure):
             return Shifts(size, size, (1,) * d, (1,) * d, ((0, 0),) * d, "zeros", True, divisor, reduce)
         part, parts = domain.part(), len(domain.ptr) - 1
         if self.reduce == "max":
-            return _gathered(part, parts, torch.ones_like(part, dtype=x.dtype), "max")
+            return _gathered(part, parts, torch.ones_like(part, dtype=call.x.dtype), "max")
         # a share of many nodes is too small a number for float16, whose products are summed in float32 anyway
-        values = torch.ones_like(part, dtype=x.dtype)
+        values = torch.ones_like(part, dtype=call.x.dtype)
         if self.reduce == "mean":
-            dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
+            dtype = torch.float32 if call.x.dtype == torch.float16 else call.x.dtype
             values = counts(part, parts).double().reciprocal()[part].to(dtype)
         if domain.size <= MANY:
             return _gathered(part, parts, values, "sum")

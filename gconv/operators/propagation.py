@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
-from torch import Tensor
-
 from gconv.basis import Basis, Polynomial, Recurrence
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.mixing import Dense, Fixed
 from gconv.operators.bases import Filter, steps
@@ -258,13 +257,13 @@ class OnUndirected(GraphStructure):
     def taps(self) -> int:
         return self.powers.taps
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
         if not domain.is_undirected:
             raise ValueError(
                 "This series converges on undirected graphs, but the graph is directed (an edge lacks its reverse of "
                 f"the same weight); {self.instead} runs on both."
             )
-        return Polynomial(self.powers.L(domain, x), self.powers.recurrence, self.powers.combine)
+        return Polynomial(self.powers.L(domain, call.x), self.powers.recurrence, self.powers.combine)
 
 
 @register(

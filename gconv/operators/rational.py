@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Diagonal, Polynomial, Recurrence
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
@@ -31,12 +32,12 @@ class Poles(GraphStructure):
         start = tuple(0.9 * (k + 1) / self.taps for k in range(self.taps))
         return {"a": Parameter((self.taps,), "constant", start)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Polynomial:
-        a, powers = theta["a"].to(x.dtype), Powers(Recurrence.monomial(self.layers + 1), "adjacency")
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Polynomial:
+        a, powers = theta["a"].to(call.x.dtype), Powers(Recurrence.monomial(self.layers + 1), "adjacency")
         columns = [torch.ones_like(a)]
         for _ in range(self.layers):
             columns.append(columns[-1] * a)
-        return Polynomial(powers.L(domain, x), powers.recurrence, torch.stack(columns, 1))
+        return Polynomial(powers.L(domain, call.x), powers.recurrence, torch.stack(columns, 1))
 
 
 @register(
@@ -126,8 +127,8 @@ class Cayley(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"h": Parameter((1,), "constant", 1.0)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
-        return function_of_laplacian(domain, self.norm, Turns(self.k, theta["h"].to(torch.float64)), x.dtype)
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Diagonal:
+        return function_of_laplacian(domain, self.norm, Turns(self.k, theta["h"].to(torch.float64)), call.x.dtype)
 
 
 @register(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from gconv.basis import Basis, SharedTaps, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import itself, pattern, relations
 from gconv.mixing import Blocks, Dense, Grouped
@@ -44,12 +43,12 @@ class Relations(GraphStructure):
         shape = (self.relations, self.bases)
         return {"comp": Parameter(shape, "uniform", (6 / sum(shape)) ** 0.5)}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
-        taps = relations(domain, x.dtype, self.relations, average=self.aggr == "mean")
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
+        taps = relations(domain, call.x.dtype, self.relations, average=self.aggr == "mean")
         S: Basis = Taps(taps.pattern, taps.values, "max") if self.aggr == "max" else taps
         if self.bases is not None:
             S = SharedTaps(pattern(domain)[0], theta["comp"][taps.pattern.tap] * taps.values.unsqueeze(-1))
-        return Stack((S, itself(domain, x.dtype))) if self.root else S
+        return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
 def _whole(**arguments: int | None) -> None:

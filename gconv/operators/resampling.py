@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Axes, Pattern, Taps, Windows, lasting
+from gconv.call import Call
 from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Fixed
@@ -69,8 +70,8 @@ class Resampled(GridStructure):
             )
         return Grid(size)
 
-    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Axes:
-        return _kept(self, domain, x, self._make)
+    def basis(self, domain: Grid, theta: Theta, call: Call) -> Axes:
+        return _kept(self, domain, call.x, self._make)
 
     def _make(self, domain: Grid, x: Tensor) -> Axes:
         sizes = zip(domain.shape, self.target(domain).shape, strict=True)
@@ -334,8 +335,8 @@ class Largest(GridStructure):
     def target(self, domain: Grid) -> Grid:
         return Grid(tuple(n if m is None else m for n, m in zip(domain.shape, self.size, strict=True)))
 
-    def basis(self, domain: Grid, theta: Theta, x: Tensor) -> Windows:
-        return _kept(self, domain, x, self._make)
+    def basis(self, domain: Grid, theta: Theta, call: Call) -> Windows:
+        return _kept(self, domain, call.x, self._make)
 
     def _make(self, domain: Grid, x: Tensor) -> Windows:
         out = self.target(domain)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Basis, SharedTaps, Stack
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import itself, pattern
 from gconv.mixing import Heads
@@ -36,11 +35,11 @@ class Gates(GraphStructure):
         matrix, vector = Parameter((self.o, self.i), "uniform", bound), Parameter((self.o,), "uniform", bound)
         return {"key": matrix, "query": matrix, "gate": vector}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = pattern(domain)
-        key, query = domain.at_targets(x) @ theta["key"].t() + theta["gate"], x @ theta["query"].t()
+        key, query = domain.at_targets(call.x) @ theta["key"].t() + theta["gate"], call.x @ theta["query"].t()
         S = SharedTaps(one, one.ends(key, query).sigmoid())
-        return Stack((S, itself(domain, x.dtype))) if self.root else S
+        return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
 @register(

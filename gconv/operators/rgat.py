@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from gconv.basis import Pattern, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import mean, pattern, relations
 from gconv.mixing import Blocks, Dense
@@ -45,12 +45,12 @@ class RelationalAttention(GraphStructure):
         p = Parameter((self.heads * self.c, self.heads), "uniform", (6 / (self.heads * (self.c + 1))) ** 0.5)
         return {"q": p, "k": p}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
         R, h = self.relations, self.heads
-        one = relations(domain, x.dtype, R, average=False).pattern
-        W = theta["weight"].unflatten(0, (R, h))  # (W_r^T x) q = x (W_r q), so the logits need no transformed signal
+        one = relations(domain, call.x.dtype, R, average=False).pattern
+        W = call.weight.unflatten(0, (R, h))  # (W_r^T x) q = x (W_r q), so the logits need no transformed signal
         target, source = (
-            x @ torch.einsum("rhic,hcg->rig", W, theta[name].unflatten(0, (h, self.c))) for name in ("q", "k")
+            call.x @ torch.einsum("rhic,hcg->rig", W, theta[name].unflatten(0, (h, self.c))) for name in ("q", "k")
         )
         logits = F.leaky_relu(
             domain.at_targets(target)[one.tap, one.row] + source[one.tap, one.col], self.negative_slope
@@ -59,10 +59,10 @@ class RelationalAttention(GraphStructure):
         if self.mod == "f-additive":
             alpha = alpha + 1
         elif self.mod == "f-scaled":
-            alpha = alpha / mean(pattern(domain)[0], x.dtype).unsqueeze(1)
+            alpha = alpha / mean(pattern(domain)[0], call.x.dtype).unsqueeze(1)
 
         def headed() -> Pattern:
-            tap = one.tap.unsqueeze(1) * h + torch.arange(h, device=x.device)
+            tap = one.tap.unsqueeze(1) * h + torch.arange(h, device=call.x.device)
             row, col = (end.repeat_interleave(h) for end in (one.row, one.col))
             return Pattern((self.taps, *domain.sites), tap.flatten(), row, col)
 

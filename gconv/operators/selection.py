@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from gconv.basis import Pattern, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, pixels
@@ -22,7 +21,7 @@ class Labelled(GraphStructure):
 
     reads = "source"
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
         label = domain.edge_type
         if label is None:
             raise ValueError("selection needs a label on every edge: give the graph an edge_type.")
@@ -35,7 +34,7 @@ class Labelled(GraphStructure):
             ("labelled", self.taps),
             lambda: Pattern((self.taps, *domain.sites), label, domain.target, domain.source),
         )
-        return Taps(entries, domain.weights(x.dtype))
+        return Taps(entries, domain.weights(call.x.dtype))
 
 
 @register(

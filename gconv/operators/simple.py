@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
 from gconv.basis import Basis, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import Loops, adjacency, itself, mean
 from gconv.mixing import Beside, Fixed
@@ -37,13 +36,13 @@ class Aggregation(GraphStructure):
     def taps(self) -> int:
         return 2 if self.root else 1
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
-        S = adjacency(domain, x.dtype, loops=self.loops)
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
+        S = adjacency(domain, call.x.dtype, loops=self.loops)
         if self.aggr == "mean":
-            S = Taps(S.pattern, S.values * mean(S.pattern, x.dtype))
+            S = Taps(S.pattern, S.values * mean(S.pattern, call.x.dtype))
         elif self.aggr == "max":
             S = Taps(S.pattern, S.values, "max")
-        return Stack((itself(domain, x.dtype), S)) if self.root else S
+        return Stack((itself(domain, call.x.dtype), S)) if self.root else S
 
 
 @register(

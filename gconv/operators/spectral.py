@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gconv.basis import Diagonal
 from gconv.basis.functions import shares
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
@@ -51,10 +52,10 @@ class Multipliers(GraphStructure):
     taps: int
     norm: Literal["sym"] | None
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Diagonal:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Diagonal:
         if self.norm == "sym":
-            return function_of_laplacian(domain, "sym", Bands(self.taps, 2.0), x.dtype)
-        return function_of_laplacian(domain, None, Bands(self.taps, 1.0), x.dtype, by_largest=True)
+            return function_of_laplacian(domain, "sym", Bands(self.taps, 2.0), call.x.dtype)
+        return function_of_laplacian(domain, None, Bands(self.taps, 1.0), call.x.dtype, by_largest=True)
 
 
 @register(

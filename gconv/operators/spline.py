@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Basis, Pattern, Stack, Taps
+from gconv.call import Call
 from gconv.domains import Edges, Graph
 from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
@@ -42,7 +42,7 @@ class Splines(GraphStructure):
     def taps(self) -> int:
         return math.prod(self.kernel) + self.root
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         u = attributes("spline", domain, len(self.kernel), torch.float64)
         if domain.readable and bool(((u < 0) | (u > 1)).any()):
             raise ValueError(
@@ -64,8 +64,8 @@ class Splines(GraphStructure):
         if self.average:
             value = value * mean(one, value.dtype).unsqueeze(1)
         row, col = (end.unsqueeze(1).expand_as(tap).flatten() for end in (one.row, one.col))
-        S = Taps(Pattern((stride, *one.shape[1:]), tap.flatten(), row, col), value.flatten().to(x.dtype))
-        return Stack((S, itself(domain, x.dtype))) if self.root else S
+        S = Taps(Pattern((stride, *one.shape[1:]), tap.flatten(), row, col), value.flatten().to(call.x.dtype))
+        return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
 def located() -> Graph:

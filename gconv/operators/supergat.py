@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.call import Call
 from gconv.domains import Edges
-from gconv.mixing import by_heads
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
 from gconv.operators.shapes import messy, ring
 from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
@@ -38,16 +37,16 @@ class Likely(GraphStructure):
         p = Parameter((self.heads, self.c), "uniform", (6 / (self.heads + self.c)) ** 0.5)
         return {"att_l": p, "att_r": p} if self.attention == "MX" else {}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        z = by_heads(x, theta["weight"])
+        z = call.mixed(call.weight)
         logits = one.dots(domain.at_targets(z, 0), z)
         if self.attention == "MX":
             source, target = (z * theta["att_l"]).sum(-1), domain.at_targets((z * theta["att_r"]).sum(-1))
             logits = one.ends(target, source) * logits.sigmoid()
         else:
             logits = logits / self.c**0.5
-        return attend(domain, one, F.leaky_relu(logits, self.negative_slope), made=(x, theta["weight"], z))
+        return attend(domain, one, F.leaky_relu(logits, self.negative_slope))
 
 
 @register(

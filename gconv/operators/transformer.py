@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.operators.attention import arrivals, attend, check_heads, complete, head_mixing
 from gconv.operators.shapes import messy, pixels
@@ -39,10 +39,10 @@ class DotProduct(GraphStructure):
         shift = {"query_bias": Parameter((self.heads, self.c), "uniform", bound)} if self.bias else {}
         return {"query": p, "key": p, **shift}
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, False)
-        query = torch.einsum("ni,kic->nkc", domain.at_targets(x), theta["query"])
-        key = torch.einsum("ni,kic->nkc", x, theta["key"])
+        query = torch.einsum("ni,kic->nkc", domain.at_targets(call.x), theta["query"])
+        key = torch.einsum("ni,kic->nkc", call.x, theta["key"])
         if self.bias:
             query = query + theta["query_bias"]
         return attend(domain, one, one.dots(query, key) / self.c**0.5, self.root)

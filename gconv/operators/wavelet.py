@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, Pattern, Polynomial, Product, Recurrence, Taps
 from gconv.basis.functions import exponential, shares
+from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
@@ -90,12 +91,12 @@ class Wavelets(GraphStructure):
     def taps(self) -> int:
         return self.scales + 1
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
         if self.order is None:
-            return function_of_laplacian(domain, "sym", Kernels(self.scales), x.dtype)
+            return function_of_laplacian(domain, "sym", Kernels(self.scales), call.x.dtype)
         c = kernels(self.scales, 1 + nodes(self.order)) @ interpolation(self.order)
         powers = Powers(Recurrence.chebyshev(self.order + 1), "laplacian", "sym", LMAX)
-        return Polynomial(powers.L(domain, x), powers.recurrence, tuple(tuple(row) for row in c.tolist()))
+        return Polynomial(powers.L(domain, call.x), powers.recurrence, tuple(tuple(row) for row in c.tolist()))
 
 
 @register(
@@ -157,7 +158,7 @@ class InWavelets(GraphStructure):
     def parameters(self) -> dict[str, Parameter]:
         return {"theta": Parameter((self.nodes,), "constant", 1.0)}
 
-    def basis(self, domain: Graph, theta: Theta, x: Tensor) -> Basis:
+    def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
         if domain.size != self.nodes:
             raise ValueError(
                 f"gwnn has a parameter for each of {self.nodes} nodes, but the graph has {domain.size}; "
@@ -166,13 +167,13 @@ class InWavelets(GraphStructure):
         there = heat_series(self.s)[: heat_degree(self.s) + 1]
         back = tuple(math.exp(2 * self.s) * abs(c) for c in there)
         powers = Powers(Recurrence.chebyshev(len(there)), "laplacian", "sym", LMAX)
-        L = powers.L(domain, x)
+        L = powers.L(domain, call.x)
 
         def diagonal() -> Pattern:
             i = torch.arange(domain.size, device=domain.device)
             return Pattern((1, domain.size, domain.size), torch.zeros_like(i), i, i)
 
-        g = Taps(domain.memo("diagonal", diagonal), theta["theta"].to(x.dtype))
+        g = Taps(domain.memo("diagonal", diagonal), theta["theta"].to(call.x.dtype))
         psi, inverse = (Polynomial(L, powers.recurrence, (c,)) for c in (there, back))
         return Product(psi, Product(g, inverse))
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gconv.basis import Taps
+from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Fixed
@@ -23,9 +23,9 @@ class Half(GraphStructure):
     taps = 1
     reads = "both"
 
-    def basis(self, domain: Edges, theta: Theta, x: Tensor) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
         entries, _ = pattern(domain, "own")
-        average = normalised(pattern(domain)[0], domain.weights(torch.float64), "row").to(x.dtype)
+        average = normalised(pattern(domain)[0], domain.weights(torch.float64), "row").to(call.x.dtype)
         return Taps(entries, 0.5 * torch.cat([average, average.new_ones(domain.sites[0])]))
 
 

@@ -141,12 +141,13 @@ def attended(
     vars(gconv)["training"] = False
     signal = with_ones(x) if layer.peer.affine(layer) else x
     graph = read_graph(edge_index, len(x), edge_attr=edge_attr)
-    whole = gconv._basis(graph, signal)
+    call = gconv._call(signal)
+    whole = gconv._basis(graph, call)
     S = dropped(whole, layer.dropout) if layer.training and layer.dropout else whole
     heads: Any = S if after_dropout else whole
     alpha = getattr(heads, "parts", (heads,))[0].values
     edges, order = listed_edges(graph, edge_index, loops)
-    return run_on(gconv, S, signal), (edges, alpha[order])
+    return run_on(gconv, S, call), (edges, alpha[order])
 
 
 def listed_edges(graph: Graph, edge_index: Tensor, loops: bool) -> tuple[Tensor, Tensor]:
@@ -419,8 +420,9 @@ def rgat_call(
     if layer.mod is not None or not usual(layer, x, edge_index) or not labelled(layer, edge_index, edge_type):
         return None  # PyG's weights are those before `mod`
     gconv = layer.gconv.borrow(layer.peer.weights(layer))
-    S = gconv._basis(read_graph(edge_index, len(x), edge_type=edge_type), x)
-    return run_on(gconv, S, x), (edge_index, S.values.unflatten(0, (-1, layer.heads)))
+    call = gconv._call(x)
+    S = gconv._basis(read_graph(edge_index, len(x), edge_type=edge_type), call)
+    return run_on(gconv, S, call), (edge_index, S.values.unflatten(0, (-1, layer.heads)))
 
 
 PEERS: dict[type, Peer] = {

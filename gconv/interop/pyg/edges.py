@@ -94,7 +94,8 @@ def rgcn_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Ten
     if not labelled(layer, edge_index, edge_type):
         return None
     W = layer.peer.weights(layer)
-    S = layer.gconv.borrow(W)._basis(read_graph(edge_index, len(x), edge_type=edge_type), signal)
+    gconv = layer.gconv.borrow(W)
+    S = gconv._basis(read_graph(edge_index, len(x), edge_type=edge_type), gconv._call(signal))
     y: Tensor = S.contract(W["weight"][:, x])
     return y if layer.bias is None else y + layer.bias
 

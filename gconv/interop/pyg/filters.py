@@ -74,7 +74,7 @@ def rescaled(layer: Any, x: Tensor, graph: Graph, batch: Any, lambda_max: Tensor
     one = (row == L.pattern.col).to(x.dtype)
     scale = 2 / lambda_max.to(x.dtype).expand(graph.size)
     values = (L.values + one) * scale[row] - one
-    return run_on(gconv, Polynomial(Taps(L.pattern, values), structure.recurrence, structure.combine), x)
+    return run_on(gconv, Polynomial(Taps(L.pattern, values), structure.recurrence, structure.combine), gconv._call(x))
 
 
 def tag_spec(layer: Any) -> OperatorSpec:
@@ -109,7 +109,7 @@ def cached_call(layer: Any, kept: str, x: Any, edge_index: Any, edge_weight: Any
         if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
             return None
         gconv = layer.gconv.borrow(layer.peer.weights(layer))
-        S = gconv._basis(read_graph(edge_index, x.shape[-2], edge_weight=edge_weight), x)
+        S = gconv._basis(read_graph(edge_index, x.shape[-2], edge_weight=edge_weight), gconv._call(x))
         signal = S.expand(x).squeeze(-3)
         setattr(layer, kept, signal)
     else:
