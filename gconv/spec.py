@@ -15,8 +15,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, get_type_hints
+from functools import cache, partial, wraps
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, ParamSpec, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -321,20 +321,25 @@ class Operator:
 _OPERATORS: dict[str, Operator] = {}
 
 
+P = ParamSpec("P")
+Parts = tuple[Structure, Mixing | Parametrised, bool]  # what a factory returns: structure, mixing, bias
+
+
 def register(
-    *, samples: Callable[[], list[Sample]], citation: str, init: Literal["fan_in", "glorot"] = "fan_in"
-) -> Callable[[Callable[..., Any]], Callable[..., OperatorSpec]]:
+    *,
+    samples: Callable[[Callable[..., OperatorSpec]], list[Sample]],
+    citation: str,
+    init: Literal["fan_in", "glorot"] = "fan_in",
+) -> Callable[[Callable[P, Parts]], Callable[P, OperatorSpec]]:
     """Enter a factory into the registry.
 
     The factory returns `(structure, mixing, bias)`; what it was given becomes the identity of the spec. Numbers and
     arrays of numpy and torch, and lists, reach it as Python's own numbers and tuples. Each argument is held to its
     annotation (int, float, bool, str, None, Literal, and tuples and unions of them). A definition that is run again in
-    the same module, as in a notebook, replaces the former one with a warning. Where
-    `in_channels` is a pair, of the sources and of the targets, the factory is called with the larger number: the
-    narrower signal is filled up with zeros.
+    the same module, as in a notebook, replaces the former one with a warning.
 
     Args:
-        samples: makes the cases that the laws run on.
+        samples: makes the cases that the laws run on, given the registered factory.
         citation: the source, one line.
         init: how weights start.
 
@@ -342,45 +347,42 @@ def register(
         ValueError: if another module has registered an operator of this name.
     """
 
-    def enter(make: Callable[..., tuple[Structure, Mixing | Parametrised, bool]]) -> Callable[..., OperatorSpec]:
-        signature = inspect.signature(make)
+    def enter(make: Callable[P, Parts]) -> Callable[P, OperatorSpec]:
+        signature, name = inspect.signature(make), make.__name__
 
         @wraps(make)
-        def factory(*args: Any, **kwargs: Any) -> OperatorSpec:
-            bound = given.bind(signature, make.__name__, args, kwargs)
+        def factory(*args: P.args, **kwargs: P.kwargs) -> OperatorSpec:
+            bound = given.bind(signature, name, args, kwargs)
             bound.apply_defaults()
             arguments = _read_arguments(make, bound.arguments)
-            passed, sides = arguments, None
-            if isinstance(arguments.get("in_channels"), tuple):  # of sources and targets
-                sides = _two_numbers(make.__name__, arguments["in_channels"])
-                passed = {**arguments, "in_channels": max(sides)}
-            _check_types(make, passed, (bool, float))  # operators check integers and words themselves, in more detail
-            _check_finite(make, passed)
+            pair = arguments.get("in_channels")
+            sides = _two_numbers(name, pair) if isinstance(pair, tuple) else None  # of sources and targets
+            _check_types(make, arguments, (bool, float))  # operators check integers and words in more detail
+            _check_finite(make, arguments)
             try:
-                structure, mixing, bias = make(**passed)
+                structure, mixing, bias = cast(Callable[..., Parts], make)(**arguments)
             except (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError) as error:
-                _check_types(make, passed)
+                _check_types(make, arguments)
                 what = ", ".join(f"{key}={given.shown(value)}" for key, value in arguments.items())
-                raise ValueError(
-                    f"{make.__name__} cannot be made of {what}: {error or type(error).__name__}."
-                ) from error
-            _check_types(make, passed)
-            return OperatorSpec(make.__name__, tuple(arguments.items()), structure, mixing, bias, init, sides)
+                raise ValueError(f"{name} cannot be made of {what}: {error or type(error).__name__}.") from error
+            _check_types(make, arguments)
+            return OperatorSpec(name, tuple(arguments.items()), structure, mixing, bias, init, sides)
 
         factory.__annotations__ = {**make.__annotations__, "return": OperatorSpec}
-        known = _OPERATORS.get(make.__name__)
+        vars(factory)["__signature__"] = signature.replace(return_annotation=OperatorSpec)
+        known = _OPERATORS.get(name)
         if known is not None:
             if known.factory.__module__ != make.__module__:
                 raise ValueError(
-                    f"An operator named {make.__name__} is registered already, by {known.factory.__module__}; "
+                    f"An operator named {name} is registered already, by {known.factory.__module__}; "
                     "choose another name."
                 )
             warnings.warn(
-                f"The operator {make.__name__} was defined before in {make.__module__}; this definition replaces it. "
+                f"The operator {name} was defined before in {make.__module__}; this definition replaces it. "
                 "Specs and layers that were made keep the former one.",
                 stacklevel=2,
             )
-        _OPERATORS[make.__name__] = Operator(make.__name__, factory, samples, citation)
+        _OPERATORS[name] = Operator(name, factory, partial(samples, factory), citation)
         return factory
 
     return enter

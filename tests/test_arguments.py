@@ -211,7 +211,7 @@ def define(name="twice", module=__name__, bias=False):
         return Same(), Dense(1, in_channels, 1), bias
 
     make.__name__, make.__module__ = name, module
-    return register(samples=lambda: [], citation="A cell of a notebook")(make)
+    return register(samples=lambda twice: [], citation="A cell of a notebook")(make)
 
 
 def test_a_definition_that_is_run_again_replaces_the_former_with_a_warning(monkeypatch):

@@ -294,7 +294,7 @@ def pad_spec(layer: Any) -> OperatorSpec:
     name, d = mapped(layer), ndim(layer)
     if getattr(layer, "value", 0.0) != 0.0:
         raise LeftAlone(f"it lays a border of {layer.value}, which is no linear map; only zeros are")
-    mode = {"Refle": "reflect", "Repli": "replicate", "Circu": "circular"}.get(name[:5], "zeros")
+    mode: Any = {"Refle": "reflect", "Repli": "replicate", "Circu": "circular"}.get(name[:5], "zeros")
     flat = layer.padding
     pairs = tuple((flat[2 * a], flat[2 * a + 1]) for a in reversed(range(d)))
     same = len({p for pair in pairs for p in pair}) == 1
@@ -337,10 +337,10 @@ def linear_call(layer: Any, input: Tensor) -> Tensor | None:
 
 
 def linear_spec(layer: Any, axes: int = 1) -> OperatorSpec:
-    channels = [
+    i, o = [
         getattr(layer, n) for n in ("in_features", "out_features", "in_channels", "out_channels") if hasattr(layer, n)
     ]
-    return operators.pointwise(*channels, layer.bias is not None, ndim=axes)
+    return operators.pointwise(i, o, layer.bias is not None, ndim=axes)
 
 
 LINEAR = Peer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 
@@ -13,7 +12,7 @@ from gconv.domains import Edges
 from gconv.mixing import Fixed
 from gconv.operators.attention import arrivals, attend
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class Cosine(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda agnn: [
         Sample(agnn(), messy, 3, row_stochastic=True),
         Sample(agnn(requires_grad=False), ring, 2, row_stochastic=True),
         Sample(agnn(add_self_loops=False), messy, 2),
     ],
     citation="Thekumparampil et al., Attention-based Graph Neural Network for Semi-Supervised Learning, 2018",
 )
-def agnn(requires_grad: bool = True, add_self_loops: bool = True) -> Any:
+def agnn(requires_grad: bool = True, add_self_loops: bool = True) -> Parts:
     """Propagation towards the neighbours that point the same way: attention with one number to learn, or none.
 
     Equation: Y = S X, S[i, j] = softmax over j of beta cos(x_i, x_j).

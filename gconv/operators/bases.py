@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from gconv.domains import Graph
 from gconv.mixing import Dense, Fixed, Grouped
 from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 Numbers = tuple[float, ...]
 
@@ -98,7 +97,7 @@ def _frequencies(k: int) -> Powers:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda bernstein: [
         Sample(bernstein(4), weighted, 2),
         Sample(bernstein(3), messy, 3),
         Sample(bernstein(0), ring, 2),
@@ -106,7 +105,7 @@ def _frequencies(k: int) -> Powers:
     citation="He, Wei, Huang and Xu, BernNet: Learning Arbitrary Graph Spectral Filters via Bernstein Approximation, "
     "NeurIPS 2021",
 )
-def bernstein(k: int = 10) -> Any:
+def bernstein(k: int = 10) -> Parts:
     """BernNet's propagation: a filter given by its values along the spectrum, never negative.
 
     Equation: Y = sum_{t=0..k} relu(theta_t) C(k, t) / 2^k (2 I - L)^(k-t) L^t X, L = I - D^-1/2 A D^-1/2.
@@ -139,7 +138,7 @@ def bernstein(k: int = 10) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda chebnetii: [
         Sample(chebnetii(4), weighted, 2),
         Sample(chebnetii(3), messy, 3),
         Sample(chebnetii(0), ring, 2),
@@ -147,7 +146,7 @@ def bernstein(k: int = 10) -> Any:
     citation="He, Wei and Wen, Convolutional Neural Networks on Graphs with Chebyshev Approximation, Revisited, "
     "NeurIPS 2022",
 )
-def chebnetii(k: int = 10) -> Any:
+def chebnetii(k: int = 10) -> Parts:
     """ChebNetII's propagation: the filter that takes learned values at the Chebyshev nodes.
 
     Equation: Y = sum_{t=0..k} c_t T_t(L - I) X, c_t = (2 - [t = 0]) / (k + 1) sum_j relu(theta_j) T_t(x_j),
@@ -193,7 +192,7 @@ def _jacobi(k: int, a: float, b: float) -> Recurrence:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda jacobi: [
         Sample(jacobi(3, k=3), weighted, 3),
         Sample(jacobi(2, 4, k=4, a=0.5, b=-0.5, bias=True), messy, 2),
         Sample(jacobi(2, k=1, a=-0.5, b=-0.5), messy, 2),
@@ -203,7 +202,7 @@ def _jacobi(k: int, a: float, b: float) -> Recurrence:
 )
 def jacobi(
     in_channels: int, out_channels: int | None = None, k: int = 10, a: float = 1.0, b: float = 1.0, bias: bool = False
-) -> Any:
+) -> Parts:
     """JacobiConv's filter: Jacobi polynomials of the adjacency, one coefficient a channel.
 
     Equation: Y = sum_{t=0..k} P_t^(a,b)(S) X W_t, S = D^-1/2 A D^-1/2, W_t diagonal, P_0 = 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from gconv.domains import Graph
 from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Enhanced(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda cluster_gcn: [
         Sample(cluster_gcn(3, 2), ring, 3, row_stochastic=True),
         Sample(cluster_gcn(2, 4, diag_lambda=0.5), messy, 2),
         Sample(cluster_gcn(2, 3, diag_lambda=-0.25, add_self_loops=False, bias=False), messy, 2),
@@ -45,7 +45,7 @@ class Enhanced(GraphStructure):
 )
 def cluster_gcn(
     in_channels: int, out_channels: int, diag_lambda: float = 0.0, add_self_loops: bool = True, bias: bool = True
-) -> Any:
+) -> Parts:
     """Cluster-GCN's layer: an average over neighbours and the node, the node enhanced, and the node itself.
 
     Equation: Y = (A' + lambda diag(A')) X W_0 + X W_1 + b, A' = D^-1 (A + I), D the degrees of A + I.

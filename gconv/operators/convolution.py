@@ -13,7 +13,7 @@ from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Dense, Grouped, Mixing, Separable
 from gconv.operators.shapes import Padding, Pairs, axes, grid, pads_on, per_axis, read_padding, split_pads
-from gconv.spec import GridStructure, Sample, Theta, register
+from gconv.spec import GridStructure, Parts, Sample, Theta, register
 
 DUMOULIN = "Dumoulin and Visin, A guide to convolution arithmetic for deep learning, 2016"
 LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, Proc. IEEE 1998"
@@ -89,16 +89,15 @@ def _mixing(taps: int, i: int, o: int, groups: int) -> Mixing:
     return Dense(taps, i, o) if groups == 1 else Grouped(taps, i, o, groups)
 
 
-def _samples1() -> list[Sample]:
-    return [
+@register(
+    samples=lambda conv1d: [
         Sample(conv1d(3, 4, 3, padding=1), lambda: grid(9), 3),
         Sample(conv1d(4, 6, 4, stride=2, padding=3, dilation=2, groups=2), lambda: grid(11), 4),
         Sample(conv1d(2, 3, 3, padding=2, padding_mode="circular", bias=False), lambda: grid(8), 2),
         Sample(conv1d(2, 3, 1), lambda: grid(1), 2),
-    ]
-
-
-@register(samples=_samples1, citation=LECUN)
+    ],
+    citation=LECUN,
+)
 def conv1d(
     in_channels: int,
     out_channels: int,
@@ -109,7 +108,7 @@ def conv1d(
     groups: int = 1,
     bias: bool = True,
     padding_mode: Mode = "zeros",
-) -> Any:
+) -> Parts:
     """Convolution of sequences; `conv2d` says everything.
 
     Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d k - p, i] W[k, i, o].
@@ -125,8 +124,8 @@ def conv1d(
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
-def _samples2() -> list[Sample]:
-    return [
+@register(
+    samples=lambda conv2d: [
         Sample(conv2d(3, 4, 3, padding=1), lambda: grid(5, 6), 3),
         Sample(conv2d(4, 6, (3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2), lambda: grid(7, 6), 4),
         Sample(conv2d(2, 3, 3, padding=1, padding_mode="circular"), lambda: grid(5, 4), 2),
@@ -136,10 +135,9 @@ def _samples2() -> list[Sample]:
         Sample(conv2d(2, 2, 1, stride=3), lambda: grid(5, 7), 2),
         Sample(conv2d(1, 1, 2, padding=((0, 1), (2, 0))), lambda: grid(1, 3), 1),
         Sample(conv2d(2, 2, 2, stride=(1, 2), padding="same_lower"), lambda: grid(3, 4), 2),
-    ]
-
-
-@register(samples=_samples2, citation=DUMOULIN)
+    ],
+    citation=DUMOULIN,
+)
 def conv2d(
     in_channels: int,
     out_channels: int,
@@ -150,7 +148,7 @@ def conv2d(
     groups: int = 1,
     bias: bool = True,
     padding_mode: Mode = "zeros",
-) -> Any:
+) -> Parts:
     """Convolution of images.
 
     Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d a_k - p, i] W[k, i, o], with a_k the place of tap k in the kernel.
@@ -181,15 +179,14 @@ def conv2d(
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
-def _samples3() -> list[Sample]:
-    return [
+@register(
+    samples=lambda conv3d: [
         Sample(conv3d(2, 3, 2, padding=1), lambda: grid(3, 4, 2), 2),
         Sample(conv3d(2, 4, (1, 3, 2), stride=(1, 2, 1), dilation=(1, 1, 2), groups=2), lambda: grid(2, 5, 4), 2),
         Sample(conv3d(1, 2, 3, padding=1, padding_mode="circular", bias=False), lambda: grid(3, 3, 4), 1),
-    ]
-
-
-@register(samples=_samples3, citation=DUMOULIN)
+    ],
+    citation=DUMOULIN,
+)
 def conv3d(
     in_channels: int,
     out_channels: int,
@@ -200,7 +197,7 @@ def conv3d(
     groups: int = 1,
     bias: bool = True,
     padding_mode: Mode = "zeros",
-) -> Any:
+) -> Parts:
     """Convolution of volumes; `conv2d` says everything.
 
     Shapes: x (b, i, d, h, w) -> (b, o, d', h', w').
@@ -214,15 +211,14 @@ def conv3d(
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
-def _samples_t() -> list[Sample]:
-    return [
+@register(
+    samples=lambda conv_transpose1d: [
         Sample(conv_transpose1d(3, 2, 3, stride=2, padding=1, output_padding=1), lambda: grid(5), 3),
         Sample(conv_transpose1d(2, 4, 2, groups=2, dilation=2, output_padding=1), lambda: grid(4), 2),
         Sample(conv_transpose1d(1, 2, 3, padding=1, padding_mode="circular", bias=False), lambda: grid(5), 1),
-    ]
-
-
-@register(samples=_samples_t, citation=DUMOULIN)
+    ],
+    citation=DUMOULIN,
+)
 def conv_transpose1d(
     in_channels: int,
     out_channels: int,
@@ -234,7 +230,7 @@ def conv_transpose1d(
     bias: bool = True,
     dilation: Any = 1,
     padding_mode: Mode = "zeros",
-) -> Any:
+) -> Parts:
     """Transposed convolution of sequences; `conv_transpose2d` says everything.
 
     Shapes: x (b, i, length) -> (b, o, length').
@@ -248,18 +244,17 @@ def conv_transpose1d(
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
-def _samples_t2() -> list[Sample]:
-    return [
+@register(
+    samples=lambda conv_transpose2d: [
         Sample(conv_transpose2d(3, 2, 3, stride=2, padding=1, output_padding=1), lambda: grid(3, 4), 3),
         Sample(
             conv_transpose2d(4, 2, (2, 3), stride=(3, 1), groups=2, dilation=(1, 2), bias=False), lambda: grid(2, 4), 4
         ),
         Sample(conv_transpose2d(2, 2, 3, padding=1, padding_mode="circular"), lambda: grid(4, 5), 2),
         Sample(conv_transpose2d(2, 1, 3, stride=2, padding=1, padding_mode="reflect"), lambda: grid(3, 3), 2),
-    ]
-
-
-@register(samples=_samples_t2, citation=DUMOULIN)
+    ],
+    citation=DUMOULIN,
+)
 def conv_transpose2d(
     in_channels: int,
     out_channels: int,
@@ -271,7 +266,7 @@ def conv_transpose2d(
     bias: bool = True,
     dilation: Any = 1,
     padding_mode: Mode = "zeros",
-) -> Any:
+) -> Parts:
     """Transposed convolution of images: the adjoint of a convolution's structure, used to enlarge.
 
     Equation: y = b + sum_k S_k^T x W_k, with S_k the shifts of the convolution that leads from the output grid back.
@@ -300,8 +295,8 @@ def conv_transpose2d(
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
-def _samples_t3() -> list[Sample]:
-    return [
+@register(
+    samples=lambda conv_transpose3d: [
         Sample(conv_transpose3d(2, 3, 2, stride=(2, 1, 2), padding=(0, 1, 0)), lambda: grid(2, 3, 2), 2),
         Sample(
             conv_transpose3d(2, 2, (1, 2, 2), stride=2, output_padding=1, groups=2, dilation=(1, 2, 1), bias=False),
@@ -309,10 +304,9 @@ def _samples_t3() -> list[Sample]:
             2,
         ),
         Sample(conv_transpose3d(1, 1, 3, padding=1, padding_mode="circular"), lambda: grid(3, 3, 3), 1),
-    ]
-
-
-@register(samples=_samples_t3, citation=DUMOULIN)
+    ],
+    citation=DUMOULIN,
+)
 def conv_transpose3d(
     in_channels: int,
     out_channels: int,
@@ -324,7 +318,7 @@ def conv_transpose3d(
     bias: bool = True,
     dilation: Any = 1,
     padding_mode: Mode = "zeros",
-) -> Any:
+) -> Parts:
     """Transposed convolution of volumes; `conv_transpose2d` says everything.
 
     Shapes: x (b, i, d, h, w) -> (b, o, d', h', w').
@@ -338,15 +332,14 @@ def conv_transpose3d(
     return structure, _mixing(structure.taps, in_channels, out_channels, groups), bias
 
 
-def _samples_light() -> list[Sample]:
-    return [
+@register(
+    samples=lambda depthwise: [
         Sample(depthwise(4, 3, padding=1), lambda: grid(5, 4), 4),
         Sample(depthwise(2, 5, stride=2, padding=2, multiplier=3), lambda: grid(6, 7), 2),
         Sample(depthwise(3, 3, padding=2, dilation=2, bias=False, padding_mode="circular", ndim=1), lambda: grid(6), 3),
-    ]
-
-
-@register(samples=_samples_light, citation="Howard et al., MobileNets, 2017")
+    ],
+    citation="Howard et al., MobileNets, 2017",
+)
 def depthwise(
     channels: int,
     kernel_size: Any,
@@ -357,7 +350,7 @@ def depthwise(
     bias: bool = True,
     padding_mode: Mode = "zeros",
     ndim: int = 2,
-) -> Any:
+) -> Parts:
     """Depthwise convolution: each channel has filters of its own, and channels do not meet.
 
     Equation: y[m, c q + r] = b + sum_k x[s m + d a_k - p, c] W[k, c, r], r < q the multiplier.
@@ -376,13 +369,13 @@ def depthwise(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda pointwise: [
         Sample(pointwise(3, 5), lambda: grid(3, 4), 3),
         Sample(pointwise(2, 2, ndim=1, bias=False), lambda: grid(6), 2),
     ],
     citation="Lin, Chen and Yan, Network In Network, ICLR 2014",
 )
-def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int = 2) -> Any:
+def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int = 2) -> Parts:
     """The 1 x 1 convolution: one matrix for the channels of every pixel.
 
     Equation: Y = X W + b. In the family: one tap, S_0 = I.
@@ -398,7 +391,7 @@ def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int 
 
 
 @register(
-    samples=lambda: [
+    samples=lambda separable: [
         Sample(separable(3, 4, 3, padding=1), lambda: grid(5, 4), 3),
         Sample(
             separable(2, 3, 3, stride=2, padding=2, dilation=2, bias=False, padding_mode="circular", ndim=1),
@@ -418,7 +411,7 @@ def separable(
     bias: bool = True,
     padding_mode: Mode = "zeros",
     ndim: int = 2,
-) -> Any:
+) -> Parts:
     """Depthwise separable convolution: a filter a channel, then a 1 x 1 convolution, as one operator.
 
     Equation: Y = sum_k S_k X diag(d_k) P + b.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import Basis, Polynomial, Recurrence, Stack
 from gconv.call import Call
@@ -12,7 +11,7 @@ from gconv.laplacian import adjacency
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Walks(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda diffusion: [
         Sample(diffusion(3, 2, k=2), messy, 3),
         Sample(diffusion(2, 3, k=3), weighted, 2),
         Sample(diffusion(2, 2, k=1, bias=False), ring, 2, row_stochastic=True),
@@ -42,7 +41,7 @@ class Walks(GraphStructure):
     citation="Li, Yu, Shahabi and Liu, Diffusion Convolutional Recurrent Neural Network, ICLR 2018",
     init="glorot",
 )
-def diffusion(in_channels: int, out_channels: int, k: int = 2, bias: bool = True) -> Any:
+def diffusion(in_channels: int, out_channels: int, k: int = 2, bias: bool = True) -> Parts:
     """The diffusion convolution of DCRNN: walks along the edges and against them, one matrix for each length.
 
     Equation: Y = X W_0 + sum_{t=1..k} (D_O^-1 A^T)^t X W_t + (D_I^-1 A)^t X W_{k+t} + b, with A[i, j] the edges

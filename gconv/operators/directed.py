@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gconv.basis import Basis, Identity, Stack, Taps
 from gconv.call import Call
@@ -11,7 +11,7 @@ from gconv.domains import Graph
 from gconv.laplacian import Degree, Norm, adjacency
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 Aggregate = Literal["gcn", "mean", "sum", "both"]
 NORMS: dict[str, tuple[Norm, Norm]] = {  # of A by its in-degrees, and of A by its out-degrees, then transposed
@@ -48,7 +48,7 @@ class BothWays(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda directed: [
         Sample(directed(3, 2), messy, 3),
         Sample(directed(2, 3, aggr="mean", alpha=0.25), messy, 2),
         Sample(directed(2, 2, aggr="both", alpha=1.0, root_weight=False, weighted=True), messy, 2),
@@ -65,7 +65,7 @@ def directed(
     root_weight: bool = True,
     weighted: bool = False,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """Dir-GNN: the edges as they are, the edges reversed, and the node itself, each with a matrix.
 
     Equation: Y = (1 - alpha) S(A) X W_0 + alpha S(A^T) X W_1 + X W_2 + b.

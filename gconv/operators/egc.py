@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from gconv.domains import Graph
 from gconv.laplacian import Loops, adjacency, diagonal
 from gconv.mixing import Dense, Mixing, Parametrised
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 Aggregator = Literal["symnorm", "mean", "sum"]
 
@@ -79,7 +79,7 @@ class Bases(Parametrised):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda egc: [
         Sample(egc(3, 4, num_heads=2, num_bases=2), ring, 3),
         Sample(egc(2, 2, ("symnorm", "mean", "sum"), num_heads=2, num_bases=1), messy, 2),
         Sample(egc(2, 3, ("mean",), num_heads=1, num_bases=3, add_self_loops=False, bias=False), messy, 2),
@@ -95,7 +95,7 @@ def egc(
     num_bases: int = 4,
     add_self_loops: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """EGConv: a few matrices for all, and every node chooses how to add them.
 
     Equation: y_i = [head h: sum over A, b of w_(h, A, b)(x_i) sum_j A_ij V_b^T x_j] + b, w(x_i) = C x_i + c.

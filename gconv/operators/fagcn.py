@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import Polynomial, Recurrence, Stack, Taps
 from gconv.call import Call
@@ -13,7 +12,7 @@ from gconv.mixing import Beside, Fixed
 from gconv.mixing.base import check_channels
 from gconv.operators.attention import check_heads
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Signed(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda fagcn: [
         Sample(fagcn(2), messy, 4),
         Sample(fagcn(3, eps=0.3, dropout=0.5, add_self_loops=False), ring, 6),
         Sample(fagcn(2, eps=0.0, normalize=False), messy, 4),
@@ -68,7 +67,7 @@ def fagcn(
     add_self_loops: bool = True,
     normalize: bool = True,
     initial: bool = True,
-) -> Any:
+) -> Parts:
     """FAGCN: each edge learns whether it smooths or sharpens.
 
     Equation: Y = S X + eps X_0, S[i, j] = tanh(a_l . x_j + a_r . x_i) / sqrt(d_i d_j).

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import SharedTaps
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
-from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, ring, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Steered(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda feast: [
         Sample(feast(3, 2, heads=2), ring, 3),
         Sample(feast(2, 3, heads=3), messy, 2),
         Sample(feast(2, 2, heads=2, add_self_loops=False, bias=False), messy, 2),
@@ -48,7 +47,9 @@ class Steered(GraphStructure):
     ],
     citation="Verma, Boyer and Verbeek, FeaStNet: Feature-Steered Graph Convolutions for 3D Shape Analysis, CVPR 2018",
 )
-def feast(in_channels: int, out_channels: int, heads: int = 1, add_self_loops: bool = True, bias: bool = True) -> Any:
+def feast(
+    in_channels: Channels, out_channels: int, heads: int = 1, add_self_loops: bool = True, bias: bool = True
+) -> Parts:
     """FeaStConv: every edge spreads over the matrices by what its two ends carry.
 
     Equation: Y = sum_h S_h X W_h + b, S_h[i, j] = (1 / |N(i)|) softmax over h of u_h . (x_j - x_i) + c_h.
@@ -75,6 +76,7 @@ def feast(in_channels: int, out_channels: int, heads: int = 1, add_self_loops: b
     >>> GConv(feast(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 2])
     """
+    i = widest(in_channels)
     if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
         raise ValueError(f"heads must be a positive integer, but it is {heads!r}.")
-    return Steered(heads, in_channels, add_self_loops), Dense(heads, in_channels, out_channels), bias
+    return Steered(heads, i, add_self_loops), Dense(heads, i, out_channels), bias

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,8 @@ from gconv.operators.attention import (
     head_mixing,
     head_taps,
 )
-from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, ring, weighted, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class AttentionV2(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gat: [
         Sample(gat(3, 2, heads=2), ring, 3, row_stochastic=True),
         Sample(gat(3, 2, heads=3), messy, 3, row_stochastic=True),
         Sample(
@@ -144,7 +143,7 @@ class AttentionV2(GraphStructure):
     init="glorot",
 )
 def gat(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     heads: int = 1,
     concat: bool = True,
@@ -156,7 +155,7 @@ def gat(
     bias: bool = True,
     residual: bool = False,
     share_weights: bool = True,
-) -> Any:
+) -> Parts:
     """Graph attention: each node weighs its neighbours by what they carry.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
@@ -187,6 +186,7 @@ def gat(
     >>> GConv(gat(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 8])
     """
+    i = widest(in_channels)
     check_heads(heads, dropout)
     check_features(edge_dim, fill_value)
     structure = Attention(
@@ -198,13 +198,13 @@ def gat(
         edge_dim,
         fill_value,
         bool(residual),
-        None if share_weights else in_channels,
+        None if share_weights else i,
     )
-    return structure, head_mixing(heads, in_channels, out_channels, concat, residual), bias
+    return structure, head_mixing(heads, i, out_channels, concat, residual), bias
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gatv2: [
         Sample(gatv2(3, 2, heads=2), messy, 3, row_stochastic=True),
         Sample(gatv2(2, 2, heads=2, residual=True, share_weights=True), weighted, 2, row_stochastic=True),
         Sample(gatv2(2, 3, heads=2, concat=False, edge_dim=2, fill_value="max"), messy, 2, row_stochastic=True),
@@ -214,7 +214,7 @@ def gat(
     init="glorot",
 )
 def gatv2(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     heads: int = 1,
     concat: bool = True,
@@ -226,7 +226,7 @@ def gatv2(
     bias: bool = True,
     share_weights: bool = False,
     residual: bool = False,
-) -> Any:
+) -> Parts:
     """Graph attention in which every node may rank its neighbours in an order of its own.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
@@ -257,11 +257,12 @@ def gatv2(
     >>> GConv(gatv2(3, 2, heads=4))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 8])
     """
+    i = widest(in_channels)
     check_heads(heads, dropout)
     check_features(edge_dim, fill_value)
     structure = AttentionV2(
         heads,
-        in_channels,
+        i,
         out_channels,
         negative_slope,
         add_self_loops,
@@ -272,4 +273,4 @@ def gatv2(
         fill_value,
         bool(residual),
     )
-    return structure, head_mixing(heads, in_channels, out_channels, concat, residual), bias
+    return structure, head_mixing(heads, i, out_channels, concat, residual), bias

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from gconv.mixing import Dense, Mixing, Parametrised
 from gconv.operators.neighbourhood import Neighbours
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Sample, register
+from gconv.spec import Parts, Sample, register
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Residual(Parametrised):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gcn2: [
         Sample(gcn2(2, 0.1), ring, 4),
         Sample(gcn2(3, 0.25, theta=0.5, layer=2), messy, 6),
         Sample(gcn2(2, 0.5, theta=1.0, layer=3, shared_weights=False), weighted, 4),
@@ -64,7 +63,7 @@ def gcn2(
     shared_weights: bool = True,
     add_self_loops: bool = True,
     normalize: bool = True,
-) -> Any:
+) -> Parts:
     """GCNII: one averaging step, a share of the first layer's signal, and a matrix near the identity.
 
     Equation: Y = ((1 - alpha) S X + alpha X_0) ((1 - beta) I + beta W), S = D^-1/2 (A + I) D^-1/2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from gconv.domains import Edges
 from gconv.laplacian import adjacency, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Sum(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gin: [
         Sample(gin(), ring, 2),
         Sample(gin(eps=0.5), messy, 2),
         Sample(gin(eps=0.25, train_eps=True), messy, 3),
     ],
     citation="Xu et al., How Powerful are Graph Neural Networks?, ICLR 2019",
 )
-def gin(eps: float = 0.0, train_eps: bool = False) -> Any:
+def gin(eps: float = 0.0, train_eps: bool = False) -> Parts:
     """The aggregation of the graph isomorphism network; the network that reads it is yours.
 
     Equation: Y = (A + (1 + eps) I) X.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from gconv.domains import Graph
 from gconv.laplacian import incidence
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def covered() -> Graph:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda hypergraph: [
         Sample(hypergraph(3, 2), groups, 3),
         Sample(hypergraph(2, 4, bias=False), covered, 2, row_stochastic=True),
         Sample(hypergraph(2, 3, apply_weights=True), groups, 2),
@@ -51,7 +50,7 @@ def covered() -> Graph:
     citation="Bai, Zhang and Torr, Hypergraph Convolution and Hypergraph Attention, Pattern Recognition 2021",
     init="glorot",
 )
-def hypergraph(in_channels: int, out_channels: int, apply_weights: bool = False, bias: bool = True) -> Any:
+def hypergraph(in_channels: int, out_channels: int, apply_weights: bool = False, bias: bool = True) -> Parts:
     """The hypergraph convolution: every hyperedge averages its nodes, every node its hyperedges.
 
     Equation: Y = D^-1 H B^-1 H^T X W + b; with apply_weights Y = D^-1 H W_e B^-1 H^T X W + b. H (n, hyperedges)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.mixhop import chosen, read_powers
 from gconv.operators.shapes import ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 TINY = 1e-6  # a residual below this counts as 0: the Krylov space is exhausted
 
@@ -124,7 +123,7 @@ class Ritz(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda lanczos: [
         Sample(lanczos(3, 2, k=3, short=(1, 2), long=(3, 5)), weighted, 3),
         Sample(lanczos(2, 3, k=4, short=(), long=(1, 4), bias=False), weighted, 2),
         Sample(lanczos(2, 2, k=3, short=(0, 1), long=(7,)), ring, 2),
@@ -139,7 +138,7 @@ def lanczos(
     short: tuple[int, ...] = (1, 2, 3),
     long: tuple[int, ...] = (10, 20, 30),
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """LanczosNet's convolution: short walks exactly, long ones in a low-rank basis.
 
     Equation: Y = sum_{p in short} S^p X W_p + sum_{p in long} U diag(r^p) U^T X W_p + b, S = D^-1/2 A D^-1/2, with the

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import Stack, Taps
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import adjacency, degrees, itself
 from gconv.mixing import Dense
-from gconv.operators.shapes import messy, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, weighted, widest
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,11 @@ class Extrema(GraphStructure):
 
 
 @register(
-    samples=lambda: [Sample(le(3, 2), weighted, 3), Sample(le(2, 4, bias=False), messy, 2)],
+    samples=lambda le: [Sample(le(3, 2), weighted, 3), Sample(le(2, 4, bias=False), messy, 2)],
     citation="Ranjan, Sanyal and Talukdar, ASAP: Adaptive Structure Aware Pooling for Learning Hierarchical Graph "
     "Representations, AAAI 2020",
 )
-def le(in_channels: int, out_channels: int, bias: bool = True) -> Any:
+def le(in_channels: Channels, out_channels: int, bias: bool = True) -> Parts:
     """The local extremum convolution: neighbours less the node, each with a matrix, and the node itself.
 
     Equation: Y = A X W_0 - D X W_1 + X W_2 + b, D = diag(A 1); at a node
@@ -55,4 +54,4 @@ def le(in_channels: int, out_channels: int, bias: bool = True) -> Any:
     >>> GConv(le(3, 2))(torch.ones(8, 3), weighted()).shape
     torch.Size([8, 2])
     """
-    return Extrema(), Dense(3, in_channels, out_channels), bias
+    return Extrema(), Dense(3, widest(in_channels), out_channels), bias

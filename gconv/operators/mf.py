@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -12,8 +11,8 @@ from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import counts, diagonal
 from gconv.mixing import Dense
-from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, ring, widest
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class ByDegree(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda mf: [
         Sample(mf(3, 2, max_degree=2), messy, 3),
         Sample(mf(2, 3, max_degree=4, bias=False), messy, 2),
         Sample(mf(2, 2, max_degree=0), ring, 2),
     ],
     citation="Duvenaud et al., Convolutional Networks on Graphs for Learning Molecular Fingerprints, NeurIPS 2015",
 )
-def mf(in_channels: int, out_channels: int, max_degree: int = 10, bias: bool = True) -> Any:
+def mf(in_channels: Channels, out_channels: int, max_degree: int = 10, bias: bool = True) -> Parts:
     """The molecular fingerprint convolution: nodes of different degree have different matrices.
 
     Equation: y_i = W_d^T sum over edges j -> i of x_j + W_(D+1+d)^T x_i + b, d = min(number of edges that arrive, D).
@@ -73,4 +72,4 @@ def mf(in_channels: int, out_channels: int, max_degree: int = 10, bias: bool = T
     if not isinstance(max_degree, int) or isinstance(max_degree, bool) or max_degree < 0:
         raise ValueError(f"max_degree must be an integer >= 0, but it is {max_degree!r}.")
     structure = ByDegree(max_degree)
-    return structure, Dense(structure.taps, in_channels, out_channels), bias
+    return structure, Dense(structure.taps, widest(in_channels), out_channels), bias

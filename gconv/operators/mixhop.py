@@ -8,7 +8,7 @@ from gconv.basis import Recurrence
 from gconv.mixing import Heads
 from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import Sample, register
+from gconv.spec import Parts, Sample, register
 
 
 def chosen(powers: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
@@ -31,7 +31,7 @@ def read_powers(name: str, powers: Any, least: int = 0) -> tuple[int, ...]:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda mixhop: [
         Sample(mixhop(3, 2), weighted, 3),
         Sample(mixhop(2, 3, powers=(3, 1)), messy, 2),
         Sample(mixhop(2, 2, powers=(0, 2), add_self_loops=False, bias=False), messy, 2),
@@ -47,7 +47,7 @@ def mixhop(
     powers: tuple[int, ...] = (0, 1, 2),
     add_self_loops: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """MixHop: neighbourhoods of several widths, each with channels of its own.
 
     Equation: Y = [S^p X W_p for p in powers] + b side by side, S = D^-1/2 (A + I) D^-1/2.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -12,8 +12,8 @@ from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import counts, itself, pattern
 from gconv.mixing import Dense
-from gconv.operators.shapes import messy, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, weighted, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Gaussians(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda monet: [
         Sample(monet(3, 2, dim=2, kernel_size=3), weighted, 3),
         Sample(monet(2, 3, dim=2, kernel_size=2, root_weight=False, bias=False), messy, 2),
     ],
@@ -63,8 +63,8 @@ class Gaussians(GraphStructure):
     init="glorot",
 )
 def monet(
-    in_channels: int, out_channels: int, dim: int, kernel_size: int, root_weight: bool = True, bias: bool = True
-) -> Any:
+    in_channels: Channels, out_channels: int, dim: int, kernel_size: int, root_weight: bool = True, bias: bool = True
+) -> Parts:
     """MoNet: edges are sorted into learned Gaussian bins of their pseudo-coordinates, one matrix a bin.
 
     Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of g_k(u_ij) x_j + W_K^T x_i + b,
@@ -94,4 +94,8 @@ def monet(
         raise ValueError(
             f"monet needs at least one coordinate and one Gaussian, not dim={dim}, kernel_size={kernel_size}."
         )
-    return Gaussians(kernel_size, dim, root_weight), Dense(kernel_size + root_weight, in_channels, out_channels), bias
+    return (
+        Gaussians(kernel_size, dim, root_weight),
+        Dense(kernel_size + root_weight, widest(in_channels), out_channels),
+        bias,
+    )

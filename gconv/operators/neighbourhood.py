@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gconv.basis import Basis, Stack, Taps
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import Loops, Norm, adjacency, itself, mean
 from gconv.mixing import Dense
-from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, ring, weighted, widest
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 Aggregate = Literal["mean", "sum", "max"]
 
@@ -64,7 +64,7 @@ def _aggregate(aggr: Aggregate, weighted: bool, root: bool) -> Neighbours:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gcn: [
         Sample(gcn(3, 4), ring, 3, row_stochastic=True),
         Sample(gcn(3, 2), weighted, 3),
         Sample(gcn(4, 2, improved=True, bias=False), messy, 4),
@@ -81,7 +81,7 @@ def gcn(
     add_self_loops: bool = True,
     normalize: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """The graph convolution of Kipf and Welling.
 
     Equation: Y = D^-1/2 (A + I) D^-1/2 X W + b, with D the degrees of A + I.
@@ -117,7 +117,7 @@ def gcn(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda graphconv: [
         Sample(graphconv(3, 2), weighted, 3),
         Sample(graphconv(2, 4), messy, 2),
         Sample(graphconv(2, 3, aggr="mean", bias=False), messy, 2),
@@ -126,7 +126,7 @@ def gcn(
     citation="Morris et al., Weisfeiler and Leman Go Neural, AAAI 2019",
     init="glorot",
 )
-def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias: bool = True) -> Any:
+def graphconv(in_channels: Channels, out_channels: int, aggr: Aggregate = "sum", bias: bool = True) -> Parts:
     """The graph convolution of Morris et al.: neighbours and the node itself, each with a matrix.
 
     Equation: y_i = W_0^T aggr over edges j -> i of w_ij x_j + W_1^T x_i + b.
@@ -145,11 +145,11 @@ def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias
     >>> GConv(graphconv(3, 2))(torch.ones(7, 3), ring(7)).shape
     torch.Size([7, 2])
     """
-    return _aggregate(aggr, True, True), Dense(2, in_channels, out_channels), bias
+    return _aggregate(aggr, True, True), Dense(2, widest(in_channels), out_channels), bias
 
 
 @register(
-    samples=lambda: [
+    samples=lambda sage: [
         Sample(sage(3, 2), ring, 3),
         Sample(sage(2, 4), messy, 2),
         Sample(sage(2, 3, aggr="sum", bias=False), messy, 2),
@@ -160,8 +160,8 @@ def graphconv(in_channels: int, out_channels: int, aggr: Aggregate = "sum", bias
     init="glorot",
 )
 def sage(
-    in_channels: int, out_channels: int, aggr: Aggregate = "mean", root_weight: bool = True, bias: bool = True
-) -> Any:
+    in_channels: Channels, out_channels: int, aggr: Aggregate = "mean", root_weight: bool = True, bias: bool = True
+) -> Parts:
     """GraphSAGE: the mean of the neighbours and the node itself, each with a matrix.
 
     Equation: y_i = W_0^T aggr over edges j -> i of x_j + W_1^T x_i + b.
@@ -180,4 +180,4 @@ def sage(
     >>> GConv(sage(3, 2))(torch.ones(7, 3), ring(7)).shape
     torch.Size([7, 2])
     """
-    return _aggregate(aggr, False, root_weight), Dense(2 if root_weight else 1, in_channels, out_channels), bias
+    return _aggregate(aggr, False, root_weight), Dense(2 if root_weight else 1, widest(in_channels), out_channels), bias

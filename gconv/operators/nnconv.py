@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -12,8 +12,8 @@ from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
-from gconv.operators.shapes import attributes, messy, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, attributes, messy, weighted, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Conditioned(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda nnconv: [
         Sample(nnconv(3, 2, dim=2, hidden=3), weighted, 3),
         Sample(nnconv(2, 3, dim=2, hidden=2, aggr="mean"), messy, 2),
         Sample(nnconv(2, 2, dim=2, hidden=1, root_weight=False, bias=False), messy, 2),
@@ -61,14 +61,14 @@ class Conditioned(GraphStructure):
     "Dynamic Edge-Conditioned Filters in Convolutional Neural Networks on Graphs, CVPR 2017",
 )
 def nnconv(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     dim: int,
     hidden: int,
     aggr: Literal["sum", "mean"] = "sum",
     root_weight: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """The edge-conditioned convolution: the matrix of an edge is a network of its attributes.
 
     Equation: y_i = sum over edges j -> i of Theta(u_ij)^T x_j + W_root^T x_i + b,
@@ -109,4 +109,4 @@ def nnconv(
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
     structure = Conditioned(dim, hidden, aggr == "mean", root_weight)
-    return structure, Dense(structure.taps, in_channels, out_channels), bias
+    return structure, Dense(structure.taps, widest(in_channels), out_channels), bias

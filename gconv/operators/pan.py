@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import Polynomial, Product, Recurrence, Taps
 from gconv.call import Call
@@ -11,7 +10,7 @@ from gconv.domains import Graph
 from gconv.laplacian import adjacency, diagonal, reach
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,14 @@ class Paths(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda pan: [
         Sample(pan(3, 2, filter_size=2), ring, 3),
         Sample(pan(2, 3, filter_size=3), messy, 2),
         Sample(pan(2, 2, filter_size=0, bias=False), messy, 2),
     ],
     citation="Ma et al., Path Integral Based Convolution and Pooling for Graph Neural Networks, NeurIPS 2020",
 )
-def pan(in_channels: int, out_channels: int, filter_size: int, bias: bool = True) -> Any:
+def pan(in_channels: int, out_channels: int, filter_size: int, bias: bool = True) -> Parts:
     """PANConv: the maximal entropy transition matrix, all walks up to a length, weighed by their length.
 
     Equation: Y = N^-1/2 (sum_{l<=L} c_l A^l) N^-1/2 X W + b, c_l = p_0 p_1 ... p_l, N_ii the number of nodes from which

@@ -14,7 +14,7 @@ from gconv.errors import InputError
 from gconv.mixing import Fixed, Patches, Shuffled
 from gconv.operators.convolution import DUMOULIN, Kernel
 from gconv.operators.shapes import Pairs, axes, grid, messy, per_axis, read_padding
-from gconv.spec import GridStructure, Sample, Structure, Theta, register
+from gconv.spec import GridStructure, Parts, Sample, Structure, Theta, register
 
 SHI = "Shi et al., Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel CNN, CVPR 2016"
 
@@ -106,7 +106,7 @@ def _patches(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda unfold: [
         Sample(unfold(2), lambda: grid(4, 3), 2),
         Sample(unfold((3, 2), dilation=(1, 2), padding=((0, 1), (1, 0)), stride=2), lambda: grid(5, 6), 2),
         Sample(unfold(3, padding=1, ndim=1), lambda: grid(5), 3),
@@ -114,7 +114,7 @@ def _patches(
     ],
     citation="Chellapilla, Puri and Simard, High Performance CNNs for Document Processing, IWFHR 2006",
 )
-def unfold(kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, ndim: int = 2) -> Any:
+def unfold(kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, ndim: int = 2) -> Parts:
     """Patches (im2col): all that lies under the kernel, side by side in the channels.
 
     Equation: y[m, c k + t] = x[s m + d a_t - p, c], with a_t the place of tap t and k taps.
@@ -145,7 +145,7 @@ def unfold(kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 
 
 
 @register(
-    samples=lambda: [
+    samples=lambda fold: [
         Sample(fold((4, 3), 2), lambda: grid(3, 2), 8),
         Sample(fold((5, 6), (3, 2), dilation=(1, 2), padding=1, stride=2), lambda: grid(3, 3), 6),
         Sample(fold(7, 3, stride=2, ndim=1), lambda: grid(3), 3),
@@ -154,7 +154,7 @@ def unfold(kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 
 )
 def fold(
     output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, ndim: int = 2
-) -> Any:
+) -> Parts:
     """The adjoint of `unfold` (col2im): patches are laid where they came from, and overlaps add up.
 
     Equation: y = sum_t S_t^T x_t, with x_t the channels c k + t and S_t the shifts of `unfold`.
@@ -185,13 +185,13 @@ def fold(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda pixel_shuffle: [
         Sample(pixel_shuffle(2), lambda: grid(2, 3), 8),
         Sample(pixel_shuffle(3, ndim=1), lambda: grid(4), 3),
     ],
     citation=SHI,
 )
-def pixel_shuffle(upscale_factor: int, ndim: int = 2) -> Any:
+def pixel_shuffle(upscale_factor: int, ndim: int = 2) -> Parts:
     """Sub-pixel rearrangement: r^2 channels become a block of r x r pixels.
 
     Equation: y[r m + a, c] = x[m, c r^2 + t], with a the place of tap t in the block.
@@ -219,13 +219,13 @@ def pixel_shuffle(upscale_factor: int, ndim: int = 2) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda pixel_unshuffle: [
         Sample(pixel_unshuffle(2), lambda: grid(4, 6), 2),
         Sample(pixel_unshuffle(2, ndim=3), lambda: grid(2, 4, 2), 1),
     ],
     citation=SHI,
 )
-def pixel_unshuffle(downscale_factor: int, ndim: int = 2) -> Any:
+def pixel_unshuffle(downscale_factor: int, ndim: int = 2) -> Parts:
     """Space to depth: each block of r x r pixels becomes r^2 channels.
 
     Equation: y[m, c r^2 + t] = x[r m + a, c], with a the place of tap t in the block.
@@ -250,13 +250,13 @@ def pixel_unshuffle(downscale_factor: int, ndim: int = 2) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda channel_shuffle: [
         Sample(channel_shuffle(6, 3), lambda: grid(2, 3), 6),
         Sample(channel_shuffle(4, 2), messy, 4),
     ],
     citation="Zhang et al., ShuffleNet, CVPR 2018",
 )
-def channel_shuffle(channels: int, groups: int) -> Any:
+def channel_shuffle(channels: int, groups: int) -> Parts:
     """Channels change places, so that the groups of the next grouped convolution meet.
 
     Equation: y[m, c g + r] = x[m, r (i / g) + c].
@@ -280,7 +280,7 @@ def channel_shuffle(channels: int, groups: int) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda pad: [
         Sample(pad(1), lambda: grid(3, 4), 2),
         Sample(pad(((1, -1), (0, 2))), lambda: grid(3, 4), 2),
         Sample(pad(((2, 1), (0, 3)), "circular"), lambda: grid(3, 4), 2),
@@ -289,7 +289,7 @@ def channel_shuffle(channels: int, groups: int) -> Any:
     ],
     citation=DUMOULIN,
 )
-def pad(padding: Any, mode: Mode = "zeros", ndim: int = 2) -> Any:
+def pad(padding: Any, mode: Mode = "zeros", ndim: int = 2) -> Parts:
     """Lay a border around the grid.
 
     Equation: y[m] = x[m - p] inside, and outside 0 or the site of the grid that the mode names.

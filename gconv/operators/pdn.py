@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from gconv.domains import Graph
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import attributes, messy, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Weighed(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda pdn: [
         Sample(pdn(3, 2, edge_dim=2, hidden_channels=3), weighted, 3),
         Sample(pdn(2, 3, edge_dim=2, hidden_channels=2), messy, 2),
         Sample(pdn(2, 2, edge_dim=2, hidden_channels=2, add_self_loops=False, bias=False), messy, 2),
@@ -63,7 +62,7 @@ def pdn(
     add_self_loops: bool = True,
     normalize: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """PDNConv: a graph convolution whose edge weights are learned from the attributes of the edges.
 
     Equation: Y = D^-1/2 (A' + I) D^-1/2 X W + b, A'[i, j] = sum over edges j -> i of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from gconv.domains import Graph
 from gconv.laplacian import Norm, adjacency, laplacian
 from gconv.mixing import Dense, Fixed
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 MAX_STEPS = 100_000
 
@@ -55,7 +55,7 @@ def at_most(name: str, value: int, most: int) -> int:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda cheb: [
         Sample(cheb(3, 4, k=3), ring, 3),
         Sample(cheb(4, 2, k=5), weighted, 4),
         Sample(cheb(2, 3, k=1), weighted, 2),
@@ -74,7 +74,7 @@ def cheb(
     normalization: Literal["sym", "rw"] | None = "sym",
     lambda_max: float | str | None = "bound",
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """The Chebyshev convolution: a filter of k terms, k - 1 steps wide, learned without an eigenbasis.
 
     Equation: Y = sum_{t<k} T_t(L~) X W_t + b, L~ = 2 L / lambda_max - I, T_0 = 1, T_1 = z, T_t = 2 z T_{t-1} - T_{t-2}.
@@ -109,7 +109,7 @@ def cheb(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda sgc: [
         Sample(sgc(3, 2, k=2), weighted, 3),
         Sample(sgc(2, 4, k=3, bias=False), messy, 2),
         Sample(sgc(2, 2, k=1), ring, 2, row_stochastic=True),
@@ -117,7 +117,7 @@ def cheb(
     citation="Wu et al., Simplifying Graph Convolutional Networks, ICML 2019",
     init="glorot",
 )
-def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> Any:
+def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> Parts:
     """Simplified graph convolution: k steps of gcn's averaging, one matrix.
 
     Equation: Y = S^k X W + b, S = D^-1/2 (A + I) D^-1/2.
@@ -145,7 +145,7 @@ def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> A
 
 
 @register(
-    samples=lambda: [
+    samples=lambda tag: [
         Sample(tag(3, 2, k=3), weighted, 3),
         Sample(tag(2, 4, k=2, bias=False), messy, 2),
         Sample(tag(2, 2, k=0), ring, 2),
@@ -153,7 +153,7 @@ def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> A
     citation="Du et al., Topology Adaptive Graph Convolutional Networks, 2017",
     init="glorot",
 )
-def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> Any:
+def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> Parts:
     """Topology adaptive graph convolution: one matrix for each number of steps.
 
     Equation: Y = sum_{t=0..k} S^t X W_t + b, S = D^-1/2 A D^-1/2.
@@ -178,14 +178,14 @@ def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> A
 
 
 @register(
-    samples=lambda: [
+    samples=lambda appnp: [
         Sample(appnp(4, 0.1), weighted, 3),
         Sample(appnp(2, 0.5), messy, 2),
         Sample(appnp(3, 0.2), ring, 2, row_stochastic=True),
     ],
     citation="Gasteiger, Bojchevski and Guennemann, Predict then Propagate, ICLR 2019",
 )
-def appnp(k: int = 10, alpha: float = 0.1) -> Any:
+def appnp(k: int = 10, alpha: float = 0.1) -> Parts:
     """Personalised PageRank propagation of predictions: no weights of its own.
 
     Equation: Y = sum_{t<k} alpha (1 - alpha)^t S^t X + (1 - alpha)^k S^k X, S = D^-1/2 (A + I) D^-1/2.

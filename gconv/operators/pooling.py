@@ -16,7 +16,7 @@ from gconv.errors import InputError
 from gconv.laplacian import counts
 from gconv.mixing import Fixed
 from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
-from gconv.spec import Domain, GridStructure, Sample, Structure, Theta, register
+from gconv.spec import Domain, GridStructure, Parts, Sample, Structure, Theta, register
 
 MANY, BLOCK = 4096, 1024  # nodes from which on a sum over them goes in blocks, and nodes in a block
 SCHERER = "Scherer, Mueller and Behnke, Evaluation of Pooling Operations, ICANN 2010"
@@ -116,7 +116,7 @@ def _mean(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda avg_pool1d: [
         Sample(avg_pool1d(2), lambda: grid(8), 3, row_stochastic=True),
         Sample(
             avg_pool1d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False, dilation=2), lambda: grid(8), 2
@@ -131,7 +131,7 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     dilation: Any = 1,
-) -> Any:
+) -> Parts:
     """Average pooling of sequences; `avg_pool2d` says everything.
 
     >>> import torch
@@ -143,7 +143,7 @@ def avg_pool1d(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda avg_pool2d: [
         Sample(avg_pool2d(2), lambda: grid(6, 4), 3, row_stochastic=True),
         Sample(avg_pool2d(3, stride=2, padding=1), lambda: grid(5, 6), 2),
         Sample(avg_pool2d(3, stride=2, padding=1, count_include_pad=False), lambda: grid(5, 6), 2, row_stochastic=True),
@@ -161,7 +161,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     dilation: Any = 1,
-) -> Any:
+) -> Parts:
     """Average pooling of images.
 
     Equation: y[m] = (1 / |window|) sum over the sites j of the window at m of x[j].
@@ -192,7 +192,7 @@ def avg_pool2d(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda avg_pool3d: [
         Sample(avg_pool3d(2, padding=1), lambda: grid(3, 4, 2), 2),
         Sample(avg_pool3d((2, 1, 2), (2, 1, 1), 0, True, False, dilation=(1, 1, 2)), lambda: grid(3, 2, 4), 1),
         Sample(avg_pool3d(2, divisor_override=3), lambda: grid(2, 3, 2), 1),
@@ -207,7 +207,7 @@ def avg_pool3d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
     dilation: Any = 1,
-) -> Any:
+) -> Parts:
     """Average pooling of volumes; `avg_pool2d` says everything.
 
     >>> import torch
@@ -223,7 +223,7 @@ def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: A
 
 
 @register(
-    samples=lambda: [
+    samples=lambda max_pool1d: [
         Sample(max_pool1d(3, stride=2, padding=1), lambda: grid(7), 2),
         Sample(max_pool1d(2, 2, 1, dilation=2, ceil_mode=True), lambda: grid(8), 2),
     ],
@@ -231,7 +231,7 @@ def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: A
 )
 def max_pool1d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> Any:
+) -> Parts:
     """Max pooling of sequences; `max_pool2d` says everything.
 
     >>> import torch
@@ -243,7 +243,7 @@ def max_pool1d(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda max_pool2d: [
         Sample(max_pool2d(2), lambda: grid(6, 4), 3),
         Sample(max_pool2d(3, stride=2, padding=1, dilation=2), lambda: grid(7, 8), 2),
         Sample(max_pool2d(2, stride=3, ceil_mode=True), lambda: grid(6, 7), 2),
@@ -253,7 +253,7 @@ def max_pool1d(
 )
 def max_pool2d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> Any:
+) -> Parts:
     """Max pooling of images.
 
     Equation: y[m] = max over the sites j of the window at m of x[j].
@@ -280,7 +280,7 @@ def max_pool2d(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda max_pool3d: [
         Sample(max_pool3d(2), lambda: grid(2, 4, 5), 2),
         Sample(max_pool3d((1, 2, 2), 2, (0, 1, 1), (1, 1, 2), ceil_mode=True), lambda: grid(2, 4, 5), 1),
     ],
@@ -288,7 +288,7 @@ def max_pool2d(
 )
 def max_pool3d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-) -> Any:
+) -> Parts:
     """Max pooling of volumes; `max_pool2d` says everything.
 
     >>> import torch
@@ -349,7 +349,7 @@ class Everything(Structure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda global_pool: [
         Sample(global_pool(), lambda: grid(3, 4), 3, row_stochastic=True),
         Sample(global_pool("max"), lambda: grid(5), 2),
         Sample(global_pool(), lambda: Graph.union([messy(), messy()]), 3, row_stochastic=True),
@@ -358,7 +358,7 @@ class Everything(Structure):
     ],
     citation="Lin, Chen and Yan, Network In Network, ICLR 2014",
 )
-def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Any:
+def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Parts:
     """Pool a whole image, or each graph of a disjoint union, into one site.
 
     Equation: y[g] = reduce over the sites j of part g of x[j].

@@ -6,7 +6,7 @@ import math
 import operator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 from gconv.basis import Basis, Polynomial, Recurrence
 from gconv.call import Call
@@ -16,7 +16,7 @@ from gconv.operators.bases import Filter, steps
 from gconv.operators.neighbourhood import Neighbours
 from gconv.operators.polynomial import Powers
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 def _share(alpha: float, least: float = 0.0) -> float:
@@ -26,7 +26,7 @@ def _share(alpha: float, least: float = 0.0) -> float:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda lightgcn: [
         Sample(lightgcn(), weighted, 3),
         Sample(lightgcn(), messy, 2),
         Sample(lightgcn(normalize=False), messy, 2),
@@ -34,7 +34,7 @@ def _share(alpha: float, least: float = 0.0) -> float:
     ],
     citation="He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020",
 )
-def lightgcn(normalize: bool = True) -> Any:
+def lightgcn(normalize: bool = True) -> Parts:
     """LightGCN's propagation: the neighbours' average and nothing else.
 
     Equation: Y = D^-1/2 A D^-1/2 X, or Y = A X.
@@ -61,7 +61,7 @@ def lightgcn(normalize: bool = True) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda ssg: [
         Sample(ssg(3, 2, alpha=0.1, k=4), weighted, 3),
         Sample(ssg(2, 4, alpha=0.5, k=2), messy, 2),
         Sample(ssg(2, 2, alpha=0.2, k=3, add_self_loops=False, bias=False), messy, 2),
@@ -77,7 +77,7 @@ def ssg(
     k: int = 1,
     add_self_loops: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """Simple spectral graph convolution: the mean of all walks up to k steps, and the node itself.
 
     Equation: Y = (alpha I + (1 - alpha) / k sum_{t=1..k} S^t) X W + b, S = D^-1/2 (A + I) D^-1/2.
@@ -108,7 +108,7 @@ def ssg(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gpr: [
         Sample(gpr(4, 0.2), weighted, 3),
         Sample(gpr(3, 0.5), messy, 2),
         Sample(gpr(0), ring, 2),
@@ -116,7 +116,7 @@ def ssg(
     ],
     citation="Chien, Peng, Li and Milenkovic, Adaptive Universal Generalized PageRank Graph Neural Network, ICLR 2021",
 )
-def gpr(k: int = 10, alpha: float = 0.1) -> Any:
+def gpr(k: int = 10, alpha: float = 0.1) -> Parts:
     """GPRGNN's propagation: generalised PageRank, one learned number for each number of steps.
 
     Equation: Y = sum_{t=0..k} theta_t S^t X, S = D^-1/2 (A + I) D^-1/2.
@@ -200,7 +200,7 @@ def heat_degree(t: float) -> int:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda heat: [
         Sample(heat(0.7), weighted, 2),
         Sample(heat(2.0, k=5), messy, 3),
         Sample(heat(0.5), ring, 1, row_stochastic=True),
@@ -208,7 +208,7 @@ def heat_degree(t: float) -> int:
     citation="Kondor and Lafferty, Diffusion Kernels on Graphs and Other Discrete Structures, ICML 2002; "
     "Gasteiger, Weissenberger and Guennemann, Diffusion Improves Graph Learning, NeurIPS 2019",
 )
-def heat(t: float = 1.0, k: int | None = None) -> Any:
+def heat(t: float = 1.0, k: int | None = None) -> Parts:
     """The heat kernel: what is left of a signal after it has diffused for a time t.
 
     Equation: Y = exp(-t L) X, L = I - D^-1/2 A D^-1/2, by k steps of the Chebyshev series
@@ -267,14 +267,14 @@ class OnUndirected(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda ppr: [
         Sample(ppr(0.3), weighted, 2),
         Sample(ppr(0.5, k=4), weighted, 3),
         Sample(ppr(0.2), ring, 1, row_stochastic=True),
     ],
     citation="Gasteiger, Weissenberger and Guennemann, Diffusion Improves Graph Learning, NeurIPS 2019",
 )
-def ppr(alpha: float = 0.15, k: int | None = None) -> Any:
+def ppr(alpha: float = 0.15, k: int | None = None) -> Parts:
     """Personalised PageRank, not truncated: where a walk that returns home with probability alpha is found.
 
     Equation: Y = alpha (I - (1 - alpha) S)^-1 X, S = D^-1/2 (A + I) D^-1/2, by k steps of the Chebyshev series

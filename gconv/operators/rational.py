@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from gconv.mixing import Dense
 from gconv.operators.bases import steps
 from gconv.operators.polynomial import MAX_STEPS, Powers, at_most
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Poles(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda arma: [
         Sample(arma(3, 2, num_stacks=2, num_layers=3), weighted, 3),
         Sample(arma(2, 3, num_stacks=3, num_layers=2, bias=False), messy, 2),
         Sample(arma(2, 2, num_stacks=1, num_layers=1), ring, 2),
@@ -49,7 +49,7 @@ class Poles(GraphStructure):
     citation="Bianchi, Grattarola, Livi and Alippi, Graph Neural Networks with Convolutional ARMA Filters, TPAMI 2021",
     init="glorot",
 )
-def arma(in_channels: int, out_channels: int, num_stacks: int = 2, num_layers: int = 4, bias: bool = True) -> Any:
+def arma(in_channels: int, out_channels: int, num_stacks: int = 2, num_layers: int = 4, bias: bool = True) -> Parts:
     """The ARMA filter: learned poles, by as many terms of their geometric series as there are layers.
 
     Equation: Y = sum_k (sum_{t=0..T} a_k^t S^t) X W_k + b, S = D^-1/2 A D^-1/2; for |a_k| < 1 and T = infinity the
@@ -132,7 +132,7 @@ class Cayley(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda cayley: [
         Sample(cayley(3, 2, k=2), weighted, 3),
         Sample(cayley(2, 3, k=3, normalization=None, bias=False), ring, 2),
         Sample(cayley(2, 2, k=0), ring, 2),
@@ -143,7 +143,7 @@ class Cayley(GraphStructure):
 )
 def cayley(
     in_channels: int, out_channels: int, k: int = 3, normalization: Literal["sym"] | None = "sym", bias: bool = True
-) -> Any:
+) -> Parts:
     """The Cayley filter: Fourier multipliers on a line bent into a circle, with a learned zoom.
 
     Equation: Y = X W_0 + sum_{j=1..k} 2 Re(C^j) X W_j - 2 Im(C^j) X W_{k+j} + b, C = (h L - i I)(h L + i I)^-1; that is

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gconv.basis import Basis, SharedTaps, Stack, Taps
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import itself, pattern, relations
 from gconv.mixing import Blocks, Dense, Grouped
-from gconv.operators.shapes import messy
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 Aggregate = Literal["mean", "sum", "max"]
 
@@ -58,7 +58,7 @@ def _whole(**arguments: int | None) -> None:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda relational: [
         Sample(relational(3, 2, num_relations=3), messy, 3),
         Sample(relational(2, 3, num_relations=4, num_bases=2, aggr="sum"), messy, 2),
         Sample(relational(4, 2, num_relations=3, num_blocks=2), messy, 4),
@@ -69,7 +69,7 @@ def _whole(**arguments: int | None) -> None:
     init="glorot",
 )
 def relational(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     num_relations: int,
     num_bases: int | None = None,
@@ -77,7 +77,7 @@ def relational(
     aggr: Aggregate = "mean",
     root_weight: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """R-GCN: the neighbours of each relation are averaged, each relation has a matrix, and so has the node itself.
 
     Equation: y_i = sum_r W_r^T aggr over edges j -> i of relation r of x_j + W_root^T x_i + b.
@@ -109,6 +109,7 @@ def relational(
     >>> GConv(relational(3, 2, num_relations=3))(torch.ones(6, 3), messy()).shape
     torch.Size([6, 2])
     """
+    i = widest(in_channels)
     _whole(num_relations=num_relations, num_bases=num_bases, num_blocks=num_blocks)
     if aggr not in ("mean", "sum", "max"):
         raise ValueError(f"aggr must be 'mean', 'sum' or 'max', but it is {aggr!r}.")
@@ -117,12 +118,12 @@ def relational(
         raise ValueError(f"Bases mix the relations, which does not go with {other}; give one of the two.")
     structure = Relations(num_relations, num_bases, aggr, root_weight)
     if num_blocks is None:
-        return structure, Dense(structure.taps, in_channels, out_channels), bias
+        return structure, Dense(structure.taps, i, out_channels), bias
     if not root_weight:
-        return structure, Grouped(num_relations, in_channels, out_channels, num_blocks), bias
-    Grouped(1, in_channels, out_channels, num_blocks)  # refuses blocks that do not divide the channels
+        return structure, Grouped(num_relations, i, out_channels, num_blocks), bias
+    Grouped(1, i, out_channels, num_blocks)  # refuses blocks that do not divide the channels
     g = range(num_blocks)
     own = tuple((r, a, a) for r in range(num_relations) for a in g)
     root = tuple((num_relations, a, b) for a in g for b in g)
-    p, q = in_channels // num_blocks, out_channels // num_blocks
-    return structure, Blocks(structure.taps, in_channels, out_channels, p, q, own + root), bias
+    p, q = i // num_blocks, out_channels // num_blocks
+    return structure, Blocks(structure.taps, i, out_channels, p, q, own + root), bias

@@ -16,7 +16,7 @@ from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.mixing import Fixed
 from gconv.operators.shapes import grid, per_axis
-from gconv.spec import GridStructure, Sample, Theta, register
+from gconv.spec import GridStructure, Parts, Sample, Theta, register
 
 Along = Literal["nearest", "nearest-exact", "linear", "cubic", "area"]
 T = TypeVar("T")
@@ -168,8 +168,8 @@ def _cubic(t: Tensor, a: float) -> Tensor:
     return torch.where(t <= 1, near, torch.where(t < 2, far, 0.0))
 
 
-def _samples() -> list[Sample]:
-    return [
+@register(
+    samples=lambda upsample: [
         Sample(upsample(scale_factor=2), lambda: grid(3, 4), 2, row_stochastic=True),
         Sample(upsample((7, 3), mode="bilinear"), lambda: grid(4, 5), 2, row_stochastic=True),
         Sample(upsample(scale_factor=1.7, mode="linear", align_corners=True), lambda: grid(5), 3, row_stochastic=True),
@@ -177,10 +177,9 @@ def _samples() -> list[Sample]:
         Sample(upsample(scale_factor=1.7, recompute_scale_factor=True, ndim=1), lambda: grid(5), 2),
         Sample(upsample(3, mode="bilinear", antialias=True), lambda: grid(7, 6), 1, row_stochastic=True),
         Sample(upsample(4, mode="trilinear"), lambda: grid(2, 3, 1), 1, row_stochastic=True),
-    ]
-
-
-@register(samples=_samples, citation=KEYS)
+    ],
+    citation=KEYS,
+)
 def upsample(
     size: Any = None,
     scale_factor: Any = None,
@@ -189,7 +188,7 @@ def upsample(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
     ndim: int | None = None,
-) -> Any:
+) -> Parts:
     """Interpolation to another size, larger or smaller.
 
     Equation: y[m_1, m_2] = sum over j_1, j_2 of A_1[m_1, j_1] A_2[m_2, j_2] x[j_1, j_2].
@@ -256,13 +255,13 @@ def _sizes(output_size: Any, ndim: int) -> tuple[int | None, ...]:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda adaptive_avg_pool1d: [
         Sample(adaptive_avg_pool1d(3), lambda: grid(7), 2, row_stochastic=True),
         Sample(adaptive_avg_pool1d(5), lambda: grid(2), 1, row_stochastic=True),
     ],
     citation=HE,
 )
-def adaptive_avg_pool1d(output_size: Any) -> Any:
+def adaptive_avg_pool1d(output_size: Any) -> Parts:
     """Average pooling of sequences to a given length; `adaptive_avg_pool2d` says everything.
 
     >>> import torch
@@ -274,14 +273,14 @@ def adaptive_avg_pool1d(output_size: Any) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda adaptive_avg_pool2d: [
         Sample(adaptive_avg_pool2d((3, 2)), lambda: grid(7, 5), 2, row_stochastic=True),
         Sample(adaptive_avg_pool2d((None, 2)), lambda: grid(3, 5), 2, row_stochastic=True),
         Sample(adaptive_avg_pool2d(1), lambda: grid(4, 3), 2, row_stochastic=True),
     ],
     citation=HE,
 )
-def adaptive_avg_pool2d(output_size: Any) -> Any:
+def adaptive_avg_pool2d(output_size: Any) -> Parts:
     """Average pooling of images to a given size, whatever the size of the image.
 
     Equation: y[m] = mean of x[j] over floor(m n / m') <= j < ceil((m + 1) n / m') along each axis, m' sites from n.
@@ -305,10 +304,12 @@ def adaptive_avg_pool2d(output_size: Any) -> Any:
 
 
 @register(
-    samples=lambda: [Sample(adaptive_avg_pool3d((2, None, 3)), lambda: grid(3, 2, 4), 2, row_stochastic=True)],
+    samples=lambda adaptive_avg_pool3d: [
+        Sample(adaptive_avg_pool3d((2, None, 3)), lambda: grid(3, 2, 4), 2, row_stochastic=True)
+    ],
     citation=HE,
 )
-def adaptive_avg_pool3d(output_size: Any) -> Any:
+def adaptive_avg_pool3d(output_size: Any) -> Parts:
     """Average pooling of volumes to a given size; `adaptive_avg_pool2d` says everything.
 
     >>> import torch
@@ -350,8 +351,8 @@ class Largest(GridStructure):
         return Windows(pattern, torch.ones_like(row, dtype=x.dtype), "max", domain.shape, out.shape)
 
 
-@register(samples=lambda: [Sample(adaptive_max_pool1d(3), lambda: grid(7), 2)], citation=HE)
-def adaptive_max_pool1d(output_size: Any) -> Any:
+@register(samples=lambda adaptive_max_pool1d: [Sample(adaptive_max_pool1d(3), lambda: grid(7), 2)], citation=HE)
+def adaptive_max_pool1d(output_size: Any) -> Parts:
     """Max pooling of sequences to a given length; `adaptive_max_pool2d` says everything.
 
     >>> import torch
@@ -363,13 +364,13 @@ def adaptive_max_pool1d(output_size: Any) -> Any:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda adaptive_max_pool2d: [
         Sample(adaptive_max_pool2d((3, 2)), lambda: grid(7, 5), 2),
         Sample(adaptive_max_pool2d((None, 4)), lambda: grid(2, 3), 1),
     ],
     citation=HE,
 )
-def adaptive_max_pool2d(output_size: Any) -> Any:
+def adaptive_max_pool2d(output_size: Any) -> Parts:
     """Max pooling of images to a given size, whatever the size of the image.
 
     Equation: y[m] = max of x[j] over floor(m n / m') <= j < ceil((m + 1) n / m') along each axis, m' sites from n.
@@ -392,8 +393,11 @@ def adaptive_max_pool2d(output_size: Any) -> Any:
     return Largest(_sizes(output_size, 2)), Fixed(), False
 
 
-@register(samples=lambda: [Sample(adaptive_max_pool3d((2, None, 3)), lambda: grid(3, 2, 4), 1)], citation=HE)
-def adaptive_max_pool3d(output_size: Any) -> Any:
+@register(
+    samples=lambda adaptive_max_pool3d: [Sample(adaptive_max_pool3d((2, None, 3)), lambda: grid(3, 2, 4), 1)],
+    citation=HE,
+)
+def adaptive_max_pool3d(output_size: Any) -> Parts:
     """Max pooling of volumes to a given size; `adaptive_max_pool2d` says everything.
 
     >>> import torch

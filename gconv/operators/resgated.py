@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import Basis, SharedTaps, Stack
 from gconv.call import Call
@@ -11,8 +10,8 @@ from gconv.domains import Edges
 from gconv.laplacian import itself, pattern
 from gconv.mixing import Heads
 from gconv.mixing.base import check_channels
-from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, ring, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class Gates(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda resgated: [
         Sample(resgated(3, 2), ring, 3),
         Sample(resgated(2, 3), messy, 2),
         Sample(resgated(2, 2, root_weight=False, bias=False), messy, 2),
     ],
     citation="Bresson and Laurent, Residual Gated Graph ConvNets, 2017",
 )
-def resgated(in_channels: int, out_channels: int, root_weight: bool = True, bias: bool = True) -> Any:
+def resgated(in_channels: Channels, out_channels: int, root_weight: bool = True, bias: bool = True) -> Parts:
     """The gated graph convolution: an edge has a gate for every channel, open or shut by what its two ends carry.
 
     Equation: y_i = sum over edges j -> i of sigmoid(K x_i + Q x_j + g) * V^T x_j + W_root^T x_i + b, * entry by entry.
@@ -78,6 +77,7 @@ def resgated(in_channels: int, out_channels: int, root_weight: bool = True, bias
     >>> GConv(resgated(3, 2))(torch.zeros(7, 3), ring(7)).shape
     torch.Size([7, 2])
     """
-    check_channels(in_channels, out_channels)
-    mixing = Heads(out_channels, in_channels, 1, root_weight)
-    return Gates(in_channels, out_channels, root_weight), mixing, bias
+    i = widest(in_channels)
+    check_channels(i, out_channels)
+    mixing = Heads(out_channels, i, 1, root_weight)
+    return Gates(i, out_channels, root_weight), mixing, bias

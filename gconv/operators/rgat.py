@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from gconv.domains import Edges
 from gconv.laplacian import mean, pattern, relations
 from gconv.mixing import Blocks, Dense
 from gconv.operators.attention import row_softmax
-from gconv.operators.shapes import messy
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 MAX_TAPS = 2**20  # relations times heads
 Mechanism = Literal["across-relation", "within-relation"]
@@ -70,7 +70,7 @@ class RelationalAttention(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda rgat: [
         Sample(rgat(3, 2, num_relations=3, heads=2), messy, 3),
         Sample(rgat(2, 3, num_relations=4, heads=2, concat=False, attention_mechanism="within-relation"), messy, 2),
         Sample(rgat(2, 2, num_relations=3, negative_slope=0.1, dropout=0.5), messy, 2),
@@ -81,7 +81,7 @@ class RelationalAttention(GraphStructure):
     init="glorot",
 )
 def rgat(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     num_relations: int,
     mod: Mod = None,
@@ -91,7 +91,7 @@ def rgat(
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """Relational graph attention: R-GCN's matrices, with attention for averages.
 
     Equation: Y = [head h: sum_r S_(r, h) X W_(r, h)] + b, S_(r, h)[i, j] = softmax of
@@ -118,6 +118,7 @@ def rgat(
     >>> GConv(rgat(3, 2, num_relations=3, heads=2))(torch.zeros(6, 3), messy()).shape
     torch.Size([6, 4])
     """
+    i = widest(in_channels)
     for name, value in (("num_relations", num_relations), ("heads", heads)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
@@ -136,6 +137,6 @@ def rgat(
     within = attention_mechanism == "within-relation"
     structure = RelationalAttention(num_relations, heads, out_channels, within, mod, negative_slope, dropout)
     if not concat:
-        return structure, Dense(structure.taps, in_channels, out_channels, scale=1 / heads), bias
+        return structure, Dense(structure.taps, i, out_channels, scale=1 / heads), bias
     places = tuple((r * heads + h, 0, h) for r in range(num_relations) for h in range(heads))
-    return structure, Blocks(structure.taps, in_channels, heads * out_channels, in_channels, out_channels, places), bias
+    return structure, Blocks(structure.taps, i, heads * out_channels, i, out_channels, places), bias

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from gconv.basis import Pattern, Taps
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.mixing import Dense
 from gconv.operators.shapes import messy, pixels
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class Labelled(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda selection: [
         Sample(selection(3, 2, 9), pixels, 3),
         Sample(selection(2, 4, 3), messy, 2),
         Sample(selection(2, 2, 5, bias=False), messy, 2),
     ],
     citation="Hart, Whitney and Morse, SelectionConv, ECCV 2022",
 )
-def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True) -> Any:
+def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True) -> Parts:
     """The graph twin of a grid convolution: each edge label has a matrix.
 
     Equation: y_i = sum_k W_k^T sum over edges j -> i with label k of w_ij x_j + b.

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from gconv.domains import Edges, Graph, Grid, grid_graph
 
+Channels = int | tuple[int, int]  # in both sets of nodes, or in the sources and in the targets
+
+
+def widest(channels: Channels) -> int:
+    """The number of channels that both signals have once the narrower one is filled up with zeros."""
+    return max(channels) if isinstance(channels, tuple) else channels
+
 
 def per_axis(name: str, value: Any, ndim: int, least: int | None) -> tuple[int, ...]:
     """One integer for each axis, from one or several.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gconv.domains import Graph
 from gconv.mixing import Blocks, Heads
 from gconv.operators.relational import Relations
-from gconv.operators.shapes import messy
-from gconv.spec import Sample, register
+from gconv.operators.shapes import Channels, messy, widest
+from gconv.spec import Parts, Sample, register
 
 
 def friends() -> Graph:
@@ -19,14 +17,14 @@ def friends() -> Graph:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda signed: [
         Sample(signed(3, 2, first_aggr=True), friends, 3),
         Sample(signed(2, 3, first_aggr=False), friends, 4),
         Sample(signed(1, 1, first_aggr=False, bias=False), friends, 2),
     ],
     citation="Derr, Ma and Tang, Signed Graph Convolutional Networks, ICDM 2018",
 )
-def signed(in_channels: int, out_channels: int, first_aggr: bool, bias: bool = True) -> Any:
+def signed(in_channels: Channels, out_channels: int, first_aggr: bool, bias: bool = True) -> Parts:
     """The signed graph convolution: a balanced and an unbalanced half of the signal.
 
     Equation: first [M+ X W_0 + X W_2 | M- X W_1 + X W_3] + b; then, with X = [P | N],
@@ -53,8 +51,9 @@ def signed(in_channels: int, out_channels: int, first_aggr: bool, bias: bool = T
     >>> GConv(signed(3, 2, first_aggr=True))(torch.ones(6, 3), friends()).shape
     torch.Size([6, 4])
     """
+    i = widest(in_channels)
     structure = Relations(2, None, "mean", True)
     if first_aggr:
-        return structure, Heads(2, in_channels, out_channels, root=True), bias
+        return structure, Heads(2, i, out_channels, root=True), bias
     places = ((0, 0, 0), (1, 1, 0), (0, 1, 1), (1, 0, 1), (2, 0, 0), (2, 1, 1))
-    return structure, Blocks(3, 2 * in_channels, 2 * out_channels, in_channels, out_channels, places), bias
+    return structure, Blocks(3, 2 * i, 2 * out_channels, i, out_channels, places), bias

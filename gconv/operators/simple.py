@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from gconv.basis import Basis, Stack, Taps
 from gconv.call import Call
@@ -11,7 +11,7 @@ from gconv.domains import Edges
 from gconv.laplacian import Loops, adjacency, itself, mean
 from gconv.mixing import Beside, Fixed
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 Root = Literal["sum", "cat", "self_loop"] | None
 
@@ -46,7 +46,7 @@ class Aggregation(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda simple: [
         Sample(simple(), messy, 2),
         Sample(simple(aggr="mean", combine_root="self_loop"), ring, 2, row_stochastic=True),
         Sample(simple(aggr="mean", combine_root="sum"), messy, 3),
@@ -55,7 +55,7 @@ class Aggregation(GraphStructure):
     ],
     citation="Fey and Lenssen, Fast Graph Representation Learning with PyTorch Geometric, 2019 (its SimpleConv)",
 )
-def simple(aggr: Literal["sum", "mean", "max"] = "sum", combine_root: Root = None) -> Any:
+def simple(aggr: Literal["sum", "mean", "max"] = "sum", combine_root: Root = None) -> Parts:
     """Propagation that learns nothing: the weighted sum, mean or maximum over the edges.
 
     Equation: y_i = aggr over edges j -> i of w_ij x_j, plus x_i ("sum"), with a loop i -> i of weight 1 among the edges

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.polynomial import MAX_STEPS, at_most
 from gconv.operators.shapes import ring, weighted
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Multipliers(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda spectral: [
         Sample(spectral(3, 2, k=4), ring, 3),
         Sample(spectral(2, 4, k=6, normalization=None, bias=False), weighted, 2),
         Sample(spectral(2, 3, k=1), weighted, 2),
@@ -70,7 +70,7 @@ class Multipliers(GraphStructure):
 )
 def spectral(
     in_channels: int, out_channels: int, k: int = 8, normalization: Literal["sym"] | None = "sym", bias: bool = True
-) -> Any:
+) -> Parts:
     """Graph Fourier multipliers: transform, weigh the frequencies, transform back.
 
     Equation: Y = sum_k U diag(g_k(lambda)) U^T X W_k + b, with L = U diag(lambda) U^T and g_k the k-th of k piecewise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -13,8 +13,8 @@ from gconv.call import Call
 from gconv.domains import Edges, Graph
 from gconv.laplacian import itself, mean, pattern
 from gconv.mixing import Dense
-from gconv.operators.shapes import attributes, messy, per_axis, ring
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.operators.shapes import Channels, attributes, messy, per_axis, ring, widest
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 # degree -> for each piece of a uniform B-spline, the last one first, its coefficients of 1, t, t^2, ...
 PIECES: dict[int, tuple[tuple[float, ...], ...]] = {
@@ -82,7 +82,7 @@ def circled() -> Graph:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda spline: [
         Sample(spline(3, 2, dim=2, kernel_size=3), located, 3),
         Sample(spline(2, 3, dim=2, kernel_size=(3, 4), is_open_spline=(True, False), degree=2), located, 2),
         Sample(spline(2, 2, dim=1, kernel_size=4, is_open_spline=False, degree=3, aggr="sum"), circled, 2),
@@ -91,7 +91,7 @@ def circled() -> Graph:
     citation="Fey et al., SplineCNN: Fast Geometric Deep Learning with Continuous B-Spline Kernels, CVPR 2018",
 )
 def spline(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     dim: int,
     kernel_size: int | tuple[int, ...],
@@ -100,7 +100,7 @@ def spline(
     aggr: Literal["mean", "sum"] = "mean",
     root_weight: bool = True,
     bias: bool = True,
-) -> Any:
+) -> Parts:
     """SplineCNN: a grid of matrices, read between the grid points by B-splines of the pseudo-coordinates.
 
     Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of B_k(u_ij) x_j + W_K^T x_i + b,
@@ -145,4 +145,4 @@ def spline(
         if is_open and size <= degree:
             raise ValueError(f"An open spline of degree {degree} needs a kernel_size above it, but it is {size}.")
     structure = Splines(kernel, ends, degree, aggr == "mean", root_weight)
-    return structure, Dense(structure.taps, in_channels, out_channels), bias
+    return structure, Dense(structure.taps, widest(in_channels), out_channels), bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 
@@ -11,8 +11,8 @@ from gconv.basis import Basis
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
-from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, ring, widest
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Likely(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda supergat: [
         Sample(supergat(3, 2, heads=2), messy, 3, row_stochastic=True),
         Sample(supergat(2, 3, heads=2, concat=False, attention_type="SD"), messy, 2, row_stochastic=True),
         Sample(
@@ -64,7 +64,7 @@ class Likely(GraphStructure):
     init="glorot",
 )
 def supergat(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     heads: int = 1,
     concat: bool = True,
@@ -73,7 +73,7 @@ def supergat(
     add_self_loops: bool = True,
     bias: bool = True,
     attention_type: Literal["MX", "SD"] = "MX",
-) -> Any:
+) -> Parts:
     """SuperGAT: graph attention that weighs an edge by how likely it is.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + b, S_h[i, j] = softmax over j of LeakyReLU(l_ij), with z = W_h^T x:
@@ -103,4 +103,4 @@ def supergat(
     if attention_type not in ("MX", "SD"):
         raise ValueError(f"attention_type must be 'MX' or 'SD', but it is {attention_type!r}.")
     structure = Likely(heads, out_channels, negative_slope, add_self_loops, attention_type, dropout)
-    return structure, head_mixing(heads, in_channels, out_channels, concat, False), bias
+    return structure, head_mixing(heads, widest(in_channels), out_channels, concat, False), bias

@@ -8,7 +8,7 @@ from gconv.basis.shifts import Mode
 from gconv.mixing.symmetric import ORDER, Group, Symmetric
 from gconv.operators.convolution import Kernel, read_kernel
 from gconv.operators.shapes import grid
-from gconv.spec import Sample, register
+from gconv.spec import Parts, Sample, register
 
 COHEN = "Cohen and Welling, Group Equivariant Convolutional Networks, ICML 2016"
 
@@ -30,7 +30,7 @@ def _order(group: Group) -> int:
 
 
 @register(
-    samples=lambda: [
+    samples=lambda p4_lift: [
         Sample(p4_lift(2, 1, 3, padding=1), lambda: grid(4, 5), 2),
         Sample(p4_lift(1, 2, 2, stride=2, dilation=2, group="p4m"), lambda: grid(4, 4), 1),
         Sample(p4_lift(1, 1, 3, padding=1, bias=False, padding_mode="circular"), lambda: grid(3, 4), 1),
@@ -47,7 +47,7 @@ def p4_lift(
     bias: bool = True,
     padding_mode: Mode = "zeros",
     group: Group = "p4",
-) -> Any:
+) -> Parts:
     """The first layer of a group-equivariant network: an image is seen by each kernel in all its poses.
 
     Equation: y[m, o |G| + g] = b[o] + sum_k sum_i x[m + a_k, i] W[g^-1 k, i, o], g^-1 k the tap that g turns onto k.
@@ -79,7 +79,7 @@ def p4_lift(
 
 
 @register(
-    samples=lambda: [
+    samples=lambda p4_conv: [
         Sample(p4_conv(1, 2, 3, padding=1), lambda: grid(4, 5), 4),
         Sample(
             p4_conv(1, 1, 2, stride=2, padding=1, dilation=2, group="p4m", padding_mode="circular"),
@@ -100,7 +100,7 @@ def p4_conv(
     bias: bool = True,
     padding_mode: Mode = "zeros",
     group: Group = "p4",
-) -> Any:
+) -> Parts:
     """A group-equivariant convolution between layers whose channels are poses.
 
     Equation: y[m, o |G| + g] = b[o] + sum_k sum_i sum_h x[m + a_k, i |G| + h] W[g^-1 k, i |G| + g^-1 h, o].

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -11,8 +10,8 @@ from gconv.basis import Basis
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.operators.attention import arrivals, attend, check_heads, complete, head_mixing
-from gconv.operators.shapes import messy, pixels
-from gconv.spec import GraphStructure, OutsideFamily, Parameter, Sample, Theta, register
+from gconv.operators.shapes import Channels, messy, pixels, widest
+from gconv.spec import GraphStructure, OutsideFamily, Parameter, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class DotProduct(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda transformer: [
         Sample(transformer(3, 2, heads=2), messy, 3),
         Sample(transformer(2, 3, heads=2, concat=False, dropout=0.5), messy, 2),
         Sample(transformer(3, 2, heads=2, root_weight=False), complete, 3, row_stochastic=True),  # self-attention
@@ -58,7 +57,7 @@ class DotProduct(GraphStructure):
     citation="Shi et al., Masked Label Prediction: Unified Message Passing Model for Semi-Supervised Classification, IJCAI 2021",  # noqa: E501
 )
 def transformer(
-    in_channels: int,
+    in_channels: Channels,
     out_channels: int,
     heads: int = 1,
     concat: bool = True,
@@ -67,7 +66,7 @@ def transformer(
     edge_dim: int | None = None,
     bias: bool = True,
     root_weight: bool = True,
-) -> Any:
+) -> Parts:
     """Dot-product attention over the edges of a graph, and the node itself.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with root_weight),
@@ -101,6 +100,7 @@ def transformer(
     >>> GConv(transformer(3, 2, heads=4))(torch.zeros(5, 3), complete(5)).shape
     torch.Size([5, 8])
     """
+    i = widest(in_channels)
     check_heads(heads, dropout)
     if beta:
         raise OutsideFamily(
@@ -112,5 +112,5 @@ def transformer(
             "transformer with edge_dim adds edge features to the values, a term of the output that is not linear in x; "
             "use gat or gatv2, where edge features only weigh the edges."
         )
-    structure = DotProduct(heads, in_channels, out_channels, bias, dropout, bool(root_weight))
-    return structure, head_mixing(heads, in_channels, out_channels, concat, bool(root_weight)), bias
+    structure = DotProduct(heads, i, out_channels, bias, dropout, bool(root_weight))
+    return structure, head_mixing(heads, i, out_channels, concat, bool(root_weight)), bias

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from gconv.operators.bases import MAX_DEGREE, interpolation, nodes
 from gconv.operators.polynomial import Powers, at_most
 from gconv.operators.propagation import heat_degree, heat_series
 from gconv.operators.shapes import messy, ring, weighted
-from gconv.spec import GraphStructure, Parameter, Sample, Theta, register
+from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 LMAX = 2.0  # of the symmetric Laplacian
 LMIN = LMAX / 20
@@ -100,7 +99,7 @@ class Wavelets(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda wavelet: [
         Sample(wavelet(3, 2, scales=3), weighted, 3),
         Sample(wavelet(2, 3, scales=2, order=6), messy, 2),
         Sample(wavelet(2, 2, scales=2, order=0), weighted, 2),
@@ -110,7 +109,7 @@ class Wavelets(GraphStructure):
     "Computational Harmonic Analysis 2011",
     init="glorot",
 )
-def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | None = None, bias: bool = True) -> Any:
+def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | None = None, bias: bool = True) -> Parts:
     """Spectral graph wavelets: a signal seen at several scales, each with channel weights of its own.
 
     Equation: Y = h(L) X W_0 + sum_{j=1..J} g(s_j L) X W_j + b, L = I - D^-1/2 A D^-1/2; h and g as in `kernels`.
@@ -179,7 +178,7 @@ class InWavelets(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda gwnn: [
         Sample(gwnn(3, 2, nodes=8, s=0.5), weighted, 3),
         Sample(gwnn(2, 2, nodes=6, s=1.0, bias=False), messy, 2),
         Sample(gwnn(2, 3, nodes=7, s=0.7), ring, 2),
@@ -187,7 +186,7 @@ class InWavelets(GraphStructure):
     citation="Xu, Shen, Cao, Qiu and Cheng, Graph Wavelet Neural Network, ICLR 2019",
     init="glorot",
 )
-def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: bool = True) -> Any:
+def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: bool = True) -> Parts:
     """GWNN's convolution: the graph Fourier multipliers of one graph, with heat wavelets in place of eigenvectors.
 
     Equation: Y = psi diag(theta) psi^-1 X W + b, psi = exp(-s L), L = I - D^-1/2 A D^-1/2.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -13,7 +12,7 @@ from gconv.domains import Edges
 from gconv.laplacian import normalised, pattern
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
-from gconv.spec import GraphStructure, Sample, Theta, register
+from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ class Half(GraphStructure):
 
 
 @register(
-    samples=lambda: [
+    samples=lambda wl_continuous: [
         Sample(wl_continuous(), ring, 2, row_stochastic=True),
         Sample(wl_continuous(), messy, 3),
     ],
     citation="Togninalli et al., Wasserstein Weisfeiler-Lehman Graph Kernels, NeurIPS 2019",
 )
-def wl_continuous() -> Any:
+def wl_continuous() -> Parts:
     """The Weisfeiler-Leman step on continuous signals: half the node, half the weighted mean of its neighbours.
 
     Equation: Y = (X + D^-1 A X) / 2.

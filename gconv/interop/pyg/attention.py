@@ -326,8 +326,8 @@ def eg_spec(layer: Any) -> OperatorSpec:
     if layer.aggregators != ["symnorm"]:
         raise LeftAlone(f"aggregators={layer.aggregators}: gconv converts 'symnorm' alone")
     i = sizes(layer.bases_lin)[0]
-    options = (("symnorm",), layer.num_heads, layer.num_bases, layer.add_self_loops, has_bias(layer))
-    return operators.egc(i, layer.out_channels, *options)
+    heads, bases = layer.num_heads, layer.num_bases
+    return operators.egc(i, layer.out_channels, ("symnorm",), heads, bases, layer.add_self_loops, has_bias(layer))
 
 
 def eg_weights(layer: Any) -> Weights:

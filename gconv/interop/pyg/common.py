@@ -17,7 +17,7 @@ from gconv.kernels import is_plain_eager
 
 PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
-AGGR = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
+AGGR: dict[str, Any] = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
 CACHED = "cached=True: the first graph serves all later calls, as in PyG; reset_parameters forgets it"
 GRAPH_TENSORS = ("edge_index", "edge_weight", "edge_attr", "edge_type", "pos")
 AFFINE = "a last channel of ones carries the biases that are mixed or weighed like a channel"

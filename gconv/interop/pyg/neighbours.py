@@ -191,6 +191,7 @@ def dir_spec(layer: Any) -> OperatorSpec:
             raise LeftAlone("its layers lead from one set of nodes to another")
         if observed(conv):
             raise LeftAlone("someone looks into the messages of the layers inside")
+    aggr: Any
     if kinds == {pyg.GCNConv} and all(c.normalize and not c.cached and not c.add_self_loops for c in convs):
         aggr, lin = "gcn", layer.conv_in.lin
     elif (
@@ -233,7 +234,7 @@ def dir_weights(layer: Any) -> Weights:
 def gcn2_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
     graph_cached(layer)
-    theta = {} if layer.beta == 1.0 else {"theta": math.expm1(layer.beta), "layer": 1}
+    theta: dict[str, Any] = {} if layer.beta == 1.0 else {"theta": math.expm1(layer.beta), "layer": 1}
     return operators.gcn2(
         layer.channels,
         layer.alpha,
