@@ -17,6 +17,7 @@ operators    the convolutions themselves, one family a file
 blocks       units of well-known networks, made of layers
 interop      models of torch.nn and PyG: convert, as_linear_map, export
 adapters     adapt, merge, unmerge: low-rank adapters on frozen models
+saving       save, load: models as safetensors files with their layers as data
 analysis     questions about a LinearMap, a layer or a network
 testing      the laws every operator obeys, for your own operators too
 """
@@ -24,10 +25,12 @@ testing      the laws every operator obeys, for your own operators too
 from gconv import analysis, blocks, interop, operators
 from gconv.adapters import adapt, merge, unmerge
 from gconv.domains import Bipartite, Graph, Grid, grid_graph
+from gconv.errors import InputError
 from gconv.interop import as_linear_map, convert, export
 from gconv.kernels import backend, constant, portable
 from gconv.linear import LinearMap
 from gconv.module import GConv
+from gconv.saving import load, save
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
 
 __version__ = "0.1.0"
@@ -37,6 +40,7 @@ __all__ = [
     "Graph",
     "Grid",
     "Inadmissible",
+    "InputError",
     "LinearMap",
     "NotLinear",
     "OperatorSpec",
@@ -53,8 +57,10 @@ __all__ = [
     "grid_graph",
     "interop",
     "list_operators",
+    "load",
     "merge",
     "operators",
     "portable",
+    "save",
     "unmerge",
 ]

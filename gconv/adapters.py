@@ -97,7 +97,9 @@ class LowRank(nn.Module):
 
     def difference(self) -> Tensor:
         """What is added, in the shape of the parameter."""
-        with torch.autocast(self.A.device.type, enabled=False):  # the sum is rounded once, by the layer
+        with torch.autocast(
+            "cpu" if self.A.is_meta else self.A.device.type, enabled=False
+        ):  # the sum is rounded once, by the layer
             product = self.A if self.B is None else self.A @ self.B
             return self.layout.place(product if self.scale == 1.0 else self.scale * product)
 
@@ -287,6 +289,24 @@ def _adapt_layers(twin: nn.Module, rank: int, scale: float, bias: bool, wanted: 
                 if name.rpartition(".")[2] == "bias":
                     p.requires_grad_(True)
         yield Adapted(path, _name(module), tuple(f"{o}.{n}" if o else n for o, n, _ in found.places), added)
+
+
+def attach(module: nn.Module, name: str, rank: int | None, scale: float) -> None:
+    """Give one parameter of a layer an adapter; rank None learns the whole difference.
+
+    Raises:
+        ValueError: if the parameter does not hold the layer's mixing.
+    """
+    try:
+        layouts = {n: layout for owner, n, layout in _places(module).places if not owner}
+    except LeftAlone as reason:
+        raise ValueError(f"{_name(module)} can have no adapter: {reason}.") from None
+    if name not in layouts:
+        raise ValueError(f"{_name(module)} has no mixing in {shown(name)} that an adapter could be on.")
+    weight = module.get_parameter(name)
+    adapter = LowRank(weight, max(weight.shape) if rank is None else rank, scale, layouts[name])
+    adapter.order = tuple(module._parameters)
+    parametrize.register_parametrization(module, name, adapter)
 
 
 def _name(module: nn.Module) -> str:
