@@ -61,6 +61,7 @@ QUESTIONS = {
     "parameter_count": (analysis.parameter_count, "parameter_count takes a layer or a model"),
     "lipschitz_bound": (lambda m: analysis.lipschitz_bound(m, (2, 5, 5)), MODELS),
     "effective_receptive_field": (lambda m: analysis.effective_receptive_field(m, (2, 5, 5)), MODELS),
+    "affine": (lambda m: analysis.affine(m, IMAGE), MODELS),
     "total_influence": (lambda m: analysis.total_influence(m, SIGNAL, ring()), MODELS),
     "equivariance_error": (lambda m: analysis.equivariance_error(m, "shift", IMAGE), MODELS),
     "energy_by_depth": (lambda m: analysis.energy_by_depth(m, SIGNAL, ring()), "Depth needs layers in a row"),
@@ -106,7 +107,7 @@ def one_sentence(error):
 
 
 def test_every_public_function_is_asked():
-    named = set(analysis.__all__) - {"Response"}
+    named = set(analysis.__all__) - {"Affine", "Response"}
     assert named == set(QUESTIONS)
 
 

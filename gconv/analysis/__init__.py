@@ -4,6 +4,7 @@
     singular_values, norm      from Fourier blocks of grids and graphs, else from the matrix or by Lanczos
     norm_bound                 never too small
     lipschitz_bound            of a whole network
+    affine                     a piecewise linear network at one input: a map and an offset
     frequency_response         of a trained filter
     receptive_field            what can be seen; effective_receptive_field: what counts
     equivariance_error         how far from commuting with a shift, turn, flip or renaming (Shift, Rot90, ...)
@@ -21,6 +22,7 @@ is, is decided in one place (`gconv.interop.layers`), by the forward that runs a
 """
 
 from gconv.analysis.adjoint import adjoint_gap
+from gconv.analysis.affine import Affine, affine
 from gconv.analysis.costs import cost, parameter_count
 from gconv.analysis.equivariance import Flip, Permutation, Rot90, Shift, equivariance_error
 from gconv.analysis.explicit import matrix
@@ -35,6 +37,7 @@ from gconv.analysis.squashing import effective_resistance, total_influence
 from gconv.analysis.transform import SpectralNorm, clip_singular_values, spectral_normalise
 
 __all__ = [
+    "Affine",
     "Flip",
     "Permutation",
     "Response",
@@ -42,6 +45,7 @@ __all__ = [
     "Shift",
     "SpectralNorm",
     "adjoint_gap",
+    "affine",
     "clip_singular_values",
     "cost",
     "dirichlet_energy",

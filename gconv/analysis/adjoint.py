@@ -43,7 +43,7 @@ def adjoint_gap(A: Map | nn.Module, seed: int = 0, *, domain: Any = None, x: Ten
 
     source, target = draw(A.sites[1], A.i), draw(A.sites[0], A.o)
     with torch.no_grad():
-        forth, back = (A @ source).to(kind), (A.T @ target).to(kind)
+        forth, back = (A @ source).to(kind).view_as(target), (A.T @ target).to(kind).view_as(source)
     scale = max(power_of_two(forth), power_of_two(back)) if bool(forth.any() or back.any()) else 1.0
     gap = float(((forth / scale * target).sum() - (source * (back / scale)).sum()).abs())
     size = vector_norm(forth / scale) * vector_norm(target)

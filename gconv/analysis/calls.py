@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gconv.domains import Bipartite, Graph, Grid, read_graph
 from gconv.interop.layers import Chain, Layer, identify
@@ -109,6 +111,30 @@ def check_model(model: Any, asking: str) -> None:
             f"{asking} takes a model (a layer, nn.Sequential, any function of x, or a linear map), "
             f"but {kind_of(model)} was given."
         )
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Within this block, a model may be called: buffers (running statistics), training modes and the state of the
+    random numbers of the CPU are restored, whatever happens.
+    """
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [(module, module.training) for module in modules]
+    held = [(module, dict(module._buffers)) for module in modules]
+    numbers = [b for _, buffers in held for b in buffers.values() if b is not None and not is_lazy(b) and not b.is_meta]
+    kept = [(b, b.detach().clone()) for b in numbers]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, buffers in held:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 def call(model: Model, x: Tensor, domain: Any = None) -> Tensor:

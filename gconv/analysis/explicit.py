@@ -66,9 +66,11 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
     if layout == "dense":
         if isinstance(A, LinearMap):
             return dense.matrix(A.S, A.mixing, A.W, A.i, A.dtype, A.device)
-        n = A.sites[1]
-        columns = torch.eye(n * A.i, dtype=A.dtype, device=A.device).unflatten(-1, (n, A.i))
-        return (A @ columns).flatten(1).mT
+        few = A.shape[0] < A.shape[1]  # rows than columns: products with the transpose give them
+        B = A.T if few else A
+        columns = torch.eye(B.shape[1], dtype=A.dtype, device=A.device).unflatten(-1, (B.sites[1], B.i))
+        M = (B @ columns).flatten(1)
+        return M if few else M.mT
     if layout == "torch_sparse":
         return _coo(A).coalesce()
     if layout != "sparse":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gconv.basis import AttentionTaps, Basis
 from gconv.basis.taps import Pattern
-from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
+from gconv.linear import Block, Composed, LinearMap, Map, ProgramMap, Scaled, Sum
 
 
 def wider(dtype: torch.dtype) -> torch.dtype:
@@ -101,6 +101,8 @@ def widen(A: Map) -> Map:
         S = _converted(A.S, lambda t: t.detach().to(wider(t.dtype)))
         W = None if A.W is None else A.W.detach().to(wider(A.W.dtype))
         return replace(A, S=S, W=W, dtype=wider(A.dtype))
+    if isinstance(A, ProgramMap):
+        return replace(A, program=A.program.to(wider(A.dtype)))
     if isinstance(A, Scaled):
         return Scaled(A.c.detach().to(wider(A.c.dtype)) if isinstance(A.c, Tensor) else A.c, widen(A.A))
     if isinstance(A, Sum):
@@ -134,6 +136,8 @@ def numbers(A: Map) -> Iterator[Tensor]:
         if A.W is not None:
             yield A.W
         yield from _held(A.S)
+    elif isinstance(A, ProgramMap):
+        yield from A.program.constants()
     elif isinstance(A, Scaled):
         yield torch.as_tensor(A.c)
         yield from numbers(A.A)

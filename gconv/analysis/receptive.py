@@ -142,7 +142,7 @@ def _whole(A: Map, eps: float) -> _Support:
         return _join(
             [_join([_block(A, r, c, eps) for c in range(len(A.rows[0]))], into) for r in range(len(A.rows))], out
         )
-    assert isinstance(A, LinearMap)
+    A = A.collapse()
     W = A.weight().detach()
     return _structure(A.S, A, eps).einsum("kmn,kio->moni", _Support(W != 0, W, W.abs()))
 

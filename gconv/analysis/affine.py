@@ -1,0 +1,196 @@
+"""A piecewise linear network at one input, exactly: one linear map and an offset."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gconv.analysis.calls import Model, call, check_model, graph_of, kind_of, undisturbed
+from gconv.analysis.recording import Recorder
+from gconv.arguments import shown
+from gconv.domains import Grid, read_graph
+from gconv.interop.layers import EngineCall, Layer, engine_call, identify
+from gconv.interop.peer import with_ones
+from gconv.linear import LinearMap, Map, ProgramMap
+from gconv.module import GConv
+from gconv.spec import NotLinear
+
+
+class Affine(NamedTuple):
+    """What a piecewise linear network is around an input: `map @ x + offset`.
+
+    Args:
+        map: the linear map; see `gconv.linear.ProgramMap` for the shapes that it takes.
+        offset: of the shape of the network's result.
+    """
+
+    map: Map
+    offset: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """map @ x + offset, in the shapes of the network."""
+        return (self.map @ x).reshape(self.offset.shape) + self.offset
+
+    def row(self, *index: int) -> Tensor:
+        """The row of the map that gives entry `index` of the result, of the shape of x.
+
+        Meaning: `row * x` says how much each entry of x contributes to the result: (row * x).sum() + offset[index] is
+        the result itself.
+
+        Raises:
+            IndexError: if the result has no such entry.
+        """
+        if not all(isinstance(n, int) for n in index) or len(index) != self.offset.ndim:
+            raise TypeError(
+                f"row takes the {self.offset.ndim} indices of one entry of a result of shape "
+                f"{tuple(self.offset.shape)}, but {shown(index)} was given."
+            )
+        if any(not -size <= n < size for n, size in zip(index, self.offset.shape, strict=True)):
+            raise IndexError(f"The result has shape {tuple(self.offset.shape)}, so it has no entry {shown(index)}.")
+        one = torch.zeros_like(self.offset)
+        one[index] = 1
+        A = self.map.T
+        assert isinstance(A, ProgramMap)
+        return A.program.transpose(one)
+
+
+def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: bool = False) -> Affine:
+    """A piecewise linear network at one input, exactly, as one linear map and an offset.
+
+    Equation: model(x + d) = map @ (x + d) + offset for every d for which x + d is in the activation region of x: no
+    activation changes sides, and no maximum its place.
+
+    Meaning: a network of convolutions, ReLU, max pooling, batch norm in eval mode, sums and concatenations is linear
+    on pieces. The map is the one of the piece that x lies in: its rows are the gradients of the outputs, and
+    `row(0, c) * x` attributes logit c to the entries of x without remainder, as (row * x).sum() + offset = logit. It
+    is a `gconv.LinearMap` in all but structure: A @ v, A.T, norm, singular values.
+
+    Traps: at a kink (ReLU at 0, equal maxima) the piece is the one that autograd differentiates. The map refers to the
+    model's weights; make it again after they change. `detach` inside a model is not heeded: the statement is about
+    values, not about gradients. With frozen attention, it holds for the model with the attention coefficients of x.
+
+    Cost: two forward passes; a product costs one forward pass, one of the transpose a forward and a backward pass. The
+    map holds one byte for each activation (masks) and 8 for each maximum, less than the activations themselves.
+
+    Args:
+        model: a layer, a torch module or any function of x that computes with torch, in eval mode: layers of torch.nn,
+            PyG and gconv, converted or not. It is left as it was.
+        x: its input, as it takes it, (b, c, *grid) or (n, c); a batch is one input.
+        domain: the graph, for models on graphs.
+        freeze_attention: whether attention layers (GAT, ...) keep the coefficients that they have at x.
+
+    Returns:
+        Affine(map, offset): `offset` has the shape of the result; `map` takes tensors of the shape of x, or signals
+        (*b, n, i) with i the last axis of x and n all others.
+
+    Raises:
+        NotLinear: if something is not piecewise linear (GELU, sigmoid, softmax, layer norm, attention that is not
+            frozen, batch norm and dropout in training mode); it names the layer.
+        TypeError: if there is no model, x is no tensor of real numbers, or the model returns several tensors.
+
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+    >>> x = torch.rand(1, 1, 8, 8)
+    >>> A, offset = affine(net, x)
+    >>> torch.allclose(A @ x + offset, net(x), atol=1e-5)
+    True
+    >>> row = affine(net, x).row(0, 1)  # of logit 1
+    >>> row.shape, torch.allclose((row * x).sum() + offset[0, 1], net(x)[0, 1], atol=1e-5)
+    (torch.Size([1, 1, 8, 8]), True)
+
+    Source: Montufar, Pascanu, Cho and Bengio, On the Number of Linear Regions of Deep Neural Networks, NeurIPS 2014;
+    rows as attributions: Shrikumar, Greenside, Shcherbina and Kundaje, Not Just a Black Box, 2016.
+    """
+    check_model(model, "affine")
+    if not isinstance(x, Tensor) or not x.ndim or not x.is_floating_point():
+        given = f"one of {x.dtype} and shape {tuple(x.shape)}" if isinstance(x, Tensor) else kind_of(x)
+        raise TypeError(f"affine takes the model's input x, a tensor of real numbers, but {given} was given.")
+    if not isinstance(freeze_attention, bool):
+        raise TypeError(f"freeze_attention must be True or False, but it is {shown(freeze_attention)}.")
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    with torch.inference_mode(False), torch.no_grad(), undisturbed(model), ExitStack() as stack:
+        x = x.detach().clone()
+        frozen = [
+            stack.enter_context(_Frozen(name, found).installed())
+            for name, found in ((name, identify(module)) for name, module in modules.items())
+            if freeze_attention and isinstance(found, Layer) and found.spec.structure.kind == "adaptive"
+        ]
+        y = call(model, x, domain)  # outside of the record, so that what layers derive from a graph is cached
+        for layer in frozen:
+            layer.calls, layer.replayed = iter([*layer.calls]), True
+        with Recorder(x, {id(module): name for name, module in modules.items()}) as recorder:
+            made = torch.func.functionalize(lambda x: call(model, x, domain).clone())(x)
+        A = ProgramMap(recorder.program(x, made))
+        return Affine(A, y - A.program.run(x))
+
+
+@dataclass(eq=False)
+class _Frozen:
+    """An attention layer, which keeps the map of each of its first calls for the calls of a second pass.
+
+    Args:
+        name: of the layer, for messages.
+        layer: the layer.
+        calls: its map and bias, call by call.
+        replayed: whether this is the second pass.
+    """
+
+    name: str
+    layer: Layer
+    calls: Any = field(default_factory=list)
+    replayed: bool = False
+
+    @contextmanager
+    def installed(self) -> Iterator[_Frozen]:
+        """Within this block, calls of the layer come here."""
+        module = self.layer.module
+        original = module.forward
+        module.__dict__["forward"] = lambda *args, **kwargs: self.forward(original, *args, **kwargs)
+        try:
+            yield self
+        finally:
+            del module.__dict__["forward"]
+
+    def forward(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.replayed:
+            A, bias = next(self.calls)
+            return A @ self._signal(args[0] if args else kwargs["x"]) + bias
+        y = original(*args, **kwargs)
+        kept = vars(self.layer.module).pop("forward")  # or the layer is one with a forward of its own
+        try:
+            A, x = self._map(*args, **kwargs)
+        except (ValueError, TypeError) as reason:
+            raise NotLinear(f"The attention of layer {self.name!r} cannot be frozen: {reason}") from None
+        finally:
+            vars(self.layer.module)["forward"] = kept
+        self.calls.append((A, y - A @ x))
+        return y
+
+    def _signal(self, x: Tensor) -> Tensor:
+        peer = self.layer.peer
+        return with_ones(x) if peer is not None and peer.affine(self.layer.module) else x
+
+    def _map(self, *args: Any, **kwargs: Any) -> tuple[LinearMap, Tensor]:
+        """The map of a call, and the signal that it takes."""
+        module, found = self.layer.module, self.layer
+        if found.after:
+            raise NotLinear(f"{found.after}.")
+        if found.peer is None:
+            assert isinstance(module, GConv)
+            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+            edges = {key: value for key, value in bound.items() if key.startswith("edge_")}
+            asked = EngineCall(module, bound["x"], bound.get("domain"), edges)
+        else:
+            asked = engine_call(module, *args, **kwargs)
+        if not isinstance(asked.x, Tensor):
+            raise NotLinear("it is called on a pair of signals.")
+        given = {key: value for key, value in asked.edges.items() if value is not None}
+        place = asked.domain if isinstance(asked.domain, Grid) else graph_of(asked.domain, asked.x.shape[-2])
+        place = read_graph(asked.domain, asked.x.shape[-2], **given) if given else place
+        return asked.gconv.at(place, asked.x), asked.x
