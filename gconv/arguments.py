@@ -11,9 +11,14 @@ from functools import wraps
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from torch import SymInt
+
 MAX_DEPTH = 16  # of tuples in tuples
 MAX_LENGTH, MAX_WORD = 4096, 100  # of a tuple, of a word
 MAX_INTEGER = 2**63 - 1
+
+
+SYMBOLIC = (int, SymInt)  # sizes that a compiler or exporter keeps open are not fixed by a look at them
 
 
 def integer(value: Any, name: str, least: int | None = None) -> int:
@@ -33,7 +38,7 @@ def integer(value: Any, name: str, least: int | None = None) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)
+        number = value if type(value) in SYMBOLIC else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises any of them
         raise TypeError(f"{name} must be an integer, but it is {shown(value)}.") from None
     if least is not None and number < least:

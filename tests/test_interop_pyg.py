@@ -301,12 +301,6 @@ def test_models_of_pyg(build, signal, monkeypatch):
         assert twin.report().converted
 
 
-def test_compiled_models_run_pyg(signal):
-    model, g = pyg.GCN(3, 4, 2, 2).double().eval(), messy()
-    compiled = torch.compile(convert(model), backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(signal, g.edge_index), model(signal, g.edge_index))
-
-
 # -- linear maps ---------------------------------------------------------------------------------------------------
 
 

@@ -124,9 +124,10 @@ class Stack(Basis):
     parts: tuple[Basis, ...]
 
     def __post_init__(self) -> None:
-        shapes = {part.shape[1:] for part in self.parts}
-        if len(shapes) != 1:
-            raise ValueError(f"Only structures of one shape (m, n) can be stacked, but these have {sorted(shapes)}.")
+        shapes = [part.shape[1:] for part in self.parts]
+        if any(shape != shapes[0] for shape in shapes):
+            shapes = sorted(set(shapes))
+            raise ValueError(f"Only structures of one shape (m, n) can be stacked, but these have {shapes}.")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -39,9 +39,15 @@ def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
 
 
 @at_trace_time
+def _from_outside(edges: Edges) -> str | None:
+    """Whether a graph was made outside of the trace, and so may know something already."""
+    return "yes" if edges.__dict__.get("_memo") else None
+
+
+@at_trace_time
 def _recall(edges: Edges, key: Hashable) -> str | None:
     """Where a graph has left what it computed for a key outside of the trace; None if it has not."""
-    memo = edges.__dict__.get("_memo", {})
+    memo = edges._memo
     return leave(edges, str(list(memo).index(key)), memo[key]) if key in memo else None
 
 
@@ -145,7 +151,7 @@ class Edges:
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, computed at most once for these edges and this key."""
         if torch.compiler.is_dynamo_compiling():
-            found = _recall(self, key)
+            found = _recall(self, key) if _from_outside(self) else None
             return make() if found is None else getattr(self, found)
         if key not in self._memo:
             with lasting(self.edge_index):

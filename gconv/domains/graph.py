@@ -166,9 +166,10 @@ class Graph(Edges):
         Graph(3 nodes, 4 edges, edge_type)
         """
         node, edge = check_edge_index(hyperedge_index, "hyperedge_index").to(torch.int64)
-        if edge.numel() and int(edge.min()) < 0:
+        known = readable(edge) and edge.numel() > 0
+        if known and int(edge.min()) < 0:
             raise ValueError(f"hyperedge_index must not be negative, but it holds hyperedge {int(edge.min())}.")
-        most = int(edge.max()) + 1 if edge.numel() else 0
+        most = int(edge.max()) + 1 if known else 0
         if hyperedge_weight is not None:
             hyperedge_weight = foreign.as_tensor("hyperedge_weight", hyperedge_weight)
             if hyperedge_weight.ndim != 1 or len(hyperedge_weight) < most:

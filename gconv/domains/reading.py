@@ -16,6 +16,7 @@ from gconv.domains.graph import Graph
 from gconv.kernels import is_plain_eager, varies
 
 EDGE_TENSORS = ("edge_weight", "edge_attr", "edge_type")
+_NAMES = set(EDGE_TENSORS)
 LISTED = "edge_weight, edge_attr and edge_type"
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index or sparse tensor -> the Graph last read from it
 _SEEN_PAIRS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Bipartite last read from it
@@ -33,6 +34,10 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     Raises:
         TypeError: if the object is none of these, or tensors are given beside a domain that already holds them.
     """
+    if type(domain) is Tensor and is_plain_eager():
+        known = _SEEN.get(domain)
+        if known is not None and _as_it_was(known, domain, size, tensors):
+            return known
     given = {name: as_tensor(name, value) for name, value in tensors.items() if value is not None}
     for name in given:
         if name not in EDGE_TENSORS:
@@ -69,6 +74,23 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     )
 
 
+def _as_it_was(known: Graph, edge_index: Tensor, size: int, tensors: dict[str, Tensor | None]) -> bool:
+    """Whether a Graph is what a bare edge_index and tensors of the same types as before say."""
+    if known.size != size or len(known.ptr) != 2 or known.pos is not None or not tensors.keys() <= _NAMES:
+        return False
+    if edge_index.dtype != torch.int64 or edge_index.layout != torch.strided or edge_index.device != known.device:
+        return False
+    for name in EDGE_TENSORS:
+        kept, value = getattr(known, name), tensors.get(name)
+        if kept is None and value is None:
+            continue
+        if kept is None or type(value) is not Tensor or value.requires_grad or value.layout != torch.strided:
+            return False
+        if value.dtype != kept.dtype or value.device != kept.device or not torch.equal(kept, value):
+            return False
+    return torch.equal(known.edge_index, edge_index)
+
+
 def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | None) -> Bipartite:
     """A Bipartite from a bare `edge_index`, which is recognised when it comes again, as in `read_graph`.
 
@@ -100,7 +122,7 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
 
 def _check_not_dense(edge_index: Tensor) -> None:
     """Refuse a dense adjacency matrix with the way to give it."""
-    if edge_index.ndim == 2 and edge_index.shape[0] == edge_index.shape[1] != 2 and edge_index.is_floating_point():
+    if edge_index.is_floating_point() and edge_index.ndim == 2 and edge_index.shape[0] == edge_index.shape[1] != 2:
         raise TypeError(
             f"An edge_index of node numbers must be an integer tensor of shape (2, e), but its dtype is "
             f"{edge_index.dtype} and its shape {tuple(edge_index.shape)}; if it is an adjacency matrix "

@@ -9,15 +9,17 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gconv.arguments import shown
 from gconv.interop.peer import Converted, LeftAlone, Unweighted, convertible, renew
 from gconv.interop.peers import OPAQUE, base_class, describe, is_layer
+from gconv.interop.repeated import Repeated
 from gconv.interop.report import Entry, Report
 from gconv.spec import OperatorSpec
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def convert(model: Model) -> Model:
+def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     """A copy of a model in which every torch and PyG layer inside the family runs through gconv.
 
     Equation: each layer becomes Y = sum_k S_k X W_k + b with the S_k and W_k that it always meant.
@@ -32,14 +34,24 @@ def convert(model: Model) -> Model:
     layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. Edge weights
     that make a degree negative are refused in words, where PyG returns NaN.
 
-    A call that a description does not cover goes to the peer's own forward; under torch.compile PyG's layers always
-    do. Otherwise PyG runs for: explainers and hooks into messages; layers whose parts were exchanged or hooked;
-    adjacencies of torch_sparse, in CSC layout or with gradients; weights of another type than x; labels out of range;
-    attention weights of pairs; sparse signals that need gradients or have more than 2^26 numbers; several signals in
-    one call of a layer by attention; dropout inside ARMAConv.
+    Converted layers compile in one graph and are exported without a call beforehand, as layers of gconv do: see GConv.
+    torch.jit.script refuses them in words that name `restore`.
+
+    A call that a description does not cover goes to the peer's own forward. PyG runs for: explainers and hooks into
+    messages; layers whose parts were exchanged or hooked; adjacencies of torch_sparse, in CSC layout or with gradients;
+    weights of another type than x; labels out of range; attention weights of pairs; sparse signals that need gradients
+    or have more than 2^26 numbers; several signals in one call of a layer by attention; dropout inside ARMAConv. Where
+    numbers cannot be read (compilers, exporters), PyG also runs for readouts by `index` or `ptr`, adjacencies whose
+    values or loops decide, dense attention without loops, and SuperGATConv in training.
 
     Args:
         model: any module, or a single layer. It is not changed.
+        constant_inputs: whether a graph layer takes a signal (n, c) that comes again unchanged for a `gconv.constant`
+            from then on: its sparse form and S x are kept. For training on one graph, without dropout before the first
+            layer. A signal is the same if it is the same tensor object, on the same storage, with the same version: a
+            new tensor, one that was written into, or one that needs a gradient is computed with anew. Writes that torch
+            does not count defeat this, `x.data.mul_(2)` or those into the array that `x.numpy()` gave: they are noticed
+            in the numbers that are compared in each call, all of a signal of up to 16384 and some rows of a larger one.
 
     Shapes: every layer takes and returns what it did before.
 
@@ -62,10 +74,13 @@ def convert(model: Model) -> Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch module, but a {type(model).__name__} was given.")
+    if not isinstance(constant_inputs, bool):
+        raise TypeError(f"constant_inputs is True or False, not {shown(constant_inputs)}.")
     twin = copied(model)
     report, found = _survey(twin)
     for layer, spec in found:
         _swap(layer, spec)
+        vars(layer)["_repeated"] = Repeated() if constant_inputs else None
     if isinstance(getattr(twin, "report", report), Report):
         twin.report = report  # type: ignore[assignment]
     return twin
@@ -148,5 +163,7 @@ def restore(layer: Model) -> Model:
             else:
                 module.__class__ = base_class(module)
             del module.gconv
+            for name in ("_repeated", "_cached_graph", "_changed"):
+                vars(module).pop(name, None)
     vars(twin).pop("report", None)
     return twin

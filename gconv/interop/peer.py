@@ -23,7 +23,9 @@ from gconv.basis import Basis
 from gconv.call import Call
 from gconv.domains import Graph
 from gconv.errors import InputError, both
-from gconv.kernels import is_jit_tracing, tracing
+from gconv.interop.repeated import Repeated
+from gconv.kernels import at_trace_time, is_jit_tracing, leave, tracing
+from gconv.kernels.transforms import PLAIN
 from gconv.linear import Map
 from gconv.module import NOT_SCRIPTABLE, GConv
 from gconv.plan import Plan, plan
@@ -34,6 +36,11 @@ Weights = dict[str, Tensor | None]
 
 class LeftAlone(Exception):
     """The layer cannot be described exactly; the message is the reason, for the report."""
+
+
+def never(layer: Any) -> bool:
+    """The answer of peers that have no such case."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Peer:
     weights: Callable[[Any], Weights]
     call: Callable[..., Tensor | None]
     notes: Callable[[Any], list[str]] = lambda layer: []
-    affine: Callable[[Any], bool] = lambda layer: False
+    affine: Callable[[Any], bool] = never
     inner: tuple[str, ...] = ()
     after: Callable[[Any], str | None] = lambda layer: None
     settle: Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]] = lambda layer, spec, domain: (spec, domain)
@@ -109,6 +116,7 @@ class Converted:
 
     _cached_graph: Graph | None = None  # of PyG's layers that keep their first graph
     _last_graph: Graph | None = None  # the graph of the call before, where it is put together from several tensors
+    _repeated: Repeated | None = None  # the signal of the call before, of models with constant_inputs
     _changed: bool = False  # whether an attribute was set, so that the spec must be made again
 
     @property
@@ -162,7 +170,9 @@ class Converted:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
-        state = {key: value for key, value in reduced[2].items() if key != "_last_graph"}
+        state = {k: v for k, v in reduced[2].items() if k != "_last_graph" and not k.startswith("_traced_")}
+        if self._repeated is not None:
+            state["_repeated"] = Repeated()
         return (_blank, (type(self).__mro__[2],), state, *reduced[3:])
 
 
@@ -176,19 +186,38 @@ def _blank(cls: type) -> Any:
     return made.__new__(made)
 
 
+def engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> Unweighted:
+    """The GConv of a layer for a spec that a call decides."""
+    if torch.compiler.is_dynamo_compiling():
+        found: Unweighted = getattr(layer, _engine(layer, make, *arguments))
+        return found
+    return layer.gconv.like(make(*arguments))
+
+
+@at_trace_time
+def _engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> str:
+    """Where that GConv was left, for a compiler."""
+    spec = make(*arguments)
+    return leave(layer, f"gconv_{spec.name}", layer.gconv.like(spec))
+
+
 def run(
     layer: Any,
     x: Any,
     domain: Any = None,
-    spec: OperatorSpec | None = None,
+    other: Unweighted | None = None,
     weights: Weights | None = None,
     **edges: Tensor | None,
 ) -> Tensor:
     """A converted layer on x, or on a pair, by gconv; perhaps as another operator, or with other weights."""
-    gconv = layer.gconv if spec is None else layer.gconv.like(spec)
-    if layer.peer.affine(layer):
+    gconv, peer = layer.gconv if other is None else other, layer.peer
+    affine = peer.affine is not never and peer.affine(layer)
+    repeated = layer._repeated
+    if repeated is not None and type(x) in PLAIN:
+        x = repeated.take(x, with_ones if affine else None)
+    elif affine:
         x = with_ones(x)
-    y: Tensor = gconv.borrow(layer.peer.weights(layer) if weights is None else weights)(x, domain, **edges)
+    y: Tensor = gconv.borrow(peer.weights(layer) if weights is None else weights)(x, domain, **edges)
     return y
 
 
@@ -215,8 +244,11 @@ def convertible(cls: type) -> type:
 
     @wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if on_graphs and torch.compiler.is_compiling():  # what is derived from a graph depends on its edges
-            return original(self, *args, **kwargs)
+        if on_graphs and torch.compiler.is_dynamo_compiling():
+            if self._changed:
+                _renewed(self)
+            y = peer.call(self, *args, **kwargs) if _ready(self) else None
+            return original(self, *args, **kwargs) if y is None else y
         if self._changed:
             renew(self)
         y = None
@@ -278,6 +310,20 @@ def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, er
         except TypeError:  # classes that do not combine
             return error
     return error
+
+
+@at_trace_time
+def _renewed(layer: Any) -> None:
+    """For a compiler."""
+    renew(layer)
+
+
+@at_trace_time
+def _ready(layer: Any) -> str | None:
+    """Whether a layer runs in gconv, for a compiler: its parts are looked at once."""
+    from gconv.interop.peers import obstacle
+
+    return "yes" if layer.gconv is not None and obstacle(layer, layer.peer.inner) is None else None
 
 
 def renew(layer: Any) -> None:

@@ -114,16 +114,15 @@ def _readable(cls: type) -> bool:
 
 def obstacle(layer: nn.Module, inner: tuple[str, ...] = ()) -> str | None:
     """Why the weights of a layer's parts do not say what they compute: hooks, or other modules in their place."""
-    for key, part in layer._modules.items():
+    parts = list(layer._modules.items())
+    for key, part in parts:  # which grows
         if part is None or key in inner or key in NOT_READ:
             continue
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"a hook sits on its part {key!r}, which gconv reads but does not call"
         if not _readable(type(part)):  # type: ignore[arg-type]
             return f"its part {key!r} is a {type(part).__name__}, whose weights gconv cannot read"
-        deeper = obstacle(part)
-        if deeper:
-            return deeper
+        parts += part._modules.items()
     return None
 
 

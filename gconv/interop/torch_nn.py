@@ -142,7 +142,7 @@ def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | N
     if output_size is None:
         return run(layer, input)
     extra = layer._output_padding(input, output_size, layer.stride, layer.padding, layer.kernel_size, d, layer.dilation)
-    return run(layer, input, spec=transposed_spec(layer, tuple(extra)))
+    return run(layer, input, other=layer.gconv.like(transposed_spec(layer, tuple(extra))))
 
 
 def conv_call(layer: Any, input: Tensor) -> Tensor | None:
@@ -253,7 +253,7 @@ def upsample_call(layer: Any, input: Tensor) -> Tensor | None:
         sizes = zip(structure.target(Grid.of(input, 2)).shape, Grid.of(input, 2).shape, strict=True)
         if any(m % n for m, n in sizes):
             return None  # torch's rounding at a border depends on the size of the image there
-    return run(layer, input, spec=spec)
+    return run(layer, input, other=layer.gconv.like(spec))
 
 
 def unfold_call(layer: Any, input: Tensor) -> Tensor | None:

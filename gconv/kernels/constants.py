@@ -87,17 +87,26 @@ def constant(x: Tensor) -> Tensor:
     if x.requires_grad:
         raise ValueError("This signal needs a gradient, so it is not constant; x.detach() cuts it off.")
     with torch.inference_mode(False):
-        copy, sparse = x.detach().clone(), None
-    density = float(torch.count_nonzero(copy)) / max(1, copy.numel())
+        return declared(x.detach().clone())
+
+
+def declared(x: Tensor, source: Tensor | None = None) -> Tensor:
+    """x itself as a constant: a plain matrix that needs no gradient.
+
+    Args:
+        source: the tensor whose numbers are compared in each call, where x was made of another.
+    """
+    sparse, source = None, x if source is None else source
+    density = float(torch.count_nonzero(x)) / max(1, x.numel())
     if density < SPARSE:
-        row, col = copy.nonzero(as_tuple=True)
-        csr = CSR.build(row, col, *copy.shape)
-        values = csr.ordered(copy[row, col])
+        row, col = x.nonzero(as_tuple=True)
+        csr = CSR.build(row, col, *x.shape)
+        values = csr.ordered(x[row, col])
         sparse = csr, values, values[csr.to_t]
-    bits = copy.detach().view(_BITS[copy.itemsize])
-    some = bits[:: max(1, copy.numel() // COMPARED)]
-    _CONSTANTS[copy] = Constant(copy._version, density, sparse, some, some.clone())
-    return copy
+    bits = source.detach().view(_BITS[source.itemsize])
+    some = bits[:: max(1, source.numel() // COMPARED)]
+    _CONSTANTS[x] = Constant(x._version, density, sparse, some, some.clone())
+    return x
 
 
 def known(x: Tensor) -> Constant | None:

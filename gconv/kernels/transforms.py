@@ -159,7 +159,7 @@ def readable(t: Tensor) -> bool:
         if _functorch.is_batchedtensor(t):
             return False
         t = _functorch.get_unwrapped(t)
-    if t.is_meta or (type(t) not in PLAIN and _is_fake(t)):
+    if t.is_meta or (type(t) not in PLAIN and is_fake(t)):
         return False
     return _tracing_state() is None or not _is_traced(t)
 
@@ -172,7 +172,7 @@ def shapes_only(t: Tensor) -> bool:
     return t.is_meta or (mode is not None and getattr(mode, "shape_env", None) is None)
 
 
-def _is_fake(t: Tensor) -> bool:
+def is_fake(t: object) -> bool:
     """Whether t is one of the tensors without numbers that compilers and exporters run a program on."""
     return any(kind.__module__.startswith("torch._subclasses") for kind in type(t).__mro__)
 

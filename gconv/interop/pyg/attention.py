@@ -11,7 +11,7 @@ from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import Graph, read_graph
-from gconv.interop.peer import LeftAlone, Peer, Weights, run, run_on, with_ones
+from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run, run_on, with_ones
 from gconv.interop.pyg.common import (
     AFFINE,
     CACHED,
@@ -33,6 +33,7 @@ from gconv.interop.pyg.common import (
 )
 from gconv.interop.pyg.edges import labelled, relational_call
 from gconv.interop.pyg.neighbours import TWO_SIGNALS, two_signals
+from gconv.kernels import readable
 from gconv.module import dropped
 from gconv.operators.attention import arrivals
 from gconv.spec import OperatorSpec
@@ -109,9 +110,12 @@ def gat_call(
 
 def featureless(layer: Any, x: Tensor, edge_index: Tensor) -> Tensor:
     """A layer with a matrix for features of the edges, in a call without any."""
-    spec = OperatorSpec.from_dict(layer.gconv.spec.to_dict() | {"edge_dim": None, "fill_value": "mean"})
-    weights = layer.peer.weights(layer)
-    return run(layer, x, edge_index, spec, {k: W for k, W in weights.items() if k not in ("lin_edge", "att_edge")})
+    weights, other = layer.peer.weights(layer), engine(layer, _featureless, layer)
+    return run(layer, x, edge_index, other, {k: W for k, W in weights.items() if k not in ("lin_edge", "att_edge")})
+
+
+def _featureless(layer: Any) -> OperatorSpec:
+    return OperatorSpec.from_dict(layer.gconv.spec.to_dict() | {"edge_dim": None, "fill_value": "mean"})
 
 
 def gatv2_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, return_attention_weights: Any = None) -> Any:
@@ -155,7 +159,7 @@ def listed_edges(graph: Graph, edge_index: Tensor, loops: bool) -> tuple[Tensor,
     one, edge = arrivals(graph, loops)
     kept = graph.source != graph.target if loops else torch.ones_like(graph.source, dtype=torch.bool)
     place = (kept.cumsum(0) - 1)[edge] if len(edge) and graph.num_edges else edge
-    place = torch.where(edge < 0, int(kept.sum()) + one.row, place)
+    place = torch.where(edge < 0, kept.sum() + one.row, place)
     if loops:
         edge_index = torch.cat([edge_index[:, kept], torch.arange(graph.size, device=edge.device).expand(2, -1)], 1)
     return edge_index, torch.empty_like(place).index_copy_(0, place, torch.arange(len(place), device=place.device))
@@ -239,6 +243,8 @@ def supergat_call(layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = Non
     y = run(layer, x, edge_index)
     if not layer.training:
         return y
+    if not readable(edge_index):
+        return None  # the edges of its loss are drawn
     # what the loss asks for: the logits of some edges, and of some pairs of nodes that are none
     edges = listed_edges(read_graph(edge_index, len(x)), edge_index, layer.add_self_loops)[0]
     positive = layer.positive_sampling(edges)
@@ -343,11 +349,15 @@ def eg_weights(layer: Any) -> Weights:
 def eg_call(layer: Any, x: Any, edge_index: Any, *, values: Any = None) -> Tensor | None:
     if not usual(layer, x, edge_index):
         return None
-    spec = operators.gcn(*sizes(layer.bases_lin), add_self_loops=layer.add_self_loops, bias=False)
+    gcn = engine(layer, _bases, layer)
     graph = kept_graph(layer, x, edge_index, edge_weight=values)
-    bases = run(layer, x, graph, spec, {"weight": matrices(layer.bases_lin)}).unflatten(-1, (layer.num_bases, -1))
+    bases = run(layer, x, graph, gcn, {"weight": matrices(layer.bases_lin)}).unflatten(-1, (layer.num_bases, -1))
     y = (layer.comb_lin(x).unflatten(-1, (layer.num_heads, -1)) @ bases).flatten(-2)
     return y if layer.bias is None else y + layer.bias
+
+
+def _bases(layer: Any) -> OperatorSpec:
+    return operators.gcn(*sizes(layer.bases_lin), add_self_loops=layer.add_self_loops, bias=False)
 
 
 def resgated_spec(layer: Any) -> OperatorSpec:

@@ -13,13 +13,18 @@ from torch_geometric.nn.conv import MessagePassing
 
 from gconv.domains import Graph, read_graph
 from gconv.interop.peer import LeftAlone, Weights, run
-from gconv.kernels import is_plain_eager
+from gconv.kernels import is_fake, is_plain_eager
 
 PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
 AGGR: dict[str, Any] = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
 CACHED = "cached=True: the first graph serves all later calls, as in PyG; reset_parameters forgets it"
 GRAPH_TENSORS = ("edge_index", "edge_weight", "edge_attr", "edge_type", "pos")
+HOOKS = tuple(
+    f"_{name}_forward_{when}"
+    for name in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
+    for when in ("hooks", "pre_hooks")
+)
 AFFINE = "a last channel of ones carries the biases that are mixed or weighed like a channel"
 
 
@@ -65,24 +70,25 @@ def graph_cached(layer: Any) -> None:
 
 def observed(layer: Any) -> bool:
     """Whether an explainer or a hook looks into the messages."""
-    hooks = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
-    return bool(layer._explain) or any(
-        vars(layer).get(f"_{name}_forward_{when}") for name in hooks for when in ("hooks", "pre_hooks")
-    )
+    own = vars(layer)
+    for name in HOOKS:
+        if own.get(name):
+            return True
+    return bool(layer._explain)
 
 
 def per_edge(value: Any, x: Tensor, edge_index: Tensor, ndims: tuple[int, ...] = (1,)) -> bool:
     """Whether there is nothing, or one row an edge of x's dtype."""
     if value is None:
         return True
-    if type(value) not in PLAIN or value.ndim not in ndims or value.dtype != x.dtype:
+    if (type(value) not in PLAIN and not is_fake(value)) or value.ndim not in ndims or value.dtype != x.dtype:
         return False
     return len(value) == edge_index.shape[1] and value.device == x.device
 
 
 def dense(x: Any) -> bool:
-    """Whether x is an ordinary tensor in memory."""
-    return type(x) in PLAIN and x.layout is torch.strided
+    """Whether x is an ordinary tensor in memory, or one of those that exporters run a program on."""
+    return (type(x) in PLAIN or is_fake(x)) and x.layout is torch.strided
 
 
 def several(layer: Any) -> bool:
@@ -94,14 +100,20 @@ def several(layer: Any) -> bool:
 
 def usual(layer: Any, x: Any, *indices: Any) -> bool:
     """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
-    if not dense(x) or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
+    if type(x) not in PLAIN and not is_fake(x):
+        return False
+    if x.layout is not torch.strided or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
         return False
     if layer.gconv.spec.sides is not None:  # it takes pairs alone
         return False
     if x.ndim != 2 and not several(layer):
         return False
     for edge_index in indices:
-        if type(edge_index) is not Tensor or edge_index.layout != torch.strided or edge_index.ndim != 2:
+        if (
+            (type(edge_index) is not Tensor and not is_fake(edge_index))
+            or edge_index.layout != torch.strided
+            or edge_index.ndim != 2
+        ):
             return False
         if edge_index.dtype != torch.int64 or len(edge_index) != 2:
             return False
@@ -148,9 +160,11 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 def weighted(layer: Any, x: Any, edge_index: Any, edge_weight: Tensor | None = None, size: Any = None) -> Tensor | None:
     """layer(x, edge_index, edge_weight)."""
-    if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index) or size is not None:
+    if not usual(layer, x, edge_index) or size is not None:
         return None
-    return on_graph(layer, x, edge_index, edge_weight=edge_weight)
+    if edge_weight is not None and not per_edge(edge_weight, x, edge_index):
+        return None
+    return run(layer, x, kept_graph(layer, x, edge_index, edge_weight=edge_weight))
 
 
 def unweighted(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor | None:
@@ -171,7 +185,7 @@ def has_bias(layer: Any) -> bool:
 
 def matrices(*lins: Any) -> Tensor:
     """Linear layers as W (k, i, o), a tap each."""
-    return matrix(lins[0]).unsqueeze(0) if len(lins) == 1 else stacked(*map(matrix, lins))
+    return stacked(*[lin.weight.t() for lin in lins])
 
 
 def stacked(*parts: Tensor) -> Tensor:
@@ -181,7 +195,10 @@ def stacked(*parts: Tensor) -> Tensor:
 
 def level(*parts: Tensor) -> tuple[Tensor, ...]:
     """Matrices (..., i, o) of the same number of rows."""
-    i = max(part.shape[-2] for part in parts)
+    widths = [part.shape[-2] for part in parts]
+    i = max(widths)
+    if widths.count(i) == len(widths):
+        return parts
     return tuple(part if part.shape[-2] == i else F.pad(part, (0, 0, 0, i - part.shape[-2])) for part in parts)
 
 
@@ -213,6 +230,9 @@ def nothing(layer: Any) -> Weights:
 
 def biased(*names: str) -> Callable[[Any], Weights]:
     """Weights of layers that mix by linear layers of these names, a tap each, with a bias of their own."""
+    if len(names) == 1:
+        name = names[0]
+        return lambda layer: {"weight": getattr(layer, name).weight.t().unsqueeze(0), "bias": layer.bias}
     return lambda layer: {"weight": matrices(*(getattr(layer, n) for n in names)), "bias": layer.bias}
 
 

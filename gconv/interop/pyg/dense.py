@@ -17,6 +17,7 @@ from gconv.interop.pyg.common import biased, blocks, has_bias, inner_bias, liste
 from gconv.interop.pyg.common import dense as is_dense
 from gconv.interop.pyg.neighbours import GIN_NOTES
 from gconv.interop.torch_nn import LINEAR
+from gconv.kernels import readable
 from gconv.spec import OperatorSpec
 
 Matrix = Callable[[Any, Tensor, bool], Tensor]  # of a layer, from its adjacencies (b, n, n), and whether to add loops
@@ -37,7 +38,7 @@ def as_graph(A: Tensor, loops: bool = False) -> Graph:
 
 def dense(layer: Any, x: Any, adj: Any, matrix: Matrix, add_loop: bool = True, loops: bool = False) -> Tensor | None:
     """layer(x, adj); `matrix` says which A acts."""
-    if not is_dense(x) or type(adj) is not Tensor or not is_dense(adj) or adj.dtype != x.dtype or adj.requires_grad:
+    if not is_dense(x) or not is_dense(adj) or adj.dtype != x.dtype or adj.requires_grad:
         return None
     if x.ndim not in (2, 3) or adj.ndim not in (2, 3) or not x.shape[-2]:
         return None
@@ -119,7 +120,7 @@ def dense_gin(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = T
 
 
 def dense_gat(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
-    if isinstance(adj, Tensor) and not add_loop and not bool((adj != 0).any(-1).all()):
+    if isinstance(adj, Tensor) and not add_loop and not (readable(adj) and bool((adj != 0).any(-1).all())):
         return None  # a row without entries is 0 / 0 in PyG
     return masked(dense(layer, x, adj, gat_matrix, add_loop), mask)
 
@@ -157,10 +158,12 @@ def readout(
 ) -> Tensor | None:
     if not is_dense(x) or x.ndim < 2 or not x.is_floating_point() or dim not in (-2, x.ndim - 2) or not x.shape[-2]:
         return None
-    if type(index) is Tensor and index.ndim == 1 and bool((index[1:] >= index[:-1]).all()) and bool((index >= 0).all()):
+    if not all(given is None or (is_dense(given) and readable(given)) for given in (index, ptr)):
+        return None
+    if index is not None and index.ndim == 1 and bool((index[1:] >= index[:-1]).all()) and bool((index >= 0).all()):
         counts = torch.bincount(index, minlength=dim_size or 0)
         starts = (0, *counts.cumsum(0).tolist())
-    elif index is None and type(ptr) is Tensor and ptr.ndim == 1:
+    elif index is None and ptr is not None and ptr.ndim == 1:
         starts = tuple(ptr.tolist())
     elif index is None and ptr is None:
         starts = (0, x.shape[-2])

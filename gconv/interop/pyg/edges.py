@@ -12,7 +12,7 @@ from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import Bipartite, Graph, read_graph
-from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run
 from gconv.interop.peers import base_class
 from gconv.interop.pyg.common import (
     AFFINE,
@@ -23,6 +23,7 @@ from gconv.interop.pyg.common import (
     attributed,
     biased,
     channels_in,
+    dense,
     has_bias,
     level,
     listed,
@@ -33,6 +34,7 @@ from gconv.interop.pyg.common import (
     unweighted,
     usual,
 )
+from gconv.kernels import readable
 from gconv.spec import OperatorSpec
 
 LINEAR = (nn.Linear, pyg.Linear)
@@ -74,16 +76,16 @@ def relational_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) 
 
 
 def labelled(layer: Any, edge_index: Tensor, edge_type: Any) -> bool:
-    """Whether there is one relation an edge, and each is one that the layer has."""
-    if type(edge_type) is not Tensor or edge_type.dtype != torch.int64 or edge_type.shape != edge_index.shape[1:]:
+    """Whether there is one relation an edge, and each is one that the layer has, as far as they can be read."""
+    if not dense(edge_type) or edge_type.dtype != torch.int64 or edge_type.shape != edge_index.shape[1:]:
         return False
-    return not bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any())
+    return not readable(edge_type) or not bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any())
 
 
 def rgcn_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Tensor | None:
     if x is None:
         x = torch.arange(layer.in_channels_l, device=layer.weight.device)
-    elif type(x) is not Tensor or x.dtype != torch.int64 or x.ndim != 1:
+    elif not dense(x) or x.dtype != torch.int64 or x.ndim != 1:
         return relational_call(layer, x, edge_index, edge_type)
     elif base_class(layer) is pyg.FastRGCNConv:  # which reads the embedding of each node's place, not of its number
         return None
@@ -119,8 +121,7 @@ def signed_call(layer: Any, x: Any, pos_edge_index: Any, neg_edge_index: Any) ->
     source, target = x if isinstance(x, tuple) and len(x) == 2 else (x, x)
     if not usual(layer, source, pos_edge_index, neg_edge_index) or not usual(layer, target):
         return None
-    counts = torch.tensor([pos_edge_index.shape[1], neg_edge_index.shape[1]], device=source.device)
-    kind = torch.arange(2, device=source.device).repeat_interleave(counts)
+    kind = torch.cat([torch.zeros_like(pos_edge_index[0]), torch.ones_like(neg_edge_index[0])])
     edge_index = torch.cat([pos_edge_index, neg_edge_index], 1)
     if source is not target:
         return run(layer, x, Bipartite(edge_index, (source.shape[-2], target.shape[-2]), edge_type=kind))
@@ -243,9 +244,12 @@ def pdn_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None, *, valu
         return attributed(layer, x, edge_index, edge_attr)
     if not usual(layer, x, edge_index):
         return None
-    spec = operators.gcn(*sizes(layer.lin), False, layer.add_self_loops, layer.normalize, bias=has_bias(layer))
     graph = read_graph(edge_index, x.shape[-2], edge_weight=values)
-    return run(layer, x, graph, spec, {"weight": matrices(layer.lin), "bias": layer.bias})
+    return run(layer, x, graph, engine(layer, _gcn, layer), {"weight": matrices(layer.lin), "bias": layer.bias})
+
+
+def _gcn(layer: Any) -> OperatorSpec:
+    return operators.gcn(*sizes(layer.lin), False, layer.add_self_loops, layer.normalize, bias=has_bias(layer))
 
 
 def pdn_weights(layer: Any) -> Weights:

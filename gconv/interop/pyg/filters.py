@@ -12,10 +12,11 @@ from torch_geometric import nn as pyg
 from gconv import operators
 from gconv.basis import Polynomial, Taps
 from gconv.domains import Graph, read_graph
-from gconv.interop.peer import LeftAlone, Peer, Weights, run, run_on
+from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run, run_on
 from gconv.interop.pyg.common import (
     AFFINE,
     CACHED,
+    dense,
     graph_cached,
     has_bias,
     inner_bias,
@@ -29,6 +30,7 @@ from gconv.interop.pyg.common import (
     usual,
     weighted,
 )
+from gconv.kernels import readable
 from gconv.laplacian import laplacian
 from gconv.module import dropped
 from gconv.spec import OperatorSpec
@@ -53,19 +55,21 @@ def cheb_call(
         return None
     if lambda_max is None:
         return run(layer, x, edge_index, edge_weight=edge_weight)
-    if isinstance(lambda_max, Tensor) and (lambda_max.numel() != 1 or lambda_max.requires_grad):
+    if isinstance(lambda_max, Tensor) and (
+        lambda_max.numel() != 1 or lambda_max.requires_grad or not readable(lambda_max)
+    ):
         return rescaled(layer, x, read_graph(edge_index, x.shape[-2], edge_weight=edge_weight), batch, lambda_max)
     top = float(lambda_max)
-    return run(layer, x, edge_index, cheb_spec(layer, top), edge_weight=edge_weight) if top > 0 else None
+    return run(layer, x, edge_index, engine(layer, cheb_spec, layer, top), edge_weight=edge_weight) if top > 0 else None
 
 
 def rescaled(layer: Any, x: Tensor, graph: Graph, batch: Any, lambda_max: Tensor) -> Tensor | None:
     """With a largest eigenvalue for each graph of a batch, or one that needs a gradient."""
     if lambda_max.numel() > 1:
-        if type(batch) is not Tensor or batch.shape != (graph.size,) or lambda_max.ndim != 1:
+        if not dense(batch) or batch.shape != (graph.size,) or lambda_max.ndim != 1:
             return None
         lambda_max = lambda_max[batch]
-    if bool((lambda_max <= 0).any()):
+    if readable(lambda_max) and bool((lambda_max <= 0).any()):
         return None
     gconv = layer.gconv.borrow(layer.peer.weights(layer))
     structure = gconv.spec.structure

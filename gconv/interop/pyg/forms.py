@@ -22,6 +22,7 @@ from torch_geometric.utils.sparse import set_sparse_value
 from gconv.interop.peer import Peer
 from gconv.interop.pyg.autocast import LOW, as_peer
 from gconv.interop.pyg.pairs import between
+from gconv.kernels import readable
 
 Arguments = dict[str, Any]
 # of a layer, the arguments of a call, its edge_index and the values of its adjacency; False where PyG has to run
@@ -76,7 +77,7 @@ def ignored(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) ->
 
 def ones(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
     """Nothing, because all of them are 1."""
-    return values.ndim == 1 and bool((values == 1).all())
+    return values.ndim == 1 and readable(values) and bool((values == 1).all())
 
 
 def labels(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
@@ -125,7 +126,7 @@ def with_loops(fill: Callable[[Any], float | None], read: Reader = weights) -> R
 
 
 def loopless(edge_index: Tensor) -> bool:
-    return not bool((edge_index[0] == edge_index[1]).any())
+    return readable(edge_index) and not bool((edge_index[0] == edge_index[1]).any())
 
 
 def signs(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
@@ -160,6 +161,9 @@ def taking(cls: type, peer: Peer) -> Peer:
     """The same, in a call of which the graph and the signal may have other forms."""
     call, read = peer.call, ADJACENCY.get(cls)
     signature, arguments = inspect.signature(call), inspect.signature(cls.forward).parameters  # type: ignore
+    names = tuple(signature.parameters)[1:]
+    ordered = tuple(n for n in names if signature.parameters[n].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = tuple(n for n in names if signature.parameters[n].default is inspect.Parameter.empty)
 
     def taken(layer: Any, *args: Any, **kwargs: Any) -> Any:
         y: Any = call(layer, *args, **kwargs)
@@ -167,20 +171,18 @@ def taking(cls: type, peer: Peer) -> Peer:
             return as_peer(cls, layer, y, args, kwargs)
         if y is not None:
             return y
-        try:
-            bound = signature.bind(layer, *args, **kwargs)
-        except TypeError:
-            return None
-        given = bound.arguments
-        if any(value is not None and name not in arguments and name != "layer" for name, value in given.items()):
-            return None  # PyG has no such argument
+        given = {**dict(zip(ordered, args, strict=False)), **kwargs}
+        if len(args) > len(ordered) or len(given) < len(args) + len(kwargs):
+            return None  # too many arguments, or one twice
+        if any(name not in given for name in needed) or any(name not in arguments for name in given):
+            return None  # one that is missing, or that PyG does not have
         adj, before = given.get("edge_index"), dict(given)
         if not (reread(layer, given) and (not is_sparse(adj) or from_sparse(layer, given, adj, read))):
             return None
         if type(given.get("x")) is tuple and "pos_edge_index" not in given:
             y = between(cls, layer, given)
         elif any(given[name] is not before.get(name) for name in given):
-            y = call(*bound.args, **bound.kwargs)
+            y = call(layer, **given)
         if isinstance(y, Tensor):
             return as_peer(cls, layer, y, args, kwargs) if y.dtype in LOW else y
         return _in_the_form_of(layer, adj, y) if is_sparse(adj) and y is not None else y

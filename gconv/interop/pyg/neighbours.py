@@ -12,7 +12,7 @@ from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import read_graph
-from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run
 from gconv.interop.peers import base_class
 from gconv.interop.pyg.common import (
     AFFINE,
@@ -42,6 +42,7 @@ from gconv.interop.pyg.common import (
     usual,
     weighted,
 )
+from gconv.kernels import at_trace_time
 from gconv.spec import OperatorSpec
 
 GIN_NOTES = ["its aggregation runs through gconv; the network behind it, `nn`, is kept", "edge weights are ignored"]
@@ -61,7 +62,7 @@ def gcn_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Te
     if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
         return None
     graph = kept_graph(layer, x, edge_index, edge_weight=edge_weight)
-    return run(layer, x, graph, gcn_spec(layer, False) if graph.edge_weight is None else None)
+    return run(layer, x, graph, engine(layer, gcn_spec, layer, False) if graph.edge_weight is None else None)
 
 
 def gcn_settle(layer: Any, spec: OperatorSpec, domain: Any) -> tuple[OperatorSpec, Any]:
@@ -98,8 +99,8 @@ def sage_call(layer: Any, x: Any, edge_index: Any, size: Any = None, *, values: 
         return None
     if values is not None:
         signal = layer.lin(x).relu() if layer.project else x
-        spec = operators.simple(AGGR[layer.aggr])
-        y = layer.lin_l(run(layer, signal, read_graph(edge_index, x.shape[-2], edge_weight=values), spec, {}))
+        sums = engine(layer, operators.simple, AGGR[layer.aggr])
+        y = layer.lin_l(run(layer, signal, read_graph(edge_index, x.shape[-2], edge_weight=values), sums, {}))
         y = y + layer.lin_r(x) if layer.root_weight else y
     elif layer.project:
         y = run(layer, layer.lin(x).relu(), edge_index)
@@ -149,7 +150,7 @@ def gin_call(layer: Any, x: Any, edge_index: Any, size: Any = None, *, values: A
     if values is None:
         return layer.nn(run(layer, x, edge_index))
     graph = read_graph(edge_index, x.shape[-2], edge_weight=values)
-    return layer.nn(run(layer, x, graph, operators.simple(), {}) + (1 + layer.eps) * x)
+    return layer.nn(run(layer, x, graph, engine(layer, operators.simple), {}) + (1 + layer.eps) * x)
 
 
 def cluster_spec(layer: Any) -> OperatorSpec:
@@ -213,18 +214,20 @@ def dir_spec(layer: Any) -> OperatorSpec:
 
 def dir_call(layer: Any, x: Any, edge_index: Any) -> Tensor | None:
     """The layers inside may have been changed, which the layer around them does not see."""
-    return unweighted(layer, x, edge_index) if dir_spec(layer) == layer.spec else None
+    return unweighted(layer, x, edge_index) if _same_inside(layer) else None
+
+
+@at_trace_time
+def _same_inside(layer: Any) -> str | None:
+    return "yes" if dir_spec(layer) == layer.spec else None
 
 
 def dir_weights(layer: Any) -> Weights:
     a = layer.alpha
     pairs = [(1 - a, layer.conv_in), (a, layer.conv_out)]
     lins = [conv.lin_l if hasattr(conv, "lin_l") else conv.lin for _, conv in pairs]
-    biases = [
-        share * bias
-        for (share, conv), lin in zip(pairs, lins, strict=True)
-        if (bias := lin.bias if hasattr(conv, "lin_l") else conv.bias) is not None
-    ]
+    own = [(share, lin if hasattr(conv, "lin_l") else conv) for (share, conv), lin in zip(pairs, lins, strict=True)]
+    biases = [share * part.bias for share, part in own if part.bias is not None]
     if layer.root_weight:
         lins.append(layer.lin)
         biases.append(layer.lin.bias)

@@ -12,7 +12,7 @@ from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import Bipartite, read_bipartite
-from gconv.interop.peer import run
+from gconv.interop.peer import engine, run
 from gconv.interop.pyg.common import AGGR, dense, observed, per_edge
 from gconv.interop.pyg.edges import labelled
 
@@ -40,7 +40,7 @@ def sage(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tenso
     if layer.project:
         source = layer.lin(source).relu()
     if values is not None:
-        y = layer.lin_l(run(layer, source, domain, operators.simple(AGGR[layer.aggr]), {}))
+        y = layer.lin_l(run(layer, source, domain, engine(layer, operators.simple, AGGR[layer.aggr]), {}))
     elif layer.project or not layer.root_weight:
         y = run(layer, source, domain)
     else:
@@ -51,7 +51,7 @@ def sage(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tenso
 
 
 def gin(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
-    y = run(layer, x[0], domain, operators.simple(), {})
+    y = run(layer, x[0], domain, engine(layer, operators.simple), {})
     y = y if x[1] is None else y + (1 + layer.eps) * x[1]
     z: Tensor = layer.nn(y)
     return z
@@ -60,7 +60,7 @@ def gin(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor
 def simple(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
     if layer.combine_root == "self_loop":
         return None
-    y = run(layer, x[0], domain, operators.simple(AGGR[layer.aggr]), {})
+    y = run(layer, x[0], domain, engine(layer, operators.simple, AGGR[layer.aggr]), {})
     if x[1] is None or layer.combine_root is None:
         return y
     return y + x[1] if layer.combine_root == "sum" else torch.cat([x[1], y], -1)
