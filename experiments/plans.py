@@ -26,7 +26,7 @@ from gconv import GConv, Graph, Grid
 from gconv.call import Call
 from gconv.domains import grid_graph
 from gconv.lowering import LOWERINGS
-from gconv.plan import learned, step_of, take_turns
+from gconv.plan import step_of, take_turns
 from gconv.rates import rates
 from gconv.spec import OperatorSpec
 
@@ -129,9 +129,9 @@ def again(layer: GConv, x: torch.Tensor, place: Graph | None, names: list[str], 
     axes = domain.ndim if isinstance(domain, Grid) else 0
     given = (x if axes else signal).detach().requires_grad_(x.requires_grad)
     W = None if call.W is None else call.W.detach().requires_grad_(call.W.requires_grad)
-    back = torch.is_grad_enabled() and (x.requires_grad or W is not None or bool(learned(S)))
+    back = torch.is_grad_enabled() and (x.requires_grad or W is not None or bool(S.learned))
     options = [option for option in LOWERINGS if option.name in names]
-    return take_turns({o.name: step_of(o, S, Call(given, call.mixing, W), back, axes, True) for o in options}, rounds)
+    return take_turns({o.name: step_of(o, S, Call(given, call.mixing, W), back, axes) for o in options}, rounds)
 
 
 def data(case: Case) -> common.Data:

@@ -339,7 +339,6 @@ class GConv(nn.Module):
         if ways is not None and (images or place is domain):
             if len(ways) >= KEPT:
                 ways.clear()
-            run = (chosen.prepare and not images and chosen.prepare(S, call)) or run
             ways[key] = S, run
         return self._cast(run(S, call))
 

@@ -11,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gconv.basis import AttentionTaps, Axes, Basis, Diagonal, Polynomial, Product, SharedTaps, Shifts, Stack, Taps
+from gconv.basis import Basis
 from gconv.call import Call
 from gconv.kernels import at_trace_time, order, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
-from gconv.mixing import Dense, Grouped, Mixing, Separable
+from gconv.mixing import Dense, Mixing
 from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
@@ -93,22 +93,7 @@ def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
     is learned is a tensor of its own, one in parts has several products, whose weights are laid out anew if one of
     them has several taps, and channels that are not mixed have none.
     """
-    bare = " bare" if mixing.shape is None else ""
-    if isinstance(S, Shifts):
-        kinds = {Grouped: " groups", Separable: " separable"}
-        kind = " window" if S.window else " turned" if S.transposed else kinds.get(type(mixing), " grid")
-        return f"{kind} line" if len(S.kernel) == 1 else kind
-    many = " many" if signals > 1 else ""
-    if isinstance(S, Polynomial):
-        return f" terms{bare}{many}"
-    first = S.parts[0] if isinstance(S, Stack) else S
-    if isinstance(first, AttentionTaps):
-        return " attention"
-    if isinstance(first, SharedTaps):
-        return " heads" if mixing.apart else f" learned{bare}"
-    several = isinstance(S, Stack) and any(part.shape[0] > 1 for part in S.parts)
-    parts = " labels" if several else " parts" if isinstance(S, Stack) else ""
-    return f"{parts or bare}{many}"
+    return S.overhead(mixing, " many" if signals > 1 else "")
 
 
 def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
@@ -119,32 +104,8 @@ def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
 
 def node_order(S: Basis) -> str:
     """What `gconv.kernels.order` knows of the patterns of S that large products have gone through."""
-    if isinstance(S, Stack | Product):
-        found = [node_order(part) for part in S.parts]
-    elif isinstance(S, Polynomial):
-        found = [node_order(S.L)]
-    elif isinstance(S, Taps | SharedTaps):
-        states = [order.known(csr.col) for csr in S.pattern.layouts]
-        found = [str(state) for state in states if state is not None]
-    else:
-        found = []
-    return "; ".join(dict.fromkeys(text for text in found if text))
-
-
-def learned(S: Basis) -> list[Tensor]:
-    """The numbers of S that need a gradient."""
-    if isinstance(S, Stack | Product):
-        return [values for part in S.parts for values in learned(part)]
-    if isinstance(S, Axes):
-        return [values for factor in S.factors for values in learned(factor)]
-    if isinstance(S, Polynomial):
-        return learned(S.L) + ([S.combine] if isinstance(S.combine, Tensor) and S.combine.requires_grad else [])
-    if isinstance(S, AttentionTaps):
-        return [t for t in (S.target, S.source) if t.requires_grad and torch.is_grad_enabled()]
-    if isinstance(S, Diagonal):
-        return [t for t in (S.g, S.U, S.tangent) if t is not None and t.requires_grad]
-    own = S.values if isinstance(S, Taps | SharedTaps) else None
-    return [own] if own is not None and own.requires_grad else []
+    states = [order.known(csr.col) for csr in S.patterns]
+    return "; ".join(dict.fromkeys(str(state) for state in states if state is not None))
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
@@ -165,7 +126,7 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
         Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
     """
     x, mixing, gradients = call.x, call.mixing, call.gradients
-    all_three = *gradients, gradients[1] and bool(learned(S))
+    all_three = *gradients, gradients[1] and bool(S.learned)
     if call.kind not in ("eager", "transformed"):
         if call.kind == "compiled" and is_static((*x.shape, *x.stride())):
             lowering = _planned(S, mixing, tuple(x.shape), x.stride(), x.dtype, lowering, all_three) or lowering
@@ -224,7 +185,7 @@ def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
         options = [option for option in options if forced in (option.name, option.name.split(":")[0])]
         if not options:
             raise Inadmissible(_refusal(forced, _rejected(reasons)))
-    first = ":transform" if isinstance(S, AttentionTaps) or mixing.width(i) <= k * i else ":aggregate"
+    first = ":transform" if S.unwritten or mixing.width(i) <= k * i else ":aggregate"
     order = [
         "native",
         "gft",
@@ -314,12 +275,12 @@ def measured(made: Plan, S: Basis, call: Call, rounds: int = 5, axes: int = 0) -
     to_x, to_w = call.gradients
     W = None if call.W is None else call.W.detach().requires_grad_(to_w)
     call = Call(call.x.detach().requires_grad_(to_x), call.mixing, W)
-    needed = any(leaf is not None and leaf.requires_grad for leaf in (call.x, W)) or bool(learned(S))
+    needed = any(leaf is not None and leaf.requires_grad for leaf in (call.x, W)) or bool(S.learned)
     backs = (False, True) if torch.is_grad_enabled() and needed else (False,)
     best = min(c.seconds for c in made.candidates)
     names = [c.name for c in made.candidates if c.cost and c.seconds <= max(LONG, SKIP * best)]
     options = [option for option in LOWERINGS if option.name in names]
-    steps = {(o.name, back): step_of(o, S, call, back, axes, True) for o in options for back in backs}
+    steps = {(o.name, back): step_of(o, S, call, back, axes) for o in options for back in backs}
     least = take_turns(steps, 2)
     limit = CLOSE * min(least[name, backs[-1]] for name in names)
     again = {key: step for key, step in steps.items() if least[key[0], backs[-1]] <= limit}
@@ -357,24 +318,19 @@ def _seconds(step: Callable[[], object], calls: int) -> float:
     return (clock() - start) / calls
 
 
-def step_of(
-    option: Lowering, S: Basis, call: Call, back: bool, axes: int = 0, prepared: bool = False
-) -> Callable[[], object]:
+def step_of(option: Lowering, S: Basis, call: Call, back: bool, axes: int = 0) -> Callable[[], object]:
     """A forward pass of a lowering, with `back` also the gradients in x, W and S where they require one.
 
     Args:
         axes: of the grid, where x is images (b, c, *grid), which a lowering that works on images takes as they are.
-        prepared: as a layer's second call on a graph runs, where the lowering has such a way for this S and x.
     """
-    ready = option.prepare(S, call) if prepared and option.prepare is not None and not axes else None
-    way = ready or option.run
 
     def run() -> Tensor:
         x = call.x
         if axes and option.images is not None:
             return option.images(S, call.at(x))
         again = call.at(x.flatten(-axes).mT if axes else x)
-        return way(S.adapted(again), again)
+        return option.run(S.adapted(again), again)
 
     def forward() -> object:
         with torch.no_grad():
@@ -382,7 +338,7 @@ def step_of(
 
     if not back:
         return forward
-    leaves = [leaf for leaf in (call.x, call.W, *learned(S)) if leaf is not None and leaf.requires_grad]
+    leaves = [leaf for leaf in (call.x, call.W, *S.learned) if leaf is not None and leaf.requires_grad]
     with torch.no_grad():
         dy = torch.ones_like(run())
 

@@ -78,10 +78,10 @@ def test_products_of_which_nothing_is_recorded(n, o, dtype):
     tol = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
     x, W, dy = (torch.randn(shape, dtype=dtype) for shape in ((n, 17), (17, o), (n, o)))
     for signal, weight in ((x, W), (x.mT.contiguous().mT, W.t().contiguous().t())):
-        assert_close("spaced", gemm.spaced(signal, weight), signal @ weight, tol)
-        assert_close("met", gemm.met(signal, dy), signal.mT @ dy, tol)
+        assert_close("mm_padded", gemm.mm_padded(signal, weight), signal @ weight, tol)
+        assert_close("xt_y", gemm.xt_y(signal, dy), signal.mT @ dy, tol)
         out = torch.full((17, o), torch.nan, dtype=dtype)
-        assert_close("met in its place", gemm.met(signal, dy, out), signal.mT @ dy, tol)
+        assert_close("in its place", gemm.xt_y(signal, dy, out), signal.mT @ dy, tol)
         assert_close("what it was put into", out, signal.mT @ dy, tol)
 
 

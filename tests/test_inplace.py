@@ -5,7 +5,7 @@ import torch
 
 from gconv import GConv, Graph, constant, list_operators
 from gconv.kernels import memory
-from gconv.lowering import batches, single, steps
+from gconv.lowering import fixed
 from gconv.operators import appnp, cheb, gat, gcn, global_pool, simple
 from gconv.operators.shapes import messy
 from gconv.spec import operator
@@ -18,9 +18,8 @@ GRAPHS = [s for name in list_operators() for s in operator(name).samples() if is
 def sizes(request, monkeypatch):
     """Small signals as they are, and as large ones go: a few rows or signals at a time, results in pooled buffers."""
     if request.param == "large":
-        monkeypatch.setattr(single, "LARGE", 0)
-        monkeypatch.setattr(batches, "CHUNK", 0)
-        monkeypatch.setattr(steps, "LARGE", 0)
+        monkeypatch.setattr(fixed, "CHUNK_BYTES", 0)
+        monkeypatch.setattr(fixed, "MIN_BYTES_ROWS", 0)
         monkeypatch.setattr(memory, "LARGE", 1)
 
 

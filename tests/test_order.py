@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from gconv import GConv, Graph
+from gconv.basis import taps
 from gconv.kernels import CSR, attention, clenshaw, heads_spmm, native, order, spmm, spmm_rows, terms
 from gconv.kernels.sparse import rows_of, unrecorded
-from gconv.lowering import single, steps
+from gconv.lowering import fixed
 from gconv.operators import gcn
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -256,8 +257,8 @@ def test_a_layer_goes_in_order_both_ways_and_its_plan_says_so(monkeypatch, threa
     monkeypatch.setattr(order, "TABLE", 0)
     monkeypatch.setattr(order, "lost", lambda *read: 1.0)
     monkeypatch.setattr(order, "HELD", 1 << 12)
-    monkeypatch.setattr(single, "LARGE", 0)
-    monkeypatch.setattr(steps, "LARGE", 0)
+    monkeypatch.setattr(fixed, "MIN_BYTES_ROWS", 0)
+    monkeypatch.setattr(taps, "MAX_BYTES_PREPARED", 0)
     csr, layer = ring(2000), GConv(gcn(16, 16))
     row = rows_of(csr.crow, csr.col)
     graph = Graph(torch.stack([csr.col.long(), row]), 2000)

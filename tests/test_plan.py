@@ -1,7 +1,6 @@
 """The planner explains itself, picks the cheaper association, and refuses in prose."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from experiments import measure
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
 from gconv.call import Call
-from gconv.lowering import LOWERINGS, batches, im2col
+from gconv.lowering import LOWERINGS, fixed, im2col
 from gconv.lowering.base import Problem
 from gconv.lowering.native import _onednn
 from gconv.operators import (
@@ -282,27 +281,6 @@ def test_a_measured_plan_shows_what_every_candidate_took():
     assert layer.plan(x, ring()).candidates[0].measured == () and x.grad is None and layer.weight.grad is None
 
 
-def test_what_is_measured_is_what_runs(monkeypatch):
-    """A layer's second call is prepared, where its lowering has such a way; images never are."""
-    ran = []
-
-    def told(option):
-        def prepare(S, call):
-            way = option.prepare(S, call)
-            return way and (lambda *given: (ran.append(option.name), way(*given))[1])
-
-        return replace(option, prepare=option.prepare and prepare)
-
-    monkeypatch.setattr(plan_module, "LOWERINGS", tuple(told(option) for option in LOWERINGS))
-    x, graph = torch.randn(7, 3), ring()
-    GConv(cheb(3, 4, k=3)).plan(x, graph, measure=1)
-    assert set(ran) == {"recurrence:aggregate", "recurrence:transform"}
-    ran.clear()
-    GConv(cheb(3, 4, k=3)).plan(x.expand(2, 7, 3), graph, measure=1)
-    GConv(conv2d(3, 4, 1)).plan(torch.randn(1, 3, 4, 4), measure=1)
-    assert not ran
-
-
 def test_measuring_leaves_out_what_is_predicted_to_be_far_too_slow():
     made = GConv(conv2d(16, 16, 3)).plan(torch.zeros(8, 16, 40, 40), measure=1)
     by_name = {c.name: c for c in made.candidates}
@@ -351,7 +329,7 @@ def test_a_measured_plan_has_the_gradient_of_what_a_structure_learns(spec):
 def test_what_goes_a_few_signals_at_a_time_is_priced_so():
     layer, graph = GConv(gcn(64, 16)), ring(2000)
     few, many = (layer.plan(torch.zeros(b, 2000, 64, requires_grad=True), graph) for b in (2, 64))
-    assert all(work.size <= batches.CHUNK for work in works(many, "sparse:aggregate", "stream")[:1])
+    assert all(work.size <= fixed.CHUNK_BYTES for work in works(many, "sparse:aggregate", "stream")[:1])
     back = lambda made: sum(work.amount for work in works(made, "sparse:aggregate", "gather"))  # noqa: E731
     assert back(many) < 32 * back(few), "backward at the narrower side"
 

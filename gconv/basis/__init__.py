@@ -23,7 +23,6 @@ backward pass of the library.
 from gconv.basis.attention import AttentionTaps
 from gconv.basis.axes import Axes
 from gconv.basis.base import Basis, Identity, Product, Stack, each
-from gconv.basis.beside import beside, ready, together
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.entries import entries, single
 from gconv.basis.polynomial import Polynomial, Recurrence
@@ -49,11 +48,8 @@ __all__ = [
     "Stack",
     "Taps",
     "Windows",
-    "beside",
     "each",
     "entries",
     "lasting",
-    "ready",
     "single",
-    "together",
 ]

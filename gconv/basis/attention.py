@@ -6,11 +6,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gconv.basis.base import Basis
 from gconv.basis.shared import SharedTaps
-from gconv.basis.taps import Pattern
+from gconv.basis.taps import Pattern, Taps
 from gconv.kernels import attention, attention_values
 
 
@@ -85,6 +86,34 @@ class AttentionTaps(Basis):
     @property
     def signature(self) -> Hashable:
         return "AttentionTaps", self.shape, self.nnz
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [t for t in (self.target, self.source) if t.requires_grad and torch.is_grad_enabled()]
+
+    @property
+    def fixed(self) -> bool:
+        return False
+
+    @property
+    def tapwise(self) -> bool:
+        return True
+
+    @property
+    def unwritten(self) -> int:
+        return self.nnz
+
+    def overhead(self, mixing: Any, many: str = "") -> str:
+        return " attention"
+
+    def as_sparse(self, dtype: torch.dtype, device: torch.device) -> Basis:
+        return self.written
+
+    def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        return self.written.entries(dtype, device)
+
+    def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
+        return self.written.tap(k, dtype, device)
 
     @property
     def T(self) -> SharedTaps:

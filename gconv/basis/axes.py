@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from gconv.basis.base import Basis, lazy
+from gconv.basis.entries import kronecker
 from gconv.basis.taps import Taps
 
 
@@ -55,6 +58,13 @@ class Axes(Basis):
             rest = y.shape[y.ndim - behind :]
             y = A.expand(y.flatten(-behind)).squeeze(-3).unflatten(-1, rest)
         return y.flatten(-d - 1, -2).unsqueeze(-3) if c else y.reshape(*x.shape[:-2], 1, self.shape[1], 0)
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [values for factor in self.factors for values in factor.learned]
+
+    def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        return reduce(kronecker, self.factors)
 
     def contract(self, z: Tensor) -> Tensor:
         return self.expand(z.squeeze(-3)).squeeze(-3)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from gconv.basis.base import Basis
@@ -51,6 +52,18 @@ class Diagonal(Basis):
     @property
     def T(self) -> Diagonal:
         return self
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [t for t in (self.g, self.U, self.tangent) if t is not None and t.requires_grad]
+
+    @property
+    def by_entries(self) -> bool:
+        return False
+
+    def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Diagonal:
+        tangent = None if self.tangent is None else self.tangent[k : k + 1]
+        return replace(self, g=self.g[k : k + 1], tangent=tangent)
 
     def gft(self, x: Tensor) -> Tensor:
         """The graph Fourier transform U^T x, (*b, n, c) -> (*b, r, c)."""

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gconv.basis.attention import AttentionTaps
-from gconv.basis.axes import Axes
-from gconv.basis.base import Basis, Identity, Product, Stack
-from gconv.basis.diagonal import Diagonal
-from gconv.basis.polynomial import Polynomial
-from gconv.basis.shared import SharedTaps
-from gconv.basis.shifts import Shifts
+from gconv.basis.base import Basis
 from gconv.basis.taps import Pattern, Taps
 
 
@@ -22,67 +17,30 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
 
     No dense array is made, unless S is dense itself (`Diagonal`).
 
-    >>> from gconv.basis import Recurrence
+    >>> from gconv.basis import Polynomial, Recurrence
     >>> swap = Taps(Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 1], [1, 0]])), torch.tensor([2.0, 3.0]))
     >>> entries(Polynomial(swap, Recurrence.monomial(3)), torch.float32, torch.device("cpu")).values
     tensor([1., 1., 2., 3., 6., 6.])
     """
-    if isinstance(S, Taps):
-        return S
-    if isinstance(S, AttentionTaps):
-        return entries(S.written, dtype, device)
-    if isinstance(S, SharedTaps):
-        one = S.pattern.T if S.transposed else S.pattern
-        k, e = S.shape[0], len(one)
-        tap = torch.arange(k, device=one.row.device).repeat_interleave(e)
-        return Taps(Pattern(S.shape, tap, one.row.repeat(k), one.col.repeat(k)), S.values.mT.flatten())
-    if isinstance(S, Shifts):
-        return S.taps(dtype, device)
-    if isinstance(S, Identity):
-        at = torch.arange(S.n, device=device)
-        return Taps(Pattern(S.shape, torch.zeros_like(at), at, at), torch.ones(S.n, dtype=dtype, device=device))
-    if isinstance(S, Stack):
-        return _stacked([entries(part, dtype, device) for part in S.parts])
-    if isinstance(S, Product):
-        return _multiplied(entries(S.left, dtype, device), entries(S.right, dtype, device))
-    if isinstance(S, Axes):
-        total = entries(S.factors[0], dtype, device)
-        for factor in S.factors[1:]:
-            total = _kronecker(total, factor)
-        return total
-    if isinstance(S, Polynomial):
-        return _polynomial(S, dtype, device)
-    dense = S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))
-    tap, row, col = dense.nonzero(as_tuple=True)
-    return Taps(Pattern(S.shape, tap, row, col), dense[tap, row, col])
+    found: Taps = S.entries(dtype, device)
+    return found
 
 
 def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
     """Tap k of S alone, in a closed form where there is one."""
-    if S.shape[0] == 1:
-        return S
-    if isinstance(S, Polynomial):
-        if S.combine is None:
-            return replace(S, combine=(tuple(float(j == k) for j in range(S.recurrence.terms)),))
-        return replace(S, combine=S.combine[k : k + 1])
-    if isinstance(S, Diagonal):
-        return replace(S, g=S.g[k : k + 1], tangent=None if S.tangent is None else S.tangent[k : k + 1])
-    if isinstance(S, AttentionTaps):
-        return single(S.written, k, dtype, device)
-    if isinstance(S, SharedTaps):
-        return replace(S, values=S.values[:, k : k + 1])
-    if isinstance(S, Product):
-        right = S.right.shape[0]
-        return Product(single(S.left, k // right, dtype, device), single(S.right, k % right, dtype, device))
-    if isinstance(S, Stack):
-        for part in S.parts:
-            if k < part.shape[0]:
-                return single(part, k, dtype, device)
-            k -= part.shape[0]
-    taps = entries(S, dtype, device)
-    at = (taps.pattern.tap == k).nonzero()[:, 0]
-    pattern = Pattern((1, *S.shape[1:]), torch.zeros_like(at), taps.pattern.row[at], taps.pattern.col[at])
-    return Taps(pattern, taps.values[at])
+    return S if S.shape[0] == 1 else S.tap(k, dtype, device)
+
+
+def of_dense(S: Tensor) -> Taps:
+    """The non-zeros of (k, m, n) as entries."""
+    tap, row, col = S.nonzero(as_tuple=True)
+    return Taps(Pattern((S.shape[0], S.shape[1], S.shape[2]), tap, row, col), S[tap, row, col])
+
+
+def identity(n: int, dtype: torch.dtype, device: torch.device) -> Taps:
+    """I with an entry for each site."""
+    at = torch.arange(n, device=device)
+    return Taps(Pattern((1, n, n), torch.zeros_like(at), at, at), torch.ones(n, dtype=dtype, device=device))
 
 
 def pairs(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +59,8 @@ def summed(S: Taps) -> Taps:
     return _added(S.shape, S.pattern.tap, S.pattern.row, S.pattern.col, S.values)
 
 
-def _stacked(parts: list[Taps]) -> Taps:
+def stacked(parts: list[Taps]) -> Taps:
+    """Several stacks of entries, their taps one after the other."""
     offset, taps = 0, []
     for part in parts:
         taps.append(part.pattern.tap + offset)
@@ -111,7 +70,7 @@ def _stacked(parts: list[Taps]) -> Taps:
     return Taps(Pattern((offset, *parts[0].shape[1:]), torch.cat(taps), row, col), values)
 
 
-def _multiplied(A: Taps, B: Taps) -> Taps:
+def multiplied(A: Taps, B: Taps) -> Taps:
     """S_(k, l) = A_k B_l: an entry for each pair that meets, those of one place added."""
     a, b = A.pattern, B.pattern
     order = torch.argsort(b.row, stable=True)
@@ -133,7 +92,7 @@ def _added(shape: tuple[int, int, int], tap: Tensor, row: Tensor, col: Tensor, v
     return Taps(Pattern(shape, rest // max(shape[1], 1), rest % max(shape[1], 1), col), total)
 
 
-def _kronecker(A: Taps, B: Taps) -> Taps:
+def kronecker(A: Taps, B: Taps) -> Taps:
     """A (x) B of single taps, the first axis outermost."""
     a, b = A.pattern, B.pattern
     left = torch.arange(len(a), device=a.row.device).repeat_interleave(len(b))
@@ -144,18 +103,20 @@ def _kronecker(A: Taps, B: Taps) -> Taps:
     return Taps(Pattern(shape, torch.zeros_like(row), row, col), A.values[left] * B.values[right])
 
 
-def _polynomial(S: Polynomial, dtype: torch.dtype, device: torch.device) -> Taps:
-    n = S.shape[2]
-    terms = [entries(Identity(n), dtype, device)]
-    for k, (alpha, beta, gamma) in enumerate(S.recurrence.rows):
-        parts: list[tuple[float | Tensor, Taps]] = [(alpha, _multiplied(S.L, terms[k])), (beta, terms[k])]
+def polynomial(
+    L: Taps, rows: Sequence[tuple[float, float, float]], combine: Any, dtype: torch.dtype, device: torch.device
+) -> Taps:
+    """The polynomials of a recurrence, or their combinations, multiplied out."""
+    terms = [identity(L.shape[2], dtype, device)]
+    for k, (alpha, beta, gamma) in enumerate(rows):
+        parts: list[tuple[float | Tensor, Taps]] = [(alpha, multiplied(L, terms[k])), (beta, terms[k])]
         if k:
             parts.append((-gamma, terms[k - 1]))
         terms.append(_combined([(c, part) for c, part in parts if c] or parts[:1]))
-    if S.combine is None:
-        return _stacked(terms)
-    rows = torch.as_tensor(S.combine, dtype=dtype, device=device)
-    return _stacked([_combined(list(zip(row, terms, strict=True))) for row in rows])
+    if combine is None:
+        return stacked(terms)
+    weights = torch.as_tensor(combine, dtype=dtype, device=device)
+    return stacked([_combined(list(zip(row, terms, strict=True))) for row in weights])
 
 
 def _combined(parts: list[tuple[float | Tensor, Taps]]) -> Taps:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gconv import kernels
 from gconv.basis.base import Basis, lazy
-from gconv.basis.taps import Taps
+from gconv.basis.entries import polynomial
+from gconv.basis.taps import MAX_BYTES_PREPARED, Taps
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Polynomial(Basis):
     L: Taps
     recurrence: Recurrence
     combine: Tensor | tuple[tuple[float, ...], ...] | None = None
+    _products: dict[Any, kernels.ReadyRecurrence | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.combine is not None and len(self.combine[0]) != self.recurrence.terms:
@@ -130,6 +133,71 @@ class Polynomial(Basis):
 
     def _combine(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.combine, dtype=x.dtype, device=x.device)
+
+    @property
+    def learned(self) -> list[Tensor]:
+        c = self.combine
+        return self.L.learned + ([c] if isinstance(c, Tensor) and c.requires_grad else [])
+
+    @property
+    def by_entries(self) -> bool:
+        return False
+
+    @property
+    def steps(self) -> int:
+        return self.recurrence.terms
+
+    @property
+    def patterns(self) -> tuple[kernels.CSR, ...]:
+        return self.L.patterns
+
+    def overhead(self, mixing: Any, many: str = "") -> str:
+        return f" terms{super().overhead(mixing, many)}"
+
+    def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        return polynomial(self.L, self.recurrence.rows, self.combine, dtype, device)
+
+    def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Polynomial:
+        if self.combine is None:
+            return replace(self, combine=(tuple(float(j == k) for j in range(self.recurrence.terms)),))
+        return replace(self, combine=self.combine[k : k + 1])
+
+    def expand_flat(self, x: Tensor) -> Tensor:
+        if self.combine is not None or not self.recurrence.rows:
+            return super().expand_flat(x)
+        run = self._prepared(x)
+        if run is not None:
+            return run.terms(x)
+        csr, values, back = self.L.ordered("expand")
+        return kernels.terms(csr, values, x, self.recurrence.rows, back).flatten(-2)
+
+    def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
+        if self.combine is not None or not self.recurrence.rows:
+            return super().contract_flat(z, add, row)
+        run = self._prepared(z, self.recurrence.terms)
+        if run is not None:
+            y = run.clenshaw(z)
+        else:
+            csr, values, back = self.L.ordered("expand")
+            y = kernels.clenshaw(csr, values, z.unflatten(-1, (self.shape[0], -1)), self.recurrence.rows, back)
+        y = y if add is None else add.add_(y)
+        return y if row is None else y.add_(row)
+
+    def _prepared(self, x: Tensor, taps: int = 1) -> kernels.ReadyRecurrence | None:
+        """The recurrence for small matrices of this width and type, with what does not change looked up once."""
+        if x.ndim != 2 or not x.is_contiguous():
+            return None
+        key = x.shape[1] // taps, x.dtype
+        if key not in self._products:
+            run = None
+            if x.numel() // taps * self.recurrence.terms * x.element_size() <= MAX_BYTES_PREPARED:
+                csr, values, _ = self.L.ordered("expand")
+                run = kernels.ready_recurrence(csr, values, key[0], self.recurrence.rows, x.dtype)
+            self._products[key] = run
+        return self._products[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_products": {}}  # they hold addresses
 
     def contract(self, z: Tensor) -> Tensor:
         """Clenshaw: with b_k = z_k + (alpha_k L + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gconv.basis.base import Basis, lazy
-from gconv.basis.taps import Pattern
-from gconv.kernels import heads_spmm
+from gconv.basis.taps import Pattern, Taps
+from gconv.kernels import CSR, heads_spmm
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,30 @@ class SharedTaps(Basis):
 
     def contract(self, z: Tensor) -> Tensor:
         return self._product(z.movedim(-3, -2), together=True).squeeze(-2)
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [self.values] if self.values.requires_grad else []
+
+    @property
+    def tapwise(self) -> bool:
+        return True
+
+    @property
+    def patterns(self) -> tuple[CSR, ...]:
+        return self.pattern.layouts
+
+    def overhead(self, mixing: Any, many: str = "") -> str:
+        return " heads" if mixing.apart else f" learned{super().overhead(mixing)}"
+
+    def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        one = self.pattern.T if self.transposed else self.pattern
+        k, e = self.shape[0], len(one)
+        tap = torch.arange(k, device=one.row.device).repeat_interleave(e)
+        return Taps(Pattern(self.shape, tap, one.row.repeat(k), one.col.repeat(k)), self.values.mT.flatten())
+
+    def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> SharedTaps:
+        return replace(self, values=self.values[:, k : k + 1])
 
     def each(self, z: Tensor) -> Tensor:
         """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap."""

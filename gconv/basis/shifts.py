@@ -110,6 +110,20 @@ class Shifts(Basis):
         return math.prod(self.kernel) * math.prod(self.out)
 
     @property
+    def is_grid(self) -> bool:
+        return True
+
+    def overhead(self, mixing: Any, many: str = "") -> str:
+        kind = " window" if self.window else " turned" if self.transposed else mixing.overhead
+        return f"{kind} line" if len(self.kernel) == 1 else kind
+
+    def as_sparse(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        return self.taps(dtype, device)
+
+    def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        return self.taps(dtype, device)
+
+    @property
     def linear(self) -> bool:
         return self.reduce == "sum"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,17 +17,22 @@ from gconv.kernels import (
     concrete,
     ends,
     heads_sddmm,
+    in_order,
     joint_attention,
     lasting,
     leave,
+    ready,
     row_softmax,
     segment_max,
     spmm,
+    spmm_rows,
+    unrecorded,
     untraced,
     wrapped,
 )
 
 Layout = Literal["expand", "contract", "each"]
+MAX_BYTES_PREPARED = 1 << 22  # of all S_k x: beyond, rows may be scheduled, and a call's overhead is nothing
 SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # by a transpose
 
 
@@ -139,6 +144,7 @@ class Taps(Basis):
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
     _memo: dict[Layout, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
+    _products: dict[Any, Callable[..., Tensor] | None] = field(default_factory=dict, init=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -216,6 +222,84 @@ class Taps(Basis):
         if self.shape[0] == 1:
             return self._product("contract", z.squeeze(-3))
         return self._product("contract", z.movedim(-3, -2).flatten(-3, -2))
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [self.values] if self.values.requires_grad else []
+
+    @property
+    def fixed(self) -> bool:
+        return self.reduce == "sum" and not self.values.requires_grad
+
+    @property
+    def tapwise(self) -> bool:
+        return True
+
+    @property
+    def patterns(self) -> tuple[CSR, ...]:
+        return self.pattern.layouts
+
+    def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
+        return self
+
+    def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Taps:
+        at = (self.pattern.tap == k).nonzero()[:, 0]
+        pattern = Pattern((1, *self.shape[1:]), torch.zeros_like(at), self.pattern.row[at], self.pattern.col[at])
+        return Taps(pattern, self.values[at])
+
+    def expand_flat(self, x: Tensor) -> Tensor:
+        product = self._prepared("expand", x)
+        if product is not None:
+            y: Tensor = product(x)
+            return y
+        csr, values, _ = self.ordered("expand")
+        y = unrecorded(csr, values, x)
+        k = self.shape[0]
+        return y if k == 1 else y.view(*x.shape[:-2], -1, k * x.shape[-1])
+
+    def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
+        product = self._prepared("contract", z)
+        if product is not None:
+            return product(z, add, row)
+        csr, values, _ = self.ordered("contract")
+        k = self.shape[0]
+        z = z if k == 1 else z.reshape(*z.shape[:-2], -1, z.shape[-1] // k)
+        if z.ndim > 2 or (add is not None and row is not None):
+            y = unrecorded(csr, values, z)
+            y = y if add is None else add.add_(y)
+            return y if row is None else y.add_(row)
+        return spmm_rows(csr, values, z, add=row if add is None else add, out=add)
+
+    def rows(self, x: Tensor) -> Callable[[slice, Tensor], Tensor]:
+        k, c = self.shape[0], x.shape[1]
+        csr, values, _ = self.ordered("expand")
+        if in_order(csr, values, x):  # which is worth more than rows that are still near
+            whole = spmm_rows(csr, values, x).view(-1, k * c)
+            return lambda piece, out: whole[piece]
+        return lambda piece, out: spmm_rows(csr, values, x, piece.start * k, piece.stop * k, out=out.view(-1, c)).view(
+            -1, k * c
+        )
+
+    def _prepared(self, layout: Layout, x: Tensor) -> Callable[..., Tensor] | None:
+        """The product for small matrices of this width and type, with what does not change looked up once."""
+        if x.ndim != 2:
+            return None
+        width = x.shape[1]
+        key = layout, width, x.dtype
+        if key in self._products:
+            return self._products[key]
+        k, m, n = self.shape
+        high = layout == "expand"
+        c = width if high else width // k
+        product = None
+        if n * width * (k if high else 1) * x.element_size() <= MAX_BYTES_PREPARED and x.dtype == self.values.dtype:
+            csr, values, _ = self.ordered(layout)
+            product = ready(csr, values, c, (m, k * c if high else c), beside=k > 1 and not high)
+        self._products[key] = product
+        return product
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_products": {}}  # they hold addresses
 
     def each(self, z: Tensor) -> Tensor:
         """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap."""

@@ -32,7 +32,7 @@ from gconv.operators import (
     separable,
     spectral,
 )
-from gconv.plan import form, learned, step_of
+from gconv.plan import form, step_of
 from gconv.rates import Curve, Rates
 
 
@@ -81,7 +81,7 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
                 S = layer._basis(place, call)
             leaf = None if W is None else W.detach().requires_grad_(dw)
             given = (x if axes else signal).detach().requires_grad_(dx)
-            ds = dw and bool(learned(S))
+            ds = dw and bool(S.learned)
             if not (dx or ds or (dw and W is not None)):
                 dw = False  # there is nothing to learn, so nothing goes back
             problem = Problem(signals, x.shape[1 if axes else -1], mixing.channels(x.shape[1 if axes else -1]), 4)
@@ -92,7 +92,7 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
                     if option.name == "native" and words not in (" window", " separable", " grid line"):
                         words = ""
                     name = f"{option.name}{words}{suffix}"
-                    steps[name] = step_of(option, S, Call(given, mixing, leaf), dw, axes, True)
+                    steps[name] = step_of(option, S, Call(given, mixing, leaf), dw, axes)
                     work[name] = option.cost(S, mixing, problem).work
     took = yield steps
     known = Rates(curves, {})

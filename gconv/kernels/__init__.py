@@ -3,14 +3,15 @@
 from gconv.kernels import native
 from gconv.kernels.attention import attention, attention_values
 from gconv.kernels.constants import Constant, constant, constant_of, kept, known, product
-from gconv.kernels.gemm import matmul, met, spaced, widens
+from gconv.kernels.gemm import matmul, mm_padded, widens, xt_y
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
 from gconv.kernels.memory import empty, give_back
+from gconv.kernels.native import ReadyRecurrence
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import owned
-from gconv.kernels.sparse import CSR, in_order, ready, sddmm, spmm, spmm_rows, unrecorded
+from gconv.kernels.sparse import CSR, in_order, ready, ready_recurrence, sddmm, spmm, spmm_rows, unrecorded
 from gconv.kernels.transforms import (
     CallKind,
     apart,
@@ -40,6 +41,7 @@ __all__ = [
     "CSR",
     "CallKind",
     "Constant",
+    "ReadyRecurrence",
     "apart",
     "at_trace_time",
     "attention",
@@ -69,19 +71,19 @@ __all__ = [
     "lasting",
     "leave",
     "matmul",
-    "met",
+    "mm_padded",
     "no_subclass",
     "owned",
     "portable",
     "product",
     "readable",
     "ready",
+    "ready_recurrence",
     "row_softmax",
     "row_sums",
     "sddmm",
     "segment_max",
     "shapes_only",
-    "spaced",
     "spmm",
     "spmm_rows",
     "terms",
@@ -92,6 +94,7 @@ __all__ = [
     "varies",
     "widens",
     "wrapped",
+    "xt_y",
 ]
 
 

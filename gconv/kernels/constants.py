@@ -49,7 +49,7 @@ class Constant:
         csr, values, _ = self.sparse
         return unrecorded(csr, values, W)
 
-    def met(self, Y: Tensor) -> Tensor:
+    def xt_y(self, Y: Tensor) -> Tensor:
         """X^T Y through the sparse form; nothing is recorded."""
         assert self.sparse is not None
         csr, values, back = self.sparse

@@ -23,7 +23,7 @@ GAIN = 1.5  # a product is widened where that is so many times as fast
 SIZE = 64.0  # of W, where the two are compared
 FEW = 16  # channels out below which X^T dY is turned around
 FEWER = 8  # channels out up to which W is laid out anew
-LARGE = 1 << 15  # numbers in X from which on this is worth a call of its own
+MIN_NUMBERS = 1 << 15  # numbers in X from which on this is worth a call of its own
 
 
 def widens() -> bool:
@@ -54,27 +54,27 @@ def few(X: Tensor, W: Tensor) -> bool:
     """Whether X W goes to so few channels, from so many numbers, that another way is faster."""
     if not is_plain_eager() or not no_subclass(X, W):
         return False
-    if W.ndim != 2 or not W.shape[1] < min(FEW, W.shape[0]) or X.numel() < LARGE:
+    if W.ndim != 2 or not W.shape[1] < min(FEW, W.shape[0]) or X.numel() < MIN_NUMBERS:
         return False
     return X.dtype == W.dtype == torch.float32 and X.is_cpu and not torch.is_autocast_enabled("cpu")
 
 
 def narrow(X: Tensor, o: int) -> bool:
     """Whether a matrix X to o channels is such a product, more than that of a matrix and a vector."""
-    return 1 < o < min(FEW, X.shape[1]) and X.numel() >= LARGE and X.dtype == torch.float32
+    return 1 < o < min(FEW, X.shape[1]) and X.numel() >= MIN_NUMBERS and X.dtype == torch.float32
 
 
-def spaced(X: Tensor, W: Tensor) -> Tensor:
+def mm_padded(X: Tensor, W: Tensor) -> Tensor:
     """X W, (n, i) (i, o) -> (n, o); nothing is recorded, and rows of the result may lie apart.
 
-    >>> spaced(torch.ones(1 << 12, 8), torch.ones(8, 3)).stride()
+    >>> mm_padded(torch.ones(1 << 12, 8), torch.ones(8, 3)).stride()
     (16, 1)
     """
     o = W.shape[1]
     return torch.mm(X, F.pad(W, (0, FEW - o)))[:, :o] if narrow(X, o) else torch.mm(X, W)
 
 
-def met(X: Tensor, Y: Tensor, out: Tensor | None = None) -> Tensor:
+def xt_y(X: Tensor, Y: Tensor, out: Tensor | None = None) -> Tensor:
     """X^T Y, (n, i) (n, o) -> (i, o), in `out` where there is one; nothing is recorded."""
     if not narrow(X, Y.shape[1]):
         return torch.mm(X.mT, Y, out=out)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +322,78 @@ class Ready:
             have = self.numbers // max(1, self.c)
             raise ValueError(f"This product takes {have} rows of {self.c} channels of {self.dtype}, not {_named(x)}.")
         return x.contiguous()
+
+
+class ReadyRecurrence:
+    """p_k(S) x and sum_k p_k(S) z_k for matrices of the values' type: what does not change is looked up once.
+
+    Args:
+        crow, col, values: S (n, n) by rows.
+        c: channels of x.
+        rows: (alpha, beta, gamma) of p_{k+1} = (alpha S + beta) p_k - gamma p_{k-1}.
+    """
+
+    def __init__(
+        self, crow: Tensor, col: Tensor, values: Tensor, c: int, rows: Sequence[tuple[float, float, float]]
+    ) -> None:
+        assert LIBRARY is not None
+        self.crow, self.col, self.values, self.c, self.rows = crow, col, values, c, tuple(rows)
+        self.n, self.taps, self.dtype = crow.shape[0] - 1, len(rows) + 1, values.dtype
+        self.pattern = crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()
+        self.sizes = self.n, 1, c, 1, 1, 1
+        self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
+
+    def _fits(self, x: Tensor, width: int) -> None:
+        if x.shape != (self.n, width) or x.dtype != self.dtype or not x.is_contiguous() or not x.is_cpu:
+            raise ValueError(
+                f"This recurrence takes {self.n} sites in, {width} numbers each of {self.dtype} without gaps, not "
+                f"{_named(x)}."
+            )
+
+    def terms(self, x: Tensor) -> Tensor:
+        """All p_k(S) x, (n, c) -> (n, K c)."""
+        c, K = self.c, self.taps
+        self._fits(x, c)
+        y = x.new_empty(self.n, K * c)
+        y[:, :c] = x
+        start, item, wide = y.data_ptr(), y.element_size() * c, K * c
+        for k, (alpha, beta, gamma) in enumerate(self.rows):
+            now, before = start + k * item, start + (k - 1) * item
+            z, w = (now if beta else 0), (before if k and gamma else 0)
+            p = PACKED.pack(
+                *self.pattern,
+                *(now, z, w, start + (k + 1) * item, 0, 0),
+                *self.sizes,
+                *(0, wide, 0, 0, wide, 0, 0, wide, 0, 0, wide),
+                *(alpha, beta if z else 0.0, -gamma if w else 0.0),
+            )
+            call(self.run, self.work, p, self.type)
+        return y
+
+    def clenshaw(self, z: Tensor) -> Tensor:
+        """sum_k p_k(S) z_k, (n, K c) -> (n, c), from the last term to the first."""
+        c, K = self.c, self.taps
+        self._fits(z, K * c)
+        start, item, wide = z.data_ptr(), z.element_size() * c, K * c
+        b = z[:, (K - 1) * c :].contiguous()
+        ahead: Tensor | None = None
+        for k in range(K - 2, -1, -1):
+            alpha, beta, _ = self.rows[k]
+            gamma = self.rows[k + 1][2] if k + 1 < K - 1 else 0.0
+            out = torch.empty_like(b) if ahead is None else ahead  # b_{k+2} is read before b_k is written
+            w = ahead.data_ptr() if ahead is not None and gamma else 0
+            p = PACKED.pack(
+                *self.pattern,
+                *(b.data_ptr(), start + k * item, w, out.data_ptr(), 0, 0),
+                *self.sizes,
+                *(0, c, 0, 0, c, 0, 0, wide, 0, 0, c),
+                *(alpha, 1.0, -gamma if w else 0.0),
+            )
+            call(self.run, self.work, p, self.type)
+            if beta:
+                out.add_(b, alpha=beta)
+            ahead, b = b, out
+        return b
 
 
 def _named(t: Tensor) -> str:

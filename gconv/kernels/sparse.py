@@ -11,7 +11,7 @@ torch's CSR product runs, with the transpose built beforehand.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,6 +218,17 @@ def ready(
     if not wide or csr.crow.dtype != torch.int32 or not native.serves(values):
         return None
     return native.Ready(csr.crow, csr.col, values, csr.shape[1], c, shape, beside)
+
+
+def ready_recurrence(
+    csr: CSR, values: Tensor, c: int, rows: Sequence[tuple[float, float, float]], dtype: torch.dtype
+) -> native.ReadyRecurrence | None:
+    """`terms` and `clenshaw` as functions of matrices of c channels each, or None."""
+    if values.dtype != dtype or dtype not in (torch.float32, torch.float64) or not values.is_contiguous():
+        return None
+    if csr.crow.dtype != torch.int32 or not native.serves(values) or csr.shape[0] != csr.shape[1]:
+        return None
+    return native.ReadyRecurrence(csr.crow, csr.col, values, c, rows)
 
 
 def sddmm(csr: CSR, a: Tensor, b: Tensor) -> Tensor:

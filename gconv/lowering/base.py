@@ -118,8 +118,6 @@ class Lowering:
         cost: of one forward pass, and the work of the backward pass that the problem asks for.
         limit: why it cannot run a problem of this size, or None if it can.
         images: the same as `run` with call.x (b, i, *grid), where the algorithm works on images anyway.
-        prepare: (S, call) -> the same as `run` for all signals of x's shape, type and strides, with what does not
-            change looked up once; None where there is no such way.
     """
 
     name: str
@@ -128,7 +126,6 @@ class Lowering:
     cost: Callable[[Basis, Mixing, Problem], Cost]
     limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
     images: Run | None = None
-    prepare: Callable[[Basis, Call], Run | None] | None = None
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

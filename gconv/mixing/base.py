@@ -27,6 +27,7 @@ class Mixing:
     taps: how many.
     shape: of the weight; None where there is nothing to learn.
     fan_in: how many numbers each output is a sum of, for weights to start from.
+    overhead: a word for what a call on a grid by itself depends on, as `gconv.rates` names it.
     apart: whether each tap writes channels of its own, so that `collect` needs S tap by tap (`Taps.each`).
     """
 
@@ -45,6 +46,7 @@ class Mixing:
         def apart(self) -> bool: ...
     else:
         apart = False
+    overhead = " grid"
 
     def channels(self, i: int) -> int:
         """Channels out for i channels in.
@@ -62,6 +64,10 @@ class Mixing:
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         return S.contract(Z)
+
+    def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
+        """What `collect` makes of all S_k Z_k, where these come from one kernel."""
+        raise NotImplementedError
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         """The plain (k, i, o) weight that does the same."""

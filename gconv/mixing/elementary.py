@@ -98,6 +98,7 @@ class Grouped(Weighted, Mixing):
         ValueError: if the groups do not divide both numbers of channels.
     """
 
+    overhead = " groups"
     taps: int
     i: int
     o: int
@@ -227,6 +228,7 @@ class Separable(Weighted, Mixing):
     The weight is (k + o, i): the k rows d_k, then P^T.
     """
 
+    overhead = " separable"
     taps: int
     i: int
     o: int
