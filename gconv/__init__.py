@@ -19,6 +19,7 @@ interop      models of torch.nn and PyG: convert, as_linear_map, export
 adapters     adapt, merge, unmerge: low-rank adapters on frozen models
 saving       save, load: models as safetensors files with their layers as data
 analysis     questions about a LinearMap, a layer or a network
+summary      what a model consists of and costs, layer by layer
 testing      the laws every operator obeys, for your own operators too
 """
 
@@ -32,6 +33,7 @@ from gconv.linear import LinearMap
 from gconv.module import GConv
 from gconv.saving import load, save
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
+from gconv.summary import summary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -62,5 +64,6 @@ __all__ = [
     "operators",
     "portable",
     "save",
+    "summary",
     "unmerge",
 ]
