@@ -18,6 +18,7 @@ blocks       units of well-known networks, made of layers
 interop      models of torch.nn and PyG: convert, as_linear_map, export
 adapters     adapt, merge, unmerge: low-rank adapters on frozen models
 saving       save, load: models as safetensors files with their layers as data
+transfer     networks of images on masked, irregular and periodic pixels
 analysis     questions about a LinearMap, a layer or a network
 summary      what a model consists of and costs, layer by layer
 testing      the laws every operator obeys, for your own operators too
@@ -34,6 +35,7 @@ from gconv.module import GConv
 from gconv.saving import load, save
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
 from gconv.summary import summary
+from gconv.transfer import Pixels, transfer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "NotLinear",
     "OperatorSpec",
     "OutsideFamily",
+    "Pixels",
     "adapt",
     "analysis",
     "as_linear_map",
@@ -65,5 +68,6 @@ __all__ = [
     "portable",
     "save",
     "summary",
+    "transfer",
     "unmerge",
 ]

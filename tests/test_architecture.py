@@ -18,8 +18,8 @@ PACKAGE = ROOT / "gconv"
 # Each room may import those before it and itself.
 ORDER = [
     "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian", "mixing", "call", "spec", "lowering",
-    "plan", "linear", "module", "operators", "blocks", "interop", "adapters", "saving", "analysis", "summary",
-    "testing", "calibrate",
+    "plan", "linear", "module", "operators", "blocks", "interop", "adapters", "saving", "transfer", "analysis",
+    "summary", "testing", "calibrate",
 ]  # fmt: skip
 # Operators are read by the registry when it is asked for one: the single import upwards, inside two functions.
 ALLOWED_UPWARDS = {("spec", "operators")}

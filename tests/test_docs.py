@@ -24,4 +24,4 @@ def test_examples_run_as_printed(page):
 
 
 def test_pages_with_examples_are_found():
-    assert {"adapters.md", "files.md"} <= {page.name for page in PAGES}
+    assert {"adapters.md", "files.md", "transfer.md"} <= {page.name for page in PAGES}

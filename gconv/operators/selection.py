@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gconv.basis import Pattern, Taps
 from gconv.call import Call
 from gconv.domains import Edges
-from gconv.mixing import Dense
+from gconv.mixing import Dense, Grouped
 from gconv.operators.shapes import messy, pixels
 from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
@@ -41,10 +41,11 @@ class Labelled(GraphStructure):
         Sample(selection(3, 2, 9), pixels, 3),
         Sample(selection(2, 4, 3), messy, 2),
         Sample(selection(2, 2, 5, bias=False), messy, 2),
+        Sample(selection(4, 2, 3, groups=2), messy, 4),
     ],
     citation="Hart, Whitney and Morse, SelectionConv, ECCV 2022",
 )
-def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True) -> Parts:
+def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True, groups: int = 1) -> Parts:
     """The graph twin of a grid convolution: each edge label has a matrix.
 
     Equation: y_i = sum_k W_k^T sum over edges j -> i with label k of w_ij x_j + b.
@@ -52,9 +53,11 @@ def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True)
     Meaning: with `grid_graph(shape, 8, loops=True)`, whose labels are the nine offsets in raster order, this is a 3 x 3
     convolution with zero padding 1: the weights of `conv2d` carry over unchanged.
 
-    In the family: one tap a label, plain adjacencies; W dense.
+    In the family: one tap a label, plain adjacencies; W dense or in groups.
 
-    Args: taps: number of labels; labels without an edge are legal.
+    Args:
+        taps: number of labels; labels without an edge are legal.
+        groups: of channels that do not meet; in_channels makes it depthwise.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
     Between two sets of nodes: `layer(x_source, bipartite)`.
@@ -74,4 +77,5 @@ def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True)
     """
     if not isinstance(taps, int) or taps < 1:
         raise ValueError(f"taps must be a positive integer, but it is {taps!r}.")
-    return Labelled(taps), Dense(taps, in_channels, out_channels), bias
+    mixing = Dense(taps, in_channels, out_channels) if groups == 1 else Grouped(taps, in_channels, out_channels, groups)
+    return Labelled(taps), mixing, bias

@@ -118,9 +118,11 @@ def spectral(layer: GConv, g: Graph, x: Tensor) -> Tensor:
 @oracle("selection")
 def selection(layer: GConv, g: Graph, x: Tensor) -> Tensor:
     """Edge by edge."""
-    rows = list(x.new_zeros(g.size, len(x), layer.weight.shape[-1]))
+    groups = given(layer)["groups"]
+    W = layer.weight if groups == 1 else torch.stack([torch.block_diag(*blocks) for blocks in layer.weight])
+    rows = list(x.new_zeros(g.size, len(x), W.shape[-1]))
     for e, (j, i) in enumerate(g.edge_index.t().tolist()):
-        rows[i] = rows[i] + g.weights(x.dtype)[e] * x[:, j] @ layer.weight[int(g.edge_type[e])]
+        rows[i] = rows[i] + g.weights(x.dtype)[e] * x[:, j] @ W[int(g.edge_type[e])]
     y = torch.stack(rows, 1)
     return y if layer.bias is None else y + layer.bias
 

@@ -1,0 +1,12 @@
+"""Networks of images on sites with places.
+
+pixels    Pixels: which site is which pixel, or how sites and pixels read each other
+taps      the taps of a grid operator between sites
+layers    one layer with its weights
+network   transfer: whole networks, followed by torch.fx
+"""
+
+from gconv.transfer.network import OnDomain, Transferred, TransferReport, transfer
+from gconv.transfer.pixels import Pixels
+
+__all__ = ["OnDomain", "Pixels", "TransferReport", "Transferred", "transfer"]
