@@ -18,9 +18,6 @@ MAX_LENGTH, MAX_WORD = 4096, 100  # of a tuple, of a word
 MAX_INTEGER = 2**63 - 1
 
 
-SYMBOLIC = (int, SymInt)  # sizes that a compiler or exporter keeps open are not fixed by a look at them
-
-
 def integer(value: Any, name: str, least: int | None = None) -> int:
     """`value` as an int: Python's, numpy's and torch's integers, but no float, bool or text.
 
@@ -35,10 +32,12 @@ def integer(value: Any, name: str, least: int | None = None) -> int:
         ...
     TypeError: size must be an integer, but it is 2.7.
     """
+    if type(value) is SymInt:  # a size that an exporter keeps open is not fixed by a look at it
+        return value  # type: ignore[return-value]
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = value if type(value) in SYMBOLIC else operator.index(value)
+        number = value if type(value) is int else operator.index(value)  # which would fix a compiler's
     except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises any of them
         raise TypeError(f"{name} must be an integer, but it is {shown(value)}.") from None
     if least is not None and number < least:

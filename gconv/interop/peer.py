@@ -266,6 +266,8 @@ def convertible(cls: type) -> type:
                     raise refusal(self, original, args, kwargs, error) from None
                 y = None  # torch's layer answers, or raises the error that it always raised
         if y is not None:
+            if self._cached_graph is not None:
+                _fill_cache(self, original, args, kwargs)
             return y
         if not on_graphs:
             return original(self, *args, **kwargs)
@@ -278,12 +280,25 @@ def convertible(cls: type) -> type:
 
     def reset_parameters(self: Any) -> None:
         self._cached_graph = None
+        for name in CACHES:  # which some classes of PyG keep
+            if hasattr(self, name):
+                setattr(self, name, None)
         cls.reset_parameters(self)  # type: ignore[attr-defined]
 
     body = {"forward": forward, "peer": peer, "__module__": cls.__module__, "__doc__": cls.__doc__}
     if hasattr(cls, "reset_parameters"):
         body["reset_parameters"] = reset_parameters
     return type(cls.__name__, (Converted, cls), body)
+
+
+CACHES = ("_cached_edge_index", "_cached_adj_t")
+
+
+def _fill_cache(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Let PyG put the graph that a layer keeps where its users look for it, once."""
+    if all(getattr(layer, name, None) is None for name in CACHES):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            original(layer, *args, **kwargs)
 
 
 BARE = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError)

@@ -169,7 +169,8 @@ def _back_torch(
 
 def _check(z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, *rest: Any) -> None:
     structure = rest[-6:]
-    if z.ndim != 3 or {len(structure[0]), len(structure[2])} != {len(z) + 1} or not p.shape == q.shape == z.shape[1:]:
+    square = z.ndim == 3 and structure[0].shape[0] == structure[2].shape[0] == z.shape[0] + 1
+    if not (square and p.shape == q.shape == z.shape[1:]):
         raise ValueError(
             f"Attention takes a square pattern and one vector a head, but the pattern is {len(structure[0]) - 1} by "
             f"{len(structure[2]) - 1}, z {tuple(z.shape)} and the vectors {tuple(p.shape)} and {tuple(q.shape)}."

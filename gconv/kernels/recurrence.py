@@ -81,7 +81,8 @@ class Step:
 def _check(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *rest: Any) -> None:
     """Of signals (*b, n, c)."""
     crow, col, crow_t = rest[-6:-3]
-    if len(crow) != len(crow_t) or x.ndim < 2 or x.shape[-2] != len(crow) - 1 or values.shape != col.shape:
+    square = x.ndim > 1 and crow.shape[0] == crow_t.shape[0] == x.shape[-2] + 1  # no len, which fixes open sizes
+    if not square or values.shape != col.shape:
         raise ValueError(
             f"A recurrence takes a square pattern, its {len(col)} values and signals (*b, {len(crow) - 1}, c), but the "
             f"values are {tuple(values.shape)}, the signals {tuple(x.shape)} and the pattern {len(crow) - 1} by "

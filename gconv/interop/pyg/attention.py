@@ -32,7 +32,7 @@ from gconv.interop.pyg.common import (
     usual,
 )
 from gconv.interop.pyg.edges import labelled, relational_call
-from gconv.interop.pyg.neighbours import TWO_SIGNALS, two_signals
+from gconv.interop.pyg.neighbours import LOOPED, TWO_SIGNALS, two_signals
 from gconv.kernels import readable
 from gconv.module import dropped
 from gconv.operators.attention import arrivals
@@ -464,7 +464,7 @@ PEERS: dict[type, Peer] = {
         fa_spec,
         lambda m: {"att_l": m.att_l.weight[0], "att_r": m.att_r.weight[0]},
         fa_call,
-        lambda m: [TWO_SIGNALS] + [CACHED] * m.cached,
+        lambda m: [TWO_SIGNALS, LOOPED] + [CACHED] * m.cached,
     ),
     pyg.EGConv: Peer(
         eg_spec,
@@ -473,5 +473,13 @@ PEERS: dict[type, Peer] = {
         lambda m: ["its bases run as a gcn that each node combines: the same, with fewer taps"] + [CACHED] * m.cached,
     ),
     pyg.ResGatedGraphConv: Peer(resgated_spec, resgated_weights, resgated_call, listed(AFFINE), affine=lambda m: True),
-    pyg.RGATConv: Peer(rgat_spec, rgat_weights, rgat_call, listed("edge weights are ignored")),
+    pyg.RGATConv: Peer(
+        rgat_spec,
+        rgat_weights,
+        rgat_call,
+        lambda m: (
+            ["edge weights are ignored"]
+            + ["calls that ask for attention weights stay PyG's: it returns those before `mod`"] * (m.mod is not None)
+        ),
+    ),
 }

@@ -64,6 +64,8 @@ def graph_cached(layer: Any) -> None:
     Raises:
         LeftAlone: with the reason.
     """
+    if vars(layer).get("_cached_graph") is not None:  # which a converted layer holds, too
+        return
     if layer.cached and (layer._cached_edge_index is not None or layer._cached_adj_t is not None):
         raise LeftAlone("cached=True, and it holds a graph already: reset_parameters empties it")
 
@@ -185,7 +187,12 @@ def has_bias(layer: Any) -> bool:
 
 def matrices(*lins: Any) -> Tensor:
     """Linear layers as W (k, i, o), a tap each."""
-    return stacked(*[lin.weight.t() for lin in lins])
+    if len(lins) == 1:
+        return lins[0].weight.t().unsqueeze(0)
+    parts = [lin.weight for lin in lins]
+    if all([part.shape == parts[0].shape for part in parts]):  # a list: a generator is a call for each part
+        return torch.stack(parts).mT
+    return stacked(*[part.t() for part in parts])
 
 
 def stacked(*parts: Tensor) -> Tensor:

@@ -260,7 +260,15 @@ def pdn_weights(layer: Any) -> Weights:
 
 PEERS: dict[type, Peer] = {
     pyg.RGCNConv: Peer(rgcn_spec, rgcn_weights, rgcn_call, listed("the mean is over the edges of one relation")),
-    pyg.FastRGCNConv: Peer(rgcn_spec, rgcn_weights, rgcn_call, listed("the mean is over the edges of one relation")),
+    pyg.FastRGCNConv: Peer(
+        rgcn_spec,
+        rgcn_weights,
+        rgcn_call,
+        listed(
+            "the mean is over the edges of one relation",
+            "calls with node numbers for x stay PyG's: it reads the embedding of each node's place, not of its number",
+        ),
+    ),
     pyg.SignedConv: Peer(
         signed_spec, signed_weights, signed_call, listed("the two lists of edges are one graph with two labels")
     ),

@@ -46,6 +46,7 @@ from gconv.kernels import at_trace_time
 from gconv.spec import OperatorSpec
 
 GIN_NOTES = ["its aggregation runs through gconv; the network behind it, `nn`, is kept", "edge weights are ignored"]
+LOOPED = "on a sparse adjacency with loops PyG runs: there it adds its loops to them, where edges are replaced"
 TWO_SIGNALS = "x and x_0 run as one signal, side by side"
 
 
@@ -263,7 +264,12 @@ PEERS: dict[type, Peer] = {
     pyg.GCNConv: Peer(gcn_spec, biased("lin"), gcn_call, gcn_notes, settle=gcn_settle),
     pyg.SAGEConv: Peer(sage_spec, sage_weights, sage_call, sage_notes, after=sage_after),
     pyg.GraphConv: Peer(graphconv_spec, inner_bias("lin_rel", "lin_root"), weighted, mean_notes),
-    pyg.SimpleConv: Peer(simple_spec, nothing, weighted, mean_notes),
+    pyg.SimpleConv: Peer(
+        simple_spec,
+        nothing,
+        weighted,
+        lambda m: mean_notes(m) + [LOOPED] * (m.combine_root == "self_loop"),
+    ),
     pyg.GINConv: Peer(
         gin_spec,
         lambda m: {"eps": m.eps},
