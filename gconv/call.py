@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import CallKind, Constant, call_kind, constant_of, product
+from gconv.kernels.gemm import MIN_NUMBERS
 from gconv.mixing import Fixed, Mixing, by_heads
 
 NOTHING_MIXED = Fixed()
@@ -25,7 +26,8 @@ class Call:
         mixing, W: the elementary mixing and its weight.
         bias: (o,) or None.
         weight: the weight as it is learned, where W is made of it.
-        kind: "eager" for a plain call; see `gconv.kernels.call_kind`.
+        kind, constant: "eager" for a plain call, see `gconv.kernels.call_kind`; what is known of a constant signal.
+            Both are asked for where no kind is given.
 
     >>> call = Call(torch.ones(3, 2))
     >>> call.mixed(torch.ones(4, 2, 5)).shape, call.constant
@@ -40,11 +42,14 @@ class Call:
         bias: Tensor | None = None,
         weight: Any = None,
         kind: CallKind | None = None,
+        constant: Constant | None = None,
     ) -> None:
         self.x, self.mixing, self.W, self.bias = x, mixing, W, bias
         self.weight: Any = W if weight is None else weight
-        self.kind = kind or call_kind()
-        self.constant: Constant | None = constant_of(x) if self.kind == "eager" else None
+        self.kind, self.constant = kind, constant
+        if kind is None:
+            self.kind = call_kind()
+            self.constant = constant_of(x) if self.kind == "eager" else None
         self.made: tuple[Tensor, Tensor] | None = None  # a weight, and all x W_k
 
     @property
@@ -54,7 +59,7 @@ class Call:
 
     def at(self, x: Tensor) -> Call:
         """The same call with x in another shape."""
-        return Call(x, self.mixing, self.W, self.bias, self.weight, self.kind)
+        return Call(x, self.mixing, self.W, self.bias, self.weight, self.kind, self.constant if x is self.x else None)
 
     def times(self, W: Tensor) -> Tensor:
         """X W, (*b, n, i) (i, o) -> (*b, n, o), through the sparse form of a constant signal that has one."""
@@ -63,7 +68,8 @@ class Call:
     def mixed(self, W: Tensor) -> Tensor:
         """All x W_k beside each other, (*b, n, i) (k, i, c) -> (*b, n, k, c); computed once for the last weight."""
         if self.made is None or self.made[0] is not W:
-            self.made = W, by_heads(self.x, W)
+            small = self.kind == "eager" and self.constant is None and self.x.numel() < MIN_NUMBERS
+            self.made = W, by_heads(self.x, W, torch.matmul if small and self.x.itemsize > 2 else product)
         return self.made[1]
 
     def spread(self) -> Tensor:

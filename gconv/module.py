@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -17,14 +18,17 @@ from gconv.arguments import integer, shown
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
+from gconv.domains.reading import recall
 from gconv.errors import InputError, InputTypeError
 from gconv.kernels import (
+    CallKind,
+    Constant,
     at_trace_time,
-    call_kind,
     concrete,
+    constant_of,
     faked,
     is_jit_tracing,
-    known,
+    is_plain_eager,
     lasting,
     leave,
     tracing,
@@ -35,7 +39,7 @@ from gconv.linear import LinearMap
 from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, is_static, measured, node_order, plan, strides
+from gconv.plan import Plan, is_static, measured, node_order, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
 
 _GRID_BASES: dict[Hashable, Basis] = {}
@@ -51,6 +55,9 @@ NOT_SCRIPTABLE = (
     "torch.jit.script cannot compile {}, whose forward is chosen call by call: use torch.jit.trace, torch.export or "
     "torch.compile. A converted model can be scripted as the model it was: gconv.interop.restore(model)."
 )
+Decided = dict[Hashable, tuple[Basis | None, Run]]  # by what a call depends on: S, where it is fixed, and the lowering
+Edged = dict[str, Tensor | None]
+NOT_DECIDED = None, None
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
@@ -239,9 +246,8 @@ class GConv(nn.Module):
         _check_spec(spec, arguments)
         self.spec = spec
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
-        # for images, and on each graph: shape of x -> S and the lowering that was chosen
-        self._images: dict[Hashable, tuple[Basis, Run]] = {}
-        self._graphs: WeakKeyDictionary[Edges, dict[Hashable, tuple[Basis, Run]]] = WeakKeyDictionary()
+        self._images: Decided = {}
+        self._graphs: WeakKeyDictionary[Edges, Decided] = WeakKeyDictionary()
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         if weight is not None and spec.structure.domain == "graph":
             weight = weight.contiguous()  # only torch's kernels for grids want taps innermost
@@ -271,85 +277,94 @@ class GConv(nn.Module):
         edge_type: Tensor | None = None,
         lowering: str | None = None,
     ) -> Tensor:
+        """Y = sum_k S_k X W_k + b.
+
+        Args:
+            x: images (b, c, *grid), a signal (*b, n, i), or a pair (x_source, x_target).
+            domain: nothing for images; else any graph, an edge_index or a `Bipartite`.
+            edge_weight, edge_attr, edge_type: what the edges of a bare edge_index carry.
+            lowering: the name of the algorithm that runs, by default the planned one.
+        """
         if more and any(value is not None for value in more):
             raise TypeError("What the edges carry is given by name: layer(x, graph, edge_weight=w).")
         if lowering is not None and not isinstance(lowering, str):
             raise TypeError(f"lowering must be the name of one, such as 'dense', but it is {shown(lowering)}.")
-        kind, ways, key = call_kind(), None, None
+        carried = not (edge_weight is edge_attr is edge_type is None)
+        edges = {"edge_weight": edge_weight, "edge_attr": edge_attr, "edge_type": edge_type} if carried else {}
         if isinstance(x, tuple) or type(domain) is Bipartite:
-            x, domain = self._between(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
-            edge_weight = edge_attr = edge_type = None
-        if kind == "eager" and type(x) in PLAIN:
-            if type(domain) is Tensor and self._reads_graph(x):
-                domain = read_graph(
-                    domain, x.shape[-2], edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type
-                )
-                edge_weight = edge_attr = edge_type = None
-            if edge_weight is edge_attr is edge_type is None:
-                ways = self._ways(domain)
-            if ways is not None:
-                key = (
-                    x.shape,
-                    x.dtype,
-                    x.device,
-                    lowering,
-                    x.requires_grad,
-                    torch.is_grad_enabled(),
-                    strides(x),
-                    known(x) is None,
-                )
-                way, weight = ways.get(key), self.weight
-                fits = weight is None or (weight.dtype == x.dtype and weight.device == x.device)
-                if way is not None and fits and self._fits():  # decided before
-                    S, run = way
-                    mixing, bias = self.spec.mixing, self.bias
-                    call = Call(x, *plain(mixing, weight), spread_bias(mixing, bias), weight, kind)
-                    return self._cast(run(S, call))
-        elif is_jit_tracing():
-            with tracing():
-                return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering)
-        return self._run(x, domain, edge_weight, edge_attr, edge_type, lowering, ways, key)
+            (x, domain), edges = self._between(x, domain, **edges), {}
+        if not is_plain_eager() or type(x) not in PLAIN:
+            return self._traced(x, domain, edges, lowering)
+        if type(domain) is Tensor and x.ndim > 1 and x.is_floating_point() and self.spec.structure.domain == "graph":
+            n = x.shape[-2]
+            domain, edges = (None if edges else recall(domain, n)) or read_graph(domain, n, **edges), {}
+        decided = None if edges else self._images if domain is None else self._decided_on(domain)
+        if decided is None:
+            return self._run(x, domain, edges, lowering)
+        grad = torch.is_grad_enabled(), x.requires_grad
+        layout = x.stride() if x.layout is torch.strided else x.layout
+        constant = constant_of(x)
+        key = x.shape, x.dtype, x.device, lowering, grad, layout, constant is None
+        S, run = decided.get(key, NOT_DECIDED)
+        if run is None or not self._fits(x):
+            return self._run(x, domain, edges, lowering, decided, key)
+        call = self._call(x, "eager", constant)
+        y = run(self._basis(domain, call, True) if S is None else S, call)
+        return self._cast(y) if torch.is_autocast_enabled(y.device.type) else y
+
+    def _traced(self, x: Any, domain: Any, edges: Edged, lowering: str | None) -> Tensor:
+        """A call that something watches or traces, or of a tensor of another class: nothing is remembered."""
+        if not is_jit_tracing():
+            return self._run(x, domain, edges, lowering)
+        with tracing():
+            return self._run(x, domain, edges, lowering)
 
     def _run(
         self,
         x: Tensor,
         domain: Any,
-        edge_weight: Tensor | None = None,
-        edge_attr: Tensor | None = None,
-        edge_type: Tensor | None = None,
+        edges: Edged,
         lowering: str | None = None,
-        ways: dict[Hashable, tuple[Basis, Run]] | None = None,
+        decided: Decided | None = None,
         key: Hashable = None,
     ) -> Tensor:
-        """A call that no cached decision covers; in `ways`, the decision is cached under `key`."""
+        """A call that is checked and planned; in `decided`, S and the lowering are kept under `key`."""
         self._check_signal(x)
-        signal, place = self._enter(x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type)
-        if self.spec.structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
+        structure = self.spec.structure
+        signal, place = self._enter(x, domain, **edges)
+        if structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
             signals = x.flatten(0, -3)
             some = signals if len(signals) else signals.sum(0, keepdim=True)  # zeros, with a gradient in x
-            each = torch.stack([self._run(one, place, lowering=lowering) for one in some])
+            each = torch.stack([self._run(one, place, {}, lowering) for one in some])
             return each[: len(signals)].unflatten(0, x.shape[:-2])
         call = self._call(signal)
         S = self._basis(place, call)
         chosen = plan(S, call, lowering).chosen
-        target = leads_to(self.spec.structure, place)
+        target = leads_to(structure, place)
         images = isinstance(target, Grid)
         call = call.at(x) if images else call
         run = on_images(chosen, S, call, target.shape) if isinstance(target, Grid) else chosen.run
-        if ways is not None and (images or place is domain):
-            if len(ways) >= KEPT:
-                ways.clear()
-            ways[key] = S, run
+        fixed = structure.kind == "fixed"
+        if decided is not None and (place is domain or (images and fixed)):
+            if len(decided) >= KEPT:
+                decided.clear()
+            decided[key] = S if fixed else None, run
         return self._cast(run(S, call))
 
-    def _call(self, x: Tensor) -> Call:
+    def _call(self, x: Tensor, kind: CallKind | None = None, constant: Constant | None = None) -> Call:
         """One call on a signal."""
-        mixing, W = plain(self.spec.mixing, self.weight)
-        return Call(x, mixing, W, spread_bias(self.spec.mixing, self.bias), self.weight)
+        mixing, weight, bias = self.spec.mixing, self.weight, self.bias
+        if isinstance(mixing, Parametrised):
+            assert weight is not None
+            own, W = mixing.plain(weight)
+            return Call(x, own, W, spread_bias(mixing, bias), weight, kind, constant)
+        return Call(x, mixing, weight, bias, weight, kind, constant)
 
-    def _fits(self) -> bool:
-        """Whether weight and bias have the shapes they were made with."""
+    def _fits(self, x: Tensor) -> bool:
+        """Whether weight and bias have the shapes they were made with, and the weight the type and device of x."""
         weight, bias, shapes = self.weight, self.bias, self._shapes
+        if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
+            return False
         if weight is not None and weight.shape != shapes["weight"]:
             return False
         return bias is None or "bias" not in shapes or bias.shape == shapes["bias"]
@@ -361,22 +376,14 @@ class GConv(nn.Module):
             return y
         return y.to(torch.get_autocast_dtype(kind))
 
-    def _reads_graph(self, x: Tensor) -> bool:
-        """Whether a tensor beside x can only be an edge_index."""
-        return self.spec.structure.domain == "graph" and x.ndim > 1 and x.is_floating_point()
-
-    def _ways(self, domain: Any) -> dict[Hashable, tuple[Basis, Run]] | None:
-        """What was decided for calls on this domain, by the shape of x; None where S changes from call to call."""
-        if self.spec.structure.kind != "fixed":
-            return None
-        if domain is None:
-            return self._images
+    def _decided_on(self, domain: Any) -> Decided | None:
+        """What was decided for calls on this domain; None where nothing may be kept of it."""
         if not isinstance(domain, Edges) or domain.learned:
             return None
-        ways = self._graphs.get(domain)
-        if ways is None:
-            ways = self._graphs[domain] = {}
-        return ways
+        decided = self._graphs.get(domain)
+        if decided is None:
+            decided = self._graphs[domain] = {}
+        return decided
 
     def plan(
         self,
@@ -457,9 +464,11 @@ class GConv(nn.Module):
             own, W = _read_sides(S, own.dense(W, i), place, self.spec.sides)
         return LinearMap(S, own, W, i, signal.dtype, signal.device, self.spec.name)
 
-    def _basis(self, domain: Domain, call: Call) -> Basis:
+    def _basis(self, domain: Domain, call: Call, checked: bool = False) -> Basis:
+        """S for a call; `checked` before, where it depends on parameters."""
         structure = self.spec.structure
-        S = bind(structure, domain, {name: getattr(self, name) for name in self._structure}, call)
+        theta = {name: getattr(self, name) for name in self._structure}
+        S = (structure.basis if checked else partial(bind, structure))(domain, theta, call)
         drop = structure.dropout
         return dropped(S, drop) if drop and self.training else S
 

@@ -53,7 +53,8 @@ class AttentionTaps(Basis):
 
     def fused_attention(self) -> Tensor:
         """(n, heads, c) all S_h z_h, in one pass over the entries: nothing of S is written out."""
-        return attention(self.pattern.csr("expand"), self.z, self.target, self.source, self.slope, self.dropout)
+        z = self.products[:, : len(self.target)]
+        return attention(self.pattern.csr("expand"), z, self.target, self.source, self.slope, self.dropout)
 
     def adapted(self, call: Any) -> Basis:
         return replace(self, products=call.mixed(call.W))

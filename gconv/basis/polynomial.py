@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class Polynomial(Basis):
     L: Taps
     recurrence: Recurrence
     combine: Tensor | tuple[tuple[float, ...], ...] | None = None
-    _products: dict[Any, kernels.ReadyRecurrence | None] = field(default_factory=dict, init=False)
+    _products: dict[Any, kernels.ReadyRecurrence | Literal[False]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.combine is not None and len(self.combine[0]) != self.recurrence.terms:
@@ -135,6 +135,11 @@ class Polynomial(Basis):
         return torch.as_tensor(self.combine, dtype=x.dtype, device=x.device)
 
     @property
+    def fixed(self) -> bool:
+        c = self.combine
+        return not (self.L.values.requires_grad or (isinstance(c, Tensor) and c.requires_grad))
+
+    @property
     def learned(self) -> list[Tensor]:
         c = self.combine
         return self.L.learned + ([c] if isinstance(c, Tensor) and c.requires_grad else [])
@@ -165,8 +170,11 @@ class Polynomial(Basis):
     def expand_flat(self, x: Tensor) -> Tensor:
         if self.combine is not None or not self.recurrence.rows:
             return super().expand_flat(x)
-        run = self._prepared(x)
-        if run is not None:
+        fits = x.ndim == 2 and x.is_contiguous()
+        run = self._products.get((x.shape[-1], x.dtype)) if fits else False
+        if run is None:
+            run = self._prepare(x, x.shape[-1])
+        if run:
             return run.terms(x)
         csr, values, back = self.L.ordered("expand")
         return kernels.terms(csr, values, x, self.recurrence.rows, back).flatten(-2)
@@ -174,8 +182,11 @@ class Polynomial(Basis):
     def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
         if self.combine is not None or not self.recurrence.rows:
             return super().contract_flat(z, add, row)
-        run = self._prepared(z, self.recurrence.terms)
-        if run is not None:
+        c = z.shape[-1] // (len(self.recurrence.rows) + 1)
+        run = self._products.get((c, z.dtype)) if z.ndim == 2 and z.is_contiguous() else False
+        if run is None:
+            run = self._prepare(z, c)
+        if run:
             y = run.clenshaw(z)
         else:
             csr, values, back = self.L.ordered("expand")
@@ -183,18 +194,14 @@ class Polynomial(Basis):
         y = y if add is None else add.add_(y)
         return y if row is None else y.add_(row)
 
-    def _prepared(self, x: Tensor, taps: int = 1) -> kernels.ReadyRecurrence | None:
-        """The recurrence for small matrices of this width and type, with what does not change looked up once."""
-        if x.ndim != 2 or not x.is_contiguous():
-            return None
-        key = x.shape[1] // taps, x.dtype
-        if key not in self._products:
-            run = None
-            if x.numel() // taps * self.recurrence.terms * x.element_size() <= MAX_BYTES_PREPARED:
-                csr, values, _ = self.L.ordered("expand")
-                run = kernels.ready_recurrence(csr, values, key[0], self.recurrence.rows, x.dtype)
-            self._products[key] = run
-        return self._products[key]
+    def _prepare(self, x: Tensor, c: int) -> kernels.ReadyRecurrence | Literal[False]:
+        """The recurrence for small matrices of c channels and this type, with what does not change looked up once."""
+        run: kernels.ReadyRecurrence | Literal[False] = False
+        if self.shape[2] * c * self.recurrence.terms * x.element_size() <= MAX_BYTES_PREPARED:
+            csr, values, _ = self.L.ordered("expand")
+            run = kernels.ready_recurrence(csr, values, c, self.recurrence.rows, x.dtype) or False
+        self._products[c, x.dtype] = run
+        return run
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_products": {}}  # they hold addresses

@@ -144,7 +144,7 @@ class Taps(Basis):
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
     _memo: dict[Layout, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
-    _products: dict[Any, Callable[..., Tensor] | None] = field(default_factory=dict, init=False)
+    _products: dict[Any, Callable[..., Tensor] | Literal[False]] = field(default_factory=dict, init=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -248,18 +248,21 @@ class Taps(Basis):
         return Taps(pattern, self.values[at])
 
     def expand_flat(self, x: Tensor) -> Tensor:
-        product = self._prepared("expand", x)
-        if product is not None:
-            y: Tensor = product(x)
-            return y
+        product = self._products.get(("expand", x.shape[-1], x.dtype)) if x.ndim == 2 else False
+        if product is None:
+            product = self._prepare("expand", x)
+        if product:
+            return product(x)
         csr, values, _ = self.ordered("expand")
         y = unrecorded(csr, values, x)
         k = self.shape[0]
         return y if k == 1 else y.view(*x.shape[:-2], -1, k * x.shape[-1])
 
     def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
-        product = self._prepared("contract", z)
-        if product is not None:
+        product = self._products.get(("contract", z.shape[-1], z.dtype)) if z.ndim == 2 else False
+        if product is None:
+            product = self._prepare("contract", z)
+        if product:
             return product(z, add, row)
         csr, values, _ = self.ordered("contract")
         k = self.shape[0]
@@ -280,22 +283,16 @@ class Taps(Basis):
             -1, k * c
         )
 
-    def _prepared(self, layout: Layout, x: Tensor) -> Callable[..., Tensor] | None:
-        """The product for small matrices of this width and type, with what does not change looked up once."""
-        if x.ndim != 2:
-            return None
-        width = x.shape[1]
-        key = layout, width, x.dtype
-        if key in self._products:
-            return self._products[key]
-        k, m, n = self.shape
+    def _prepare(self, layout: Layout, x: Tensor) -> Callable[..., Tensor] | Literal[False]:
+        """The product for small matrices of this width and type, with what does not change looked up once, if any."""
+        (k, m, n), width = self.shape, x.shape[1]
         high = layout == "expand"
         c = width if high else width // k
-        product = None
+        product: Callable[..., Tensor] | Literal[False] = False
         if n * width * (k if high else 1) * x.element_size() <= MAX_BYTES_PREPARED and x.dtype == self.values.dtype:
             csr, values, _ = self.ordered(layout)
-            product = ready(csr, values, c, (m, k * c if high else c), beside=k > 1 and not high)
-        self._products[key] = product
+            product = ready(csr, values, c, (m, k * c if high else c), beside=k > 1 and not high) or False
+        self._products[layout, width, x.dtype] = product
         return product
 
     def __getstate__(self) -> dict[str, Any]:

@@ -296,6 +296,8 @@ class Graph(Edges):
     @property
     def learned(self) -> bool:
         """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
+        if self.edge_weight is None and self.edge_attr is None and self.pos is None:
+            return False
         return varies(self.edge_weight) or varies(self.edge_attr) or varies(self.pos)
 
     @property

@@ -54,8 +54,9 @@ def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: 
     share, seed = (0.0, None) if dropout is None else dropout
     learn = torch.is_grad_enabled() and (z.requires_grad or p.requires_grad or q.requires_grad)
     kind = torch.promote_types(z.dtype, torch.float32)  # what is kept for the derivative stays wide
-    wide = [t if t.dtype == kind else t.to(kind) for t in (z, p, q)]
-    return ATTENTION(csr.tensors, *wide, seed, slope, share, learn).to(z.dtype)
+    if z.dtype == p.dtype == q.dtype == kind:
+        return ATTENTION(csr.tensors, z, p, q, seed, slope, share, learn)
+    return ATTENTION(csr.tensors, z.to(kind), p.to(kind), q.to(kind), seed, slope, share, learn).to(z.dtype)
 
 
 def attention_values(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
@@ -199,7 +200,8 @@ def _attention_cpu(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if carried(structure, z, p, q):
-        return native_attention.attend(structure, z, p, q, slope, _drop(share, seed), learn)
+        drop = None if seed is None else (share, int(seed))
+        return native_attention.attend(structure, z, p, q, slope, drop, learn)
     return _attention_torch(z, p, q, seed, slope, share, learn, *structure)
 
 

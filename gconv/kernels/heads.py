@@ -150,8 +150,13 @@ def _compiled(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
 
 def carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
     """Whether the kernels take what entries carry."""
-    known = tensors[0].dtype in (torch.float32, torch.float64) and 0 < tensors[0].shape[1] <= native.HEADS
-    return known and all(t.dtype == tensors[0].dtype for t in tensors) and _compiled(structure, tensors[0], tensors[-1])
+    kind = tensors[0].dtype
+    if kind not in (torch.float32, torch.float64) or not 0 < tensors[0].shape[1] <= native.HEADS:
+        return False
+    for t in tensors:
+        if t.dtype != kind or not t.is_cpu:
+            return False
+    return structure[0].dtype == torch.int32 and native.LIBRARY is not None
 
 
 def _check_heads_spmm(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> None:

@@ -314,7 +314,10 @@ class Ready:
             *(0, self.c if self.beside else x.stride(0), 0, 0, self.c, 0, 0, step, 0, 0, 0),
             *(1.0, 1.0, 1.0),
         )
-        call(self.run, self.work, p, self.type)
+        if self.work < SERIAL:
+            self.run(p, self.type, LEVEL, 1, 0, 1)
+        else:
+            call(self.run, self.work, p, self.type)
         return y
 
     def _checked(self, x: Tensor) -> Tensor:
@@ -367,7 +370,10 @@ class ReadyRecurrence:
                 *(0, wide, 0, 0, wide, 0, 0, wide, 0, 0, wide),
                 *(alpha, beta if z else 0.0, -gamma if w else 0.0),
             )
-            call(self.run, self.work, p, self.type)
+            if self.work < SERIAL:
+                self.run(p, self.type, LEVEL, 1, 0, 1)
+            else:
+                call(self.run, self.work, p, self.type)
         return y
 
     def clenshaw(self, z: Tensor) -> Tensor:
@@ -389,7 +395,10 @@ class ReadyRecurrence:
                 *(0, c, 0, 0, c, 0, 0, wide, 0, 0, c),
                 *(alpha, 1.0, -gamma if w else 0.0),
             )
-            call(self.run, self.work, p, self.type)
+            if self.work < SERIAL:
+                self.run(p, self.type, LEVEL, 1, 0, 1)
+            else:
+                call(self.run, self.work, p, self.type)
             if beta:
                 out.add_(b, alpha=beta)
             ahead, b = b, out

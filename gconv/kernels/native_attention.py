@@ -13,6 +13,7 @@ from gconv.kernels.memory import empty
 from gconv.kernels.native import PARTS, TYPES
 
 Drop = tuple[float, int] | None  # the share of the entries that is dropped, and a seed
+Slots = tuple[int | None, ...]  # addresses of crow, col, place and start
 PLANES = 5  # of numbers (rows, heads) that attention keeps
 
 
@@ -49,8 +50,13 @@ def _side_by_side(z: Tensor) -> Tensor:
 def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
     crow, col, crow_t, col_t, to_t, _ = structure
     n, heads, c = z.shape
-    sides = (_slots(*side, n, heads * c * z.element_size()) for side in ((crow, col), (crow_t, col_t)))
-    a = Attention(*next(sides), *next(sides), *(t.data_ptr() for t in (to_t, z, p, q)))
+    row = heads * c * z.element_size()
+    if n * row < node_order.TABLE:  # the rows stay as they come
+        there: Slots = crow.data_ptr(), col.data_ptr(), None, None
+        back: Slots = crow_t.data_ptr(), col_t.data_ptr(), None, None
+    else:
+        there, back = _slots(crow, col, n, row), _slots(crow_t, col_t, n, row)
+    a = Attention(*there, *back, to_t.data_ptr(), z.data_ptr(), p.data_ptr(), q.data_ptr())
     a.rows, a.heads, a.channels, a.z_row, a.z_head, a.slope = n, heads, c, z.stride(0), z.stride(1), slope
     if drop is not None:
         share, a.seed = drop
@@ -58,7 +64,7 @@ def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, s
     return a
 
 
-def _slots(crow: Tensor, col: Tensor, cols: int, row: int) -> tuple[int | None, ...]:
+def _slots(crow: Tensor, col: Tensor, cols: int, row: int) -> Slots:
     """crow, col, place and start of the order in which rows that gather so many bytes an entry are gone through."""
     found = node_order.find(crow, col, cols, row, 1)
     return (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers

@@ -26,12 +26,11 @@ Structure = tuple[Tensor, ...]  # crow, col, crow_t, col_t, to_t, from_t
 
 
 class _Recorded(torch.autograd.Function):
-    """A kernel's call that autograd remembers; pattern and kernel come last, so that inputs keep their places."""
+    """A kernel's call that autograd records; pattern, kernel and body come last, so that inputs keep their places."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        *arguments, structure, kernel = inputs
-        body = kernel.body(structure)
+        *arguments, structure, kernel, body = inputs
         output = body(*arguments, *structure)
         ctx.kernel, ctx.structure = kernel, structure
         ctx.save_for_backward(*kernel.keep(ctx, arguments, output))
@@ -40,7 +39,7 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         gradients = tuple(_stored(g) for g in gradients)
-        return (*ctx.kernel.backward(ctx, ctx.saved_tensors, ctx.structure, *gradients), None, None)
+        return (*ctx.kernel.backward(ctx, ctx.saved_tensors, ctx.structure, *gradients), None, None, None)
 
 
 def _stored(gradient: Any) -> Any:
@@ -126,7 +125,7 @@ class Kernel:
             if body is None:
                 return _result(self.composed(*arguments, *structure))
             if recorded and torch.is_grad_enabled():
-                result: Tensor = _Recorded.apply(*arguments, structure, self)
+                result: Tensor = _Recorded.apply(*arguments, structure, self, body)
                 return result
             return _result(body(*arguments, *structure))
         if composes():

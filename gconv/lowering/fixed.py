@@ -35,12 +35,11 @@ Chunks = Literal["all", "rows", "signals"]
 Plan = tuple[Basis, bool, Chunks, Constant | None]  # S, whether it gathers, chunks, the sparse form of a constant X
 
 
-def chunks(S: Basis, b: int, i: int, item: int) -> Chunks:
-    """How much of b signals of i channels, `item` bytes a number, goes at a time."""
-    k, m, n = S.shape
+def chunks(size: int, b: int) -> Chunks:
+    """How much of b signals goes at a time, where all S_k x of a signal take so many bytes."""
     if b == 1:
-        return "rows" if n * i * item * k > MIN_BYTES_ROWS else "all"
-    return "signals" if b * i * item * k * max(m, n) > MIN_CHUNKS * CHUNK_BYTES else "all"
+        return "rows" if size > MIN_BYTES_ROWS else "all"
+    return "signals" if b * size > MIN_CHUNKS * CHUNK_BYTES else "all"
 
 
 def applies(S: Basis, call: Call) -> bool:
@@ -55,15 +54,15 @@ def applies(S: Basis, call: Call) -> bool:
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, gathers: bool, constant: Constant | None) -> Tensor:
     """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): S first, where it gathers, or W first."""
-    if x.ndim == 2:
-        plan = S, gathers, chunks(S, 1, x.shape[1], x.itemsize), constant
-        return _recorded(x, W, bias, plan)
-    signals = x.flatten(0, -3) if x.ndim > 3 else x
-    plan = S, gathers, chunks(S, len(signals), x.shape[-1], x.itemsize), None
-    if plan[2] == "rows":
-        return _recorded(signals.squeeze(0), W, bias, plan).view(*x.shape[:-2], S.shape[1], -1)
-    y = _recorded(signals, W, bias, plan)
-    return y.unflatten(0, x.shape[:-2]) if x.ndim > 3 else y
+    if x.ndim > 2:
+        k, m, n = S.shape
+        signals = x.flatten(0, -3) if x.ndim > 3 else x
+        size = x.shape[-1] * x.itemsize * k
+        how = chunks(size * (n if len(signals) == 1 else max(m, n)), len(signals))
+        some = signals.squeeze(0) if how == "rows" else signals
+        y = _recorded(some, W, bias, (S, gathers, how, None))
+        return y if x.ndim == y.ndim == 3 else y.view(*x.shape[:-2], m, -1)
+    return _recorded(x, W, bias, (S, gathers, chunks(x.nbytes * len(W), 1), constant))
 
 
 def _recorded(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -146,11 +145,18 @@ def _mix(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan, kept: list[Tenso
     if not gathers:
         return scatter(S, x, W, bias, how, constant)
     if how == "all":
-        y, made = None, [_matrix(leaf.expand_flat(x)) for leaf in S.leaves]
-        for E, own in zip(made, _pieces(S, W), strict=True):
-            y = _times(E, _tall(own), bias, None) if y is None else y.addmm_(E, _tall(own))
-        if kept is not None:
-            kept += made
+        y = None
+        for leaf, own in zip(S.leaves, _pieces(S, W), strict=True):
+            E = leaf.expand_flat(x)
+            E, matrix = (E if E.ndim == 2 else E.flatten(0, -2)), (own if own.ndim == 2 else own.flatten(0, 1))
+            if x.dtype == torch.bfloat16:
+                y = _times(E, matrix, bias, None) if y is None else y.add_(matmul(E, matrix))
+            elif y is not None:
+                y.addmm_(E, matrix)
+            else:
+                y = torch.mm(E, matrix) if bias is None else torch.addmm(bias, E, matrix)
+            if kept is not None:
+                kept.append(E)
         assert y is not None
         return y if x.ndim == 2 else y.view(len(x), -1, W.shape[2])
     y = empty(x, (*x.shape[:-2], S.shape[1], W.shape[2]))

@@ -27,6 +27,11 @@ WRITTEN = 8  # passes over its entries in which attention is written out
 SPREAD = 32.0  # numbers that share a place of the nearest cache, where single ones are laid out anew
 
 
+def _form(S: Basis, call: Call) -> Basis:
+    form = S.as_sparse(call.x.dtype, call.x.device)
+    return form if call.kind == "eager" or not S.is_grid else faked(form, call.x)
+
+
 def _expanded(S: Basis, x: Tensor) -> Tensor:
     """All S_k x; of a constant signal computed once."""
     return S.expand(x) if S.is_identity else kept(S, x, S.expand)
@@ -34,12 +39,12 @@ def _expanded(S: Basis, x: Tensor) -> Tensor:
 
 def aggregate_first(S: Basis, call: Call) -> Tensor:
     mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
-    form = faked(S.as_sparse(x.dtype, x.device), x) if S.is_grid else S.as_sparse(x.dtype, x.device)
+    form = _form(S, call)
     if not isinstance(mixing, Dense):
         return _own(add_bias(mixing.gather(_expanded(form, x), W), bias), form, call)
     assert W is not None
     if call.constant is None and fixed.applies(form, call):
-        return fixed.mixed(form, x, mixing.dense(W, x.shape[-1]), bias, True, None)
+        return fixed.mixed(form, x, W if mixing.scale == 1.0 else W * mixing.scale, bias, True, None)
     y = bias  # leaf by leaf: nothing is laid side by side
     for leaf, (own, W_leaf) in zip(form.leaves, mixing.split(W, form.taps_of_leaves), strict=True):
         y = own.gather(_expanded(leaf, x), W_leaf, y)
@@ -53,10 +58,10 @@ def transform_first(S: Basis, call: Call) -> Tensor:
     if heads is not None:
         y = mixing.joined(heads, call.products())
         return y.clone() if bias is None else y + bias  # the derivative reads what the kernel made
-    form = faked(S.as_sparse(x.dtype, x.device), x) if S.is_grid else S.as_sparse(x.dtype, x.device)
+    form = _form(S, call)
     if isinstance(mixing, Dense) and W is not None and fixed.applies(form, call):
         constant = call.constant if call.constant is not None and call.constant.sparse is not None else None
-        return fixed.mixed(form, x, mixing.dense(W, x.shape[-1]), bias, False, constant)
+        return fixed.mixed(form, x, W if mixing.scale == 1.0 else W * mixing.scale, bias, False, constant)
     return _own(add_bias(mixing.collect(form, call.spread()), bias), form, call)
 
 
@@ -170,7 +175,8 @@ def _in_parts(S: Basis, mixing: Mixing, p: Problem) -> bool:
     """Whether some signals or rows go at a time."""
     if p.ds or p.constant or not (S.linear and isinstance(mixing, Dense)) or S.unwritten:
         return False
-    return fixed.chunks(S, p.b, p.i, p.item) != "all"
+    k, m, n = S.shape
+    return fixed.chunks(p.i * p.item * k * (n if p.b == 1 else max(m, n)), p.b) != "all"
 
 
 def _parts_cost(S: Basis, mixing: Mixing, p: Problem, aggregate: bool) -> Cost:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,9 @@ def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
     return matmul(X, W) + add
 
 
-def by_heads(X: Tensor, W: Tensor) -> Tensor:
-    """All X W_k side by side, (*b, n, i) (k, i, c) -> (*b, n, k, c)."""
-    wide = product(X, W.movedim(0, 1).flatten(1) if len(W) > 1 else W.squeeze(0))
+def by_heads(X: Tensor, W: Tensor, times: Callable[[Tensor, Tensor], Tensor] = product) -> Tensor:
+    """All X W_k side by side, (*b, n, i) (k, i, c) -> (*b, n, k, c), by a product of matrices."""
+    wide = times(X, W.movedim(0, 1).flatten(1) if len(W) > 1 else W.squeeze(0))
     return wide.unflatten(-1, (W.shape[0], W.shape[2]))
 
 
@@ -197,7 +197,7 @@ class Heads(Weighted, Mixing):
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
         """What `collect` makes of all S_k Z_k of the heads, and of the node's own Z."""
-        return _side_by_side(Y + Z[..., self.heads :, :, :] if self.root else Y)
+        return (Y + Z[..., self.heads :, :, :] if self.root else Y).movedim(-3, -2).flatten(-2)
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
