@@ -185,7 +185,7 @@ def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
         options = [option for option in options if forced in (option.name, option.name.split(":")[0])]
         if not options:
             raise Inadmissible(_refusal(forced, _rejected(reasons)))
-    first = ":transform" if S.unwritten or mixing.width(i) <= k * i else ":aggregate"
+    first = ":transform" if S.has_kernel or mixing.width(i) <= k * i else ":aggregate"
     order = [
         "native",
         "gft",

@@ -1,5 +1,6 @@
 """How many of gconv's own Python frames a warm call of a layer takes: what a call on a small graph costs by itself."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 import gconv
 from gconv import GConv, Graph, Grid, list_operators
+from gconv.kernels import native
 from gconv.operators import cheb, conv2d, gat, gcn
 from gconv.spec import operator
 from gconv.testing import Case
@@ -57,6 +59,19 @@ def test_a_warm_call_of_a_converted_layer():
     layer, x = gconv.convert(torch.nn.ModuleList([nn.GCNConv(16, 7)]))[0], torch.randn(10, 16)
     entered = frames(lambda: layer(x, INDEX))
     assert len(entered) <= 40, entered
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the page names the compiled kernels")
+@pytest.mark.parametrize("section", ["A graph", "Images"])
+def test_the_page_names_every_function(section):
+    page = (Path(__file__).parents[1] / "docs" / "a-call-from-end-to-end.md").read_text(encoding="utf-8")
+    title, body = next(part.split("\n", 1) for part in page.split("\n## ") if part.startswith(section))
+    code = re.search("`(.*)`", title)[1]
+    given = {"x": torch.randn(10, 16), "edge_index": INDEX, "images": torch.randn(4, 16, 32, 32)}
+    layer, arguments = re.fullmatch(r"(GConv\(.*\))\((.*)\)", code).groups()
+    names = {"GConv": GConv, "gcn": gcn, "conv2d": conv2d, **given}
+    names["layer"] = eval(layer, names)
+    assert re.findall(r"^\d+\. `([^`]+)`", body, re.M) == frames(lambda: eval(f"layer({arguments})", names))
 
 
 @pytest.mark.slow

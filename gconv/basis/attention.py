@@ -101,6 +101,10 @@ class AttentionTaps(Basis):
         return True
 
     @property
+    def has_kernel(self) -> bool:
+        return True
+
+    @property
     def unwritten(self) -> int:
         return self.nnz
 

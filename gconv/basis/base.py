@@ -133,6 +133,11 @@ class Basis:
         return 0
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether a kernel of its own makes all S_k x W_k; see `fused`."""
+        return False
+
+    @property
     def unwritten(self) -> int:
         """Entries that are computed by a kernel, and written out only for products other than its own."""
         return 0
@@ -317,6 +322,10 @@ class Stack(Basis):
     @property
     def count(self) -> int:
         return sum(part.count for part in self.parts)
+
+    @property
+    def has_kernel(self) -> bool:
+        return any(part.has_kernel for part in self.parts)
 
     @property
     def unwritten(self) -> int:

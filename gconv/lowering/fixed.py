@@ -253,31 +253,27 @@ def scatter(
     S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, how: Chunks, constant: Constant | None = None
 ) -> Tensor:
     """sum_k S_k X W_k + b, W first. Args: constant: the sparse form of X."""
-    o, matrices = W.shape[2], [_wide(own) for own in _pieces(S, W)]
     if how == "signals":
-        (k, m, n), c = S.shape, o
-        y = empty(x, (len(x), m, o))
-        step = max(LANES if c == 1 else 1, CHUNK_BYTES // max(1, x.itemsize * c * k * max(m, n)))
+        (k, m, n), o = S.shape, W.shape[2]
+        whole = empty(x, (len(x), m, o))
+        step = max(LANES if o == 1 else 1, CHUNK_BYTES // max(1, x.itemsize * o * k * max(m, n)))
         for start in range(0, len(x), step):
-            y[start : start + step] = _scattered(S, x[start : start + step], matrices, bias, False, None)
-        return y
-    return _scattered(S, x, matrices, bias, how == "rows", constant)
-
-
-def _scattered(
-    S: Basis, x: Tensor, matrices: list[Tensor], row: Tensor | None, pooled: bool, constant: Constant | None
-) -> Tensor:
-    X, y = _matrix(x), None
+            whole[start : start + step] = scatter(S, x[start : start + step], W, bias, "all")
+        return whole
+    X, row = (x if x.ndim == 2 else x.flatten(0, -2)), bias
+    y: Tensor | None = None
+    leaves, pieces = S.leaves, _pieces(S, W)
     for number in S.identities_first:
-        leaf, matrix = S.leaves[number], matrices[number]
+        leaf, matrix = leaves[number], pieces[number]
+        matrix = matrix if matrix.ndim == 2 else matrix.movedim(0, 1).flatten(1)
         if constant is not None:
             z = constant.times(matrix)
-        elif pooled:
+        elif how == "rows":
             z = _times(X, matrix, None, empty(X, (len(X), matrix.shape[1])))
-        elif leaf.gaps and x.ndim == 2 and X.numel() >= MIN_NUMBERS:
+        elif x.ndim == 2 and X.numel() >= MIN_NUMBERS and leaf.gaps:
             z = mm_padded(X, matrix)
         else:
-            z = _times(X, matrix, None, None)
+            z = torch.mm(X, matrix) if X.dtype != torch.bfloat16 else matmul(X, matrix)
         y = leaf.contract_flat(z if x.ndim == 2 else z.view(len(x), -1, z.shape[1]), y, row)
         row = None
     assert y is not None
@@ -298,11 +294,6 @@ def _pieces(S: Basis, W: Tensor) -> Sequence[Tensor]:
 def _tall(W: Tensor) -> Tensor:
     """(k, i, o) -> (k i, o)."""
     return W if W.ndim == 2 else W.flatten(0, 1)
-
-
-def _wide(W: Tensor) -> Tensor:
-    """(k, i, o) -> (i, k o)."""
-    return W if W.ndim == 2 else W.movedim(0, 1).flatten(1)
 
 
 def _matrix(x: Tensor) -> Tensor:

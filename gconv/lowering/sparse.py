@@ -54,7 +54,7 @@ def aggregate_first(S: Basis, call: Call) -> Tensor:
 
 def transform_first(S: Basis, call: Call) -> Tensor:
     mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
-    heads = S.fused(call)
+    heads = None if call.made is None else S.fused(call)
     if heads is not None:
         y = mixing.joined(heads, call.products())
         return y.clone() if bias is None else y + bias  # the derivative reads what the kernel made
@@ -173,7 +173,7 @@ def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 
 def _in_parts(S: Basis, mixing: Mixing, p: Problem) -> bool:
     """Whether some signals or rows go at a time."""
-    if p.ds or p.constant or not (S.linear and isinstance(mixing, Dense)) or S.unwritten:
+    if p.ds or p.constant or not (S.linear and isinstance(mixing, Dense)) or S.has_kernel:
         return False
     k, m, n = S.shape
     return fixed.chunks(p.i * p.item * k * (n if p.b == 1 else max(m, n)), p.b) != "all"
