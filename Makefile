@@ -22,7 +22,7 @@ setup: $(VENV)/.ok  ## make .venv with the pinned packages; the other targets do
 
 demo: $(VENV)/.ok  ## the main experiment on embedded data, no download: grid CNN and graph networks on the same digits
 	@rm -f runs/digits_pair.jsonl
-	$(PY) -m experiments.digits_pair --results runs/digits_pair.jsonl $(ARGS)
+	$(PY) -m experiments.images.digits_pair --results runs/digits_pair.jsonl $(ARGS)
 
 test: $(VENV)/.ok  ## the quick test suite, with the examples in all docstrings, a process a core
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)

@@ -1,1 +1,1 @@
-"""One readable script a table: `python -m experiments.NAME --help`."""
+"""Experiments, a family a folder, on one harness: `python -m experiments.citation --help`."""

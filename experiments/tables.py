@@ -4,10 +4,10 @@
     python -m experiments.tables --check    exit 1, with a diff, where a page or a figure disagrees with the rows
 
 A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->` of README.md or of a page under
-docs/. To add one, add an entry to `tables_of_results` or `tables_of_speed` (what the fields mean:
-`experiments.render.Table`) and the two lines to a page. Between the markers `operators` and `outside` stand the tables
-of operators, from the registry (`experiments.operator_table`), and between the markers `features` the comparison with
-other libraries (`experiments.features`).
+docs/. To add one, add an entry to `experiments.report.results` or `experiments.report.speed` (what the fields mean:
+`experiments.harness.render.Table`) and the two lines to a page. Between the markers `operators` and `outside` stand the
+tables of operators, from the registry (`experiments.report.operators`), and between the markers `features` the
+comparison with other libraries (`experiments.report.features`).
 """
 
 import difflib
@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import features, operator_table, render, tables_of_results, tables_of_speed
-from experiments.common import RESULTS, ROOT
-from experiments.render import Figure, Table, TableError
+from experiments.harness import render
+from experiments.harness.common import RESULTS, ROOT
+from experiments.harness.render import Figure, Table, TableError
+from experiments.report import features, operators, results, speed
 
-TABLES: tuple[Table, ...] = (*tables_of_results.TABLES, *tables_of_speed.TABLES)
-FIGURES: tuple[Figure, ...] = (*tables_of_results.FIGURES, *tables_of_speed.FIGURES)
+TABLES: tuple[Table, ...] = (*results.TABLES, *speed.TABLES)
+FIGURES: tuple[Figure, ...] = (*results.FIGURES, *speed.FIGURES)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def _fill(text: str, results: Path) -> str:
-    return features.fill(operator_table.fill(render.fill(text, results, TABLES)))
+    return features.fill(operators.fill(render.fill(text, results, TABLES)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -149,3 +149,34 @@ def test_no_test_waits_without_end():
 def test_a_wait_without_end_is_found(code):
     assert len(waits_without_end(ast.parse(code))) == 1
     assert not waits_without_end(ast.parse("a.join(b); thread.join(5); subprocess.run(c, timeout=5)"))
+
+
+# Experiments: a family may import the harness and itself; report and the commands at the top may import all of them.
+FAMILIES = {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()}
+ABOVE = {"report": FAMILIES, **{path.stem: FAMILIES for path in (ROOT / "experiments").glob("[a-z]*.py")}}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "experiments").rglob("[a-z]*.py")
+}
+
+
+def imported_experiments(path):
+    """The modules of experiments that a file imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("experiments"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found & MODULES.keys()
+
+
+def test_experiments_are_families_on_one_harness():
+    for name, path in MODULES.items():
+        own = name.split(".")[1]
+        for other in imported_experiments(path):
+            assert other.split(".")[1] in {own, "harness", *ABOVE.get(own, ())}, f"{name} imports {other}"
+
+
+def test_experiments_import_in_no_circle():
+    needs = {name: imported_experiments(path) for name, path in MODULES.items()}
+    while free := {name for name in needs if not needs[name] & needs.keys()}:
+        needs = {name: others for name, others in needs.items() if name not in free}
+    assert not needs, f"a circle among {sorted(needs)}"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.measure import power_law
+from experiments.harness.measure import power_law
 from gconv import GConv, Graph
 from gconv.kernels import sddmm, spmm
 from gconv.operators import appnp, cheb, gat, gcn, sage, tag

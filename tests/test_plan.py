@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gconv.plan as plan_module
-from experiments import measure
+from experiments.harness import measure
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
 from gconv.call import Call

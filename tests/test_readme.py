@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import gconv.spec
-from experiments import operator_table, tables
-from experiments.machine import ROOT
-from experiments.render import TableError
+from experiments import tables
+from experiments.harness.machine import ROOT
+from experiments.harness.render import TableError
+from experiments.report import operators as operator_table
 from gconv.lowering import LOWERINGS
 from gconv.operators.outside import OUTSIDE
 
@@ -59,7 +60,8 @@ for name in sys.argv[1:]:
     out, sys.argv = io.StringIO(), [name, "--help"]
     with contextlib.redirect_stdout(out):
         try:
-            importlib.import_module(name + ".__main__" if name == "datasets" else name).main()
+            module = importlib.import_module(name)
+            (importlib.import_module(name + ".__main__") if hasattr(module, "__path__") else module).main()
         except SystemExit as end:
             assert not end.code, f"{name} --help ended with {end.code}"
         else:
@@ -71,7 +73,7 @@ for name in sys.argv[1:]:
 
 def test_commands_answer_to_help():
     modules = sorted(set(re.findall(r"python -m ((?:experiments|datasets|gconv)[\w.]*)", "".join(PAGES.values()))))
-    assert {"experiments.digits_pair", "experiments.tables", "datasets"} <= set(modules)
+    assert {"experiments.images.digits_pair", "experiments.tables", "datasets"} <= set(modules)
     done = subprocess.run(
         [sys.executable, "-c", HELP, *modules], cwd=ROOT, capture_output=True, text=True, timeout=110
     )  # fmt: skip

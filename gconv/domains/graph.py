@@ -377,9 +377,9 @@ class Graph(Edges):
         is y with y[order] = out. "rcm" (reverse Cuthill-McKee) puts neighbours beside each other: on meshes and grids
         with random numbers, what a row gathers then lies close together. "degree" puts the hubs first.
 
-        Traps: `python -m experiments.choices --only order` measures both. A grid gains, at narrow widths most; a random
-        power-law graph has no order that helps. Finding one takes as long as tens of products, so nothing in gconv
-        reorders by itself. The parts of a union are not kept.
+        Traps: `python -m experiments.planner.choices --only order` measures both. A grid gains, at narrow widths most;
+        a random power-law graph has no order that helps. Finding one takes as long as tens of products, so nothing in
+        gconv reorders by itself. The parts of a union are not kept.
 
         Raises:
             ValueError: for another order.

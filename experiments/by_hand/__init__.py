@@ -1,0 +1,1 @@
+"""From the sum to gconv by hand: `python -m experiments.by_hand`."""

@@ -1,0 +1,65 @@
+"""Published numbers, as plain data: each with its protocol and with how it came to be known here.
+
+`how` says how far to trust the transcription: 'read in source' (the primary repository or result file), 'quoted in X'
+(a later table), 'from memory' (unverified). A number is printed beside these words or not at all.
+"""
+
+from experiments.harness.render import Published
+
+_GAT = "Velickovic et al. 2018, table 2"
+_KIPF = "public split, last epoch, window 10"
+_LATER = "quoted in a later paper's table"
+_GREEN = "fedem96/NeuralNetworksOnGraphs"
+_RERUN = "public split, rerun in TensorFlow, 100 seeds"
+
+
+def _pair(
+    row: str,
+    cora: tuple[float, float | None] | None,
+    citeseer: tuple[float, float | None] | None,
+    source: str,
+    how: str,
+    protocol: str = "public split",
+) -> tuple[Published, ...]:
+    cells = (("Cora", cora), ("CiteSeer", citeseer))
+    return tuple(Published(row, column, *cell, source, how, protocol) for column, cell in cells if cell)
+
+
+# What the papers print: test accuracy in %.
+CITATION: tuple[Published, ...] = (
+    *_pair("mlp", (55.1, None), (46.5, None), _GAT, _LATER),
+    *_pair("gcn", (81.5, None), (70.3, None), "Kipf and Welling 2017", f"{_LATER}, and in DGL's README", _KIPF),
+    *_pair("cheb", (81.2, None), (69.8, None), _GAT, f"{_LATER}; it mixes K (from memory: 2 on Cora, 3 on CiteSeer)"),
+    *_pair("sgc", (81.0, None), (71.9, None), "Wu et al. 2019", "read in source (Tiiiger/SGC README)"),
+    *_pair("tag", (83.3, None), (71.4, None), "Du et al. 2017", "quoted in DGL's tagcn README"),
+    *_pair("appnp", (83.3, 0.5), (71.8, 0.5), "Fey and Lenssen 2019, table 1", "from memory", "public split, 100 runs"),
+    *_pair("gat", (83.0, 0.7), (72.5, 0.7), "Velickovic et al. 2018", _LATER),
+    *_pair("sage", (78.9, 0.8), (67.4, 0.7), "Feng et al. 2020 (GRAND), its table", "from memory"),
+    *_pair("monet", (81.7, 0.5), None, _GAT, _LATER),
+)
+
+# What independent reruns of the same protocol got: the fairer mark.
+CITATION_RERUNS: tuple[Published, ...] = (
+    *_pair("gcn", (80.6, 0.6), (68.7, 0.9), _GREEN, "read in source", _RERUN),
+    *_pair("cheb", (82.0, 0.6), (70.5, 0.7), _GREEN, "read in source", _RERUN),
+    *_pair("gat", (83.1, 0.4), (71.7, 0.7), _GREEN, "read in source", _RERUN),
+    *_pair("sgc", (81.9, None), (72.5, None), "DGL's sgc README", "read in source"),
+    *_pair("tag", (81.2, None), (71.5, None), "DGL's tagcn README", "read in source"),
+    *_pair("appnp", (83.7, None), (71.5, None), "DGL's appnp README", "read in source", "public split, GCN's settings"),
+    *_pair("monet", (81.6, None), None, "DGL's monet README", "read in source"),
+    *_pair("sage", (83.3, None), (71.1, None), "DGL's graphsage README", "read in source"),
+)
+
+# Why a mean of this repository stays below the published one: (model, data set) -> the suspected cause.
+CITATION_MISSES: dict[tuple[str, str], str] = {
+    ("sgc", "Cora"): "the paper tunes the weight decay in many trials, here nine values by validation accuracy",
+    ("tag", "Cora"): "settings that the paper's summary leaves open; the independent rerun is lower still",
+    ("tag", "CiteSeer"): "settings that the paper's summary leaves open; the independent rerun has 71.5",
+    ("gat", "CiteSeer"): (
+        "the paper also drops out the transformed features, which `gat` does not; the reruns stay below it too"
+    ),
+    ("monet", "Cora"): (
+        "the paper sends the pseudo-coordinates through a learned layer with tanh, here they are fixed, and no node is "
+        "its own neighbour"
+    ),
+}

@@ -1,0 +1,1 @@
+"""Where libraries apply different matrices to one graph: `python -m experiments.conformance`."""

@@ -1,0 +1,1 @@
+"""Convolutions on grids, timed: `python -m experiments.grids`."""

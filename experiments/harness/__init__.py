@@ -1,0 +1,1 @@
+"""What every experiment shares: options, rows, sweeps, the machine, measuring, training, rendering."""

@@ -1,0 +1,355 @@
+"""How rows become tables and figures: which rows fall into which cell, how a cell is printed, where it goes.
+
+A cell shows mean +- sample standard deviation (number of rows), and only of rows that saw the same data and whose
+configurations differ in nothing but the seed: anything else is an error, not an average.
+"""
+
+import hashlib
+import json
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tabulate import tabulate
+
+from experiments.harness.common import Results, ResultsError, Row
+
+Cells = Callable[[Row], Mapping[str, float]]
+Format = Callable[[Sequence[float]], str]
+
+
+def get(row: Row, path: str) -> Any:
+    """The value at a dotted path, None where there is none.
+
+    >>> get({"config": {"model": "gcn"}}, "config.model")
+    'gcn'
+    """
+    for part in path.split("."):
+        row = row.get(part) if isinstance(row, dict) else None  # type: ignore[assignment]
+    return row
+
+
+def one(column: str, metric: str) -> Cells:
+    """Cells of a row: `metric` in the column that the row names, or in the column of that fixed name.
+
+    >>> one("config.dataset", "metrics.acc")({"config": {"dataset": "Cora"}, "metrics": {"acc": 0.8}})
+    {'Cora': 0.8}
+    """
+    return lambda row: {str(get(row, column) or column): get(row, metric)}
+
+
+def several(**metrics: str) -> Cells:
+    """Cells of a row: one column a metric, `several(test="metrics.test_accuracy", s="seconds")`."""
+    return lambda row: {name: get(row, metric) for name, metric in metrics.items()}
+
+
+def curve(metric: str) -> Cells:
+    """Cells of a row: the list `metric`, one column an epoch, counted from 1."""
+    return lambda row: {str(epoch): value for epoch, value in enumerate(get(row, metric), 1)}
+
+
+def last(metric: str, column: str = "last epoch") -> Cells:
+    """Cells of a row: the last number of the list `metric`.
+
+    >>> last("metrics.acc")({"metrics": {"acc": [0.1, 0.7]}})
+    {'last epoch': 0.7}
+    """
+    return lambda row: {column: get(row, metric)[-1]}
+
+
+def mean_std(scale: float = 1.0, digits: int = 1) -> Format:
+    """Mean +- sample standard deviation (n).
+
+    >>> mean_std(100)([0.81, 0.82]), mean_std(100)([0.81])
+    ('81.5 +- 0.7 (2)', '81.0 (1)')
+    """
+
+    def text(values: Sequence[float]) -> str:
+        spread = f" +- {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values) * scale:.{digits}f}{spread} ({len(values)})"
+
+    return text
+
+
+def worst(values: Sequence[float]) -> str:
+    """The largest, with two digits.
+
+    >>> worst([1e-9, 2e-12])
+    '1.0e-09'
+    """
+    return f"{max(values):.1e}"
+
+
+def plain(values: Sequence[float]) -> str:
+    """Three digits after the point, none from 100 on; the mean where there are several rows.
+
+    >>> plain([0.1234]), plain([1000, 2000])
+    ('0.123', '1500')
+    """
+    mean = statistics.fmean(values)
+    return f"{mean:.{0 if mean >= 100 else 3}f}"
+
+
+def share(values: Sequence[float]) -> str:
+    """How many of the rows have it, where each is 0 or 1.
+
+    >>> share([1.0, 1.0, 0.0])
+    '67 % of 3'
+    """
+    return f"{100 * statistics.fmean(values):.0f} % of {len(values)}"
+
+
+class Published(NamedTuple):
+    """One published number: `value` +- `std` for this row and column of a table."""
+
+    row: str
+    column: str
+    value: float
+    std: float | None
+    source: str
+    how: str
+    protocol: str = "Planetoid public split"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: which rows, how they fall into cells, how a cell is printed, and what others published.
+
+    Args:
+        name: between the markers.
+        experiment: the rows are those of results/EXPERIMENT.jsonl.
+        label: dotted path of the value that names a table row.
+        cells: `one`, `several`, `curve`, or any function of a row: its numbers by column.
+        format: how the numbers of a cell are printed.
+        caption: claim and protocol, printed above.
+        command: what makes the rows.
+        where: dotted path -> value that rows must have.
+        labels: table rows to show, in order, also those without results; the labels of the rows where empty.
+        vary: fields of the configuration in which the rows of one cell may differ.
+        same: dotted paths besides in which they must agree.
+        published: numbers to print beside, with their gap; their sources are listed below.
+        reruns: numbers listed below.
+        scale: from a row's number to the published one's unit.
+        words: columns of text behind the numbers, (heading, dotted path); the rows of one table row must agree.
+        remarks: what the rows say together, a sentence each, printed below.
+    """
+
+    name: str
+    experiment: str
+    label: str
+    cells: Cells
+    format: Format
+    caption: str
+    command: str
+    where: tuple[tuple[str, Any], ...] = ()
+    labels: tuple[str, ...] = ()
+    vary: tuple[str, ...] = ("seed",)
+    same: tuple[str, ...] = ("data.hash",)
+    published: tuple[Published, ...] = ()
+    reruns: tuple[Published, ...] = ()
+    scale: float = 100.0
+    words: tuple[tuple[str, str], ...] = ()
+    remarks: Callable[[Sequence[Row]], list[str]] = lambda rows: []
+
+
+class TableError(ValueError):
+    """Rows or markers that no table can be made of; the message says which."""
+
+
+def load(folder: Path, experiment: str) -> list[Row]:
+    """The rows of one experiment. Raises: TableError where a key occurs twice or the file is damaged."""
+    try:
+        rows = [r for r in Results(folder / f"{experiment}.jsonl").rows() if r.get("experiment") == experiment]
+    except ResultsError as error:
+        raise TableError(str(error)) from None
+    seen: set[str] = set()
+    for row in rows:
+        if row["key"] in seen:
+            raise TableError(f"{experiment}.jsonl: the key {row['key']} occurs twice")
+        seen.add(row["key"])
+    return rows
+
+
+def select(rows: Iterable[Row], where: Iterable[tuple[str, Any]]) -> list[Row]:
+    """The rows that have all these values at these dotted paths."""
+    return [r for r in rows if all(get(r, path) == value for path, value in where)]
+
+
+def collect(table: Table, rows: Sequence[Row]) -> dict[tuple[str, str], list[float]]:
+    """The numbers of every cell (label, column). Raises: TableError where a cell would mix configurations or data."""
+    cells: dict[tuple[str, str], list[float]] = {}
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        label = str(get(row, table.label))
+        for column, value in table.cells(row).items():
+            if not isinstance(value, int | float):
+                raise TableError(f"table {table.name}: the row {row['key']} has no number for {label}, {column}")
+            other = first.setdefault((label, column), row)
+            a, b = ({**r["config"], **{p: get(r, p) for p in table.same}} for r in (row, other))
+            if mixed := sorted(k for k in a.keys() | b.keys() if k not in table.vary and a.get(k) != b.get(k)):
+                what = ", ".join(f"{k} ({b.get(k)} and {a.get(k)})" for k in mixed)
+                raise TableError(f"table {table.name}, {label}, {column}: rows differ in {what}; narrow `where`")
+            cells.setdefault((label, column), []).append(float(value))
+    return cells
+
+
+def render(table: Table, rows: Iterable[Row]) -> str:
+    """The table as markdown: caption, cells beside published numbers with their gap, sources. Raises: TableError."""
+    rows = select(rows, table.where)
+    if not rows:
+        return f"{table.caption}\n\n*no rows yet: `{table.command}`*\n"
+    cells = collect(table, rows)
+    columns = list(dict.fromkeys(column for _, column in cells))
+    labels = table.labels or tuple(dict.fromkeys(label for label, _ in cells))
+    known = {(p.row, p.column): p for p in table.published}
+    beside = {column for column in columns for label in labels if (label, column) in known}
+    head = [table.label.split(".")[-1]]
+    for column in columns:
+        head += [column, "published", "gap"] if column in beside else [column]
+    body = []
+    for label in labels:
+        line = [label]
+        for column in columns:
+            values, paper = cells.get((label, column)), known.get((label, column))
+            line.append(table.format(values) if values else "no rows yet")
+            if column in beside:
+                line.append(_number(paper) if paper else "-")
+                line.append(f"{statistics.fmean(values) * table.scale - paper.value:+.1f}" if values and paper else "-")
+        body.append(line + [_text(table, rows, label, path) for _, path in table.words])
+    head += [heading for heading, _ in table.words]
+    grid = tabulate(body, head, tablefmt="pipe", disable_numparse=True)
+    data = sorted({f"{get(r, 'data.label')} ({get(r, 'data.hash')})" for r in rows if r.get("data")})
+    notes = [f"Rows: `experiments/results/{table.experiment}.jsonl`, by `{table.command}`."]
+    notes += [f"Data: {'; '.join(data)}."] if data else []
+    notes += [f"Published: {'; '.join(_sources(table.published, labels))}."] if beside else []
+    notes += [f"Independent reruns: {'; '.join(_sources(table.reruns, labels))}."] if table.reruns else []
+    return "\n\n".join([table.caption, grid, *table.remarks(rows), *notes]) + "\n"
+
+
+def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:
+    """What the rows of a table row say at a dotted path. Raises: TableError where they do not agree."""
+    said = sorted({str(get(row, path)) for row in rows if str(get(row, table.label)) == label})
+    if len(said) > 1:
+        raise TableError(f"table {table.name}, {label}: rows differ in {path} ({' and '.join(said)})")
+    return said[0].replace("|", "\\|") if said else "no rows yet"
+
+
+def _number(paper: Published) -> str:
+    return f"{paper.value:.1f}" + (f" +- {paper.std:.1f}" if paper.std is not None else "")
+
+
+def _sources(numbers: Iterable[Published], labels: Sequence[str]) -> list[str]:
+    """One entry for each row and source: its numbers, protocol, and how they are known."""
+    grouped: dict[tuple[str, str, str, str], list[str]] = {}
+    for p in numbers:
+        if p.row in labels:
+            grouped.setdefault((p.row, p.source, p.protocol, p.how), []).append(f"{p.column} {_number(p)}")
+    return [
+        f"{row} {', '.join(v)} ({source}; {protocol}; {how})" for (row, source, protocol, how), v in grouped.items()
+    ]
+
+
+MARKER = re.compile(r"^<!-- (/?)table:(\S+) -->$", re.MULTILINE)
+
+
+def fill(text: str, folder: Path, tables: Sequence[Table]) -> str:
+    """`text` with every marked table rendered anew. Raises: TableError for a marker without its table or its pair."""
+    known, out, position, opened = {t.name: t for t in tables}, [], 0, ""
+    for mark in MARKER.finditer(text):
+        closing, name = mark.groups()
+        if name not in known:
+            raise TableError(f"marker for an unknown table {name!r}; known: {', '.join(known)}")
+        if bool(closing) != bool(opened) or (closing and opened != name):
+            raise TableError(f"marker {mark.group()} does not pair up with the one before it")
+        if closing:
+            out.append(f"\n{render(known[name], load(folder, known[name].experiment))}")
+        else:
+            out.append(text[position : mark.end()] + "\n")
+        position, opened = mark.start() if closing else mark.end(), "" if closing else name
+    if opened:
+        raise TableError(f"marker <!-- table:{opened} --> is never closed")
+    return "".join(out) + text[position:]
+
+
+Draw = Callable[[Any, Sequence[Row]], None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, NAME.png: `draw(axes, rows)` puts the rows of an experiment into matplotlib's axes."""
+
+    name: str
+    experiment: str
+    draw: Draw
+    title: str
+    where: tuple[tuple[str, Any], ...] = ()
+
+
+def lines(label: str, metric: str, scale: float = 100.0) -> Draw:
+    """A line a label: the list `metric` by epoch, mean over rows in a band of one standard deviation."""
+
+    def draw(axes: Any, rows: Sequence[Row]) -> None:
+        for name in dict.fromkeys(str(get(row, label)) for row in rows):
+            curves = [get(row, metric) for row in rows if str(get(row, label)) == name]
+            y = np.array([c for c in curves if len(c) == max(map(len, curves))]) * scale
+            epochs, mean, std = np.arange(1, y.shape[1] + 1), y.mean(0), y.std(0, ddof=1 if len(y) > 1 else 0)
+            axes.plot(epochs, mean, label=f"{name} (n = {len(y)})")
+            axes.fill_between(epochs, mean - std, mean + std, alpha=0.2)
+        axes.set(xlabel="epoch", ylabel=metric.split(".")[-1].replace("_", " "))
+        axes.legend()
+
+    return draw
+
+
+def bars(label: str, column: str, metric: str, scale: float = 100.0) -> Draw:
+    """A group of bars a column, a bar a label: mean of `metric` over rows, with one standard deviation."""
+
+    def draw(axes: Any, rows: Sequence[Row]) -> None:
+        labels, columns = (list(dict.fromkeys(str(get(r, path)) for r in rows)) for path in (label, column))
+        for i, name in enumerate(labels):
+            for j, place in enumerate(columns):
+                mine = [r for r in rows if str(get(r, label)) == name and str(get(r, column)) == place]
+                y = np.array([get(r, metric) for r in mine]) * scale
+                if len(y):
+                    x, std = j + (i + 0.5) / (len(labels) + 1), y.std(ddof=1 if len(y) > 1 else 0)
+                    axes.bar(x, y.mean(), 0.9 / (len(labels) + 1), yerr=std, color=f"C{i}")
+            axes.bar(0.5, 0, 0, color=f"C{i}", label=name)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        axes.set(ylabel=metric.split(".")[-1].replace("_", " "))
+        axes.legend(ncols=6, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.08))
+
+    return draw
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """What a figure was drawn from: a hash of its rows."""
+    return hashlib.sha256(json.dumps(list(rows), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def drawn_from(path: Path) -> str | None:
+    """The fingerprint that a drawn figure carries, None where there is no such figure."""
+    from PIL import Image
+
+    if not path.exists():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("rows")
+
+
+def paint(figure: Figure, rows: Sequence[Row], path: Path) -> None:
+    """Draw the figure from these rows into the file `path`, whole or not at all."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(7, 4), layout="constrained")
+    axes = canvas.subplots()
+    figure.draw(axes, rows)
+    axes.set_title(figure.title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_suffix(".tmp")
+    canvas.savefig(trial, format="png", dpi=120, metadata={"rows": fingerprint(rows)})
+    os.replace(trial, path)

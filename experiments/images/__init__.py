@@ -1,0 +1,1 @@
+"""Images, as grids and as graphs of pixels."""

@@ -1,0 +1,1 @@
+"""The planner: its choices against measured candidates."""

@@ -1,0 +1,163 @@
+"""How often the planner's choice is within 10 % of the best candidate, over a grid of shapes.
+
+Protocol: for every case the plan is made from form and sizes, with the rates that are stored for this machine
+(`python -m gconv.calibrate`, else the built-in ones). Then every admitted candidate that is not predicted to take far
+longer takes its turn, the forward pass alone where the case is for inference, else forward and backward; a short call
+is repeated until it lasts, and the least of the rounds counts. Where the choice took over 10 % longer than another
+candidate, the two (or all such) take turns again, in five times as many rounds, and that second look decides: what it
+found takes the place of the first one's times of these candidates, which the row keeps as `first_ms`. Nothing else is
+measured twice. A row is a case: what was chosen, what was best, and the time of the choice over the best one's.
+
+    python -m experiments.planner.plans                      all cases, some minutes
+    python -m experiments.planner.plans --only graphs        graphs, or grids
+    python -m experiments.planner.plans --rounds 3           quicker, and less certain
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from experiments.harness import common, measure
+from experiments.harness.measure import power_law
+from experiments.planner.cases import Shape, drawn, graphs, grids
+from gconv import GConv, Graph, Grid
+from gconv.call import Call
+from gconv.domains import grid_graph
+from gconv.lowering import LOWERINGS
+from gconv.plan import step_of, take_turns
+from gconv.rates import rates
+from gconv.spec import OperatorSpec
+
+Only = Literal["all", "graphs", "grids"]
+CLOSE = 1.1
+AGAIN = 5  # times as many rounds in a second look
+MODE = ("inference", "training")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which cases, and how often each candidate has its turn."""
+
+    only: Only = "all"
+    """Which cases."""
+    held_out: int = 75
+    """Held-out graphs, and as many grids."""
+    draw: int = 1129
+    """What decides the held-out cases."""
+    rounds: int = 9
+    """Turns of each candidate that may be the best."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator on one domain."""
+
+    case: str
+    group: str
+    shape: Shape
+    training: bool
+    rounds: int
+    seed: int
+
+
+def cases(config: Config) -> list[Case]:
+    """The list that the cost models were made with, for inference and for training, and the held-out cases."""
+    found = []
+    tail = (config.rounds, config.seed)
+    for kind, listed in (("graphs", graphs()), ("grids", grids())):
+        if config.only in ("all", kind):
+            for one in listed:
+                found += [_case(one, kind, training, tail) for training in (False, True)]
+            for k, one in enumerate(drawn(config.held_out, config.draw, kind == "grids")):
+                found.append(_case(one, f"held-out {kind}", k % 2 == 1, tail))
+    return found
+
+
+def _case(one: Shape, group: str, training: bool, tail: tuple[int, int]) -> Case:
+    return Case(f"{one.name}, {MODE[training]}", f"{group}, {MODE[training]}", one, training, *tail)
+
+
+def graph(one: Shape, seed: int) -> Graph:
+    """The graph of a case."""
+    nodes = one.shape[-2]
+    if one.domain == "lattice":
+        side = round(nodes**0.5)
+        return grid_graph((side, side))
+    edges = power_law(nodes, nodes * one.degree // 2, seed)
+    if one.domain != "labelled":
+        return Graph(edges, nodes)
+    labels = int(re.findall(r"\d+", one.spec)[-1])
+    kind = torch.arange(edges.shape[1]) % labels
+    return Graph(edges, nodes, edge_type=kind, edge_attr=torch.rand(edges.shape[1], 2))
+
+
+def run(case: Case) -> common.Outcome:
+    """Measure every candidate of a case."""
+    common.seed_everything(case.seed, deterministic=False)
+    one, dtype = case.shape, getattr(torch, case.shape.dtype)
+    torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
+    with measure.threads(one.threads):
+        layer = GConv(OperatorSpec.parse(one.spec), dtype=dtype)
+        x = torch.randn(one.shape, dtype=dtype).requires_grad_(case.training and one.dx)
+        place = None if one.domain == "grid" else graph(one, case.seed)
+        with torch.set_grad_enabled(case.training):
+            made = layer.plan(x, place, measure=case.rounds)
+            took = {c.name: c.measured[-1] for c in made.candidates if c.measured}
+            chosen = made.chosen.name
+            first = {name: took[name] for name in took if CLOSE * took[name] < took[chosen]}
+            if first:
+                first[chosen] = took[chosen]
+                took |= again(layer, x, place, list(first), AGAIN * case.rounds)
+    best = min(took, key=lambda name: took[name])
+    metrics: dict[str, Any] = {"ratio": took[chosen] / took[best], "best": best, "chosen": chosen}
+    metrics["first_ms"] = {name: seconds * 1e3 for name, seconds in first.items()}
+    metrics["ms"] = {name: seconds * 1e3 for name, seconds in took.items()}
+    metrics["predicted_ms"] = {c.name: c.seconds * 1e3 for c in made.candidates if c.name in took}
+    metrics["close"] = float(metrics["ratio"] <= CLOSE)
+    metrics["rates"] = "built in" if rates().source == "defaults" else "calibrated"
+    return common.Outcome(metrics, chosen)
+
+
+def again(layer: GConv, x: torch.Tensor, place: Graph | None, names: list[str], rounds: int) -> dict[str, float]:
+    """Seconds of these candidates alone, as `GConv.plan` measures them, over more rounds."""
+    signal, domain = layer._enter(x, place)
+    call = layer._call(signal)
+    S = layer._basis(domain, call)
+    axes = domain.ndim if isinstance(domain, Grid) else 0
+    given = (x if axes else signal).detach().requires_grad_(x.requires_grad)
+    W = None if call.W is None else call.W.detach().requires_grad_(call.W.requires_grad)
+    back = torch.is_grad_enabled() and (x.requires_grad or W is not None or bool(S.learned))
+    options = [option for option in LOWERINGS if option.name in names]
+    return take_turns({o.name: step_of(o, S, Call(given, call.mixing, W), back, axes) for o in options}, rounds)
+
+
+def data(case: Case) -> common.Data:
+    """What is measured on; the sizes and the seed decide it."""
+    return common.Data(f"random signals on a {case.shape.domain}", "generated")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    config, options = common.cli(Config, __doc__, argv)
+    if options.jobs != 1:
+        raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
+    todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
+    show(common.sweep(todo, run, options.open("plans"), experiment="plans", data=data))
+
+
+def show(rows: list[common.Row]) -> None:
+    """Print how often the choice was close, and the worst misses."""
+    misses = sorted((row for row in rows if not row["metrics"]["close"]), key=lambda row: -row["metrics"]["ratio"])
+    print(f"within {CLOSE - 1:.0%} of the best: {len(rows) - len(misses)} of {len(rows)} cases")
+    for row in misses:
+        m = row["metrics"]
+        print(f"  {row['config']['case']}: {m['chosen']} took {m['ratio']:.2f} times {m['best']}")
+        for name, ms in sorted(m["ms"].items(), key=lambda pair: pair[1]):
+            print(f"      {name:22s} {ms:9.3f} ms, predicted {m['predicted_ms'][name]:9.3f}")
+
+
+if __name__ == "__main__":
+    main()

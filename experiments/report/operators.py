@@ -1,0 +1,187 @@
+"""The tables of operators in docs/operators.md, from the registry: `python -m experiments.tables` writes them.
+
+One table a family. An operator whose docstring only says "`conv2d` says everything" is listed beside that one. Below
+them, between markers of their own, the layers that are outside and why, from what gconv itself answers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from experiments.harness.render import TableError
+from gconv import list_operators
+from gconv.basis import Basis, Polynomial, Stack
+from gconv.interop import preview
+from gconv.operators.outside import OUTSIDE
+from gconv.spec import Operator, operator
+from gconv.testing import Case
+
+OPERATORS, LEFT_OUT = "operators", "outside"
+HEAD = ("operator", "equation", "S", "S is", "linear", "lowerings")
+GRIDS, FILTERS = "Grids", "Graphs: polynomials and spectra"
+STEP, TOLD_APART = "Graphs: one step", "Graphs: edges told apart"
+ATTENTION = "Graphs: attention, S made from x"
+FAMILIES = (GRIDS, STEP, FILTERS, TOLD_APART, ATTENTION)
+LABELLED = {  # one step, in which edges of another label, place, feature, degree or direction meet another matrix
+    "directed", "hypergraph", "mf", "monet", "nnconv", "pdn", "relational", "selection", "signed", "spline",
+}  # fmt: skip
+LAYERS = {
+    "LPPool": torch.nn.LPPool2d(2, 2),
+    "FractionalMaxPool": torch.nn.FractionalMaxPool2d(2, 1),
+    "MaxUnpool": torch.nn.MaxUnpool2d(2),
+    "MaxPool(return_indices=True)": torch.nn.MaxPool2d(2, return_indices=True),
+    "ConstantPad(1, 1.0)": torch.nn.ConstantPad2d(1, 1.0),
+    "Bilinear": torch.nn.Bilinear(2, 2, 2),
+    "MultiheadAttention": torch.nn.MultiheadAttention(2, 1),
+}
+
+
+@dataclass
+class Traits:
+    """What the samples of an operator show, in the order in which it is met."""
+
+    forms: dict[str, None] = field(default_factory=dict)
+    kinds: dict[str, None] = field(default_factory=dict)
+    linear: set[bool] = field(default_factory=set)
+    lowerings: dict[str, None] = field(default_factory=dict)
+
+    def see(self, entry: Operator) -> None:
+        """Add the samples of an operator."""
+        for sample in entry.samples():
+            case = Case.of(sample, torch.float64, batch=1)
+            structure, theta = sample.spec.structure, dict(case.layer.named_parameters())
+            with torch.no_grad():
+                S = structure.basis(case.domain, theta, case.layer._call(case.signal))
+            self.forms[form(S)] = None
+            self.kinds[structure.kind] = None
+            self.linear.add(S.linear)
+            self.lowerings |= {name.split(":")[0]: None for name in case.lowerings if name != "dense"}
+
+    def cells(self) -> list[str]:
+        """As they are printed."""
+        linear = {(True,): "yes", (False,): "no", (False, True): "unless max"}[tuple(sorted(self.linear))]
+        if "adaptive" in self.kinds:
+            linear = "at a frozen x"
+        return [", ".join(self.forms), ", ".join(self.kinds), linear, ", ".join(self.lowerings)]
+
+
+def form(S: Basis) -> str:
+    """The form of a structure, in a word or two."""
+    if isinstance(S, Stack):
+        return " + ".join(dict.fromkeys(form(part) for part in S.parts))
+    return f"Polynomial ({S.recurrence.name})" if isinstance(S, Polynomial) else type(S).__name__
+
+
+def family(entry: Operator, traits: Traits) -> str:
+    """The family under which an operator is listed.
+
+    >>> entry = operator("cheb")
+    >>> traits = Traits()
+    >>> traits.see(entry)
+    >>> family(entry, traits)
+    'Graphs: polynomials and spectra'
+    """
+    if entry.samples()[0].spec.structure.domain != "graph":
+        return GRIDS
+    if "adaptive" in traits.kinds:
+        return ATTENTION
+    if {"recurrence", "gft"} & set(traits.lowerings):
+        return FILTERS
+    return TOLD_APART if entry.name in LABELLED else STEP
+
+
+def code(text: str) -> str:
+    """As code in a cell.
+
+    >>> print(code("a | b"), code("as in `unfold`"))
+    `a \\| b` `` as in `unfold` ``
+    """
+    text = text.replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def equation(entry: Operator) -> str:
+    """The equation in an operator's docstring up to its first semicolon, else the docstring's first line.
+
+    >>> equation(operator("sgc"))
+    'Y = S^k X W + b, S = D^-1/2 (A + I) D^-1/2'
+    """
+    text = inspect.getdoc(entry.factory) or entry.name
+    found = re.search(r"^Equation: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE)
+    if found is None:
+        return text.splitlines()[0]
+    return re.split(r"(?<=\S)(?:; |\. (?=[A-Z]))", " ".join(found[1].split()))[0].rstrip(".")
+
+
+def says_everything(entry: Operator) -> str:
+    """The operator whose docstring also speaks for this one: itself, or the one that its first line names.
+
+    >>> says_everything(operator("conv1d")), says_everything(operator("gcn"))
+    ('conv2d', 'gcn')
+    """
+    found = re.search(r"`(\w+)` says everything", (inspect.getdoc(entry.factory) or "").splitlines()[0])
+    return found[1] if found else entry.name
+
+
+def markdown(head: tuple[str, ...], body: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ("---",) * len(head), *body])
+
+
+def table() -> str:
+    """The tables as markdown: one a family, a line an operator."""
+    groups: dict[str, list[Operator]] = {}
+    for name in list_operators():
+        groups.setdefault(says_everything(operator(name)), []).append(operator(name))
+    families: dict[str, list[list[str]]] = {name: [] for name in FAMILIES}
+    for name, entries in groups.items():
+        traits, entry = Traits(), operator(name)
+        for member in entries:
+            traits.see(member)
+        label = ", ".join(f"`{member}`" for member in [name, *(e.name for e in entries if e.name != name)])
+        families[family(entry, traits)].append([label, code(equation(entry)), *traits.cells()])
+    return "\n\n".join(f"**{name}**\n\n{markdown(HEAD, body)}" for name, body in families.items() if body)
+
+
+def left_out() -> str:
+    """What is outside and why: convolutions of PyG, and what gconv answers to layers of torch.nn.
+
+    Raises:
+        TableError: if gconv converts one of them after all.
+    """
+    lines = [[f"`{name}`", reason] for name, reason in OUTSIDE.items()]
+    for name, layer in LAYERS.items():
+        (answer,) = preview(layer)
+        if answer.converted:
+            raise TableError(f"{name} is listed as outside, but gconv converts it")
+        lines.append([f"`{name}`", f"{answer.notes[0][0].upper()}{answer.notes[0][1:]}."])
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return markdown(("layer", "why it is not sum_k S_k X W_k + b"), lines)
+
+
+def fill(text: str) -> str:
+    """`text` with its blocks of operators rendered again.
+
+    Raises:
+        TableError: if a marker stands alone.
+    """
+    return between(between(text, OPERATORS, table), LEFT_OUT, left_out)
+
+
+def between(text: str, name: str, body: Callable[[], str]) -> str:
+    """`text` with `body()` between `<!-- name -->` and `<!-- /name -->`; as it is where there are no such lines.
+
+    Raises:
+        TableError: if one of the two stands alone.
+    """
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if start not in text and end not in text:
+        return text
+    if not (text.count(start) == text.count(end) == 1 and text.index(start) < text.index(end)):
+        raise TableError(f"{start} and {end} must stand once each, in this order")
+    return f"{text[: text.index(start)]}{start}\n\n{body()}\n\n{text[text.index(end) :]}"

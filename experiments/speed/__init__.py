@@ -1,0 +1,1 @@
+"""Layers and training steps, timed: `python -m experiments.speed`."""

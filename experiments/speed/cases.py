@@ -1,0 +1,182 @@
+"""What `experiments.speed` compares, as data: the cases, their sizes, their goals, and how long each may take."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Kind = Literal["limits", "spmm", "layer", "training", "edges", "call", "filter"]
+LAYERS = ("gcn", "cheb", "sage", "gat", "tag", "appnp")
+
+# The forms in which PyG takes a graph, for each layer the ones that it has. "cached": the layer keeps its normalised
+# graph. "normalised": done once, outside of the layer, which is told so; TAGConv has no cache. ChebConv takes an
+# edge_index alone.
+FORMS: dict[str, tuple[str, ...]] = {
+    "gcn": ("PyG edge_index", "PyG edge_index cached", "PyG CSR cached"),
+    "cheb": ("PyG edge_index",),
+    "sage": ("PyG edge_index", "PyG CSR"),
+    "gat": ("PyG edge_index",),
+    "tag": ("PyG edge_index", "PyG CSR normalised"),
+    "appnp": ("PyG edge_index cached", "PyG CSR cached"),
+}
+# Where PyG's layer also takes the features as a CSR tensor, it has that in the training steps, too.
+SPARSE_FEATURES = ("gcn", "gat", "appnp")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    case: str
+    kind: Kind
+    compared: bool = True
+    """Whether there is a peer."""
+    group: str = ""
+    """Cases whose geometric mean has a goal, or through which a line is fitted."""
+    op: str = ""
+    nodes: int = 0
+    edges: int = 0
+    """Directed edges, each beside its reverse."""
+    channels: tuple[int, ...] = ()
+    """Widths from the signal to the output."""
+    density: float = 1.0
+    """Share of the features that are not zero."""
+    backward: bool = True
+    against: str = ""
+    """The peer to compare with; the fastest where empty."""
+    goal: float = 0.0
+    """How many times faster than that peer gconv should be; 0 for no goal."""
+    memory: bool = False
+    """Whether `experiments.speed.memory` takes each side's peak memory."""
+    memory_goal: float = 0.0
+    """The share of that peer's peak memory that gconv should stay below; 0 for no goal."""
+    budget: float = 10.0
+    """Seconds that the rounds may take; three rounds are taken anyway."""
+    rounds: int = 40
+    """At most."""
+    threads: int = 0
+    """0 for all; one thread is measured in processor time."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    nodes: int = 170_000
+    edges: int = 2_330_000
+    """Plus a self-loop a node: 2.5 million non-zeros."""
+    widths: tuple[int, ...] = (16, 64, 128, 256)
+    cora: tuple[int, int, tuple[int, ...], float] = (2708, 10_556, (1433, 16, 7), 0.0127)
+    """Nodes, edges, widths, share of the features that are not zero."""
+    pubmed: tuple[int, int, tuple[int, ...], float] = (19_717, 88_648, (500, 16, 3), 0.1)
+    growth: tuple[int, ...] = (1_000, 3_160, 10_000, 31_600, 100_000, 316_000, 1_000_000, 3_160_000, 10_000_000)
+    """Edges, 16 a node."""
+    heard: int = 100_000
+    """Edges from which on memory is measured: below, the noise of a process is as large."""
+    signals: tuple[int, int] = (20_000, 32)
+    """Nodes and signals of the filter."""
+    budget: float = 1.0
+    """Times each case's budget."""
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    nodes=300, edges=2_400, widths=(16, 64), cora=(120, 480, (60, 8, 7), 0.05), pubmed=(200, 800, (40, 8, 3), 0.1),
+    growth=(1_000, 3_160, 10_000), heard=10_000, signals=(300, 2), budget=0.02,
+)  # fmt: skip
+MODELS = {"cora": "Cora's size", "pubmed": "PubMed's size"}
+
+
+def cases(sizes: Sizes = FULL, threads: int = 0, seed: int = 0) -> list[Case]:
+    """All comparisons, in the order of the table in docs/results/speed.md."""
+    found = [Case("limits of the machine", "limits", compared=False, rounds=10, budget=20, threads=threads, seed=seed)]
+    large: dict[str, Any] = {"nodes": sizes.nodes, "edges": sizes.edges}
+    where = f"{sizes.nodes} nodes, {sizes.edges + sizes.nodes} non-zeros"
+    for width in sizes.widths:
+        signal: dict[str, Any] = {"channels": (width, width), "op": "gcn", "seed": seed, "threads": threads, **large}
+        name = f"S X at width {width}, {where}"
+        once: dict[str, Any] = {"group": "spmm forward", "backward": False, "against": "torch CSR", "goal": 2.0}
+        both: dict[str, Any] = {"group": "spmm", "against": "PyG edge_index", "goal": 10.0, "memory": True}
+        found.append(Case(f"{name}, forward", "spmm", **once, **signal))
+        found.append(Case(f"{name}, forward + backward", "spmm", **both, **signal))
+    for op in LAYERS:
+        name = f"{op} layer, {_widths(op, (128, 64))}, {sizes.nodes} nodes, {sizes.edges} edges, forward + backward"
+        how: dict[str, Any] = {
+            "goal": 3.0,
+            "memory": True,
+            "memory_goal": 0.2,
+            "budget": 15.0,
+            "rounds": 9,
+            "threads": threads,
+        }
+        channels = (64, 64) if op == "appnp" else (128, 64)
+        found.append(Case(name, "layer", True, "layers", op, channels=channels, seed=seed, **large, **how))
+    for key, label in MODELS.items():
+        nodes, edges, channels, density = getattr(sizes, key)
+        for op in LAYERS:
+            middle = (64,) if op == "gat" and sizes == FULL else channels[1:2]
+            widths = (channels[0], *middle, channels[-1])
+            name = f"{op} training step, {_widths(op, widths)}, {label}"
+            task: dict[str, Any] = {
+                "nodes": nodes,
+                "edges": edges,
+                "channels": widths,
+                "density": density,
+                "seed": seed,
+            }
+            found.append(Case(name, "training", True, "training", op, goal=5, budget=8, threads=threads, **task))
+    for edges in sizes.growth:
+        name = f"growth, {edges} edges: gcn layer, 16 -> 16, forward + backward"
+        size: dict[str, Any] = {
+            "nodes": max(2, edges // 16),
+            "edges": edges,
+            "channels": (16, 16),
+            "seed": seed,
+            "threads": threads,
+        }
+        found.append(Case(name, "edges", True, "edges", "gcn", memory=edges >= sizes.heard, budget=6, **size))
+    for op in LAYERS:
+        for backward in (False, True):
+            way = "forward + backward" if backward else "forward"
+            name = f"one call, {op}, {_widths(op, (4, 8))} on 10 nodes, {way}"
+            tiny: dict[str, Any] = {
+                "nodes": 10,
+                "edges": 30,
+                "channels": (8, 8) if op == "appnp" else (4, 8),
+                "seed": seed,
+            }
+            found.append(
+                Case(name, "call", True, "call", op, backward=backward, goal=1, rounds=100, budget=4, threads=1, **tiny)
+            )
+    nodes, signals = sizes.signals
+    name = f"heat filter, order 30, {signals} signals on {nodes} nodes, float64, forward"
+    found.append(
+        Case(
+            name, "filter", True, "", "heat", nodes, 10 * nodes, (signals,), backward=False, threads=threads, seed=seed
+        )
+    )
+    return [_within(case, sizes.budget) for case in found]
+
+
+def _within(case: Case, share: float) -> Case:
+    return case if share == 1 else replace(case, budget=case.budget * share, rounds=min(case.rounds, 3))
+
+
+def _widths(op: str, channels: tuple[int, ...]) -> str:
+    """What the sizes are, in words.
+
+    >>> _widths("gat", (128, 64)), _widths("appnp", (128, 64)), _widths("cheb", (1433, 16, 7))
+    ('128 -> 8 heads of 8', '64 channels, 10 steps', '1433 -> 16 -> 7, K = 3')
+    """
+    if op == "appnp" and len(channels) == 2:
+        return f"{channels[-1]} channels, 10 steps"
+    extra = {"cheb": ", K = 3", "tag": ", K = 3", "appnp": ", 10 steps"}.get(op, "")
+    if op == "gat":
+        ends = [f"8 heads of {channels[1] // 8}", *map(str, channels[2:])]
+        return " -> ".join([str(channels[0]), *ends])
+    return " -> ".join(map(str, channels)) + extra
+
+
+# Goals for several cases together: group, what must hold of their geometric mean, in times faster.
+MEANS = {"layers": 6.0, "training": 12.0}
+EXPONENT = 1.05
+"""Time and memory must not grow faster than edges to this power."""

@@ -1,0 +1,209 @@
+"""Layers, training steps and single products in gconv against PyG, torch.sparse, scipy and PyGSP: goals, and what came.
+
+Protocol: one file of cases, `experiments.speed.cases`. All sides of a case run in the same process, on the same data
+and with the same weights; their values and gradients must agree before a clock starts. Then they take turns, one
+measurement each a round, whoever begins alternating. A ratio is the median over rounds of the peer's seconds by
+gconv's, with its quartiles; the peer is the fastest one (by its median), or the one that the case names. PyG runs in
+every form that the layer takes: edge_index, with its cache where there is one, torch's CSR adjacency, and in the
+training steps sparse features where it takes them. Peak memory is `experiments.speed.memory`'s, on the same cases.
+
+Large cases run on all threads, in wall time; single calls on one, in processor time. The training steps have no
+optimiser: it would cost both sides the same. Random graphs with power-law degrees, random bags of words.
+
+    python -m experiments.speed                        everything: 20 minutes or so on two cores
+    python -m experiments.speed --only 'gat layer'     the cases whose name has this in it (a regular expression)
+    python -m experiments.speed --quick                toy sizes, to see that everything works; rows go to runs/
+
+Rows hold until their file is removed: a timing is not repeated because some code changed.
+"""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.harness import common, measure
+from experiments.harness.machine import ROOT
+from experiments.speed import sides as speed_sides
+from experiments.speed.cases import FULL, QUICK, Case, cases
+from experiments.speed.sides import Side
+from experiments.speed.summary import OURS, remarks
+from gconv.kernels import backend
+
+TOL = {"filter": 1e-10, "layer": 1e-3}  # a layer: gradients that are sums over millions of float32 numbers
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which comparisons, and how large."""
+
+    only: str = ""
+    """A regular expression that the name of a case must contain."""
+    quick: bool = False
+    """Toy sizes and three rounds: shows that everything works, and measures nothing."""
+    threads: int = 0
+    """Threads of the large cases; 0 for all."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.threads < 0:
+            raise ValueError(f"threads must not be negative, not {self.threads}")
+        try:
+            re.compile(self.only)
+        except re.error as error:
+            raise ValueError(f"only must be a regular expression, and {self.only!r} is not: {error}") from None
+
+
+def chosen(config: Config) -> list[Case]:
+    """The cases of this command line. Raises: ValueError where there is none."""
+    sizes = QUICK if config.quick else FULL
+    found = [c for c in cases(sizes, config.threads, config.seed) if re.search(config.only, c.case)]
+    if not found:
+        raise ValueError(f"no case's name contains {config.only!r}; --only '' is all of them")
+    return found
+
+
+# -- one case ------------------------------------------------------------------------------------------------------
+
+
+def control(case: Case, made: dict[str, Side]) -> float:
+    """The largest relative difference of any side from gconv. Raises: ValueError where it is more than rounding."""
+    ours, worst = made[OURS].numbers(), 0.0
+    for name, side in made.items():
+        if name == OURS:
+            continue
+        theirs = side.numbers()
+        if theirs.keys() != ours.keys():
+            raise ValueError(f"{case.case}: {name} has {sorted(theirs)}, and gconv {sorted(ours)}")
+        for what, want in theirs.items():
+            found = measure.gap(f"{case.case}, {name}", what, ours[what], want, TOL.get(case.kind, 1e-4))
+            worst = max(worst, found)
+    return worst
+
+
+def compared(times: dict[str, np.ndarray], against: str = "") -> dict[str, Any]:
+    """Medians and quartiles of every side, the peer that counts, and how many times faster than each gconv is.
+
+    >>> times = {"gconv": np.array([1.0, 1.0]), "slow": np.array([9.0, 9.0]), "fast": np.array([2.0, 2.0])}
+    >>> found = compared(times)
+    >>> found["peer"], found["faster"], found["faster_than"]["slow"]["faster"]
+    ('fast', 2.0, 9.0)
+    """
+    ours = times[OURS]
+    peers = {name: found for name, found in times.items() if not name.startswith(OURS)}
+    peer = against or min(peers, key=lambda name: float(np.median(peers[name])))
+    return {
+        "ms": {name: measure.quartiles("ms", found * 1e3) for name, found in times.items()},
+        "faster_than": {name: measure.quartiles("faster", found / ours) for name, found in times.items()},
+        "gconv_ms": float(np.median(ours)) * 1e3,
+        "peer": peer,
+        "peer_ms": float(np.median(peers[peer])) * 1e3,
+        "rounds": len(ours),
+        **measure.quartiles("faster", peers[peer] / ours),
+    }
+
+
+def run(case: Case) -> common.Outcome:
+    """Check, time, and weigh."""
+    common.seed_everything(case.seed, deterministic=False)
+    clock = time.process_time if case.threads == 1 else time.perf_counter
+    with measure.threads(case.threads):
+        metrics: dict[str, Any] = {"threads": torch.get_num_threads(), "kernels": backend()}
+        if case.kind == "limits":
+            return common.Outcome(metrics | reached(case))
+        made = {name: make() for name, make in speed_sides.sides(case).items()}
+        metrics["gap"] = control(case, made)
+        steps = {name: side.step for name, side in made.items()}
+        metrics |= compared(measure.take_turns(steps, case.rounds, clock, case.budget), case.against)
+        if case.kind in ("spmm", "layer"):
+            metrics |= speed_sides.work(case)
+        if case.kind == "layer":
+            alone = speed_sides.sides(speed_sides.forward(case))[OURS]().step
+            times = measure.take_turns({OURS: alone}, case.rounds, clock, case.budget / 5)[OURS]
+            metrics["gconv_forward_ms"] = float(np.median(times)) * 1e3
+    metrics["goal"], metrics["verdict"] = _goal(case.goal), measure.verdict(metrics["faster"], case.goal)
+    return common.Outcome(metrics)
+
+
+def _goal(times: float) -> str:
+    return f"{times:g}" if times else "-"
+
+
+def reached(case: Case) -> dict[str, float]:
+    """The machine's limits as this run finds them: GB/s of a copy, GFLOP/s of a matrix product."""
+    size = 2048 if case.budget >= 10 else 128
+    steps = speed_sides.limits(size // 8, size)
+    times = measure.take_turns({name: step for name, (step, _) in steps.items()}, case.rounds, budget=case.budget)
+    best = {name: steps[name][1] / float(np.median(times[name])) / 1e9 for name in steps}
+    return {"copy_gb_s": best["copy"], "mm_gflop_s": best["mm"]}
+
+
+# -- the sweep -------------------------------------------------------------------------------------------------------
+
+
+def report(rows: list[common.Row]) -> None:
+    """Print what the rows say."""
+    for row in rows:
+        m = row["metrics"]
+        print(row["config"]["case"])
+        if "copy_gb_s" in m:
+            print(f"    copy {m['copy_gb_s']:.1f} GB/s, matrix product {m['mm_gflop_s']:.1f} GFLOP/s")
+            continue
+        spread = f"{m['faster']:.2f} [{m['faster_low']:.2f}, {m['faster_high']:.2f}] times faster than {m['peer']}"
+        print(f"    {m['gconv_ms']:.3f} ms against {m['peer_ms']:.3f}: {spread}; goal {m['goal']}, {m['verdict']}")
+        others = {name: found["faster"] for name, found in m["faster_than"].items() if name not in (OURS, m["peer"])}
+        if others:
+            print("    " + ", ".join(f"{found:.2f} than {name}" for name, found in others.items()))
+    print(*remarks(rows), sep="\n")
+
+
+def announced(case_run: Callable[[Case], common.Outcome], todo: list[Case]) -> Callable[[Case], common.Outcome]:
+    """`run`, saying which case starts and how long the rest may take: a case's budget, and as long to set it up."""
+    from rich.console import Console
+
+    console, started, spent = Console(stderr=True), time.perf_counter(), [0.0]
+    left = [case.budget for case in todo]
+
+    def call(case: Case) -> common.Outcome:
+        rate = (time.perf_counter() - started) / spent[0] if spent[0] > 10 else 2.0
+        rest = rate * sum(left)
+        console.print(f"{case.case}: about {rest / 60:.0f} minutes left", highlight=False, soft_wrap=True)
+        left.pop(0)
+        spent[0] += case.budget
+        return case_run(case)
+
+    return call
+
+
+def data(case: Case) -> common.Data:
+    """What is compared on; the sizes and the seed decide it."""
+    return common.Data("random power-law graphs and bags of words", "generated")
+
+
+def place(quick: bool, options: common.Options, name: str = "speed") -> common.Results:
+    """Where rows go: those of toy sizes never to the experiment's own."""
+    toy = Path(ROOT / "runs" / f"{name}_quick.jsonl")
+    return common.Results(toy) if quick and options.results is None else options.open(name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    config, options = common.cli(Config, __doc__, argv)
+    if options.jobs != 1:
+        raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
+    try:
+        todo = chosen(config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    results = place(config.quick, options)
+    done = {common.run_key(case, "speed", data(case)) for case in todo} & {
+        row["key"] for _, there in results.sources() for row in there
+    }
+    fresh = [case for case in todo if common.run_key(case, "speed", data(case)) not in done]
+    report(common.sweep(todo, announced(run, fresh), results, experiment="speed", data=data))

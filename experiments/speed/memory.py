@@ -1,0 +1,155 @@
+"""Peak memory of gconv and of every form of its peers, beside what any implementation must hold.
+
+Protocol: the cases of `experiments.speed` that say so, each side in a process of its own. Weighed is what is resident,
+from before the side's layer and its form of the graph are made to the end of the second step; and a third step alone.
+Where there is a goal, the median of three processes: the C library uses its room again in one way or another.
+The data are there before: x, the gradient that comes back, edge_index. x needs a gradient, and a step hands out the
+value and all gradients together.
+
+The goal is a share of the peer that counts in the row of `experiments.speed`: PyG's fastest form, or the named one. Its
+usual form, edge_index, which writes out a message for each edge, stands beside it. The floor (`floor`) is what is
+left where nothing is wasted, so its share of the fastest form says which goals are within reach.
+
+    python -m experiments.speed.memory                      everything: 10 minutes or so on two cores
+    python -m experiments.speed.memory --only 'gat layer'   the cases whose name has this in it (a regular expression)
+    python -m experiments.speed.memory --quick              toy sizes, to see that everything works; rows go to runs/
+
+Rows hold until their file is removed.
+"""
+
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import median
+
+from experiments.harness import common, measure
+from experiments.speed import sides as speed_sides
+from experiments.speed.cases import FULL, QUICK, Case, cases
+from experiments.speed.layers import Config, compared, data, place
+from experiments.speed.summary import OURS, memory_remarks
+from gconv.kernels import backend
+
+MIB = 1 << 20
+OFTEN = 3  # processes of a side where there is a goal
+
+
+def chosen(config: Config) -> list[Case]:
+    """The cases of this command line. Raises: ValueError where there is none."""
+    listed = [c for c in cases(QUICK if config.quick else FULL, config.threads, config.seed) if c.memory]
+    found = [c for c in listed if re.search(config.only, c.case)]
+    if not found:
+        raise ValueError(f"no such case has a name with {config.only!r} in it; --only '' is all of them")
+    return found
+
+
+def floor(case: Case) -> dict[str, float]:
+    """MiB at the end of a step: "results", which the caller gets, and the "structure" of who gathers row by row.
+
+    results     Y (n, o); with a backward pass dX (n, i), and dW for each weight W, which the side holds too: float32
+    structure   where each row of S begins, int32 (n + 1), and its columns, int32 (e,): a message needs its source.
+                No more, because the graphs are undirected (S^T has the same arrays), their weights are ones (a value of
+                S is a product of numbers of its two nodes, one a node, float32) and loops need no entry
+
+    Nothing is added for what autograd keeps: X and dY are data, and all else can be made again from them. Nor for what
+    is made on the way, which can be a few rows or channels at a time. The results alone bound any implementation; one
+    that reads edge_index itself, as PyG's usual form does, needs no structure of its own.
+    """
+    weights = 0
+    if case.kind != "spmm":
+        layer = speed_sides.GConv(speed_sides.spec(case.op, case.channels[0], case.channels[-1]))
+        weights = sum(p.numel() for p in layer.parameters())
+    arriving = case.nodes * case.channels[0] + weights if case.backward else 0
+    results = case.nodes * case.channels[-1] + weights + arriving
+    structure = (case.nodes + 1) + case.edges + case.nodes
+    return {"results": 4 * results / MIB, "structure": 4 * structure / MIB}
+
+
+def counts(case: Case) -> str:
+    """The peer that counts: by the row of `experiments.speed`, or timed here where it has none."""
+    if case.against:
+        return case.against
+    for row in common.Results(common.RESULTS / "speed.jsonl").rows():
+        if row["key"] == common.run_key(case, "speed", data(case)):
+            return str(row["metrics"]["peer"])
+    steps = {name: make().step for name, make in speed_sides.sides(case).items()}
+    return str(compared(measure.take_turns(steps, measure.LEAST))["peer"])
+
+
+def run(case: Case) -> common.Outcome:
+    """Weigh all sides, one after another."""
+    peer, names = counts(case), [*speed_sides.sides(case)]
+    usual = next(name for name in names if name.startswith("PyG edge_index"))
+    given, often = json.dumps(asdict(case)), OFTEN if case.memory_goal else 1
+    weigh = partial(measure.peak_of_a_process, "experiments.speed.memory")
+    found = {name: [weigh(name, given) for _ in range(often)] for name in names}
+    peaks = {name: sorted(one["peak_mb"] for one in each) for name, each in found.items()}
+    steps = {name: median(one["step_peak_mb"] for one in each) for name, each in found.items()}
+    mb = {name: max(median(each), 0.1) for name, each in peaks.items()}  # finer than a page or two is not to be had
+    parts = floor(case)
+    least = sum(parts.values())
+    share = mb[OURS] / mb[peer]
+    return common.Outcome(
+        {
+            "kernels": backend(),
+            "mb": mb,
+            "peaks_mb": peaks,
+            "step_mb": steps,
+            "gconv_mb": mb[OURS],
+            "gconv_step_mb": steps[OURS],
+            "peer": peer,
+            "peer_mb": mb[peer],
+            "usual": usual,
+            "usual_mb": mb[usual],
+            "memory_share": share,
+            "usual_share": mb[OURS] / mb[usual],
+            "floor": parts,
+            "floor_mb": least,
+            "floor_share": least / mb[peer],
+            "results_share": parts["results"] / mb[peer],
+            "memory_goal": f"{case.memory_goal:g}" if case.memory_goal else "-",
+            "memory_verdict": measure.verdict(share, case.memory_goal, at_most=True),
+        }
+    )
+
+
+def peak(side: str, case: Case) -> dict[str, float]:
+    """Peak memory of one side in this process."""
+    with measure.threads(case.threads):
+        speed_sides.sides(replace(case, nodes=50, edges=100))[side]().step()  # what is imported is not weighed
+        make = speed_sides.sides(case)[side]  # the data are there, the side is not
+        return measure.peak_of_steps(lambda: make().step, 2)
+
+
+def report(rows: list[common.Row]) -> None:
+    """Print what the rows say."""
+    for row in rows:
+        m = row["metrics"]
+        print(row["config"]["case"])
+        print("    " + ", ".join(f"{name} {mb:.0f} MiB" for name, mb in m["mb"].items()))
+        share = f"{m['memory_share']:.3f} of {m['peer']}; goal {m['memory_goal']}, {m['memory_verdict']}"
+        print(f"    {share}; {m['usual_share']:.3f} of {m['usual']}; floor {m['floor_mb']:.0f} MiB")
+    print(*memory_remarks(rows), sep="\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--peak-of"]:  # how this script calls itself
+        given = json.loads(argv[2])
+        print(json.dumps(peak(argv[1], Case(**given | {"channels": tuple(given["channels"])}))))
+        return
+    config, options = common.cli(Config, __doc__, argv)
+    if options.jobs != 1:
+        raise SystemExit("error: processes that are weighed run one after another; leave --jobs at 1")
+    try:
+        todo = chosen(config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    results = place(config.quick, options, "speed_memory")
+    report(common.sweep(todo, run, results, experiment="speed_memory", data=data))
+
+
+if __name__ == "__main__":
+    main()

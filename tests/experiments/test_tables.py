@@ -1,0 +1,230 @@
+import json
+
+import pytest
+
+from experiments import tables
+from experiments.citation.published import CITATION, CITATION_RERUNS, Published
+from experiments.harness import render
+from experiments.harness.render import Table, TableError, fill, last, mean_std, one
+
+README = "# Title\n\n<!-- table:citation -->\n<!-- /table:citation -->\n\nThe end.\n"
+
+
+def row(model="gcn", dataset="Cora", seed=0, accuracy=0.8, experiment="citation", data="h1", **config):
+    config = {"model": model, "dataset": dataset, "seed": seed, **config}
+    key = f"{experiment}-{'-'.join(map(str, config.values()))}-{data}"
+    return {"experiment": experiment, "key": key, "config": config, "seed": seed,
+            "data": {"label": dataset, "hash": data}, "metrics": {"test_accuracy": accuracy}}  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Render with these rows and this page: `page(rows, text, *options)` returns the page afterwards."""
+
+    def call(rows, text, *options):
+        for r in rows:
+            with open(tmp_path / f"{r['experiment']}.jsonl", "a") as file:
+                file.write(json.dumps(r) + "\n")
+        readme = tmp_path / "README.md"
+        readme.write_text(text)
+        places = ["--root", tmp_path, "--results", tmp_path, "--figures", tmp_path / "figures"]
+        tables.main([*map(str, places), *options])
+        return readme.read_text()
+
+    return call
+
+
+def test_cell_is_mean_std_n_beside_the_published_number(page):
+    text = page([row(seed=s, accuracy=a) for s, a in enumerate([0.81, 0.82, 0.83])], README)
+    (line,) = [line for line in text.splitlines() if line.startswith("| gcn")]
+    assert [cell.strip() for cell in line.strip("|").split("|")] == ["gcn", "82.0 +- 1.0 (3)", "81.5", "+0.5"]
+    assert "Kipf and Welling 2017; public split" in text and "Data: Cora (h1)." in text and "The end." in text
+    (gat,) = [line for line in text.splitlines() if line.startswith("| gat")]
+    assert "no rows yet" in gat and "83.0 +- 0.7" in gat
+
+
+def test_no_rows_is_said(page):
+    assert "*no rows yet: `python -m experiments.citation`*" in page([], README)
+
+
+def test_check_passes_on_what_was_written_and_writing_again_changes_nothing(page):
+    once = page([row()], README)
+    assert page([], once, "--check") == once and page([], once) == once
+
+
+def test_check_rejects_a_number_edited_by_hand(page, capsys):
+    """Negative control of the whole mechanism."""
+    edited = page([row()], README).replace("80.0 (1)", "80.4 (1)")
+    with pytest.raises(SystemExit, match=r"README\.md"):
+        page([], edited, "--check")
+    diff = capsys.readouterr().out.splitlines()
+    assert any(x.startswith("-| gcn") and "80.4" in x for x in diff)
+    assert any(x.startswith("+| gcn") and "80.0" in x for x in diff)
+
+
+def test_check_rejects_a_page_older_than_its_rows_and_writes_nothing(page, tmp_path):
+    old = page([row()], README)
+    with pytest.raises(SystemExit, match=r"README\.md, citation\.png"):
+        page([row(seed=1)], old, "--check")
+    assert (tmp_path / "README.md").read_text() == old
+
+
+def test_figure_is_drawn_from_the_rows_and_checked(page, tmp_path):
+    curves = [row("cnn", "cifar", s, [0.1 * s, 0.2 + 0.1 * s], "cifar10_graph") for s in range(3)]
+    page(curves, "no tables here\n")
+    assert [p.name for p in (tmp_path / "figures").iterdir()] == ["cifar10_graph.png"]
+    assert render.drawn_from(tmp_path / "figures" / "cifar10_graph.png") == render.fingerprint(curves)
+    (tmp_path / "figures" / "cifar10_graph.png").unlink()
+    with pytest.raises(SystemExit, match=r"cifar10_graph\.png"):
+        page([], "no tables here\n", "--check")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table:nonsense -->\n<!-- /table:nonsense -->\n", "unknown table 'nonsense'"),
+        ("<!-- table:citation -->\n", "never closed"),
+        ("<!-- /table:citation -->\n", "does not pair up"),
+        ("<!-- table:citation -->\n<!-- /table:overhead -->\n", "does not pair up"),
+        ("<!-- table:citation -->\n<!-- table:citation -->\n<!-- /table:citation -->\n", "does not pair up"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--check"]])
+def test_markers_that_are_wrong(page, text, message, options, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        page([], text, *options)
+    assert (tmp_path / "README.md").read_text() == text
+
+
+def test_duplicate_keys_are_an_error(page):
+    with pytest.raises(SystemExit, match="occurs twice"):
+        page([row(), row()], README)
+
+
+@pytest.mark.parametrize("other", [row(seed=1, hidden=64), row(seed=1, data="h2")])
+def test_a_cell_does_not_average_over_configurations_or_data(page, other):
+    with pytest.raises(SystemExit, match=r"gcn, Cora: rows differ in (hidden|data\.hash)"):
+        page([row(), other], README)
+
+
+def test_where_and_vary_say_what_a_cell_may_hold():
+    rows = [row(hidden=h, seed=s, accuracy=h / 100) for h in (16, 64) for s in (0, 1)]
+    base = dict(name="t", experiment="citation", label="config.model", format=mean_std(100), caption="C", command="c")
+    cells = one("config.dataset", "metrics.test_accuracy")
+    assert "16.0 +- 0.0 (2)" in render.render(Table(**base, cells=cells, where=(("config.hidden", 16),)), rows)
+    assert "40.0" in render.render(Table(**base, cells=cells, vary=("seed", "hidden")), rows)
+    with pytest.raises(TableError, match="has no number"):
+        render.render(Table(**base, cells=one("x", "metrics.absent"), vary=("seed", "hidden")), rows)
+
+
+def test_words_stand_behind_the_numbers_and_must_agree():
+    rows = [row(seed=s) | {"metrics": {"test_accuracy": 0.5, "said": "loops | added"}} for s in (0, 1)]
+    table = Table(
+        name="t", experiment="citation", label="config.model", cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100), caption="C", command="c", labels=("gcn", "gat"), words=(("why", "metrics.said"),),
+    )  # fmt: skip
+    lines = render.render(table, rows).splitlines()
+    assert [cell.strip() for cell in lines[2].strip("|").split("|")] == ["model", "Cora", "why"]
+    assert "50.0 +- 0.0 (2)" in lines[4] and r"loops \| added" in lines[4] and lines[5].count("no rows yet") == 2
+    rows[1]["metrics"]["said"] = "loops kept"
+    with pytest.raises(TableError, match=r"t, gcn: rows differ in metrics\.said"):
+        render.render(table, rows)
+
+
+def test_rows_of_another_experiment_and_torn_lines_do_not_count(tmp_path):
+    lines = [json.dumps(row()), json.dumps(row(experiment="other")), '{"key": "to']
+    (tmp_path / "citation.jsonl").write_text("\n".join(lines))
+    assert render.load(tmp_path, "citation") == [row()]
+
+
+def test_missing_page_and_unknown_option_are_clear_errors(tmp_path, capsys):
+    with pytest.raises(SystemExit, match=r"README\.md"):
+        tables.main(["--root", str(tmp_path / "absent")])
+    with pytest.raises(SystemExit) as stop:
+        tables.main(["--chek"])
+    assert stop.value.code == 2 and "--check" in capsys.readouterr().err
+
+
+def test_every_registered_table_and_figure_renders(tmp_path):
+    metrics = {"test_accuracy": [0.5, 0.6], "max_error": 1e-9, "bare_ms": 1.0, "gconv_ms": 1.1, "ratio": 1.1}
+    metrics |= {f"logit_{what}_float{bits}": 1e-7 for what in ("gap", "scale") for bits in (32, 64)}
+    metrics |= {"ratio_low": 1.0, "ratio_high": 1.2, "peak_ratio": 0.3, "kernels": "c"}
+    metrics |= {f"{who}_{when}": 9.0 for who in ("bare", "gconv", "peer") for when in ("peak_mb", "step_peak_mb")}
+    metrics |= {"everything": 0.5, "plain": 0.0, "known": "run", "parts_on": "loop", "differs_in": "a", "in_gconv": "b"}
+    metrics |= {f"faster{q}": 2.0 for q in ("", "_low", "_high")} | {"peer_ms": 2.0, "memory_share": 0.2}
+    metrics |= {f"{who}_{unit}": 2.0 for who in ("gconv", "peer", "before", "after") for unit in ("mb", "s", "step_mb")}
+    metrics |= {"usual_mb": 9.0, "floor_mb": 1.0} | dict.fromkeys(("usual_share", "floor_share", "results_share"), 0.1)
+    metrics |= {"close": 0.0, "chosen": "native", "best": "fft", "order_ms": 9.0, "conv_ratio": 1.0}
+    metrics |= {
+        "ms": 2.0,
+        "side": "gconv",
+        "most": "torch.mm 60%",
+        "rows": "as they come",
+        "schedule": True,
+        "before_ms": 2.0,
+    }
+    metrics |= {f"{way}_ratio": 1.0 for way in ("conv_training", "widened", "widened_training")}
+    fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
+    fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
+    for table in tables.TABLES:
+        config = fields | {path.removeprefix("config."): value for path, value in table.where}
+        single = table.cells.__qualname__.startswith("one")
+        r = row(experiment=table.experiment) | {"metrics": metrics, "config": config}
+        if single:
+            r["metrics"] = metrics | {"test_accuracy": 0.6}
+        assert "no rows yet: `" not in render.render(table, [r]), table.name
+    assert len({t.name for t in tables.TABLES}) == len(tables.TABLES)
+    for figure in tables.FIGURES:
+        curve = figure.draw.__qualname__.startswith("lines")
+        r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5}, "config": fields}
+        render.paint(figure, [r], tmp_path / f"{figure.name}.png")
+        assert render.drawn_from(tmp_path / f"{figure.name}.png") == render.fingerprint([r])
+
+
+def test_published_numbers_name_their_source_and_how_they_are_known():
+    for p in (*CITATION, *CITATION_RERUNS):
+        assert p.source and p.protocol and p.how.startswith(("read in source", "quoted in", "from memory")), p
+        assert 0 < p.value < 100
+    assert len({(p.row, p.column) for p in CITATION}) == len(CITATION)
+
+
+def test_published_number_without_the_row_is_not_listed():
+    paper = (
+        Published("gcn", "Cora", 81.5, None, "A", "read in source"),
+        Published("gcnii", "Cora", 85.5, None, "B", ""),
+    )
+    table = Table(
+        name="t", experiment="e", label="config.model", cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100), caption="C", command="c", published=paper,
+    )  # fmt: skip
+    text = render.render(table, [row()])
+    assert "(A; " in text and "85.5" not in text
+
+
+def test_last_takes_the_end_of_a_curve():
+    assert last("metrics.test_accuracy")(row(accuracy=[0.1, 0.4])) == {"last epoch": 0.4}
+
+
+def test_pages_of_the_repository_say_what_the_rows_say():
+    tables.main(["--check"])
+
+
+def test_every_table_stands_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in tables.pages(tables.ROOT))
+    assert [t.name for t in tables.TABLES if text.count(f"\n<!-- table:{t.name} -->\n") != 1] == []
+
+
+def test_pages_under_docs_are_rendered_too(page, tmp_path):
+    other = tmp_path / "docs" / "results" / "citation.md"
+    other.parent.mkdir(parents=True)
+    other.write_text(README)
+    page([row()], "no tables here\n")
+    assert "| gcn" in other.read_text()
+    other.write_text(other.read_text().replace("80.0 (1)", "80.4 (1)"))
+    with pytest.raises(SystemExit, match=r"docs/results/citation\.md"):
+        page([], "no tables here\n", "--check")
+
+
+def test_text_outside_markers_is_kept():
+    text = "a\n`<!-- table:x -->` in a sentence is no marker\n"
+    assert fill(text, tables.RESULTS, tables.TABLES) == text
