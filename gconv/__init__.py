@@ -38,6 +38,7 @@ from gconv.summary import summary
 from gconv.transfer import Pixels, transfer
 
 __version__ = "0.1.0"
+NUMERICS = 1  # raised by hand when the numbers that layers compute may move beyond rounding; rows record it
 __all__ = [
     "Bipartite",
     "GConv",

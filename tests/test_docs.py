@@ -6,7 +6,7 @@ import re
 import pytest
 
 from experiments import tables
-from experiments.machine import ROOT
+from experiments.harness.machine import ROOT
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 TEXTS = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT) if page.parent.name == "docs"}

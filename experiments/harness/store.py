@@ -65,8 +65,10 @@ class Results:
             if self.path.exists():
                 open(self.path, "ab").close()
 
-    def append(self, row: Row) -> bool:
+    def append(self, row: Row, replace: bool = False) -> bool:
         """Add one row and sync it to disk; False, and nothing written, where its key is there already.
+
+        With `replace`, a row with its key gives way to it, in a new file that takes the old one's place at once.
 
         A torn last line is cut off first. Raises: ResultsError, the file as it was; ValueError for NaN or infinity.
         """
@@ -87,7 +89,9 @@ class Results:
                 rows, end = self._parse(text)
                 self._keys |= {old["key"] for old in rows}
                 if row["key"] in self._keys:
-                    return False
+                    if replace:
+                        self._replace(row, line)
+                    return replace
                 file.truncate(start + end)
                 whole = text[:end].endswith(b"\n") or not end
                 try:
@@ -98,6 +102,13 @@ class Results:
                 self._read_to = start + end + len(line) + (not whole)
                 self._keys.add(row["key"])
         return True
+
+    def _replace(self, row: Row, line: bytes) -> None:
+        """Put `line` in place of the row with the same key."""
+        old = self.path.read_bytes().splitlines(keepends=True)
+        new = [line if text.strip() and json.loads(text)["key"] == row["key"] else text for text in old]
+        replace_file(self.path, b"".join(new))
+        self._read_to, self._keys = 0, set()
 
     def checkpoint(self, key: str) -> Path:
         """Where the run with this key keeps its checkpoint: beside the results, in a folder that git ignores."""
@@ -171,7 +182,7 @@ class Checkpoint:
             return
         buffer = io.BytesIO()
         torch.save({"epoch": epoch, "extra": extra, "rng": rng_state(), "parts": self._states()}, buffer)
-        body, trial = buffer.getvalue(), self.path.with_suffix(f".{os.getpid()}.tmp")
+        body = buffer.getvalue()
         if not self._checked:
             try:
                 torch.load(io.BytesIO(body), weights_only=True)
@@ -180,11 +191,8 @@ class Checkpoint:
             self._checked = True
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(trial, "wb", buffering=0) as file:
-                _write(file, hashlib.sha256(body).digest() + body)
-            os.replace(trial, self.path)
+            replace_file(self.path, hashlib.sha256(body).digest() + body)
         except OSError as error:
-            trial.unlink(missing_ok=True)
             raise ResultsError(f"cannot write checkpoint {self.path}: {error.strerror or error}") from None
 
     def _states(self) -> dict[str, Any]:
@@ -193,6 +201,18 @@ class Checkpoint:
     def _load(self, states: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(states[name])
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole, or leave what was there. Raises: OSError."""
+    trial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(trial, "wb", buffering=0) as file:
+            _write(file, content)
+        os.replace(trial, path)
+    except OSError:
+        trial.unlink(missing_ok=True)
+        raise
 
 
 def _write(file: io.RawIOBase | io.FileIO, content: bytes) -> None:

@@ -312,6 +312,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from experiments.images import digits_pair  # by its name, so that worker processes can import what they run
-
-    digits_pair.main()
+    main()

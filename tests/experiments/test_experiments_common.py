@@ -298,9 +298,10 @@ def test_metric_that_is_not_finite_is_a_failed_run(tmp_path, capsys):
     assert seeds_of(results.path) == [1] and "Config(hidden=4, seed=0)" in capsys.readouterr().err
 
 
-def test_killed_worker_is_one_clear_error(script):
+def test_killed_worker_is_one_clear_error(script, tmp_path):
     code, out, err = finish(script("--die", "0", "--seeds", "2", "--jobs", "2"))
-    assert code == 1 and not out and "a worker was killed" in err and "Traceback" not in err
+    assert code == 1 and not out and "its process ended with -9" in err and "Traceback" not in err
+    assert "1 of 2 runs failed" in err and seeds_of(tmp_path / "rows.jsonl") == [1], "the other has its row"
 
 
 def test_sweep_runs_each_configuration_once_and_answers_in_order(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.citation import networks as citation
 from experiments.conformance import libraries as conformance
-from experiments.harness import common, machine
+from experiments.harness import common, machine, options
 from experiments.harness.common import Options, Outcome, Results, ResultsError, sweep
 
 ROOT = machine.ROOT
@@ -34,8 +34,8 @@ def run(config):
 def places(monkeypatch, tmp_path):
     """The folders of the committed rows and of a user's own."""
     for name in ("RESULTS", "RUNS"):
-        monkeypatch.setattr(common, name, tmp_path / name.lower())
-    return common.RESULTS, common.RUNS
+        monkeypatch.setattr(options, name, tmp_path / name.lower())
+    return options.RESULTS, options.RUNS
 
 
 def toy(options, seeds=(0, 1)):
@@ -60,7 +60,7 @@ def test_every_experiment_opens_its_rows_through_the_options():
     for path in (ROOT / "experiments").rglob("*.py"):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             appends = "Results(" in line and "RESULTS" in line and ".rows()" not in line
-            assert not appends or path.name == "common.py", f"{path.name}:{number}: {line}"
+            assert not appends or path.name == "options.py", f"{path.name}:{number}: {line}"
 
 
 def test_official_and_results_exclude_each_other():

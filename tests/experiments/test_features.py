@@ -13,7 +13,8 @@ from experiments.report.features import FEATURES, PEERS, Feature
 def exists(shown):
     node = shown.split()[0]
     if not node.startswith("tests/"):
-        return hasattr(importlib.import_module(node), "main")
+        module = importlib.import_module(node)
+        return hasattr(importlib.import_module(f"{node}.__main__") if hasattr(module, "__path__") else module, "main")
     path, _, name = node.partition("::")
     tree = ast.parse((ROOT / path).read_text()) if (ROOT / path).exists() else ast.Module([], [])
     return any(

@@ -94,7 +94,7 @@ def test_rounds_stay_within_their_budget():
 def row(case, **metrics):
     config = {**asdict(case), "channels": list(case.channels)}
     ms = {"gconv_ms": 1.0, "peer_ms": 4.0, "faster": 4.0, "faster_low": 3.5, "faster_high": 4.5, "peer": "PyG"}
-    metrics = {**ms, "goal": "3", "verdict": speed_summary.verdict(4.0, case.goal), "kernels": "torch", **metrics}
+    metrics = {**ms, "goal": "3", "verdict": measure.verdict(4.0, case.goal), "kernels": "torch", **metrics}
     return {"experiment": "speed", "key": case.case, "config": config, "metrics": metrics, "hardware": {},
             "data": {"label": "random", "hash": "generated"}}  # fmt: skip
 

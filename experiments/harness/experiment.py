@@ -1,0 +1,106 @@
+"""An experiment as data: its configuration, its runs and what they see. One command line, one sweep for all of them."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.harness.options import RUNS, Data, Outcome, SweepOptions, parse
+from experiments.harness.store import Row
+from experiments.harness.sweeps import sweep
+
+
+class Place(NamedTuple):
+    """Where a run runs; nothing of this moves its numbers beyond rounding."""
+
+    root: Path | None = None
+    """Folder of the data sets."""
+    device: str = "auto"
+    checkpoint: Path | None = None
+    """File for the run's `Checkpoint`."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table's runs.
+
+    Args:
+        name: of the rows' file, and the table's on the command line of `experiments.sweep`.
+        about: the help text.
+        config: a frozen dataclass: one run, and the command line.
+        expand: (configuration of the command line, number of seeds) -> the runs, those that teach most first.
+            Raises: ValueError for what cannot be run.
+        run: (configuration, place) -> outcome, a function of a module.
+        data: (configuration, folder of the data sets) -> what the run sees.
+        smoke: fields of the configuration that make every run last a second or two.
+        report: prints what the rows say.
+        modules: further modules that make a configuration's numbers.
+        measured: metrics that are times or rates, which no second run gives again.
+        tolerance: largest difference of a metric between two kinds of processor.
+        defaults: this experiment's own defaults of `Options`.
+    """
+
+    name: str
+    about: str
+    config: type[Any]
+    expand: Callable[[Any, int], list[Any]]
+    run: Callable[[Any, Place], Outcome]
+    data: Callable[[Any, Path | None], Data]
+    smoke: Mapping[str, Any]
+    report: Callable[[list[Row]], None]
+    modules: Callable[[Any], Iterable[str]] = lambda config: ()
+    measured: tuple[str, ...] = ()
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def main(self, argv: Sequence[str] | None = None, *, isolate: bool = False) -> None:
+        """The command line. Raises: SystemExit."""
+        config, options = parse(self.config, SweepOptions, self.about, argv, self.defaults)
+        self.report(self.rows(config, options, isolate))
+
+    def rows(self, config: Any, options: SweepOptions, isolate: bool = False) -> list[Row]:
+        """The rows of a configuration, what is missing run first. Raises: SystemExit."""
+        if options.smoke:
+            config = replace(config, **self.smoke)
+            options = replace(options, results=options.results or RUNS / "smoke" / f"{self.name}.jsonl")
+        try:
+            configs = self.expand(config, options.seeds)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from None
+        return sweep(
+            configs,
+            partial(call, self.run, options.data_root, options.device),
+            options.open(self.name),
+            experiment=self.name,
+            data=lambda c: self.data(c, options.data_root),
+            resumable=True,
+            launch=options.launch(isolate),
+            modules=self.modules,
+        )
+
+    @staticmethod
+    def asdict(config: Any) -> dict[str, Any]:
+        """The configuration as a row has it."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+        return plain
+
+    def read(self, row: Row) -> Any:
+        """The configuration of a row. Raises: ValueError where this version has other fields."""
+        given, known = row["config"], {f.name for f in dataclasses.fields(self.config)}
+        if given.keys() != known:
+            odd = ", ".join(sorted(given.keys() ^ known))
+            raise ValueError(f"the row {row['key']} of {self.name} is of another version: fields differ in {odd}")
+        return self.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def call(
+    run: Callable[[Any, Place], Outcome], root: Path | None, device: str, config: Any, path: Path | None = None
+) -> Outcome:
+    """A run of an experiment as `sweep` calls it."""
+    return run(config, Place(root, device, path))

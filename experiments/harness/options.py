@@ -1,0 +1,168 @@
+"""Command line and identity of a run: configuration, options, data seen, outcome, key.
+
+An experiment is a frozen dataclass (its configuration and its command line) and a function `run(config) -> Outcome`.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from experiments.harness.machine import ROOT
+from experiments.harness.store import Results
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+RESULTS = ROOT / "experiments" / "results"  # committed; changed with --official alone
+RUNS = ROOT / "runs"  # a user's own rows
+C = TypeVar("C", bound="DataclassInstance")
+
+
+class Data(NamedTuple):
+    """Which data a run saw: a label fit to print beside the number, and the hash of its content."""
+
+    label: str
+    hash: str
+
+
+class Outcome(NamedTuple):
+    """What a run returns: metrics (finite numbers, or lists of them), and the lowerings that the plans chose."""
+
+    metrics: dict[str, Any]
+    lowering: Any = None
+
+
+class Launch(NamedTuple):
+    """How runs are launched; `Options` says what the fields mean."""
+
+    jobs: int = 1
+    threads: int = 0
+    budget: float | None = None
+    launcher: str = "local"
+    rerun: bool = False
+    isolate: bool = False
+    """One process a run also where there is one job."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what: none of this enters a row's key."""
+
+    seeds: int = 1
+    """Number of seeds, counted from 0."""
+    jobs: int = 1
+    """Runs at a time; each gets its share of the threads."""
+    rerun: bool = False
+    """Run what was recorded with other code again, in place of its rows."""
+    results: Path | None = None
+    """JSONL file to append to (default: runs/NAME.jsonl; runs that are in the committed rows are not run again)."""
+    data_root: Path | None = None
+    """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    official: bool = False
+    """Append to the committed rows, experiments/results/NAME.jsonl, and draw the committed figures."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.seeds < 1 or self.jobs < 1:
+            raise ValueError("--seeds and --jobs must be at least 1")
+        if self.official and self.results is not None:
+            raise ValueError("--official names the file of the rows, so it goes without --results")
+
+    def launch(self, isolate: bool = False) -> Launch:
+        """How runs are launched."""
+        return Launch(self.jobs, rerun=self.rerun, isolate=isolate)
+
+    def open(self, experiment: str) -> "Results":
+        """The results file of this invocation."""
+        if self.results is not None:
+            return Results(self.results)
+        name = f"{experiment}.jsonl"
+        return Results(RESULTS / name) if self.official else Results(RUNS / name, known=RESULTS / name)
+
+
+@dataclass(frozen=True)
+class SweepOptions(Options):
+    """How to run an `Experiment`."""
+
+    threads: int = 0
+    """Threads of a run, then in a process of its own (default: torch's, divided by --jobs)."""
+    budget: float | None = None
+    """Minutes after which no run goes on; the same command continues later."""
+    launcher: Literal["local", "submitit"] = "local"
+    """Where runs are launched: here, or as jobs of a cluster."""
+    smoke: bool = False
+    """Toy sizes, seconds a run, to see that everything works; rows go to runs/smoke/NAME.jsonl."""
+    device: str = "auto"
+    """Where networks are trained: auto (the first GPU, else the CPU), cpu, cuda:1 ..."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        super().__post_init__()
+        if self.threads < 0 or (self.budget is not None and not self.budget > 0):
+            raise ValueError("--threads must not be negative, and --budget must be positive")
+        if self.official and self.smoke:
+            raise ValueError("--smoke makes no official rows")
+
+    def launch(self, isolate: bool = False) -> Launch:
+        """How runs are launched."""
+        return Launch(self.jobs, self.threads, self.budget, self.launcher, self.rerun, isolate or self.threads > 0)
+
+
+def cli(
+    config: type[C], description: str | None = None, argv: Sequence[str] | None = None, **defaults: Any
+) -> tuple[C, Options]:
+    """Parse the command line into `(config, options)`.
+
+    The fields of the dataclass `config` are the options, and their docstrings the help.
+    `defaults` are this experiment's own defaults of `Options`: `cli(Config, __doc__, seeds=10)`.
+
+    Raises: SystemExit(2), with a message that names the nearest option, for anything it does not know.
+
+    >>> @dataclass(frozen=True)
+    ... class Config:
+    ...     hidden: int = 16
+    >>> config, options = cli(Config, argv=["--hidden", "32", "--jobs", "2"], seeds=10)
+    >>> config.hidden, options.jobs, options.seeds
+    (32, 2, 10)
+    """
+    return parse(config, Options, description, argv, defaults)
+
+
+def parse(
+    config: type[Any], kind: type[Any], description: str | None, argv: Sequence[str] | None, defaults: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """`cli` with options of a kind of its own."""
+    import tyro
+
+    bare = tyro.conf.OmitArgPrefixes
+    fields = [
+        ("config", bare[config], field(default_factory=config)),
+        ("options", bare[kind], field(default_factory=lambda: kind(**defaults))),
+    ]
+    command: Any = tyro.cli(make_dataclass("Command", fields), description=description, args=argv)
+    return command.config, command.options
+
+
+def grid(config: C, **axes: Iterable[Any]) -> list[C]:
+    """Every combination of `axes` put into `config`, the last axis fastest.
+
+    >>> [(options.seeds, options.jobs) for options in grid(Options(), seeds=[1, 2], jobs=[3])]
+    [(1, 3), (2, 3)]
+    """
+    return [replace(config, **dict(zip(axes, v, strict=True))) for v in itertools.product(*axes.values())]
+
+
+def run_key(config: Any, experiment: str, data: Data | None = None) -> str:
+    """The 16 hex digits that identify a run: experiment, configuration (seed included) and content of the data.
+
+    Raises: TypeError where the configuration holds what JSON cannot (a Path is an option, not a configuration).
+
+    >>> run_key(Options(seeds=3), "citation") == run_key(Options(3), "citation") != run_key(Options(4), "citation")
+    True
+    """
+    what = {"experiment": experiment, "config": asdict(config), "data": data and data.hash}
+    return hashlib.sha256(json.dumps(what, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]

@@ -1,0 +1,86 @@
+"""An operator given on the command line: `--spec "module:factory(k=3)"`, read without running any of its text."""
+
+import ast
+import difflib
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gconv import OperatorSpec
+
+
+def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
+    """The function `(channels in, channels out) -> spec` that a text names.
+
+    "gconv.operators:cheb(k=3)" gives `cheb(i, o, k=3)`: channels come from the experiment, further arguments are
+    literals. The module is imported, from the current folder too.
+
+    Raises: ValueError, in one sentence, for a text of another form, a module or a factory that is not there, and
+        arguments that are not literals; when called, for a factory that refuses them or returns no spec.
+
+    >>> read_spec("gconv.operators:cheb(k=3)")(2, 4).name
+    'cheb'
+    >>> read_spec("gconv.operators:cheb(k=open('x'))")
+    Traceback (most recent call last):
+        ...
+    ValueError: --spec gconv.operators:cheb(k=open('x')): the argument open('x') is not a literal
+    """
+
+    def wrong(what: object) -> ValueError:
+        return ValueError(f"--spec {text}: {what}")
+
+    module_name, colon, call = text.partition(":")
+    if not colon or not module_name or not call:
+        raise wrong('expected "module:factory(k=3)"')
+    try:
+        tree: ast.expr = ast.parse(call.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise wrong(f'expected "module:factory(k=3)", but {getattr(error, "msg", error)} in {call!r}') from None
+    arguments: list[Any] = []
+    named: dict[str, Any] = {}
+    if isinstance(tree, ast.Call):
+        arguments = [_literal(node, wrong) for node in tree.args]
+        for keyword in tree.keywords:
+            if keyword.arg is None:
+                raise wrong("** is not possible here")
+            named[keyword.arg] = _literal(keyword.value, wrong)
+        tree = tree.func
+    if not isinstance(tree, ast.Name):
+        raise wrong('expected "module:factory(k=3)"')
+    factory = _find(module_name, tree.id, wrong)
+
+    def make(i: int, o: int) -> OperatorSpec:
+        try:
+            spec = factory(i, o, *arguments, **named)
+        except (TypeError, ValueError) as error:
+            raise wrong(error) from error
+        if not isinstance(spec, OperatorSpec):
+            raise wrong(f"{tree.id} returns {type(spec).__name__}, not an OperatorSpec")
+        return spec
+
+    return make
+
+
+def _literal(node: ast.expr, wrong: Callable[[object], ValueError]) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, RecursionError):
+        raise wrong(f"the argument {ast.unparse(node)} is not a literal") from None
+
+
+def _find(module_name: str, name: str, wrong: Callable[[object], ValueError]) -> Callable[..., Any]:
+    if "" not in sys.path:
+        sys.path.append("")  # the current folder, as under python -m
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise wrong(f"there is no module {error.name}") from None
+    except Exception as error:
+        raise wrong(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
+    factory = getattr(module, name, None)
+    if callable(factory):
+        return factory
+    known = [word for word in dir(module) if not word.startswith("_") and callable(getattr(module, word))]
+    near = difflib.get_close_matches(name, known, 3)
+    raise wrong(f"{module_name} has no {name}" + (f"; did you mean {' or '.join(near)}?" if near else ""))

@@ -1,0 +1,311 @@
+"""Launching runs: what has no row yet is run, one process a run where asked, and its row appended.
+
+Only the calling process writes rows. A kill at any moment loses nothing that has a row, and of a resumable run what
+came after its last checkpoint; the same command goes on from there.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from experiments.harness import progress
+from experiments.harness.code import code, code_of
+from experiments.harness.machine import commit, hardware, peak_memory_mb, reset_peak_memory, timer, versions
+from experiments.harness.options import Data, Launch, Outcome, run_key
+from experiments.harness.store import Results, ResultsError, Row
+
+
+class Task(NamedTuple):
+    """One run: what is called, and the row that is completed."""
+
+    run: Callable[..., Outcome]
+    config: Any
+    row: Row
+    path: Path | None
+    threads: int
+
+
+def sweep(
+    configs: Iterable[Any],
+    run: Callable[..., Outcome],
+    results: Results,
+    *,
+    experiment: str,
+    data: Data | Callable[[Any], Data] | None = None,
+    jobs: int = 1,
+    resumable: bool = False,
+    launch: Launch | None = None,
+    modules: Callable[[Any], Iterable[str]] = lambda config: (),
+) -> list[Row]:
+    """Run every configuration that has no row yet, append its row, and return the rows of all, in order.
+
+    Args:
+        configs: one frozen dataclass a run; repeated ones run once. They start in this order.
+        run: `run(config)`, or `run(config, path)` where `resumable`: `path` is for its `Checkpoint`,
+            and is removed once the row is on disk. Its global seeding is its own business.
+        results: where rows go. Only the calling process writes.
+        experiment: name, part of the key.
+        data: what the runs see, or a function of the configuration.
+        jobs: processes; torch's threads are divided among them.
+        resumable: see `run`.
+        launch: processes, threads, budget; in place of `jobs`.
+        modules: further modules that make a configuration's numbers, for the hash of the code.
+
+    Raises:
+        SystemExit: before anything runs, where rows cannot be written or data are missing; at the end, after all the
+            others have finished, where a run failed (each is printed with its configuration as it fails) or the budget
+            was used up.
+    """
+    from rich.console import Console
+
+    from datasets.root import DataError
+
+    launch = launch or Launch(jobs)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    threads = launch.threads or max(1, torch.get_num_threads() // launch.jobs)
+    tasks: dict[str, Task] = {}
+    for config in configs:
+        try:
+            seen = data(config) if callable(data) else data
+        except DataError as error:
+            raise SystemExit(f"error: {error}") from None
+        key = run_key(config, experiment, seen)
+        row = {"experiment": experiment, "key": key, "config": asdict(config), "seed": getattr(config, "seed", None)}
+        row |= {"data": seen and seen._asdict(), "commit": commit(), "code": code(run, modules(config))}
+        tasks[key] = Task(run, config, row, results.checkpoint(key) if resumable else None, threads)
+    keys, failed = list(tasks), 0
+    try:
+        results.probe()
+        for source, rows in results.sources():
+            there = {row["key"]: row for row in rows if complete(row, source) and row["key"] in tasks}
+            stale = [key for key, row in there.items() if row.get("code") != tasks[key].row["code"]]
+            if there:
+                console.print(f"{experiment}: {len(there)} of {len(keys)} runs are in {source} already")
+            if stale:
+                none = sum("code" not in there[key] for key in stale)
+                what = [f"{none} of them before rows recorded their code"] if none else []
+                what += [f"{len(stale) - none} of them with other code"] if none < len(stale) else []
+                again = "running them again" if launch.rerun else "--rerun runs them again"
+                console.print(f"{experiment}: {' and '.join(what)}; {again}", style="yellow")
+            for key in there.keys() - (set(stale) if launch.rerun else set()):
+                del tasks[key]
+                results.checkpoint(key).unlink(missing_ok=True)
+        for row in _launched(tasks, launch, console, experiment):
+            if "error" in row:
+                failed += 1
+                console.print(f"FAILED {row['config']}\n{row['error']}", style="red", markup=False)
+            else:
+                results.append(row, replace=launch.rerun)
+                results.checkpoint(row["key"]).unlink(missing_ok=True)
+                del tasks[row["key"]]
+        found = {row["key"]: row for _, rows in results.sources() for row in rows}
+    except ResultsError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        kept = f"finished runs are in {results.path}, the same command goes on from there"
+        print(f"stopped: {kept if results.path.exists() else 'no run had finished'}", file=sys.stderr)
+        raise SystemExit(130) from None
+    if failed:
+        others = f"; the others are in {results.path}" if failed < len(keys) else ""
+        raise SystemExit(f"error: {failed} of {len(keys)} runs failed{others}")
+    if tasks:
+        raise SystemExit(
+            f"stopped: {launch.budget:g} minutes are over and {len(tasks)} of {len(keys)} runs of {experiment} have no "
+            "row yet; the same command goes on from there"
+        )
+    return [found[key] for key in keys]
+
+
+def complete(row: Row, path: Path) -> bool:
+    """True. Raises: ResultsError for a row that lacks what every row of an experiment has."""
+    missing = [name for name in ("config", "metrics") if not isinstance(row.get(name), dict)]
+    if missing:
+        raise ResultsError(
+            f"{path}: the row with the key {row['key'][:40]!r} has no {' and no '.join(missing)}, so another version "
+            "wrote it; delete the line"
+        )
+    return True
+
+
+# -- launching -----------------------------------------------------------------------------------------------------
+
+
+def _launched(tasks: dict[str, Task], launch: Launch, console: Any, experiment: str) -> Iterator[Row]:
+    """The rows of all tasks as they finish, or the errors; fewer where the budget is used up."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    todo = list(tasks.values())
+    end = None if launch.budget is None else time.monotonic() + 60 * launch.budget
+    with Progress(*columns, console=console, disable=not todo) as bar:
+        whole = bar.add_task(experiment, total=len(todo))
+
+        def told(task: Task) -> progress.Sink:
+            names = {k: v for k, v in asdict(task.config).items() if k in ("model", "rung", "dataset", "seed")}
+            title = " ".join([experiment, *(f"{k} {v}" for k, v in names.items())])
+            number = bar.add_task(title, total=1, visible=False)
+
+            def sink(done: float, text: str, epoch: bool) -> None:
+                if console.is_terminal:
+                    bar.update(number, completed=done, description=f"{title}: {text}", visible=done < 1)
+                elif epoch:
+                    console.print(f"{title}: {text}", markup=False)
+
+            return sink
+
+        if launch.launcher == "submitit":
+            rows = _submitted(todo, launch, end)
+        elif launch.jobs > 1 or launch.isolate:
+            rows = _in_processes(todo, launch.jobs, end, told)
+        else:
+            rows = _here(todo, end, told)
+        for row in rows:
+            bar.advance(whole)
+            yield row
+
+
+def _here(todo: list[Task], end: float | None, told: Callable[[Task], progress.Sink]) -> Iterator[Row]:
+    """One run after the other in this process; a run that has started is finished."""
+    for task in todo:
+        if end is not None and time.monotonic() > end:
+            return
+        progress.begin(told(task))
+        try:
+            yield _one(*task)
+        finally:
+            progress.begin()
+
+
+def _in_processes(
+    todo: list[Task], jobs: int, end: float | None, told: Callable[[Task], progress.Sink]
+) -> Iterator[Row]:
+    """One new process a run, so many at a time. Runs still going at the end of the budget are stopped."""
+    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(kind)
+    if kind == "forkserver" and todo:
+        context.set_forkserver_preload(
+            ["torch", "torch._dynamo", "experiments.harness.sweeps", code_of(todo[0].run).__module__]
+        )
+    waiting = iter(todo)
+    active: dict[Connection, tuple[Any, Task, progress.Sink]] = {}
+    try:
+        while True:
+            while len(active) < jobs and (task := next(waiting, None)) is not None:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_child, args=(theirs, *task), daemon=False)
+                process.start()
+                theirs.close()
+                active[ours] = process, task, told(task)
+            if not active:
+                return
+            left = None if end is None else max(0.0, end - time.monotonic())
+            ready = wait(list(active), left)
+            if not ready:
+                return
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                process, task, sink = active[connection]
+                try:
+                    what, value = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    what = "row"
+                    why = f"its process ended with {process.exitcode} (out of memory, or killed?); run again to go on"
+                    value = {"config": repr(task.config), "error": why}
+                if what == "progress":
+                    sink(*value)
+                    continue
+                sink(1.0, "done", False)
+                del active[connection]
+                connection.close()
+                process.join()
+                yield value
+    finally:
+        for process, _, _ in active.values():
+            process.kill()
+            process.join()
+
+
+def _child(connection: Connection, *task: Any) -> None:
+    """One run in its own process, which ends when the sweep does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep decides
+
+    def watch() -> None:
+        try:
+            connection.recv()
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    progress.begin(lambda *report: connection.send(("progress", report)))
+    connection.send(("row", _one(*task)))
+    os._exit(0)  # nothing is left to clean up, and libraries' threads must not keep the process
+
+
+def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[Row]:
+    """The runs as jobs of a cluster."""
+    try:
+        import submitit
+    except ImportError:
+        raise SystemExit("error: --launcher submitit needs the package submitit: pip install submitit") from None
+    executor = submitit.AutoExecutor(folder=Path("runs") / ".submitit", cluster=os.environ.get("GCONV_CLUSTER"))
+    executor.update_parameters(cpus_per_task=todo[0].threads if todo else 1, timeout_min=24 * 60)
+    executor.update_parameters(**({"slurm_array_parallelism": launch.jobs} if executor.cluster == "slurm" else {}))
+    jobs = dict(zip(executor.map_array(lambda task: _one(*task), todo), todo, strict=True)) if todo else {}
+    try:
+        while jobs and (end is None or time.monotonic() < end):
+            for job in [job for job in jobs if job.done()]:
+                task = jobs.pop(job)
+                try:
+                    yield job.result()
+                except Exception as error:
+                    yield {"config": repr(task.config), "error": str(error)}
+            time.sleep(0.2)
+    finally:
+        for job in jobs:
+            job.cancel()
+
+
+def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
+    """One run in this process: its row completed, or its configuration with the error."""
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    try:
+        reset_peak_memory()
+        with timer() as clock:
+            outcome = run(config) if path is None else run(config, path)
+        row = row | {
+            "metrics": outcome.metrics,
+            "lowering": outcome.lowering,
+            "seconds": round(clock.seconds, 3),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
+            "versions": versions(),
+            "hardware": hardware(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        # As plain JSON here, where it can still be reported: a metric that is not finite is a failed run, not a row.
+        row = json.loads(json.dumps(row, allow_nan=False, default=_plain))
+    except (Exception, SystemExit):
+        return {"config": repr(config), "error": traceback.format_exc()}
+    return row
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and numpy's numbers as lists and numbers. Raises: TypeError for anything else."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"a row cannot hold a {type(value).__name__}")

@@ -1,0 +1,69 @@
+"""Run what is missing of a table, in the order of what it teaches; a kill at any moment costs a minute or two.
+
+    python -m experiments.sweep                                    the tables, and what is missing of each
+    python -m experiments.sweep ladder --budget 120                two hours of it; the same command goes on from there
+    python -m experiments.sweep ladder --jobs 2 --threads 1        two runs at a time, one thread each
+    python -m experiments.sweep ladder --smoke                     toy sizes, seconds, rows in runs/smoke
+
+Each run is a process of its own with a fixed number of threads (default 1). Rows go to runs/TABLE.jsonl, or with
+--official to the committed ones. What follows the table are the options of its experiment: --help lists them.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from experiments.harness.experiment import Experiment
+from experiments.harness.options import SweepOptions
+from experiments.harness.store import ResultsError
+
+TABLES = {
+    "ladder": "experiments.images.ladder",
+}
+
+
+def experiment(table: str) -> Experiment:
+    """The experiment of a table. Raises: SystemExit, naming the nearest, for an unknown one."""
+    if table not in TABLES:
+        near = difflib.get_close_matches(table, TABLES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TABLES)}"
+        raise SystemExit(f"error: there is no table {table!r}; {hint}")
+    found: Experiment = importlib.import_module(TABLES[table]).EXPERIMENT
+    return found
+
+
+def missing(table: str) -> str:
+    """How many of a table's runs have rows, in words."""
+    found = experiment(table)
+    config, options = found.config(), SweepOptions(**found.defaults)
+    wanted = found.expand(config, options.seeds)
+    try:
+        rows = [row for _, rows in options.open(found.name).sources() for row in rows]
+    except ResultsError as error:
+        return f"error: {error}"
+    there = [config for row in rows if (config := row.get("config"))]
+    have = sum(found.asdict(config) in there for config in wanted)
+    return f"{have} of {len(wanted)} runs have rows"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        for table in TABLES:
+            print(f"{table:16s} {missing(table)}")
+        return
+    if argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\ntables: {', '.join(TABLES)}")
+        return
+    if argv[0].startswith("-"):
+        raise SystemExit(f"error: name a table first, one of {', '.join(TABLES)}")
+    given = argv[1:]
+    if not any(option.split("=")[0] == "--threads" for option in given):
+        given += ["--threads", "1"]
+    experiment(argv[0]).main(given, isolate=True)
+
+
+if __name__ == "__main__":
+    main()

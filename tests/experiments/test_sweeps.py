@@ -1,0 +1,268 @@
+"""Sweeps: rows know their code, exact resume, budgets, tables by name, operators of one's own."""
+
+import json
+import textwrap
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import gconv
+from experiments import sweep as sweep_command
+from experiments.harness import code as codes
+from experiments.harness import fit, progress
+from experiments.harness.experiment import Place
+from experiments.harness.options import Launch, Outcome, SweepOptions
+from experiments.harness.specs import read_spec
+from experiments.harness.store import Results
+from experiments.harness.sweeps import sweep
+from experiments.images import ladder
+from gconv.operators import gcn
+
+SMOKE = {**ladder.EXPERIMENT.smoke, "limit": 16, "batch": 8}
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+
+def run(config):
+    return Outcome({"value": config.seed})
+
+
+def slow(config):
+    for epoch in range(1000):
+        progress.report(epoch / 1000, f"epoch {epoch}")
+        torch.ones(200, 200) @ torch.ones(200, 200)
+    raise RuntimeError("after the last epoch")
+
+
+# -- rows know their code ------------------------------------------------------------------------------------------
+
+
+def module(tmp_path, monkeypatch, text, name="user_operator"):
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    for cached in (codes._closure, codes._tree):
+        cached.cache_clear()
+    return codes.code(run, [name])["hash"]
+
+
+def test_docstrings_comments_and_layout_are_no_code(tmp_path, monkeypatch):
+    one = module(tmp_path, monkeypatch, "def f(x):\n    return x + 1\n")
+    same = '"""A module."""\n\n\ndef f(x):\n    """Adds."""\n    return (x +\n        1)  # one\n'
+    assert module(tmp_path, monkeypatch, same) == one
+    assert module(tmp_path, monkeypatch, "def f(x):\n    return x + 2\n") != one
+
+
+def test_the_code_of_a_row_is_that_of_its_operators_and_loops(monkeypatch):
+    names = codes._closure("experiments.images.ladder")
+    assert {"experiments.harness.fit", "experiments.images.pixels", "gconv.operators.selection"} <= names
+    assert not names & {"experiments.harness.sweeps", "experiments.harness.render", "gconv.operators.gat"}
+    before = codes.code(run)
+    monkeypatch.setattr(gconv, "NUMERICS", gconv.NUMERICS + 1)
+    assert codes.code(run) != before
+
+
+def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, capfd):
+    results = Results(tmp_path / "rows.jsonl")
+
+    def go(**launch):
+        rows = sweep([Config(0), Config(1)], run, Results(results.path), experiment="toy", launch=Launch(**launch))
+        return rows, capfd.readouterr().err
+
+    go()
+    assert "--rerun" not in go()[1], "the same code is no news"
+    old, first = (json.loads(line) for line in results.path.read_text().splitlines())
+    del old["code"]
+    first["code"]["numerics"] = 0
+    results.path.write_text("".join(json.dumps(row) + "\n" for row in (old, first)))
+    rows, said = go()
+    assert "1 of them before rows recorded their code and 1 of them with other code; --rerun" in " ".join(said.split())
+    assert "code" not in rows[0] and rows[1]["code"]["numerics"] == 0, "kept until asked"
+    rows, _ = go(rerun=True)
+    assert [row["code"] for row in rows] == [codes.code(run)] * 2
+    assert len(results.rows()) == 2, "in place of the old ones"
+
+
+# -- launching -----------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_ends_a_sweep_and_the_same_command_goes_on(tmp_path):
+    results = Results(tmp_path / "rows.jsonl")
+    with pytest.raises(SystemExit, match=r"minutes are over and 1 of 1 runs of toy have no row yet"):
+        sweep([Config()], run, results, experiment="toy", launch=Launch(budget=1e-9))
+    assert len(sweep([Config()], run, results, experiment="toy", launch=Launch(budget=5.0))) == 1
+
+
+def test_progress_of_a_run_reaches_the_caller_from_another_process(tmp_path, capfd):
+    with pytest.raises(SystemExit, match="1 of 1 runs failed"):
+        sweep([Config()], slow, Results(tmp_path / "r.jsonl"), experiment="toy", launch=Launch(isolate=True, threads=1))
+    said = capfd.readouterr().err
+    assert "epoch 999" in said and "after the last epoch" in said
+
+
+def test_options_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match="no official rows"):
+        SweepOptions(official=True, smoke=True)
+    with pytest.raises(ValueError, match="--budget must be positive"):
+        SweepOptions(budget=0.0)
+
+
+def test_an_unknown_table_names_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="no table 'lader'; did you mean ladder"):
+        sweep_command.main(["lader"])
+    with pytest.raises(SystemExit, match="name a table first"):
+        sweep_command.main(["--jobs", "2"])
+
+
+@pytest.mark.parametrize("table", sweep_command.TABLES)
+def test_every_table_runs_on_toy_sizes(table, tmp_path, capsys):
+    found = sweep_command.experiment(table)
+    found.main(["--smoke", "--seeds", "1", "--device", "cpu", "--results", str(tmp_path / "rows.jsonl")])
+    rows = Results(tmp_path / "rows.jsonl").rows()
+    wanted = found.expand(replace(found.config(), **found.smoke), 1)
+    assert [found.read(row) for row in rows] == wanted
+    assert capsys.readouterr().out.strip() and all(row["code"]["hash"] for row in rows)
+    assert set(found.measured) | set(found.tolerance) <= set().union(*(row["metrics"] for row in rows))
+
+
+# -- operators of one's own ----------------------------------------------------------------------------------------
+
+
+def test_a_spec_is_read_without_running_its_text():
+    assert read_spec("gconv.operators:gcn")(2, 3) == gcn(2, 3)
+    for text, says in {
+        "cheb(k=3)": 'expected "module:factory',
+        "gconv.operators:cheb(k=": 'expected "module:factory',
+        "gconv.operators:cheb(k=3).x": 'expected "module:factory',
+        "gconv.operators:cheb(k=len('x'))": "is not a literal",
+        "gconv.operators:cheb(**{})": r"\*\* is not possible",
+        "gconv.operators:chev(k=3)": "has no chev; did you mean cheb",
+        "no.such.module:cheb": "there is no module no",
+        "os:getcwd": "did you mean|takes",
+        "gconv.operators:cheb": "k",
+        "torch:empty": "returns Tensor, not an OperatorSpec",
+    }.items():
+        with pytest.raises(ValueError, match=says) as caught:
+            read_spec(text)(2, 3)
+        assert str(caught.value).startswith("--spec ") and "\n" not in str(caught.value), text
+
+
+def test_an_operator_of_ones_own_stands_in_the_table(tmp_path, capsys):
+    argv = ["--smoke", "--seeds", "1", "--results", str(tmp_path / "rows.jsonl"), "--spec"]
+    ladder.main([*argv, "gconv.operators:cheb(k=2)"])
+    ladder.main([*argv, "gconv.operators:conv2d(3, padding=1)"])
+    out = capsys.readouterr().out
+    assert "cheb(k=2), width 8" in out and "conv2d(3, padding=1), width 8" in out
+    with pytest.raises(SystemExit, match=r"error: --spec gconv\.operators:chebb: .* did you mean cheb"):
+        ladder.main([*argv, "gconv.operators:chebb"])
+
+
+# -- the ladder ----------------------------------------------------------------------------------------------------
+
+
+def small(**changes):
+    return ladder.Config(**{**SMOKE, "rung": "3", **changes})
+
+
+class Kill(Exception):
+    pass
+
+
+def test_a_run_killed_anywhere_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+    config = small(epochs=2)
+    whole = ladder.run(config, Place()).metrics
+    monkeypatch.setattr(fit, "SAVED_EVERY", 0.0)
+    place, report, steps = Place(checkpoint=tmp_path / "run.pt"), fit.report, []
+
+    def killing(done, text, whole):
+        steps.append(done)
+        if steps.count(done) == 1 and len(steps) % 2 == 0:
+            raise Kill  # before this step is saved
+
+    monkeypatch.setattr(fit, "report", killing)
+    kills = 0
+    while True:
+        try:
+            resumed = ladder.run(config, place).metrics
+            break
+        except Kill:
+            kills += 1
+    assert kills >= 2
+    for name in set(whole) - {"seconds_per_epoch"}:
+        assert resumed[name] == whole[name], name
+    monkeypatch.setattr(fit, "report", report)
+
+
+def test_nothing_is_selected_by_the_test_images(monkeypatch):
+    """Poisoned test labels change the test accuracy alone."""
+    data = fit.task("random", None, 16)
+    clean = ladder.run(small(), Place()).metrics
+    poisoned = data._replace(test=fit.Split(data.test.images, data.test.labels + 10))
+    monkeypatch.setattr(ladder, "task", lambda *args: poisoned)
+    other = ladder.run(small(), Place()).metrics
+    assert other.pop("test_accuracy") == 0
+    clean.pop("test_accuracy")
+    assert {**clean, "seconds_per_epoch": 0} == {**other, "seconds_per_epoch": 0}
+
+
+def test_a_rung_is_the_cnn_with_tied_kernels():
+    for rung, labels in ladder.LABELS.items():
+        tied, cnn = (ladder.network(small(rung=r)).double().eval() for r in (rung, "9"))
+        state = {
+            name: value[list(labels)] if value.ndim == 3 else value
+            for (name, value) in zip(cnn.state_dict(), tied.state_dict().values(), strict=True)
+        }
+        cnn.load_state_dict(state)
+        x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+        torch.testing.assert_close(tied(x), cnn(x))
+
+
+def test_permuted_pixels_change_the_cnn_and_not_the_graph_network():
+    orders = [torch.randperm(n) for n in (1024, 256, 64)]
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    shuffled = ladder.permuted(x, orders[0])
+    graph, cnn = (ladder.network(small(rung=rung)).double().eval() for rung in ("3", "9"))
+    torch.testing.assert_close(ladder.Relabelled(graph, orders).eval()(shuffled), graph(x))
+    assert (cnn(shuffled) - cnn(x)).abs().max() > 1e-5
+    assert (graph(shuffled) - graph(x)).abs().max() > 1e-5, "only with its graph renumbered"
+    with pytest.raises(ValueError, match="no permuted twin"):
+        ladder.Relabelled(cnn, orders)
+
+
+@pytest.mark.parametrize("rung", ["p4", "p4m", "3", "9"])
+def test_turned_images_have_the_same_logits_above_and_on_rings(rung):
+    model = ladder.network(small(rung=rung)).double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    gap = (model(x.rot90(1, (2, 3))) - model(x)).abs().max()
+    assert gap < 1e-10 if rung != "9" else gap > 1e-5
+
+
+def test_the_plan_starts_with_seed_0_and_the_extremes():
+    plan = ladder.expand(ladder.Config(), 3)
+    third = len(plan) // 3
+    assert [c.seed for c in plan] == [0] * third + [1] * third + [2] * third
+    assert [c.rung for c in plan[:3]] == ["9", "1", "pointwise"]
+    assert {ladder.name(c.__dict__) for c in plan} >= {"3, first", "3, not last", "p4m", "9, width 11"}
+    narrow, box = (
+        sum(p.numel() for p in ladder.network(c).parameters())
+        for c in (ladder.Config(rung="9", width=11), ladder.Config(rung="1"))
+    )
+    assert abs(narrow / box - 1) < 0.05
+
+
+def test_recipes_that_cannot_run_are_refused():
+    for wrong in ({"epochs": 0}, {"lr": 0.0}, {"dataset": "mnist"}, {"width": 6, "rung": "p4"}, {"shift": -1}):
+        with pytest.raises(ValueError):
+            ladder.Config(**wrong)
+    with pytest.raises(ValueError, match="goes without"):
+        ladder.Config(spec="a:b", rung="3")
+
+
+def test_images_are_moved_whole():
+    images = torch.arange(2 * 16, dtype=torch.uint8).view(2, 1, 4, 4)
+    assert (fit.moved(images, torch.full((2, 2), 2), 2) == images).all()
+    out = fit.moved(images, torch.tensor([[2, 2], [3, 2]]), 2)
+    assert (out[0] == images[0]).all() and (out[1, :, :3] == images[1, :, 1:]).all()
