@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.harness.options import RUNS, Data, Outcome, SweepOptions, parse
+from experiments.harness.options import RUNS, Data, Outcome, SweepOptions, fields_of, parse
 from experiments.harness.store import Row
 from experiments.harness.sweeps import sweep
 
@@ -87,14 +87,14 @@ class Experiment:
     @staticmethod
     def asdict(config: Any) -> dict[str, Any]:
         """The configuration as a row has it."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+        plain: dict[str, Any] = json.loads(json.dumps(fields_of(config)))
         return plain
 
     def read(self, row: Row) -> Any:
         """The configuration of a row. Raises: ValueError where this version has other fields."""
-        given, known = row["config"], {f.name for f in dataclasses.fields(self.config)}
-        if given.keys() != known:
-            odd = ", ".join(sorted(given.keys() ^ known))
+        given, known = row["config"], {f.name: bool(f.metadata.get("later")) for f in dataclasses.fields(self.config)}
+        odd = ", ".join(sorted({*given.keys() - known.keys(), *(n for n in known if n not in given and not known[n])}))
+        if odd:
             raise ValueError(f"the row {row['key']} of {self.name} is of another version: fields differ in {odd}")
         return self.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 

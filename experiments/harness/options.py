@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -139,11 +139,11 @@ def parse(
     import tyro
 
     bare = tyro.conf.OmitArgPrefixes
-    fields = [
+    parts = [
         ("config", bare[config], field(default_factory=config)),
         ("options", bare[kind], field(default_factory=lambda: kind(**defaults))),
     ]
-    command: Any = tyro.cli(make_dataclass("Command", fields), description=description, args=argv)
+    command: Any = tyro.cli(make_dataclass("Command", parts), description=description, args=argv)
     return command.config, command.options
 
 
@@ -156,6 +156,19 @@ def grid(config: C, **axes: Iterable[Any]) -> list[C]:
     return [replace(config, **dict(zip(axes, v, strict=True))) for v in itertools.product(*axes.values())]
 
 
+LATER = {"later": True}
+"""Metadata of a field that a configuration has gained: left out of rows and keys at its default, so old rows fit."""
+
+
+def fields_of(config: Any) -> dict[str, Any]:
+    """A configuration as rows and keys have it."""
+    found = asdict(config)
+    for one in fields(config):
+        if one.metadata.get("later") and getattr(config, one.name) == one.default:
+            del found[one.name]
+    return found
+
+
 def run_key(config: Any, experiment: str, data: Data | None = None) -> str:
     """The 16 hex digits that identify a run: experiment, configuration (seed included) and content of the data.
 
@@ -164,5 +177,5 @@ def run_key(config: Any, experiment: str, data: Data | None = None) -> str:
     >>> run_key(Options(seeds=3), "citation") == run_key(Options(3), "citation") != run_key(Options(4), "citation")
     True
     """
-    what = {"experiment": experiment, "config": asdict(config), "data": data and data.hash}
+    what = {"experiment": experiment, "config": fields_of(config), "data": data and data.hash}
     return hashlib.sha256(json.dumps(what, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ import torch
 from experiments.harness import progress
 from experiments.harness.code import code, code_of
 from experiments.harness.machine import commit, hardware, peak_memory_mb, reset_peak_memory, timer, versions
-from experiments.harness.options import Data, Launch, Outcome, run_key
+from experiments.harness.options import Data, Launch, Outcome, fields_of, run_key
 from experiments.harness.store import Results, ResultsError, Row
 
 
@@ -84,7 +84,7 @@ def sweep(
         except DataError as error:
             raise SystemExit(f"error: {error}") from None
         key = run_key(config, experiment, seen)
-        row = {"experiment": experiment, "key": key, "config": asdict(config), "seed": getattr(config, "seed", None)}
+        row = {"experiment": experiment, "key": key, "config": fields_of(config), "seed": getattr(config, "seed", None)}
         row |= {"data": seen and seen._asdict(), "commit": commit(), "code": code(run, modules(config))}
         tasks[key] = Task(run, config, row, results.checkpoint(key) if resumable else None, threads)
     keys, failed = list(tasks), 0

@@ -22,7 +22,7 @@ as the box of width 32.
     python -m experiments.images.ladder --spec "gconv.operators:cheb(k=3)"    an operator of one's own, same protocol
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,7 +241,7 @@ def run(config: Config, place: Place) -> common.Outcome:
     data = task(config.dataset, place.root, config.limit)
     common.seed_everything(config.seed)
     model = network(config)
-    metrics = fit(model, data, config, config.seed, place)
+    metrics = {"network": name(asdict(config)), **fit(model, data, config, config.seed, place)}
     return common.Outcome(metrics, lowerings(model, config.batch, common.device(place.device)))
 
 
