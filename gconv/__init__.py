@@ -28,7 +28,7 @@ from gconv import analysis, blocks, interop, operators
 from gconv.adapters import adapt, merge, unmerge
 from gconv.domains import Bipartite, Graph, Grid, grid_graph
 from gconv.errors import InputError
-from gconv.interop import as_linear_map, convert, export
+from gconv.interop import Twin, as_linear_map, convert, export, twin
 from gconv.kernels import backend, constant, portable
 from gconv.linear import LinearMap
 from gconv.module import GConv
@@ -51,6 +51,7 @@ __all__ = [
     "OperatorSpec",
     "OutsideFamily",
     "Pixels",
+    "Twin",
     "adapt",
     "analysis",
     "as_linear_map",
@@ -70,5 +71,6 @@ __all__ = [
     "save",
     "summary",
     "transfer",
+    "twin",
     "unmerge",
 ]

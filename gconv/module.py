@@ -627,3 +627,30 @@ class GConv(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.spec)
+
+    @classmethod
+    def from_torch(cls, layer: nn.Module) -> GConv:
+        """A GConv with the operator and a copy of the weights of a layer of torch.nn or PyG, converted or not.
+
+        Equation: the same Y = sum_k S_k X W_k + b; the layer's weight, rearranged, is W (k, i, o).
+
+        Traps: calls are those of a GConv. A layer on graphs takes (x, graph); nn.Linear, which mixes the last axis,
+        becomes `pointwise`, which takes images (b, c, n) or a signal with a graph. Where PyG's convention depends on
+        the graph (loops of weight 1 in an improved GCN on a graph without weights), the operator's own holds.
+        `gconv.convert` keeps calls and conventions.
+
+        Args:
+            layer: it is not changed.
+
+        Raises:
+            TypeError: if it is no module.
+            OutsideFamily: if the layer is not of the family, or does more than this equation; the message says what.
+
+        >>> torch_layer = nn.Conv2d(3, 8, 3, padding=1)
+        >>> layer, x = GConv.from_torch(torch_layer), torch.rand(1, 3, 6, 6)
+        >>> layer.spec, torch.allclose(layer(x), torch_layer(x), atol=1e-6)
+        (conv2d(3, 8, 3, padding=1), True)
+        """
+        from gconv.interop.from_torch import from_torch
+
+        return from_torch(layer)

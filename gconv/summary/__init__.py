@@ -112,8 +112,8 @@ def _layers_called() -> Iterator[None]:
 def _shared(rows: list[Row], seconds: float) -> tuple[Row, ...]:
     """The rows with their shares."""
     timed = seconds < math.inf
-    whole = seconds if timed else sum(row.multiply_adds for row in rows)
     parts = [(row.measured or 0.0) if timed else row.multiply_adds for row in rows]
+    whole = math.fsum(parts)
     return tuple(replace(row, share=part / whole if whole else 0.0) for row, part in zip(rows, parts, strict=True))
 
 

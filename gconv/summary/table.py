@@ -24,7 +24,7 @@ class Row:
         bytes: of new memory for the outputs; views and results in place take none.
         lowering: how gconv runs it; "torch" or "PyG" where gconv does not.
         predicted, measured: seconds; None where not known.
-        share: of all measured seconds, or where nothing was measured of all multiply-adds.
+        share: of the measured seconds of all rows, or where nothing was measured of all multiply-adds.
     """
 
     path: str

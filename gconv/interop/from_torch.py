@@ -1,0 +1,54 @@
+"""A layer of another library as a GConv of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from gconv.arguments import shown
+from gconv.interop.layers import Layer, Other, identify
+from gconv.interop.peer import Unweighted
+from gconv.interop.peers import base_class
+from gconv.module import GConv
+from gconv.spec import OutsideFamily
+
+
+def gconv_of(layer: nn.Module, asking: str) -> GConv:
+    """A GConv that shares the weights of a layer, or is it.
+
+    Raises:
+        TypeError: if it is no layer.
+        OutsideFamily: if it is not of the family, or does more than sum_k S_k X W_k + b.
+    """
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"{asking} takes a layer, such as nn.Conv2d(3, 8, 3), but {shown(layer)} was given.")
+    if any(is_lazy(p) for p in layer.parameters()):
+        raise OutsideFamily(f"{type(layer).__name__} has no weights yet, as it is not initialised: call it once.")
+    found, name = identify(layer), base_class(layer).__name__
+    if not isinstance(found, Layer):
+        why = found.reason if isinstance(found, Other) else "it holds several layers: ask about them one by one"
+        raise OutsideFamily(f"{name} is no GConv: {why}.")
+    if found.after:
+        raise OutsideFamily(f"{name} is no GConv alone: {found.after}.")
+    if found.peer is not None and found.peer.affine(layer):
+        raise OutsideFamily(f"{name} is no GConv alone: its bias is mixed like a channel; gconv.convert can run it.")
+    if found.peer is None:
+        assert isinstance(layer, GConv)
+        return layer
+    engine = Unweighted(found.spec)
+    engine._like = next(layer.parameters(), engine._like)
+    return engine.borrow(found.peer.weights(layer))
+
+
+def from_torch(layer: nn.Module) -> GConv:
+    """A GConv with the operator and the weights of a layer; see `GConv.from_torch`."""
+    own = gconv_of(layer, "GConv.from_torch")
+    given = {key: value for key, value in own._parameters.items() if value is not None}
+    like = next(iter(given.values()), own._like)
+    made = GConv(own.spec, dtype=like.dtype, device=like.device).train(layer.training)
+    with torch.no_grad():
+        for key, parameter in made._parameters.items():
+            if parameter is not None:
+                parameter.copy_(given[key]).requires_grad_(given[key].requires_grad)
+    return made

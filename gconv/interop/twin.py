@@ -1,0 +1,143 @@
+"""A layer on grids as a layer on a graph whose edges are labelled by tap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gconv.basis import entries
+from gconv.call import Call
+from gconv.domains import Bipartite, Graph, Grid
+from gconv.errors import InputError
+from gconv.interop.from_torch import gconv_of
+from gconv.mixing import Fixed, Grouped, plain, spread_bias
+from gconv.module import GConv, bind, leads_to
+from gconv.operators import selection, simple
+from gconv.operators.resampling import Largest
+from gconv.spec import OutsideFamily, Structure
+
+KEPT = 16  # graphs that a twin remembers
+
+
+class Twin(nn.Module):
+    """The graph counterpart of a layer on grids, as `gconv.twin` makes it.
+
+    Args:
+        gconv: the layer on graphs, with the weights.
+        structure: the one on grids, whose entries are the edges.
+
+    Shapes: images (b, i, *grid) or (i, *grid) -> (b, o, *grid) or (o, *grid), as the layer on grids.
+    """
+
+    def __init__(self, gconv: GConv, structure: Structure) -> None:
+        super().__init__()
+        self.gconv, self.structure = gconv, structure
+        self._graphs: dict[tuple[int, ...], Graph | Bipartite] = {}
+
+    def target(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The grid of the result, for images on a grid of this shape."""
+        found = leads_to(self.structure, Grid(tuple(shape)))
+        assert isinstance(found, Grid)
+        return found.shape
+
+    def graph(self, shape: Sequence[int]) -> Graph | Bipartite:
+        """The graph for images on a grid of this shape: pixels in row-major order, an edge for each entry of each S_k.
+
+        Its `edge_type` is the tap k, its `edge_weight`, where it is not 1, the entry. Where the result has another
+        grid, it is a Bipartite, from the pixels of the one to those of the other.
+
+        >>> from torch import nn
+        >>> found = twin(nn.Conv2d(1, 1, 3, padding=1))
+        >>> found.graph((4, 4)), found.graph((4, 4)).edge_type[:3]
+        (Graph(16 nodes, 100 edges, edge_type), tensor([0, 0, 0]))
+        """
+        grid = Grid(tuple(shape))
+        if grid.shape not in self._graphs:
+            if len(self._graphs) >= KEPT:
+                self._graphs.clear()
+            like = self.gconv.weight if self.gconv.weight is not None else self.gconv._like
+            signal = torch.empty(1, 0, dtype=torch.float64, device=like.device)
+            S = entries(bind(self.structure, grid, {}, Call(signal)), signal.dtype, signal.device)
+            ends = torch.stack([S.pattern.col, S.pattern.row])
+            named: dict[str, Any] = (
+                {"edge_type": S.pattern.tap} if self.structure.taps > 1 or self.gconv.weight is not None else {}
+            )
+            if not bool((S.values == 1).all()):
+                named["edge_weight"] = S.values.to(like.dtype)
+            out = self.target(grid.shape)
+            made = Graph(ends, grid.size, **named) if out == grid.shape else Bipartite(ends, S.shape[:0:-1], **named)
+            self._graphs[grid.shape] = made
+        return self._graphs[grid.shape]
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = getattr(self.structure, "ndim", x.ndim - 2)
+        if not isinstance(x, Tensor) or x.ndim not in (axes + 1, axes + 2) or axes < 1:
+            raise InputError(f"This twin takes images (b, c, *grid) on {axes} axes, but x has shape {tuple(x.shape)}.")
+        shape = tuple(x.shape[-axes:])
+        y: Tensor = self.gconv(x.flatten(-axes).mT, self.graph(shape))
+        return y.mT.unflatten(-1, self.target(shape))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Twin:
+        self._graphs.clear()
+        super()._apply(fn, recurse)
+        return self
+
+
+def twin(layer: nn.Module) -> Twin:
+    """The graph counterpart of a layer on grids: the same taps and weights, on edges labelled by tap.
+
+    Equation: both are y = sum_k S_k x W_k + b. The grid's S_k are shift matrices, known by offset; the twin reads their
+    entries from a graph, S_k[i, j] = sum of the weights of the edges j -> i with label k.
+
+    Meaning: a convolution is a graph convolution that tells its neighbours apart. Whatever the stride, dilation,
+    padding and its mode, transposed or not, in one to three axes, the twin computes the same; what it reads can then be
+    changed edge by edge.
+
+    Cost: an edge for each entry, and numbers of rows for each edge; the grid's own lowerings are faster.
+
+    Args:
+        layer: a convolution, pooling, upsampling or other layer on grids, of gconv or torch.nn, converted or not.
+
+    Returns:
+        Twin: a module that takes images, with `gconv`, the layer on graphs (`selection`, or `simple` where nothing is
+        learned), which has a copy of the weights, and `graph(shape)`, the graph that it is called with on such images.
+
+    Raises:
+        TypeError: if it is no layer, or one on graphs.
+        OutsideFamily: if it is not of the family, or rearranges pixels into channels.
+
+    >>> from torch import nn
+    >>> conv = nn.Conv2d(2, 3, 3, stride=2, padding=1, padding_mode="circular")
+    >>> found, x = twin(conv), torch.rand(1, 2, 6, 5)
+    >>> torch.allclose(found(x), conv(x), atol=1e-6), found.graph((6, 5))
+    (True, Bipartite(30 sources, 9 targets, 81 edges, edge_type))
+    >>> found.gconv.spec
+    selection(2, 3, taps=9)
+
+    Source: Hart, Whitney and Morse, SelectionConv, ECCV 2022.
+    """
+    own = gconv_of(layer, "twin")
+    structure = own.spec.structure
+    if structure.domain == "graph":
+        raise TypeError(f"{own.spec.name} works on graphs already; twin takes a layer on grids.")
+    mixing, W = plain(own.spec.mixing, own.weight)
+    largest = isinstance(structure, Largest) or getattr(structure, "reduce", "sum") == "max"
+    if structure.kind != "fixed" or not (W is not None or (isinstance(mixing, Fixed) and mixing.taps == 1)):
+        raise OutsideFamily(f"{own.spec.name} has no twin: its sites are rearranged, or its structure is learned.")
+    if W is None:
+        return Twin(GConv(simple("max" if largest else "sum")).train(layer.training), structure)
+    i: int = getattr(mixing, "i", 0)
+    groups = mixing.groups if isinstance(mixing, Grouped) else 1
+    spec = selection(i, mixing.channels(i), mixing.taps, own.bias is not None, groups)
+    made = GConv(spec, dtype=W.dtype, device=W.device)
+    with torch.no_grad():
+        assert made.weight is not None
+        made.weight.copy_(W if groups > 1 else mixing.dense(W, i))
+        if made.bias is not None:
+            bias = spread_bias(own.spec.mixing, own.bias)
+            assert bias is not None
+            made.bias.copy_(bias)
+    return Twin(made.train(layer.training), structure)
