@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(faulthandler, "register"):  # a run that is stopped from outside says where it was
         faulthandler.register(signal.SIGTERM, config.stash[STDERR], all_threads=True, chain=True)
     config.pluginmanager.register(Limits())  # for docstring examples outside tests/ too
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one thread a worker, and in the processes that tests start
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
     def connect(method):
@@ -103,7 +105,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"gconv: seed {SEED} (GCONV_TEST_SEED), data {os.environ.get('GCONV_DATA', 'none (GCONV_DATA)')}"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) and isinstance(item, pytest.Function):
+            place = sum(item.callspec.indices.values()) - SEED
+            if place % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
     if not os.environ.get("GCONV_DATA"):
         for item in items:
             if item.get_closest_marker("data"):
@@ -149,3 +157,9 @@ def anywhere(request, monkeypatch):
         monkeypatch.setattr(native, "LIBRARY", None)
     else:
         monkeypatch.setattr(native, "LEVEL", native.LEVELS.index(request.param))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """No search for docstring examples in tests/, where there are none: it would take seconds in every process."""
+    return [found for found in (yield) if type(found).__name__ != "DoctestModule"]

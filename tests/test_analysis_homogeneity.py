@@ -107,6 +107,7 @@ def measured(name, dtype, c):
     return {what: value if isinstance(value, list) else [value] for what, value in found.items()}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype, c", MARKED)
 @pytest.mark.parametrize("name", LAYERS)
 def test_measures_of_maps_scale_with_the_map(name, dtype, c):

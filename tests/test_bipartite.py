@@ -89,6 +89,7 @@ def samples(spec):
     return [Sample(spec, lambda make=make: relabel(make()), max(spec.sides or (2, 2))) for make in (wide, tall)]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", SPECS[::3], ids=repr)
 def test_laws_hold_between_two_sets(spec):
     """The quick laws, on a third of the operators; all of them below."""

@@ -107,6 +107,7 @@ def trained(model, x, target, steps=10):
     return [torch.stack(losses), *(p.detach() for p in model.parameters())]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("make", [small, LeNet, VGG, resnet, UNet])
 def test_training_goes_as_before(make, channels_last):

@@ -221,6 +221,7 @@ def run(*arguments, **environment):
     return subprocess.run(command, cwd=ROOM, env=os.environ | environment, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_command_line_prints_a_summary():
     done = run("karate")
     assert done.returncode == 0
@@ -228,6 +229,7 @@ def test_command_line_prints_a_summary():
         assert fact in done.stdout
 
 
+@pytest.mark.slow
 def test_command_line_ends_in_one_message(tmp_path):
     done = run("cora", "--data-root", str(tmp_path), GCONV_OFFLINE="1")
     assert done.returncode == 1

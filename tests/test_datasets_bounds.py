@@ -224,6 +224,7 @@ def test_the_label_of_a_copy_is_checked_against_all_of_it(tmp_path, monkeypatch)
     assert load("cifar10", tmp_path).label.startswith("CIFAR-10, not the official bytes")
 
 
+@pytest.mark.slow
 def test_an_ascii_terminal_prints_what_it_can(tmp_path):
     place = tmp_path / "dätä"
     cifar(place / cifar10.FOLDER, BATCH)

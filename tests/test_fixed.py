@@ -65,6 +65,7 @@ def nodes(y):
     return len(seen)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", ["all", "chunks", "torch"])
 @FIRST
 @EACH
@@ -111,6 +112,7 @@ def test_other_types(dtype, spec, chunked, monkeypatch):
             assert_close("rounding", got.double(), right, 1e-5 if dtype == torch.float32 else 5e-2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("chunked", [False, True])
 @FIRST
 @EACH
@@ -254,6 +256,7 @@ def test_a_constant_signal(layer, every, first, monkeypatch):
             used.clear()
 
 
+@pytest.mark.sampled(3)
 @EACH
 def test_derivatives_and_theirs_at_a_constant_signal(layer):
     make, graph, family = layer

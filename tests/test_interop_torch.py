@@ -342,6 +342,7 @@ def test_training_goes_the_same_way(model):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_it_compiles(model):
     twin = convert(model)
     x = images(2, 3)

@@ -62,6 +62,7 @@ SQUARE = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("left", SQUARE)
 @pytest.mark.parametrize("right", ["shifts", "taps", "polynomial", "diagonal", "stack"])
 def test_sums_and_products_are_those_of_the_matrices(left, right):

@@ -111,6 +111,7 @@ def as_any_solver(monkeypatch, what, run, w, want, tol=1e-9):
     agree(f"{what}, with another solver", orders(run, w), want, tol)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 @pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
 def test_functions_of_laplacians_have_two_derivatives(graph, response, monkeypatch):
@@ -126,6 +127,7 @@ def test_functions_of_laplacians_have_two_derivatives(graph, response, monkeypat
     as_any_solver(monkeypatch, "f(L)", run, graph.edge_weight, want, 1e-7)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 @pytest.mark.parametrize("norm", ["sym", None])
 def test_cayley_is_its_rational_form(graph, norm, monkeypatch):
@@ -193,6 +195,7 @@ SPECS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 def test_second_derivatives_are_difference_quotients(spec):
     graph, layer = weighted(), GConv(spec, dtype=DOUBLE)
@@ -206,6 +209,7 @@ def test_second_derivatives_are_difference_quotients(spec):
     assert torch.autograd.gradgradcheck(run, (half, x), atol=1e-4, rtol=1e-3, fast_mode=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @pytest.mark.parametrize("name", ["complete", "grid", "edgeless", "copies and loners"])
 def test_operators_have_finite_derivatives_on_symmetric_graphs(spec, name, monkeypatch):
@@ -222,6 +226,7 @@ def test_operators_have_finite_derivatives_on_symmetric_graphs(spec, name, monke
     agree("another solver", orders(run, graph.edge_weight), want, 1e-7)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", SPECS[1:4], ids=repr)
 def test_forward_mode_and_hessians_of_functorch_agree(spec):
     graph, layer = GRAPHS["star"], GConv(spec, dtype=DOUBLE)

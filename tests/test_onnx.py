@@ -56,6 +56,7 @@ def first(name):
     return operator(name).samples()[0]
 
 
+@pytest.mark.sampled(3)
 @quiet
 @pytest.mark.parametrize("name", FEW)
 def test_the_older_exporter(name, tmp_path):
@@ -83,6 +84,7 @@ def test_the_newer_exporter(name, tmp_path):
     exports(first(name), tmp_path / "layer.onnx", dynamo=True)
 
 
+@pytest.mark.sampled(2)
 @quiet
 @pytest.mark.parametrize("make", ["gcn", "gat"])
 def test_an_edge_index_is_an_input(make, tmp_path):

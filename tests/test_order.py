@@ -66,6 +66,7 @@ def both(run):
     return plain, run()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("always", "threads")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("make", [ring, rectangular])
@@ -86,6 +87,7 @@ def test_a_schedule_changes_no_bit_of_a_product(make, dtype, level, monkeypatch)
             assert torch.equal(plain, slots), width
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("always", "threads")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -104,6 +106,7 @@ def test_a_schedule_changes_no_bit_of_a_product_of_heads(dtype, level, monkeypat
                     assert torch.equal(plain, slots), (heads, width, transposed, together)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("always", "threads")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)

@@ -357,6 +357,7 @@ def test_the_plan_knows_whom_torch_hands_a_convolution_to(side):
         assert not _onednn(S, Problem(b, i, 4, 8, kind="float64"), 1)
 
 
+@pytest.mark.slow
 def test_calibrating_measures_every_kind_of_rate(monkeypatch):
     """Each step runs once, whatever it takes."""
 

@@ -140,6 +140,7 @@ def test_beside_and_its_adjoint():
         back.channels(4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", [gat(3, 2, heads=2), pan(3, 2, 2), egc(3, 4, num_heads=2, num_bases=2)])
 def test_compiles_where_nothing_needs_a_gradient(spec):
     layer, x = GConv(spec, dtype=DOUBLE), torch.randn(7, 3, dtype=DOUBLE)

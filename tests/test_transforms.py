@@ -133,6 +133,7 @@ def test_what_was_built_in_a_transform_serves_plain_calls():
     assert_close("learned", learned.expand(x), S.expand(x), 0)
 
 
+@pytest.mark.slow
 def test_compiled_transforms():
     layer, graph, x = layer_of(gcn(3, 2)), messy(), torch.randn(6, 3, dtype=DOUBLE)
     layer(x, graph)

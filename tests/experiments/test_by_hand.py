@@ -94,6 +94,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_walk(tmp_path, capsy
     assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # seconds of work, but in a process of its own on a machine that may be busy
 def test_the_script_walks_all_steps_and_draws(tmp_path):
     done = subprocess.run(

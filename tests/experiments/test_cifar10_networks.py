@@ -45,12 +45,14 @@ def _trail(net, x):
         yield x
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_same_initial_weights_give_the_same_losses_as_torch(images, channels_last):
     config = cifar10_cnn.Config(batch=8, control_steps=3, channels_last=channels_last, device="cpu")
     assert cifar10_cnn.control_gap(images, config) <= 1e-6
 
 
+@pytest.mark.slow
 def test_the_control_notices_another_network(images, monkeypatch):
     honest = cifar10_cnn.torch_network
 
@@ -85,6 +87,7 @@ def test_twin_with_two_taps_exchanged_differs(images):
     assert cifar10_graph.compare(cnn, twin, some)["logit_gap_float64"] > 1e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model", ["gcn", "cheb"])
 def test_isotropic_networks_cannot_tell_a_picture_from_its_mirror(images, model):
     """And the CNN can: this is what the graph networks lose."""

@@ -37,6 +37,7 @@ def config(model, **changes):
     return resolve(Config(dataset="Cora", model=model, **changes))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns(task, model):
     epochs = 60 if model == "gat" else 40
@@ -183,6 +184,7 @@ def test_cora_is_reached_by_gcn(data_root):
     assert metrics["test_accuracy"] > 0.77 and metrics["val_accuracy"] > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_two_jobs_give_what_one_gives(data_root, tmp_path):
     """As a user runs it: what workers run must be importable, and one seed's number does not depend on the others."""

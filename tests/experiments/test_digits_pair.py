@@ -59,6 +59,7 @@ def test_graph_networks_on_images_learn_and_are_blind_to_direction(model):
     assert lowerings(image_network(model, 4, 3), x)[1] == "native"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model", digits_pair.MODELS["nodes"])
 def test_node_networks_run_and_repeat(model):
     config = only(task="nodes", dataset="karate", model=model, epochs=30)

@@ -123,6 +123,7 @@ def test_what_the_command_line_does_not_know_ends_it(wrong, capsys):
     assert wrong[0].strip("-") in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_unknown_option_produces_nothing(script, tmp_path):
     code, out, err = finish(script("--sedes", "3"))
     assert code == 2 and "--sedes" in err and "--seeds" in err and "Traceback" not in err
@@ -137,6 +138,7 @@ def test_key_is_that_of_the_content():
     assert len({key, *(run_key(*other) for other in others)}) == 6
 
 
+@pytest.mark.slow
 def test_key_does_not_depend_on_the_process():
     code = "from experiments.harness.common import *; print(run_key(Options(seeds=3), 'toy'))"
     env = {**os.environ, "PYTHONHASHSEED": "12"}
@@ -220,7 +222,7 @@ def _append_many(path, names):
 def test_two_processes_append_at_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     shared, mine = [f"s{i}" for i in range(20)], [[f"{p}-{i}" for i in range(20)] for p in "ab"]
-    assert processes("spawn", _append_many, [(path, shared + mine[0]), (path, shared + mine[1])]) == [0, 0]
+    assert processes("fork", _append_many, [(path, shared + mine[0]), (path, shared + mine[1])]) == [0, 0]
     assert Counter(r["key"] for r in Results(path).rows()) == Counter([*shared, *mine[0], *mine[1]])
 
 
@@ -262,7 +264,7 @@ def test_results_that_cannot_be_written_are_found_before_any_run(tmp_path):
 # ---- sweeps
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_killed_sweep_goes_on_where_it_was(script, tmp_path, jobs):
     rows = tmp_path / "rows.jsonl"
     options = ("--pause", "0.2", "--jobs", jobs)
@@ -282,7 +284,7 @@ def test_killed_sweep_goes_on_where_it_was(script, tmp_path, jobs):
     assert sorted(map(int, (tmp_path / "started").read_text().split())) == sorted({0, 1, 2, 3, 4, 5} - {*finished})
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_failed_run_is_reported_and_loses_no_other(script, tmp_path, jobs):
     code, out, err = finish(script("--fail", "2", "--jobs", jobs))
     assert code == 1 and not out
@@ -298,6 +300,7 @@ def test_metric_that_is_not_finite_is_a_failed_run(tmp_path, capsys):
     assert seeds_of(results.path) == [1] and "Config(hidden=4, seed=0)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_worker_is_one_clear_error(script, tmp_path):
     code, out, err = finish(script("--die", "0", "--seeds", "2", "--jobs", "2"))
     assert code == 1 and not out and "its process ended with -9" in err and "Traceback" not in err

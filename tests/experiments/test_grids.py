@@ -86,6 +86,7 @@ def test_a_run_leaves_rows_that_make_tables_and_figures(tmp_path, capsys, monkey
     assert len((tmp_path / "grids.jsonl").read_text().splitlines()) == len(rows)
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_side():
     (case,) = of("chebyshev")
     found = measure.peak_of_a_process("experiments.grids", "PyG", json.dumps(grids.asdict(case)))

@@ -184,6 +184,7 @@ def test_a_run_leaves_rows_and_goes_on(tmp_path, capsys):
         speed.main(["--quick", "--only", "nonsense"])
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_side():
     case = Case("layer", "layer", op="gcn", nodes=300, edges=1200, channels=(16, 16), threads=1)
     assert {"peak_mb", "step_peak_mb"} == set(speed_memory.peak("PyG edge_index", case))

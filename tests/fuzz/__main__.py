@@ -76,7 +76,7 @@ def work(seed: int, count: int, folder: Path) -> None:
     torch.set_num_threads(1 + seed % 2)
     warnings.simplefilter("ignore")
     parent = os.getppid()
-    now, out = folder / "now", (folder / "out").open("a", encoding="utf-8")
+    now = folder / "now"
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -97,8 +97,8 @@ def work(seed: int, count: int, folder: Path) -> None:
             record |= {"compared": outcome.compared, "refused": outcome.refusal}
         except Finding as finding:
             record |= {"found": str(finding), "case": str(case)}
-        out.write(json.dumps(record) + "\n")
-        out.flush()
+        with (folder / "out").open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
 
     run()
 

@@ -1,0 +1,54 @@
+"""Negative control of the random cases: a broken lowering is found, and the printed line repeats the finding."""
+
+import json
+import re
+import warnings
+
+import pytest
+import torch
+
+import gconv.plan
+from gconv.call import Call
+from gconv.lowering import Cost, Lowering, dense
+
+
+def halves_the_weight_s_gradient(S, call):
+    W = call.W
+    return dense.run(S, Call(call.x, call.mixing, W if W is None else (W + W.detach()) / 2, call.bias))
+
+
+def drops_the_last_site(S, call):
+    kept = torch.ones(call.x.shape[-2], 1, dtype=call.x.dtype)
+    kept[-1:] = 0
+    return dense.run(S, call.at(call.x * kept))
+
+
+@pytest.fixture
+def put(monkeypatch):
+    """Puts a lowering made of a function in the place of all but dense."""
+
+    def put(run):
+        broken = Lowering("broken", run, lambda S, mixing: None, lambda S, mixing, p: Cost(0, 0))
+        monkeypatch.setattr(gconv.plan, "LOWERINGS", (broken, dense.DENSE))
+        monkeypatch.setattr(gconv.plan, "_PLANS", {})
+
+    threads, filters = torch.get_num_threads(), warnings.filters[:]
+    yield put
+    torch.set_num_threads(threads)
+    warnings.filters[:] = filters
+
+
+@pytest.mark.parametrize(
+    "broken, what", [(drops_the_last_site, "value"), (halves_the_weight_s_gradient, "gradient in weight")]
+)
+def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, monkeypatch, tmp_path, capsys):
+    from tests.fuzz.__main__ import one, work
+
+    put(broken)
+    work(1, 40, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    found = [record for record in records if re.search(f"lowering broken: {what}.*: off by", record.get("found", ""))]
+    assert found, f"none of {len(records)} cases found it"
+    assert one(found[0]["case"]) == 1 and capsys.readouterr().out == f"FOUND {found[0]['found']}\n"
+    monkeypatch.undo()
+    assert one(found[0]["case"]) == 0 and "agree with the reference" in capsys.readouterr().out
