@@ -1,31 +1,40 @@
-"""gconv: every convolution as one thing, Y = sum_k S_k X W_k + b.
+"""Convolutions on grids and graphs as one operator, Y = sum_k S_k X W_k + b, for PyTorch.
 
-The rooms, in the order in which they may import each other:
+S_k, the structure, says which site feeds which through tap k; W_k mixes the channels. A layer is made of a spec:
 
-kernels      compiled products for the CPU, and the same in pure torch; constant(x), signals that never change;
-             portable(), a block in which layers run by torch's own operators alone
-domains      where signals live: Grid, Graph, Bipartite
-basis        the structure S in its closed forms
-laplacian    adjacencies and Laplacians, and every convention about degrees and loops
-mixing       the channel part W
-spec         a convolution as data, and the registry: list_operators, cite
-lowering     the ways to run one
-plan         which way, and why; rates: how fast this machine is, which calibrate measures
-linear       LinearMap, the operator as the linear map that it is, and the algebra of such maps
-module       GConv, the layer
-operators    the convolutions themselves, one family a file
-blocks       units of well-known networks, made of layers
-interop      models of torch.nn and PyG: convert, as_linear_map, export
-adapters     adapt, merge, unmerge: low-rank adapters on frozen models
-saving       save, load: models as safetensors files with their layers as data
-transfer     networks of images on masked, irregular and periodic pixels
-analysis     questions about a LinearMap, a layer or a network
-summary      what a model consists of and costs, layer by layer
-testing      the laws every operator obeys, for your own operators too
+>>> import torch
+>>> from gconv import GConv, Graph
+>>> from gconv.operators import cheb, conv2d
+>>> path = Graph(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]))
+>>> layer = GConv(cheb(16, 32, k=3))
+>>> layer(torch.randn(3, 16), path).shape  # or layer(x, edge_index); on grids GConv(conv2d(3, 64, 3))(images)
+torch.Size([3, 32])
+>>> A = layer.at(path)  # a LinearMap: A @ x, A.T, and what gconv.analysis asks
+>>> A.shape
+(96, 48)
+>>> layer.plan(torch.randn(3, 16), path).chosen.name  # print the plan: every candidate, its cost, why it was rejected
+'recurrence:aggregate'
+
+Layers           GConv(spec); gconv.operators has the specs, list_operators() their names, cite(name) their sources
+Domains          Graph, Bipartite (from sources to targets), Grid, grid_graph, Pixels (of images that are no grids)
+Other models     convert(model), export(layer, "torch" or "pyg"), as_linear_map(module, domain), summary(model, x),
+                 adapt(model, rank=4), merge, unmerge, transfer(model, domain), save(module, path), load(path),
+                 twin(layer, domain): a Twin, the same layer on the graph of a grid
+Questions        gconv.analysis: matrix, norm, singular_values, frequency_response, receptive_field, cost, ...
+Speed, memory    constant(x), features that never change; cache_info(), clear_cache(); portable(), torch's operators
+                 alone; backend(), which kernels run
+Errors           InputError, NotLinear, OutsideFamily, Inadmissible
+Your operators   gconv.spec.register, gconv.basis, gconv.mixing, gconv.laplacian; gconv.testing holds them to the laws
+
+The packages, each of which imports only those before it: caches, kernels (products for the CPU and CUDA), domains,
+basis (S in its closed forms), laplacian, mixing (W), spec, lowering (ways to compute), plan (which way), linear
+(LinearMap), module (GConv), operators, blocks, interop, adapters, saving, transfer, analysis, summary,
+testing, calibrate.
 """
 
 from gconv import analysis, blocks, interop, operators
 from gconv.adapters import adapt, merge, unmerge
+from gconv.caches import CacheInfo, cache_info, clear_cache
 from gconv.domains import Bipartite, Graph, Grid, grid_graph
 from gconv.errors import InputError
 from gconv.interop import Twin, as_linear_map, convert, export, twin
@@ -41,6 +50,7 @@ __version__ = "0.1.0"
 NUMERICS = 1  # raised by hand when the numbers that layers compute may move beyond rounding; rows record it
 __all__ = [
     "Bipartite",
+    "CacheInfo",
     "GConv",
     "Graph",
     "Grid",
@@ -57,7 +67,9 @@ __all__ = [
     "as_linear_map",
     "backend",
     "blocks",
+    "cache_info",
     "cite",
+    "clear_cache",
     "constant",
     "convert",
     "export",
@@ -74,3 +86,7 @@ __all__ = [
     "twin",
     "unmerge",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "testing", "__version__"]

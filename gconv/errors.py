@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
+
+from gconv.caches import function
 
 
 class InputError(ValueError, RuntimeError):
@@ -36,6 +37,6 @@ def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
     return made
 
 
-@lru_cache(None)
+@function("classes of errors", stays=True)
 def _combined(ours: Any, theirs: Any) -> type[Exception]:
     return type(ours.__name__, (ours, theirs), {"__module__": __name__})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gconv.arguments import integer, shown
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
+from gconv.caches import Cache, Holders, register
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.domains.reading import recall
@@ -42,9 +43,9 @@ from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, is_static, measured, node_order, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
 
-_GRID_BASES: dict[Hashable, Basis] = {}
+_GRID_BASES: Cache[Hashable, Basis] = Cache("structures on grids", 64)
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-_GRID_TARGETS: dict[Hashable, Domain] = {}
+_GRID_TARGETS: Cache[Hashable, Domain] = Cache("output grids", 64)
 Pair = tuple[Tensor, Tensor | None]  # of signals: of the sources and of the targets
 _LEFT = (
     SimpleNamespace()
@@ -58,6 +59,14 @@ NOT_SCRIPTABLE = (
 Decided = dict[Hashable, tuple[Basis | None, Run]]  # by what a call depends on: S, where it is fixed, and the lowering
 Edged = dict[str, Tensor | None]
 NOT_DECIDED = None, None
+register(  # they stay, since functions that were compiled find their structures by these names
+    "grid structures of compiled functions",
+    _LEFT_NAMES,
+    _LEFT_NAMES.__len__,
+    lambda: list(vars(_LEFT).values()),
+    lambda: None,
+    "as long as the layers live",
+)
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
@@ -75,8 +84,6 @@ def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call)
         return faked(domain.memo(key, lambda: _made(structure, domain, theta, call)), x)
     made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
     if made is None:
-        if len(_GRID_BASES) >= KEPT:
-            _GRID_BASES.clear()
         with lasting():
             made = _made(structure, domain, theta, Call(torch.empty(0, dtype=x.dtype, device=x.device)))
         _GRID_BASES[domain, key] = made
@@ -158,8 +165,6 @@ def leads_to(structure: Structure, domain: Domain) -> Domain:
         return structure.target(domain)
     target = _GRID_TARGETS.get((structure, domain))
     if target is None:
-        if len(_GRID_TARGETS) >= KEPT:
-            _GRID_TARGETS.clear()
         target = _GRID_TARGETS[structure, domain] = structure.target(domain)
     return target
 
@@ -196,6 +201,9 @@ def _read_sides(S: Basis, W: Tensor, domain: Bipartite, sides: tuple[int, int]) 
         taps = torch.zeros(len(W), dtype=torch.bool, device=W.device).index_fill(0, found.tap[end], True)
         read = read & ((channel < c) | ~taps.unsqueeze(1))
     return Dense(*W.shape), W * read.unsqueeze(-1)
+
+
+_LAYERS: Holders[GConv] = Holders("decisions of layers", "layers", lambda layer: [layer._images, layer._graphs])
 
 
 class GConv(nn.Module):
@@ -248,6 +256,7 @@ class GConv(nn.Module):
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
         self._images: Decided = {}
         self._graphs: WeakKeyDictionary[Edges, Decided] = WeakKeyDictionary()
+        _LAYERS.add(self)
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         if weight is not None and spec.structure.domain == "graph":
             weight = weight.contiguous()  # only torch's kernels for grids want taps innermost
@@ -624,6 +633,7 @@ class GConv(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_like": torch.empty(0), **state})  # layers stored before there was one
         self._images, self._graphs = {}, WeakKeyDictionary()
+        _LAYERS.add(self)
 
     def extra_repr(self) -> str:
         return repr(self.spec)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis
+from gconv.caches import Cache
 from gconv.call import Call
 from gconv.kernels import at_trace_time, order, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
@@ -82,8 +83,7 @@ def _steps(measured: tuple[float, ...]) -> tuple[float, ...]:
     return (measured[0], max(0.0, measured[1] - measured[0])) if len(measured) == 2 else measured
 
 
-_PLANS: dict[Hashable, Plan] = {}
-KEPT = 4096  # plans, before the cache starts anew
+_PLANS: Cache[Hashable, Plan] = Cache("plans", 4096)
 
 
 def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
@@ -136,8 +136,6 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
     key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], constancy)
     found = _PLANS.get(key)
     if found is None:
-        if len(_PLANS) >= KEPT:
-            _PLANS.clear()
         found = _PLANS[key] = _make(S, mixing, x, lowering, all_three, constancy)
     return found
 

@@ -47,11 +47,12 @@ import warnings
 from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from gconv.caches import function
 
 Curve = tuple[tuple[float, float], ...]
 FORMAT = 1
@@ -141,7 +142,7 @@ def price(name: str, form: str, passes: str, steps: tuple[tuple[str, float, floa
 price._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@cache
+@function("calibrations")
 def _read(where: Path | None) -> dict[int, Rates]:
     try:
         if where is None or not where.exists():

@@ -9,7 +9,6 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch.nn.utils import parametrize
 from gconv.adapters import adapters, attach
 from gconv.arguments import shown
 from gconv.blocks import Shortcut
+from gconv.caches import function
 from gconv.errors import InputError
 from gconv.interop.convert import convert
 from gconv.interop.peer import Converted
@@ -56,7 +56,7 @@ PARTS = {"gconv", "parametrizations"}  # children that belong to the layer
 IGNORED = {"inplace", "p", "momentum"}  # arguments that do not change what a trained network computes in eval mode
 
 
-@cache
+@function("parameters of constructors")
 def _arguments(name: str) -> tuple[str, ...]:
     """The arguments of a layer's class that say what it computes."""
     names = tuple(inspect.signature(LAYERS[name]).parameters)

@@ -15,7 +15,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, ParamSpec, cast, get_type_hints
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gconv import arguments as given
 from gconv.basis import Basis
+from gconv.caches import function
 from gconv.call import Call
 from gconv.domains import Bipartite, Graph, Grid
 from gconv.mixing import Mixing, Parametrised
@@ -412,7 +413,7 @@ def _check_types(make: Callable[..., Any], arguments: Mapping[str, Any], only: t
             )
 
 
-@cache
+@function("annotations of factories")
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(make)
@@ -426,8 +427,6 @@ def operator(name: str) -> Operator:
     Raises:
         ValueError: if there is none; the message lists those there are.
     """
-    import gconv.operators  # noqa: F401  (registers the library's own)
-
     if not isinstance(name, str) or name not in _OPERATORS:
         name = name[:60] if isinstance(name, str) else given.shown(name)
         raise ValueError(f"There is no operator named {name!r}; there are {', '.join(sorted(_OPERATORS))}.")
@@ -440,8 +439,6 @@ def list_operators() -> list[str]:
     >>> "cheb" in list_operators() and "conv2d" in list_operators()
     True
     """
-    import gconv.operators  # noqa: F401
-
     return sorted(_OPERATORS)
 
 

@@ -48,7 +48,7 @@ def test_layers_on_shared_and_own_graphs():
 
 
 def test_layers_on_grids_while_caches_are_emptied(monkeypatch):
-    monkeypatch.setattr(shifts, "KEPT", 1)
+    monkeypatch.setattr(shifts._TAPS, "bound", 1)
     monkeypatch.setattr("gconv.module.KEPT", 1)
     layers = [GConv(conv2d(2, 3, 3, padding=1)), GConv(avg_pool2d(2))]
 

@@ -70,3 +70,7 @@ __all__ = [
     "spectral_normalise",
     "total_influence",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

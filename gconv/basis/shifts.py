@@ -20,12 +20,12 @@ from torch import Tensor
 
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
+from gconv.caches import Cache
 from gconv.errors import InputError
 from gconv.kernels import lasting
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
-_TAPS: dict[tuple[Shifts, torch.dtype, torch.device], Taps] = {}
-KEPT = 64  # of them, before the cache starts anew
+_TAPS: Cache[tuple[Shifts, torch.dtype, torch.device], Taps] = Cache("entries of grid structures", 64)
 
 
 @dataclass(frozen=True)
@@ -316,8 +316,6 @@ class Shifts(Basis):
         key = (self, dtype, device)
         made = _TAPS.get(key)  # read once: another thread may empty the cache at any time
         if made is None:
-            if len(_TAPS) >= KEPT:
-                _TAPS.clear()
             with lasting():
                 made = self.T.taps(dtype, device).T if self.transposed else self._build_taps(dtype, device)
             _TAPS[key] = made

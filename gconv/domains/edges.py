@@ -8,10 +8,12 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from gconv.caches import Holders
 from gconv.domains.foreign import as_tensor
 from gconv.kernels import apart, at_trace_time, lasting, leave, readable
 
 T = TypeVar("T")
+_MISSING: Any = object()
 
 
 def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
@@ -153,10 +155,13 @@ class Edges:
         if torch.compiler.is_dynamo_compiling():
             found = _recall(self, key) if _from_outside(self) else None
             return make() if found is None else getattr(self, found)
-        if key not in self._memo:
-            with lasting(self.edge_index):
-                self._memo[key] = make()
-        return self._memo[key]
+        known = self._memo.get(key, _MISSING)  # read once: another thread may empty the cache at any time
+        if known is not _MISSING:
+            return known
+        DERIVED.add(self)
+        with lasting(self.edge_index):
+            made = self._memo[key] = make()
+        return made
 
     def weights(self, dtype: torch.dtype | None = None) -> Tensor:
         """(e,) the edge weights, or ones."""
@@ -164,3 +169,10 @@ class Edges:
         if self.edge_weight is None:
             return torch.ones(self.num_edges, dtype=dtype, device=self.device)
         return self.edge_weight.to(dtype)
+
+
+def _given(edges: Edges) -> list[Tensor | None]:
+    return [edges.edge_index, edges.edge_weight, edges.edge_attr, edges.edge_type]
+
+
+DERIVED: Holders[Edges] = Holders("derived from graphs", "graphs", lambda edges: [edges._memo], _given)

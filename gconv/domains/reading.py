@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from gconv.arguments import near
+from gconv.caches import WeakCache
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edges import Edges, check_edge_index
 from gconv.domains.foreign import TENSORS, as_tensor, from_sparse, instance, read_foreign
@@ -18,8 +18,8 @@ from gconv.kernels import is_plain_eager, varies
 EDGE_TENSORS = ("edge_weight", "edge_attr", "edge_type")
 _NAMES = set(EDGE_TENSORS)
 LISTED = "edge_weight, edge_attr and edge_type"
-_SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index or sparse tensor -> the Graph last read from it
-_SEEN_PAIRS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # edge_index tensor -> the Bipartite last read from it
+_SEEN = WeakCache("graphs by edge_index or sparse adjacency")
+_SEEN_PAIRS = WeakCache("Bipartites by edge_index")
 
 
 def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:

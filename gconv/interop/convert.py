@@ -147,7 +147,7 @@ def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
         body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
         layer.__class__ = type(cls.__name__, (convertible(cls.__mro__[1]),), body)
     else:
-        layer.__class__ = convertible(cls)  # type: ignore[arg-type]
+        layer.__class__ = convertible(cls)
     layer.add_module("gconv", Unweighted(spec).train(layer.training))
 
 

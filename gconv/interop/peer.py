@@ -12,7 +12,7 @@ import copy
 import inspect
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gconv.basis import Basis
+from gconv.caches import function
 from gconv.call import Call
 from gconv.domains import Graph
 from gconv.errors import InputError, both
@@ -102,7 +103,7 @@ def _unweighted(spec: OperatorSpec, training: bool) -> Unweighted:
     return Unweighted(spec).train(training)
 
 
-@lru_cache(256)
+@function("engines of calls of converted layers", 256)
 def unweighted(spec: OperatorSpec) -> Unweighted:
     """For specs that a call decides."""
     return Unweighted(spec)
@@ -233,7 +234,7 @@ def with_ones(x: Any) -> Any:
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
 
 
-@lru_cache(None)
+@function("classes of converted layers", stays=True)
 def convertible(cls: type) -> type:
     """The class of converted layers that derives from a peer's class."""
     from gconv.interop.peers import find, is_pyg, obstacle

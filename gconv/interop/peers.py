@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from gconv.caches import function
 from gconv.interop import torch_nn
 from gconv.interop.peer import Converted, LeftAlone, Peer
 from gconv.spec import OperatorSpec, OutsideFamily
@@ -100,7 +99,7 @@ READ = {nn.Linear, nn.ModuleList, nn.Sequential, nn.Identity}  # parts of layers
 NOT_READ = {"gconv", "aggr_module", "parametrizations"}
 
 
-@lru_cache(None)
+@function("classes of readable parts")
 def _readable(cls: type) -> bool:
     """Whether a part is what its name says, so that its weights tell what it computes."""
     if issubclass(cls, Converted) or cls.__name__ == f"Parametrized{cls.__mro__[1].__name__}":
@@ -120,7 +119,7 @@ def obstacle(layer: nn.Module, inner: tuple[str, ...] = ()) -> str | None:
             continue
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"a hook sits on its part {key!r}, which gconv reads but does not call"
-        if not _readable(type(part)):  # type: ignore[arg-type]
+        if not _readable(type(part)):
             return f"its part {key!r} is a {type(part).__name__}, whose weights gconv cannot read"
         parts += part._modules.items()
     return None

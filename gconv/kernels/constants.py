@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
+from gconv.caches import WeakCache
 from gconv.kernels.gemm import matmul
 from gconv.kernels.sparse import CSR, spmm, unrecorded
 from gconv.kernels.transforms import is_plain_eager
@@ -56,7 +56,12 @@ class Constant:
         return spmm(csr.T, back, Y, values)
 
 
-_CONSTANTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+def _drop_products() -> None:
+    for found in list(_CONSTANTS.data.values()):
+        found.expanded.clear()
+
+
+_CONSTANTS = WeakCache("constant signals and their S x", _drop_products)
 
 
 def constant(x: Tensor) -> Tensor:

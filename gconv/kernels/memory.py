@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gconv.caches import register
 from gconv.kernels.transforms import is_plain_eager
 
 LARGE = 1 << 22  # bytes: two pages of 2 MiB
@@ -91,6 +92,16 @@ def release() -> None:
     """
     with _lock:
         _idle.clear()
+
+
+register(
+    "free buffers",
+    _idle,
+    _idle.__len__,
+    lambda: [np.frombuffer(room, np.uint8) for room in list(_idle)],
+    release,
+    f"{IDLE >> 20} MiB",
+)
 
 
 def give_back(size: int) -> None:

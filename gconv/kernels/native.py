@@ -25,7 +25,7 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 LEVELS = ("base", "avx2", "avx512")
 SERIAL = 1 << 15  # multiply-adds below which waking a second thread costs more than it gives
 CHUNK = 1 << 26  # multiply-adds in one call of a kernel: Python answers an interrupt between two calls
-ENTRIES = 1 << 23  # the same of the entries that are sorted
+ENTRIES = node_order.ENTRIES  # the same of the entries that are sorted
 
 
 class Product(ctypes.Structure):
@@ -126,6 +126,7 @@ def choose(library: ctypes.CDLL | None, wanted: str | None) -> tuple[ctypes.CDLL
 
 
 LIBRARY, LEVEL = choose(load(), os.environ.get("GCONV_KERNELS"))
+node_order.compiled = LIBRARY
 _forked = False
 
 

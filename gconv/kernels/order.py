@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
+from gconv.caches import WeakCache
 from gconv.kernels.memory import give_back
 from gconv.rates import TABLES, rates
 
@@ -32,6 +32,8 @@ HELD = 1 << 23  # bytes gathered last that may still be there
 SAMPLES = 8  # places at which traffic is looked at
 CLEAR = 0.85  # share of the traffic that an order may leave to be kept
 FAR = 0.15  # share of rows from memory below which an order would leave little to gain
+ENTRIES = 1 << 23  # sorted in one call of a kernel: Python answers an interrupt between two calls
+compiled: Any = None  # the library of compiled kernels, once `native` has loaded it
 ENTRY, ROW = 1e-7, 2e-7  # seconds of ordering, for each
 
 
@@ -93,7 +95,7 @@ class State:
         return f"as they come: {self.before:.0%} of the gathers from memory{tried}"
 
 
-_STATES: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_STATES = WeakCache("row schedules")
 _lock = Lock()  # held while a state is looked up, never while rows are ordered
 _on = True
 
@@ -221,9 +223,7 @@ def reverse_cuthill_mckee(crow: np.ndarray, col: np.ndarray, cols: int) -> np.nd
 
     Where the pattern is its own transpose, rows and columns are the same nodes, and that graph is half as large.
     """
-    from gconv.kernels import native
-
-    library, rows = native.LIBRARY, len(crow) - 1
+    library, rows = compiled, len(crow) - 1
     if library is None:
         raise RuntimeError("Rows are ordered by the compiled kernels, which were not built.")
     crow, col = (np.ascontiguousarray(t, dtype=np.int32) for t in (crow, col))
@@ -234,7 +234,7 @@ def reverse_cuthill_mckee(crow: np.ndarray, col: np.ndarray, cols: int) -> np.nd
     seen, queue = np.zeros(len(degrees), np.uint8), np.empty(len(degrees), np.int64)
     held = (crow, col, None if symmetric else crow_t, None if symmetric else col_t, start, seen, queue)
     visit = Visit(*(None if t is None else t.ctypes.data for t in held), rows, len(degrees))
-    while not library.gconv_order(ctypes.byref(visit), native.ENTRIES):
+    while not library.gconv_order(ctypes.byref(visit), ENTRIES):
         pass  # Python answers an interrupt
     order = queue[::-1]
     return (order if symmetric else order[order < rows]).astype(np.int32)
@@ -242,15 +242,13 @@ def reverse_cuthill_mckee(crow: np.ndarray, col: np.ndarray, cols: int) -> np.nd
 
 def _turned(crow: np.ndarray, col: np.ndarray, cols: int) -> tuple[np.ndarray, np.ndarray]:
     """The transpose of a pattern."""
-    from gconv.kernels import native
-
-    assert native.LIBRARY is not None
+    assert compiled is not None
     rows, crow_t, col_t = len(crow) - 1, np.zeros(cols + 1, np.int32), np.empty_like(col)
     crow_t[1:] = np.cumsum(np.bincount(col, minlength=cols))
-    place, some = crow_t[:-1].copy(), max(1, native.ENTRIES * rows // max(len(col), native.ENTRIES))
+    place, some = crow_t[:-1].copy(), max(1, ENTRIES * rows // max(len(col), ENTRIES))
     arrays = [t.ctypes.data for t in (crow, col, place, col_t)]
     for first in range(0, rows, some):
-        native.LIBRARY.gconv_turn(*arrays, first, min(rows, first + some))
+        compiled.gconv_turn(*arrays, first, min(rows, first + some))
     return crow_t, col_t
 
 

@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gconv.caches import Cache
 from gconv.kernels import faked, lasting
 from gconv.mixing.base import Mixing, Parametrised
 from gconv.mixing.elementary import Dense
 
 Group = Literal["p4", "p4m"]
 ORDER: dict[Group, int] = {"p4": 4, "p4m": 8}
-_TABLES: dict[tuple[int, Group, bool, torch.device], Tensor] = {}
+_TABLES: Cache[tuple[int, Group, bool, torch.device], Tensor] = Cache("tables of symmetric kernels", 64)
 
 
 def turned(size: int, element: int) -> list[int]:
@@ -47,7 +48,8 @@ def left_quotient(order: int) -> list[list[int]]:
 def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tensor:
     """(k, g), or (k, h, g) for a lifted input: which tap (and channel of the group) of the one kernel each reads."""
     key = size, group, lifted, device
-    if key not in _TABLES:
+    table = _TABLES.get(key)
+    if table is None:
         order = ORDER[group]
         site = [turned(size, g) for g in range(order)]
         quotient = left_quotient(order)
@@ -60,8 +62,8 @@ def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tenso
         ]
         with lasting():
             table = torch.tensor(rows, device=device)
-            _TABLES[key] = table if lifted else table.squeeze(1)
-    return _TABLES[key]
+            table = _TABLES[key] = table if lifted else table.squeeze(1)
+    return table
 
 
 @dataclass(frozen=True)

@@ -183,3 +183,7 @@ __all__ = [
     "wavelet",
     "wl_continuous",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Axes, Pattern, Taps, Windows, lasting
+from gconv.caches import Holders
 from gconv.call import Call
 from gconv.domains import Grid
 from gconv.errors import InputError
@@ -21,6 +22,7 @@ from gconv.spec import GridStructure, Parts, Sample, Theta, register
 Along = Literal["nearest", "nearest-exact", "linear", "cubic", "area"]
 T = TypeVar("T")
 KEPT = 64  # grids whose matrices a structure remembers
+MATRICES: Holders[Any] = Holders("matrices of resampling", "layers", lambda structure: [structure.memo])
 KEYS = "Keys, Cubic Convolution Interpolation for Digital Image Processing, IEEE Trans. ASSP 1981"
 HE = "He et al., Spatial Pyramid Pooling in Deep Convolutional Networks, ECCV 2014"
 MODES: dict[str, tuple[Along, int | None]] = {
@@ -105,6 +107,7 @@ def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor]
     if made is None:
         if len(memo) >= KEPT:
             memo.clear()
+        MATRICES.add(structure)
         with lasting():
             made = memo[key] = make(domain, x)
     return made

@@ -13,12 +13,12 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
 from torch_geometric.utils import add_self_loops, remove_self_loops
 from torch_geometric.utils.sparse import set_sparse_value
 
+from gconv.caches import WeakCache
 from gconv.interop.peer import Peer
 from gconv.interop.pyg.autocast import LOW, as_peer
 from gconv.interop.pyg.pairs import between
@@ -29,7 +29,7 @@ Arguments = dict[str, Any]
 Reader = Callable[[Any, Arguments, Tensor, Tensor], bool]
 
 DENSE = 1 << 26  # numbers of a sparse signal that may be written out
-_OPENED: WeakIdKeyDictionary = WeakIdKeyDictionary()  # a sparse adjacency -> its edge_index
+_OPENED = WeakCache("edge_index of sparse adjacencies")
 
 
 def is_sparse(value: Any) -> TypeGuard[Tensor]:
