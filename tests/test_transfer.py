@@ -76,6 +76,7 @@ def many_layers():
         nn.GroupNorm(2, 6),
         nn.AvgPool2d(2, count_include_pad=False),
         nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.AdaptiveMaxPool2d((4, 3)),
         nn.AdaptiveAvgPool2d((3, 2)),
         nn.Softmax(1),
     )

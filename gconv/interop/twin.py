@@ -16,7 +16,6 @@ from gconv.interop.from_torch import gconv_of
 from gconv.mixing import Fixed, Grouped, plain, spread_bias
 from gconv.module import GConv, bind, leads_to
 from gconv.operators import selection, simple
-from gconv.operators.resampling import Largest
 from gconv.spec import OutsideFamily, Structure
 
 KEPT = 16  # graphs that a twin remembers
@@ -124,7 +123,7 @@ def twin(layer: nn.Module) -> Twin:
     if structure.domain == "graph":
         raise TypeError(f"{own.spec.name} works on graphs already; twin takes a layer on grids.")
     mixing, W = plain(own.spec.mixing, own.weight)
-    largest = isinstance(structure, Largest) or getattr(structure, "reduce", "sum") == "max"
+    largest = getattr(structure, "reduce", "sum") == "max"
     if structure.kind != "fixed" or not (W is not None or (isinstance(mixing, Fixed) and mixing.taps == 1)):
         raise OutsideFamily(f"{own.spec.name} has no twin: its sites are rearranged, or its structure is learned.")
     if W is None:

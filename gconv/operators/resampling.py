@@ -331,6 +331,7 @@ class Largest(GridStructure):
     memo: dict[Any, Windows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     taps = 1
+    reduce = "max"
 
     @property
     def ndim(self) -> int:
