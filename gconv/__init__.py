@@ -44,7 +44,7 @@ from gconv.module import GConv
 from gconv.saving import load, save
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
 from gconv.summary import summary
-from gconv.transfer import Pixels, transfer
+from gconv.transfer import Pixels, Surface, transfer
 
 __version__ = "0.1.0"
 NUMERICS = 1  # raised by hand when the numbers that layers compute may move beyond rounding; rows record it
@@ -61,6 +61,7 @@ __all__ = [
     "OperatorSpec",
     "OutsideFamily",
     "Pixels",
+    "Surface",
     "Twin",
     "adapt",
     "analysis",

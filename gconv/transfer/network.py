@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator as op
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from gconv.module import GConv
 from gconv.spec import OperatorSpec, OutsideFamily
 from gconv.transfer.layers import FrameOrder, Missing, OnSites, layer_on_sites, spec_on_sites
 from gconv.transfer.pixels import Assign, Pixels, read_places
-from gconv.transfer.taps import placed
+from gconv.transfer.surface import Surface, link
+from gconv.transfer.taps import Place, placed
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class OnDomain(nn.Module):
     Shapes: x (b, n, c) or (n, c) -> (b, m, o) or (m, o) on sites, otherwise what the model returns.
     """
 
-    def __init__(self, network: fx.GraphModule, domain: Pixels, target: Pixels | None, report: TransferReport) -> None:
+    def __init__(self, network: fx.GraphModule, domain: Place, target: Place | None, report: TransferReport) -> None:
         super().__init__()
         self.network, self.domain, self.target, self.report = network, domain, target, report
 
@@ -102,7 +104,7 @@ def transfer(
     assign: Assign = "bilinear",
     missing: Missing = "zero",
 ) -> OnDomain:
-    """A copy of a trained network of images that runs on sites with places: a masked or irregular image, a panorama.
+    """A copy of a trained network of images that runs on sites with places: a masked image, a panorama, a mesh.
 
     Equation: each layer Y = sum_k S_k X W_k + b keeps W_k and b; its S_k, shifts of a grid of pixels, become G S_k R
     between the sites, where R gives pixels the values of sites and G the reverse (see `Pixels`).
@@ -122,8 +124,9 @@ def transfer(
 
     Args:
         model: a network of torch.nn layers, converted or not, or of gconv's grid operators. It is not changed.
-        domain: `gconv.Pixels`, a Grid, a boolean mask of the frame, or a Graph with pos in pixels.
-        coarser: domains of coarser levels, to be used instead of those that are derived where their frame fits.
+        domain: `gconv.Pixels`, a Grid, a boolean mask of the frame, a Graph with pos in pixels, or a `gconv.Surface`.
+        coarser: domains of coarser levels, to be used instead of those that are derived where their frame fits. For a
+            Surface, a pair (surface, parent) for each level, parent (n,) the coarser vertex of each vertex.
         assign: how a Graph's positions between pixels are read: "bilinear" or "nearest".
         missing: "zero" or "renormalise".
 
@@ -158,6 +161,10 @@ def transfer(
         raise InputError(f"missing must be 'zero' or 'renormalise', but it is {shown(missing)}.")
     twin = copied(model)
     ndim = _axes_of(twin)
+    if isinstance(domain, Surface):
+        if ndim != 2:
+            raise InputError(f"The model works on {ndim}-D images, but a Surface has two axes.")
+        return _Transfer(twin, link(domain, coarser), (), missing).run()
     place = read_places(domain, ndim, assign)
     levels = tuple(read_places(level, ndim, assign) for level in coarser)
     return _Transfer(twin, place, levels, missing).run()
@@ -228,16 +235,16 @@ POOLS = {
 class _Transfer:
     """The rewriting of one network."""
 
-    def __init__(self, model: nn.Module, domain: Pixels, coarser: tuple[Pixels, ...], missing: Missing) -> None:
+    def __init__(self, model: nn.Module, domain: Place, coarser: tuple[Pixels, ...], missing: Missing) -> None:
         self.model, self.domain, self.coarser = model, domain, coarser
         self.missing: Missing = missing
-        self.where: dict[fx.Node, Pixels | None] = {}  # where the value of a node of the model lives
+        self.where: dict[fx.Node, Place | None] = {}  # where the value of a node of the model lives
         self.new: dict[fx.Node, fx.Node] = {}
         self.graph = fx.Graph()
         self.modules: dict[str, nn.Module] = {}
         self.layers: dict[Any, GConv] = {}
         self.entries: list[Transferred] = []
-        self.target: Pixels | None = None
+        self.target: Place | None = None
 
     def run(self) -> OnDomain:
         name = type(self.model).__name__
@@ -269,9 +276,9 @@ class _Transfer:
                 found[str(node.target)] = value
         return found
 
-    def _lives(self, value: Any) -> Pixels | None:
+    def _lives(self, value: Any) -> Place | None:
         """Where an argument lives: the domain of the sites in it. Raises: InputError if there are several."""
-        found: list[Pixels] = []
+        found: list[Place] = []
         fx.node.map_arg(value, lambda n: found.append(p) if (p := self.where.get(n)) is not None else None)
         kinds = {id(p): p for p in found if p.size > 1} or {id(p): p for p in found}
         if len(kinds) > 1:
@@ -294,14 +301,14 @@ class _Transfer:
         else:
             self._function(node, domain)
 
-    def _keep(self, node: fx.Node, domain: Pixels | None, **changes: Any) -> None:
+    def _keep(self, node: fx.Node, domain: Place | None, **changes: Any) -> None:
         """The node as it is."""
         self.new[node] = made = self.graph.node_copy(node, lambda n: self.new[n])
         for key, value in changes.items():
             setattr(made, key, value)
         self.where[node] = domain
 
-    def _call(self, node: fx.Node, path: str, module: nn.Module, source: fx.Node, target: Pixels | None) -> None:
+    def _call(self, node: fx.Node, path: str, module: nn.Module, source: fx.Node, target: Place | None) -> None:
         self.modules[path] = module
         self.new[node] = self.graph.call_module(path, (self.new[source],))
         self.where[node] = target
@@ -325,7 +332,7 @@ class _Transfer:
             taken, k = f"{path}_{k}", k + 1
         return taken
 
-    def _module(self, node: fx.Node, domain: Pixels | None) -> None:
+    def _module(self, node: fx.Node, domain: Place | None) -> None:
         module, path = self.model.get_submodule(str(node.target)), self._path(str(node.target))
         cls, found = base_class(module), identify(module)
         if domain is None:
@@ -348,14 +355,14 @@ class _Transfer:
         elif isinstance(found, Layer) and cls is not nn.Linear:
             if found.after:
                 raise OutsideFamily(f"{path} cannot be transferred: {found.after}.")
-            engine, _ = found.settle(Grid(domain.shape))
+            engine, _ = found.settle(Grid((1,) * domain.ndim))
             self._layer(node, path, _name(module), engine, source, domain, key=id(module))
         else:
             why = "it mixes the last axis of images" if cls is nn.Linear else getattr(found, "reason", "")
             raise OutsideFamily(f"{path}, a {_name_of(cls)}, cannot be transferred{f': {why}' if why else ''}.")
 
     def _layer(
-        self, node: fx.Node, path: str, name: str, engine: GConv, source: fx.Node, domain: Pixels, key: Any
+        self, node: fx.Node, path: str, name: str, engine: GConv, source: fx.Node, domain: Place, key: Any
     ) -> None:
         """A layer of the family on images as one on sites."""
         structure = engine.spec.structure
@@ -372,7 +379,8 @@ class _Transfer:
         self._call(node, path, module, source, made.target)
         notes = []
         if not (domain.exact and made.target.exact):
-            notes.append("an assignment: sites and pixels read each other by their weights")
+            how = "taps read points of the mesh" if isinstance(domain, Surface) else "sites and pixels read each other"
+            notes.append(f"an assignment: {how}, by weights")
         lost = int((made.missing > 1e-12).sum())
         if lost:
             how = "left out" if made.largest or self.missing == "zero" else "made up for by the other taps"
@@ -381,17 +389,15 @@ class _Transfer:
             Transferred(path, name, module.gconv.spec, (domain.size, made.target.size), "; ".join(notes) or "exact")
         )
 
-    def _say(self, path: str, name: str, domain: Pixels, spec: OperatorSpec | None = None) -> None:
+    def _say(self, path: str, name: str, domain: Place, spec: OperatorSpec | None = None) -> None:
         self.entries.append(Transferred(path, name, spec, (domain.size, domain.size), "exact"))
 
-    def _flatten(
-        self, node: fx.Node, path: str, source: fx.Node, domain: Pixels, start: int = 1, end: int = -1
-    ) -> None:
+    def _flatten(self, node: fx.Node, path: str, source: fx.Node, domain: Place, start: int = 1, end: int = -1) -> None:
         if start not in (1, -1 - domain.ndim) or end not in (-1, 1 + domain.ndim):
             raise OutsideFamily(f"{path} cannot be transferred: it flattens other axes than channels and pixels.")
-        total = 1
-        for s in domain.shape:
-            total *= s
+        if isinstance(domain, Surface):
+            raise OutsideFamily(f"{path} cannot be transferred: the vertices of {domain!r} have no order to flatten.")
+        total = math.prod(domain.shape)
         order = domain.exact and domain.size == total and bool((domain.lift[0] == torch.arange(total)).all())
         if not order:
             inner = f"{path}_order" if path in self.modules else path
@@ -406,7 +412,7 @@ class _Transfer:
 
     # -- functions and methods -------------------------------------------------------------------------------------
 
-    def _function(self, node: fx.Node, domain: Pixels) -> None:
+    def _function(self, node: fx.Node, domain: Place) -> None:
         target, name, args, kwargs = node.target, _function_name(node), node.args, dict(node.kwargs)
         d, path = domain.ndim, self._path(node.name)
         method = node.op == "call_method"
@@ -469,13 +475,13 @@ class _Transfer:
                 f"{path} cannot be transferred: what {name} makes of pixels has no meaning on sites; use a layer."
             )
 
-    def _pool(self, node: fx.Node, path: str, name: str, spec: OperatorSpec, domain: Pixels) -> None:
+    def _pool(self, node: fx.Node, path: str, name: str, spec: OperatorSpec, domain: Place) -> None:
         """A function without weights."""
         like = next(self.model.parameters(), torch.empty(0))
         engine = GConv(spec, dtype=like.dtype, device=like.device)
         self._layer(node, path, name, engine, node.all_input_nodes[0], domain, key=node)
 
-    def _parts(self, node: fx.Node, name: str, domain: Pixels, path: str) -> None:
+    def _parts(self, node: fx.Node, name: str, domain: Place, path: str) -> None:
         args, kwargs, d = node.args, dict(node.kwargs), domain.ndim
         if name in ("chunk", "split"):
             dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)

@@ -19,6 +19,9 @@ from gconv.operators.pooling import Everything, Window
 from gconv.operators.resampling import Resampled
 from gconv.spec import OutsideFamily
 from gconv.transfer.pixels import Pixels, sparse
+from gconv.transfer.surface import Surface
+
+Place = Pixels | Surface
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,7 @@ class Placed:
         largest: whether a row takes the maximum of what it reads.
     """
 
-    target: Pixels
+    target: Place
     tap: Tensor
     row: Tensor
     col: Tensor
@@ -138,12 +141,18 @@ def _leads_to(structure: Any, frame: Pixels, out: tuple[int, ...], coarser: tupl
     return frame.coarsened(steps, (0,) * len(out), out)
 
 
-def placed(structure: Any, frame: Pixels, coarser: tuple[Pixels, ...] = ()) -> Placed:
+def placed(structure: Any, frame: Place, coarser: tuple[Pixels, ...] = ()) -> Placed:
     """A grid operator's structure between sites with places.
 
     Raises:
         InputError, OutsideFamily: if the operator is not defined there.
     """
+    if isinstance(frame, Surface):
+        below, tap, row, col, value = frame.place(structure)
+        there = torch.ones(below.size, dtype=torch.float64)
+        largest = getattr(structure, "reduce", "sum") == "max"
+        none = torch.zeros_like(there)
+        return Placed(below, tap, row, col, value, there, none, int(structure.taps), largest)
     tap, row, col, value, out = _on_rings(structure, frame)
     target, taps = _leads_to(structure, frame, out, coarser), int(structure.taps)
     largest = getattr(structure, "reduce", "sum") == "max"
