@@ -19,7 +19,7 @@ Layers           GConv(spec); gconv.operators has the specs, list_operators() th
 Domains          Graph, Bipartite (from sources to targets), Grid, grid_graph, Pixels (of images that are no grids)
 Other models     convert(model), export(layer, "torch" or "pyg"), as_linear_map(module, domain), summary(model, x),
                  adapt(model, rank=4), merge, unmerge, transfer(model, domain), save(module, path), load(path),
-                 twin(layer, domain): a Twin, the same layer on the graph of a grid
+                 twin(layer): a Twin, the same layer of grids on a graph
 Questions        gconv.analysis: matrix, norm, singular_values, frequency_response, receptive_field, cost, ...
 Speed, memory    constant(x), features that never change; cache_info(), clear_cache(); portable(), torch's operators
                  alone; backend(), which kernels run
