@@ -17,7 +17,7 @@ from gconv.call import Call
 from gconv.kernels import at_trace_time, order, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
-from gconv.mixing import Dense, Mixing
+from gconv.mixing import Mixing
 from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
@@ -373,7 +373,7 @@ def backward(S: Basis, mixing: Mixing, W: Tensor, x: Tensor, dy: Tensor) -> tupl
     Raises:
         TypeError: if the mixing is not dense.
     """
-    if not isinstance(mixing, Dense):
+    if not mixing.is_dense:
         raise TypeError(f"The rule by hand is written for a dense mixing, not for {type(mixing).__name__}.")
     flipped, W_t = mixing.transpose(W, x.shape[-1])
     dx = evaluate(S.T, flipped, W_t, dy)

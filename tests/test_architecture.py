@@ -189,3 +189,20 @@ def test_experiments_import_in_no_circle():
     while free := {name for name in needs if not needs[name] & needs.keys()}:
         needs = {name: others for name, others in needs.items() if name not in free}
     assert not needs, f"a circle among {sorted(needs)}"
+
+
+def asks_for_types(tree):
+    """Where code asks what something is: isinstance, hasattr, getattr, `type(x) is`, class patterns."""
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    compared = [n.left for n in ast.walk(tree) if isinstance(n, ast.Compare)]
+    patterns = [n for n in ast.walk(tree) if isinstance(n, ast.MatchClass)]
+    named = [n for n in calls if n.func.id in ("isinstance", "hasattr", "getattr")]
+    return len(named) + len(patterns) + sum(n.func.id == "type" and n in compared for n in calls)
+
+
+def test_forms_and_mixings_answer_for_themselves():
+    """The planner and the lowerings ask a form what it does, and seldom what it is."""
+    files = [PACKAGE / "plan.py", *(PACKAGE / "lowering").glob("*.py")]
+    found = {path.name: asks_for_types(ast.parse(path.read_text())) for path in files}
+    assert sum(found.values()) <= 25, found
+    assert asks_for_types(ast.parse("isinstance(S, Taps) or type(S) is Taps or hasattr(S, 'each')")) == 3

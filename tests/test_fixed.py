@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gconv import GConv, Graph, constant
+from gconv.basis import Basis
 from gconv.call import Call
 from gconv.domains import grid_graph
 from gconv.kernels import Constant, known, native
 from gconv.lowering import fixed
+from gconv.mixing import Dense
 from gconv.operators import appnp, cheb, conv2d, gat, gcn, hypergraph, relational, sage, selection, tag
-from gconv.testing import assert_close
+from gconv.spec import GraphStructure, OperatorSpec, Parameter, Sample
+from gconv.testing import LAWS, assert_close, check_operator
 
 INDEX = torch.tensor([[0, 0, 1, 2, 2, 3, 4, 4, 4], [1, 1, 2, 2, 0, 4, 0, 3, 3]])  # double edges, a loop, a node alone
 MESSY = Graph(INDEX, 6, edge_weight=torch.tensor([0.5, 2.0, 1.0, 3.0, 0.25, 1.5, 1.0, 0.75, 2.0]))
@@ -501,3 +505,69 @@ def test_a_signal_of_another_graph_is_refused():
             fixed.mixed(layer.at(MESSY).S, torch.randn(7, 3), layer.weight, layer.bias, gathers, None)
     with pytest.raises(ValueError, match="sites in"):
         fixed.mixed(GConv(cheb(3, 4, k=3)).at(MESSY).S, torch.randn(7, 3), torch.ones(3, 3, 4), None, True, None)
+
+
+# -- a form of one's own -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Circulant(Basis):
+    """A new form, S_k[i, j] = values[k] where j = i + k modulo n: what a form must have, and nothing else."""
+
+    n: int
+    values: torch.Tensor
+    turned: bool = False
+
+    @property
+    def shape(self):
+        return len(self.values), self.n, self.n
+
+    @property
+    def nnz(self):
+        return len(self.values) * self.n
+
+    @property
+    def signature(self):
+        return "Circulant", self.shape, self.turned
+
+    @property
+    def learned(self):
+        return [self.values] if self.values.requires_grad else []
+
+    @property
+    def T(self):
+        return replace(self, turned=not self.turned)
+
+    def expand(self, x):
+        way = 1 if self.turned else -1
+        return torch.stack([v * x.roll(way * k, -2) for k, v in enumerate(self.values)], -3)
+
+    def contract(self, z):
+        way = 1 if self.turned else -1
+        return sum(v * z.select(-3, k).roll(way * k, -2) for k, v in enumerate(self.values))
+
+
+@dataclass(frozen=True)
+class Turns(GraphStructure):
+    """A structure in the new form; learned or fixed."""
+
+    taps: int
+    kind: str = "fixed"
+
+    def parameters(self):
+        return {"values": Parameter((self.taps,), "uniform", 1.0)} if self.kind == "learned" else {}
+
+    def basis(self, domain, theta, call):
+        fixed_values = torch.arange(1.0, self.taps + 1, dtype=call.x.dtype)
+        return Circulant(domain.size, theta["values"] if self.kind == "learned" else fixed_values)
+
+
+# It knows a ring of sites, not the edges; and a spec that is not registered cannot be made from its name.
+OTHERS = ("law_permutation", "law_union", "law_round_trips", "law_no_coefficient_overflows")
+
+
+@pytest.mark.parametrize("law", [law for name, law in LAWS.items() if name not in OTHERS], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("kind", ["fixed", "learned"])
+def test_laws_hold_for_a_form_that_the_library_does_not_know(kind, law):
+    spec = OperatorSpec("turns", (("k", 3),), Turns(3, kind), Dense(3, 2, 4), True)
+    check_operator(Sample(spec, lambda: Graph(INDEX, 6), 2), laws=[law], dtypes=[torch.float64])

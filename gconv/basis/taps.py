@@ -164,6 +164,9 @@ class Taps(Basis):
 
     @property
     def T(self) -> Taps:
+        known = self._memo.get("expand")
+        if known is not None and self.pattern.shape[0] == 1 and not torch.compiler.is_dynamo_compiling():
+            return self if known[0] is known[1] and self.reduce == "sum" else self._transposed
         return self if self.linear and self.symmetric else self._transposed
 
     @lazy

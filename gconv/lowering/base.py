@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from gconv.kernels import widens
 from gconv.mixing import Mixing
 
 PAGE = 4096  # bytes after which addresses meet in the same places of the nearest cache
-Run = Callable[[Basis, Call], Tensor]
+Run = Callable[[Any, Call], Tensor]  # of a form that `refuses` lets through
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ class Lowering:
     name: str
     run: Run
     refuses: Callable[[Basis, Mixing], str | None]
-    cost: Callable[[Basis, Mixing, Problem], Cost]
-    limit: Callable[[Basis, Mixing, Problem], str | None] | None = None
+    cost: Callable[[Any, Mixing, Problem], Cost]
+    limit: Callable[[Any, Mixing, Problem], str | None] | None = None
     images: Run | None = None
 
 

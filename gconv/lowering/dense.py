@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Shifts, Stack, Taps
+from gconv.basis import Basis
 from gconv.call import Call
 from gconv.kernels import readable
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
@@ -55,15 +55,13 @@ def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
     Without an entry the maximum is 0 on a graph, and minus infinity for a window that lies wholly in the padding.
     """
     parts = []
-    for part in S.parts if isinstance(S, Stack) else (S,):
+    for part in S.leaves:
         if part.linear:
             M = stack(part, x.dtype, x.device)
             parts.append(_times(M.flatten(0, 1), x.mT).mT.unflatten(-2, M.shape[:2]))
             continue
-        empty = 0.0
-        if isinstance(part, Shifts):
-            part, empty = part.taps(x.dtype, x.device), -torch.inf
-        assert isinstance(part, Taps)
+        empty = -torch.inf if part.is_grid else 0.0
+        part = part.entries(x.dtype, x.device)
         if part.shape[2] == 0:  # no sites to take a maximum of
             parts.append(x.new_zeros(*x.shape[:-2], *part.shape[:2], x.shape[-1]))
             continue

@@ -40,17 +40,16 @@ def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
     return Ring(groups, size, out, S.kernel, S.stride, S.dilation, before, length), closes
 
 
-def run(S: Basis, call: Call) -> Tensor:
-    assert isinstance(S, Shifts)
+def run(S: Shifts, call: Call) -> Tensor:
     x = call.x
     signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
     y = run_images(S, call.at(signals.mT.unflatten(-1, S.grids[0])))
     return y.flatten(2).mT.reshape(*x.shape[:-2], S.shape[1], -1)
 
 
-def run_images(S: Basis, call: Call) -> Tensor:
+def run_images(S: Shifts, call: Call) -> Tensor:
     """The same on images, (b, i, *grid) -> (b, o, *grid)."""
-    assert isinstance(S, Shifts) and call.W is not None
+    assert call.W is not None
     y, bias = _of_any_type(S, call.mixing, call.W, call.x), call.bias
     if bias is None:
         return y
@@ -67,8 +66,8 @@ def _of_any_type(S: Shifts, mixing: Mixing, W: Tensor, x: Tensor) -> Tensor:
         x = torch.cat([x.real, x.imag])
         real, imag = (_of_any_type(S, mixing, part, x).tensor_split(2) for part in (W.real, W.imag))
         return torch.complex(real[0] - imag[1], real[1] + imag[0])
-    W = (W * mixing.scale if isinstance(mixing, Dense) else W).to(x.dtype)
-    grouped = W if isinstance(mixing, Grouped) else W.unsqueeze(1)  # (k, g, i, o)
+    W = (W if mixing.scale == 1.0 else W * mixing.scale).to(x.dtype)
+    grouped = W.unsqueeze(1) if mixing.is_dense else W  # (k, g, i, o)
     return _correlate(S, grouped.movedim(0, -1).unflatten(-1, S.kernel), x)
 
 
@@ -92,11 +91,10 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
     return None
 
 
-def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    assert isinstance(S, Shifts)
+def cost(S: Shifts, mixing: Mixing, p: Problem) -> Cost:
     ring, _ = _ring(S, 1)
     sites = float(math.prod(ring.length))
-    groups = mixing.groups if isinstance(mixing, Grouped) else 1
+    groups = mixing.groups
     i, o = p.i // groups, p.o // groups
     steps = Steps.of(p.b, groups, i, o, sites * p.item, p.item)
     one = 2.5 * sites * math.log2(max(2.0, sites))
@@ -118,8 +116,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     )
 
 
-def run_gft(S: Basis, call: Call) -> Tensor:
-    assert isinstance(S, Diagonal)
+def run_gft(S: Diagonal, call: Call) -> Tensor:
     spectrum = S.filtered(S.gft(call.x).unsqueeze(-3))  # (*b, k, r, i)
     return add_bias(S.igft(call.mixing.gather(spectrum, call.W)), call.bias)
 
@@ -130,8 +127,7 @@ def refuses_gft(S: Basis, mixing: Mixing) -> str | None:
     return f"it needs multipliers of a Fourier basis, and this structure is {type(S).__name__}"
 
 
-def cost_gft(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    assert isinstance(S, Diagonal)
+def cost_gft(S: Diagonal, mixing: Mixing, p: Problem) -> Cost:
     n, r = S.U.shape
     transforms = 2.0 * n * r * p.b * (p.i + p.o)
     numbers = float(n * r) * 2 + p.b * float(n) * (p.i + p.o) * (1 + S.shape[0])

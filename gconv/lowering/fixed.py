@@ -178,14 +178,48 @@ def gradients(
         if x is not None and dw is not None:
             dy = dy if dy.stride(-1) == 1 else dy.contiguous()
             if kept:
+                Y = _matrix(dy)
                 for out, E in zip(_pieces(S, dw), kept, strict=True):
-                    _put(out, xt_y(E, _matrix(dy)), False)
+                    if out.ndim == 2:
+                        xt_y(E, Y, out)
+                    else:
+                        _put(out, xt_y(E, Y), False)
             else:
                 gather(S, x, how, Z=dy, dw=dw)
         return None if W is None else scatter(S.T, dy, W.mT, None, how, None), dw
+    if how == "all":
+        return _gradients_at_once(x, W, dy, S.T, dw, constant)
     dx = None if W is None else empty(dy, (*dy.shape[:-2], n, i))
     gather(S.T, dy, how, None if W is None else W.mT, None, dx, x, dw, constant, True)
     return dx, dw
+
+
+def _gradients_at_once(
+    x: Tensor | None, W: Tensor | None, dy: Tensor, T: Basis, dw: Tensor | None, constant: Constant | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """dX and dW from all S_k^T dY, T = S^T."""
+    dx: Tensor | None = None
+    dy = dy if dy.stride(-1) == 1 else dy.contiguous()
+    some = W if dw is None else dw
+    assert some is not None
+    X = None if x is None else x if x.ndim == 2 else x.flatten(0, -2)
+    outs = _pieces(T, some)
+    for leaf, own, out in zip(T.leaves, outs if W is None else _pieces(T, W), outs, strict=True):
+        back = leaf.expand_flat(dy)
+        back = back if back.ndim == 2 else back.flatten(0, -2)
+        if X is not None and constant is None and out.ndim == 2:
+            xt_y(X, back, out)
+        elif X is not None:
+            _put(out, xt_y(X, back) if constant is None else constant.xt_y(back), True)
+        if W is None:
+            continue
+        matrix = own.mT if own.ndim == 2 else own.mT.flatten(0, 1)
+        if back.dtype == torch.bfloat16:
+            more = matmul(back, matrix)
+            dx = more if dx is None else dx.add_(more)
+        else:
+            dx = torch.mm(back, matrix) if dx is None else dx.addmm_(back, matrix)
+    return dx if dx is None or dy.ndim == 2 else dx.view(*dy.shape[:-2], -1, dx.shape[1]), dw
 
 
 def gather(

@@ -16,8 +16,8 @@ SHORT = 8  # channels
 LIMIT = 8 << 30  # bytes: a 5-D patch array has been seen to ask for 64 GB
 
 
-def run(S: Basis, call: Call) -> Tensor:
-    if isinstance(S, Shifts) and S.transposed:  # the adjoint mixes first and folds the patches back
+def run(S: Shifts, call: Call) -> Tensor:
+    if S.transposed:  # the adjoint mixes first and folds the patches back
         return add_bias(call.mixing.collect(S, call.spread()), call.bias)
     return add_bias(call.mixing.gather(S.expand(call.x), call.W), call.bias)
 
@@ -28,25 +28,23 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
     return None
 
 
-def _patches(S: Basis, p: Problem) -> float:
+def _patches(S: Shifts, p: Problem) -> float:
     """Numbers that it writes out."""
-    assert isinstance(S, Shifts)
     return float(p.b) * math.prod(S.out) * math.prod(S.kernel) * (p.o if S.transposed else p.i)
 
 
-def limit(S: Basis, mixing: Mixing, p: Problem) -> str | None:
+def limit(S: Shifts, mixing: Mixing, p: Problem) -> str | None:
     size = p.item * _patches(S, p)
     if size <= LIMIT:
         return None
     return f"it would write {size / 2**30:.3g} GiB of patches for this input, and its limit is {LIMIT / 2**30:.3g} GiB"
 
 
-def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    assert isinstance(S, Shifts)
+def cost(S: Shifts, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     patches, width = _patches(S, p), max(1, p.o if S.transposed else p.i)
     written = patches * max(1.0, SHORT / width)  # few channels at a time are slow
-    groups = getattr(mixing, "groups", 1)
+    groups = mixing.groups
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (
         *([p.turned(2 * patches * p.passes)] if groups > 1 else []),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Shifts
+from gconv.basis import Basis
 from gconv.call import Call
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
@@ -81,11 +81,11 @@ def format_strides(shape: Sequence[int], last: bool) -> tuple[int, ...]:
 def _last(S: Basis, call: Call) -> bool:
     """Whether torch's own layer would give channels_last."""
     x = call.x
-    known = isinstance(S, Shifts) and native.refuses(S, call.mixing) is None
-    if not known or x.numel() == 0 or torch.compiler.is_compiling():
+    kernel = native.NATIVE.images if S.is_grid and native.refuses(S, call.mixing) is None else None
+    if kernel is None or x.numel() == 0 or torch.compiler.is_compiling():
         return suggests_last(x)
     with torch.no_grad():
-        like = native.run_images(S, Call(x[:2], call.mixing, call.W))
+        like = kernel(S, Call(x[:2], call.mixing, call.W))
     stride = like.stride()
     return stride != format_strides(like.shape, False) and stride == format_strides(like.shape, True)
 

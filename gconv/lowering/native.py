@@ -40,22 +40,20 @@ def _channels_last(y: Tensor, batch: tuple[int, ...], d: int) -> Tensor:
 
 def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool) -> tuple[Tensor, int]:
     """torch's layout (o, i/g, *kernel), or for a transposed convolution (i, o/g, *kernel), and the groups."""
-    if isinstance(mixing, Grouped):  # (k, g, i/g, o/g)
+    if W.ndim == 4:  # (k, g, i/g, o/g)
         order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
         return W.permute(order).flatten(0, 1).unflatten(-1, kernel), mixing.groups
     W = W.permute(1, 2, 0) if transposed else W.permute(2, 1, 0)
     return W.view(*W.shape[:2], *kernel), 1
 
 
-def run(S: Basis, call: Call) -> Tensor:
-    assert isinstance(S, Shifts | Windows)
+def run(S: Shifts | Windows, call: Call) -> Tensor:
     y = run_images(S, call.at(_channels_first(call.x, S.grids[0])))
     return _channels_last(y, tuple(call.x.shape[:-2]), len(S.size))
 
 
-def run_images(S: Basis, call: Call) -> Tensor:
+def run_images(S: Shifts | Windows, call: Call) -> Tensor:
     """The same on images, (b, i, *grid) -> (b, o, *grid), or without b."""
-    assert isinstance(S, Shifts | Windows)
     return _images(S, call.mixing, call.W, call.x, call.bias)
 
 
@@ -67,20 +65,19 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         return _add_bias(ADAPTIVE[d](x, S.out), bias, d)
     if S.window:
         return _add_bias(_pool(S, x), bias, d)
-    if isinstance(mixing, Fixed):
+    if W is None:
         return _add_bias(S.pad_images(x) if S.is_padded else x.clone(), bias, d)
-    assert W is not None
     if _distrusted(S, mixing) and _low(x):
         with torch.autocast(x.device.type, enabled=False):
             y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
         return y.to(x.dtype) if d < 3 or _keeps_format(x.dtype) else y.to(x.dtype).contiguous()
     if isinstance(mixing, Separable):
-        depth, point = mixing.split(W)
+        depth, point = mixing.factors(W)
         filtered = _images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
         return CONV[d](filtered, point.mT.reshape(mixing.o, mixing.i, *[1] * d), bias)
-    if isinstance(mixing, Dense) and mixing.scale != 1.0:
+    if mixing.scale != 1.0:
         W = W * mixing.scale
-    if d == 1 and isinstance(mixing, Dense) and S.trivial and x.stride(-2) == 1:
+    if d == 1 and mixing.is_dense and S.trivial and x.stride(-2) == 1:
         return plus_product(bias, x.mT, W.squeeze(0)).mT  # torch's 1-D convolutions would turn x and y around
     weight, groups = _weight(W, mixing, S.kernel, S.transposed)
     padding = S.even_padding
@@ -169,8 +166,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
     return None
 
 
-def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    assert isinstance(S, Shifts | Windows)
+def cost(S: Shifts | Windows, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     if isinstance(S, Windows):
         taps, outs = S.nnz / max(1, m), float(m) * p.b * p.i
@@ -192,7 +188,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
     if S.window:
         return _pooling(S, p)
-    if isinstance(mixing, Fixed):
+    if mixing.shape is None:
         return [p.stream(float(S.shape[1]) * p.b * p.i, 1 + p.dx)]
     if isinstance(mixing, Separable):
         ones, taps = (1,) * len(S.kernel), math.prod(S.kernel)
@@ -200,9 +196,9 @@ def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
         mixed = 2.0 * S.shape[1] * p.b * p.i * p.o
         depth = _work(S, Grouped(taps, p.i, p.i, p.i), replace(p, o=p.i), flops - mixed)
         return [*depth, *_work(point, Dense(1, p.i, p.o), replace(p, dx=p.dx or p.dw), mixed)]
-    if len(S.kernel) == 1 and isinstance(mixing, Dense) and S.trivial and p.last:
+    if len(S.kernel) == 1 and mixing.is_dense and S.trivial and p.last:
         return list(p.product(flops, p.i, p.o))
-    groups = mixing.groups if isinstance(mixing, Grouped) else 1
+    groups = mixing.groups
     return [*_begun(S, p, groups), *_convolved(S, p, groups, flops)]
 
 

@@ -21,7 +21,7 @@ from gconv.kernels import faked, kept
 from gconv.kernels.narrow import LANES
 from gconv.lowering import fixed
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
-from gconv.mixing import Dense, Heads, Mixing, Separable
+from gconv.mixing import Heads, Mixing, Separable
 
 WRITTEN = 8  # passes over its entries in which attention is written out
 SPREAD = 32.0  # numbers that share a place of the nearest cache, where single ones are laid out anew
@@ -40,7 +40,7 @@ def _expanded(S: Basis, x: Tensor) -> Tensor:
 def aggregate_first(S: Basis, call: Call) -> Tensor:
     mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
     form = _form(S, call)
-    if not isinstance(mixing, Dense):
+    if not mixing.is_dense:
         return _own(add_bias(mixing.gather(_expanded(form, x), W), bias), form, call)
     assert W is not None
     if call.constant is None and fixed.applies(form, call):
@@ -59,7 +59,7 @@ def transform_first(S: Basis, call: Call) -> Tensor:
         y = mixing.joined(heads, call.products())
         return y.clone() if bias is None else y + bias  # the derivative reads what the kernel made
     form = _form(S, call)
-    if isinstance(mixing, Dense) and W is not None and fixed.applies(form, call):
+    if mixing.is_dense and W is not None and fixed.applies(form, call):
         constant = call.constant if call.constant is not None and call.constant.sparse is not None else None
         return fixed.mixed(form, x, W if mixing.scale == 1.0 else W * mixing.scale, bias, False, constant)
     return _own(add_bias(mixing.collect(form, call.spread()), bias), form, call)
@@ -131,12 +131,12 @@ def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float, sp
         product = 2.0 * p.o * (wide if spread else wide / mixing.taps)
         work = (*p.product(product, p.i, p.o), Work("turn", 12.0 * wide * min(1.0, LANES / max(1, p.i)) * p.passes))
     else:
-        groups = getattr(mixing, "groups", 1)
+        groups = mixing.groups
         if isinstance(mixing, Heads) and not spread and p.kind != "bfloat16":  # a product for each head
             work = (Work("gemm heads", flops * p.passes * p.item / 4, float(mixing.c)),)
         else:
             work = p.product(flops, rows / groups, columns / groups)
-        if not isinstance(mixing, Heads):
+        if not mixing.apart:
             work += (p.turned(float(math.prod(mixing.shape)) * p.passes),)  # its weight lies as torch wants it
         if groups > 1:  # the channels of a group are brought together, by copies
             array = float(p.b) * sites * max(rows, columns)
@@ -148,7 +148,7 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     if _in_parts(S, mixing, p):
         return _parts_cost(S, mixing, p, True)
     k, m, _ = S.shape
-    groups = getattr(mixing, "groups", 1)
+    groups = mixing.groups
     mixed = _mix(mixing, replace(p, density=1.0, dx=p.dx or p.ds), m, mixing.fan_in * groups, p.o)  # S x is not sparse
     heads = (Work("slice", 3.0),) if mixing.apart else ()  # a product for each tap
     if not p.constant:
@@ -173,7 +173,7 @@ def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 
 def _in_parts(S: Basis, mixing: Mixing, p: Problem) -> bool:
     """Whether some signals or rows go at a time."""
-    if p.ds or p.constant or not (S.linear and isinstance(mixing, Dense)) or S.has_kernel:
+    if p.ds or p.constant or not (S.linear and mixing.is_dense) or S.has_kernel:
         return False
     k, m, n = S.shape
     return fixed.chunks(p.i * p.item * k * (n if p.b == 1 else max(m, n)), p.b) != "all"

@@ -13,7 +13,8 @@ mixing and weight do the same, and the engine sees only those.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -47,6 +48,9 @@ class Mixing:
     else:
         apart = False
     overhead = " grid"
+    is_dense = False  # `Dense`, whose formula lowerings know
+    groups = 1  # of channels that do not see each other
+    scale = 1.0  # a fixed factor on the weight
 
     def channels(self, i: int) -> int:
         """Channels out for i channels in.
@@ -64,6 +68,10 @@ class Mixing:
 
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         return S.contract(Z)
+
+    def split(self, W: Tensor, sizes: Sequence[int]) -> list[tuple[Any, Tensor]]:
+        """The same mixing for the first taps, the next ones and so on, whose sum it is."""
+        raise NotImplementedError
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
         """What `collect` makes of all S_k Z_k, where these come from one kernel."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Dense(Weighted, Mixing):
         scale: a fixed factor on the weight (the mean over heads is 1 / k).
     """
 
+    is_dense = True
     taps: int
     i: int
     o: int
@@ -60,7 +62,7 @@ class Dense(Weighted, Mixing):
             return plus_product(add, E.squeeze(-3), W.squeeze(0))
         return plus_product(add, E.movedim(-3, -2).flatten(-2), W.flatten(0, 1))
 
-    def split(self, W: Tensor, sizes: Sequence[int]) -> list[tuple[Dense, Tensor]]:
+    def split(self, W: Tensor, sizes: Sequence[int]) -> list[tuple[Any, Tensor]]:
         """The same mixing for the first taps, the next ones and so on, whose sum it is."""
         parts = W.split(list(sizes))
         return [(Dense(k, self.i, self.o, self.scale), part) for k, part in zip(sizes, parts, strict=True)]
@@ -241,23 +243,23 @@ class Separable(Weighted, Mixing):
     def fan_in(self) -> int:
         return self.i
 
-    def split(self, W: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """d (k, i) and P (i, o)."""
         return W[: self.taps], W[self.taps :].mT
 
     def gather(self, E: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        d, P = self.split(W)
+        d, P = self.factors(W)
         return matmul((E * d.unsqueeze(-2)).sum(-3), P)
 
     def spread(self, X: Tensor, W: Tensor | None) -> Tensor:
         assert W is not None
-        d, P = self.split(W)
+        d, P = self.factors(W)
         return matmul(X.unsqueeze(-3) * d.unsqueeze(-2), P)
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
         assert W is not None
-        d, P = self.split(W)
+        d, P = self.factors(W)
         return d.unsqueeze(-1) * P
 
     def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
