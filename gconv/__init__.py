@@ -16,7 +16,7 @@ torch.Size([3, 32])
 'recurrence:aggregate'
 
 Layers           GConv(spec); gconv.operators has the specs, list_operators() their names, cite(name) their sources
-Domains          Graph, Bipartite (from sources to targets), Grid, grid_graph, Pixels (of images that are no grids)
+Domains          Graph, Bipartite (from sources to targets), Grid, grid_graph, Pixels (no grids), Surface (meshes)
 Other models     convert(model), export(layer, "torch" or "pyg"), as_linear_map(module, domain), summary(model, x),
                  adapt(model, rank=4), merge, unmerge, transfer(model, domain), save(module, path), load(path),
                  twin(layer): a Twin, the same layer of grids on a graph
