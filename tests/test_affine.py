@@ -1,5 +1,7 @@
 """analysis.affine: a piecewise linear network is exactly its map and offset within one activation region."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, SAGEConv
 
 import gconv
-from gconv import GConv, Graph, NotLinear
+from gconv import Bipartite, GConv, Graph, Grid, NotLinear, list_operators
 from gconv.analysis import adjoint_gap, affine, matrix, norm, norm_bound, receptive_field, singular_values
 from gconv.operators import avg_pool2d, cheb, conv2d, conv_transpose2d, gat, gcn, max_pool2d, sage
+from gconv.spec import operator
 
 DOUBLE = torch.float64
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 0, 2, 5, 1], [1, 0, 3, 2, 0, 4, 5, 2, 1]])
@@ -79,6 +82,10 @@ IMAGES = {
     "unet": (UNet, (1, 1, 8, 8)),
     "gconv": (native, (1, 2, 8, 8)),
     "converted": (lambda: gconv.convert(cnn().eval()), (1, 2, 12, 11)),
+    "circular": (
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.ReLU()),
+        (1, 1, 5, 4),
+    ),
     "line": (lambda: nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(0)), (2, 9)),
 }
 GRAPHS = {
@@ -165,6 +172,34 @@ def test_attention_frozen_at_x(name):
     d = 1e-7 * torch.randn_like(x)
     torch.testing.assert_close(A(x + d), held(x + d).detach(), rtol=0, atol=1e-12)
     assert (A(x + d) - model(x + d, EDGES)).abs().max() > 1e-11, "control: attention does depend on x"
+
+
+OPERATORS = list_operators()
+
+
+@pytest.mark.parametrize(
+    "name", [n if i % 9 == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(OPERATORS)]
+)
+def test_every_operator_is_its_own_map(name):
+    for sample in operator(name).samples():
+        domain, layer = sample.domain(), GConv(sample.spec, dtype=DOUBLE).eval()
+        if isinstance(domain, Bipartite):
+            continue
+        on_grid = isinstance(domain, Grid)
+        x = torch.randn(
+            (1, sample.channels, *domain.shape) if on_grid else (domain.size, sample.channels), dtype=DOUBLE
+        )
+        place = () if on_grid else (domain,)
+        if layer.spec.structure.kind == "adaptive":
+            with pytest.raises(NotLinear, match="freeze_attention=True"):
+                affine(layer, x, *place)
+        A = affine(layer, x, *place, freeze_attention=True)
+        torch.testing.assert_close(A(x), layer(x, *place).detach(), rtol=0, atol=1e-10)
+        assert adjoint_gap(A.map) < 1e-10
+        if not on_grid:
+            with contextlib.suppress(NotLinear):
+                B, v = layer.at(domain, x), torch.randn_like(x)
+                torch.testing.assert_close(A.map @ v, B @ v, rtol=0, atol=1e-10)
 
 
 def test_a_layer_of_attention_on_a_chain_and_on_pairs():
