@@ -28,7 +28,7 @@ from torch import Tensor
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
-from gconv.kernels import give_back, is_jit_tracing, readable, shapes_only, varies, wrapped
+from gconv.kernels import is_jit_tracing, readable, shapes_only, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -223,11 +223,7 @@ def _kept(graph: Edges, key: tuple[object, ...], dtype: torch.dtype, make: objec
 
     def taps() -> Taps:
         entries, wide = make()
-        values = wide.to(dtype)
-        size = wide.nbytes if readable(wide) else 0
-        del wide
-        give_back(size)
-        return Taps(entries, values)
+        return Taps(entries, wide.to(dtype))
 
     if varies(graph.edge_weight):
         return taps()

@@ -7,7 +7,7 @@ from gconv.kernels.gemm import matmul, mm_padded, widens, xt_y
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.joint import joint_attention
 from gconv.kernels.maximum import segment_max
-from gconv.kernels.memory import empty, give_back
+from gconv.kernels.memory import empty
 from gconv.kernels.native import ReadyRecurrence
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import owned
@@ -58,7 +58,6 @@ __all__ = [
     "ends",
     "faked",
     "filtered",
-    "give_back",
     "heads_sddmm",
     "heads_spmm",
     "in_order",

@@ -1,4 +1,4 @@
-"""Where large results are written: room that is used again, and what becomes of the holes that others leave.
+"""Where large results are written: memory that is kept and used again.
 
 The C library takes a large array from the system anew each time, and the system clears it page by page as it is first
 written, which costs more than most products here, the more so where the machine is virtual and its host has the pages
@@ -8,7 +8,6 @@ system has them: rows gathered from there miss the processor's page tables less 
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
@@ -31,7 +30,6 @@ IDLE = 1 << 29  # bytes of room that may lie idle
 SPARE = 8  # a result may lie in room that is larger by this part of it
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)  # not shared with forked workers
-_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if _ADVICE is not None else None
 _idle: deque[mmap.mmap] = deque()  # what was left last is at the end
 _lock = RLock()  # what a garbage collection leaves may come while it is held
 
@@ -102,15 +100,3 @@ register(
     release,
     f"{IDLE >> 20} MiB",
 )
-
-
-def give_back(size: int) -> None:
-    """Once something of so many bytes has been built: hand what that has freed back to the system, if it was much.
-
-    Between arrays that are kept, the C library holds on to the room of those that are not; what comes next is larger
-    and does not fit. It takes some milliseconds.
-
-    >>> give_back(0)
-    """
-    if size >= LARGE and _TRIM is not None:
-        _TRIM(0)

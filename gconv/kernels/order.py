@@ -24,7 +24,6 @@ import numpy as np
 from torch import Tensor
 
 from gconv.caches import WeakCache
-from gconv.kernels.memory import give_back
 from gconv.rates import TABLES, rates
 
 TABLE = 1 << 24  # bytes of x that may come from a cache in any order
@@ -189,8 +188,6 @@ def _consider(state: State, crow: Tensor, col: Tensor, cols: int, row: int) -> N
         state.after = traffic(made.col, cols, window)
         state.schedule = made if state.after <= CLEAR * state.before else None
         state.settled = True
-        del made
-        give_back(8 * len(col))
 
 
 def lost(read: float, row: float, table: float) -> float:

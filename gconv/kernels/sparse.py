@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import narrow, native
-from gconv.kernels.memory import give_back
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.transforms import composes, is_jit_tracing, readable
 
@@ -69,7 +68,6 @@ class CSR:
         )
         if torch.equal(crow, crow_t) and torch.equal(by_row, by_col):
             crow_t, by_col, from_t = crow, by_row, to_t  # a symmetric pattern is its own transpose
-        give_back(row.nbytes)
         return cls(crow, by_row, crow_t, by_col, perm[0] if perm else None, to_t, from_t)
 
     @property
