@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if argv[0] in ("-h", "--help"):
         print(f"{__doc__}\ntables: {', '.join(TABLES)}")
-        return
+        raise SystemExit
     if argv[0].startswith("-"):
         raise SystemExit(f"error: name a table first, one of {', '.join(TABLES)}")
     given = argv[1:]

@@ -370,13 +370,15 @@ class GConv(nn.Module):
         return Call(x, mixing, weight, bias, weight, kind, constant)
 
     def _fits(self, x: Tensor) -> bool:
-        """Whether weight and bias have the shapes they were made with, and the weight the type and device of x."""
-        weight, bias, shapes = self.weight, self.bias, self._shapes
+        """Whether the parameters have the shapes they were made with, and the weight the type and device of x."""
+        weight = self.weight
         if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
             return False
-        if weight is not None and weight.shape != shapes["weight"]:
-            return False
-        return bias is None or "bias" not in shapes or bias.shape == shapes["bias"]
+        for name, shape in self._shapes.items():
+            p = getattr(self, name)
+            if p is not None and p.shape != shape:
+                return False
+        return True
 
     def _cast(self, y: Tensor) -> Tensor:
         """y in the type that torch's own layers give under autocast, whichever lowering made it."""

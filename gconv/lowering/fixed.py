@@ -168,13 +168,13 @@ def gradients(
     x: Tensor | None, W: Tensor | None, dy: Tensor, plan: Plan, kept: Sequence[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX where W is given, and dW where x is; `kept`: all S_k X that the forward pass has made."""
-    S, _, how, constant = plan
+    S, gathers, how, constant = plan
     some = x if W is None else W.mT
     if some is None:
         return None, None
     (k, _, n), i, o = S.shape, some.shape[-1], dy.shape[-1]
     dw = None if x is None else dy.new_empty(k, i, o)
-    if kept or (i < o and constant is None):
+    if kept or (gathers and i < o and constant is None):  # after scatter, S^T dY shares the forward pass's layout
         if x is not None and dw is not None:
             dy = dy if dy.stride(-1) == 1 else dy.contiguous()
             if kept:

@@ -13,6 +13,7 @@ from experiments.harness import measure
 from experiments.speed import overhead
 from experiments.speed.overhead import Case, Config, Sides
 from gconv import GConv, Graph
+from gconv.call import Call
 from gconv.kernels.sparse import CSR
 from gconv.lowering import LOWERINGS
 from gconv.lowering.base import Cost, Lowering
@@ -36,20 +37,21 @@ def rows(tmp_path):
 # -- equivalence ---------------------------------------------------------------------------------------------------
 
 
-def wrong_value(S, mixing, W, x, bias):
-    return dense(S, mixing, W, x, bias) * (1 + 1e-8)
+def wrong_value(S, call):
+    return dense(S, call) * (1 + 1e-8)
 
 
-def wrong_input_gradient(S, mixing, W, x, bias):
-    return dense(S, mixing, W, x * 1.001 - (0.001 * x).detach(), bias)
+def wrong_input_gradient(S, call):
+    return dense(S, call.at(call.x * 1.001 - (0.001 * call.x).detach()))
 
 
-def wrong_weight_gradient(S, mixing, W, x, bias):
-    return dense(S, mixing, None if W is None else W * 1.001 - (0.001 * W).detach(), x, bias)
+def wrong_weight_gradient(S, call):
+    W = None if call.W is None else call.W * 1.001 - (0.001 * call.W).detach()
+    return dense(S, Call(call.x, call.mixing, W, call.bias))
 
 
-def not_a_number(S, mixing, W, x, bias):
-    return dense(S, mixing, W, x, bias) * torch.nan
+def not_a_number(S, call):
+    return dense(S, call) * torch.nan
 
 
 @pytest.fixture
