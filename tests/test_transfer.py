@@ -126,7 +126,7 @@ def run(net, images):
     return y if net.target is None else net.target.scatter(y)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 12)])
+@pytest.mark.parametrize("size", [(8, 8), pytest.param((16, 12), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_shuffled_grid_gives_the_same(name, size):
     size = (16, 16) if name == "lenet" else size  # which its linear layer is made for
