@@ -118,15 +118,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs the real data sets: set GCONV_DATA to their folder"))
 
 
+def global_state() -> dict[str, object]:
+    """What torch holds for the whole process, and a test could leave to those after it."""
+    return {
+        "hooks on every module": bool(torch.nn.modules.module._has_any_global_hook()),
+        "gradients": torch.is_grad_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
+    before = global_state()
     yield
     torch.use_deterministic_algorithms(False)
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
+    assert global_state() == before, "the test changed a global state of torch and did not restore it"
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])

@@ -87,6 +87,8 @@ class Calls:
         finally:
             for each in hooks:
                 each.remove()
+                # torch 2.13 forgets this entry, and warns in torch.compile from then on that there are global hooks
+                getattr(hook, "_global_forward_hooks_with_kwargs", {}).pop(each.id, None)
 
     def _enter(self, module: nn.Module) -> None:
         outer = next((call for call in reversed(self.stack) if call.is_row), None)
