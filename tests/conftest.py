@@ -86,7 +86,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def eigensolver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def eigensolver(seeded: None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As another machine's LAPACK might answer, under --perturb-eigh or GCONV_PERTURB_EIGH=1."""
     if request.config.getoption("--perturb-eigh") or os.environ.get("GCONV_PERTURB_EIGH") == "1":
         from eigensolver import perturbed
