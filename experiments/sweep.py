@@ -20,6 +20,7 @@ from experiments.harness.store import ResultsError
 
 TABLES = {
     "ladder": "experiments.images.ladder",
+    "citation": "experiments.citation.networks",
 }
 
 

@@ -132,6 +132,8 @@ class Table:
         labels: table rows to show, in order, also those without results; the labels of the rows where empty.
         vary: fields of the configuration in which the rows of one cell may differ.
         same: dotted paths besides in which they must agree.
+        n: rows that the protocol asks of each cell; fewer are an error, except in table rows that `unfinished` names.
+        unfinished: table rows whose runs are not all done, and what is said of them below; "*" is all of them.
         published: numbers to print beside, with their gap; their sources are listed below.
         reruns: numbers listed below.
         scale: from a row's number to the published one's unit.
@@ -149,7 +151,9 @@ class Table:
     where: tuple[tuple[str, Any], ...] = ()
     labels: tuple[str, ...] = ()
     vary: tuple[str, ...] = ("seed",)
-    same: tuple[str, ...] = ("data.hash",)
+    same: tuple[str, ...] = ("data.hash", "code.hash", "code.numerics")
+    n: int = 0
+    unfinished: tuple[str, ...] = ()
     published: tuple[Published, ...] = ()
     reruns: tuple[Published, ...] = ()
     scale: float = 100.0
@@ -228,7 +232,22 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     notes += [f"Data: {'; '.join(data)}."] if data else []
     notes += [f"Published: {'; '.join(_sources(table.published, labels))}."] if beside else []
     notes += [f"Independent reruns: {'; '.join(_sources(table.reruns, labels))}."] if table.reruns else []
-    return "\n\n".join([table.caption, grid, *table.remarks(rows), *notes]) + "\n"
+    return "\n\n".join([table.caption, grid, *table.remarks(rows), *_unfinished(table, labels, cells), *notes]) + "\n"
+
+
+def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
+    """What is still to be run, in a sentence. Raises: TableError for a cell with too few rows that is not listed."""
+    counts = {label: min([len(v) for (name, _), v in cells.items() if name == label], default=0) for label in labels}
+    short = {label: count for label, count in counts.items() if count < table.n}
+    for label, count in short.items():
+        if count and not {label, "*"} & set(table.unfinished):
+            raise TableError(
+                f"table {table.name}, {label}: {count} rows, and the protocol has {table.n}: `{table.command}`"
+            )
+    if not short:
+        return []
+    listed = ", ".join(f"{label} ({count})" for label, count in short.items())
+    return [f"Unfinished, with the number of rows so far, of {table.n}: {listed}; `{table.command}` goes on."]
 
 
 def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:

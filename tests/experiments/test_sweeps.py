@@ -9,9 +9,12 @@ import torch
 
 import gconv
 from experiments import sweep as sweep_command
+from experiments import verify
+from experiments.citation import networks as citation
 from experiments.harness import code as codes
 from experiments.harness import fit, progress
 from experiments.harness.experiment import Place
+from experiments.harness.machine import hardware
 from experiments.harness.options import Launch, Outcome, SweepOptions
 from experiments.harness.specs import read_spec
 from experiments.harness.store import Results
@@ -266,3 +269,55 @@ def test_images_are_moved_whole():
     assert (fit.moved(images, torch.full((2, 2), 2), 2) == images).all()
     out = fit.moved(images, torch.tensor([[2, 2], [3, 2]]), 2)
     assert (out[0] == images[0]).all() and (out[1, :, :3] == images[1, :, 1:]).all()
+
+
+# -- verify --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """Rows of one network, as if they were committed."""
+    argv = ["--dataset", "embedded", "--model", "gcn", "--epochs", "2", "--seeds", "2"]
+    citation.main([*argv, "--results", str(tmp_path / "citation.jsonl")])
+    return tmp_path
+
+
+def again(found, row, config):
+    """In this process."""
+    outcome = found.run(found.read(row), Place(device="cpu"))
+    return {**row, "metrics": json.loads(json.dumps(outcome.metrics)), "hardware": hardware()}
+
+
+def test_rows_are_run_again_and_are_the_same(committed, monkeypatch, capsys):
+    monkeypatch.setattr(verify, "again", again)
+    capsys.readouterr()
+    verify.main(["--rows", "2", "--table", "citation", "--results", str(committed)])
+    assert capsys.readouterr().out.count(": the same") == 2
+
+
+@pytest.mark.parametrize("edit", ["metric", "field", "tolerance"])
+def test_an_edited_row_is_found(committed, monkeypatch, edit):
+    monkeypatch.setattr(verify, "again", again)
+    path = committed / "citation.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        if edit == "field":
+            row["config"]["width"] = 3
+        elif edit == "metric":
+            row["metrics"]["val_loss"] += 1e-9
+        else:
+            row["hardware"]["cpu"] = "another"
+            row["metrics"]["val_loss"] += 0.01
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--rows", "1", "--table", "citation", "--results", str(committed)]
+    if edit == "tolerance":
+        return verify.main(argv)
+    with pytest.raises(SystemExit, match="1 of 1 rows differ"):
+        verify.main(argv)
+
+
+def test_verify_names_what_it_cannot_do(tmp_path):
+    with pytest.raises(SystemExit, match="no row was run again"):
+        verify.main(["--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no table 'citations'; did you mean citation"):
+        verify.main(["--table", "citations"])

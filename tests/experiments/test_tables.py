@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -228,3 +229,39 @@ def test_pages_under_docs_are_rendered_too(page, tmp_path):
 def test_text_outside_markers_is_kept():
     text = "a\n`<!-- table:x -->` in a sentence is no marker\n"
     assert fill(text, tables.RESULTS, tables.TABLES) == text
+
+
+def test_a_table_below_its_protocol_is_an_error_unless_it_says_so():
+    table = Table(name="t", experiment="e", label="config.model", cells=one("acc", "metrics.acc"), format=mean_std(),
+                  caption="", command="python -m x", n=2)  # fmt: skip
+    rows = [{"key": "1", "config": {"model": "a", "seed": 0}, "metrics": {"acc": 1.0}}]
+    with pytest.raises(TableError, match="table t, a: 1 rows, and the protocol has 2"):
+        render.render(table, rows)
+    text = render.render(replace(table, unfinished=("a",)), rows)
+    assert "Unfinished, with the number of rows so far, of 2: a (1); `python -m x` goes on." in text
+    more = [*rows, {"key": "2", "config": {"model": "a", "seed": 1}, "metrics": {"acc": 2.0}}]
+    assert "Unfinished" not in render.render(table, more)
+
+
+def test_rows_of_other_code_do_not_share_a_cell():
+    table = Table(name="t", experiment="e", label="config.model", cells=one("acc", "metrics.acc"), format=mean_std(),
+                  caption="", command="")  # fmt: skip
+    rows = [
+        {"key": str(seed), "config": {"model": "a", "seed": seed}, "metrics": {"acc": 1.0}, "code": {"hash": code}}
+        for seed, code in enumerate("xy")
+    ]
+    with pytest.raises(TableError, match=r"rows differ in code\.hash \(x and y\)"):
+        render.render(table, rows)
+
+
+def test_the_ladders_picture_shows_every_network():
+    from matplotlib.figure import Figure
+
+    from experiments.images import ladder_picture
+
+    names = ("9", "1", "pointwise", "3, last", "p4")
+    rows = [{"metrics": {"network": name, "test_accuracy": 0.5 + i / 10}} for i, name in enumerate(names)]
+    axes = Figure().subplots()
+    ladder_picture.draw(axes, rows)
+    assert {"all stages", "3, last", "p4"} <= {text.get_text() for text in axes.get_legend().get_texts()}
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx([70, 60, 50])

@@ -1,0 +1,40 @@
+"""The picture of `experiments.images.ladder`: accuracy against the number of taps told apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.harness.common import Row
+from experiments.harness.render import Figure
+
+TAPS = {"pointwise": 0, "1": 1, "2": 2, "3": 3, "6": 6, "9": 9}
+
+
+def draw(axes: Any, rows: Sequence[Row]) -> None:
+    """Mean and standard deviation a rung; networks of two kinds of stages at the side; turned kernels as lines."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["metrics"]["network"], []).append(100 * row["metrics"]["test_accuracy"])
+    spread = {name: (np.mean(y), np.std(y, ddof=1) if len(y) > 1 else 0.0) for name, y in found.items()}
+    rungs = [name for name in TAPS if name in spread]
+    mean, std = (np.array([spread[name][part] for name in rungs]) for part in (0, 1))
+    axes.errorbar([TAPS[name] for name in rungs], mean, std, marker="o", capsize=3, label="all stages")
+    mixed = [name for name in spread if name.startswith("3, ")]
+    for number, name in enumerate(mixed):
+        axes.errorbar(10 + number / 2, *spread[name], marker="s", capsize=3, color=f"C{number + 1}", label=name)
+    for name, style in (("p4", "--"), ("p4m", ":")):
+        if name in spread:
+            axes.axhline(spread[name][0], linestyle=style, color="grey", label=name)
+    axes.set(xlabel="taps told apart (0: the centre alone)", ylabel="test accuracy, %")
+    axes.set_xticks(list(TAPS.values()))
+    axes.legend(fontsize="small")
+
+
+FIGURE = Figure(
+    name="ladder",
+    experiment="ladder",
+    draw=draw,
+    title="CIFAR-10: accuracy and direction",
+    where=(("config.spec", ""), ("config.epochs", 8), ("config.limit", None)),
+)

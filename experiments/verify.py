@@ -1,0 +1,146 @@
+"""Run committed rows again and compare: the same numbers on the same kind of processor, else within a tolerance.
+
+    python -m experiments.verify --rows 3 --seed 0               three rows, one a table as far as there are tables
+    python -m experiments.verify --rows 9 --seed 1 --budget 60   rows that took longer than what is left are passed over
+    python -m experiments.verify --table ladder                  rows of one table
+
+Drawn are rows of the tables of `experiments.sweep`, each run in a process of its own with the row's number of threads.
+Times and rates are not compared. Exit status 1 where a number differs.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.harness.experiment import Experiment, call
+from experiments.harness.options import RESULTS, Launch
+from experiments.harness.store import Results, ResultsError, Row
+from experiments.harness.sweeps import sweep
+from experiments.sweep import TABLES, experiment
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which rows are run again."""
+
+    rows: int = 3
+    seed: int = 0
+    """Of the draw."""
+    budget: float | None = None
+    """Minutes."""
+    table: str = ""
+    """Draw from this table only."""
+    results: Path = RESULTS
+    """Folder of the rows."""
+    data_root: Path | None = None
+    """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.rows < 1 or (self.budget is not None and not self.budget > 0):
+            raise ValueError("--rows must be at least 1, and --budget positive")
+
+
+def draw(rows: Mapping[str, Sequence[Row]], seed: int) -> list[tuple[str, Row]]:
+    """All rows with their tables in a random order that takes one of each table in turn.
+
+    >>> [table for table, _ in draw({"a": [{"key": 1}, {"key": 2}], "b": [{"key": 3}]}, 0)][2:]
+    ['a']
+    """
+    dice = random.Random(seed)
+    piles = {table: dice.sample(list(found), len(found)) for table, found in sorted(rows.items())}
+    tables = dice.sample(sorted(piles), len(piles))
+    longest = max(map(len, piles.values()), default=0)
+    return [(table, piles[table][turn]) for turn in range(longest) for table in tables if turn < len(piles[table])]
+
+
+def differences(old: Row, new: Row, found: Experiment) -> list[str]:
+    """What differs between a row and the same run again, in words."""
+    alike = all(old["hardware"].get(k) == new["hardware"].get(k) for k in ("cpu", "threads", "gpu"))
+    exact = alike and old["versions"].get("torch") == new["versions"].get("torch")
+    wrong = []
+    for name in sorted(old["metrics"].keys() | new["metrics"].keys()):
+        before, after = old["metrics"].get(name), new["metrics"].get(name)
+        if name in found.measured or before == after:
+            continue
+        within = found.tolerance.get(name)
+        if exact or within is None or not _close(before, after, within):
+            wrong.append(
+                f"{name}: {before} in the row, {after} now" + ("" if exact or within is None else f" (+- {within:g})")
+            )
+    return wrong
+
+
+def _close(a: Any, b: Any, within: float) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_close(x, y, within) for x, y in zip(a, b, strict=True))
+    numbers = isinstance(a, int | float) and isinstance(b, int | float)
+    return numbers and abs(a - b) <= within
+
+
+def again(found: Experiment, row: Row, config: Config) -> Row:
+    """The row of the same run, made now. Raises: SystemExit, ValueError."""
+    one = found.read(row)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = sweep(
+            [one],
+            partial(call, found.run, config.data_root, config.device),
+            Results(Path(folder) / "rows.jsonl"),
+            experiment=found.name,
+            data=lambda c: found.data(c, config.data_root),
+            resumable=True,
+            launch=Launch(threads=row["hardware"]["threads"], isolate=True),
+            modules=found.modules,
+        )
+    return rows[0]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Raises: SystemExit where a number differs."""
+    import tyro
+
+    config = tyro.cli(Config, description=__doc__, args=argv)
+    experiments = {table: experiment(table) for table in ([config.table] if config.table else TABLES)}
+    try:
+        rows = {table: Results(config.results / f"{e.name}.jsonl").rows() for table, e in experiments.items()}
+    except ResultsError as error:
+        raise SystemExit(f"error: {error}") from None
+    rows = {
+        table: [r for r in there if r.get("experiment") == experiments[table].name] for table, there in rows.items()
+    }
+    end = None if config.budget is None else time.monotonic() + 60 * config.budget
+    done = failed = 0
+    for table, row in draw({table: there for table, there in rows.items() if there}, config.seed):
+        if done == config.rows:
+            break
+        title = f"{table} {row['key']} (seed {row['seed']}, {row['seconds']:.0f} s when recorded)"
+        if end is not None and time.monotonic() + row["seconds"] > end:
+            print(f"{title}: passed over, more than what is left of the budget")
+            continue
+        try:
+            new = again(experiments[table], row, config)
+            wrong = differences(row, new, experiments[table])
+        except ValueError as error:
+            new, wrong = row, [str(error)]
+        if row.get("data") != new.get("data"):
+            wrong.append(f"the data differ: {row['data']} in the row, {new['data']} now")
+        if row.get("code") != new.get("code"):
+            title += ", recorded with other code" if row.get("code") else ", recorded before rows knew their code"
+        done, failed = done + 1, failed + bool(wrong)
+        print(f"{title}: {'; '.join(wrong) or 'the same'}", flush=True)
+    if not done:
+        raise SystemExit("error: no row was run again: there is none, or none that the budget allows")
+    if failed:
+        raise SystemExit(f"error: {failed} of {done} rows differ")
+    print(f"{done} rows, all the same", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
