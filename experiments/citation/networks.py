@@ -8,9 +8,9 @@ dropout; the split is fixed), counted from 0. The rule was chosen without the te
 validation papers and scoring on the other (GCN, MoNet and SGC, one or two seeds, 200 random halves), lowest loss did as
 well as highest accuracy on Cora and better on CiteSeer.
 
-Hyper-parameters: `RECIPES`, each model's paper's. What a paper leaves open is the setting of GCN's paper, or was chosen
-by validation accuracy (its comment says so). On the command line `--lr 0.02` and the like replace them, for the models
-that have the parameter.
+Hyper-parameters: `recipes.RECIPES`, each model's paper's. What a paper leaves open is the setting of GCN's paper, or
+was chosen by validation accuracy (its comment says so). On the command line `--lr 0.02` and the like replace them, for
+the models that have the parameter.
 
     python -m experiments.sweep citation                             what is missing, ten seeds of all models first
     python -m experiments.citation --spec "mine:factory(k=3)"        an operator of one's own in a two-layer network
@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from datasets import GraphSet, load_citation_like, load_planetoid
 from experiments.citation.published import CITATION, CITATION_MISSES
+from experiments.citation.recipes import KIPF, MODELS, RECIPES, Recipe
 from experiments.harness import common
 from experiments.harness.experiment import Experiment, Place
 from experiments.harness.options import LATER
@@ -71,91 +72,6 @@ from gconv.operators import (
 )
 
 DATASETS = ("Cora", "CiteSeer")  # what "all" means
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Hyper-parameters; None where a model or a data set has no such thing, or leaves it to the recipe."""
-
-    hidden: int | None = None
-    """Width of the hidden layer (GAT: of each head)."""
-    dropout: float | None = None
-    """Probability with which an input of a layer with weights is dropped, features included."""
-    lr: float | None = None
-    """Adam's learning rate."""
-    weight_decay: float | None = None
-    """L2 penalty on the parameters of the layers that `decay` names."""
-    decay: Literal["first", "all", "inner"] | None = None
-    """Which layers have weight decay; inner: those between have it, the first and the last 5e-4."""
-    k: int | None = None
-    """cheb: terms; sgc, tag, appnp: steps; monet: Gaussians."""
-    alpha: float | None = None
-    """appnp: probability to return."""
-    heads: int | None = None
-    """gat: heads of the first layer; the second has one."""
-    attention_dropout: float | None = None
-    """gat: probability with which an attention weight is dropped."""
-    epochs: int = 200
-    """All are run, and one is selected."""
-    layers: int | None = field(default=None, metadata=LATER)
-    """gcn2, agnn: propagation layers between the first and the last."""
-    theta: float | None = field(default=None, metadata=LATER)
-    """gcn2: how fast the layers' matrices approach the identity."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        for name, least in (("hidden", 1), ("k", 0), ("heads", 1), ("epochs", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
-        for name in ("dropout", "attention_dropout"):
-            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
-                raise ValueError(f"{name} is a probability in [0, 1), not {value}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, not {self.lr}")
-        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be finite and not negative, not {self.weight_decay}")
-
-
-KIPF = Recipe(hidden=16, dropout=0.5, lr=0.01, weight_decay=5e-4, decay="first")  # Kipf and Welling, section 5.2
-
-GAT = Recipe(hidden=8, dropout=0.6, lr=0.005, weight_decay=5e-4, decay="all", heads=8, attention_dropout=0.6)
-PROPAGATED = replace(KIPF, hidden=64, decay="all", k=10)  # two dense layers, then a filter with learned coefficients
-
-# The recipe of a model, or of a model on one data set.
-RECIPES: dict[str | tuple[str, str], Recipe] = {
-    "mlp": KIPF,
-    "gcn": KIPF,
-    "cheb": replace(KIPF, k=3),  # order 2 ...
-    ("cheb", "CiteSeer"): replace(KIPF, k=4),  # ... and 3, the better orders of Kipf and Welling's table 3
-    # The paper tunes the weight decay alone: here nine values from 1e-6 to 1e-3 by validation accuracy, seed 0.
-    "sgc": Recipe(dropout=0.0, lr=0.2, weight_decay=5e-5, decay="all", k=2),
-    ("sgc", "CiteSeer"): Recipe(dropout=0.0, lr=0.2, weight_decay=5e-4, decay="all", k=2),
-    "tag": replace(KIPF, k=2),
-    "appnp": replace(KIPF, hidden=64, weight_decay=5e-3, k=10, alpha=0.1),
-    "gat": GAT,
-    "sage": KIPF,
-    "monet": replace(KIPF, k=3),
-    "ssg": Recipe(dropout=0.0, lr=0.2, weight_decay=1e-5, decay="all", k=16, alpha=0.05),
-    ("ssg", "CiteSeer"): Recipe(dropout=0.0, lr=0.2, weight_decay=1e-4, decay="all", k=16, alpha=0.05),
-    "arma": replace(KIPF, dropout=0.75, decay="all", k=2),
-    ("arma", "CiteSeer"): replace(KIPF, dropout=0.75, decay="all", k=3),
-    "agnn": replace(KIPF, decay="all", layers=2),
-    "gpr": replace(PROPAGATED, dropout=0.6, alpha=0.1),
-    ("gpr", "CiteSeer"): replace(PROPAGATED, hidden=256, dropout=0.7, alpha=0.1),
-    "bernstein": PROPAGATED,
-    "chebnetii": replace(PROPAGATED, dropout=0.8),
-    ("chebnetii", "CiteSeer"): PROPAGATED,
-    "jacobi": PROPAGATED,
-    "ppr": replace(PROPAGATED, weight_decay=5e-3, decay="first", k=None, alpha=0.1),
-    # GCNII's paper trains up to 1,500 epochs and stops early; here all are run, as for the others.
-    "gcn2": Recipe(64, 0.6, 0.01, 0.01, "inner", alpha=0.1, theta=0.5, layers=64, epochs=400),
-    ("gcn2", "CiteSeer"): Recipe(256, 0.7, 0.01, 0.01, "inner", alpha=0.1, theta=0.6, layers=32, epochs=400),
-    "graphconv": KIPF,
-    "cluster_gcn": KIPF,
-    "gatv2": GAT,
-    "feast": replace(KIPF, heads=4),
-}
-MODELS = tuple(key for key in RECIPES if isinstance(key, str))
 
 
 @dataclass(frozen=True)
@@ -315,8 +231,16 @@ def drop(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p)
 
 
+def mixes(layer: Any) -> bool:
+    """Whether a layer mixes channels by a matrix; a filter with coefficients, if only of each channel, does not."""
+    return layer.weight is not None and getattr(layer.spec.mixing, "groups", 1) == 1
+
+
 class Network(nn.Module):
-    """Operators one after the other: dropout before each that has weights, the activation between those."""
+    """Operators one after the other: dropout before each that mixes channels, the activation behind all but the last.
+
+    Filters between or behind these have neither.
+    """
 
     def __init__(self, config: Config, i: int, o: int):
         super().__init__()
@@ -332,18 +256,19 @@ class Network(nn.Module):
     def forward(self, x: Tensor, graph: Graph, names: list[str] | None = None) -> Tensor:
         """Scores of the classes, (n, i) -> (n, o); the name of each layer's lowering is put into `names`."""
         layer: GConv
-        initial = x
+        initial, left = x, sum(map(mixes, self.layers))
         for number, layer in enumerate(self.layers):  # type: ignore[assignment]
-            if layer.weight is not None:
-                x = self.activation(x) if number else x
-                initial = x if number == 1 else initial
-                x = drop(x, self.dropout, self.training)
+            mixing = mixes(layer)
+            x = drop(x, self.dropout, self.training) if mixing else x
             if layer.spec.name == "gcn2":
                 x = torch.cat([x, initial], -1)
             lowering = self.mix_first(x, graph) if x.layout == torch.sparse_csr else None
             if names is not None:
                 names.append(layer.plan(x, graph, lowering=lowering).chosen.name)
             x = layer(x, graph, lowering=lowering)
+            left -= mixing
+            x = self.activation(x) if mixing and left else x
+            initial = initial if number else x
         return x
 
     def mix_first(self, x: Tensor, graph: Graph) -> str:
@@ -355,18 +280,18 @@ class Network(nn.Module):
 
 
 def optimiser(network: Network, config: Config) -> torch.optim.Optimizer:
-    """Adam, with weight decay on the first layer or on all."""
-    first, others = list(network.layers[0].parameters()), [p for m in network.layers[1:] for p in m.parameters()]
-    decay = config.weight_decay or 0.0
-    if config.decay == "inner":
-        inner = [p for m in network.layers[1:-1] for p in m.parameters()]
-        outer = [*first, *network.layers[-1].parameters()]
-        parts = [{"params": inner, "weight_decay": decay}, {"params": outer, "weight_decay": 5e-4}]
-        return torch.optim.Adam(parts, lr=config.lr or 0.01, fused=True)
-    groups = [{"params": first, "weight_decay": decay}]
-    if others:
-        groups.append({"params": others, "weight_decay": decay if config.decay == "all" else 0.0})
-    return torch.optim.Adam(groups, lr=config.lr or 0.01, fused=True)
+    """Adam, with weight decay on the layers that `decay` names; the coefficients of filters have none."""
+    matrices = [layer for layer in network.layers if mixes(layer)]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for layer in network.layers:
+        decay = config.weight_decay or 0.0
+        if config.decay == "inner" and layer in (matrices[0], matrices[-1]):
+            decay = 5e-4
+        elif not mixes(layer) or (config.decay == "first" and layer is not matrices[0]):
+            decay = 0.0
+        groups.setdefault(decay, []).extend(layer.parameters())
+    parts = [{"params": found, "weight_decay": decay} for decay, found in groups.items()]
+    return torch.optim.Adam(parts, lr=config.lr or 0.01, fused=True)
 
 
 class Selection:

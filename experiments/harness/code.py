@@ -1,7 +1,8 @@
 """Which code made a row: a hash of the syntax trees, without docstrings, of what can move its numbers.
 
 That is the module of the run, the modules of its family and the training loops that it imports, and the modules of the
-operators that these name. Comments, docstrings and layout do not count. The engine below the operators is not hashed:
+operators that these name. Comments, docstrings and layout do not count, nor do numbers that others published, nor
+recipes, which a row's configuration holds in full. The engine below the operators is not hashed:
 its number is `gconv.NUMERICS`, raised by hand when results may move.
 """
 
@@ -19,6 +20,7 @@ from experiments.harness.machine import ROOT
 SILENT = set(
     ["common", "code", "experiment", "machine", "measure", "options", "progress", "render", "specs", "store", "sweeps"]
 )
+TOLD = ("published", "recipes")
 
 
 def code(run: Callable[..., Any], more: Iterable[str] = ()) -> dict[str, Any]:
@@ -73,7 +75,11 @@ def _counts(name: str) -> bool:
     parts = name.split(".")
     if parts[:2] == ["gconv", "operators"]:
         return Path(gconv.__file__).parent.joinpath(*parts[1:]).with_suffix(".py").is_file()
-    if parts[0] != "experiments" or (parts[1:2] == ["harness"] and parts[2:3] and parts[2] in SILENT):
+    if (
+        parts[0] != "experiments"
+        or parts[-1] in TOLD
+        or (parts[1:2] == ["harness"] and parts[2:3] and parts[2] in SILENT)
+    ):
         return False
     return (ROOT / Path(*parts)).with_suffix(".py").is_file()
 

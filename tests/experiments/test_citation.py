@@ -97,11 +97,35 @@ def test_negative_control_validation_labels_do_decide(task):
     assert right["val_loss"] != wrong["val_loss"] and right["val_accuracy"] > wrong["val_accuracy"]
 
 
-def test_weight_decay_is_on_the_first_layer_alone_where_the_paper_has_it():
-    for model, decays in (("gcn", [5e-4, 0.0]), ("gat", [5e-4, 5e-4]), ("sgc", [config("sgc").weight_decay])):
-        c = config(model)
-        groups = citation.optimiser(citation.Network(c, 9, 3), c).param_groups
-        assert [g["weight_decay"] for g in groups] == decays
+@pytest.mark.parametrize(
+    ("model", "decays"),
+    [
+        ("gcn", [5e-4, 0.0]),
+        ("gat", [5e-4, 5e-4]),
+        ("sgc", [5e-5]),
+        ("gpr", [5e-4, 5e-4, 0.0]),
+        ("jacobi", [5e-4, 5e-4, 0.0]),
+        ("gcn2", [5e-4, 0.01, 0.01, 5e-4]),
+    ],
+)
+def test_weight_decay_is_on_the_layers_that_the_paper_names(model, decays):
+    few = {"layers": 2} if model == "gcn2" else {}
+    network = citation.Network(config(model, **few), 9, 3)
+    groups = citation.optimiser(network, config(model, **few)).param_groups
+    of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert [{of[id(p)] for p in layer.parameters()} for layer in network.layers] == [{decay} for decay in decays]
+
+
+@pytest.mark.parametrize("model", ["appnp", "gpr", "jacobi", "agnn"])
+def test_filters_have_neither_dropout_nor_activation(task, model, monkeypatch):
+    network, calls = citation.Network(config(model), task.x.shape[1], task.classes), []
+    monkeypatch.setattr(citation, "drop", lambda x, p, training: calls.append("drop") or x)
+    network.activation = lambda x: calls.append("activation") or x.relu()
+    for layer in network.layers:
+        layer.register_forward_hook(lambda layer, *_: calls.append(layer.spec.name))
+    network(task.x, task.graph)
+    first, filters, last = ["drop", "cheb", "activation"], [model], ["drop", "cheb"]
+    assert calls == ([*first, *2 * filters, *last] if model == "agnn" else [*first, *last, *filters])
 
 
 def test_monet_sees_the_degrees_of_both_ends(task):

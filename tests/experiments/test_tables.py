@@ -37,15 +37,15 @@ def page(tmp_path):
 
 def test_cell_is_mean_std_n_beside_the_published_number(page):
     text = page([row(seed=s, accuracy=a) for s, a in enumerate([0.81, 0.82, 0.83])], README)
-    (line,) = [line for line in text.splitlines() if line.startswith("| gcn")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| gcn ")]
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["gcn", "82.0 +- 1.0 (3)", "81.5", "+0.5"]
     assert "Kipf and Welling 2017; public split" in text and "Data: Cora (h1)." in text and "The end." in text
-    (gat,) = [line for line in text.splitlines() if line.startswith("| gat")]
+    (gat,) = [line for line in text.splitlines() if line.startswith("| gat ")]
     assert "no rows yet" in gat and "83.0 +- 0.7" in gat
 
 
 def test_no_rows_is_said(page):
-    assert "*no rows yet: `python -m experiments.citation`*" in page([], README)
+    assert "*no rows yet: `python -m experiments.sweep citation --official`*" in page([], README)
 
 
 def test_check_passes_on_what_was_written_and_writing_again_changes_nothing(page):
@@ -171,13 +171,13 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         config = fields | {path.removeprefix("config."): value for path, value in table.where}
         single = table.cells.__qualname__.startswith("one")
         r = row(experiment=table.experiment) | {"metrics": metrics, "config": config}
-        if single:
-            r["metrics"] = metrics | {"test_accuracy": 0.6}
+        if single or table.label == "metrics.network":
+            r["metrics"] = metrics | {"test_accuracy": 0.6, "network": "9", "parameters": 9}
         assert "no rows yet: `" not in render.render(table, [r]), table.name
     assert len({t.name for t in tables.TABLES}) == len(tables.TABLES)
     for figure in tables.FIGURES:
         curve = figure.draw.__qualname__.startswith("lines")
-        r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5}, "config": fields}
+        r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5, "network": "9"}, "config": fields}
         render.paint(figure, [r], tmp_path / f"{figure.name}.png")
         assert render.drawn_from(tmp_path / f"{figure.name}.png") == render.fingerprint([r])
 
