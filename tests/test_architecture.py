@@ -160,9 +160,11 @@ def test_a_wait_without_end_is_found(code):
     assert not waits_without_end(ast.parse("a.join(b); thread.join(5); subprocess.run(c, timeout=5)"))
 
 
-# Experiments: a family may import the harness and itself; report and the commands at the top may import all of them.
+# Experiments: a family may import the harness and itself; report and the commands at the top may import all of them,
+# and commands each other.
 FAMILIES = {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()}
-ABOVE = {"report": FAMILIES, **{path.stem: FAMILIES for path in (ROOT / "experiments").glob("[a-z]*.py")}}
+COMMANDS = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
+ABOVE = {"report": FAMILIES, **dict.fromkeys(COMMANDS, FAMILIES | COMMANDS)}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "experiments").rglob("[a-z]*.py")
 }
