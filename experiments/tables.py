@@ -7,7 +7,8 @@ A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAM
 docs/. To add one, add an entry to `experiments.report.results` or `experiments.report.speed` (what the fields mean:
 `experiments.harness.render.Table`) and the two lines to a page. Between the markers `operators` and `outside` stand the
 tables of operators, from the registry (`experiments.report.operators`), and between the markers `features` the
-comparison with other libraries (`experiments.report.features`).
+comparison with other libraries (`experiments.report.features`), and between the markers `front` the short table of
+README.md (`experiments.report.front`).
 """
 
 import difflib
@@ -20,7 +21,7 @@ from pathlib import Path
 from experiments.harness import render
 from experiments.harness.common import RESULTS, ROOT
 from experiments.harness.render import Figure, Table, TableError
-from experiments.report import features, operators, results, speed
+from experiments.report import features, front, operators, results, speed
 
 TABLES: tuple[Table, ...] = (*results.TABLES, *speed.TABLES)
 FIGURES: tuple[Figure, ...] = (*results.FIGURES, *speed.FIGURES)
@@ -46,7 +47,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def _fill(text: str, results: Path) -> str:
-    return features.fill(operators.fill(render.fill(text, results, TABLES)))
+    return front.fill(features.fill(operators.fill(render.fill(text, results, TABLES))), results)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

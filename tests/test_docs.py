@@ -1,27 +1,54 @@
-"""The examples of the pages under docs/ run as printed."""
+"""The examples of README.md and of the pages under docs/ run as printed, each page by itself."""
 
 import doctest
+import importlib
 import re
+import sys
 
 import pytest
 
+import gconv.spec
 from experiments import tables
 from experiments.harness.machine import ROOT
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-TEXTS = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT) if page.parent.name == "docs"}
+TEXTS = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT) if page.parent.name != "results"}
 PAGES = [page for page, text in TEXTS.items() if ">>> " in text]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_run_as_printed(page):
-    text, report = TEXTS[page], []
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-    test = doctest.DocTestParser().get_doctest(code, {}, page.name, page.name, 0)
+def test_examples_run_as_printed(page, tmp_path, monkeypatch):
+    """A block that starts with `# NAME.py` is a module, which the examples import."""
+    monkeypatch.setattr(gconv.spec, "_OPERATORS", dict(gconv.spec._OPERATORS))
+    monkeypatch.syspath_prepend(tmp_path)
+    code, report, modules = "", [], []
+    for block in re.findall(r"^```python\n(.*?)^```$", TEXTS[page], re.DOTALL | re.MULTILINE):
+        if file := re.match(r"# (\w+)\.py\n", block):
+            (tmp_path / f"{file[1]}.py").write_text(block)
+            modules.append(file[1])
+        else:
+            assert ">>> " in block, block
+            code += block
+    importlib.invalidate_caches()
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    runner.run(test, out=report.append)
+    runner.run(doctest.DocTestParser().get_doctest(code, {}, page.name, page.name, 0), out=report.append)
+    for module in modules:
+        assert sys.modules.pop(module)
     assert runner.tries and not runner.failures, "".join(report)
 
 
+def test_a_wrong_example_would_be_noticed():
+    """Negative control."""
+    test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "README.md", None, 0)
+    assert doctest.DocTestRunner(optionflags=FLAGS).run(test, out=lambda _: None).failed == 1
+
+
 def test_pages_with_examples_are_found():
-    assert {"adapters.md", "files.md", "transfer.md"} <= {page.name for page in PAGES}
+    names = {"README.md", "plans.md", "linear-maps.md", "converting.md", "add-a-convolution.md", "adapters.md"}
+    assert names <= {page.name for page in PAGES}
+
+
+def test_every_page_is_listed():
+    listed = TEXTS[ROOT / "docs" / "README.md"]
+    names = {page.name for page in TEXTS if page.parent.name == "docs"} - {"README.md"}
+    assert [name for name in sorted(names) if f"]({name})" not in listed] == []

@@ -1,5 +1,3 @@
-import doctest
-import importlib
 import re
 import subprocess
 import sys
@@ -18,40 +16,12 @@ from gconv.operators.outside import OUTSIDE
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 OPERATORS = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
 PAGES = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT)}
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
-FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.fixture
 def own_registry(monkeypatch):
     """What the page registers stays on the page."""
     monkeypatch.setattr(gconv.spec, "_OPERATORS", dict(gconv.spec._OPERATORS))
-
-
-def test_code_runs_as_printed(own_registry, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    names: dict[str, object] = {}
-    runner = doctest.DocTestRunner(optionflags=FLAGS)
-    report: list[str] = []
-    for block in BLOCKS:
-        if file := re.match(r"# (\w+)\.py\n", block):
-            (tmp_path / f"{file[1]}.py").write_text(block)
-            importlib.invalidate_caches()
-            continue
-        line = TEXT[: TEXT.index(block)].count("\n")
-        test = doctest.DocTestParser().get_doctest(block, names, "README.md", "README.md", line)
-        assert test.examples, block
-        runner.run(test, out=report.append, clear_globs=False)
-        names = test.globs
-    sys.modules.pop("lazy_walk", None)
-    assert not runner.failures, "".join(report)
-    assert runner.tries > 30
-
-
-def test_a_wrong_example_would_be_noticed():
-    """Negative control."""
-    test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "README.md", None, 0)
-    assert doctest.DocTestRunner(optionflags=FLAGS).run(test, out=lambda _: None).failed == 1
 
 
 HELP = """
@@ -82,9 +52,11 @@ def test_commands_answer_to_help():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"(?:`|^    )make (\w+)", TEXT, re.MULTILINE))
+    named = {
+        target for text in PAGES.values() for target in re.findall(r"(?:`|^    )make ([\w-]+)", text, re.MULTILINE)
+    }
     assert {"demo", "test", "tables"} <= named
-    assert named <= set(re.findall(r"^(\w+):", makefile, re.MULTILINE))
+    assert named <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
 
 def _anchors(text):
@@ -101,14 +73,19 @@ def test_links_and_anchors_lead_somewhere(page):
 
 
 def test_the_front_page_is_short():
-    assert len(TEXT.encode()) <= 40 * 1024
+    assert len(TEXT.encode()) <= 10 * 1024
+
+
+def test_it_counts_the_operators():
+    assert f"There are {len(gconv.list_operators())} operators" in TEXT
 
 
 def test_lowerings_table_names_them_all():
-    (table,) = re.findall(r"^\| lowering \|.*?\n\n", TEXT, re.DOTALL | re.MULTILINE)
+    plans = (ROOT / "docs" / "plans.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| lowering \|.*?\n\n", plans, re.DOTALL | re.MULTILINE)
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {low.name.split(":")[0] for low in LOWERINGS}
     for low in LOWERINGS:
-        assert f"`{low.name}`" in TEXT
+        assert f"`{low.name}`" in plans
 
 
 def test_extras_exist():

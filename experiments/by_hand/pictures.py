@@ -84,6 +84,34 @@ def shifts(figure: Any) -> None:
     figure.suptitle("A 3 x 3 kernel on a 4 x 4 image is nine shifts: $Y = \\sum_k S_k X W_k$", fontsize=11)
 
 
+def idea(figure: Any) -> None:
+    """One 3 x 3 convolution on a 4 x 4 image: as shifts, as a matrix, as a graph; and what a GCN keeps of it."""
+    kernel = np.arange(1.0, 10).reshape(3, 3, 1, 1)
+    labels = as_matrix((4, 4, 1), kernel, p=1)
+    taps, matrix, graph, gcn = figure.subplots(1, 4)
+    cells(taps, kernel[..., 0, 0], numbers=True)
+    taps.set_title("kernel: nine shifts $S_k$,\na weight $W_k$ each", fontsize=10)
+    cells(matrix, labels, (4, 4))
+    matrix.set_title("the same as one matrix: rows\nare outputs, columns inputs", fontsize=10)
+    place = np.array([(i % 4, -(i // 4)) for i in range(16)], float)
+    for axes, title in (
+        (graph, "the same as a graph:\nedges labelled by their offset"),
+        (gcn, "a GCN keeps the edges\nand forgets the labels"),
+    ):
+        for i, j in np.argwhere(labels):
+            label = int(labels[i, j])
+            across, along = place[i] - place[j], 0.055
+            aside = np.array([-across[1], across[0]]) * along  # the two directions side by side
+            colour = NINE[label] if axes is graph else "#999999"
+            if i != j:
+                axes.plot(*np.stack([place[j] + aside, place[i] + aside]).T, color=colour, linewidth=1.6, zorder=1)
+        loop = NINE[5] if axes is graph else "#999999"
+        axes.scatter(*place.T, s=110, color=loop, edgecolors="white", zorder=2)
+        axes.set_title(title, fontsize=10)
+        axes.set_aspect("equal")
+        axes.axis("off")
+
+
 def frequencies(figure: Any) -> None:
     """The graph, the Chebyshev polynomials at its frequencies, filters made of them, and what T_k reaches."""
     _, lmax, _, z, _ = by_definition()
@@ -139,6 +167,7 @@ def draw(folder: Path) -> list[Path]:
     """All pictures as by_hand_NAME.png in the folder, each whole or not at all."""
     made = []
     for name, paint, shape in (
+        ("idea", idea, (11, 3.3)),
         ("sum", sums, (7, 3.6)),
         ("matrix", matrices, (11, 3.9)),
         ("shifts", shifts, (6, 6.6)),

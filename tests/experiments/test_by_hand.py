@@ -108,7 +108,7 @@ def test_the_script_walks_all_steps_and_draws(tmp_path):
         assert said in done.stdout
     assert "WRONG" not in done.stdout and str(ROOT) not in done.stdout
     drawn = sorted((tmp_path / "new").iterdir())
-    assert [p.name for p in drawn] == [f"by_hand_{name}.png" for name in ("cheb", "matrix", "shifts", "sum")]
+    assert [p.name for p in drawn] == [f"by_hand_{name}.png" for name in ("cheb", "idea", "matrix", "shifts", "sum")]
     assert all(p.stat().st_size < 100_000 for p in drawn)
     for path in drawn:
         committed = Path(ROOT, "experiments", "figures", path.name)
