@@ -21,6 +21,7 @@ Other models     convert(model), export(layer, "torch" or "pyg"), as_linear_map(
                  adapt(model, rank=4), merge, unmerge, transfer(model, domain), save(module, path), load(path),
                  twin(layer): a Twin, the same layer of grids on a graph
 Questions        gconv.analysis: matrix, norm, singular_values, frequency_response, receptive_field, cost, ...
+Large graphs     graph.sample(seeds, fanouts), graph.blocks_of(batch), apply_blocks(net, x, blocks)
 Speed, memory    constant(x), features that never change; cache_info(), clear_cache(); portable(), torch's operators
                  alone; backend(), which kernels run
 Errors           InputError, NotLinear, OutsideFamily, Inadmissible
@@ -28,7 +29,7 @@ Your operators   gconv.spec.register, gconv.basis, gconv.mixing, gconv.laplacian
 
 The packages, each of which imports only those before it: caches, kernels (products for the CPU and CUDA), domains,
 basis (S in its closed forms), laplacian, mixing (W), spec, lowering (ways to compute), plan (which way), linear
-(LinearMap), module (GConv), operators, blocks, interop, adapters, saving, transfer, analysis, summary,
+(LinearMap), module (GConv), minibatch, operators, blocks, interop, adapters, saving, transfer, analysis, summary,
 testing, calibrate.
 """
 
@@ -40,6 +41,7 @@ from gconv.errors import InputError
 from gconv.interop import Twin, as_linear_map, convert, export, twin
 from gconv.kernels import backend, constant, portable
 from gconv.linear import LinearMap
+from gconv.minibatch import apply_blocks
 from gconv.module import GConv
 from gconv.saving import load, save
 from gconv.spec import Inadmissible, NotLinear, OperatorSpec, OutsideFamily, cite, list_operators
@@ -65,6 +67,7 @@ __all__ = [
     "Twin",
     "adapt",
     "analysis",
+    "apply_blocks",
     "as_linear_map",
     "backend",
     "blocks",

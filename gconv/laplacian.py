@@ -18,6 +18,7 @@ Everything is computed in float64, cast once, and kept on the graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -166,10 +167,18 @@ def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
     return torch.where(degree > 0, degree.clamp(min=torch.finfo(degree.dtype).tiny).pow(-power), 0.0)
 
 
-def _normalised(entries: Pattern, w: Tensor, norm: Norm, degree: Degree) -> tuple[Tensor, Tensor]:
-    """The normalised values, and the degrees."""
-    end, sites = (entries.row, entries.shape[1]) if degree == "in" else (entries.col, entries.shape[2])
-    d = w.new_zeros(sites).index_add(0, end, w)
+def _normalised(
+    entries: Pattern, w: Tensor, norm: Norm, degree: Degree, known: Callable[[Degree], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The normalised values, and the degrees; `known` has them where entries are missing."""
+
+    def summed(end: Degree) -> Tensor:
+        if known is not None:
+            return known(end)
+        at, sites = (entries.row, entries.shape[1]) if end == "in" else (entries.col, entries.shape[2])
+        return w.new_zeros(sites).index_add(0, at, w)
+
+    d = summed(degree)
     if norm == "sym":
         root = _inverse(d, 0.5, "Symmetric")
         w = w * root[entries.row]
@@ -179,9 +188,8 @@ def _normalised(entries: Pattern, w: Tensor, norm: Norm, degree: Degree) -> tupl
     elif norm == "col":
         w = _inverse(d, 1.0, "Column")[entries.col] * w
     elif norm == "both":
-        leaving = w.new_zeros(entries.shape[2]).index_add(0, entries.col, w)
-        arriving = w.new_zeros(entries.shape[1]).index_add(0, entries.row, w)
-        w = _inverse(arriving, 0.5, "Row")[entries.row] * w * _inverse(leaving, 0.5, "Column")[entries.col]
+        arriving, leaving = _inverse(summed("in"), 0.5, "Row"), _inverse(summed("out"), 0.5, "Column")
+        w = arriving[entries.row] * w * leaving[entries.col]
     return w, d
 
 
@@ -195,13 +203,31 @@ def counts(row: Tensor, rows: int) -> Tensor:
     return row.new_zeros(rows).index_add(0, row, torch.ones_like(row))
 
 
-def mean(entries: Pattern, dtype: torch.dtype) -> Tensor:
+def _whole_degree(graph: Edges, end: Degree, loops: Loops, fill: float, weighted: bool) -> Tensor:
+    """The degrees of the graph that a block was sampled from; of the columns of its targets too."""
+    assert graph.whole is not None
+    d = graph.whole.degree(end, loops, fill, weighted)
+    return torch.cat([d, d[: graph.sites[1] - len(d)]])
+
+
+def scaled(graph: Edges, edge: Tensor, w: Tensor) -> Tensor:
+    """Values w of entries whose edges these are (-1: an added loop), such that sums over a sampled block estimate."""
+    if graph.whole is None or graph.whole.scale is None:
+        return w
+    scale = graph.whole.scale.to(w.dtype)
+    return w * torch.cat([scale, scale.new_ones(1)])[edge]
+
+
+def mean(entries: Pattern, dtype: torch.dtype, graph: Edges | None = None, loops: Loops = "keep") -> Tensor:
     """(e,) one over the number of entries in the row of each entry (of its tap): values that average.
 
-    In float32 for float16, which rounds a share of many entries coarsely, or to 0.
+    In float32 for float16, which rounds a share of many entries coarsely, or to 0. With a graph that is a sampled
+    block, the entries of the whole graph count: for values of `adjacency`, which are scaled.
     """
     k, m, _ = entries.shape
     dtype = torch.float32 if dtype == torch.float16 else dtype
+    if graph is not None and graph.whole is not None:
+        return (1 / _whole_degree(graph, "in", loops, 1.0, False).clamp(min=1))[entries.row].to(dtype)
     row = entries.row * k + entries.tap
     one = torch.ones_like(row, dtype=torch.float64)
     return (1 / one.new_zeros(m * k).index_add(0, row, one).clamp(min=1))[row].to(dtype)
@@ -239,8 +265,11 @@ def adjacency(
     norm: Norm = None,
     degree: Degree = "in",
     weighted: bool = True,
+    summed: bool = True,
 ) -> Taps:
     """A, or a normalised A, as one tap.
+
+    Of a sampled block: normalised by the degrees of its whole graph, and scaled where edges were left out.
 
     Args:
         graph: a Graph or a Bipartite.
@@ -251,6 +280,7 @@ def adjacency(
         degree: which degree normalises both ends; "both" takes the in-degree of the target and the out-degree of the
             source.
         weighted: False reads every edge as 1.
+        summed: False for a maximum, whose values are not scaled.
 
     Raises:
         ValueError: if a degree that must be inverted is negative, or a Bipartite is to be normalised by one degree at
@@ -261,7 +291,7 @@ def adjacency(
     tensor([[0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    if not graph.square and norm not in (None, "both", "row" if degree == "in" else "col"):
+    if not graph.square and graph.whole is None and norm not in (None, "both", "row" if degree == "in" else "col"):
         raise ValueError(
             f"norm={norm!r} with degree={degree!r} takes one degree for both ends of an edge, but here they are "
             "different nodes: use norm='both', 'row' with degree='in', or 'col' with degree='out'."
@@ -269,19 +299,22 @@ def adjacency(
 
     def make() -> tuple[Pattern, Tensor]:
         weighs = weighted and graph.edge_weight is not None
-        if not weighs and (fill == 1 or loops in ("keep", "remove")):
+        known = None if graph.whole is None else lambda end: _whole_degree(graph, end, loops, fill, weighted)
+        partly = graph.whole is not None and graph.whole.scale is not None
+        if not weighs and not partly and (fill == 1 or loops in ("keep", "remove")):
             rows = _rows(graph, loops)
             entries = rows.written()
-            return rows, _normalised(entries, torch.ones_like(entries.row, dtype=torch.float64), norm, degree)[0]
+            return rows, _normalised(entries, torch.ones_like(entries.row, dtype=torch.float64), norm, degree, known)[0]
         entries, edge = pattern(graph, loops)
         if weighs:
             w = graph.weights(torch.float64)
             w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
         else:
             w = torch.ones_like(edge, dtype=torch.float64).masked_fill(edge < 0, fill)
-        return entries, _normalised(entries, w, norm, degree)[0]
+        w = _normalised(entries, w, norm, degree, known)[0]
+        return entries, scaled(graph, edge, w) if summed else w
 
-    return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted), dtype, make)
+    return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted, summed), dtype, make)
 
 
 def degrees(graph: Edges, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
@@ -299,6 +332,8 @@ def degrees(graph: Edges, dtype: torch.dtype, *, degree: Degree = "in", weighted
         w = graph.weights(torch.float64)
         end = graph.target if degree == "in" else graph.source
         d = w.new_zeros(graph.sites[0]).index_add(0, end, w if weighted else torch.ones_like(w))
+        if graph.whole is not None:
+            d = _whole_degree(graph, degree, "keep", 1.0, weighted)[: len(d)]
         return diagonal(graph), d
 
     return _kept(graph, ("degrees", degree, weighted), dtype, make)

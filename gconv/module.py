@@ -507,13 +507,17 @@ class GConv(nn.Module):
     def _view(self, domain: Bipartite) -> Bipartite:
         """The domain as this operator reads it: the sources alone, or the targets' features too."""
         structure = self.spec.structure
-        if structure.reads is None:
+        reads = structure.reads
+        if reads is None and domain.whole is not None:
+            reads = structure.reads_block
+        if reads is None:
             if structure.domain == "grid":
                 raise TypeError(f"{self.spec.name} works on a grid, but a Bipartite was given.")
+            more = "" if domain.whole is None else " A sampled block holds one step: give it a Graph."
             raise TypeError(
-                f"{self.spec.name} works on one set of nodes, not from one set to another: {structure.square}."
+                f"{self.spec.name} works on one set of nodes, not from one set to another: {structure.square}.{more}"
             )
-        return domain.with_targets if structure.reads == "both" else domain
+        return domain.with_targets if reads == "both" else domain
 
     def _between(self, x: Any, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Bipartite]:
         """One signal on two sets of nodes, and the domain, from what a call was given."""
@@ -539,6 +543,9 @@ class GConv(nn.Module):
                 f"{', '.join(given)} can only be given beside a bare edge_index; put it into the Bipartite instead."
             )
         view = self._view(domain)
+        block = pair is None and domain.whole is not None and view is not domain
+        if block and isinstance(x, Tensor) and x.ndim > 1 and x.shape[-2] == domain.sizes[0]:
+            pair = x, x[..., : domain.sizes[1], :]  # of a sampled block: its targets are the first of its sources
         if pair is None:
             n = view.sites[1]
             if isinstance(x, Tensor) and (x.ndim < 2 or x.shape[-2] != n):

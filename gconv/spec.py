@@ -84,6 +84,8 @@ class Structure(ABC):
     nodes: the size of the one graph that its parameters belong to; None where they fit any graph.
     reads: what it reads between two sets of nodes (a `Bipartite`): "source", the sources' features alone, or "both",
         the targets' too; None for what needs a square domain, of which `square` gives the reason.
+    reads_block: the same on a block sampled from one graph, which knows the degrees of the whole graph and whose
+        targets are the first of its sources; it counts where `reads` is None.
     """
 
     if TYPE_CHECKING:  # read-only, so that a property may stand for each of them
@@ -107,9 +109,12 @@ class Structure(ABC):
         def reads(self) -> Reads: ...
 
         @property
+        def reads_block(self) -> Reads: ...
+
+        @property
         def square(self) -> str: ...
     else:
-        kind, dropout, nodes, reads, square = "fixed", 0.0, None, None, SQUARE
+        kind, dropout, nodes, reads, reads_block, square = "fixed", 0.0, None, None, None, SQUARE
 
     def parameters(self) -> dict[str, Parameter]:
         """What it learns, by name."""

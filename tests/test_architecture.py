@@ -18,8 +18,8 @@ PACKAGE = ROOT / "gconv"
 # Each room may import those before it and itself.
 ORDER = [
     "caches", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian", "mixing", "call", "spec",
-    "lowering", "plan", "linear", "module", "operators", "blocks", "interop", "adapters", "saving", "transfer",
-    "analysis", "summary", "testing", "calibrate",
+    "lowering", "plan", "linear", "module", "minibatch", "operators", "blocks", "interop", "adapters", "saving",
+    "transfer", "analysis", "summary", "testing", "calibrate",
 ]  # fmt: skip
 # The import upwards, inside of a function: GConv.from_torch asks what it is given.
 ALLOWED_UPWARDS = {("module", "interop")}

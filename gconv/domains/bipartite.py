@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from gconv.domains.edges import Edges
 from gconv.kernels import varies
+
+if TYPE_CHECKING:
+    from gconv.domains.sampling import Whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,6 +65,7 @@ class Bipartite(Edges):
     ptr: tuple[tuple[int, int], ...] = ()
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _with_targets: bool = field(default=False, init=False)
+    whole: Whole | None = field(default=None, init=False)
 
     square: ClassVar[bool] = False
 
@@ -131,6 +135,8 @@ class Bipartite(Edges):
         blocks = list(blocks)
         if not blocks:
             raise ValueError("The union of no domains is not defined; give at least one.")
+        if any(block.whole is not None for block in blocks):
+            raise ValueError("Blocks sampled from a graph have no union: sample all the seeds in one call.")
         starts = [(0, 0)]
         for block in blocks:
             starts.append((starts[-1][0] + block.sizes[0], starts[-1][1] + block.sizes[1]))
@@ -227,6 +233,17 @@ class Bipartite(Edges):
         return self.memo("with targets", lambda: self._sibling(_with_targets=True))
 
     @property
+    def n_id(self) -> Tensor:
+        """(n_source,) of a block from `Graph.sample`: the numbers of its sources in the graph, the targets first.
+
+        Raises:
+            ValueError: if it was not sampled from a graph.
+        """
+        if self.whole is None:
+            raise ValueError("Only a block that Graph.sample or Graph.blocks_of made has an n_id.")
+        return self.whole.nodes
+
+    @property
     def sites(self) -> tuple[int, int]:
         """(m, n): sites out and sites in of the signals."""
         n, m = self.sizes
@@ -243,7 +260,7 @@ class Bipartite(Edges):
         def reverse() -> Bipartite:
             ptr = tuple((t, s) for s, t in self.ptr)
             return self._sibling(
-                edge_index=self.edge_index.flip(0), sizes=self.sizes[::-1], ptr=ptr, _with_targets=False
+                edge_index=self.edge_index.flip(0), sizes=self.sizes[::-1], ptr=ptr, _with_targets=False, whole=None
             )
 
         return self.memo("T", reverse)
@@ -275,7 +292,8 @@ class Bipartite(Edges):
         if torch.device(device) == self.device:
             return self
         tensors = {e.name: v.to(device) for e in fields(self) if isinstance(v := getattr(self, e.name), Tensor)}
-        return self._sibling(**tensors)
+        whole = None if self.whole is None else self.whole.to(device)
+        return self._sibling(whole=whole, **tensors)
 
     def permute(self, source: Tensor, target: Tensor) -> Bipartite:
         """The same edges with source v renamed to `source[v]` and target v to `target[v]`."""
@@ -301,11 +319,12 @@ class Bipartite(Edges):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the derived structure, which is cheap to compute again."""
         args = (self.edge_index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type, self.ptr)
-        return _unpickled, (self._with_targets, *args)
+        return _unpickled, (self._with_targets, *args, self.whole)
 
 
 def _unpickled(with_targets: bool, *args: Any) -> Bipartite:
-    made = Bipartite(*args)
+    made = Bipartite(*args[:6])
+    object.__setattr__(made, "whole", args[6] if len(args) > 6 else None)
     return made.with_targets if with_targets else made
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from gconv.caches import Holders
 from gconv.domains.foreign import as_tensor
 from gconv.kernels import apart, at_trace_time, lasting, leave, readable
+
+if TYPE_CHECKING:
+    from gconv.domains.sampling import Whole
 
 T = TypeVar("T")
 _MISSING: Any = object()
@@ -63,6 +66,7 @@ class Edges:
     _memo: dict[Hashable, Any]
 
     square: ClassVar[bool]  # whether sources and targets are the same nodes
+    whole: Whole | None = None  # of a sampled block: what it knows of its graph
 
     @property
     def learned(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gconv.arguments import explain_keywords, integer
-from gconv.domains import foreign
+from gconv.domains import foreign, sampling
+from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
 from gconv.domains.edges import Edges, check_edge_index
 from gconv.kernels import apart, readable, varies, wrapped
@@ -403,6 +404,57 @@ class Graph(Edges):
             raise ValueError(f'The order of nodes is "rcm" or "degree", not {how!r}.')
         place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         return self.permute(place), order
+
+    def sample(
+        self, seeds: Tensor | Sequence[int], fanouts: Sequence[int], generator: torch.Generator | None = None
+    ) -> list[Bipartite]:
+        """The part of the graph that a network reads for the output at some nodes: a block for each of its layers.
+
+        Meaning: a block leads from the nodes that a layer reads, numbered as in `block.n_id`, to those at which it
+        gives its output, which are the first of them; the targets of the last block are the seeds. `layer(x, block)`
+        takes x (*b, n_source, i), and `gconv.apply_blocks` a Sequential. Normalisations read the degrees of the whole
+        graph: with all neighbours each output row is the full graph's. With fewer, distinct edges are drawn uniformly
+        and a sum is scaled by how many of a node's there are: the mean over draws of one layer of gcn, lightgcn, sage,
+        graphconv, simple, gin or le with a sum or a mean is the full graph's. Maxima, attention and what depends on
+        edge features or types read the sampled edges alone, as in PyG.
+
+        Traps: fanouts are PyG's num_neighbors, from the seeds outward, so the last block has fanouts[0]; the blocks are
+        in the order of the layers. Self-loops are always kept and do not count. `pos` and `ptr` are not passed on. What
+        needs a square domain beyond the degrees (polynomials, spectra) refuses a block, which holds one step.
+
+        Args:
+            seeds: distinct node numbers.
+            fanouts: for each hop, how many arriving edges of a node to take at most; -1 for all.
+            generator: of the draws; default: torch's own, which each worker of a DataLoader has seeded for itself.
+
+        Raises:
+            TypeError, ValueError: if seeds are empty, repeated or unknown, or a fan-out is neither -1 nor at least 1.
+
+        >>> path = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]))
+        >>> first, second = path.sample([3], [-1, -1])
+        >>> first, first.n_id, second.n_id
+        (Bipartite(3 sources, 2 targets, 2 edges), tensor([3, 2, 1]), tensor([3, 2]))
+        """
+        return sampling.sample(self, seeds, fanouts, generator)
+
+    def blocks_of(self, batch: Any, layers: int) -> list[Bipartite]:
+        """The blocks, as from `sample`, of a batch that PyG's NeighborLoader sampled from this graph.
+
+        Args:
+            batch: has n_id, edge_index and batch_size, and perhaps input_id and e_id.
+            layers: how many blocks; at most the number of hops that were sampled.
+
+        Raises:
+            ValueError: if it lacks one of them, was sampled from another graph or for fewer layers, or lacks e_id
+                where the edges of this graph carry something.
+
+        >>> from torch_geometric.data import Data
+        >>> path = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]))
+        >>> batch = Data(n_id=torch.tensor([3, 2]), edge_index=torch.tensor([[1], [0]]), batch_size=1)
+        >>> path.blocks_of(batch, layers=1)
+        [Bipartite(2 sources, 1 targets, 1 edges)]
+        """
+        return sampling.from_batch(self, batch, layers)
 
     def __repr__(self) -> str:
         extra = [name for name in ("edge_weight", "edge_attr", "edge_type", "pos") if getattr(self, name) is not None]

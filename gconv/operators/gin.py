@@ -10,7 +10,7 @@ import torch
 from gconv.basis import Taps
 from gconv.call import Call
 from gconv.domains import Edges
-from gconv.laplacian import adjacency, pattern
+from gconv.laplacian import adjacency, pattern, scaled
 from gconv.mixing import Fixed
 from gconv.operators.shapes import messy, ring
 from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
@@ -37,7 +37,8 @@ class Sum(GraphStructure):
         if not self.train_eps:
             return adjacency(domain, call.x.dtype, loops="own", fill=1 + self.eps, weighted=False)
         entries, edge = pattern(domain, "own")
-        return Taps(entries, torch.where(edge < 0, 1 + theta["eps"].to(call.x.dtype), 1.0))
+        values = torch.where(edge < 0, 1 + theta["eps"].to(call.x.dtype), 1.0)
+        return Taps(entries, scaled(domain, edge, values))
 
 
 @register(

@@ -37,6 +37,10 @@ class Neighbours(GraphStructure):
     def reads(self) -> Literal["source", "both"] | None:
         if self.loops != "keep" or self.norm == "sym":
             return None
+        return self.reads_block
+
+    @property
+    def reads_block(self) -> Literal["source", "both"]:
         return "both" if self.root else "source"
 
     @property
@@ -48,10 +52,18 @@ class Neighbours(GraphStructure):
         if self.mean and self.norm is None and self.fill == 1 and self.reduce == "sum" and not weighted:
             S = adjacency(domain, call.x.dtype, loops=self.loops, norm="row", weighted=False)
             return Stack((S, itself(domain, call.x.dtype))) if self.root else S
-        S = adjacency(domain, call.x.dtype, loops=self.loops, fill=self.fill, norm=self.norm, weighted=self.weighted)
+        S = adjacency(
+            domain,
+            call.x.dtype,
+            loops=self.loops,
+            fill=self.fill,
+            norm=self.norm,
+            weighted=self.weighted,
+            summed=self.reduce == "sum",
+        )
         values = S.values
         if self.mean:  # over the number of edges that arrive, whatever they weigh
-            values = values * mean(S.pattern, call.x.dtype)
+            values = values * mean(S.pattern, call.x.dtype, domain, self.loops)
         if self.mean or self.reduce == "max":
             S = Taps(S.pattern, values, self.reduce)
         return Stack((S, itself(domain, call.x.dtype))) if self.root else S

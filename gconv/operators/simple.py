@@ -30,6 +30,10 @@ class Aggregation(GraphStructure):
     def reads(self) -> Literal["source", "both"] | None:
         if self.loops != "keep":
             return None
+        return self.reads_block
+
+    @property
+    def reads_block(self) -> Literal["source", "both"]:
         return "both" if self.root else "source"
 
     @property
@@ -37,9 +41,9 @@ class Aggregation(GraphStructure):
         return 2 if self.root else 1
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
-        S = adjacency(domain, call.x.dtype, loops=self.loops)
+        S = adjacency(domain, call.x.dtype, loops=self.loops, summed=self.aggr != "max")
         if self.aggr == "mean":
-            S = Taps(S.pattern, S.values * mean(S.pattern, call.x.dtype))
+            S = Taps(S.pattern, S.values * mean(S.pattern, call.x.dtype, domain, self.loops))
         elif self.aggr == "max":
             S = Taps(S.pattern, S.values, "max")
         return Stack((itself(domain, call.x.dtype), S)) if self.root else S

@@ -1,0 +1,61 @@
+"""Networks on the blocks of `Graph.sample`: each layer on its own block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from gconv.arguments import shown
+from gconv.domains import Bipartite
+from gconv.module import GConv
+
+
+def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> Tensor:
+    """The output of a network at the seeds that its blocks were sampled for.
+
+    Equation: h = x; for each module in turn h = layer(h, block), with the next block, where it is a layer on graphs,
+    and h = module(h) where it is not.
+
+    Meaning: with all neighbours, and modules between the layers that treat each row alone, the rows of the seeds are
+    those that the network has on the whole graph. A network with a forward of its own calls `layer(x, block)` itself.
+
+    Args:
+        net: a Sequential, or Sequentials in it, of `GConv` layers and modules of one tensor.
+        x: (*b, n_source, i) the features of the nodes `blocks[0].n_id`.
+        blocks: what `Graph.sample` or `Graph.blocks_of` returned; one for each layer on graphs.
+
+    Raises:
+        TypeError, ValueError: if net is no Sequential, or the number of blocks is not that of its layers on graphs.
+
+    >>> import torch
+    >>> from gconv import Graph
+    >>> from gconv.operators import gcn
+    >>> path, x = Graph(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])), torch.eye(3)
+    >>> net = nn.Sequential(GConv(gcn(3, 4)), nn.ReLU(), GConv(gcn(4, 2)))
+    >>> blocks = path.sample([2], [-1, -1])
+    >>> apply_blocks(net, x[blocks[0].n_id], blocks).shape
+    torch.Size([1, 2])
+    """
+    if not isinstance(net, nn.Sequential):
+        raise TypeError(f"apply_blocks takes an nn.Sequential, but it was given {shown(net)}.")
+    modules = list(_modules(net))
+    layers = sum(_on_graphs(module) for module in modules)
+    if not all(isinstance(block, Bipartite) for block in blocks) or len(blocks) != layers:
+        raise ValueError(f"The network has {layers} layers on graphs, so it takes as many blocks, not {shown(blocks)}.")
+    rest = iter(blocks)
+    for module in modules:
+        x = module(x, next(rest)) if _on_graphs(module) else module(x)
+    return x
+
+
+def _modules(net: nn.Sequential) -> Iterator[nn.Module]:
+    for module in net:
+        if isinstance(module, nn.Sequential):
+            yield from _modules(module)
+        else:
+            yield module
+
+
+def _on_graphs(module: nn.Module) -> bool:
+    return isinstance(module, GConv) and module.spec.structure.domain != "grid"
