@@ -35,7 +35,12 @@ def layer(spec):
     return GConv(spec, dtype=DOUBLE)
 
 
-@pytest.mark.parametrize("name", list_operators())
+QUICK = {"gcn", "sage", "gat", "cheb", "gin"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in list_operators()]
+)
 def test_with_all_neighbours_every_operator_gives_the_rows_of_the_whole_graph_or_refuses(name):
     for sample in operator(name).samples():
         case = Case.of(sample, DOUBLE)
@@ -111,27 +116,36 @@ UNBIASED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "spec", [pytest.param(s, marks=[pytest.mark.slow] * (k > 0), id=repr(s)) for k, s in enumerate(UNBIASED)]
-)
+@pytest.mark.parametrize("spec", [pytest.param(s, marks=pytest.mark.slow, id=repr(s)) for s in UNBIASED])
 def test_sampled_sums_and_means_are_unbiased(spec):
     assert deviations(spec) < 5
 
 
-@pytest.mark.parametrize("spec", [gcn(3, 2), sage(3, 2, "sum"), graphconv(3, 2, "mean")], ids=repr)
+def test_the_mean_over_a_few_draws_is_near():
+    assert deviations(gcn(3, 2), draws=60) < 6
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        sage(3, 2, "sum"), pytest.param(gcn(3, 2), marks=pytest.mark.slow),
+        pytest.param(graphconv(3, 2, "mean"), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_a_sampler_that_does_not_scale_is_found_out(spec):
     """Negative control."""
-    assert deviations(spec, draws=100, biased=True) > 7
+    assert deviations(spec, draws=60, biased=True) > 6
 
 
 def test_each_edge_is_drawn_as_often_and_none_twice():
     star = Graph(torch.stack([torch.arange(6), torch.zeros(6, dtype=torch.int64)]))  # one of them a self-loop
     source, seen = generator(0), torch.zeros(6)
-    for _ in range(500):
+    for _ in range(100):
         (block,) = star.sample([0], [2], source)
         assert block.num_edges == 3 and len(block.whole.edges.unique()) == 3
         seen[block.whole.edges] += 1
-    assert seen[0] == 500 and (seen[1:] - 200).abs().max() < 5 * (500 * 0.4 * 0.6) ** 0.5
+    assert seen[0] == 100 and (seen[1:] - 40).abs().max() < 5 * (100 * 0.4 * 0.6) ** 0.5
 
 
 def same(a, b):
@@ -144,6 +158,7 @@ def test_the_same_generator_gives_the_same_blocks():
     assert same(one, again) and not same(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_in_the_workers_of_a_loader():
     graph, net = busy(), layer(gcn(3, 2))
@@ -216,6 +231,11 @@ def test_what_blocks_refuse():
     assert block.to("meta").whole.nodes.device.type == "meta"
     with pytest.raises(TypeError, match="generator must be"):
         messy().sample([1], [2], 7)
+    for change in (
+        lambda: replace(block, edge_weight=None), lambda: replace(block), lambda: block.permute(*map(torch.arange, (9, 9)))
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="cannot be changed"):  # it would lose the degrees of the whole graph
+            change()
     with pytest.raises(ValueError, match="have no union"):
         Bipartite.union([block, block])
     with pytest.raises(ValueError, match="has an n_id"):

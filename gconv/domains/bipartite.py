@@ -16,6 +16,11 @@ from gconv.kernels import varies
 if TYPE_CHECKING:
     from gconv.domains.sampling import Whole
 
+_FIXED = (
+    "A block sampled from a graph holds the degrees of that graph, so it cannot be changed: change the Graph, and "
+    "sample it again."
+)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bipartite(Edges):
@@ -65,11 +70,13 @@ class Bipartite(Edges):
     ptr: tuple[tuple[int, int], ...] = ()
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _with_targets: bool = field(default=False, init=False)
-    whole: Whole | None = field(default=None, init=False)
+    whole: Whole | None = field(default=None, kw_only=True)  # set by Graph.sample alone, never by a call
 
     square: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if self.whole is not None:
+            raise ValueError(_FIXED)
         sizes = _check_sizes(self.sizes)
         for (low, high), n, what in zip(self._copy_edge_index(), sizes, ("source", "target"), strict=True):
             row = "row 0" if what == "source" else "row 1"
@@ -297,6 +304,8 @@ class Bipartite(Edges):
 
     def permute(self, source: Tensor, target: Tensor) -> Bipartite:
         """The same edges with source v renamed to `source[v]` and target v to `target[v]`."""
+        if self.whole is not None:
+            raise ValueError(_FIXED)
         index = torch.stack([source[self.source], target[self.target]])
         return Bipartite(index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type)
 
