@@ -150,7 +150,7 @@ class Bipartite(Edges):
         index = torch.cat(
             [b.edge_index + b.edge_index.new_tensor(s)[:, None] for b, s in zip(blocks, starts, strict=False)], 1
         )
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Any] = {}
         for name in ("edge_weight", "edge_attr", "edge_type"):
             have = [value for block in blocks if (value := getattr(block, name)) is not None]
             if have and len(have) < len(blocks):
