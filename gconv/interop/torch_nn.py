@@ -13,6 +13,7 @@ from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
 from gconv.lowering.images import LAST, suggests_last
+from gconv.lowering.native import keeps_format
 from gconv.operators.shapes import per_axis
 from gconv.spec import OperatorSpec
 
@@ -150,9 +151,9 @@ def conv_call(layer: Any, input: Tensor) -> Tensor | None:
     if y is None or weight.shape[1] > 1 or weight.ndim == 3 or weight.stride(1) > 1:
         return y
     # a filter a channel: only here torch sees that the weight is in channels_last, and its views don't show it
-    if not suggests_last(weight):
-        return y
     d = weight.ndim - 2
+    if not suggests_last(weight) or (d == 3 and not keeps_format(input)):
+        return y
     if y.ndim == d + 2:
         return y.contiguous(memory_format=LAST[d])
     return y.unsqueeze(0).contiguous(memory_format=LAST[d]).squeeze(0)

@@ -81,7 +81,7 @@ def format_strides(shape: Sequence[int], last: bool) -> tuple[int, ...]:
 def _last(S: Basis, call: Call) -> bool:
     """Whether torch's own layer would give channels_last."""
     x = call.x
-    kernel = native.NATIVE.images if S.is_grid and native.refuses(S, call.mixing) is None else None
+    kernel = native.NATIVE.images if native.refuses(S, call.mixing) is None else None
     if kernel is None or x.numel() == 0 or torch.compiler.is_compiling():
         return suggests_last(x)
     with torch.no_grad():

@@ -70,7 +70,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
     if _distrusted(S, mixing) and _low(x):
         with torch.autocast(x.device.type, enabled=False):
             y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
-        return y.to(x.dtype) if d < 3 or _keeps_format(x.dtype) else y.to(x.dtype).contiguous()
+        return y.to(x.dtype) if d < 3 or keeps_format(x) else y.to(x.dtype).contiguous()
     if isinstance(mixing, Separable):
         depth, point = mixing.factors(W)
         filtered = _images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
@@ -111,10 +111,14 @@ def _distrusted(S: Shifts, mixing: Mixing) -> bool:
     return isinstance(mixing, Grouped) and max(S.dilation) > 1
 
 
-def _keeps_format(dtype: torch.dtype) -> bool:
-    """Whether torch's own convolutions of volumes in this type would keep channels_last, as only oneDNN's do."""
-    kind = "fp16" if dtype == torch.float16 else "bf16"
-    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{kind}_supported", None)
+def keeps_format(x: Tensor) -> bool:
+    """Whether torch's own convolutions of volumes like x keep channels_last, as on a CPU only oneDNN's do."""
+    if x.device.type != "cpu" or (x.dtype == torch.float32 and not _low(x)):
+        return True
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    half = x.dtype if x.element_size() == 2 else torch.get_autocast_dtype("cpu")
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{'fp16' if half == torch.float16 else 'bf16'}_supported", None)
     return supported is not None and bool(supported())
 
 
