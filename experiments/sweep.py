@@ -21,6 +21,7 @@ from experiments.harness.store import ResultsError
 TABLES = {
     "ladder": "experiments.images.ladder",
     "citation": "experiments.citation.networks",
+    "text": "experiments.text.classify",
 }
 
 

@@ -4,6 +4,7 @@ from experiments.citation import networks as citation
 from experiments.citation import published
 from experiments.harness.render import Figure, Table, bars, curve, last, lines, mean_std, one, plain, several, worst
 from experiments.images import digits_pair, ladder, ladder_picture
+from experiments.text import classify
 
 LADDER = tuple(dict.fromkeys(ladder.name(vars(config)) for config in ladder.expand(ladder.Config(), 1)))
 
@@ -138,6 +139,7 @@ TABLES: tuple[Table, ...] = (
         ),
         command="python -m experiments.conformance",
     ),
+    classify.TABLE,
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -161,4 +163,5 @@ FIGURES: tuple[Figure, ...] = (
         draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
         title="Planetoid public split: test accuracy in %",
     ),
+    classify.FIGURE,
 )
