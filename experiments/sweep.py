@@ -22,6 +22,7 @@ TABLES = {
     "ladder": "experiments.images.ladder",
     "citation": "experiments.citation.networks",
     "text": "experiments.text.classify",
+    "membrane": "experiments.segmentation.membrane",
 }
 
 

@@ -4,6 +4,7 @@ from experiments.citation import networks as citation
 from experiments.citation import published
 from experiments.harness.render import Figure, Table, bars, curve, last, lines, mean_std, one, plain, several, worst
 from experiments.images import digits_pair, ladder, ladder_picture
+from experiments.segmentation import membrane
 from experiments.text import classify
 
 LADDER = tuple(dict.fromkeys(ladder.name(vars(config)) for config in ladder.expand(ladder.Config(), 1)))
@@ -140,6 +141,7 @@ TABLES: tuple[Table, ...] = (
         command="python -m experiments.conformance",
     ),
     classify.TABLE,
+    membrane.TABLE,
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -164,4 +166,5 @@ FIGURES: tuple[Figure, ...] = (
         title="Planetoid public split: test accuracy in %",
     ),
     classify.FIGURE,
+    membrane.FIGURE,
 )
