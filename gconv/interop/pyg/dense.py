@@ -141,8 +141,8 @@ def dense_gat_spec(layer: Any) -> OperatorSpec:
 def dense_gat_weights(layer: Any) -> Weights:
     return {
         "weight": blocks(layer.lin, layer.heads),
-        "att_src": layer.att_src[0, 0],
-        "att_dst": layer.att_dst[0, 0],
+        "att_src": layer.att_src.expand(1, 1, layer.heads, layer.out_channels)[0, 0],
+        "att_dst": layer.att_dst.expand(1, 1, layer.heads, layer.out_channels)[0, 0],
         "bias": layer.bias,
     }
 
