@@ -430,11 +430,14 @@ def operator(name: str) -> Operator:
     """The registered operator of this name.
 
     Raises:
-        ValueError: if there is none; the message lists those there are.
+        ValueError: if there is none; the message names the nearest, or all.
     """
     if not isinstance(name, str) or name not in _OPERATORS:
-        name = name[:60] if isinstance(name, str) else given.shown(name)
-        raise ValueError(f"There is no operator named {name!r}; there are {', '.join(sorted(_OPERATORS))}.")
+        rest = given.near(name, list(_OPERATORS)) if isinstance(name, str) else ""
+        rest = rest or f"; there are {', '.join(sorted(_OPERATORS))}."
+        raise ValueError(
+            f"There is no operator named {name[:60] if isinstance(name, str) else given.shown(name)!r}{rest}"
+        )
     return _OPERATORS[name]
 
 

@@ -118,7 +118,7 @@ def test_rows_of_another_source_are_replaced_and_those_of_this_one_kept(tmp_path
 
 
 def test_an_unknown_operator_is_one_error(tmp_path):
-    with pytest.raises(SystemExit, match="error: There is no operator named 'gnc'"):
+    with pytest.raises(SystemExit, match="error: There is no operator named 'gnc'; did you mean 'sgc'"):
         equivalence.main(["--only", "gnc", "--results", str(tmp_path / "rows.jsonl")])
 
 

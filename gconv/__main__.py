@@ -1,0 +1,168 @@
+"""The command line: what runs here, what an operator is, what is missing.
+
+python -m gconv                     versions, kernels, devices, and the rates that plans use
+python -m gconv operators grid      the operators on grids, a line each (or: graph; all without a word)
+python -m gconv explain cheb        equation, meaning, traps, parts and source of an operator
+python -m gconv plan "conv2d(3, 8, 3, padding=1)" 16 3 32 32     how a layer runs on an input of this shape
+python -m gconv plan "gcn(16, 7)" 10000 16 --edges 50000         the same on a random graph
+python -m gconv doctor              what is installed and compiled, and how to mend what is not; exit 1 if gconv
+                                    runs slower than it could
+python -m gconv calibrate           measure this machine for plans (`python -m gconv.calibrate`)
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import inspect
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+
+import gconv
+from gconv import calibrate, rates
+from gconv.kernels import native
+from gconv.spec import OperatorSpec, operator
+
+EXTRAS = {"graph": ("torch-geometric", "networkx", "scipy"), "experiments": ("matplotlib", "pandas", "tyro")}
+
+
+def info() -> str:
+    """Versions, kernels, devices and rates, a line each."""
+    devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
+    lines = {
+        "gconv": gconv.__version__,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "devices": ", ".join(devices),
+        "kernels": f"{gconv.backend()} (CPU)",
+        "rates": _rates(),
+        "operators": f"{len(gconv.list_operators())}; `python -m gconv operators` lists them",
+    }
+    return "\n".join(f"{name:10} {value}" for name, value in lines.items())
+
+
+def _rates() -> str:
+    where = rates.path()
+    stored = where is not None and where.exists()
+    return f"measured here: {where}" if stored else "built in; `python -m gconv calibrate` measures this machine"
+
+
+def operators(domain: str) -> str:
+    """Name and first line of the docstring of each operator on a domain."""
+    names = [n for n in gconv.list_operators() if domain in ("all", operator(n).samples()[0].spec.structure.domain)]
+    wide = max(map(len, names))
+    return "\n".join(f"{name:{wide}}  {_text(name).splitlines()[0]}" for name in names)
+
+
+def explain(name: str) -> str:
+    """What an operator is: its docstring, the parts of its first sample, and its source.
+
+    Raises:
+        ValueError: if there is no such operator; the message has the nearest names.
+    """
+    entry = operator(name)
+    spec = entry.samples()[0].spec
+    signature = str(inspect.signature(entry.factory, eval_str=True)).split(" -> ")[0]
+    parts = f"{type(spec.structure).__name__} on a {spec.structure.domain}, {type(spec.mixing).__name__}"
+    return f"{name}{signature}\n\n{_text(name)}\n\n{spec}: {parts}.\nSource: {entry.citation}."
+
+
+def _text(name: str) -> str:
+    return inspect.getdoc(operator(name).factory) or name
+
+
+def plan(text: str, shape: Sequence[int], edges: int) -> str:
+    """The plan of a layer, given as `name(arguments)`, for an input of this shape, gradients included.
+
+    Raises:
+        ValueError: if the text is no operator with its arguments, or the input does not fit.
+    """
+    if min(shape) < 1:
+        raise ValueError(f"the sizes of the input must be at least 1, but they are {list(shape)}")
+    if edges < 0:
+        raise ValueError(f"--edges must be at least 0, but it is {edges}")
+    layer = gconv.GConv(OperatorSpec.parse(text))
+    x = torch.zeros(tuple(shape))
+    if layer.spec.structure.domain == "grid":
+        return str(layer.plan(x))
+    if len(shape) < 2:
+        raise ValueError(
+            f"{layer.spec.name} takes features of shape (*batch, nodes, channels), but {list(shape)} was given"
+        )
+    edge_index = torch.randint(shape[-2], (2, edges), generator=torch.Generator().manual_seed(0))
+    return str(layer.plan(x, gconv.Graph(edge_index, size=shape[-2])))
+
+
+def checks() -> Iterator[tuple[bool, str, str]]:
+    """What was looked at: whether it is well, what it is, and what to do if not."""
+    built = native.load() is not None
+    yield built, "compiled kernels", "install a C compiler with OpenMP and run `pip install -e .` again"
+    if built:
+        yield native.LIBRARY is not None, "kernels in use", "unset GCONV_KERNELS, or set it to another value than off"
+    stored = rates.path()
+    well = stored is not None and stored.exists()
+    yield (
+        well,
+        "rates of this machine",
+        "run `python -m gconv calibrate` (a minute); plans use built-in ones now",
+    )
+    for extra, packages in EXTRAS.items():
+        for package in packages:
+            yield _installed(package), package, f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def doctor() -> tuple[str, bool]:
+    """The checks as text, and whether the compiled kernels run."""
+    found = list(checks())
+    lines = [f"ok     {what}" if well else f"to do  {what}: {cure}" for well, what, cure in found]
+    return "\n".join(lines), all(well for well, what, _ in found if "kernels" in what)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m gconv", description=__doc__, formatter_class=form)
+    parser.add_argument("--version", action="version", version=gconv.__version__)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    listed = commands.add_parser("operators", help="list the operators")
+    listed.add_argument("domain", nargs="?", choices=("grid", "graph", "all"), default="all")
+    commands.add_parser("explain", help="say what an operator is").add_argument("name")
+    planned = commands.add_parser("plan", help="say how a layer runs")
+    planned.add_argument("spec", help="such as 'cheb(16, 32, k=3)'")
+    planned.add_argument("shape", nargs="+", type=int, help="of the input: batch, channels, sides; or nodes, channels")
+    planned.add_argument("--edges", type=int, default=10000, help="of the random graph (10000)")
+    commands.add_parser("doctor", help="say what is missing, and what to do")
+    commands.add_parser("calibrate", help="measure this machine for plans", add_help=False)
+    given, rest = parser.parse_known_args(argv)
+    if rest and given.command != "calibrate":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    match given.command:
+        case None:
+            print(info())
+        case "operators":
+            print(operators(given.domain))
+        case "explain" | "plan":
+            try:
+                print(explain(given.name) if given.command == "explain" else plan(given.spec, given.shape, given.edges))
+            except (ValueError, TypeError, RuntimeError) as error:
+                sys.exit(f"error: {error}")
+        case "doctor":
+            text, well = doctor()
+            print(text)
+            sys.exit(not well)
+        case "calibrate":
+            calibrate.main(rest)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""`python -m gconv`: what it prints, what it refuses in one sentence, and its exit status."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gconv
+from gconv import __main__ as command_line
+from gconv.__main__ import main
+from gconv.kernels import native
+from gconv.operators import conv2d
+
+
+def printed(capsys, *argv):
+    main(argv)
+    return capsys.readouterr().out
+
+
+def test_it_says_what_runs_here(capsys):
+    out = printed(capsys)
+    assert f"gconv      {gconv.__version__}" in out and torch.__version__ in out and gconv.backend() in out
+
+
+def test_it_is_a_module_that_can_be_run():
+    done = subprocess.run([sys.executable, "-m", "gconv", "--version"], capture_output=True, text=True, timeout=110)
+    assert (done.returncode, done.stdout.strip()) == (0, gconv.__version__), done.stderr
+
+
+@pytest.mark.parametrize("domain", ["grid", "graph", "all"])
+def test_operators_are_listed_by_domain(capsys, domain):
+    names = [line.split()[0] for line in printed(capsys, "operators", domain).splitlines()]
+    assert ("conv2d" in names, "gcn" in names) == (domain != "graph", domain != "grid")
+    assert domain != "all" or names == gconv.list_operators()
+
+
+def test_every_operator_is_explained():
+    for name in gconv.list_operators():
+        text = command_line.explain(name)
+        assert text.startswith(f"{name}(") and gconv.cite(name) in text and len(text.splitlines()) > 5
+
+
+def test_a_plan_is_that_of_the_layer(capsys):
+    out = printed(capsys, "plan", "conv2d(3, 4, 3, padding=1)", "2", "3", "8", "8")
+    want = gconv.GConv(conv2d(3, 4, 3, padding=1)).plan(torch.zeros(2, 3, 8, 8))
+    assert out.splitlines()[0] == str(want).splitlines()[0]
+    assert "native" in out
+    assert "(50 sites, 4 channels)" in printed(capsys, "plan", "gcn(4, 2)", "50", "4", "--edges", "200")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["explain", "chebb"], r"no operator named 'chebb'; did you mean 'cheb'\?$"),
+        (["plan", "cheb(16, 32, K=3)", "9", "16"], "did you mean 'k'?"),
+        (["plan", "__import__('os').getcwd()", "9"], "is not a printed operator such as"),
+        (["plan", "gcn(*[1, 2])", "9", "1"], "is not a printed operator such as"),
+        (["plan", "gcn", "9", "1"], "is not a printed operator such as"),
+        (["plan", "(" * 500, "9"], "is not a printed operator such as"),
+        (["plan", "gcn(4, 2)", "9"], r"takes features of shape \(\*batch, nodes, channels\), but \[9\]"),
+        (["plan", "gcn(4, 2)", "9", "5"], "4 channels"),
+        (["plan", "gcn(4, 2)", "-9", "4"], "must be at least 1"),
+        (["plan", "gcn(4, 2)", "9", "4", "--edges", "-1"], "must be at least 0"),
+    ],
+)
+def test_mistakes_are_named(argv, message):
+    with pytest.raises(SystemExit, match=message):
+        main(argv)
+
+
+def test_the_doctor_says_what_to_do(capsys, monkeypatch):
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    assert end.value.code == int(native.LIBRARY is None)
+    assert "kernels" in capsys.readouterr().out
+    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(command_line, "_installed", lambda package: package != "scipy")
+    with pytest.raises(SystemExit) as end:
+        main(["doctor"])
+    out = capsys.readouterr().out
+    assert end.value.code == 1 and "to do  compiled kernels: install a C compiler" in out
+    assert "to do  scipy: pip install -c constraints.txt -e '.[graph]'" in out and "ok     networkx" in out
+
+
+def test_calibrate_takes_its_own_arguments(capsys):
+    assert printed(capsys, "calibrate", "--show").startswith("rates from")
+    with pytest.raises(SystemExit) as end:
+        main(["operators", "--show"])
+    assert end.value.code == 2
