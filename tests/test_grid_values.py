@@ -43,6 +43,18 @@ def test_minus_infinity_on_graphs():
     assert y.flatten().tolist() == [0.0, -math.inf]  # nothing arrives at node 0
 
 
+@pytest.mark.parametrize("spec", [max_pool1d(2, 2, 1, 2), max_pool2d(2, 2, 1, 2), max_pool2d(2, 1, 1, (2, 1))], ids=str)
+def test_a_window_of_padding_alone_has_no_gradient(spec):
+    """torch's own kernels give it to what lies behind the row: the next channel, or memory of others."""
+    x = torch.randn(2, 3, *(1, 1)[: 1 + (spec.name == "max_pool2d")], dtype=torch.float64, requires_grad=True)
+    y, gradients = {}, {}
+    for lowering in ("native", "dense"):
+        y[lowering] = GConv(spec)(x, lowering=lowering)
+        (gradients[lowering],) = torch.autograd.grad(y[lowering].sum(), x)
+    assert torch.equal(y["native"], y["dense"]) and (y["dense"] == -math.inf).any()
+    assert torch.equal(gradients["native"], gradients["dense"])
+
+
 def test_ties_of_adaptive_max_pooling_go_to_the_first_place():
     x = torch.randint(0, 2, (2, 3, 7, 5)).float()
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()

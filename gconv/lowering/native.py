@@ -136,7 +136,10 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
     if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
         return _pool(S, x.float()).to(x.dtype)
     small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))  # torch refuses, padding aside
-    if padding is None or small or any(2 * p > k for p, k in zip(padding, S.kernel, strict=True)):
+    wide = padding is not None and any(2 * p > k for p, k in zip(padding, S.kernel, strict=True))
+    # torch sends the gradient of a maximum over padding alone, which dilation allows, past the end of the row
+    apart = S.reduce == "max" and any(p and d > 1 for p, d in zip(padding or (), S.dilation, strict=False))
+    if padding is None or small or wide or apart:
         x, padding = S.pad_images(x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
