@@ -23,6 +23,10 @@ TABLES = {
     "citation": "experiments.citation.networks",
     "text": "experiments.text.classify",
     "membrane": "experiments.segmentation.membrane",
+    "multiply_adds": "experiments.images.light",
+    "checkerboard": "experiments.images.checkerboard",
+    "overfitting": "experiments.images.overfitting",
+    "studies": "experiments.images.studies",
 }
 
 

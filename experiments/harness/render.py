@@ -95,6 +95,15 @@ def plain(values: Sequence[float]) -> str:
     return f"{mean:.{0 if mean >= 100 else 3}f}"
 
 
+def rounded(values: Sequence[float]) -> str:
+    """The mean with one digit after the point.
+
+    >>> rounded([44.96])
+    '45.0'
+    """
+    return f"{statistics.fmean(values):.1f}"
+
+
 def share(values: Sequence[float]) -> str:
     """How many of the rows have it, where each is 0 or 1.
 

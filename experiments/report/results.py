@@ -2,8 +2,22 @@
 
 from experiments.citation import networks as citation
 from experiments.citation import published
-from experiments.harness.render import Figure, Table, bars, curve, last, lines, mean_std, one, plain, several, worst
-from experiments.images import digits_pair, ladder, ladder_picture
+from experiments.harness.render import (
+    Figure,
+    Published,
+    Table,
+    bars,
+    curve,
+    last,
+    lines,
+    mean_std,
+    one,
+    plain,
+    rounded,
+    several,
+    worst,
+)
+from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies
 from experiments.segmentation import membrane
 from experiments.text import classify
 
@@ -48,6 +62,80 @@ TABLES: tuple[Table, ...] = (
             "Stages that are not named have nine. Width 32 but where another is named."
         ),
         command="python -m experiments.sweep ladder --official",
+    ),
+    Table(
+        name="studies",
+        experiment="studies",
+        label="config.network",
+        labels=tuple(studies.NETWORKS),
+        n=3,
+        unfinished=("*",),
+        cells=several(**{"test accuracy, %": "metrics.test_accuracy", "at the border": "metrics.border_accuracy"}),
+        format=mean_std(100),
+        words=(("parameters", "metrics.parameters"), ("multiply-adds, M", "metrics.multiply_adds")),
+        where=(("config.epochs", 8), ("config.limit", None), ("config.width", 16)),
+        caption=(
+            "Test accuracy in % after the last of 8 epochs, nothing selected. One part of `base` (two 3x3 convolutions "
+            "a stage, widths 16, 32, 64, maxima between the stages, zeros around, ReLU) is exchanged; = has as many "
+            "parameters. At the border: the test images moved by 8 pixels to each side."
+        ),
+        command="python -m experiments.sweep studies --official",
+    ),
+    Table(
+        name="overfitting",
+        experiment="overfitting",
+        label="config.remedy",
+        labels=tuple(overfitting.REMEDIES),
+        n=3,
+        unfinished=("*",),
+        cells=several(**{"test accuracy, %": "metrics.test_accuracy", "training above validation": "metrics.gap"}),
+        format=mean_std(100),
+        where=(("config.epochs", 30), ("config.images", 5000)),
+        caption=(
+            "5,000 training images, 30 epochs: test accuracy in %, and by how many points the training images do "
+            "better than those for validation. Stopping early selects by validation accuracy, the others nothing."
+        ),
+        command="python -m experiments.sweep overfitting --official",
+    ),
+    Table(
+        name="multiply_adds",
+        experiment="multiply_adds",
+        label="config.network",
+        labels=tuple(light.NETWORKS),
+        vary=("network",),
+        cells=several(**{"multiply-adds, M": "metrics.multiply_adds", "parameters, M": "metrics.parameters"}),
+        format=rounded,
+        published=tuple(
+            Published(
+                f"{name} x1.0",
+                "multiply-adds, M",
+                value,
+                None,
+                "chenyaofo/pytorch-cifar-models",
+                "read in source",
+                "32x32 images, ten classes",
+            )
+            for name, value in (("MobileNetV2", 88.0), ("ShuffleNetV2", 45.0))
+        ),
+        scale=1.0,
+        caption="Products of one forward pass for one 32x32 image; plain: a 3x3 convolution in place of each block.",
+        command="python -m experiments.sweep multiply_adds --official",
+    ),
+    Table(
+        name="checkerboard",
+        experiment="checkerboard",
+        label="metrics.case",
+        vary=("way", "kernel", "stride"),
+        cells=several(
+            **{"fewest taps": "metrics.least", "most": "metrics.most", "unevenness": "metrics.uneven"},
+            **{"of a random kernel": "metrics.uneven_at_start"},
+        ),
+        format=plain,
+        caption=(
+            "How many taps fall on an output pixel, by the sums of the matrix's rows, and the unevenness, (largest - "
+            "smallest) / mean: of the numbers, and of the sums for a random kernel (mean of ten)."
+        ),
+        command="python -m experiments.sweep checkerboard --official",
     ),
     Table(
         name="cifar10_cnn",

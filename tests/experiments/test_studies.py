@@ -1,0 +1,83 @@
+"""The studies of a CNN's parts: counted costs, matrices read, and nothing selected by test images."""
+
+import pytest
+import torch
+
+from experiments.harness import fit
+from experiments.harness.experiment import Place
+from experiments.images import checkerboard, light, overfitting, studies
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "count"), [("MobileNetV2 x1.0", 88.0, 2.24), ("ShuffleNetV2 x1.0", 45.0, 1.26)]
+)
+def test_light_networks_cost_what_is_published(name, products, count):
+    model = light.NETWORKS[name]()
+    assert abs(light.multiply_adds(model) / 1e6 - products) < 0.06
+    assert abs(parameters(model) / 1e6 - count) < 0.01
+
+
+def test_every_network_gives_ten_scores_and_differs_from_the_base():
+    costs = {}
+    for name, net in studies.NETWORKS.items():
+        model = studies.network(net, 4)
+        costs[name] = light.multiply_adds(model), parameters(model)
+        assert model[-1].out_features == 10
+    assert costs["kernel 5x5"] > costs["base"] > costs["kernel 1x1"]
+    assert costs["stride: none"][0] > 4 * costs["base"][0] and costs["stride: none"][1] == costs["base"][1]
+
+
+def test_networks_of_equal_parameters_have_as_many():
+    base = parameters(studies.network(studies.NETWORKS["base"], 16))
+    for name in ("kernel 1x1=", "kernel 5x5=", "kernel 7x7=", "one 5x5", "padding circular", "gelu"):
+        assert abs(parameters(studies.network(studies.NETWORKS[name], 16)) / base - 1) < 0.12, name
+
+
+def test_checkerboards_are_where_the_stride_does_not_divide_the_kernel():
+    for config in checkerboard.expand(checkerboard.Config(), 1):
+        found = checkerboard.run(config, Place()).metrics
+        divides = config.way == "resized" or config.kernel % config.stride == 0
+        assert (found["uneven"] < 1e-12) == divides, found["case"]
+        assert (found["uneven_at_start"] < 1e-9) == (config.way == "resized" and config.stride == 0), found["case"]
+
+
+def overfit(monkeypatch, **labels):
+    """The metrics of a run with early stopping; the labels of a split are replaced."""
+    data = fit.task("random", None)
+    poisoned = data._replace(**{split: fit.Split(getattr(data, split).images, y) for split, y in labels.items()})
+    monkeypatch.setattr(overfitting, "task", lambda *args: poisoned)
+    (config,) = overfitting.expand(
+        overfitting.Config(dataset="random", remedy="early stopping", images=16, epochs=6, batch=8, width=4), 1
+    )
+    return overfitting.run(config, Place()).metrics
+
+
+def test_early_stopping_sees_validation_labels_and_no_test_labels(monkeypatch):
+    train, test = fit.task("random", None)[:2]
+    clean = overfit(monkeypatch)
+    blind = overfit(monkeypatch, test=test.labels + 10)
+    assert blind.pop("test_accuracy") == 0
+    assert {k: v for k, v in clean.items() if k != "test_accuracy"} == blind
+    wrong = train.labels.clone()
+    wrong[-16:] = wrong[-16:].roll(3)
+    assert overfit(monkeypatch, train=wrong)["val_accuracy"] != clean["val_accuracy"]
+
+
+def test_unknown_networks_are_named():
+    for module, field in ((studies, "network"), (light, "network"), (overfitting, "remedy")):
+        with pytest.raises(ValueError, match="there is no .* 'x'; there are"):
+            module.expand(module.Config(**{field: "x"}), 1)
+    with pytest.raises(ValueError, match="no such case"):
+        checkerboard.expand(checkerboard.Config(kernel=9), 1)
+
+
+def test_images_moved_to_the_border_keep_what_is_left():
+    x = torch.rand(1, 1, 5, 5) + 1
+    up, down, left, right = studies.to_border(x, 2)
+    assert (up[..., :3, :] == x[..., 2:, :]).all() and (down[..., 2:, :] == x[..., :3, :]).all()
+    assert (left[..., :3] == x[..., 2:]).all() and (right[..., 2:] == x[..., :3]).all()
+    assert all((moved == 0).sum() == 10 for moved in (up, down, left, right))
