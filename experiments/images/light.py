@@ -44,7 +44,7 @@ class Inverted(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """ShuffleNetV2's block: half of the channels (with a stride, all) through a depthwise 3x3; then they are mingled."""
+    """ShuffleNetV2's block: half of the channels (all where it strides) through a depthwise 3x3, then a shuffle."""
 
     def __init__(self, i: int, o: int, stride: int = 1):
         super().__init__()

@@ -38,11 +38,12 @@ def test_networks_of_equal_parameters_have_as_many():
 
 
 def test_checkerboards_are_where_the_stride_does_not_divide_the_kernel():
-    for config in checkerboard.expand(checkerboard.Config(), 1):
+    plan = checkerboard.expand(checkerboard.Config(side=5), 1)
+    for config in [c for c in plan if (c.kernel, c.stride) in ((3, 2), (4, 2))]:
         found = checkerboard.run(config, Place()).metrics
         divides = config.way == "resized" or config.kernel % config.stride == 0
         assert (found["uneven"] < 1e-12) == divides, found["case"]
-        assert (found["uneven_at_start"] < 1e-9) == (config.way == "resized" and config.stride == 0), found["case"]
+        assert (found["uneven_at_start"] < 1e-9) == (config.way == "resized"), found["case"]
 
 
 def overfit(monkeypatch, **labels):
@@ -51,7 +52,7 @@ def overfit(monkeypatch, **labels):
     poisoned = data._replace(**{split: fit.Split(getattr(data, split).images, y) for split, y in labels.items()})
     monkeypatch.setattr(overfitting, "task", lambda *args: poisoned)
     (config,) = overfitting.expand(
-        overfitting.Config(dataset="random", remedy="early stopping", images=16, epochs=6, batch=8, width=4), 1
+        overfitting.Config(dataset="random", remedy="early stopping", images=16, epochs=2, batch=16, width=2), 1
     )
     return overfitting.run(config, Place()).metrics
 
@@ -69,7 +70,7 @@ def test_early_stopping_sees_validation_labels_and_no_test_labels(monkeypatch):
 
 def test_unknown_networks_are_named():
     for module, field in ((studies, "network"), (light, "network"), (overfitting, "remedy")):
-        with pytest.raises(ValueError, match="there is no .* 'x'; there are"):
+        with pytest.raises(ValueError, match=r"there is no .* 'x'; there are"):
             module.expand(module.Config(**{field: "x"}), 1)
     with pytest.raises(ValueError, match="no such case"):
         checkerboard.expand(checkerboard.Config(kernel=9), 1)
