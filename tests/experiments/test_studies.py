@@ -52,7 +52,7 @@ def overfit(monkeypatch, **labels):
     poisoned = data._replace(**{split: fit.Split(getattr(data, split).images, y) for split, y in labels.items()})
     monkeypatch.setattr(overfitting, "task", lambda *args: poisoned)
     (config,) = overfitting.expand(
-        overfitting.Config(dataset="random", remedy="early stopping", images=16, epochs=2, batch=16, width=2), 1
+        overfitting.Config(dataset="random", remedy="early stopping", images=32, epochs=4, batch=8, width=4), 1
     )
     return overfitting.run(config, Place()).metrics
 
@@ -64,7 +64,7 @@ def test_early_stopping_sees_validation_labels_and_no_test_labels(monkeypatch):
     assert blind.pop("test_accuracy") == 0
     assert {k: v for k, v in clean.items() if k != "test_accuracy"} == blind
     wrong = train.labels.clone()
-    wrong[-16:] = wrong[-16:].roll(3)
+    wrong[-32:] = wrong[-32:].roll(3)
     assert overfit(monkeypatch, train=wrong)["val_accuracy"] != clean["val_accuracy"]
 
 

@@ -7,6 +7,7 @@ from experiments import tables
 from experiments.citation.published import CITATION, CITATION_RERUNS, Published
 from experiments.harness import render
 from experiments.harness.render import Table, TableError, fill, last, mean_std, one
+from experiments.segmentation import membrane
 
 README = "# Title\n\n<!-- table:citation -->\n<!-- /table:citation -->\n\nThe end.\n"
 
@@ -166,6 +167,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     }
     metrics |= {f"{way}_ratio": 1.0 for way in ("conv_training", "widened", "widened_training")}
     metrics |= dict.fromkeys(("border_accuracy", "gap", "multiply_adds", "uneven", "uneven_at_start", "least"), 0.5)
+    metrics |= dict.fromkeys(membrane.SCORES.values(), 0.5)
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
@@ -179,6 +181,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     for figure in tables.FIGURES:
         curve = figure.draw.__qualname__.startswith("lines")
         r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5, "network": "9"}, "config": fields}
+        r["metrics"]["picture"] = 8 * "01"
         render.paint(figure, [r], tmp_path / f"{figure.name}.png")
         assert render.drawn_from(tmp_path / f"{figure.name}.png") == render.fingerprint([r])
 
