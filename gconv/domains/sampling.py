@@ -128,7 +128,7 @@ def _hop(
 
 
 def _block(graph: Graph, nodes: Tensor, m: int, edges: Tensor, index: Tensor) -> Bipartite:
-    sums = (_sums(graph) if varies(graph.edge_weight) else graph.memo("sums", lambda: _sums(graph)))[nodes]
+    sums = whole_sums(graph)[nodes]
     plain = index[0] != index[1]
     want = sums[:m, 0, 2]
     have = torch.zeros_like(want).index_add(0, index[1], plain.to(want.dtype))
@@ -155,6 +155,11 @@ def _by_target(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     arriving = graph.target.new_zeros(graph.size).index_add(0, graph.target, torch.ones_like(graph.target))
     first = torch.cat([arriving.new_zeros(1), arriving.cumsum(0)])
     return first, torch.argsort(graph.target, stable=True), graph.source == graph.target
+
+
+def whole_sums(graph: Graph) -> Tensor:
+    """(n, 1 or 2, 6) the sums of `Whole`, of all nodes."""
+    return _sums(graph) if varies(graph.edge_weight) else graph.memo("sums", lambda: _sums(graph))
 
 
 def _sums(graph: Graph) -> Tensor:

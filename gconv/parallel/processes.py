@@ -1,0 +1,177 @@
+"""A group of processes: its collectives, with an error that names the process that failed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+GRACE = 5.0  # seconds in which the processes that are left report a failure
+
+
+class ProcessError(RuntimeError):
+    """Another process of the group ended, did not answer in time, or was called differently."""
+
+
+class Processes:
+    """A process group of torch.distributed.
+
+    Args:
+        group: of torch.distributed; None for all processes.
+
+    Raises:
+        RuntimeError: if torch.distributed has not been started.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                "Several processes need a group: start them with torchrun and call "
+                "torch.distributed.init_process_group() before gconv.parallel.shard()."
+            )
+        self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("This process is no member of the group that was given.")
+        self.bytes_sent = 0  # halo rows, since the start
+        self._places: list[Any] = []
+        self._places = self.gathered((socket.gethostname(), os.getpid()))
+
+    def _guarded(self, collective: Callable[[], Any]) -> Any:
+        try:
+            return collective()
+        except RuntimeError as error:
+            raise ProcessError(f"{self._who()} The process group says: {str(error).splitlines()[0][:200]}") from error
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process gives, small objects."""
+        found = [None] * self.size
+        self._guarded(lambda: dist.all_gather_object(found, value, group=self.group))
+        return found
+
+    def agree(self, **values: Any) -> None:
+        """Refuse to go on where the processes hold different values.
+
+        Raises:
+            ProcessError: in every process, with the name of the first value that differs.
+        """
+        found = self.gathered(values)
+        for name in values:
+            for rank, theirs in enumerate(found):
+                if theirs.get(name) != found[0].get(name):
+                    raise ProcessError(
+                        f"The processes disagree on {name.replace('_', ' ')}: rank 0 has {found[0].get(name)}, "
+                        f"rank {rank} has {theirs.get(name)}. Give every process the same."
+                    )
+
+    def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """Rows of x, so many for each process in turn; returns the rows that they send here."""
+        out = x.new_empty(sum(receive), *x.shape[1:])
+        if self.size > 1:
+            work = lambda: dist.all_to_all_single(out, x.contiguous(), receive, send, group=self.group)  # noqa: E731
+            self._guarded(work)
+        return out
+
+    def total(self, x: Tensor, largest: bool = False) -> Tensor:
+        """The sum, or the largest, over the processes; x is left as it is."""
+        x = x.clone(memory_format=torch.contiguous_format)
+        op = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
+        self._guarded(lambda: dist.all_reduce(x, op, group=self.group))
+        return x
+
+    def from_first(self, x: Tensor) -> None:
+        """Overwrite x with what the first process holds."""
+        root = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        self._guarded(lambda: dist.broadcast(x, root, group=self.group))
+
+    def _who(self) -> str:
+        """Which processes failed: those that report nothing within a few seconds, unless they are known to run."""
+        group: Any = self.group if self.group is not None else dist.group.WORLD
+        try:  # torch keeps the store; every process that is left writes into it
+            store = group.get_group_store()
+            key = "gconv/failed/{}"
+            store.set(key.format(self.rank), "1")
+            silent, until = [r for r in range(self.size) if r != self.rank], time.monotonic() + GRACE
+            while silent and time.monotonic() < until:
+                silent = [r for r in silent if not store.check([key.format(r)]) and not self._ended(r)]
+                if any(self._ended(r) for r in range(self.size)):
+                    break
+                time.sleep(0.05)
+        except (AttributeError, RuntimeError):  # another backend, or the store went with the first process
+            silent = [0] if self.rank else []
+        ended = [r for r in range(self.size) if self._ended(r)]
+        names = ", ".join(f"rank {r}" for r in ended or silent)
+        if not names:
+            return "An exchange between the processes failed in all of them."
+        return f"{names} {'has ended' if ended else f'does not answer (for {GRACE:g} s)'}, so the exchange failed."
+
+    def _ended(self, rank: int) -> bool:
+        """Whether a process of this machine is known to have ended."""
+        if rank >= len(self._places) or self._places[rank][0] != socket.gethostname():
+            return False
+        pid = self._places[rank][1]
+        try:
+            os.kill(pid, 0)  # asks only
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
+        except (OSError, IndexError):
+            return False
+
+
+class Total(torch.autograd.Function):
+    """The sum over the processes, in each of them; its adjoint sums the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        return processes.total(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return ctx.processes.total(g), None
+
+
+class Largest(torch.autograd.Function):
+    """The largest over the processes; the gradient goes to those that hold it, in equal shares."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
+        top = processes.total(x, largest=True)
+        ctx.processes = processes
+        ctx.save_for_backward(x == top)
+        return top
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (mine,) = ctx.saved_tensors
+        both = ctx.processes.total(torch.stack([g, mine.to(g.dtype)]))
+        return torch.where(mine, both[0] / both[1].clamp(min=1), 0.0), None
+
+
+class Shared(torch.autograd.Function):
+    """Parameters that every process holds: themselves, and their gradients summed over the processes, all at once."""
+
+    @staticmethod
+    def forward(ctx: Any, processes: Processes, *parameters: Tensor) -> Any:
+        ctx.processes = processes
+        return tuple(p.view_as(p) for p in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        made: list[Tensor] = list(gradients)
+        for dtype in dict.fromkeys(g.dtype for g in gradients):
+            at = [k for k, g in enumerate(gradients) if g.dtype == dtype]
+            flat = ctx.processes.total(torch.cat([gradients[k].reshape(-1) for k in at]))
+            for k, part in zip(at, flat.split([gradients[k].numel() for k in at]), strict=True):
+                made[k] = part.view(gradients[k].shape)
+        return None, *made

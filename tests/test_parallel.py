@@ -1,0 +1,172 @@
+"""gconv.parallel: several processes give what one does, and say which of them failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from experiments.harness.machine import ROOT
+from gconv import GConv, Graph, Grid
+from gconv.operators import cheb, conv2d, gcn, global_pool, spectral
+from gconv.parallel import distribute, halo, shard
+
+LIMIT = 240  # seconds, for processes that start on a busy machine
+
+
+def together(folder, world, *jobs, ends=(), **environment):
+    """The rows (what, error, bound) of all processes; `ends`: those that will not report."""
+    command = [sys.executable, "-m", "tests.parallel_worker"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | environment
+    running = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder), *jobs],
+            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    until, said = time.monotonic() + LIMIT, []
+    try:
+        for process in running:
+            said.append(process.communicate(timeout=max(1, until - time.monotonic()))[0])
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    rows = []
+    for rank, process in enumerate(running):
+        if rank in ends:
+            assert process.returncode == -signal.SIGKILL
+            continue
+        assert process.returncode == 0, f"rank {rank}: {said[rank][-3000:]}"
+        rows += [(f"rank {rank}: {what}", *rest) for what, *rest in json.loads((folder / f"{rank}.json").read_text())]
+    return rows
+
+
+def held(rows):
+    return [(what, value) for what, value, bound in rows if not value <= bound] if rows else ["nothing was tested"]
+
+
+def test_two_processes_give_what_one_does(tmp_path):
+    assert held(together(tmp_path, 2, "quick graphs", "quick grids")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("job", ["graphs", "grids", "networks", "pools", "partitions", "mistakes"])
+def test_several_processes_give_what_one_does(tmp_path, world, job):
+    assert held(together(tmp_path, world, job)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10**6), world=st.integers(2, 4))
+def test_kernels_of_any_geometry(tmp_path_factory, seed, world):
+    assert held(together(tmp_path_factory.mktemp("run"), world, f"random {seed}")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "victim"), [(2, 1), (3, 0), (3, 2)])
+def test_a_process_that_is_killed_is_named(tmp_path, world, victim):
+    assert held(together(tmp_path, world, "killed", ends=(victim,), VICTIM=str(victim))) == []
+
+
+def test_a_wrong_number_would_be_noticed():
+    """Negative control."""
+    assert held([("a", 1e-3, 1e-12)]) and held([("b", float("nan"), 1.0)]) and held([])
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+PATH = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]))
+
+
+def test_one_process_is_a_group_too(alone):
+    part, x = shard(PATH), torch.randn(4, 3)
+    layer = GConv(gcn(3, 2))
+    net = distribute(nn.Sequential(layer, nn.ReLU()), part)
+    assert torch.equal(net(part.take(x)), layer(x, PATH).relu())
+    assert torch.equal(part.gather(net(x)), net(x)) and "4 nodes" in repr(part)
+
+
+def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
+    graph, grid = shard(PATH), shard(Grid((8, 6)))
+    for part, model, text in [
+        (graph, GConv(spectral(3, 2, 4)), "eigenbasis"), (graph, GConv(conv2d(3, 2, 3)), "works on grids"),
+        (graph, nn.GRU(3, 3), "GRU"), (grid, nn.InstanceNorm2d(3), "InstanceNorm2d"),
+        (grid, nn.GroupNorm(1, 3), "GroupNorm"), (grid, nn.Sequential(nn.LayerNorm(6)), r"LayerNorm \(0\)"),
+        (grid, GConv(cheb(3, 2, k=2)), "cheb"),
+    ]:  # fmt: skip
+        with pytest.raises(TypeError, match=text):
+            net = distribute(model, part)
+            net(part.take(torch.randn(1, 3, 8, 6) if part is grid else torch.randn(4, 3)))
+    with pytest.raises(TypeError, match="distribute takes"):
+        distribute(nn.ReLU(), PATH)
+    learned = Graph(PATH.edge_index, edge_weight=torch.ones(3).requires_grad_())
+    with pytest.raises(TypeError, match="must not need gradients"):
+        distribute(GConv(gcn(3, 2)), shard(learned))
+
+
+def test_bad_calls_are_said_in_a_sentence(alone):
+    for domain, options, error, text in [
+        (PATH, {"parts": 5}, ValueError, "use at most 4"), (PATH, {"parts": 2}, ValueError, "1 processes"),
+        (PATH, {"method": "random"}, ValueError, "random"), ("path", {}, TypeError, "Graph or a Grid"),
+        (Grid((8, 6)), {"method": "rcm"}, ValueError, "slabs"), (PATH, {"parts": 0}, ValueError, "at least 1"),
+        (PATH, {"method": torch.zeros(3, dtype=torch.int64)}, ValueError, "each of 4 nodes"),
+        (PATH, {"method": torch.ones(4, dtype=torch.int64)}, ValueError, "numbered from 0 to 0"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=text):
+            shard(domain, **options)
+    part = shard(PATH)
+    net = distribute(GConv(gcn(3, 2)), part)
+    with pytest.raises(ValueError, match=r"partition\.take"):
+        net(torch.randn(5, 3))
+    with pytest.raises(ValueError, match="whole signal has 4 rows"):
+        part.take(torch.randn(5, 3))
+    with pytest.raises(TypeError, match=r"partition\.domain"):
+        distribute(Two(), part)(torch.randn(4, 3))
+    from gconv.laplacian import adjacency
+
+    with pytest.raises(ValueError, match="partitions are of"):
+        halo(adjacency(Graph(PATH.edge_index, 6), torch.float32), part)
+    pooled = distribute(nn.Sequential(GConv(global_pool("mean")), GConv(gcn(3, 2))), part)
+    with pytest.raises(ValueError, match="follows a pool"):
+        pooled(torch.randn(4, 3))
+    flat = distribute(nn.Flatten(), shard(Grid((8, 6))))
+    with pytest.raises(ValueError, match="pool all of them first"):
+        flat(torch.randn(1, 3, 8, 6))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = GConv(gcn(3, 2))
+
+    def forward(self, x):
+        return self.layer(x, Graph(PATH.edge_index))
+
+
+def test_without_a_group_or_pymetis_it_says_what_to_do(monkeypatch, alone):
+    monkeypatch.setitem(sys.modules, "pymetis", None)
+    with pytest.raises(ValueError, match="pip install pymetis"):
+        shard(PATH, method="metis")
+
+
+def test_without_a_group_it_says_what_to_do():
+    with pytest.raises(RuntimeError, match="torchrun"):
+        shard(PATH)
