@@ -105,7 +105,8 @@ def test_one_process_is_a_group_too(alone):
 
 
 def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
-    graph, grid = shard(PATH), shard(Grid((8, 6)))
+    both = Graph(torch.cat([PATH.edge_index, PATH.edge_index.flip(0)], 1))
+    graph, grid = shard(both), shard(Grid((8, 6)))
     for part, model, text in [
         (graph, GConv(spectral(3, 2, 4)), "eigenbasis"), (graph, GConv(conv2d(3, 2, 3)), "works on grids"),
         (graph, nn.GRU(3, 3), "GRU"), (grid, nn.InstanceNorm2d(3), "InstanceNorm2d"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import zlib
 from typing import Any
 
@@ -52,14 +53,18 @@ class State:
     def rows(self, here: int, name: str) -> int:
         """Rows of the whole signal at this layer, of which `here` are in this process."""
         if self.counting or self.at >= len(self.now):
-            self.now.append(int(self.processes.total(torch.tensor([here]))))
+            have = self.processes.gathered(here)
+            bounds = even(sum(have), self.processes.size)
+            if have != [b - a for a, b in itertools.pairwise(bounds)]:  # in every process alike
+                raise ValueError(
+                    f"{name} got {have} rows in the processes, but {sum(have)} rows are shared out evenly: what lies "
+                    "between the layers must keep the rows as they are."
+                )
+            self.now.append(sum(have))
         n, self.at = self.now[self.at], self.at + 1
         bounds, r = even(n, self.processes.size), self.processes.rank
         if bounds[r + 1] - bounds[r] != here:
-            raise ValueError(
-                f"{name} got {here} rows in rank {r}, but {n} rows are shared out as {bounds[r + 1] - bounds[r]} here: "
-                "what lies between the layers must keep the rows as they are."
-            )
+            raise ValueError(f"{name} got {here} rows in rank {r}, but {bounds[r + 1] - bounds[r]} in an earlier call.")
         return n
 
 
