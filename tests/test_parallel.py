@@ -40,7 +40,7 @@ def together(folder, world, *jobs, ends=(), **environment):
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.wait(10)
             process.stdout.close()
     rows = []
     for rank, process in enumerate(running):

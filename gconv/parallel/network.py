@@ -77,6 +77,8 @@ class Layer(nn.Module):
         self.runs: dict[Any, Any] = {}  # lowerings, by what a call depends on
         if isinstance(state.partition.domain, Graph):
             self._check_graph(state.partition.domain)
+        elif layer.spec.structure.domain == "graph":
+            raise TypeError(f"{self.name} works on graphs, but the partition is of a grid.")
         elif layer.spec.structure.kind != "fixed":
             raise TypeError(f"{self.name} learns its structure on grids, which cannot be distributed.")
 
