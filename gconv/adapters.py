@@ -16,8 +16,8 @@ from torch.nn.utils import parametrize
 
 from gconv.arguments import integer, near, plain, shown
 from gconv.interop.convert import copied
-from gconv.interop.peer import LeftAlone
-from gconv.interop.peers import base_class, describe, is_layer
+from gconv.interop.peer import LeftAlone, base_class
+from gconv.interop.peers import describe, is_layer
 from gconv.mixing import Separable
 from gconv.module import GConv
 

@@ -24,8 +24,8 @@ from gconv.blocks import Shortcut
 from gconv.caches import function
 from gconv.errors import InputError
 from gconv.interop.convert import convert
-from gconv.interop.peer import Converted
-from gconv.interop.peers import base_class
+from gconv.interop.converted import Converted
+from gconv.interop.peer import base_class
 from gconv.module import GConv
 from gconv.spec import OperatorSpec
 

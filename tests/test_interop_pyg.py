@@ -19,7 +19,7 @@ from torch_geometric.explain.algorithm.utils import set_masks
 import gconv
 from gconv import Graph, NotLinear, OutsideFamily
 from gconv.interop import as_linear_map, convert, restore
-from gconv.interop.peer import Converted
+from gconv.interop.converted import Converted
 from gconv.operators.shapes import messy, weighted
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ from torch_geometric import nn as pyg
 
 from gconv import Graph
 from gconv.interop import convert
-from gconv.interop.peer import Converted
+from gconv.interop.converted import Converted
 from gconv.interop.peers import known
 from gconv.interop.pyg import PEERS, common
 from gconv.operators.shapes import messy

@@ -14,7 +14,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn import conv
 
 from gconv import Graph
-from gconv.interop.peer import convertible
+from gconv.interop.converted import convertible
 from gconv.interop.pyg import PEERS, UNKNOWN, why_outside
 from gconv.operators.shapes import messy
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gconv
 from gconv import GConv, Grid, NotLinear, OutsideFamily
 from gconv.interop import as_linear_map, convert, preview, restore
-from gconv.interop.peer import Converted
+from gconv.interop.converted import Converted
 
 F64 = torch.float64
 SHAPES = {1: (9,), 2: (7, 6), 3: (4, 5, 6)}

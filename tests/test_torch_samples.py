@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gconv.interop import convert
-from gconv.interop.peer import Converted
+from gconv.interop.converted import Converted
 
 FAMILY = ("Conv", "Pool", "Pad", "Upsample", "old", "Shuffle", "Linear")
 OUTSIDE = ("Loss", "Fractional", "LPPool")

@@ -22,9 +22,10 @@ backward pass of the library.
 
 from gconv.basis.attention import AttentionTaps
 from gconv.basis.axes import Axes
-from gconv.basis.base import Basis, Identity, Product, Stack, each
+from gconv.basis.base import Basis
 from gconv.basis.diagonal import Diagonal
 from gconv.basis.entries import entries, single
+from gconv.basis.forms import Identity, Product, Stack, each
 from gconv.basis.polynomial import Polynomial, Recurrence
 from gconv.basis.rows import ByRows
 from gconv.basis.shared import SharedTaps

@@ -22,13 +22,16 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
     >>> entries(Polynomial(swap, Recurrence.monomial(3)), torch.float32, torch.device("cpu")).values
     tensor([1., 1., 2., 3., 6., 6.])
     """
-    found: Taps = S.entries(dtype, device)
-    return found
+    found: Taps | None = S.entries(dtype, device)
+    return of_dense(S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))) if found is None else found
 
 
 def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
     """Tap k of S alone, in a closed form where there is one."""
-    return S if S.shape[0] == 1 else S.tap(k, dtype, device)
+    if S.shape[0] == 1:
+        return S
+    one = S.tap(k, dtype, device)
+    return entries(S, dtype, device).tap(k, dtype, device) if one is None else one
 
 
 def of_dense(S: Tensor) -> Taps:

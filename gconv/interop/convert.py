@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gconv.arguments import shown
-from gconv.interop.peer import Converted, LeftAlone, Unweighted, convertible, renew
-from gconv.interop.peers import OPAQUE, base_class, describe, is_layer
+from gconv.interop.converted import Converted, convertible, renew
+from gconv.interop.peer import LeftAlone, Unweighted, base_class
+from gconv.interop.peers import OPAQUE, describe, is_layer
 from gconv.interop.repeated import Repeated
 from gconv.interop.report import Entry, Report
 from gconv.spec import OperatorSpec

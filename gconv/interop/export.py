@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.interop.convert import restore
+from gconv.interop.converted import Converted
 from gconv.interop.layers import fill
-from gconv.interop.peer import Converted, LeftAlone
+from gconv.interop.peer import LeftAlone
 from gconv.interop.peers import describe
 from gconv.module import GConv
 from gconv.spec import OutsideFamily

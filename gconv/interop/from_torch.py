@@ -8,8 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from gconv.arguments import shown
 from gconv.interop.layers import Layer, Other, identify
-from gconv.interop.peer import Unweighted
-from gconv.interop.peers import base_class
+from gconv.interop.peer import Unweighted, base_class
 from gconv.module import GConv
 from gconv.spec import OutsideFamily
 

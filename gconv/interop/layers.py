@@ -17,8 +17,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gconv.domains import Grid
-from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, convertible, with_ones
-from gconv.interop.peers import base_class, describe, is_pyg
+from gconv.interop.peer import ConvertedState, LeftAlone, Peer, Unweighted, Weights, base_class, with_ones
+from gconv.interop.peers import describe, is_pyg
 from gconv.linear import LinearMap
 from gconv.module import GConv
 from gconv.spec import NotLinear, OperatorSpec, OutsideFamily
@@ -240,6 +240,11 @@ class _Capturing(Unweighted):
         return _Capturing(spec).train(self.training)
 
 
+def _shell(cls: type, peer: Peer) -> type:
+    """A class of layers that derives from a peer's class, with the state of converted layers and nothing else."""
+    return type(cls.__name__, (ConvertedState, cls), {"peer": peer, "__module__": cls.__module__})
+
+
 def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
     """What a call of a layer of torch.nn or PyG, converted or not, asks of gconv's engine; nothing is computed.
 
@@ -253,7 +258,7 @@ def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
     name = base_class(module).__name__
     try:
         peer, spec = describe(module)
-        shell: Any = object.__new__(convertible(base_class(module)))
+        shell: Any = object.__new__(_shell(base_class(module), peer))
         shell.__dict__.update(vars(module))
         shell._modules = {**module._modules, "gconv": _Capturing(spec).train(module.training)}
         for key in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import Chain, Layer, Other, identify
-from gconv.interop.peers import base_class
+from gconv.interop.peer import base_class
 from gconv.linear import Map
 from gconv.spec import OutsideFamily
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from gconv.caches import function
 from gconv.interop import torch_nn
-from gconv.interop.peer import Converted, LeftAlone, Peer
+from gconv.interop.peer import LeftAlone, Peer, base_class, original_class
 from gconv.spec import OperatorSpec, OutsideFamily
 
 PYG = "torch_geometric"
@@ -63,14 +62,6 @@ def _methods(cls: type) -> set[str]:
     )
 
 
-def base_class(layer: nn.Module) -> type:
-    """The class of a layer without what conversion and parametrizations put before it."""
-    cls = type(layer)
-    if parametrize.is_parametrized(layer):
-        cls = cls.__mro__[1]
-    return cls.__mro__[2] if issubclass(cls, Converted) else cls
-
-
 def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     """How a layer maps onto a GConv.
 
@@ -102,8 +93,9 @@ NOT_READ = {"gconv", "aggr_module", "parametrizations"}
 @function("classes of readable parts")
 def _readable(cls: type) -> bool:
     """Whether a part is what its name says, so that its weights tell what it computes."""
-    if issubclass(cls, Converted) or cls.__name__ == f"Parametrized{cls.__mro__[1].__name__}":
-        return _readable(cls.__mro__[2 if issubclass(cls, Converted) else 1])
+    if cls.__name__ == f"Parametrized{cls.__mro__[1].__name__}":
+        cls = cls.__mro__[1]
+    cls = original_class(cls)
     if is_pyg(cls):
         from gconv.interop import pyg
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gconv import basis
 from gconv.basis import Basis
 from gconv.call import Call
 from gconv.kernels import readable
@@ -61,7 +62,7 @@ def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
             parts.append(_times(M.flatten(0, 1), x.mT).mT.unflatten(-2, M.shape[:2]))
             continue
         empty = -torch.inf if part.is_grid else 0.0
-        part = part.entries(x.dtype, x.device)
+        part = basis.entries(part, x.dtype, x.device)
         if part.shape[2] == 0:  # no sites to take a maximum of
             parts.append(x.new_zeros(*x.shape[:-2], *part.shape[:2], x.shape[-1]))
             continue

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gconv.interop.converted import Converted
 from gconv.interop.layers import Layer, engine_call, identify
-from gconv.interop.peer import Converted
-from gconv.interop.peers import base_class, is_layer, is_pyg
+from gconv.interop.peer import base_class
+from gconv.interop.peers import is_layer, is_pyg
 from gconv.mixing import Mixing
 from gconv.module import GConv
 from gconv.plan import Plan

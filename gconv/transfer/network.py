@@ -18,7 +18,7 @@ from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.interop.convert import copied
 from gconv.interop.layers import Layer, identify
-from gconv.interop.peers import base_class
+from gconv.interop.peer import base_class
 from gconv.module import GConv
 from gconv.spec import OperatorSpec, OutsideFamily
 from gconv.transfer.layers import FrameOrder, Missing, OnSites, layer_on_sites, spec_on_sites

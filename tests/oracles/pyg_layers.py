@@ -6,7 +6,7 @@ from torch_geometric import nn as pyg
 
 from gconv import Graph
 from gconv.interop import convert
-from gconv.interop.peer import Converted
+from gconv.interop.converted import Converted
 from gconv.operators.shapes import messy, weighted
 
 F64 = torch.float64

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric import nn as pyg
 
-from gconv.interop.peers import base_class
+from gconv.interop.peer import base_class
 
 LOW = (torch.bfloat16, torch.float16)
 Rule = Callable[[Any, bool, bool], bool]  # of a layer, whether x is float32, and whether its edges have weights

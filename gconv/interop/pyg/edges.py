@@ -12,8 +12,7 @@ from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.domains import Bipartite, Graph, read_graph
-from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run
-from gconv.interop.peers import base_class
+from gconv.interop.peer import LeftAlone, Peer, Weights, base_class, engine, run
 from gconv.interop.pyg.common import (
     AFFINE,
     AGGR,

@@ -1,0 +1,214 @@
+"""A layer of torch or PyG that runs in gconv: its class derives from the original one, and only `forward` is new."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gconv.caches import function
+from gconv.domains import Graph
+from gconv.errors import InputError, both
+from gconv.interop import peer as _peer
+from gconv.interop.layers import EngineCall, engine_call
+from gconv.interop.maps import as_linear_map
+from gconv.interop.peer import ConvertedState, LeftAlone, Unweighted, original_class
+from gconv.interop.peers import describe, find, is_pyg, obstacle
+from gconv.interop.repeated import Repeated
+from gconv.kernels import at_trace_time, is_jit_tracing, tracing
+from gconv.linear import Map
+from gconv.module import NOT_SCRIPTABLE
+from gconv.plan import Plan
+from gconv.spec import OperatorSpec, OutsideFamily
+
+
+class Converted(ConvertedState):
+    """A layer that runs in gconv: these methods come before those of the class that it always was."""
+
+    @property
+    def spec(self) -> OperatorSpec:
+        """The operator that the layer runs as."""
+        return self._engine().spec
+
+    def at(self, domain: Any, x: Tensor | None = None) -> Map:
+        """The layer on a domain as a `LinearMap`; see `gconv.as_linear_map`."""
+        assert isinstance(self, nn.Module)
+        return as_linear_map(self, domain, x)
+
+    def plan(self, *args: Any, lowering: str | None = None, measure: bool | int = False, **kwargs: Any) -> Plan:
+        """How `layer(*args, **kwargs)` will run: arguments as the layer itself takes them, options as `GConv.plan`.
+
+        A `Graph` in place of an edge_index is taken, too.
+
+        Raises:
+            OutsideFamily: if such a call goes to the peer's own forward.
+        """
+        assert isinstance(self, nn.Module)
+        engine = self._engine()
+        if len(args) == 2 and isinstance(args[1], Graph):
+            call = EngineCall(engine.borrow(self.peer.weights(self)), args[0], args[1], kwargs)
+        else:
+            call = engine_call(self, *args, **kwargs)
+        return call.gconv.plan(call.x, call.domain, lowering=lowering, measure=measure, **call.edges)
+
+    def _engine(self) -> Unweighted:
+        if self._changed:
+            renew(self)
+        if self.gconv is None:
+            raise OutsideFamily("This layer has been changed since it was converted, and runs without gconv now.")
+        return self.gconv
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script asks for first."""
+        raise TypeError(NOT_SCRIPTABLE.format(f"a converted {type(self).__name__}"))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
+        if name[0] != "_" and name not in ("training", "gconv", "report"):
+            old = getattr(self, name, None)
+            if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
+                self.__dict__["_changed"] = True
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        state = {k: v for k, v in reduced[2].items() if k != "_last_graph" and not k.startswith("_traced_")}
+        if self._repeated is not None:
+            state["_repeated"] = Repeated()
+        return (_blank, (original_class(type(self)),), state, *reduced[3:])
+
+
+def same_shape(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors, neither of them still to be initialised, have one shape."""
+    return not is_lazy(a) and not is_lazy(b) and a.shape == b.shape
+
+
+def _blank(cls: type) -> Any:
+    """What a pickled layer is loaded into."""
+    made: Any = convertible(cls)
+    return made.__new__(made)
+
+
+_peer._blank = _blank  # type: ignore[attr-defined]  # models that were pickled before name it there
+
+
+@function("classes of converted layers", stays=True)
+def convertible(cls: type) -> type:
+    """The class of converted layers that derives from a peer's class."""
+    peer = find(cls)
+    original = cls.forward  # type: ignore[attr-defined]
+    on_graphs = any(map(is_pyg, cls.__mro__))
+
+    @wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if on_graphs and torch.compiler.is_dynamo_compiling():
+            if self._changed:
+                _renewed(self)
+            y = peer.call(self, *args, **kwargs) if _ready(self) else None
+            return original(self, *args, **kwargs) if y is None else y
+        if self._changed:
+            renew(self)
+        y = None
+        if self.gconv is not None and obstacle(self, peer.inner) is None:
+            try:
+                if is_jit_tracing():
+                    with tracing():
+                        y = peer.call(self, *args, **kwargs)
+                else:
+                    y = peer.call(self, *args, **kwargs)
+            except LeftAlone:  # a part was exchanged
+                y = None
+            except (ValueError, TypeError) as error:
+                if on_graphs:
+                    raise refusal(self, original, args, kwargs, error) from None
+                y = None  # torch's layer answers, or raises the error that it always raised
+        if y is not None:
+            if self._cached_graph is not None:
+                _fill_cache(self, original, args, kwargs)
+            return y
+        if not on_graphs:
+            return original(self, *args, **kwargs)
+        try:
+            return original(self, *args, **kwargs)
+        except BARE as error:
+            raise both(InputError, type(error))(f"{cls.__name__} refuses this call{said(error)}.") from error
+
+    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+
+    def reset_parameters(self: Any) -> None:
+        self._cached_graph = None
+        for name in CACHES:  # which some classes of PyG keep
+            if hasattr(self, name):
+                setattr(self, name, None)
+        cls.reset_parameters(self)  # type: ignore[attr-defined]
+
+    body = {"forward": forward, "peer": peer, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    if hasattr(cls, "reset_parameters"):
+        body["reset_parameters"] = reset_parameters
+    return type(cls.__name__, (Converted, cls), body)
+
+
+CACHES = ("_cached_edge_index", "_cached_adj_t")
+
+
+def _fill_cache(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Let PyG put the graph that a layer keeps where its users look for it, once."""
+    if all(getattr(layer, name, None) is None for name in CACHES):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            original(layer, *args, **kwargs)
+
+
+BARE = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError)
+
+
+def said(error: Exception) -> str:
+    """What a peer's error says, its first line, as the end of a sentence."""
+    lines = str(error).strip().splitlines()
+    return f": {lines[0].rstrip('.')}" if lines else "; an argument that it needs is missing, or is of another kind"
+
+
+def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception:
+    """gconv's error about a call, of the class, too, that the peer raises for it, if the peer refuses it as well."""
+    twin = copy.copy(layer)
+    twin.__dict__.update(_parameters=dict(layer._parameters), _buffers=dict(layer._buffers))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            original(twin, *args, **kwargs)
+    except Exception as theirs:
+        if type(theirs) is TypeError and type(error) is TypeError and "argument" in str(theirs):
+            return theirs  # names an argument that is missing or unknown
+        try:
+            return both(type(error), type(theirs))(str(error))
+        except TypeError:  # classes that do not combine
+            return error
+    return error
+
+
+@at_trace_time
+def _renewed(layer: Any) -> None:
+    """For a compiler."""
+    renew(layer)
+
+
+@at_trace_time
+def _ready(layer: Any) -> str | None:
+    """Whether a layer runs in gconv, for a compiler: its parts are looked at once."""
+    return "yes" if layer.gconv is not None and obstacle(layer, layer.peer.inner) is None else None
+
+
+def renew(layer: Any) -> None:
+    """Make the spec again; where the new arguments are not covered, the peer's own forward runs from now on."""
+    layer._changed = False
+    try:
+        spec = describe(layer)[1]
+    except LeftAlone:
+        layer.gconv = None
+        return
+    if layer.gconv is None or spec != layer.gconv.spec:
+        layer.gconv = Unweighted(spec).train(layer.training)
