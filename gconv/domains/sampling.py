@@ -90,9 +90,7 @@ def from_batch(graph: Graph, batch: Any, layers: int) -> list[Bipartite]:
     known = edges.shape == ends.shape[1:] and bool(((edges >= 0) & (edges < graph.num_edges)).all())
     if not known or not torch.equal(graph.edge_index[:, edges], ends):
         raise ValueError("The batch has edges that are not in the graph: it was sampled from another graph.")
-    from gconv.domains.graph import Graph
-
-    local = Graph(index, len(nodes))
+    local = type(graph)(index, len(nodes))
     found, at = [], torch.arange(count, device=graph.device)
     for _ in range(layers):
         m = len(at)
