@@ -433,8 +433,8 @@ def operator(name: str) -> Operator:
         ValueError: if there is none; the message names the nearest, or all.
     """
     if not isinstance(name, str) or name not in _OPERATORS:
-        rest = given.near(name, list(_OPERATORS)) if isinstance(name, str) else ""
-        rest = rest or f"; there are {', '.join(sorted(_OPERATORS))}."
+        near = given.near(name, list(_OPERATORS)) if isinstance(name, str) else ""
+        rest = f"{near} list_operators() has all." if near else f"; there are {', '.join(sorted(_OPERATORS))}."
         raise ValueError(
             f"There is no operator named {name[:60] if isinstance(name, str) else given.shown(name)!r}{rest}"
         )

@@ -259,7 +259,8 @@ SPECS = [
     ("monet kernels", lambda: monet(2, 2, dim=2, kernel_size=0), "at least one coordinate and one Gaussian"),
     ("gat heads", lambda: gat(2, 2, heads=0), "heads must be a positive integer"),
     ("gat dropout", lambda: gat(2, 2, dropout=1.0), "dropout is a probability"),
-    ("unknown operator", lambda: OperatorSpec.parse("conv9d(1, 2)"), "no operator named 'conv9d'; there are"),
+    ("unknown operator", lambda: OperatorSpec.parse("conv9d(1, 2)"), "named 'conv9d'; did you mean 'conv3d'"),
+    ("a name like no other", lambda: OperatorSpec.parse("zzz(1)"), "no operator named 'zzz'; there are adaptive"),
     (
         "code for a spec",
         lambda: OperatorSpec.parse("cheb(__import__('os').getpid(), 2, k=3)"),

@@ -206,7 +206,7 @@ def adaptive(layer: Any, input: Tensor) -> Tensor | None:
     d = ndim(layer)
     if torch.is_autocast_enabled(input.device.type):
         return None  # torch's lists say in which type it runs
-    if layer.spec.name == "global_pool" and input.ndim == d + 1:  # it must be told that there is no batch
+    if layer.gconv.spec.name == "global_pool" and input.ndim == d + 1:  # it must be told that there is no batch
         return run(layer, input, Grid.of(input, d)) if input.is_floating_point() and input.numel() else None
     return images(layer, input)
 
