@@ -13,7 +13,7 @@ from torch import Tensor
 from gconv import analysis
 from gconv.analysis import receptive_field
 from gconv.basis import Basis, Diagonal, entries
-from gconv.domains import Graph, Grid
+from gconv.domains import Bipartite, Graph, Grid
 from gconv.kernels import constant
 from gconv.linear import LinearMap
 from gconv.module import GConv
@@ -65,8 +65,10 @@ def law_not_finite_stays_in_its_field(case: Case) -> bool:
     n = case.signal.shape[0]
     for site, value in ((0, torch.nan), (n - 1, torch.inf)) if n else ():
         sees = _moved_by(case, site) if support is None else support[:, site]
-        if case.structure.kind == "adaptive" and len(sees) == n:
-            sees[site] = True  # a target reads its own signal
+        before = case.domain.sizes[0] if isinstance(case.domain, Bipartite) and len(sees) < n else 0
+        own = site - before  # a target reads its own signal
+        if case.structure.kind == "adaptive" and 0 <= own < len(sees):
+            sees[own] = True
         x = case.x[:1].clone()
         _put(x, case.domain, site, value)
         for name in case.lowerings:
