@@ -297,6 +297,8 @@ def mistakes():
     else:
         yield raises(*wrong, lambda: net(x))
     yield "and it runs after that", error(net(x), part.take(seeded(gcn(3, 2))(signal_on(40, 3), graph))), NEAR
+    if dist.get_world_size() == 2:
+        return  # two slabs that lose equally many rows are shared out evenly, too: docs/parallel.md names the trap
     cropped = distribute(nn.Sequential(Crop(), seeded(conv2d(2, 2, 3))), shard(Grid((13, 6))))
     images = signal_on(1, 2, 13, 6)
     yield raises(ValueError, "must keep the rows", lambda: cropped(cropped.partition.take(images)))

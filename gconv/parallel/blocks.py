@@ -166,10 +166,11 @@ def _of_shifts(
             read = place
             site = S._border_maps(torch.device("cpu"))[0][1][place + before]
     halo = Halo(site.to(like.device), bounds, processes)
+    blank = processes.gathered(high > low and not len(read))
+    if any(blank):  # in every process, or the others would wait for this one
+        raise ValueError(f"In rank {blank.index(True)} the rows of {name} read nothing but padding: use fewer processes.")
     if high == low:
         return Block(None, halo)
-    if not len(read):
-        raise ValueError(f"In rank {processes.rank} the rows of {name} read nothing but padding: use fewer processes.")
     first, last = int(read[0]), int(read[-1])
     if S.transposed:
         start = before + low - s * first
