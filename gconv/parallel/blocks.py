@@ -168,7 +168,9 @@ def _of_shifts(
     halo = Halo(site.to(like.device), bounds, processes)
     blank = processes.gathered(high > low and not len(read))
     if any(blank):  # in every process, or the others would wait for this one
-        raise ValueError(f"In rank {blank.index(True)} the rows of {name} read nothing but padding: use fewer processes.")
+        raise ValueError(
+            f"In rank {blank.index(True)} the rows of {name} read nothing but padding: use fewer processes."
+        )
     if high == low:
         return Block(None, halo)
     first, last = int(read[0]), int(read[-1])
