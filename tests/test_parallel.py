@@ -16,7 +16,7 @@ from torch import nn
 
 from experiments.harness.machine import ROOT
 from gconv import GConv, Graph, Grid
-from gconv.operators import cheb, conv2d, gcn, global_pool, spectral
+from gconv.operators import cheb, conv2d, gat, gcn, global_pool, spectral
 from gconv.parallel import distribute, halo, shard
 
 LIMIT = 240  # seconds, for processes that start on a busy machine
@@ -160,6 +160,16 @@ class Two(nn.Module):
 
     def forward(self, x):
         return self.layer(x, Graph(PATH.edge_index))
+
+
+@pytest.mark.parametrize("spec", [spectral(1, 1, 4), cheb(1, 1, k=3), gcn(1, 1), gat(1, 1)], ids=repr)
+def test_every_form_has_a_halo(alone, spec):
+    """Forms that list no entries of their own, too: they are found by expanding S."""
+    both = Graph(torch.cat([PATH.edge_index, PATH.edge_index.flip(0)], 1))
+    layer, part = GConv(spec).double(), shard(both)
+    S = layer.at(both, x=torch.randn(4, 1, dtype=torch.float64) if spec.structure.kind == "adaptive" else None).S
+    read = S.expand(torch.eye(4, dtype=torch.float64)).abs().sum((0, 1)) > 1e-6
+    assert read.nonzero()[:, 0].tolist() == halo(S, part).sites.tolist()
 
 
 def test_without_a_group_or_pymetis_it_says_what_to_do(monkeypatch, alone):

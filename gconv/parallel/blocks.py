@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Pattern, Polynomial, Shifts, Stack, Taps
+from gconv.basis import Basis, Identity, Pattern, Polynomial, Shifts, Stack, Taps, entries
 from gconv.domains import Graph
 from gconv.domains.sampling import Whole, whole_sums
 from gconv.parallel.halo import Halo, column_support
@@ -78,7 +78,7 @@ def of_rows(S: Basis, bounds: tuple[int, ...], processes: Processes, like: Tenso
     """The block of a structure whose rows and columns are both shared out at these bounds."""
     low, high = bounds[processes.rank], bounds[processes.rank + 1]
     if isinstance(S, Polynomial):
-        L = S.L.entries(like.dtype, like.device)
+        L = entries(S.L, like.dtype, like.device)
         halo = Halo(column_support(L, low, high, like.dtype, like.device), bounds, processes)
         return Block(Steps.of(S, _cut(L, low, high, halo, 1, 1, like), halo), halo, rows=high - low)
     halo = Halo(_support(S, low, high, like), bounds, processes)
@@ -97,7 +97,7 @@ def _cut_all(S: Basis, low: int, high: int, halo: Halo, wide_in: int, wide_out: 
         node = torch.arange(high - low, device=like.device)
         pattern = Pattern((1, high - low, len(halo.sites)), torch.zeros_like(node), node, node + halo.before)
         return Taps(pattern, torch.ones(high - low, dtype=like.dtype, device=like.device))
-    return _cut(S.entries(like.dtype, like.device), low, high, halo, wide_in, wide_out, like)
+    return _cut(entries(S, like.dtype, like.device), low, high, halo, wide_in, wide_out, like)
 
 
 def _cut(S: Taps, low: int, high: int, halo: Halo, wide_in: int, wide_out: int, like: Tensor) -> Taps:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis
+from gconv.basis import Basis, entries
 from gconv.parallel.processes import Processes
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class _Exchange(torch.autograd.Function):
 
 def column_support(S: Basis, low: int, high: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers of the columns that the rows low to high - 1 of S read, ascending."""
-    found = S.entries(dtype, device).pattern
+    found = entries(S, dtype, device).pattern
     mine = (found.row >= low) & (found.row < high)
     return torch.unique(found.col[mine])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.arguments import shown
-from gconv.basis import Polynomial
+from gconv.basis import Polynomial, entries
 from gconv.domains import Graph, Grid
 from gconv.lowering import on_images
 from gconv.lowering.sparse import aggregate_first
@@ -213,7 +213,7 @@ class Layer(nn.Module):
         return run(block.S, call.at(x))
 
     def _pool_grid(self, S: Any, x: Tensor, d: int) -> Tensor:
-        scale = S.entries(torch.float64, torch.device("cpu")).values[0].item()
+        scale = entries(S, torch.float64, torch.device("cpu")).values[0].item()
         self.state.whole = True
         axes = list(range(-d, 0))
         if S.linear:
