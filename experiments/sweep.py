@@ -27,6 +27,7 @@ TABLES = {
     "checkerboard": "experiments.images.checkerboard",
     "overfitting": "experiments.images.overfitting",
     "studies": "experiments.images.studies",
+    "superpixels": "experiments.images.superpixels",
 }
 
 

@@ -17,7 +17,7 @@ from experiments.harness.render import (
     several,
     worst,
 )
-from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies
+from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
 from experiments.segmentation import membrane
 from experiments.text import classify
 
@@ -228,6 +228,7 @@ TABLES: tuple[Table, ...] = (
         ),
         command="python -m experiments.conformance",
     ),
+    superpixels.TABLE,
     classify.TABLE,
     membrane.TABLE,
 )
@@ -253,6 +254,7 @@ FIGURES: tuple[Figure, ...] = (
         draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
         title="Planetoid public split: test accuracy in %",
     ),
+    superpixels.FIGURE,
     classify.FIGURE,
     membrane.FIGURE,
 )
