@@ -362,6 +362,8 @@ def _places(module: nn.Module) -> _Found:
     for full in read:
         owner, _, name = full.rpartition(".")
         part = module.get_submodule(owner)
+        if isinstance(part, nn.ParameterDict):
+            raise LeftAlone("Keras reads its weight by itself; its own layer.enable_lora(rank) adapts it")
         if isinstance(part, _ConvNd):
             layout = Layout(part.groups, not isinstance(part, _ConvTransposeNd))
         else:  # a linear layer of torch or PyG holds (o, i)

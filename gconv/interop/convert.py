@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from gconv.arguments import shown
 from gconv.interop.converted import Converted, convertible, renew
 from gconv.interop.peer import LeftAlone, Unweighted, base_class
-from gconv.interop.peers import OPAQUE, describe, is_layer
+from gconv.interop.peers import OPAQUE, describe, is_layer, parts
 from gconv.interop.repeated import Repeated
 from gconv.interop.report import Entry, Report
 from gconv.spec import OperatorSpec
@@ -124,18 +124,18 @@ def _walk(
         return
     seen[module] = path
     name = base_class(module).__name__
-    inside = [key for key, child in module._modules.items() if child is not None and key != "aggr_module"]
+    inside = {key: part for key, part in parts(module).items() if key != "aggr_module"}
     try:
         peer, spec = describe(module)
         found.append((module, spec))
         entries.append(Entry(path, name, spec, tuple(peer.notes(module))))
-        inside = [key for key in peer.inner if isinstance(getattr(module, key), nn.Module)]
+        inside = {key: getattr(module, key) for key in peer.inner if isinstance(getattr(module, key), nn.Module)}
     except LeftAlone as reason:
         if is_layer(module):
             entries.append(Entry(path, name, None, (str(reason),)))
-        inside = [] if base_class(module) in OPAQUE else inside
-    for key in inside:
-        _walk(module.get_submodule(key), f"{path}.{key}" if path else key, seen, entries, found)
+        inside = {} if base_class(module) in OPAQUE else inside
+    for key, part in inside.items():
+        _walk(part, f"{path}.{key}" if path else key, seen, entries, found)
 
 
 def _swap(layer: nn.Module, spec: OperatorSpec) -> None:

@@ -70,7 +70,7 @@ class Converted(ConvertedState):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
-        if name[0] != "_" and name not in ("training", "gconv", "report"):
+        if name[0] != "_" and name not in ("training", "gconv", "report", "built"):
             old = getattr(self, name, None)
             if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
                 self.__dict__["_changed"] = True
@@ -78,6 +78,8 @@ class Converted(ConvertedState):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
+        if len(reduced) == 2:  # Keras writes and reads its layers by functions of its own
+            return _read_again, (original_class(type(self)), reduced[0].__name__, *reduced[1])
         state = {k: v for k, v in reduced[2].items() if k != "_last_graph" and not k.startswith("_traced_")}
         if self._repeated is not None:
             state["_repeated"] = Repeated()
@@ -87,6 +89,14 @@ class Converted(ConvertedState):
 def same_shape(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors, neither of them still to be initialised, have one shape."""
     return not is_lazy(a) and not is_lazy(b) and a.shape == b.shape
+
+
+def _read_again(cls: type, read: str, *written: Any) -> Any:
+    """A converted layer from what its library wrote of it."""
+    layer = getattr(cls, read)(*written)
+    layer.__class__ = convertible(cls)
+    layer.add_module("gconv", Unweighted(describe(layer)[1]).train(layer.training))
+    return layer
 
 
 def _blank(cls: type) -> Any:
@@ -211,4 +221,4 @@ def renew(layer: Any) -> None:
         layer.gconv = None
         return
     if layer.gconv is None or spec != layer.gconv.spec:
-        layer.gconv = Unweighted(spec).train(layer.training)
+        layer.add_module("gconv", Unweighted(spec).train(layer.training))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -11,6 +14,11 @@ from gconv.interop.peer import LeftAlone, Peer, base_class, original_class
 from gconv.spec import OperatorSpec, OutsideFamily
 
 PYG = "torch_geometric"
+LIBRARIES = {  # their modules here, which are imported when a layer of theirs is met
+    PYG: "gconv.interop.pyg",
+    "keras": "gconv.interop.keras_layers",
+    "transformers": "gconv.interop.transformers_layers",
+}
 HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}  # methods that a forward pass does not meet
 
 
@@ -21,11 +29,26 @@ def is_pyg(cls: type) -> bool:
 
 def known(cls: type) -> Peer | None:
     """The peer of exactly this class."""
-    if is_pyg(cls):
-        from gconv.interop import pyg
+    found: Peer | None = library(cls).PEERS.get(cls)
+    return found
 
-        return pyg.PEERS.get(cls)
-    return torch_nn.PEERS.get(cls)
+
+def library(cls: type) -> ModuleType:
+    """The module here that describes the layers of the library that a class comes from; torch.nn's for all others."""
+    name = LIBRARIES.get(cls.__module__.split(".")[0])
+    try:
+        return torch_nn if name is None else import_module(name)
+    except ImportError:  # another package of this name
+        return torch_nn
+
+
+def parts(module: nn.Module) -> dict[str, nn.Module]:
+    """The modules inside a module, by name."""
+    keras = next((cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] == "keras"), None)
+    if keras is not None:
+        found: dict[str, nn.Module] = library(keras).parts(module)
+        return found
+    return {key: child for key, child in module._modules.items() if child is not None}
 
 
 def find(cls: type) -> Peer:
@@ -87,7 +110,7 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
 
 
 READ = {nn.Linear, nn.ModuleList, nn.Sequential, nn.Identity}  # parts of layers whose weights are read
-NOT_READ = {"gconv", "aggr_module", "parametrizations"}
+NOT_READ = {"gconv", "aggr_module", "parametrizations", "_torch_params"}
 
 
 @function("classes of readable parts")
@@ -147,10 +170,10 @@ def why_outside(cls: type) -> str:
     """The reason, in words, why gconv does not know a class."""
     if getattr(nn, cls.__name__, None) is cls and cls.__name__ in BY_NAME:
         return BY_NAME[cls.__name__]
-    if is_pyg(cls):
-        from gconv.interop import pyg
-
-        return pyg.why_outside(cls)
+    why = getattr(library(cls), "why_outside", None)
+    if why is not None:
+        reason: str = why(cls)
+        return reason
     kind = cls.__module__.rsplit(".", 1)[-1] if cls.__module__.startswith("torch.nn.") else ""
     return KINDS.get(kind, "no layer that gconv knows")
 
@@ -162,4 +185,4 @@ def is_layer(module: nn.Module) -> bool:
 
         if pyg.is_layer(module):
             return True
-    return next(module.children(), None) is None or type(module) in OPAQUE
+    return not parts(module) or type(module) in OPAQUE

@@ -1,0 +1,251 @@
+"""The convolutions and Dense of Keras 3 with its torch backend.
+
+Conventions of Keras that differ from torch's, and are kept exactly: kernels are (*kernel, i, o), those of transposed
+convolutions (*kernel, o, i); channels come last unless data_format says otherwise; "same" is out = ceil(in / stride)
+with an odd site of padding behind; a transposed convolution with "same" has in * stride sites, cut from the full result
+at places that depend on kernel, stride and output_padding; an activation may follow in the layer.
+
+Source: keras.io/api/layers/convolution_layers, and the behaviour of Keras 3.15, which the tests compare with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import torch
+from torch import Tensor, nn
+
+from gconv import operators
+from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.torch_nn import linear_call, on_axes, short
+from gconv.spec import OperatorSpec
+
+layers = keras.layers
+
+
+def parts(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers inside a model or layer of Keras, which does not register them as torch's children."""
+    inside: Any = module
+    own = {layer.name: layer for layer in inside._flatten_layers(include_self=False, recursive=False)}
+    held = {k: m for k, m in module._modules.items() if m is not None and not isinstance(m, nn.ParameterDict)}
+    return own | {k: m for k, m in held.items() if k != "gconv" and not isinstance(m, keras.Layer)}
+
+
+WHY = {
+    "activations": "an activation, not linear",
+    "regularization": "drops or adds numbers at random, and does nothing in inference",
+    "normalization": "normalises by statistics of its input or of a batch",
+    "reshaping": "only gives its input another shape",
+    "rnn": "recurrent, not one linear map",
+    "merging": "a function of several inputs",
+    "pooling": "gconv.operators has avg_pool2d, max_pool2d and global_pool, but Keras' layers are not read",
+}
+
+
+def why_outside(cls: type) -> str:
+    """The reason, in words, why a layer of Keras stays what it is."""
+    if cls is layers.InputLayer:
+        return "returns its input"
+    if cls is layers.Embedding:
+        return "a table that integers index, not a map of signals"
+    kinds = cls.__module__.split(".")
+    return next((WHY[kind] for kind in kinds if kind in WHY), "no layer that gconv knows")
+
+
+# -- reading a layer -----------------------------------------------------------------------------------------------
+
+
+def built(layer: Any) -> Any:
+    """The layer, if it has weights that can be read.
+
+    Raises:
+        LeftAlone: if they are still to be made, or quantised.
+    """
+    if not layer.built:
+        raise LeftAlone("its weights are not made yet: call the model once, then convert it")
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise LeftAlone(f"its weights are quantised ({layer.quantization_mode})")
+    if getattr(layer, "lora_enabled", False):
+        raise LeftAlone("it has LoRA matrices, which Keras merges into the weight of a copy")
+    return layer
+
+
+def value(variable: Any) -> Tensor | None:
+    """The tensor of a variable of Keras."""
+    return variable if variable is None else variable.value
+
+
+def flat(variable: Any) -> Tensor:
+    """A kernel (*kernel, a, b) as (k, a, b)."""
+    kernel = value(variable)
+    assert kernel is not None
+    return kernel.flatten(0, -3)
+
+
+def padding(layer: Any) -> Any:
+    """Keras' padding, as gconv's operators take it."""
+    if layer.padding == "causal":
+        return tuple((d * (k - 1), 0) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True))
+    return "same_upper" if layer.padding == "same" else 0
+
+
+def geometry(layer: Any) -> dict[str, Any]:
+    """Kernel, stride, padding and dilation."""
+    names = {"kernel_size": "kernel_size", "stride": "strides", "dilation": "dilation_rate"}
+    return {key: short(getattr(layer, name)) for key, name in names.items()} | {"padding": padding(layer)}
+
+
+def activation(layer: Any) -> Callable[[Tensor], Tensor] | None:
+    """What follows the linear map inside a layer."""
+    return None if layer.activation in (None, keras.activations.linear) else layer.activation
+
+
+def after(layer: Any) -> str | None:
+    """The same in words."""
+    found = activation(layer)
+    return None if found is None else f"the activation {getattr(found, '__name__', type(found).__name__)} follows"
+
+
+def notes(layer: Any) -> list[str]:
+    """The conventions worth naming."""
+    found = [f"{layer.data_format}, a kernel of (*kernel, in, out)"] if hasattr(layer, "data_format") else []
+    return found + [text for text in (after(layer),) if text]
+
+
+def call(layer: Any, inputs: Any) -> Tensor | None:
+    """layer(inputs) of a convolution."""
+    fits = isinstance(inputs, Tensor) and inputs.ndim == layer.rank + 2 and inputs.is_floating_point()
+    if not fits or not inputs.numel():
+        return None
+    last = layer.data_format == "channels_last"
+    y = run(layer, inputs.movedim(-1, 1) if last else inputs)
+    return activated(layer, y.movedim(1, -1) if last else y)
+
+
+def activated(layer: Any, y: Tensor | None) -> Tensor | None:
+    """y, with the activation of the layer."""
+    follows = activation(layer)
+    return y if follows is None or y is None else follows(y)
+
+
+def bias(layer: Any) -> Tensor | None:
+    """The bias of a layer, if it has one."""
+    return value(layer.bias) if layer.use_bias else None
+
+
+# -- the layers ----------------------------------------------------------------------------------------------------
+
+
+def conv_spec(layer: Any) -> OperatorSpec:
+    """Conv1D, Conv2D, Conv3D."""
+    i = built(layer)._kernel.shape[-2] * layer.groups
+    factory = getattr(operators, f"conv{layer.rank}d")
+    return factory(i, layer.filters, groups=layer.groups, bias=layer.use_bias, **geometry(layer))
+
+
+def conv_weights(layer: Any) -> Weights:
+    """(*kernel, i/g, o) as W (k, i, o), in groups (k, g, i/g, o/g)."""
+    W, g = flat(layer.kernel), layer.groups
+    return {"weight": W if g == 1 else W.unflatten(-1, (g, -1)).movedim(-2, 1), "bias": bias(layer)}
+
+
+def depthwise_spec(layer: Any) -> OperatorSpec:
+    """DepthwiseConv1D, DepthwiseConv2D."""
+    i, q = built(layer).kernel.shape[-2:]
+    return operators.depthwise(i, multiplier=q, bias=layer.use_bias, ndim=layer.rank, **geometry(layer))
+
+
+def depthwise_weights(layer: Any) -> Weights:
+    """(*kernel, c, q) as W (k, c, 1, q)."""
+    return {"weight": flat(layer.kernel).unsqueeze(2), "bias": bias(layer)}
+
+
+def separable_spec(layer: Any) -> OperatorSpec:
+    """SeparableConv1D, SeparableConv2D; with several filters a channel as a convolution with the product of both."""
+    i, q = built(layer).depthwise_kernel.shape[-2:]
+    o, d = layer.filters, layer.rank
+    if q == 1:
+        return operators.separable(i, o, bias=layer.use_bias, ndim=d, **geometry(layer))
+    return getattr(operators, f"conv{d}d")(i, o, bias=layer.use_bias, **geometry(layer))
+
+
+def separable_weights(layer: Any) -> Weights:
+    """(*kernel, i, q) and (1, ..., i q, o) as d (k, i) over P^T (o, i), or as W_k = d_k P."""
+    D, P = flat(layer.depthwise_kernel), flat(layer.pointwise_kernel)[0]
+    if D.shape[-1] == 1:
+        return {"weight": torch.cat([D.squeeze(-1), P.mT]), "bias": bias(layer)}
+    W = torch.einsum("kiq,iqo->kio", D, P.unflatten(0, D.shape[1:]))
+    return {"weight": W, "bias": bias(layer)}
+
+
+def cut(k: int, s: int, d: int, mode: str, extra: int | None) -> tuple[int, int]:
+    """Sites to cut before and behind the full result of a transposed convolution, of (n - 1) s + d (k - 1) + 1.
+
+    >>> cut(3, 2, 1, "same", None), cut(2, 3, 1, "valid", None)
+    ((0, 1), (0, -1))
+    """
+    reach = d * (k - 1) + 1
+    if mode == "valid":
+        return 0, -(max(0, s - reach) if extra is None else extra)
+    total = s + reach - 2 if extra is None else reach + reach % 2 - 2 + extra
+    before = min(total - total // 2, reach - 1)
+    return reach - 1 - before, reach - 1 - (total - before)
+
+
+def transposed_spec(layer: Any) -> OperatorSpec:
+    """Conv1DTranspose, Conv2DTranspose, Conv3DTranspose."""
+    o, i = built(layer).kernel.shape[-2:]
+    d, given = layer.rank, layer.output_padding
+    extra = given if isinstance(given, (tuple, list)) else (given,) * d
+    axes = zip(layer.kernel_size, layer.strides, layer.dilation_rate, extra, strict=True)
+    pads = tuple(cut(k, s, spread, layer.padding, e) for k, s, spread, e in axes)
+    factory = getattr(operators, f"conv_transpose{d}d")
+    return factory(i, o, bias=layer.use_bias, **geometry(layer) | {"padding": pads})
+
+
+def transposed_weights(layer: Any) -> Weights:
+    """(*kernel, o, i) as W (k, i, o)."""
+    return {"weight": flat(layer.kernel).mT, "bias": bias(layer)}
+
+
+def dense_spec(layer: Any, axes: int = 1) -> OperatorSpec:
+    """Dense."""
+    i, o = built(layer).kernel.shape
+    return operators.pointwise(i, o, layer.use_bias, ndim=axes)
+
+
+def dense_weights(layer: Any) -> Weights:
+    """(i, o) as W (1, i, o)."""
+    kernel = value(layer.kernel)
+    assert kernel is not None
+    return {"weight": kernel.unsqueeze(0), "bias": bias(layer)}
+
+
+def dense_call(layer: Any, inputs: Any, training: Any = None) -> Tensor | None:
+    """layer(inputs) of Dense; what is float64 goes to Keras, which multiplies it in float32."""
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs.dtype == torch.float64:
+        return None
+    return activated(layer, linear_call(layer, inputs))
+
+
+CONV = Peer(conv_spec, conv_weights, call, notes, after=after)
+DEPTHWISE = Peer(depthwise_spec, depthwise_weights, call, notes, after=after)
+SEPARABLE = Peer(separable_spec, separable_weights, call, notes, after=after)
+TRANSPOSED = Peer(transposed_spec, transposed_weights, call, notes, after=after)
+DENSE = Peer(dense_spec, dense_weights, dense_call, notes, after=after, settle=on_axes(dense_spec))
+
+PEERS: dict[type, Peer] = {
+    layers.Conv1D: CONV,
+    layers.Conv2D: CONV,
+    layers.Conv3D: CONV,
+    layers.DepthwiseConv1D: DEPTHWISE,
+    layers.DepthwiseConv2D: DEPTHWISE,
+    layers.SeparableConv1D: SEPARABLE,
+    layers.SeparableConv2D: SEPARABLE,
+    layers.Conv1DTranspose: TRANSPOSED,
+    layers.Conv2DTranspose: TRANSPOSED,
+    layers.Conv3DTranspose: TRANSPOSED,
+    layers.Dense: DENSE,
+}

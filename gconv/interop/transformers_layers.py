@@ -1,0 +1,29 @@
+"""The layer of the transformers library that torch.nn does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.pytorch_utils import Conv1D
+
+from gconv import operators
+from gconv.interop.peer import Peer
+from gconv.interop.torch_nn import linear_call, on_axes
+from gconv.spec import OperatorSpec
+
+
+def conv1d_spec(layer: Any, axes: int = 1) -> OperatorSpec:
+    """GPT-2's Conv1D: a linear layer whose weight is stored as (in, out)."""
+    i, o = layer.weight.shape
+    return operators.pointwise(i, o, layer.bias is not None, ndim=axes)
+
+
+PEERS: dict[type, Peer] = {
+    Conv1D: Peer(
+        conv1d_spec,
+        lambda layer: {"weight": layer.weight.unsqueeze(0), "bias": layer.bias},
+        linear_call,
+        lambda layer: ["all axes but the last are sites", "a weight of (in, out)"],
+        settle=on_axes(conv1d_spec),
+    )
+}
