@@ -23,6 +23,7 @@ TABLES = {
     "citation": "experiments.citation.networks",
     "text": "experiments.text.classify",
     "membrane": "experiments.segmentation.membrane",
+    "detection": "experiments.detection.bccd",
     "multiply_adds": "experiments.images.light",
     "checkerboard": "experiments.images.checkerboard",
     "overfitting": "experiments.images.overfitting",

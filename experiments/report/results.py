@@ -2,6 +2,7 @@
 
 from experiments.citation import networks as citation
 from experiments.citation import published
+from experiments.detection import bccd
 from experiments.harness.render import (
     Figure,
     Published,
@@ -231,6 +232,7 @@ TABLES: tuple[Table, ...] = (
     superpixels.TABLE,
     classify.TABLE,
     membrane.TABLE,
+    bccd.TABLE,
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -257,4 +259,5 @@ FIGURES: tuple[Figure, ...] = (
     superpixels.FIGURE,
     classify.FIGURE,
     membrane.FIGURE,
+    bccd.FIGURE,
 )

@@ -2,9 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from experiments import tables
 from experiments.citation.published import CITATION, CITATION_RERUNS, Published
+from experiments.detection import bccd
 from experiments.harness import render
 from experiments.harness.render import Table, TableError, fill, last, mean_std, one
 from experiments.segmentation import membrane
@@ -167,7 +169,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     }
     metrics |= {f"{way}_ratio": 1.0 for way in ("conv_training", "widened", "widened_training")}
     metrics |= dict.fromkeys(("border_accuracy", "gap", "multiply_adds", "uneven", "uneven_at_start", "least"), 0.5)
-    metrics |= dict.fromkeys(membrane.SCORES.values(), 0.5)
+    metrics |= dict.fromkeys((*membrane.SCORES.values(), *bccd.SCORES.values()), 0.5)
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
@@ -182,6 +184,10 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         curve = figure.draw.__qualname__.startswith("lines")
         r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5, "network": "9"}, "config": fields}
         r["metrics"]["picture"] = 8 * "01"
+        if figure.name == "detection":
+            picture = bccd.thumbnail(torch.zeros(3, 16, 16, dtype=torch.uint8))
+            r["config"] = fields | {"model": "grid"}
+            r["metrics"] |= {"photos": [picture], "boxes": [[[1, 1, 9, 9, 0, 0.5]]]}
         render.paint(figure, [r], tmp_path / f"{figure.name}.png")
         assert render.drawn_from(tmp_path / f"{figure.name}.png") == render.fingerprint([r])
 
