@@ -24,6 +24,7 @@ TABLES = {
     "text": "experiments.text.classify",
     "membrane": "experiments.segmentation.membrane",
     "detection": "experiments.detection.bccd",
+    "translation": "experiments.translation.train",
     "multiply_adds": "experiments.images.light",
     "checkerboard": "experiments.images.checkerboard",
     "overfitting": "experiments.images.overfitting",

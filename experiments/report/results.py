@@ -21,6 +21,7 @@ from experiments.harness.render import (
 from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
 from experiments.segmentation import membrane
 from experiments.text import classify
+from experiments.translation import report as translation
 
 LADDER = tuple(dict.fromkeys(ladder.name(vars(config)) for config in ladder.expand(ladder.Config(), 1)))
 
@@ -233,6 +234,7 @@ TABLES: tuple[Table, ...] = (
     classify.TABLE,
     membrane.TABLE,
     bccd.TABLE,
+    translation.TABLE,
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -260,4 +262,5 @@ FIGURES: tuple[Figure, ...] = (
     classify.FIGURE,
     membrane.FIGURE,
     bccd.FIGURE,
+    translation.FIGURE,
 )

@@ -170,6 +170,8 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics |= {f"{way}_ratio": 1.0 for way in ("conv_training", "widened", "widened_training")}
     metrics |= dict.fromkeys(("border_accuracy", "gap", "multiply_adds", "uneven", "uneven_at_start", "least"), 0.5)
     metrics |= dict.fromkeys((*membrane.SCORES.values(), *bccd.SCORES.values()), 0.5)
+    metrics |= dict.fromkeys(("test_bleu", "test_bleu_lower", "val_bleu"), 30.0)
+    metrics |= {"test_signature": "nrefs:1", "test_samples": [["best", "a dog", "ein Hund", "ein Hund"]]}
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
@@ -183,7 +185,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     for figure in tables.FIGURES:
         curve = figure.draw.__qualname__.startswith("lines")
         r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5, "network": "9"}, "config": fields}
-        r["metrics"]["picture"] = 8 * "01"
+        r["metrics"] |= {"picture": 8 * "01", "val_loss": [3.0, 2.0]}
         if figure.name == "detection":
             picture = bccd.thumbnail(torch.zeros(3, 16, 16, dtype=torch.uint8))
             r["config"] = fields | {"model": "grid"}

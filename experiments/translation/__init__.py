@@ -1,0 +1,1 @@
+"""Translation of sentences by convolutions, attention and graph convolutions."""

@@ -1,0 +1,185 @@
+"""Translate English sentences into German with a trained network.
+
+    python -m experiments.translation.predict "Two dogs run through the snow."
+    python -m experiments.translation.predict "A man sleeps." --picture words.png
+    python -m experiments.translation.predict --train                train the committed network again
+
+The committed network is small (0.4M parameters, in float16), and knows descriptions of pictures alone. A checkpoint is
+two files: NAME.safetensors with the weights, and NAME.json with configuration and units.
+"""
+
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+import gconv
+from datasets import DataError
+from experiments.harness.common import ROOT, seed_everything
+from experiments.harness.store import replace_file
+from experiments.translation.corpus import END, START, UNKNOWN, code, corpus, units_of
+from experiments.translation.networks import Look, Memory, Network, PlainLook
+from experiments.translation.search import translate
+from experiments.translation.train import Config, fit, network, scores
+
+FORMAT = "gconv translation 1"
+COMMITTED = ROOT / "experiments" / "checkpoints" / "translation.safetensors"
+SMALL = Config(
+    "conv", units=2000, width=80, layers=2, dropout=0.1, epochs=8, lr=0.003, warmup=500
+)  # fmt: skip
+MOST_UNITS = 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """Translate English sentences into German."""
+
+    sentences: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    checkpoint: Path = COMMITTED
+    """Weights; the file with the same name and .json belongs to it."""
+    beam: int = 5
+    picture: Path | None = None
+    """PNG file: which English words the network looked at for each German one, of the first sentence."""
+    train: bool = False
+    """Train the small network and write the checkpoint, in place of translating."""
+    data_root: Path | None = None
+    """--train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    small: Annotated[Config, tyro.conf.Suppress] = field(default_factory=lambda: SMALL)
+
+
+def save(model: Network, units: Tokenizer, config: Config, path: Path, **about: Any) -> None:
+    """Write a checkpoint, the weights in float16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {"format": FORMAT, "config": asdict(config), "about": about, "units": json.loads(units.to_str())}
+    replace_file(path.with_suffix(".json"), json.dumps(text, ensure_ascii=False, separators=(",", ":")).encode())
+    gconv.save(model.half(), path)
+    model.float()
+
+
+def load(path: Path) -> tuple[Network, Tokenizer]:
+    """Network and units of a checkpoint. Raises: ValueError, in one sentence, for files that are not one."""
+    description = path.with_suffix(".json")
+    if missing := [str(p) for p in (path, description) if not p.is_file()]:
+        raise ValueError(
+            f"there is no checkpoint {' and no '.join(missing)}; `python -m experiments.translation.predict --train` "
+            "writes one"
+        )
+    try:
+        text = json.loads(description.read_bytes())
+        found = text["format"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{description} is not the description of a translation network") from None
+    if found != FORMAT:
+        raise ValueError(f"{description} is of the format {str(found)[:40]!r}, and this version reads {FORMAT!r}")
+    try:
+        config, units = Config(**text["config"]), Tokenizer.from_str(json.dumps(text["units"]))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise ValueError(f"{description} describes no network of this version ({str(error).splitlines()[0]})") from None
+    try:
+        model = gconv.load(path, into=network(config, units.get_vocab_size()).half())
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not fit {description}: {str(error).splitlines()[0]}") from None
+    assert isinstance(model, Network)
+    return model.float().eval(), units
+
+
+def check(sentence: str, units: Tokenizer) -> str:
+    """The sentence, if it can be translated. Raises: ValueError that says why not."""
+    text = " ".join(sentence.split())
+    said = repr(text if len(text) < 40 else text[:37] + "...")
+    if not text:
+        raise ValueError("the sentence is empty; give an English one in quotation marks")
+    if len(text) > 100 * MOST_UNITS:
+        raise ValueError(f"{said} has {len(text):,} characters; give one sentence at a time")
+    if odd := [c for c in text if c.isalpha() and "LATIN" not in unicodedata.name(c, "")]:
+        raise ValueError(f"{said} has the letter {odd[0]!r}, which is not Latin; the network translates from English")
+    ids = units.encode(text).ids
+    if len(ids) > MOST_UNITS:
+        raise ValueError(f"{said} has {len(ids)} units, and the network reads at most {MOST_UNITS}; give one sentence")
+    known = [units.decode([i]) for i in ids if i != UNKNOWN]
+    if not any(c.isalpha() for token in known for c in token):
+        raise ValueError(f"{said} has no word that the network knows")
+    return text
+
+
+@torch.no_grad()
+def alignment(model: Network, source: Tensor, target: Tensor) -> Tensor:
+    """How much each unit of the target looked at each of the source, mean over layers and heads: (m, n)."""
+    found: list[Tensor] = []
+
+    def seen(look: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
+        x, memory = inputs[0], inputs[1]
+        assert isinstance(memory, Memory) and isinstance(look, Look | PlainLook)
+        keys = look.read(memory.keys).chunk(2, -1)[0] if isinstance(look, Look) else memory.keys
+        q, k = (t.unflatten(-1, (getattr(look, "heads", 1), -1)).transpose(1, 2) for t in (look.ask(x), keys))
+        found.append((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)[0])
+
+    hooks = [m.register_forward_hook(seen) for m in model.modules() if isinstance(m, Look | PlainLook)]
+    try:
+        model.decode(target[None], model.encode(source[None]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found).mean(0)
+
+
+def draw(model: Network, units: Tokenizer, sentence: str, translation: str, path: Path) -> None:
+    """The alignment as a picture."""
+    from matplotlib.figure import Figure
+
+    source, target = (units.encode(text) for text in (sentence, translation))
+    # the unit that is written is read off the place of the one before
+    weights = alignment(model, torch.tensor([*source.ids, END]), torch.tensor([START, *target.ids]))
+    canvas = Figure(figsize=(1 + 0.4 * len(source.ids), 1 + 0.4 * len(target.ids)), layout="constrained")
+    axes = canvas.subplots()
+    axes.imshow(weights.numpy(), cmap="Greys", vmin=0)
+    axes.set_xticks(range(len(source.ids) + 1), [*source.tokens, "end"], rotation=60, ha="right")
+    axes.set_yticks(range(len(target.ids) + 1), [*target.tokens, "end"])
+    canvas.savefig(path, format="png", dpi=120)
+
+
+def train(options: Options) -> None:
+    """Train the small network, say its BLEU on the validation pairs, and write the checkpoint."""
+    config = options.small
+    data, units = corpus(config.dataset, options.data_root), units_of(config.dataset, config.units, options.data_root)
+    seed_everything(config.seed)
+    model = network(config, units.get_vocab_size())
+    resume = options.checkpoint.with_suffix(".resume.pt")
+    fit(model, code(units, data.train), code(units, data.val), config, resume)
+    found, _ = scores(model.half().float(), units, data.val, config.beam)
+    save(model, units, config, options.checkpoint, data=data.label, val_bleu=round(found["bleu"], 2))
+    resume.unlink(missing_ok=True)
+    print(f"wrote {options.checkpoint}: BLEU {found['bleu']:.1f} on the validation pairs ({found['signature']})")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Raises: SystemExit, with one sentence where something cannot be done."""
+    options = tyro.cli(Options, description=__doc__, args=argv)
+    if options.beam < 1:
+        sys.exit(f"error: --beam must be at least 1, not {options.beam}")
+    try:
+        if options.train:
+            train(options)
+            return
+        if not options.sentences:
+            raise ValueError("give an English sentence in quotation marks")
+        model, units = load(options.checkpoint)
+        sentences = [check(sentence, units) for sentence in options.sentences]
+        found = translate(model, units, sentences, options.beam)
+        print("\n".join(found))
+        if options.picture is not None:
+            draw(model, units, sentences[0], found[0], options.picture)
+    except (ValueError, DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
