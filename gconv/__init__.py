@@ -22,6 +22,7 @@ Other models     convert(model), export(layer, "torch" or "pyg"), as_linear_map(
                  twin(layer): a Twin, the same layer of grids on a graph
 Questions        gconv.analysis: matrix, norm, singular_values, frequency_response, receptive_field, cost, ...
 Large graphs     graph.sample(seeds, fanouts), graph.blocks_of(batch), apply_blocks(net, x, blocks)
+                 gconv.external: DiskGraph.build, propagate(graph, x, k, out), Rows: beyond memory
 Processes        gconv.parallel: shard(domain), distribute(model, partition), halo(S, partition)
 Speed, memory    constant(x), features that never change; cache_info(), clear_cache(); portable(), torch's operators
                  alone; backend(), which kernels run
@@ -31,10 +32,10 @@ Your operators   gconv.spec.register, gconv.basis, gconv.mixing, gconv.laplacian
 The packages, each of which imports only those before it: caches, kernels (products for the CPU and CUDA), domains,
 basis (S in its closed forms), laplacian, mixing (W), spec, lowering (ways to compute), plan (which way), linear
 (LinearMap), module (GConv), minibatch, operators, blocks, interop, adapters, saving, transfer, analysis, summary,
-parallel, testing, calibrate.
+parallel, external, testing, calibrate.
 """
 
-from gconv import analysis, blocks, interop, operators, parallel
+from gconv import analysis, blocks, external, interop, operators, parallel
 from gconv.adapters import adapt, merge, unmerge
 from gconv.caches import CacheInfo, cache_info, clear_cache
 from gconv.domains import Bipartite, Graph, Grid, grid_graph
@@ -78,6 +79,7 @@ __all__ = [
     "constant",
     "convert",
     "export",
+    "external",
     "grid_graph",
     "interop",
     "list_operators",

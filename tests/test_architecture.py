@@ -19,7 +19,7 @@ PACKAGE = ROOT / "gconv"
 ORDER = [
     "caches", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian", "mixing", "call", "spec",
     "lowering", "plan", "linear", "module", "minibatch", "operators", "blocks", "interop", "adapters", "saving",
-    "transfer", "analysis", "summary", "parallel", "testing", "calibrate", "__main__",
+    "transfer", "analysis", "summary", "parallel", "external", "testing", "calibrate", "__main__",
 ]  # fmt: skip
 # The import upwards, inside of a function: GConv.from_torch asks what it is given.
 ALLOWED_UPWARDS = {("module", "interop")}

@@ -1,0 +1,198 @@
+"""Signals on disk, one row a node: features to read in ranges of rows, and results for a DataLoader."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gconv.arguments import shown
+from gconv.external.edges import TEXT, ArrayFile, open_text, split_member, stamp
+from gconv.external.files import HEADER, DiskError, as_bytes, header, load, opened, sync, using, write_at
+
+LINES = 1 << 22  # bytes of text that are read at a time
+
+
+class Features:
+    """Rows of a signal (n, c), read a range at a time.
+
+    Args:
+        x: a path of a .npy or .npz file ("data.npz:node_feat"), a tensor or an array, real numbers (n, c).
+
+    Raises:
+        TypeError, ValueError: if it isn't such an array.
+        DiskError: if the file can't be read.
+    """
+
+    def __init__(self, x: Any) -> None:
+        self.file: ArrayFile | None = None
+        if isinstance(x, Tensor | np.ndarray):
+            self.array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+            self.name, self.shape, dtype = "x", self.array.shape, self.array.dtype
+        elif isinstance(x, str | os.PathLike):
+            path, member = split_member(x)
+            if not path.is_file():
+                raise DiskError(f"There is no file {path}.")
+            if path.suffix not in (".npy", ".npz"):
+                raise ValueError(f"{path}: features are a .npy or .npz file; features_from_text reads text.")
+            self.file = ArrayFile(path, member or "node_feat")
+            self.name, self.shape, dtype = self.file.name, self.file.shape, self.file.dtype
+            if self.file.fortran and min(self.shape, default=0) > 1:
+                raise ValueError(f"{self.name} is in Fortran order; features lie row by row (numpy.ascontiguousarray).")
+        else:
+            raise TypeError(f"x is a path, a tensor or an array (n, c), but it is {shown(x)}.")
+        if len(self.shape) != 2 or dtype.kind not in "fiu" or not self.shape[1]:
+            raise ValueError(f"{self.name}: features are numbers (n, c), c >= 1, but it is {dtype} {self.shape}.")
+        self.dtype = dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Another one, if the numbers are others."""
+        if self.file is not None:
+            return f"{stamp(self.file.path)}-{self.file.member}"
+        return hashlib.sha256(as_bytes(np.ascontiguousarray(self.array))).hexdigest()
+
+    def read(self, first: int, last: int, stream: int = 0) -> np.ndarray:
+        """(last - first, c). Raises: DiskError."""
+        if self.file is None:
+            return self.array[first:last]
+        c = self.shape[1]
+        return self.file.read(first * c, last * c, stream).reshape(-1, c)
+
+
+def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Turn text, a line a node with commas, tabs or spaces between the numbers (.gz too), into a float32 .npy file.
+
+    Raises:
+        ValueError: if a line isn't as many numbers as the first; the message has its number.
+        DiskError: if a file can't be read or written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "x.csv").write_text("1,2\\n3,4.5\\n")
+    ...     np.load(features_from_text(f"{folder}/x.csv", f"{folder}/x.npy"))
+    array([[1. , 2. ],
+           [3. , 4.5]], dtype=float32)
+    """
+    path, out, line, columns = Path(path), Path(out), 0, 0
+    trial = out.with_name(f"{out.name}.part")
+    with using(path, "read"):
+        source = open_text(path)
+    with source, opened(trial, write=True) as file:
+        end = HEADER
+        while True:
+            try:
+                with using(path, "read"):
+                    text = source.read(LINES)
+                    text += source.readline()
+            except (EOFError, zlib.error) as error:
+                raise DiskError(f"Can't read {path}: it is damaged ({error}).") from None
+            if not text:
+                break
+            lines = text.splitlines()
+            columns = columns or len(lines[0].replace(b",", b" ").split())
+            parsed = [_numbers(row, columns, f"{path}, line {line + i}") for i, row in enumerate(lines, 1)]
+            rows = np.array(parsed, np.float32)
+            end, line = write_at(file, trial, rows, end), line + len(lines)
+        write_at(file, trial, header(np.dtype("<f4"), (line, columns)), 0)
+        with using(trial):
+            os.ftruncate(file, end)
+        sync(file, trial)
+    with using(out):
+        os.replace(trial, out)
+    return out
+
+
+def _numbers(line: bytes, count: int, where: str) -> list[float]:
+    try:
+        row = list(map(float, line.split(b",") if b"," in line else line.split()))
+    except ValueError:
+        row = []
+    if len(row) != count or not count:
+        given = line[:40].decode(errors="replace")
+        raise ValueError(f"{where}: {count} numbers are expected, but the line is {given!r}.")
+    return row
+
+
+def is_text(path: str | os.PathLike[str]) -> bool:
+    """Whether the name of a file is one of text, perhaps compressed."""
+    return os.fspath(path).removesuffix(".gz").endswith(TEXT)
+
+
+class Rows(Dataset[tuple[Tensor, ...]]):
+    """Rows of signals on disk, such as the powers that `propagate` wrote, for minibatches of a torch DataLoader.
+
+    Meaning: sample i is the rows of node index[i] of all signals side by side, and of y. A DataLoader reads a whole
+    minibatch at a time; nothing else is in memory. Workers open the files for themselves. The pages that were read are
+    the system's cache: it drops them where memory is needed, but tools count them as this process's.
+
+    Args:
+        signals: arrays (n, c) or paths of .npy files.
+        index: (m,) numbers of nodes, say those of the training set; None for all.
+        y: (n,) labels of all nodes, or None.
+
+    Raises:
+        ValueError: if the signals, labels and index don't belong together.
+
+    >>> from torch.utils.data import DataLoader
+    >>> rows = Rows([np.eye(4, dtype="f4"), np.ones((4, 1), "f4")], index=[3, 1], y=torch.arange(4))
+    >>> next(iter(DataLoader(rows, batch_size=2)))
+    [tensor([[0., 0., 0., 1., 1.],
+            [0., 1., 0., 0., 1.]]), tensor([3, 1])]
+    """
+
+    def __init__(self, signals: Sequence[Any], index: Any = None, y: Tensor | None = None) -> None:
+        self.sources = [Path(s.filename) if isinstance(s, np.memmap) and s.filename else s for s in signals]
+        self._open()
+        if not self.signals or {s.ndim for s in self.signals} != {2} or len({s.shape[0] for s in self.signals}) > 1:
+            raise ValueError(f"Signals are (n, c) of the same n, but they are {[s.shape for s in self.signals]}.")
+        n = self.signals[0].shape[0]
+        self.index = torch.arange(n) if index is None else torch.as_tensor(index).reshape(-1)
+        index = self.index
+        if len(index) and (index.is_floating_point() or not 0 <= int(index.min()) <= int(index.max()) < n):
+            raise ValueError(f"index holds numbers of nodes, 0 to {n - 1}.")
+        if y is not None and len(y) != n:
+            raise ValueError(f"y has {len(y)} labels, but the signals {n} rows.")
+        self.y = y
+
+    @property
+    def channels(self) -> int:
+        """Of all signals together."""
+        return sum(s.shape[1] for s in self.signals)
+
+    def _open(self) -> None:
+        self.signals = [load(Path(s)) if isinstance(s, str | os.PathLike) else np.asarray(s) for s in self.sources]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self, places: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
+        """(len(places), c) of the nodes index[places], and their labels where there are some."""
+        at = self.index[torch.as_tensor(places, dtype=torch.int64)]
+        order = np.argsort(at.numpy(), kind="stable")  # in the order of the disk
+        nodes = at.numpy()[order]
+        x = np.empty((len(nodes), self.channels), np.result_type(*(s.dtype for s in self.signals)))
+        x[order] = np.concatenate([s[nodes] for s in self.signals], 1)
+        found = torch.from_numpy(x)
+        return (found,) if self.y is None else (found, self.y[at])
+
+    def __getitems__(self, places: list[int]) -> list[tuple[Tensor, ...]]:
+        return list(zip(*self.batch(places), strict=True))
+
+    def __getitem__(self, place: int) -> tuple[Tensor, ...]:
+        return tuple(part[0] for part in self.batch([place]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "signals": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()

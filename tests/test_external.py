@@ -1,0 +1,463 @@
+"""Graphs on disk and products streamed from there: equal to those in memory, whatever stops them on the way."""
+
+import gzip
+import itertools
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from gconv import GConv, Graph
+from gconv.external import DiskError, DiskGraph, Rows, features_from_text, propagate
+from gconv.external import files as files_module
+from gconv.external import graph as graph_module
+from gconv.kernels import native
+from gconv.laplacian import adjacency
+from gconv.operators import appnp, gcn, lightgcn, sage, simple
+from tests.limits import LIMIT, forked, processes
+
+MEMORY = "8GB"  # of this process, in which other tests ran
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder():
+    """In memory, where the system has such a place: the disk is not what these tests are about."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as path:
+        yield Path(path)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """What a disk confirms survives the machine, which these tests do not end."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def small_buckets(monkeypatch, edges=7):
+    """Chunks and buckets of a few edges."""
+    monkeypatch.setattr(graph_module, "MAX_CHUNK", edges)
+    monkeypatch.setattr(graph_module, "MAX_SORTED", edges)
+
+
+def build(folder, edges, nodes=None, **options):
+    return DiskGraph.build(folder, edges, nodes, memory=MEMORY, **options)
+
+
+def rows_of(graph):
+    """Pairs (row, column) and the numbers of self-loops."""
+    crow, col = np.load(graph.path / "crow.npy"), np.load(graph.path / "col.npy")
+    loops = np.load(graph.path / "loops.npy") if graph.loops else np.zeros(graph.nodes, np.int32)
+    return np.repeat(np.arange(graph.nodes), np.diff(crow)).tolist(), col.tolist(), loops.tolist()
+
+
+@st.composite
+def graphs(draw):
+    """Few nodes and many edges: repeated ones, self-loops, empty rows, isolated nodes, none at all."""
+    n = draw(st.integers(1, 9))
+    edges = draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40))
+    return torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T.contiguous(), n
+
+
+COUNT = itertools.count()
+PROPERTY = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@PROPERTY
+@given(
+    graph=graphs(),
+    norm=st.sampled_from(["sym", "row", None]),
+    loops=st.booleans(),
+    alpha=st.sampled_from([0.0, 0.25]),
+    channels=st.integers(1, 5),
+    slab=st.integers(1, 5),
+    block=st.integers(1, 12),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    compiled=st.booleans(),
+)
+def test_a_streamed_product_is_that_in_memory(
+    folder, monkeypatch, graph, norm, loops, alpha, channels, slab, block, dtype, compiled
+):
+    edges, n = graph
+    folder = folder / str(next(COUNT))
+    x = torch.randn(n, channels, dtype=dtype)
+    with monkeypatch.context() as patch:
+        if not compiled:
+            patch.setattr(native, "LIBRARY", None)
+        disk = build(folder / "graph", edges, n)
+        powers = propagate(
+            disk, x, 3, folder / "out", norm=norm, loops=loops, alpha=alpha, memory=MEMORY, slab=slab, block=block
+        )
+    S = adjacency(Graph(edges, n), torch.float64, loops="fill" if loops else "keep", norm=norm)
+    z = x.double()
+    for power in powers:
+        z = (1 - alpha) * S.expand(z)[0] + alpha * x
+        assert power.dtype == np.dtype(str(dtype).split(".")[1]) and power.shape == x.shape
+        torch.testing.assert_close(torch.tensor(power).double(), z, rtol=1e-5, atol=1e-5 * float(z.abs().max()))
+
+
+@PROPERTY
+@given(graph=graphs(), undirected=st.booleans(), drop=st.booleans(), edges_at_once=st.integers(1, 60))
+def test_buckets_hold_each_edge(folder, monkeypatch, graph, undirected, drop, edges_at_once):
+    edges, n = graph
+    want = [(j, i) for i, j in edges.T.tolist()]
+    want += [(i, j) for i, j in edges.T.tolist() if i != j and undirected]
+    want = sorted(set(want) if drop else want)
+    with monkeypatch.context() as patch:
+        small_buckets(patch, edges_at_once)
+        folder, options = (
+            folder / str(next(COUNT)),
+            {"undirected": undirected, "duplicates": "drop" if drop else "keep"},
+        )
+        try:
+            disk = build(folder, edges, n, **options)
+        except ValueError as error:  # a row that is longer than a bucket
+            assert "more than memory holds at once; give memory=" in str(error)
+            assert max(np.bincount([row for row, _ in want])) > edges_at_once or drop
+            return
+    row, col, loops = rows_of(disk)
+    assert list(zip(row, col, strict=True)) == [(i, j) for i, j in want if i != j]
+    assert loops == [sum(pair == (i, i) for pair in want) for i in range(n)]
+    assert disk.num_edges == len(want)
+
+
+LAYERS = [
+    (gcn(4, 3, bias=False), {}),
+    (gcn(4, 3, bias=False, add_self_loops=False), {"loops": False}),
+    (sage(4, 3, root_weight=False, bias=False), {"norm": "row", "loops": False}),
+    (sage(4, 3, aggr="sum", root_weight=False, bias=False), {"norm": None, "loops": False}),
+    (lightgcn(), {"loops": False}),
+    (simple(), {"norm": None, "loops": False}),
+    (appnp(k=3, alpha=0.2), {"k": 3, "alpha": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("spec", "options"), LAYERS, ids=[str(spec) for spec, _ in LAYERS])
+def test_scalings_are_those_of_the_layers(tmp_path, spec, options):
+    torch.manual_seed(0)
+    edges, x, layer = torch.randint(50, (2, 300)), torch.randn(50, 4), GConv(spec)
+    last = propagate(
+        build(tmp_path / "g", edges, 50), x, options.pop("k", 1), tmp_path / "y", memory=MEMORY, **options
+    )[-1]
+    y = torch.tensor(last)
+    torch.testing.assert_close(y if layer.weight is None else y @ layer.weight[0], layer(x, Graph(edges, 50)))
+
+
+def test_results_do_not_depend_on_threads_slabs_or_blocks(tmp_path):
+    torch.manual_seed(0)
+    disk, x = build(tmp_path / "g", torch.randint(200, (2, 3000)), 200), torch.randn(200, 5)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads, slab, block in [(1, None, None), (2, None, None), (1, None, 100), (2, 5, 7)]:
+            torch.set_num_threads(threads)
+            out = tmp_path / f"{threads}-{slab}-{block}"
+            found.append(np.array(propagate(disk, x, 2, out, memory=MEMORY, slab=slab, block=block)[-1]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(found[0], other) for other in found[1:3])
+    np.testing.assert_allclose(found[0], found[3], rtol=1e-4, atol=1e-6)  # rows cut into pieces
+
+
+# -- what edges are read from --------------------------------------------------------------------------------------
+
+
+def written(folder, kind, edges):
+    """The file of a kind that holds edges (2, e)."""
+    path = folder / f"edges{kind}"
+    text = "".join(f"{u}{',' if 'csv' in kind else ' '}{v}\n" for u, v in edges.T)
+    if kind == ".npy":
+        np.save(path, edges)
+    elif kind == ".T.npy":
+        np.save(path, np.ascontiguousarray(edges.T.astype("i4")))
+    elif kind == ".F.npy":
+        np.save(path, np.asfortranarray(edges))
+    elif kind in (".npz", ".zip.npz"):
+        (np.savez if kind == ".npz" else np.savez_compressed)(path, edge_index=edges, other=np.zeros(2))
+    elif kind in (".i32", ".i64"):
+        edges.T.astype(f"<i{int(kind[2:]) // 8}").tofile(path)
+    elif kind.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(f"# a comment\n\n{text}" if kind == ".edges" else text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [".npy", ".T.npy", ".F.npy", ".npz", ".zip.npz", ".i32", ".i64", ".txt", ".csv", ".edges", ".csv.gz", ".tsv"],
+)
+def test_every_format_gives_the_same_graph(tmp_path, monkeypatch, kind):
+    edges = np.random.default_rng(0).integers(0, 30, (2, 70))
+    want = rows_of(build(tmp_path / "want", torch.from_numpy(edges)))
+    small_buckets(monkeypatch, 40)
+    path = written(tmp_path, kind, edges)
+    assert rows_of(build(tmp_path / "graph", path)) == want
+    assert rows_of(build(tmp_path / "graph", str(path))) == want  # opened
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 1\n1 2\nx 3\n", r"edges.txt, line 3: an edge is two whole numbers, but the line is 'x 3'"),
+        ("source,target\n1,2\n", r"line 1: an edge is two whole numbers, but the line is 'source,target'"),
+        ("0 1\n\n2\n", r"line 3: an edge is two whole numbers, but the line is '2'"),
+        ("0,1\n,2\n", r"line 2: an edge is two"),
+        ("0,1\n1,,2\n", r"line 2: an edge is two"),
+        ("0 1\n1 2 0.5\n", r"line 2: .*weights are not supported: keep the first two"),
+        ("0 1\n1 2.5\n", r"line 2: an edge is two"),
+        ("0 1\n1 99999999999999999999\n", r"line 2: an edge is two"),
+        ("0 1\n# more\n1 -2\n", r"edges.txt, line 3: the edge is 1 -> -2, but the number of a node is not negative"),
+        ("0 1\n1 7\n", r"edges.txt, line 2: the edge is 1 -> 7, but the numbers of 5 nodes are 0 to 4"),
+        ("0 1\n1 2\n0 1\n", r"edges.txt, line 3: the edge 0 -> 1 comes again; duplicates=\"drop\""),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, text, message):
+    (tmp_path / "edges.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path / "graph", tmp_path / "edges.txt", 5, duplicates="refuse")
+    with pytest.raises(DiskError, match=r"isn't finished|no graph"):
+        DiskGraph.open(tmp_path / "graph")
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [(".npy", r"edge 5 \(byte 168\)"), (".T.npy", r"edge 5 \(byte 168\)"), (".i64", r"edge 5 \(byte 80\)")],
+)
+@pytest.mark.parametrize("value", [-1, 10, 2**40])
+def test_a_bad_number_is_named(tmp_path, kind, place, value):
+    edges = np.zeros((2, 9), np.int64)
+    edges[1, 5] = value if kind != ".T.npy" or value < 2**31 else 2**31 - 2
+    with pytest.raises(ValueError, match=rf"edges{kind}, {place}: the edge is 0 -> {edges[1, 5]}, but"):
+        build(tmp_path / "graph", written(tmp_path, kind, edges), 10)
+
+
+def test_files_that_hold_no_edges_are_refused(tmp_path):
+    def refused(name, content, message, error=ValueError):
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+        with pytest.raises(error, match=message):
+            build(tmp_path / "graph", path)
+
+    refused("a.npy", np.zeros((2, 3)), r"edges are integers of shape \(2, e\) or \(e, 2\), but it holds float64")
+    refused("b.npy", np.zeros((3, 3), int), "edges are integers of shape")
+    refused("c.npy", b"text", "is no .npy file")
+    refused("d.npz", b"text", "is no .npz archive")
+    refused("e.i32", bytes(12), "are no whole number of them: from byte 8 on it is cut off")
+    refused("f.parquet", b"", "edges are read from .npy, .npz")
+    refused("g.csv.gz", b"text", "is damaged|not a gzip", DiskError)
+    whole = tmp_path / "h.npy"
+    np.save(whole, np.zeros((2, 100), int))
+    refused("h.npy", whole.read_bytes()[:-8], "is cut off: it has")
+    np.savez(tmp_path / "i.npz", other=np.zeros(2))
+    with pytest.raises(ValueError, match="has no array edge_index; it has other"):
+        build(tmp_path / "graph", tmp_path / "i.npz")
+    with pytest.raises(DiskError, match="There is no file"):
+        build(tmp_path / "graph", tmp_path / "none.npy")
+    with pytest.raises(TypeError, match=r"Edges are a path or a tensor"):
+        build(tmp_path / "graph", [[0, 1]])
+    with pytest.raises(ValueError, match="At most 2\\^31 - 1 nodes"):
+        build(tmp_path / "graph", torch.zeros(2, 1, dtype=torch.int64), 2**31)
+
+
+def test_calls_that_do_not_fit_are_refused(tmp_path):
+    edges, x = torch.tensor([[0, 1], [1, 2]]), torch.ones(3, 2)
+    disk = build(tmp_path / "g", edges)
+    with pytest.raises(ValueError, match="holds a graph of other edges or options"):
+        build(tmp_path / "g", edges, undirected=True)
+    with pytest.raises(ValueError, match="The graph has 3 nodes, but x has 4 rows"):
+        propagate(disk, torch.ones(4, 2), 1, tmp_path / "y", memory=MEMORY)
+    with pytest.raises(ValueError, match=r"memory=1 MB is too little: this process holds .* give at least"):
+        propagate(disk, x, 1, tmp_path / "y", memory="1MB")
+    with pytest.raises(ValueError, match=r'memory is a size such as "8GB"'):
+        propagate(disk, x, 1, tmp_path / "y", memory="much")
+    with pytest.raises(ValueError, match=r"alpha is a share in \[0, 1\]"):
+        propagate(disk, x, 1, tmp_path / "y", alpha=2.0)
+    with pytest.raises(ValueError, match='norm is "sym", "row" or None'):
+        propagate(disk, x, 1, tmp_path / "y", norm="both")
+    propagate(disk, x, 1, tmp_path / "y", memory=MEMORY)
+    with pytest.raises(ValueError, match="holds the result of another call"):
+        propagate(disk, 2 * x, 1, tmp_path / "y", memory=MEMORY)
+    with files_module.locked(tmp_path / "y"), pytest.raises(DiskError, match="Another process works in"):
+        propagate(disk, x, 1, tmp_path / "y", memory=MEMORY)
+    os.truncate(tmp_path / "g" / "col.npy", 130)
+    with pytest.raises(DiskError, match=r"col.npy isn't as it was written"):
+        DiskGraph.open(tmp_path / "g")
+
+
+# -- what stops a run ----------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """The process ends here."""
+
+
+def stop_at(monkeypatch, number, error):
+    """The write or rename with this number does half of its work, or none, and raises."""
+    count = itertools.count()
+    pwrite, replace = os.pwrite, os.replace
+
+    def half(file, data, offset):
+        if next(count) == number:
+            pwrite(file, data[: len(data) // 2], offset)
+            raise error
+        return pwrite(file, data, offset)
+
+    def none(source, target):
+        if next(count) == number:
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "pwrite", half)
+    monkeypatch.setattr(os, "replace", none)
+
+
+@pytest.mark.parametrize("error", [Stop(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 9])
+def test_whatever_write_fails_the_next_call_goes_on(folder, monkeypatch, error, every):
+    torch.manual_seed(0)
+    edges, x = torch.randint(12, (2, 40)), torch.randn(12, 3)
+    np.save(folder / "edges.npy", edges.numpy())
+
+    def run(to):
+        disk = build(to / "g", folder / "edges.npy", 12)
+        return rows_of(disk), propagate(disk, x, 2, to / "y", alpha=0.1, memory=MEMORY, slab=2, block=15)
+
+    small_buckets(monkeypatch, 40)
+    monkeypatch.setattr(graph_module, "CHECKPOINT", 1)
+    rows, powers = run(folder / "want")
+    for number in itertools.count(random.randrange(every), every):
+        to = folder / str(number)
+        with monkeypatch.context() as patch:
+            stop_at(patch, number, error)
+            try:
+                run(to)
+            except Stop:
+                pass
+            except DiskError as full:
+                assert "no space left on device; what is done stays valid: make room and repeat" in str(full)
+            else:
+                break
+        assert not (to / "y" / "propagate.json").exists()
+        assert not (to / "g" / "graph.json").exists() or DiskGraph.open(to / "g").nodes == 12
+        again, found = run(to)
+        assert again == rows and all(np.array_equal(a, b) for a, b in zip(found, powers, strict=True))
+        assert sorted(os.listdir(to / "y")) == [".lock", "power-1.npy", "power-2.npy", "propagate.json"]
+    assert number > 40
+
+
+def test_a_full_disk_is_said_before_and_during_a_run(tmp_path, monkeypatch):
+    edges, x = torch.randint(3000, (2, 3000)), torch.randn(3000, 64)
+    disk = build(tmp_path / "g", edges, 3000)
+
+    def run():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+        try:
+            propagate(disk, x, 2, tmp_path / "y", memory=MEMORY)
+        except DiskError as error:
+            return int("part-1-0.npy: file too large; what is done stays valid" not in str(error))
+        return 2
+
+    assert forked(run) == 0
+    assert not list((tmp_path / "y").glob("*.npy")) and not (tmp_path / "y" / "propagate.json").exists()
+    assert propagate(disk, x, 2, tmp_path / "y", memory=MEMORY)[1].shape == (3000, 64)
+    monkeypatch.setattr(files_module.shutil, "disk_usage", lambda folder: os.statvfs_result and Free())
+    with pytest.raises(DiskError, match=r"2 powers of a signal \(3000, 64\) takes 1.5 MB in .*, but the disk has 1 kB"):
+        propagate(disk, x, 2, tmp_path / "z", memory=MEMORY)
+    with pytest.raises(DiskError, match="A graph of 3000 nodes and 3000 edges takes 48 kB"):
+        build(tmp_path / "h", edges, 3000)
+
+
+class Free:
+    free = 1000
+
+
+def inputs(folder, nodes, edges, channels):
+    generator = np.random.default_rng(0)
+    np.save(folder / "edges.npy", generator.integers(0, nodes, (2, edges), dtype=np.int32))
+    np.save(folder / "x.npy", generator.normal(size=(nodes, channels)).astype("f4"))
+
+
+def work(inputs, to):
+    """A graph in many buckets, and three powers in two slabs and many blocks."""
+    graph_module.MAX_CHUNK, graph_module.MAX_SORTED, graph_module.CHECKPOINT = 5000, 5000, 5000
+    disk = build(to / "g", inputs / "edges.npy", 3000)
+    propagate(disk, inputs / "x.npy", 3, to / "y", memory=MEMORY, slab=4, block=1000)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_9_at_any_moment_loses_nothing(tmp_path, kills):
+    inputs(tmp_path, 3000, 40_000, 8)
+    start, moment, killed = time.monotonic(), random.Random(kills), 0
+    assert processes("fork", work, [(tmp_path, tmp_path / "want")]) == [0]
+    whole = time.monotonic() - start
+    for _ in range(kills):
+        killed += processes("fork", work, [(tmp_path, tmp_path / "killed")], whole * moment.uniform(0, 0.7)) != [0]
+    assert processes("fork", work, [(tmp_path, tmp_path / "killed")]) == [0]
+    for name in ("g/crow.npy", "g/col.npy", "g/loops.npy", "y/power-1.npy", "y/power-2.npy", "y/power-3.npy"):
+        assert (tmp_path / "want" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+PEAK = """
+import sys, torch
+from gconv.external import DiskGraph, propagate
+from gconv.external.files import resident
+print(resident())
+disk = DiskGraph.build(f"{sys.argv[1]}/g", f"{sys.argv[1]}/edges.npy", memory=int(sys.argv[2]))
+propagate(disk, f"{sys.argv[1]}/x.npy", 2, f"{sys.argv[1]}/y", memory=int(sys.argv[2]))
+print(*[line.split()[1] for line in open("/proc/self/status") if "VmHWM" in line])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beyond", [150_000_000, 400_000_000])
+def test_memory_is_kept(tmp_path, beyond):
+    """The peak that the system counted, of a process that works on 64 MB of edges and 3 times 128 MB of signals."""
+    inputs(tmp_path, 1_000_000, 8_000_000, 32)
+    base = subprocess.run(
+        [sys.executable, "-c", PEAK.split("disk =")[0]], capture_output=True, text=True, timeout=LIMIT
+    )
+    memory = int(base.stdout) + beyond
+    command = [sys.executable, "-c", PEAK, str(tmp_path), str(memory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) * 1024 < memory
+
+
+def test_rows_are_minibatches(tmp_path):
+    torch.manual_seed(0)
+    disk, x, y = build(tmp_path / "g", torch.randint(50, (2, 300)), 50), torch.randn(50, 3), torch.randint(4, (50,))
+    powers = propagate(disk, x, 2, tmp_path / "y", memory=MEMORY)
+    train = torch.randperm(50)[:20]
+    rows = Rows([x.numpy(), *powers], train, y)
+    both = torch.cat([x, *map(torch.tensor, powers)], 1)
+    for workers in (0, 1):
+        loader = DataLoader(rows, 8, num_workers=workers)
+        found, labels = map(torch.cat, zip(*loader, strict=True))
+        assert torch.equal(found, both[train]) and torch.equal(labels, y[train])
+    assert torch.equal(Rows(powers)[7][0], torch.cat([torch.tensor(p[7]) for p in powers])) and rows.channels == 9
+    with pytest.raises(ValueError, match="index holds numbers of nodes, 0 to 49"):
+        Rows(powers, [50])
+    with pytest.raises(ValueError, match="y has 3 labels, but the signals 50 rows"):
+        Rows(powers, y=y[:3])
+    with pytest.raises(ValueError, match=r"Signals are \(n, c\) of the same n"):
+        Rows([powers[0], np.ones((3, 2))])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("1,2\n3\n", "line 2: 2 numbers are expected, but the line is '3'"), ("1\nx\n", "line 2: 1 ")]
+)
+def test_features_from_text_are_numbers(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        features_from_text(tmp_path / "x.csv", tmp_path / "x.npy")
+    assert not (tmp_path / "x.npy").exists()
