@@ -6,6 +6,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 OLDEST := .venv-oldest
 OLDEST_TORCH := 2.11.0
+DOCS := .venv-docs
 PIN := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # An active environment of the caller must not leak into ours.
@@ -13,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_P
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test sanitize test-full test-oldest lint format tables clean FORCE
+.PHONY: help setup demo test sanitize test-full test-oldest lint format tables docs clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,8 +65,21 @@ format: $(VENV)/.ok  ## let ruff mend what it can
 tables: $(VENV)/.ok  ## render the tables of README and docs/ and the figures from experiments/results/*.jsonl
 	$(PY) -m experiments.tables $(ARGS)
 
+docs: $(DOCS)/.ok  ## the site docs/_build/html, every page and picture executed, warnings are errors; about three minutes
+	OMP_NUM_THREADS=1 $(DOCS)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	@echo "open docs/_build/html/index.html"
+
+# Sphinx and what it needs, in an environment that also sees the packages of .venv and changes none of them.
+$(DOCS)/.ok: $(VENV)/.ok docs/requirements.txt
+	@rm -f $@
+	@$(DOCS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(DOCS)
+	@$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r docs/requirements.txt
+	@touch $@
+
 clean:  ## remove .venv, caches and builds; results and data stay
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(DOCS) docs/_build docs/operators docs/examples docs/reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gconv datasets experiments tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamp is removed first and written last, so a set-up that breaks is tried again by the next make.

@@ -50,5 +50,13 @@ def test_pages_with_examples_are_found():
 
 def test_every_page_is_listed():
     listed = TEXTS[ROOT / "docs" / "README.md"]
-    names = {page.name for page in TEXTS if page.parent.name == "docs"} - {"README.md"}
+    names = {page.name for page in TEXTS if page.parent.name == "docs"} - {"README.md", "index.md"}
     assert [name for name in sorted(names) if f"]({name})" not in listed] == []
+
+
+@pytest.mark.parametrize("name", ["docstrings", "operator_pages", "reference_pages"])
+def test_examples_of_the_site_s_own_code(name, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    module = importlib.import_module(f"ext.{name}")
+    found = doctest.testmod(module, optionflags=FLAGS)
+    assert found.attempted and not found.failed

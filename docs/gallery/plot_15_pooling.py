@@ -1,0 +1,30 @@
+"""
+Pooling as a matrix, and what a maximum selects
+===============================================
+
+Average pooling is a matrix with a row for each window. Max pooling has no matrix, but at one image it selects one
+pixel of each window; which one depends on the image.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+from gconv import GConv, Grid, NotLinear, analysis
+from gconv.operators import avg_pool2d, max_pool2d
+
+average, maximum = GConv(avg_pool2d(2)), GConv(max_pool2d(2))
+figure, axes = plt.subplots(1, 3, figsize=(10, 3))
+analysis.plot_matrix(average.at(Grid((4, 4))), axes[0])
+
+for axis, seed in zip(axes[1:], (0, 1), strict=True):
+    image = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    rows = [torch.autograd.grad(y, image, retain_graph=True)[0].flatten() for y in maximum(image).flatten()]
+    axis.imshow(torch.stack(rows), cmap="Greys")
+    axis.set(title=f"max pooling at image {seed}", xlabel="input pixel", ylabel="output pixel")
+
+# %%
+# Asked for its matrix, the library says why there is none.
+try:
+    maximum.at(Grid((4, 4)))
+except NotLinear as error:
+    print(error)

@@ -1,0 +1,39 @@
+"""
+A convolution that turns with the image
+=======================================
+
+A convolution commutes with shifts, not with rotations. One over the group of shifts and quarter turns (``p4_lift``)
+commutes with both: its channels are poses, and turning the image turns the picture and permutes the poses.
+"""
+
+import matplotlib.pyplot as plt
+import torch
+
+from gconv import GConv
+from gconv.operators import conv2d, p4_lift
+
+image = torch.zeros(1, 1, 17, 17)
+image[..., 3:14, 5] = image[..., 3, 5:12] = image[..., 8, 5:10] = 1
+turned = image.rot90(1, (-2, -1))
+
+
+def gap(layer, poses):
+    """How far the strongest pose of the turned image is from the turned strongest pose."""
+    with torch.no_grad():
+        a, b = (layer(i).unflatten(1, (-1, poses)).amax(2) for i in (image, turned))
+    return a, b, float((a.rot90(1, (-2, -1)) - b).abs().max())
+
+
+figure, axes = plt.subplots(2, 3, figsize=(8, 5.2))
+for row, (name, layer, poses) in zip(
+    axes,
+    (("conv2d", GConv(conv2d(1, 1, 3, padding=1)), 1), ("p4_lift", GConv(p4_lift(1, 1, 3, padding=1)), 4)),
+    strict=True,
+):
+    a, b, difference = gap(layer, poses)
+    for axis, title, picture in zip(
+        row, (f"{name} of the image", "of the turned image", f"difference: {difference:.1e}"),
+        (a[0, 0], b[0, 0], (a.rot90(1, (-2, -1)) - b)[0, 0]), strict=True,
+    ):  # fmt: skip
+        axis.imshow(picture, cmap="RdBu_r", vmin=-1.5, vmax=1.5)
+        axis.set(title=title, xticks=[], yticks=[])
