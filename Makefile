@@ -14,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_P
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test sanitize test-full test-oldest lint format tables docs clean FORCE
+.PHONY: help setup demo test sanitize test-full test-oldest gpu lint format tables docs clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,13 @@ test-oldest:  ## the quick tests on the oldest supported torch, in a large envir
 	@echo 'torch==$(OLDEST_TORCH)' >> $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[test]'
 	$(OLDEST)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
+
+# Sets nothing up: it may run where there is no network. It takes .venv where that is, else PYTHON as it is.
+DEVICE ?= cuda
+gpu:  ## checks, timings or training on a GPU: make gpu OUT=DIR PART=tests, speed or ladder; DEVICE=cpu TINY=1 rehearses
+	@test -n "$(OUT)" -a -n "$(PART)" || { echo "make gpu takes OUT=DIR and PART=tests, speed or ladder"; exit 1; }
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m experiments.gpu --out "$(OUT)" --part "$(PART)" --device $(DEVICE) \
+	  $(if $(DATA),--data "$(DATA)") $(if $(TINY),--tiny) $(ARGS)
 
 lint: $(VENV)/.ok  ## ruff (rules and format) and mypy
 	$(PY) -m ruff check .

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tabulate import tabulate
 
 from experiments.harness.common import Results, ResultsError, Row
 
@@ -213,6 +212,8 @@ def collect(table: Table, rows: Sequence[Row]) -> dict[tuple[str, str], list[flo
 
 def render(table: Table, rows: Iterable[Row]) -> str:
     """The table as markdown: caption, cells beside published numbers with their gap, sources. Raises: TableError."""
+    from tabulate import tabulate
+
     rows = select(rows, table.where)
     if not rows:
         return f"{table.caption}\n\n*no rows yet: `{table.command}`*\n"

@@ -124,7 +124,7 @@ class Case:
 def random_like(like: Tensor, seed: int = 1) -> Tensor:
     """Random numbers, the same each time, of the shape and type of `like`."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
 
 
 def sites(x: Tensor, domain: Domain) -> Tensor:

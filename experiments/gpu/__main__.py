@@ -1,0 +1,6 @@
+"""`python -m experiments.gpu`."""
+
+from experiments.gpu.run import main
+
+if __name__ == "__main__":
+    main()
