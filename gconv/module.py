@@ -341,7 +341,8 @@ class GConv(nn.Module):
         self._check_signal(x)
         structure = self.spec.structure
         signal, place = self._enter(x, domain, **edges)
-        if structure.kind == "adaptive" and x.ndim > 2:  # each signal has a structure of its own
+        alone = structure.kind == "adaptive" and not structure.many  # its basis takes one signal
+        if x.ndim > 2 and (alone or (structure.many and not x.numel())):
             signals = x.flatten(0, -3)
             some = signals if len(signals) else signals.sum(0, keepdim=True)  # zeros, with a gradient in x
             each = torch.stack([self._run(one, place, {}, lowering) for one in some])
@@ -415,7 +416,7 @@ class GConv(nn.Module):
             (x, domain), edges = self._between(x, domain, **edges), {}
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
-        if self.spec.structure.kind == "adaptive" and x.ndim > 2:
+        if self.spec.structure.kind == "adaptive" and x.ndim > 2 and not self.spec.structure.many:
             signal = signal.new_zeros(signal.shape[-2:]).requires_grad_(x.requires_grad)  # its numbers do not matter
         call = self._call(signal)
         S = self._basis(place, call)

@@ -80,6 +80,8 @@ class Structure(ABC):
 
     domain: "graph", "grid" or "any".
     kind: what S depends on: "fixed" the domain alone; "learned" also on parameters; "adaptive" on x as well.
+    many: of an adaptive structure, whether `basis` takes signals (*b, n, i) and gives each matrices of its own, in one
+        call; otherwise it is called for one signal (n, i) after the other.
     dropout: the share of S's values that training drops.
     nodes: the size of the one graph that its parameters belong to; None where they fit any graph.
     reads: what it reads between two sets of nodes (a `Bipartite`): "source", the sources' features alone, or "both",
@@ -100,6 +102,9 @@ class Structure(ABC):
         def kind(self) -> Kind: ...
 
         @property
+        def many(self) -> bool: ...
+
+        @property
         def dropout(self) -> float: ...
 
         @property
@@ -114,7 +119,7 @@ class Structure(ABC):
         @property
         def square(self) -> str: ...
     else:
-        kind, dropout, nodes, reads, reads_block, square = "fixed", 0.0, None, None, None, SQUARE
+        kind, many, dropout, nodes, reads, reads_block, square = "fixed", False, 0.0, None, None, None, SQUARE
 
     def parameters(self) -> dict[str, Parameter]:
         """What it learns, by name."""
@@ -122,7 +127,10 @@ class Structure(ABC):
 
     @abstractmethod
     def basis(self, domain: Any, theta: Theta, call: Call) -> Basis:
-        """S on a domain, for one call: theta holds the structure's parameters, `call.x` is the signal (*b, n, i)."""
+        """S on a domain, for one call: theta holds the structure's parameters, `call.x` is the signal (*b, n, i).
+
+        Where S depends on x, that is one signal (n, i), unless the structure says that it takes `many`.
+        """
 
     def target(self, domain: Any) -> Domain:
         """The domain of the output; by default that of the input."""

@@ -35,8 +35,8 @@ def pattern(n=9, entries=60, seed=0, long_row=0):
     return CSR.build(torch.cat([row, torch.ones_like(more)]), torch.cat([col, more % (n - 1)]), n, n)
 
 
-def arguments(name, csr, heads=2, c=5, dtype=torch.float32, b=(), seed=1):
-    """What each kernel takes."""
+def arguments(name, csr, heads=2, c=5, dtype=torch.float32, b=(), seed=1, own=False):
+    """What each kernel takes; `own`: what entries carry differs from signal to signal, where it need not."""
     generator = torch.Generator().manual_seed(seed)
     n, e = csr.shape[0], len(csr.col)
 
@@ -44,38 +44,40 @@ def arguments(name, csr, heads=2, c=5, dtype=torch.float32, b=(), seed=1):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     values, x = draw(e), draw(*b, n, c)
-    z, p, q = draw(n, heads, c), draw(heads, c), draw(heads, c)
+    z, p, q = draw(*b, n, heads, c), draw(heads, c), draw(heads, c)
     if name == "attention_back":
         made = attention_kernels._attention_torch(z, p, q, None, 0.2, 0.0, True, *csr.tensors)
-        return [z, p, q, None, 0.2, 0.0, draw(n, heads, c), *made]
+        return [z, p, q, None, 0.2, 0.0, draw(*b, n, heads, c), *made]
     if name == "joint_attention_back":
-        a = joint_kernels._joint_torch(z, z.flip(0), p, 0.2, *csr.tensors)
-        return [z, z.flip(0), p, 0.2, a, draw(e, heads)]
+        a = joint_kernels._joint_torch(z, z.flip(-3), p, 0.2, *csr.tensors)
+        return [z, z.flip(-3), p, 0.2, a, draw(*b, e, heads)]
     if name in ("max_dx", "max_dvalues"):
         return [values, x, maximum_kernels._max_torch(values, x, *csr.tensors), draw(*b, n, c)]
     return {
         "spmm": lambda: [values, x, None],
         "sddmm": lambda: [x, draw(*b, n, c)],
-        "heads_spmm": lambda: [draw(e, heads), draw(*b, n, heads, c), False, False],
-        "heads_sddmm": lambda: [draw(*b, n, heads, c), draw(*b, n, heads, c), heads],
-        "row_softmax": lambda: [draw(e, heads)],
-        "softmax_back": lambda: [draw(e, heads), draw(e, heads)],
-        "ends": lambda: [draw(n, heads), draw(n, heads)],
-        "row_sums": lambda: [draw(e, heads), False],
+        "heads_spmm": lambda: [draw(*(b if own else ()), e, heads), draw(*b, n, heads, c), False, False],
+        "heads_sddmm": lambda: [draw(*b, n, heads, c), draw(*b, n, heads, c), heads, own],
+        "row_softmax": lambda: [draw(*b, e, heads)],
+        "softmax_back": lambda: [draw(*b, e, heads), draw(*b, e, heads)],
+        "ends": lambda: [draw(*b, n, heads), draw(*b, n, heads)],
+        "row_sums": lambda: [draw(*b, e, heads), False],
         "segment_max": lambda: [values, x],
         "attention": lambda: [z, p, q, None, 0.2, 0.0, True],
-        "joint_attention": lambda: [z, z.flip(0), p, 0.2],
+        "joint_attention": lambda: [z, z.flip(-3), p, 0.2],
         "terms": lambda: [values, x, None, ROWS],
         "clenshaw": lambda: [values, draw(*b, n, 3, c), None, ROWS],
         "filtered": lambda: [values, x, None, ROWS, [0.5, 0.0, 2.0]],
     }[name]()
 
 
-BATCHED = {"spmm", "sddmm", "heads_spmm", "heads_sddmm", "segment_max", "max_dx", "max_dvalues"} | {
-    "terms",
-    "clenshaw",
-    "filtered",
-}
+OWN = {"heads_spmm", "heads_sddmm", "row_softmax", "softmax_back", "ends", "row_sums"} | {
+    "attention",
+    "attention_back",
+    "joint_attention",
+    "joint_attention_back",
+}  # whose signals may each have matrices of their own
+BATCHED = OWN | {"spmm", "sddmm", "segment_max", "max_dx", "max_dvalues", "terms", "clenshaw", "filtered"}
 
 
 def torch_alone(name, csr, given, monkeypatch):
@@ -151,6 +153,38 @@ def test_an_empty_batch(name):
         assert torch.isfinite(out).all()
 
 
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_each_signal_has_matrices_of_its_own(name, monkeypatch):
+    """Many signals at once give what each gives alone, also in pieces and on several threads."""
+    csr, b, before = pattern(n=70, entries=300, long_row=600), (2, 3), torch.get_num_threads()
+    given = arguments(name, csr, c=9, dtype=torch.float64, b=b, own=True)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(native, "SERIAL", 0)
+                patch.setattr(native, "CHUNK", 100_000)
+                found = KERNELS[name].cpu(*given, *csr.tensors)
+        finally:
+            torch.set_num_threads(before)
+        found = found if isinstance(found, tuple) else (found,)
+        vectors, sums = {"attention_back": 2, "joint_attention_back": 1}.get(name, 0), 0
+        for number, at in enumerate(itertools.product(*map(range, b))):
+            alone = [t[at] if isinstance(t, torch.Tensor) and t.shape[:2] == b and t.ndim > 2 else t for t in given]
+            want = KERNELS[name].cpu(*alone, *csr.tensors)
+            if vectors:  # the gradients of sites, signal after signal, and the sum of those of the vectors
+                sums, sites = sums + want[-vectors:], want[:-vectors].split(csr.shape[0])
+                parts = found[0][:-vectors].split(csr.shape[0])
+                for got, one in zip(parts[number::6], sites, strict=True):
+                    torch.testing.assert_close(got, one, rtol=1e-12, atol=1e-12)
+                continue
+            for got, one in zip(found, want if isinstance(want, tuple) else (want,), strict=True):
+                torch.testing.assert_close(got[at], one, rtol=1e-12, atol=1e-12)
+        if vectors:
+            torch.testing.assert_close(found[0][-vectors:], sums, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     "spec", [gcn(2, 2), sage(2, 2), feast(2, 2), monet(2, 2, dim=2, kernel_size=3), gat(2, 2), gatv2(2, 2)]
 )
@@ -170,11 +204,11 @@ def test_an_empty_batch_has_a_gradient_in_edge_weights():
 
 
 @pytest.mark.usefixtures("anywhere")
-@pytest.mark.parametrize("name", KERNELS)
-def test_what_does_not_fit_is_refused(name):
+@pytest.mark.parametrize(("name", "b"), [*((name, ()) for name in KERNELS), *((name, (2,)) for name in sorted(OWN))])
+def test_what_does_not_fit_is_refused(name, b):
     """One size of one tensor wrong, by one more or one less: a ValueError, in the eager call and as an operator."""
     csr = pattern()
-    given = arguments(name, csr, heads=3)
+    given = arguments(name, csr, heads=3, b=b, own=bool(b))
     KERNELS[name](csr.tensors, *given)  # the control
     for number, argument in enumerate(given):
         if not isinstance(argument, torch.Tensor):
@@ -202,9 +236,11 @@ def fits_too(name, given, csr):
     if name == "clenshaw":
         return len(first) == e and given[1].shape[-3] == n and given[1].shape[-2] == 3
     if name in ("row_softmax", "row_sums"):
-        return len(first) == e
+        return first.shape[-2] == e
     if name == "heads_spmm":
-        return first.shape == (e, 3) and given[1].shape[0] == n and given[1].shape[1] == 3
+        return first.shape == (*given[1].shape[:-3], e, 3) and given[1].shape[-3:-1] == (n, 3)
+    if name == "attention":  # any number of signals
+        return first.shape[-3:] == (n, *given[1].shape) and given[1].shape == given[2].shape
     return False
 
 

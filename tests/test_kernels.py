@@ -320,6 +320,9 @@ def test_attention_kernels_are_differentiable_twice_and_good_operators():
         (lambda v, x: heads_spmm(csr, v, x[:, :1]), (v, x)),
         (lambda v, y: heads_spmm(csr, v, y, transposed=True), (v, y)),
         (lambda y, x: heads_sddmm(csr, y, x, 2), (y, x)),
+        (lambda y, x: heads_sddmm(csr, y, x, 2, True), (torch.stack([y, -y]), torch.stack([x, x + 1]))),
+        (lambda v, x: heads_spmm(csr, v, x), (torch.stack([v, -v]), torch.stack([x, x + 1]))),
+        (lambda v: row_softmax(csr, v), (torch.stack([v, -v]),)),
         (lambda v: row_softmax(csr, v), (v,)),
         (lambda a, b: ends(csr, a, b), (a, b)),
         (lambda v: row_sums(csr, v, True), (v,)),
@@ -327,7 +330,7 @@ def test_attention_kernels_are_differentiable_twice_and_good_operators():
         assert torch.autograd.gradcheck(run, given) and torch.autograd.gradgradcheck(run, given, fast_mode=True)
     for operator, given in (
         ("heads_spmm", (v, x, False, False)),
-        ("heads_sddmm", (y, x, 2)),
+        ("heads_sddmm", (y, x, 2, False)),
         ("row_softmax", (v,)),
         ("ends", (a, b)),
         ("row_sums", (v, False)),

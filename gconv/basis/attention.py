@@ -21,7 +21,7 @@ class AttentionTaps(Basis):
 
     Args:
         pattern: where the entries are, a single tap, square.
-        products: all x W_k (n, k, c), of which the first `heads` are z.
+        products: all x W_k (*b, n, k, c), of which the first `heads` are z.
         target, source: (heads, c).
         slope: of LeakyReLU below zero.
         dropout: the share of S's values that are dropped, and a seed (1,).
@@ -48,12 +48,12 @@ class AttentionTaps(Basis):
 
     @property
     def z(self) -> Tensor:
-        """(n, heads, c) what the logits are made of."""
-        return self.products[:, : self.heads]
+        """(*b, n, heads, c) what the logits are made of."""
+        return self.products[..., : self.heads, :]
 
     def fused_attention(self) -> Tensor:
-        """(n, heads, c) all S_h z_h, in one pass over the entries: nothing of S is written out."""
-        z = self.products[:, : len(self.target)]
+        """(*b, n, heads, c) all S_h z_h, in one pass over the entries: nothing of S is written out."""
+        z = self.products[..., : len(self.target), :]
         return attention(self.pattern.csr("expand"), z, self.target, self.source, self.slope, self.dropout)
 
     def adapted(self, call: Any) -> Basis:
@@ -73,8 +73,12 @@ class AttentionTaps(Basis):
 
     @property
     def values(self) -> Tensor:
-        """(e, heads) in the order of the pattern's entries."""
+        """(*b, e, heads) in the order of the pattern's entries."""
         return self.written.values
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return tuple(self.products.shape[:-3])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,7 +90,7 @@ class AttentionTaps(Basis):
 
     @property
     def signature(self) -> Hashable:
-        return "AttentionTaps", self.shape, self.nnz
+        return "AttentionTaps", self.shape, self.nnz, self.products.ndim > 3
 
     @property
     def learned(self) -> list[Tensor]:

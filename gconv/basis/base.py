@@ -52,6 +52,11 @@ class Basis:
         raise NotImplementedError
 
     @property
+    def batch(self) -> tuple[int, ...]:
+        """The shape (*b,) of the signals that each have matrices of their own; () where all have the same."""
+        return ()
+
+    @property
     def linear(self) -> bool:
         """False where a tap reduces with max."""
         return True
@@ -113,7 +118,7 @@ class Basis:
 
     @property
     def fixed(self) -> bool:
-        """Whether S is linear, and none of its numbers needs a gradient."""
+        """Whether S is linear and the same for all signals, and none of its numbers needs a gradient."""
         return self.linear and not self.learned
 
     @property

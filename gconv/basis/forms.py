@@ -89,6 +89,10 @@ class Stack(Basis):
         return sum(part.nnz for part in self.parts)
 
     @property
+    def batch(self) -> tuple[int, ...]:
+        return next((part.batch for part in self.parts if part.batch), ())
+
+    @property
     def linear(self) -> bool:
         return all(part.linear for part in self.parts)
 
@@ -222,6 +226,10 @@ class Product(Basis):
         return self.left.nnz * self.right.shape[0] + self.right.nnz * self.left.shape[0]
 
     @property
+    def batch(self) -> tuple[int, ...]:
+        return self.left.batch or self.right.batch
+
+    @property
     def linear(self) -> bool:
         return self.left.linear and self.right.linear
 
@@ -233,7 +241,13 @@ class Product(Basis):
     def T(self) -> Product:
         return Product(self.right.T, self.left.T)
 
+    @property
+    def fixed(self) -> bool:
+        return self.left.fixed and self.right.fixed
+
     def expand(self, x: Tensor) -> Tensor:
+        if self.right.shape[0] == 1:
+            return self.left.expand(self.right.expand(x).squeeze(-3))
         return self.left.expand(self.right.expand(x)).flatten(-4, -3)
 
     def contract(self, z: Tensor) -> Tensor:

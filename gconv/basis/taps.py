@@ -90,31 +90,34 @@ class Pattern:
         return tuple(self._memo.values())
 
     def ends(self, row: Tensor, col: Tensor) -> Tensor:
-        """(e, h) what both ends of each entry carry, added: row (m, h) and col (n, h), of a single tap."""
+        """(*b, e, h) what both ends of each entry carry, added: row (*b, m, h), col (*b, n, h); a single tap."""
         csr = self.csr("expand")
         return self.unordered(csr, ends(csr, row, col))
 
     def dots(self, row: Tensor, col: Tensor) -> Tensor:
-        """(e, h) inner products of what both ends of each entry carry: row (m, h, c), col (n, h, c); a single tap."""
+        """(*b, e, h) inner products of what both ends of each entry carry, of a single tap.
+
+        row (*b, m, h, c), col (*b, n, h, c).
+        """
         csr = self.csr("expand")
-        return self.unordered(csr, heads_sddmm(csr, row, col, row.shape[1]))
+        return self.unordered(csr, heads_sddmm(csr, row, col, row.shape[-2], apart=True))
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """(e, h) the softmax over the entries of each row, of a single tap; safe for large logits."""
+        """(*b, e, h) the softmax over the entries of each row, of a single tap; safe for large logits."""
         csr = self.csr("expand")
-        return self.unordered(csr, row_softmax(csr, csr.ordered(logits)))
+        return self.unordered(csr, row_softmax(csr, csr.ordered(logits, -2)))
 
     def joint_attention(self, source: Tensor, target: Tensor, p: Tensor, slope: float) -> Tensor:
-        """(e, h) the softmax over each row of <p_h, LeakyReLU(target_ih + source_jh)>, of a single tap."""
+        """(*b, e, h) the softmax over each row of <p_h, LeakyReLU(target_ih + source_jh)>, of a single tap."""
         csr = self.csr("expand")
         return self.unordered(csr, joint_attention(csr, source, target, p, slope))
 
     def unordered(self, csr: CSR, values: Tensor) -> Tensor:
-        """Values (e, ...) in row order, put in the order of the entries."""
+        """Values (*b, e, h) in row order, put in the order of the entries."""
         if csr.perm is None:
             return values
-        entry = torch.arange(values.shape[0], device=values.device)
-        return values[torch.empty_like(entry).index_copy(0, csr.perm.long(), entry)]
+        entry = torch.arange(values.shape[-2], device=values.device)
+        return values.index_select(-2, torch.empty_like(entry).index_copy(0, csr.perm.long(), entry))
 
 
 @at_trace_time

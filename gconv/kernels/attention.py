@@ -4,13 +4,14 @@
                 a    = softmax over the entries of row i of bend(<z_ih, p_h> + <z_jh, q_h>)
 
 bend(l) is LeakyReLU; m is dropout's: 0 for a share of the entries, 1 / (1 - share) for the others. It is a hash of
-entry, head and seed, so that it need not be kept either. Backward is one more pass, over the columns; csr_attend.h says
-how. Under a graph of its own the derivative is composed of the kernels in heads.py, which are closed under
-differentiation.
+signal, entry, head and seed, so that it need not be kept either. Backward is one more pass, over the columns;
+csr_attend.h says how. Under a graph of its own the derivative is composed of the kernels in heads.py, which are closed
+under differentiation.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,11 +39,11 @@ LOW = 0xFFFFFFFF
 
 
 def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
-    """y (n, heads, c).
+    """y (*b, n, heads, c).
 
     Args:
         csr: the pattern, square.
-        z: (n, heads, c) what each site carries.
+        z: (*b, n, heads, c) what each site carries.
         p, q: (heads, c) how it is read where it is the row of an entry, and where it is the column.
         slope: of bend below zero.
         dropout: of the entries' values.
@@ -60,7 +61,7 @@ def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: 
 
 
 def attention_values(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
-    """The values a m (e, heads) in row order, of which `attention` makes its product."""
+    """The values a m (*b, e, heads) in row order, of which `attention` makes its product."""
     share, seed = (0.0, None) if dropout is None else dropout
     return _values(csr.tensors, z, p, q, slope, share, seed)
 
@@ -69,7 +70,7 @@ def _values(
     structure: Structure, z: Tensor, p: Tensor, q: Tensor, slope: float, share: float, seed: Tensor | None
 ) -> Tensor:
     values = ROW_SOFTMAX(structure, F.leaky_relu(ENDS(structure, *_scores(z, p, q)), slope))
-    return values if seed is None else values * _factor(structure, values, share, seed)
+    return values if seed is None else values * _factor(values, share, seed)
 
 
 def kept_entries(entries: int, heads: int, share: float, seed: Tensor) -> Tensor:
@@ -97,17 +98,19 @@ def _scores(z: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 # -- in torch ------------------------------------------------------------------------------------------------------
 
 
-def _factor(structure: Structure, like: Tensor, share: float, seed: Tensor | None) -> Tensor | float:
+def _factor(values: Tensor, share: float, seed: Tensor | None) -> Tensor | float:
+    """m of values (*b, e, heads)."""
     if seed is None:
         return 1.0
-    return kept_entries(structure[1].shape[0], like.shape[1], share, seed).to(like.dtype)
+    *entries, heads = values.shape
+    return kept_entries(math.prod(entries), heads, share, seed).to(values.dtype).view(values.shape)
 
 
 def _composed(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> Tensor:
     values = row_softmax_torch(F.leaky_relu(ends_torch(*_scores(z, p, q), *structure), slope), *structure)
-    return heads_spmm_composed(values * _factor(structure, z, share, seed), z, False, False, *structure)
+    return heads_spmm_composed(values * _factor(values, share, seed), z, False, False, *structure)
 
 
 def _bent(target: Tensor, source: Tensor, slope: float, structure: Structure) -> tuple[Tensor, Tensor]:
@@ -120,22 +123,21 @@ def _bent(target: Tensor, source: Tensor, slope: float, structure: Structure) ->
 def _attention_torch(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    row, heads = rows_of(*structure[:2]), z.shape[1]
+    row = rows_of(*structure[:2])
     target, source = _scores(z, p, q)
     logits, f = _bent(target, source, slope, structure)
-    top = torch.zeros_like(target).scatter_reduce(
-        0, row.unsqueeze(-1).expand(-1, heads), logits, "amax", include_self=False
-    )
-    a = (logits - top[row]).exp()
-    inverse = torch.zeros_like(target).index_add(0, row, a).reciprocal()
-    a = a * inverse[row]
-    m = _factor(structure, z, share, seed)
+    index = row.unsqueeze(-1).expand_as(logits)
+    top = torch.zeros_like(target).scatter_reduce(-2, index, logits, "amax", include_self=False)
+    a = (logits - top.index_select(-2, row)).exp()
+    inverse = torch.zeros_like(target).index_add(-2, row, a).reciprocal()
+    a = a * inverse.index_select(-2, row)
+    m = _factor(a, share, seed)
     y = heads_spmm_torch(a * m, z, False, False, *structure)
     if not learn:
         return y, z.new_empty(0), z.new_empty(0)
     bent = heads_spmm_torch(a * f * m, z, False, False, *structure)
-    g = torch.zeros_like(target).index_add(0, row, a * f)
-    return y, bent, torch.stack([source, target, top, inverse, g])
+    g = torch.zeros_like(target).index_add(-2, row, a * f)
+    return y, bent, torch.stack([source, target, top, inverse, g], -3)
 
 
 def _back_torch(
@@ -152,17 +154,17 @@ def _back_torch(
     *structure: Tensor,
 ) -> Tensor:
     row = rows_of(*structure[:2])
-    source, target, top, inverse, g = scores
+    source, target, top, inverse, g = scores.unbind(-3)
     d = (dy * y).sum(-1)
     dt = (dy * bent).sum(-1) - d * g
     logits, f = _bent(target, source, slope, structure)
-    a = (logits - top[row]).exp() * inverse[row]
-    m = _factor(structure, z, share, seed)
-    met = heads_sddmm_torch(dy, z, z.shape[1], *structure)
-    ds = row_sums_torch(a * f * (m * met - d[row]), True, *structure)
+    a = (logits - top.index_select(-2, row)).exp() * inverse.index_select(-2, row)
+    m = _factor(a, share, seed)
+    met = heads_sddmm_torch(dy, z, z.shape[-2], True, *structure)
+    ds = row_sums_torch(a * f * (m * met - d.index_select(-2, row)), True, *structure)
     dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)
     dz = heads_spmm_torch(a * m, dy, False, True, *structure) + dt * p + ds * q
-    return torch.cat([dz, (dt * z).sum(0, keepdim=True), (ds * z).sum(0, keepdim=True)])
+    return torch.cat([t.flatten(0, -3) for t in (dz, *((end * z).sum_to_size(1, *p.shape) for end in (dt, ds)))])
 
 
 # -- compiled ------------------------------------------------------------------------------------------------------
@@ -170,8 +172,8 @@ def _back_torch(
 
 def _check(z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, *rest: Any) -> None:
     structure = rest[-6:]
-    square = z.ndim == 3 and structure[0].shape[0] == structure[2].shape[0] == z.shape[0] + 1
-    if not (square and p.shape == q.shape == z.shape[1:]):
+    square = z.ndim > 2 and structure[0].shape[0] == structure[2].shape[0] == z.shape[-3] + 1
+    if not (square and p.shape == q.shape == z.shape[-2:]):
         raise ValueError(
             f"Attention takes a square pattern and one vector a head, but the pattern is {len(structure[0]) - 1} by "
             f"{len(structure[2]) - 1}, z {tuple(z.shape)} and the vectors {tuple(p.shape)} and {tuple(q.shape)}."
@@ -184,7 +186,7 @@ def _check(z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, *rest: Any) -> 
 def _check_back(z: Tensor, p: Tensor, q: Tensor, *rest: Any) -> None:
     _check(z, p, q, *rest)
     dy, y, bent, scores = rest[3:-6]
-    wanted = [*[tuple(z.shape)] * 3, (native_attention.PLANES, *z.shape[:2])]
+    wanted = [*[tuple(z.shape)] * 3, (*z.shape[:-3], native_attention.PLANES, *z.shape[-3:-1])]
     for name, t, shape in zip(
         ("gradients", "results", "bent results", "scores"), (dy, y, bent, scores), wanted, strict=True
     ):
@@ -199,7 +201,7 @@ def _drop(share: float, seed: Tensor | None) -> native_attention.Drop:
 def _attention_cpu(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if carried(structure, z, p, q):
+    if carried(structure, z.shape[-2], z, p, q):
         drop = None if seed is None else (share, int(seed))
         return native_attention.attend(structure, z, p, q, slope, drop, learn)
     return _attention_torch(z, p, q, seed, slope, share, learn, *structure)
@@ -218,7 +220,7 @@ def _back_cpu(
     scores: Tensor,
     *structure: Tensor,
 ) -> Tensor:
-    if carried(structure, z, p, q, dy, y, bent, scores):
+    if carried(structure, z.shape[-2], z, p, q, dy, y, bent, scores):
         return native_attention.attend_back(structure, z, p, q, slope, _drop(share, seed), dy, (y, bent, scores))
     return _back_torch(z, p, q, seed, slope, share, dy, y, bent, scores, *structure)
 
@@ -229,12 +231,12 @@ def _back_cpu(
 def _attention_fake(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = (z.shape, (native_attention.PLANES, *z.shape[:2])) if learn else ((0,), (0,))
+    sizes = (z.shape, (*z.shape[:-3], native_attention.PLANES, *z.shape[-3:-1])) if learn else ((0,), (0,))
     return z.new_empty(z.shape), z.new_empty(sizes[0]), z.new_empty(sizes[1])
 
 
 def _back_fake(z: Tensor, *rest: Any) -> Tensor:
-    return z.new_empty(z.shape[0] + 2, *z.shape[1:])
+    return z.new_empty(z.flatten(0, -3).shape[0] + 2, *z.shape[-2:])
 
 
 def _keep(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor, Tensor]) -> Saved:
@@ -250,7 +252,8 @@ def _backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[T
         found = iter(torch.autograd.grad(y, given, dy, create_graph=True))
         return *(next(found) if needs else None for needs in ctx.needs_input_grad[:3]), None, None, None, None
     all_of_it = ATTENTION_BACK(structure, z, p, q, seed, ctx.slope, ctx.share, dy, *made)
-    return all_of_it[:-2], all_of_it[-2].clone(), all_of_it[-1].clone(), None, None, None, None
+    dz = all_of_it[:-2] if z.ndim == 3 else all_of_it[:-2].view(z.shape)
+    return dz, all_of_it[-2].clone(), all_of_it[-1].clone(), None, None, None, None
 
 
 def _keep_nothing(ctx: Any, arguments: Any, output: Tensor) -> Saved:

@@ -9,7 +9,9 @@
  *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
  *   build     S in CSR form, and its transpose, from a list of entries
  *
- * Several matrices on one pattern ("heads") are values (e, heads); x, y and the sampled product then have a head axis.
+ * Several matrices on one pattern ("heads") are values (e, heads); x, y and the sampled product then have a head axis. Where
+ * each signal has matrices of its own on the pattern, what the entries carry has an axis of signals, and (signals, rows) are
+ * gone through in parallel.
  *
  * csr_base.c, csr_avx2.c and csr_avx512.c are the same text for one instruction set each: csr_isa.h includes csr_rows.h once
  * for each type and vector width. Which set runs is decided when the library is loaded. Sums run over a row's entries in
@@ -29,7 +31,7 @@ static const loops *const SETS[LEVELS] = {&gconv_base, &gconv_base, &gconv_base}
 #endif
 
 /* Of the structs in csr.h and the functions below: native.py has the same number. */
-int gconv_interface(void) { return 12; }
+int gconv_interface(void) { return 13; }
 
 /* The highest level this processor has. */
 int gconv_level(void) {
@@ -73,6 +75,9 @@ static int64_t parts_of(int64_t rows, int threads, int64_t chunks) {
 /* Where piece `chunk` of so many tasks begins. */
 static int64_t from(int64_t tasks, int64_t chunk, int64_t chunks) { return tasks * chunk / chunks; }
 
+/* Where `numbers` numbers of so many bytes end; NULL stays NULL. */
+static void *beyond(const void *p, int64_t numbers, int64_t bytes) { return p ? (char *)p + numbers * bytes : 0; }
+
 void gconv_spmm(const product *p, int type, int level, int threads, int64_t chunk, int64_t chunks) {
     const int64_t parts = parts_of(p->rows, threads, chunks), tasks = parts * p->batch;
     const int64_t last = from(tasks, chunk + 1, chunks);
@@ -80,7 +85,9 @@ void gconv_spmm(const product *p, int type, int level, int threads, int64_t chun
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
     for (int64_t t = from(tasks, chunk, chunks); t < last; t++) {
         int64_t c = t % parts;
-        run(p, t / parts, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+        product own = *p;
+        own.values = beyond(p->values, t / parts * p->v_batch, type == F64 ? 8 : 4);
+        run(&own, t / parts, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
     }
 }
 
@@ -99,11 +106,21 @@ void gconv_scatter(const product *p, int type, int level, int threads, int64_t c
 }
 
 void gconv_sddmm(const product *p, int type, int level, int threads, int64_t chunk, int64_t chunks) {
-    const int64_t parts = parts_of(p->rows, threads, chunks), last = from(parts, chunk + 1, chunks);
+    const int64_t parts = parts_of(p->rows, threads, chunks), tasks = parts * (p->y_batch ? p->batch : 1);
+    const int64_t last = from(tasks, chunk + 1, chunks), bytes = type == F64 ? 8 : type == BF16 ? 2 : 4;
     sddmm_part run = SETS[level_of(level, p->channels, type)]->sddmm[type];
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t c = from(parts, chunk, chunks); c < last; c++)
-        run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+    for (int64_t t = from(tasks, chunk, chunks); t < last; t++) {
+        const int64_t c = t % parts, b = t / parts;
+        product own = *p;
+        if (p->y_batch) {
+            own.batch = 1;
+            own.x = beyond(p->x, b * p->x_batch, bytes);
+            own.z = beyond(p->z, b * p->z_batch, bytes);
+            own.y = beyond(p->y, b * p->y_batch, type == F64 ? 8 : 4);
+        }
+        run(&own, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+    }
 }
 
 void gconv_max(const product *p, int what, int type, int level, int threads, int64_t chunk, int64_t chunks) {
@@ -118,16 +135,23 @@ void gconv_max(const product *p, int what, int type, int level, int threads, int
 }
 
 void gconv_edges(const edges *p, int what, int type, int level, int threads, int64_t chunk, int64_t chunks) {
-    const int64_t parts = parts_of(p->rows, threads, chunks), last = from(parts, chunk + 1, chunks);
+    const int64_t parts = parts_of(p->rows, threads, chunks), tasks = parts * p->batch;
+    const int64_t last = from(tasks, chunk + 1, chunks), bytes = type == F64 ? 8 : 4;
     edges_part run = SETS[level]->edges[what][type];
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t c = from(parts, chunk, chunks); c < last; c++)
-        run(p, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+    for (int64_t t = from(tasks, chunk, chunks); t < last; t++) {
+        const int64_t c = t % parts, b = t / parts;
+        edges own = *p;
+        own.a = beyond(p->a, b * p->a_batch, bytes);
+        own.b = beyond(p->b, b * p->b_batch, bytes);
+        own.y = beyond(p->y, b * p->y_batch, bytes);
+        run(&own, boundary(p->crow, p->rows, c, parts), boundary(p->crow, p->rows, c + 1, parts));
+    }
 }
 
-/* The numbers of each of the PARTS, `step` apart, are added to those of the first. */
-static void add_parts(void *sums, int64_t numbers, int64_t step, int type) {
-    for (int64_t c = 1; c < PARTS; c++)
+/* The numbers of each of the parts, `step` apart, are added to those of the first. */
+static void add_parts(void *sums, int64_t parts, int64_t numbers, int64_t step, int type) {
+    for (int64_t c = 1; c < parts; c++)
         for (int64_t j = 0; j < numbers; j++) {
             if (type == F64)
                 ((double *)sums)[j] += ((double *)sums)[c * step + j];
@@ -136,48 +160,99 @@ static void add_parts(void *sums, int64_t numbers, int64_t step, int type) {
         }
 }
 
-/* Which of the PARTS of pass number `pass` (of `passes`, one after another) are in this chunk: first, and the one after. */
-static int64_t part_of(int64_t pass, int64_t passes, int64_t chunk, int64_t chunks) {
-    const int64_t part = from(passes * PARTS, chunk, chunks) - pass * PARTS;
-    return part < 0 ? 0 : part < PARTS ? part : PARTS;
+/* How attention over many signals is divided. The rows of each signal are divided into `parts`, so that there are about PARTS
+ * in all, the same for any number of threads: sums over sites are added part by part. So many signals go through all passes
+ * before the next ones begin: what a pass wrote is still in the cache. */
+typedef struct {
+    int64_t signals, passes, parts, together, steps;
+} division;
+
+static division divided(int64_t signals, int64_t passes, int threads) {
+    const int64_t some = signals < PARTS ? signals : PARTS, together = threads == 1 ? 1 : some;
+    const division d = {signals, passes, PARTS / some, together, (signals + together - 1) / together * passes};
+    return d;
+}
+
+/* Which tasks (signal and part) of a step, one pass of some signals, are in this chunk: the first, and the one after. */
+static int64_t task_of(const division *d, int64_t step, int64_t chunk, int64_t chunks) {
+    const int64_t width = d->together * d->parts, first = step / d->passes * width, rest = d->signals * d->parts - first;
+    const int64_t task = from(d->steps * width, chunk, chunks) - step * width, most = width < rest ? width : rest;
+    return first + (task < 0 ? 0 : task < most ? task : most);
+}
+
+static attention attention_of(const attention *p, int64_t b, int64_t bytes) {
+    const int64_t sites = p->rows * p->heads, all = sites * p->channels;
+    attention own = *p;
+    own.z = beyond(p->z, b * p->z_signal, bytes);
+    own.dy = beyond(p->dy, b * all, bytes);
+    own.y = beyond(p->y, b * all, bytes);
+    own.bent = beyond(p->bent, b * all, bytes);
+    own.dz = beyond(p->dz, b * all, bytes);
+    own.scores = beyond(p->scores, 5 * b * sites, bytes);
+    own.known = beyond(p->known, 6 * b * sites, bytes);
+    own.dt = beyond(p->dt, 6 * b * sites, bytes);
+    own.ds = beyond(p->ds, 6 * b * sites, bytes);
+    own.before = (uint64_t)(b * p->crow[p->rows] * p->heads);
+    return own;
 }
 
 /* y of attention; with `back`, from dy and what the forward pass made, dz and (2, heads, channels) dp and dq, which are
- * written to the first of `sums`. Parts are the same for any number of threads, for sums over sites are added part by part. */
+ * written to the first of `sums`. There is at least one signal. */
 void gconv_attend(const attention *p, int back, int type, int level, int threads, int64_t chunk, int64_t chunks) {
-    const int64_t numbers = 2 * p->heads * p->channels, bytes = numbers * (type == F64 ? 8 : 4);
+    const int64_t numbers = 2 * p->heads * p->channels, bytes = type == F64 ? 8 : 4;
     const int begin = back ? SUMMED : SCORES, passes = back ? VECTORS - SUMMED + 1 : ATTEND - SCORES + 1;
-    for (int pass = 0; pass < passes; pass++) {
-        const int what = begin + pass;
-        const int64_t stop = part_of(pass, passes, chunk + 1, chunks);
+    const division d = divided(p->signals, passes, threads);
+    for (int64_t step = 0; step < d.steps; step++) {
+        const int what = begin + (int)(step % passes);
+        const int64_t stop = task_of(&d, step, chunk + 1, chunks);
         attention_part run = SETS[level_of(level, p->channels, type)]->attention[what][type];
         const int32_t *crow = what == BACK ? p->crow_t : what == ATTEND ? p->crow : 0; /* else a part is so many rows */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-        for (int64_t c = part_of(pass, passes, chunk, chunks); c < stop; c++) {
-            int64_t first = crow ? boundary(crow, p->rows, c, PARTS) : p->rows * c / PARTS;
-            int64_t last = crow ? boundary(crow, p->rows, c + 1, PARTS) : p->rows * (c + 1) / PARTS;
-            run(p, first, last, p->sums ? (char *)p->sums + c * bytes : 0);
+        for (int64_t t = task_of(&d, step, chunk, chunks); t < stop; t++) {
+            const int64_t c = t % d.parts;
+            const attention own = attention_of(p, t / d.parts, bytes);
+            int64_t first = crow ? boundary(crow, p->rows, c, d.parts) : p->rows * c / d.parts;
+            int64_t last = crow ? boundary(crow, p->rows, c + 1, d.parts) : p->rows * (c + 1) / d.parts;
+            run(&own, first, last, beyond(p->sums, t * numbers, bytes));
         }
     }
-    if (back && chunk == chunks - 1) add_parts(p->sums, numbers, numbers, type);
+    if (back && chunk == chunks - 1) add_parts(p->sums, d.signals * d.parts, numbers, numbers, type);
 }
 
-/* The values; with `back`, from the gradient g that arrives, ds, dt and, in the first of `sums`, dp. */
+static joint joint_of(const joint *p, int64_t b, int64_t bytes) {
+    const int64_t entries = p->crow[p->rows] * p->heads, numbers = p->heads * p->channels;
+    joint own = *p;
+    own.s = beyond(p->s, b * p->s_signal, bytes);
+    own.t = beyond(p->t, b * p->t_signal, bytes);
+    own.values = beyond(p->values, b * entries, bytes);
+    own.g = beyond(p->g, b * entries, bytes);
+    own.y = beyond(p->y, b * entries, bytes);
+    own.ds = beyond(p->ds, b * p->columns * numbers, bytes);
+    own.dt = beyond(p->dt, b * p->rows * numbers, bytes);
+    return own;
+}
+
+/* The values; with `back`, from the gradient g that arrives, ds, dt and, in the first of `sums`, dp. There is at least one
+ * signal. */
 void gconv_joint(const joint *p, int back, int type, int level, int threads, int64_t chunk, int64_t chunks) {
-    const int64_t numbers = p->heads * p->channels, bytes = 2 * numbers * (type == F64 ? 8 : 4);
+    const int64_t numbers = p->heads * p->channels, bytes = type == F64 ? 8 : 4;
     const int begin = back ? PART : MEET, passes = back ? RETURN - PART + 1 : 1;
-    for (int pass = 0; pass < passes; pass++) {
-        const int what = begin + pass;
-        const int64_t stop = part_of(pass, passes, chunk + 1, chunks);
+    const division d = divided(p->signals, passes, threads);
+    for (int64_t step = 0; step < d.steps; step++) {
+        const int what = begin + (int)(step % passes);
+        const int64_t stop = task_of(&d, step, chunk + 1, chunks);
         joint_part run = SETS[level]->joint[what][type];
         const int32_t *crow = what == RETURN ? p->crow_t : p->crow;
         const int64_t rows = what == RETURN ? p->columns : p->rows;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-        for (int64_t c = part_of(pass, passes, chunk, chunks); c < stop; c++)
-            run(p, boundary(crow, rows, c, PARTS), boundary(crow, rows, c + 1, PARTS),
-                p->sums ? (char *)p->sums + c * bytes : 0);
+        for (int64_t t = task_of(&d, step, chunk, chunks); t < stop; t++) {
+            const int64_t c = t % d.parts;
+            const joint own = joint_of(p, t / d.parts, bytes);
+            run(&own, boundary(crow, rows, c, d.parts), boundary(crow, rows, c + 1, d.parts),
+                beyond(p->sums, 2 * t * numbers, bytes));
+        }
     }
-    if (back && chunk == chunks - 1) add_parts(p->sums, numbers, 2 * numbers, type);
+    if (back && chunk == chunks - 1) add_parts(p->sums, d.signals * d.parts, numbers, 2 * numbers, type);
 }
 
 #include "csr_build.h"

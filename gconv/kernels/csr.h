@@ -24,7 +24,10 @@
  *
  * With a schedule, crow and col hold the rows in another order: slot i is row place[i] of y, z and w, and its entries are
  * those of the pattern as it comes from start[i] on. place and start are NULL without one, and for
- * rows of fewer channels than SCHEDULED in native.py, which have no such loops. */
+ * rows of fewer channels than SCHEDULED in native.py, which have no such loops.
+ *
+ * Values may differ from signal to signal: then those of a signal begin v_batch numbers after those of the one before, and a
+ * sampled product, whose y_batch is not 0, is not summed over the signals. */
 typedef struct {
     const int32_t *crow, *col, *order;
     const void *values, *x, *z, *w;
@@ -33,36 +36,41 @@ typedef struct {
     int64_t rows, batch, channels, heads, outer, inner;
     int64_t x_batch, x_row, x_head, y_batch, y_row, y_head, z_batch, z_row, z_head, w_batch, w_row;
     double alpha, beta, gamma;
+    int64_t v_batch;
 } product;
 
-/* What the entries carry: numbers (e, heads) in row order, beside numbers (rows or columns, heads). */
+/* What the entries carry: numbers (e, heads) in row order, beside numbers (rows or columns, heads), for each of the signals,
+ * which are so many numbers apart. */
 typedef struct {
     const int32_t *crow, *col, *order;
     const void *a, *b;
     void *y;
-    int64_t rows, heads;
+    int64_t rows, heads, batch, a_batch, b_batch, y_batch;
 } edges;
 
-/* Attention: z (sites, heads, channels) with any stride between sites and heads, p and q (heads, channels); see
- * csr_attend.h. `scores` holds 5 planes (rows, heads); bent is NULL where there will be no derivative. Of that, `known` holds
- * 4 planes side by side (rows, 4, heads), and `sums` a part's dp and dq for each of the PARTS. Entries whose hash is below
- * `least` are dropped, the others times `scale`. place and start as in a product, of the rows and of the columns. */
+/* Attention: z (signals, sites, heads, channels) with any stride between signals, sites and heads, p and q (heads, channels);
+ * see csr_attend.h. Of each signal `scores` holds 5 planes (rows, heads); bent is NULL where there will be no derivative. Of
+ * that, `known` holds 4 planes side by side (rows, 4, heads), followed by dt and ds (rows, heads), and `sums` a part's dp and
+ * dq for each part of each signal. Entries whose hash is below `least` are dropped, the others times `scale`; `before` numbers
+ * of entries and heads belong to signals before this one. place and start as in a product, of the rows and of the columns. */
 typedef struct {
     const int32_t *crow, *col, *place, *start, *crow_t, *col_t, *place_t, *start_t, *to_t;
     const void *z, *p, *q, *dy;
     void *scores, *y, *bent, *known, *dt, *ds, *dz, *sums;
-    int64_t rows, heads, channels, z_row, z_head;
+    int64_t rows, heads, channels, z_row, z_head, z_signal, signals;
+    uint64_t before;
     double slope, scale;
     uint32_t seed, least;
 } attention;
 
-/* The same where both ends meet before they are bent: s (columns, heads, channels) and t (rows, heads, channels) with any
- * stride between sites and heads, p (heads, channels); see csr_joint.h. `sums` holds two such arrays for each of the PARTS. */
+/* The same where both ends meet before they are bent: s (signals, columns, heads, channels) and t (signals, rows, heads,
+ * channels) with any stride between signals, sites and heads, p (heads, channels); see csr_joint.h. `sums` holds two such
+ * arrays for each part of each signal. */
 typedef struct {
     const int32_t *crow, *col, *crow_t, *col_t, *order;
     const void *s, *t, *p, *values, *g;
     void *y, *ds, *dt, *sums;
-    int64_t rows, columns, heads, channels, s_row, s_head, t_row, t_head;
+    int64_t rows, columns, heads, channels, s_row, s_head, t_row, t_head, s_signal, t_signal, signals;
     double slope;
 } joint;
 

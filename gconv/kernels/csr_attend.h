@@ -4,7 +4,7 @@
  *     y[i, h] = sum of a[e, h] m[e, h] z[j, h],        t[i, h] = <z[i, h], p[h]>,    s[j, h] = <z[j, h], q[h]>
  *
  * bend(l) is l where it is positive and slope l elsewhere. m is 1, or 0 for a share of the entries and 1 / (1 - share) for
- * the others, which a hash of entry, head and seed decides. No number of an entry is kept. The derivative of row i's logits,
+ * the others, which a hash of signal, entry, head and seed decides. No number of an entry is kept. The derivative of row i's logits,
  *
  *     dl[e, h] = a f (m <dy[i, h], z[j, h]> - d[i, h]),    d = <dy[i, h], y[i, h]>,    f = 1 or slope,
  *
@@ -40,6 +40,7 @@ INLINE void JOIN(powers, ISA, TYPE)(REAL *restrict x, int64_t n) {
 
 /* The factor m of number `at`. */
 INLINE REAL JOIN(factor, ISA, TYPE)(const attention *p, uint64_t at) {
+    at += p->before;
     return hashed(hashed((uint32_t)at ^ 0x9e3779b9 * (uint32_t)(at >> 32)) + p->seed) < p->least ? 0 : (REAL)p->scale;
 }
 

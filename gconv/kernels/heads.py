@@ -1,10 +1,12 @@
 """Several sparse matrices on one pattern, and what the entries of a row carry: the products and softmax of attention.
 
     heads_spmm    y_h = S_h x_h for every head h, or their sum      values (e, heads), one list of entries
-    heads_sddmm   v_eh = <a_ih, b_jh>                               the gradient of the values
+    heads_sddmm   v_eh = <a_ih, b_jh>, or its sum over signals      the gradient of the values
     row_softmax   over the entries of each row
     ends          v_eh = a_ih + b_jh                                what attention's logits are made of
     row_sums      s_ih = sum of the entries of row i
+
+Signals may share the values or each have its own, (*b, e, heads); the pattern is one for all.
 
 All are torch.library operators closed under differentiation, as in sparse.py. `transposed` reads the pattern by
 columns instead of rows, the values staying where they are.
@@ -27,7 +29,7 @@ def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, tran
 
     Args:
         csr: the pattern, (m, n).
-        values: (e, heads) in row order.
+        values: (e, heads) in row order, or (*b, e, heads) where each signal has its own.
         x: (*b, n, heads, c), or (*b, n, 1, c) for the same signal at every head.
         together: sum the heads.
         transposed: use the transposed matrices.
@@ -42,13 +44,16 @@ def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, tran
     return HEADS_SPMM(csr.tensors, values, x, together, transposed)
 
 
-def heads_sddmm(csr: CSR, a: Tensor, b: Tensor, heads: int) -> Tensor:
-    """(e, heads) in row order: v_eh = sum over batch and channels of a[..., i, h, :] b[..., j, h, :]."""
-    return HEADS_SDDMM(csr.tensors, a, b, heads)
+def heads_sddmm(csr: CSR, a: Tensor, b: Tensor, heads: int, apart: bool = False) -> Tensor:
+    """(e, heads) in row order: v_eh = sum over batch and channels of a[..., i, h, :] b[..., j, h, :].
+
+    `apart`: the sum over channels alone, (*b, e, heads).
+    """
+    return HEADS_SDDMM(csr.tensors, a, b, heads, apart)
 
 
 def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
-    """The softmax of logits (e, heads) over the entries of each row; safe for large logits.
+    """The softmax of logits (*b, e, heads) over the entries of each row; safe for large logits.
 
     >>> csr = CSR.build(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), 2, 2)
     >>> row_softmax(csr, torch.tensor([[0.0], [0.0], [5.0]])).flatten()
@@ -58,12 +63,12 @@ def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
 
 
 def ends(csr: CSR, row: Tensor, col: Tensor) -> Tensor:
-    """(e, heads) what the row and the column of each entry carry, added; row (m, heads), col (n, heads)."""
+    """(*b, e, heads) what the row and the column of each entry carry, added; row (*b, m, heads), col (*b, n, heads)."""
     return ENDS(csr.tensors, row, col)
 
 
 def row_sums(csr: CSR, values: Tensor, transposed: bool = False) -> Tensor:
-    """(m, heads) the sums of values (e, heads) over the entries of each row; of each column if transposed."""
+    """(*b, m, heads) the sums of values (*b, e, heads) over the entries of each row; of each column if transposed."""
     return ROW_SUMS(csr.tensors, values, transposed)
 
 
@@ -78,29 +83,35 @@ def _turned(transposed: bool, structure: tuple[Tensor, ...]) -> tuple[Tensor, Te
 def heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     """`heads_spmm` in torch."""
     crow, col, order = _turned(transposed, structure)
-    values = values if order is None else values[order]
+    values = values if order is None else values.index_select(-2, order)
     other = structure[0] if transposed else structure[2]
-    x = x.expand(*x.shape[:-2], values.shape[1], x.shape[-1])
+    x = x.expand(*x.shape[:-2], values.shape[-1], x.shape[-1])
+    if values.ndim > 2:  # torch's sparse products take the same values for all signals
+        row, y = rows_of(crow, col), x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *x.shape[-2:])
+        for h in range(values.shape[-1]):
+            products = x[..., h, :].index_select(-2, col) * values[..., h : h + 1].to(x.dtype)
+            y[..., h, :] = y[..., h, :].index_add(-2, row, products)
+        return y.sum(-2, keepdim=True) if together else y
     heads = zip(values.t().contiguous(), x.unbind(-2), strict=True)
     each = [spmm_torch(v, x_h, None, crow, col, other) for v, x_h in heads]
     return torch.stack(each, -2).sum(-2, keepdim=True) if together else torch.stack(each, -2)
 
 
-def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
     """`heads_sddmm` in torch."""
     crow, col = structure[:2]
-    row, at, outer = rows_of(crow, col), col.long(), tuple(range(a.ndim - 3))
-    out = a.new_empty(col.shape[0], heads)
+    row, at, outer = rows_of(crow, col), col.long(), () if apart else tuple(range(a.ndim - 3))
+    out = a.new_empty(*(a.shape[:-3] if apart else ()), col.shape[0], heads)
     for h in range(heads):
         left, right = (t[..., min(h, t.shape[-2] - 1), :] for t in (a, b))
-        out[:, h] = (left.index_select(-2, row) * right.index_select(-2, at)).sum((*outer, -1))
+        out[..., h] = (left.index_select(-2, row) * right.index_select(-2, at)).sum((*outer, -1))
     return out
 
 
 def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     """The same of operators that every transform knows."""
     crow, col, order = _turned(transposed, structure)
-    values = values if order is None else values.index_select(0, order)
+    values = values if order is None else values.index_select(-2, order)
     wide = torch.promote_types(x.dtype, torch.float32)
     products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
     products = products.sum(-2, keepdim=True) if together else products
@@ -108,37 +119,40 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
     return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
 
 
-def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
     product = a.index_select(-3, rows_of(*structure[:2])) * b.index_select(-3, structure[1])
-    return product.sum((*range(a.ndim - 3), -1)).expand(structure[1].shape[0], heads)
+    total = product.sum(-1 if apart else (*range(a.ndim - 3), -1))
+    return total.expand(*total.shape[:-1], heads)
 
 
 def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
     """`row_softmax` in torch."""
     row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
-    index = row.unsqueeze(-1).expand_as(logits)
-    top = logits.new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
-    weight = (logits - top[row]).exp()
-    return weight / weight.new_zeros(top.shape).index_add(0, row, weight)[row]
+    index, shape = row.unsqueeze(-1).expand_as(logits), (*logits.shape[:-2], rows, logits.shape[-1])
+    top = logits.new_full(shape, -torch.inf).scatter_reduce(-2, index, logits.detach(), "amax")
+    weight = (logits - top.index_select(-2, row)).exp()
+    return weight / weight.new_zeros(shape).index_add(-2, row, weight).index_select(-2, row)
 
 
 def softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     """Its gradient, from the softmax a and the gradient g that arrives."""
     row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
     product = a * g
-    return product - a * product.new_zeros(rows, a.shape[1]).index_add(0, row, product)[row]
+    total = product.new_zeros(*a.shape[:-2], rows, a.shape[-1]).index_add(-2, row, product)
+    return product - a * total.index_select(-2, row)
 
 
 def ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     """`ends` in torch."""
-    return row.index_select(0, rows_of(*structure[:2])) + col.index_select(0, structure[1])
+    return row.index_select(-2, rows_of(*structure[:2])) + col.index_select(-2, structure[1])
 
 
 def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     """`row_sums` in torch."""
     crow, col, order = _turned(transposed, structure)
-    values = values if order is None else values.index_select(0, order)
-    return values.new_zeros(crow.shape[0] - 1, values.shape[1]).index_add(0, rows_of(crow, col), values)
+    values = values if order is None else values.index_select(-2, order)
+    zeros = values.new_zeros(*values.shape[:-2], crow.shape[0] - 1, values.shape[-1])
+    return zeros.index_add(-2, rows_of(crow, col), values)
 
 
 # -- compiled ------------------------------------------------------------------------------------------------------
@@ -148,10 +162,10 @@ def _compiled(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
     return structure[0].dtype == torch.int32 and native.serves(*tensors)
 
 
-def carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
+def carried(structure: tuple[Tensor, ...], heads: int, *tensors: Tensor) -> bool:
     """Whether the kernels take what entries carry."""
     kind = tensors[0].dtype
-    if kind not in (torch.float32, torch.float64) or not 0 < tensors[0].shape[1] <= native.HEADS:
+    if kind not in (torch.float32, torch.float64) or not 0 < heads <= native.HEADS:
         return False
     for t in tensors:
         if t.dtype != kind or not t.is_cpu:
@@ -160,19 +174,19 @@ def carried(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
 
 
 def _check_heads_spmm(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> None:
-    if values.ndim != 2 or x.ndim < 3:
+    if values.ndim < 2 or x.ndim < 3 or (values.ndim > 2 and values.shape[:-2] != x.shape[:-3]):
         raise ValueError(
-            f"A product by heads takes values (entries, heads) and signals (*b, sites, heads, channels), not "
-            f"{tuple(values.shape)} and {tuple(x.shape)}."
+            f"A product by heads takes values (entries, heads) or (*b, entries, heads) and signals (*b, sites, heads, "
+            f"channels), not {tuple(values.shape)} and {tuple(x.shape)}."
         )
-    fits("values", values.shape[0], structure[1].shape[0])
+    fits("values", values.shape[-2], structure[1].shape[0])
     fits("sites in", x.shape[-3], structure[0 if transposed else 2].shape[0] - 1)
-    if x.shape[-2] not in (1, values.shape[1]):
-        raise ValueError(f"There are {values.shape[1]} heads of values, but {x.shape[-2]} of signals.")
+    if x.shape[-2] not in (1, values.shape[-1]):
+        raise ValueError(f"There are {values.shape[-1]} heads of values, but {x.shape[-2]} of signals.")
     one_place(structure[0], values, x)
 
 
-def _check_heads_sddmm(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> None:
+def _check_heads_sddmm(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> None:
     if a.ndim < 3 or a.ndim != b.ndim or a.shape[:-3] != b.shape[:-3] or a.shape[-1] != b.shape[-1]:
         raise ValueError(
             f"A sampled product by heads takes (*b, m, heads, c) and (*b, n, heads, c), but the factors are "
@@ -186,11 +200,11 @@ def _check_heads_sddmm(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> 
 
 
 def _check_entries(values: Tensor, *rest: Any) -> None:
-    """Numbers (entries, heads)."""
+    """Numbers (*b, entries, heads)."""
     crow, col = rest[-6:-4]
-    if values.ndim != 2:
-        raise ValueError(f"The entries carry numbers (entries, heads), not {tuple(values.shape)}.")
-    fits("entries", values.shape[0], col.shape[0])
+    if values.ndim < 2:
+        raise ValueError(f"The entries carry numbers (*b, entries, heads), not {tuple(values.shape)}.")
+    fits("entries", values.shape[-2], col.shape[0])
     one_place(crow, values)
 
 
@@ -201,13 +215,13 @@ def _check_softmax_back(a: Tensor, g: Tensor, *structure: Tensor) -> None:
 
 
 def _check_ends(row: Tensor, col: Tensor, *structure: Tensor) -> None:
-    if row.ndim != 2 or col.ndim != 2 or row.shape[1] != col.shape[1]:
+    if row.ndim < 2 or row.shape[:-2] != col.shape[:-2] or row.shape[-1] != col.shape[-1] or row.ndim != col.ndim:
         raise ValueError(
-            f"Rows and columns carry numbers (sites, heads), as many heads each, not {tuple(row.shape)} and "
-            f"{tuple(col.shape)}."
+            f"Rows and columns carry numbers (*b, sites, heads), as many signals and heads each, not "
+            f"{tuple(row.shape)} and {tuple(col.shape)}."
         )
-    fits("rows", row.shape[0], structure[0].shape[0] - 1)
-    fits("columns", col.shape[0], structure[2].shape[0] - 1)
+    fits("rows", row.shape[-2], structure[0].shape[0] - 1)
+    fits("columns", col.shape[-2], structure[2].shape[0] - 1)
     one_place(structure[0], row, col)
 
 
@@ -218,38 +232,40 @@ def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool,
     return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
-def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
+def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
     if _compiled(structure, a, b):
-        return native.heads_sddmm(crow, col, a, b, heads).to(a.dtype)
-    return heads_sddmm_torch(a, b, heads, *structure)
+        return native.heads_sddmm(crow, col, a, b, heads, apart).to(a.dtype)
+    return heads_sddmm_torch(a, b, heads, apart, *structure)
 
 
 def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    if carried(structure, logits):
-        return native.edges(native.SOFTMAX, crow, col, None, logits, None, (col.shape[0], logits.shape[1]))
+    if carried(structure, logits.shape[-1], logits):
+        return native.edges(native.SOFTMAX, crow, col, None, logits, None, logits.shape)
     return row_softmax_torch(logits, *structure)
 
 
 def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    if carried(structure, a, g):
-        return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, (col.shape[0], a.shape[1]))
+    if carried(structure, a.shape[-1], a, g):
+        return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, a.shape)
     return softmax_back_torch(a, g, *structure)
 
 
 def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     crow, at = structure[:2]
-    if carried(structure, row, col):
-        return native.edges(native.ENDS, crow, at, None, row, col, (at.shape[0], row.shape[1]))
+    *batch, _, heads = row.shape
+    if carried(structure, heads, row, col):
+        return native.edges(native.ENDS, crow, at, None, row, col, (*batch, at.shape[0], heads))
     return ends_torch(row, col, *structure)
 
 
 def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _turned(transposed, structure)
-    if carried(structure, values):
-        return native.edges(native.SUMS, crow, col, order, values, None, (crow.shape[0] - 1, values.shape[1]))
+    *batch, _, heads = values.shape
+    if carried(structure, heads, values):
+        return native.edges(native.SUMS, crow, col, order, values, None, (*batch, crow.shape[0] - 1, heads))
     return row_sums_torch(values, transposed, *structure)
 
 
@@ -258,11 +274,11 @@ def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tenso
 
 def _heads_spmm_fake(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     m = structure[2 if transposed else 0].shape[0] - 1
-    return x.new_empty((*x.shape[:-3], m, 1 if together else values.shape[1], x.shape[-1]))
+    return x.new_empty((*x.shape[:-3], m, 1 if together else values.shape[-1], x.shape[-1]))
 
 
-def _heads_sddmm_fake(a: Tensor, b: Tensor, heads: int, *structure: Tensor) -> Tensor:
-    return a.new_empty(structure[1].shape[0], heads)
+def _heads_sddmm_fake(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
+    return a.new_empty(*(a.shape[:-3] if apart else ()), structure[1].shape[0], heads)
 
 
 def _row_softmax_fake(logits: Tensor, *structure: Tensor) -> Tensor:
@@ -274,11 +290,11 @@ def _softmax_back_fake(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _ends_fake(row: Tensor, columns: Tensor, *structure: Tensor) -> Tensor:
-    return row.new_empty(structure[1].shape[0], row.shape[1])
+    return row.new_empty(*row.shape[:-2], structure[1].shape[0], row.shape[-1])
 
 
 def _row_sums_fake(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
-    return values.new_empty(structure[2 if transposed else 0].shape[0] - 1, values.shape[1])
+    return values.new_empty(*values.shape[:-2], structure[2 if transposed else 0].shape[0] - 1, values.shape[-1])
 
 
 def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
@@ -304,7 +320,7 @@ def _heads_spmm_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor)
     dvalues = dx = None
     if ctx.needs_input_grad[0]:
         pair = (x, dy) if transposed else (dy, x)  # (of the rows, of the columns)
-        dvalues = HEADS_SDDMM(structure, *pair, values.shape[1]).to(values.dtype)
+        dvalues = HEADS_SDDMM(structure, *pair, values.shape[-1], values.ndim > 2).to(values.dtype)
     if ctx.needs_input_grad[1]:
         dx = HEADS_SPMM(structure, values, dy, x.shape[-2] == 1, not transposed)
     return dvalues, dx, None, None
@@ -314,7 +330,7 @@ def _heads_sddmm_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor)
     a, b = saved
     da = HEADS_SPMM(structure, g, b, a.shape[-2] == 1, False) if ctx.needs_input_grad[0] else None
     db = HEADS_SPMM(structure, g, a, b.shape[-2] == 1, True) if ctx.needs_input_grad[1] else None
-    return da, db, None
+    return da, db, None, None
 
 
 def _row_softmax_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
@@ -327,7 +343,8 @@ def _softmax_back_backward(ctx: Any, saved: Any, structure: Structure, u: Tensor
     da = dg = None
     if ctx.needs_input_grad[0]:
         row = rows_of(structure[0], structure[1])
-        da = u * (g - ROW_SUMS(structure, a * g, False)[row]) - g * ROW_SUMS(structure, a * u, False)[row]
+        ag, au = (ROW_SUMS(structure, a * t, False).index_select(-2, row) for t in (g, u))
+        da = u * (g - ag) - g * au
     if ctx.needs_input_grad[1]:
         dg = SOFTMAX_BACK(structure, a, u)
     return da, dg
@@ -342,7 +359,7 @@ def _ends_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gra
 def _row_sums_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
     (transposed,) = ctx.options
     at = structure[1].long() if transposed else rows_of(structure[0], structure[1])
-    return g.index_select(0, at), None
+    return g.index_select(-2, at), None
 
 
 HEADS_SPMM = Kernel(
@@ -358,7 +375,7 @@ HEADS_SPMM = Kernel(
 )
 HEADS_SDDMM = Kernel(
     "heads_sddmm",
-    "Tensor a, Tensor b, int heads",
+    "Tensor a, Tensor b, int heads, bool apart",
     heads_sddmm_torch,
     _heads_sddmm_cpu,
     _heads_sddmm_fake,

@@ -23,12 +23,12 @@ from gconv.kernels.sparse import CSR, rows_of
 
 
 def joint_attention(csr: CSR, s: Tensor, t: Tensor, p: Tensor, slope: float) -> Tensor:
-    """The values (e, heads) in row order.
+    """The values (*b, e, heads) in row order.
 
     Args:
         csr: the pattern, (m, n).
-        s: (n, heads, c) what each column carries.
-        t: (m, heads, c) what each row carries.
+        s: (*b, n, heads, c) what each column carries.
+        t: (*b, m, heads, c) what each row carries.
         p: (heads, c) how their bent sum is read.
         slope: of bend below zero.
 
@@ -41,7 +41,7 @@ def joint_attention(csr: CSR, s: Tensor, t: Tensor, p: Tensor, slope: float) -> 
 
 def _sums(s: Tensor, t: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
     row, col = rows_of(structure[0], structure[1]), structure[1].long()
-    return row, col, s.index_select(0, col) + t.index_select(0, row)
+    return row, col, s.index_select(-3, col) + t.index_select(-3, row)
 
 
 def _joint_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
@@ -56,26 +56,27 @@ def _gradients(
     row, col, u = _sums(s, t, structure)
     bent = bent.unsqueeze(-1)
     w = torch.where(u > 0, bent, slope * bent)
-    ds, dt = (torch.zeros_like(x).index_add(0, at, w) * p for x, at in ((s, col), (t, row)))
-    return ds, dt, (w * u).sum(0)
+    ds, dt = (torch.zeros_like(x).index_add(-3, at, w) * p for x, at in ((s, col), (t, row)))
+    return ds, dt, (w * u).sum_to_size(p.shape)
 
 
 def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     ds, dt, dp = _gradients(s, t, p, slope, softmax_back_torch(a, g, *structure), structure)
-    return torch.cat([ds, dt, dp.unsqueeze(0)])
+    return torch.cat([ds.flatten(0, -3), dt.flatten(0, -3), dp.unsqueeze(0)])
 
 
 def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None:
     *made, crow, col, crow_t = rest[:-3]
     m, n = len(crow) - 1, len(crow_t) - 1
-    if s.ndim != 3 or s.shape != (n, *p.shape) or t.shape != (m, *p.shape):
+    b = s.shape[:-3]
+    if s.ndim < 3 or s.shape != (*b, n, *p.shape) or t.shape != (*b, m, *p.shape):
         raise ValueError(
-            f"Joint attention takes numbers (sites, heads, c) of columns and of rows, and a vector (heads, c), but the "
-            f"pattern is {m} by {n}, the columns' are {tuple(s.shape)}, the rows' {tuple(t.shape)} and the vector "
+            f"Joint attention takes numbers (*b, sites, heads, c) of columns and of rows, and a vector (heads, c), but "
+            f"the pattern is {m} by {n}, the columns' are {tuple(s.shape)}, the rows' {tuple(t.shape)} and the vector "
             f"{tuple(p.shape)}."
         )
     for name, numbers in zip(("values", "gradients"), made, strict=False):
-        fits(name, tuple(numbers.shape), (col.shape[0], s.shape[1]))
+        fits(name, tuple(numbers.shape), (*b, col.shape[0], s.shape[-2]))
     one_place(crow, s, t, p, *made)
 
 
@@ -83,7 +84,7 @@ def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: fl
     """By the compiled kernels, bfloat16 widened, where they serve; else by `body`."""
     given = (s, t, p, *rest[:-6])
     wide = [x.float() for x in given] if s.dtype == torch.bfloat16 else given
-    if not carried(rest[-6:], *wide):
+    if not carried(rest[-6:], s.shape[-2], *wide):
         return body(s, t, p, slope, *rest)
     left, right, vector, *back = wide
     return native_attention.joint(rest[-6:], left, right, vector, slope, *back).to(s.dtype)
@@ -98,11 +99,11 @@ def _back_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tenso
 
 
 def _joint_fake(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
-    return s.new_empty(structure[1].shape[0], s.shape[1])
+    return s.new_empty(*s.shape[:-3], structure[1].shape[0], s.shape[-2])
 
 
 def _back_fake(s: Tensor, t: Tensor, *rest: Any) -> Tensor:
-    return s.new_empty(s.shape[0] + t.shape[0] + 1, *s.shape[1:])
+    return s.new_empty(s.flatten(0, -3).shape[0] + t.flatten(0, -3).shape[0] + 1, *s.shape[-2:])
 
 
 def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
@@ -115,6 +116,9 @@ def _backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Te
     if torch.is_grad_enabled():  # the derivative may itself be differentiated
         return *_gradients(s, t, p, ctx.slope, SOFTMAX_BACK(structure, a, g), structure), None
     made = JOINT_BACK(structure, s, t, p, ctx.slope, a, g)
+    if s.ndim > 3:
+        n = s.flatten(0, -3).shape[0]
+        return made[:n].view(s.shape), made[n:-1].view(t.shape), made[-1].clone(), None
     n = s.shape[0]
     return made[:n], made[n:-1], made[-1].clone(), None
 

@@ -9,6 +9,7 @@ Two environment variables, read when gconv is imported, choose what tests and co
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -37,11 +38,13 @@ class Product(ctypes.Structure):
         + [(f"{of}_{axis}", ctypes.c_int64) for of in "xyz" for axis in ("batch", "row", "head")]
         + [(name, ctypes.c_int64) for name in ("w_batch", "w_row")]
         + [(name, ctypes.c_double) for name in ("alpha", "beta", "gamma")]
+        + [("v_batch", ctypes.c_int64)]
     )
 
 
-# a `product` as bytes, in the order of its fields: much less work than a Structure, where all of them are given
-PACKED = struct.Struct("10P17q3d")
+# a `product` as bytes, in the order of its fields, with the same values for all signals: much less work than a
+# Structure, where all of them are given
+PACKED = struct.Struct("10P17q3d8x")
 assert PACKED.size == ctypes.sizeof(Product)
 
 
@@ -49,7 +52,7 @@ class Edges(ctypes.Structure):
     """The struct `edges` of csr.c."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "a", "b", "y")] + [
-        (name, ctypes.c_int64) for name in ("rows", "heads")
+        (name, ctypes.c_int64) for name in ("rows", "heads", "batch", "a_batch", "b_batch", "y_batch")
     ]
 
 
@@ -64,7 +67,7 @@ class Pattern(ctypes.Structure):
 
 SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
 LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 12  # of csr.c: its structs and functions
+INTERFACE = 13  # of csr.c: its structs and functions
 HEADS = 64  # at most, for it and for attention
 PARTS = 64  # of the rows, in csr.c
 SCHEDULED = 4  # channels, from which on rows may be computed in another order
@@ -426,9 +429,12 @@ def _head_stride(x: Tensor) -> int:
 
 
 def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, x: Tensor, together: bool) -> Tensor:
-    """S_h x_h, (*b, n, g, c) -> (*b, m, heads, c), g the heads or 1; `together`: their sum, (*b, m, 1, c)."""
+    """S_h x_h, (*b, n, g, c) -> (*b, m, heads, c), g the heads or 1; `together`: their sum, (*b, m, 1, c).
+
+    values (e, heads), or (*b, e, heads) where each signal has its own.
+    """
     assert LIBRARY is not None
-    m, signals, heads = crow.shape[0] - 1, _head_rows(x), values.shape[1]
+    m, signals, heads = crow.shape[0] - 1, _head_rows(x), values.shape[-1]
     b, _, _, c = signals.shape
     outer, inner = (1, heads) if together else (heads, 1)
     y = empty(x, (b, m, outer, c))
@@ -442,34 +448,45 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     p.x_batch, p.x_row, p.x_head = signals.stride(0), signals.stride(1), _head_stride(signals)
     p.rows, p.batch, p.channels, p.heads, p.outer, p.inner = m, b, c, heads, outer, inner
     p.alpha = 1.0
+    if values.ndim > 2:
+        p.v_batch = values.shape[-2] * heads
     call(LIBRARY.gconv_spmm, col.shape[0] * b * c * heads, bytes(p), TYPES[x.dtype])
     return y.view(*x.shape[:-3], m, outer, c)
 
 
-def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int) -> Tensor:
-    """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 beside bfloat16."""
+def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int, apart: bool = False) -> Tensor:
+    """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 beside bfloat16.
+
+    `apart`: over channels alone, (*b, e, heads).
+    """
     assert LIBRARY is not None
     left, right = _head_rows(a), _head_rows(x.to(a.dtype))
-    out = empty(a, (col.shape[0], heads), torch.float32 if a.dtype == torch.bfloat16 else None)
+    shape = (*(a.shape[:-3] if apart else ()), col.shape[0], heads)
+    out = empty(a, shape, torch.float32 if a.dtype == torch.bfloat16 else None)
     p = Product(crow.data_ptr(), col.data_ptr(), None, None, right.data_ptr(), left.data_ptr())
     p.y, p.rows, p.heads = out.data_ptr(), crow.shape[0] - 1, heads
     p.x_batch, p.x_row, p.x_head = right.stride(0), right.stride(1), _head_stride(right)
     p.z_batch, p.z_row, p.z_head = left.stride(0), left.stride(1), _head_stride(left)
     p.batch, p.channels = left.shape[0], left.shape[-1]
+    if apart and a.ndim > 3:
+        p.y_batch = max(1, col.shape[0] * heads)  # 0 would mean a sum over the signals
     call(LIBRARY.gconv_sddmm, col.shape[0] * left.shape[0] * left.shape[-1] * heads, p, TYPES[a.dtype])
     return out
 
 
 def edges(
-    what: int, crow: Tensor, col: Tensor, order: Tensor | None, a: Tensor, b: Tensor | None, shape: tuple[int, int]
+    what: int, crow: Tensor, col: Tensor, order: Tensor | None, a: Tensor, b: Tensor | None, shape: tuple[int, ...]
 ) -> Tensor:
-    """What `gconv_edges` makes of numbers (e or rows, heads), float32 or float64: a tensor of this shape."""
+    """What `gconv_edges` makes of numbers (*b, e or rows, heads), float32 or float64: a tensor of this shape."""
     assert LIBRARY is not None
     a, b = a.contiguous(), None if b is None else b.contiguous()
     y = empty(a, shape)
     p = Edges(crow.data_ptr(), col.data_ptr(), _pointer(order), a.data_ptr(), _pointer(b), y.data_ptr())
-    p.rows, p.heads = crow.shape[0] - 1, shape[1]
-    call(LIBRARY.gconv_edges, 4 * col.shape[0] * shape[1], p, what, TYPES[a.dtype])
+    p.rows, p.heads, p.batch = crow.shape[0] - 1, shape[-1], 1
+    if len(shape) > 2:
+        p.batch, p.a_batch, p.y_batch = math.prod(shape[:-2]), a.shape[-2] * a.shape[-1], shape[-2] * shape[-1]
+        p.b_batch = 0 if b is None else b.shape[-2] * b.shape[-1]
+    call(LIBRARY.gconv_edges, 4 * col.shape[0] * shape[-1] * p.batch, p, what, TYPES[a.dtype])
     return y
 
 

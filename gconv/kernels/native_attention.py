@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Attention(ctypes.Structure):
         [(name + t, ctypes.c_void_p) for t in ("", "_t") for name in ("crow", "col", "place", "start")]
         + [(name, ctypes.c_void_p) for name in ("to_t", "z", "p", "q", "dy")]
         + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "ds", "dz", "sums")]
-        + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head")]
+        + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head", "z_signal", "signals")]
+        + [("before", ctypes.c_uint64)]
         + [("slope", ctypes.c_double), ("scale", ctypes.c_double)]
         + [("seed", ctypes.c_uint32), ("least", ctypes.c_uint32)]
     )
@@ -37,19 +39,27 @@ class Joint(ctypes.Structure):
         [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "order", "s", "t", "p", "values", "g")]
         + [(name, ctypes.c_void_p) for name in ("y", "ds", "dt", "sums")]
         + [(name, ctypes.c_int64) for name in ("rows", "columns", "heads", "channels")]
-        + [(name, ctypes.c_int64) for name in ("s_row", "s_head", "t_row", "t_head")]
+        + [(name, ctypes.c_int64) for name in ("s_row", "s_head", "t_row", "t_head", "s_signal", "t_signal", "signals")]
         + [("slope", ctypes.c_double)]
     )
 
 
 def _side_by_side(z: Tensor) -> Tensor:
-    """z with its channels side by side, a view where possible."""
+    """z with its channels side by side and its signals in one axis, if any; a view where possible."""
+    z = z.flatten(0, -4) if z.ndim > 4 else z
     return z if z.stride(-1) == 1 or z.shape[-1] == 1 else z.contiguous()
+
+
+def _sums(z: Tensor, signals: int) -> Tensor:
+    """Room for two numbers a head and channel of each part of each signal."""
+    parts = PARTS // max(1, min(PARTS, signals))
+    make = torch.empty if signals else torch.zeros
+    return make(max(1, signals) * parts, 2, *z.shape[-2:], dtype=z.dtype)
 
 
 def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop) -> Attention:
     crow, col, crow_t, col_t, to_t, _ = structure
-    n, heads, c = z.shape
+    n, heads, c = z.shape[-3:]
     row = heads * c * z.element_size()
     if n * row < node_order.TABLE:  # the rows stay as they come
         there: Slots = crow.data_ptr(), col.data_ptr(), None, None
@@ -57,7 +67,9 @@ def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, s
     else:
         there, back = _slots(crow, col, n, row), _slots(crow_t, col_t, n, row)
     a = Attention(*there, *back, to_t.data_ptr(), z.data_ptr(), p.data_ptr(), q.data_ptr())
-    a.rows, a.heads, a.channels, a.z_row, a.z_head, a.slope = n, heads, c, z.stride(0), z.stride(1), slope
+    a.rows, a.heads, a.channels, a.slope = n, heads, c, slope
+    *signal, a.z_row, a.z_head, _ = z.stride()
+    a.signals, a.z_signal = (z.shape[0], *signal) if signal else (1, 0)
     if drop is not None:
         share, a.seed = drop
         a.scale, a.least = 1 / (1 - share), least(share)
@@ -78,19 +90,21 @@ def least(share: float) -> int:
 def attend(
     structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop, learn: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y of csr_attend.h (n, heads, c); and bent and the scores, empty unless a derivative will `learn` of them.
+    """y of csr_attend.h (*b, n, heads, c); and bent and the scores, empty unless a derivative will `learn` of them.
 
-    z (n, heads, c), p and q (heads, c), all float32 or all float64; drop: the share of entries, and a seed.
+    z (*b, n, heads, c), p and q (heads, c), all float32 or all float64; drop: the share of entries, and a seed.
     """
     assert native.LIBRARY is not None
-    n, heads, c = z.shape
+    shape = z.shape
+    *batch, n, heads, c = shape
     z, p, q = _side_by_side(z), p.contiguous(), q.contiguous()
-    y, scores = empty(z, (n, heads, c)), empty(z, (PLANES, n, heads))
-    bent = empty(z, (n, heads, c) if learn else (0,))
+    y, scores = empty(z, shape), empty(z, (*batch, PLANES, n, heads))
+    bent = empty(z, shape if learn else (0,))
     a = _attention(structure, z, p, q, slope, drop)
     a.scores, a.y, a.bent = scores.data_ptr(), y.data_ptr(), bent.data_ptr() if learn else None
-    work = structure[1].shape[0] * heads * (c + 8)
-    native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 0, TYPES[z.dtype])
+    work = structure[1].shape[0] * heads * (c + 8) * a.signals
+    if a.signals:
+        native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 0, TYPES[z.dtype])
     return y, bent, scores if learn else scores.new_empty(0)
 
 
@@ -104,19 +118,20 @@ def attend_back(
     dy: Tensor,
     made: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
-    """dz (n, heads, c) with dp and dq below it, from dy and what `attend` made."""
+    """dz (n, heads, c), of all signals one after the other, with dp and dq below it, from dy and what `attend` made."""
     assert native.LIBRARY is not None
-    n, heads, c = z.shape
     z, p, q = _side_by_side(z), p.contiguous(), q.contiguous()
+    n, heads, c = z.shape[-3:]
     dy, (y, bent, scores) = dy.contiguous(), made
-    dz, known = empty(z, (n + 2, heads, c)), empty(z, (n * 6 * heads,))
-    sums = torch.empty(PARTS, 2, heads, c, dtype=z.dtype)
     a = _attention(structure, z, p, q, slope, drop)
+    all_rows = a.signals * n
+    dz, known, sums = empty(z, (all_rows + 2, heads, c)), empty(z, (all_rows * 6 * heads,)), _sums(z, a.signals)
     a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
     a.known, a.dt, a.ds = (known.data_ptr() + plane * n * heads * z.element_size() for plane in (0, 4, 5))
-    work = structure[1].shape[0] * heads * (2 * c + 8)
-    native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 1, TYPES[z.dtype])
-    dz[n:] = sums[0]
+    work = structure[1].shape[0] * heads * (2 * c + 8) * a.signals
+    if a.signals:
+        native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 1, TYPES[z.dtype])
+    dz[all_rows:] = sums[0]
     return dz
 
 
@@ -129,27 +144,31 @@ def joint(
     values: Tensor | None = None,
     g: Tensor | None = None,
 ) -> Tensor:
-    """The values (e, heads) of joint attention; from them and g, ds (n, heads, c), dt (m, heads, c) and dp in one.
+    """The values (*b, e, heads) of joint attention; from them and g, ds (n, heads, c) and dt (m, heads, c), each of all
+    signals one after the other, and dp in one.
 
-    s (n, heads, c), t (m, heads, c), p (heads, c), all float32 or all float64.
+    s (*b, n, heads, c), t (*b, m, heads, c), p (heads, c), all float32 or all float64.
     """
     assert native.LIBRARY is not None
     crow, col, crow_t, col_t, to_t, _ = structure
-    n, heads, c = s.shape
-    m, e, kind = t.shape[0], col.shape[0], s.dtype
+    *batch, n, heads, c = s.shape
+    m, e, kind = t.shape[-3], col.shape[0], s.dtype
     s, t = _side_by_side(s), _side_by_side(t)
-    p, y = p.contiguous(), empty(s, (e, heads))
+    p, y, signals = p.contiguous(), empty(s, (*batch, e, heads)), math.prod(batch)
     a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
     a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope
-    a.s_row, a.s_head, a.t_row, a.t_head = *s.stride()[:2], *t.stride()[:2]
-    work = 4 * e * heads * c
+    a.s_row, a.s_head, a.t_row, a.t_head = *s.stride()[-3:-1], *t.stride()[-3:-1]
+    a.signals, a.s_signal, a.t_signal = (signals, s.stride(0), t.stride(0)) if batch else (1, 0, 0)
+    work = 4 * e * heads * c * signals
     if values is None or g is None:
-        native.call(native.LIBRARY.gconv_joint, work, ctypes.byref(a), 0, TYPES[kind])
+        if signals:
+            native.call(native.LIBRARY.gconv_joint, work, ctypes.byref(a), 0, TYPES[kind])
         return y
-    values, g, made = values.contiguous(), g.contiguous(), empty(s, (n + m + 1, heads, c))
-    sums = torch.empty(PARTS, 2, heads, c, dtype=kind)
+    values, g, made = values.contiguous(), g.contiguous(), empty(s, (signals * (n + m) + 1, heads, c))
+    sums = _sums(s, signals)
     a.values, a.g, a.ds, a.sums = (x.data_ptr() for x in (values, g, made, sums))
-    a.dt = made[n:].data_ptr()
-    native.call(native.LIBRARY.gconv_joint, work, ctypes.byref(a), 1, TYPES[kind])
+    a.dt = made[signals * n :].data_ptr()
+    if signals:
+        native.call(native.LIBRARY.gconv_joint, work, ctypes.byref(a), 1, TYPES[kind])
     made[-1] = sums[0, 0]
     return made

@@ -75,9 +75,9 @@ class CSR:
         perm = self.to_t if self.perm is None else self.perm[self.to_t]
         return CSR(self.crow_t, self.col_t, self.crow, self.col, perm, self.from_t, self.to_t)
 
-    def ordered(self, values: Tensor) -> Tensor:
-        """Values (e, ...) in the order of the entries, put in row order."""
-        return values if self.perm is None else values.index_select(0, self.perm)  # as int32, without a copy of perm
+    def ordered(self, values: Tensor, axis: int = 0) -> Tensor:
+        """Values, (e, ...) or with the entries on this axis, in the order of the entries, put in row order."""
+        return values if self.perm is None else values.index_select(axis, self.perm)  # as int32, without a copy of perm
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -16,16 +16,17 @@ from gconv.mixing import Mixing
 
 
 def stack(S: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The structure matrices themselves, (k, m, n): what `expand` makes of the identity."""
-    return S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))
+    """The structure matrices themselves, (k, m, n) or (*b, k, m, n): what `expand` makes of the identity."""
+    eye = torch.eye(S.shape[2], dtype=dtype, device=device)
+    return S.expand(eye.expand(*S.batch, *eye.shape) if S.batch else eye)
 
 
 def matrix(S: Basis, mixing: Mixing, W: Tensor | None, i: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix of the whole operator, (m o, n i): sum_k S_k (x) W_k^T, sites outermost."""
+    """The matrix of the whole operator, (m o, n i) or (*b, m o, n i): sum_k S_k (x) W_k^T, sites outermost."""
     return (
-        torch.einsum("kmn,kio->moni", stack(S, dtype, device), mixing.dense(W, i).to(device, dtype))
-        .flatten(2)
-        .flatten(0, 1)
+        torch.einsum("...kmn,kio->...moni", stack(S, dtype, device), mixing.dense(W, i).to(device, dtype))
+        .flatten(-2)
+        .flatten(-3, -2)
     )
 
 
@@ -40,7 +41,13 @@ def run(S: Basis, call: Call) -> Tensor:
 
 def _times(M: Tensor, x: Tensor) -> Tensor:
     """x M^T, in which a zero of M is no entry: NaN and infinities reach only what is made of them."""
-    if not readable(x) or not x.numel() or bool(x.detach().sum().isfinite()):
+    plain = not readable(x) or not x.numel() or bool(x.detach().sum().isfinite())
+    if M.ndim > 2:  # a matrix for each signal
+        if plain:
+            return (M @ x.unsqueeze(-1)).squeeze(-1)
+        each = [_times(one, signal) for one, signal in zip(M.flatten(0, -3), x.flatten(0, -2), strict=True)]
+        return torch.stack(each).view(*x.shape[:-1], -1)
+    if plain:
         return x @ M.mT
     entry = M.detach() != 0
     finite = torch.where(x.isfinite(), x, 0.0)
@@ -85,8 +92,9 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     k, m, n = S.shape
     entries = float(m) * p.o * n * p.i
-    build, flops = 2.0 * k * entries, 2.0 * p.b * entries
-    structure = float(k) * m * n
+    flops, own = 2.0 * p.b * entries, p.b if S.batch else 1  # a matrix for each signal, or one
+    entries, structure = own * entries, float(own) * k * m * n
+    build = 2.0 * k * entries
     work = (
         Work("gather", p.item * S.nnz * n, p.item * n, p.item * float(n) * n),
         p.stream(structure, 3),

@@ -155,7 +155,7 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
         if p.i == 1 and p.b > 1 and k > 1:  # the taps of a site come to lie side by side, number by number
             heads = (*heads, Work("turn", float(p.item * p.b) * m * k, SPREAD))
         mixed += Cost(0.0, 0.0, 0.0, (*p.turn(S.shape[2]), *heads))
-        written = S.unwritten
+        written = S.unwritten * (p.b if S.batch else 1)
         mixed += Cost(0.0, 0.0, 0.0, (p.stream(written, WRITTEN * p.passes),) if written else ())
         return _gather(S, p, p.i, float(m * k), p.dx) + mixed
     return mixed  # S x is at hand

@@ -23,7 +23,7 @@ class Cosine(GraphStructure):
     add_self_loops: bool
 
     taps = 1
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     def parameters(self) -> dict[str, Parameter]:
@@ -32,7 +32,7 @@ class Cosine(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         u = F.normalize(call.x, dim=-1).unsqueeze(-2)
-        cosine = one.dots(domain.at_targets(u, 0), u)
+        cosine = one.dots(domain.at_targets(u, -3), u)
         return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
 
 

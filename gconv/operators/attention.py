@@ -22,23 +22,21 @@ _REDUCE = {"mean": "mean", "add": "sum", "sum": "sum", "min": "amin", "max": "am
 
 
 def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Softmax over the entries of each row, (e, h) -> (e, h); safe for large logits."""
-    index = row.unsqueeze(-1).expand_as(logits)
-    top = (
-        logits.detach().new_full((rows, logits.shape[1]), -torch.inf).scatter_reduce(0, index, logits.detach(), "amax")
-    )
-    weight = (logits - top[row]).exp()
-    total = weight.new_zeros(rows, logits.shape[1]).index_add(0, row, weight)
-    return weight / (total[row] + 1e-16)
+    """Softmax over the entries of each row, (*b, e, h) -> (*b, e, h); safe for large logits."""
+    index, shape = row.unsqueeze(-1).expand_as(logits), (*logits.shape[:-2], rows, logits.shape[-1])
+    top = logits.detach().new_full(shape, -torch.inf).scatter_reduce(-2, index, logits.detach(), "amax")
+    weight = (logits - top.index_select(-2, row)).exp()
+    total = weight.new_zeros(shape).index_add(-2, row, weight)
+    return weight / (total.index_select(-2, row) + 1e-16)
 
 
 def attend(domain: Edges, one: Pattern, logits: Tensor, root: bool = False) -> Basis:
-    """A tap a head: the softmax of its logits (e, h) over the entries of each row; and perhaps the node itself."""
+    """A tap a head: the softmax of its logits (*b, e, h) over the entries of each row; and perhaps the node itself."""
     return head_taps(domain, one, one.softmax(logits), root)
 
 
 def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False) -> Basis:
-    """A tap a head with values (e, h), and perhaps the node itself."""
+    """A tap a head with values (*b, e, h), and perhaps the node itself."""
     S = SharedTaps(one, values)
     return Stack((S, itself(domain, values.dtype))) if root else S
 

@@ -29,7 +29,7 @@ class Combined(GraphStructure):
     i: int
     add_self_loops: bool
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
 
     @property
     def taps(self) -> int:
@@ -43,14 +43,14 @@ class Combined(GraphStructure):
         }
 
     def basis(self, domain: Graph, theta: Theta, call: Call) -> Basis:
-        weigh = (call.x @ theta["comb_weight"].t() + theta["comb_bias"]).t()  # (heads A bases, n), as PyG orders them
-        weigh = weigh.unflatten(0, (self.heads, len(self.aggregators), self.bases)).movedim(1, 0).flatten(1, 2)
+        weigh = call.x @ theta["comb_weight"].t() + theta["comb_bias"]  # (*b, n, heads A bases), as PyG orders them
+        weigh = weigh.unflatten(-1, (self.heads, len(self.aggregators), self.bases)).movedim(-2, 0).flatten(-2)
         loops: Loops = "fill" if self.add_self_loops else "keep"
         parts = []
         for aggregator, values in zip(self.aggregators, weigh, strict=True):
             norm: Literal["sym", "row"] | None = {"symnorm": "sym", "mean": "row"}.get(aggregator)  # type: ignore[assignment]
             S = adjacency(domain, call.x.dtype, loops=loops, norm=norm, weighted=False)
-            parts.append(Product(SharedTaps(diagonal(domain), values.t()), S))
+            parts.append(Product(SharedTaps(diagonal(domain), values), S))
         return Stack(tuple(parts)) if len(parts) > 1 else parts[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gconv.basis import Polynomial, Recurrence, Stack, Taps
+from gconv.basis import Polynomial, Recurrence, SharedTaps, Stack
 from gconv.call import Call
 from gconv.domains import Graph
 from gconv.laplacian import adjacency
@@ -27,7 +27,7 @@ class Signed(GraphStructure):
     dropout: float = 0.0
 
     taps = 2
-    kind = "adaptive"
+    kind, many = "adaptive", True
 
     def parameters(self) -> dict[str, Parameter]:
         p = Parameter((self.c,), "uniform", self.c**-0.5)
@@ -47,7 +47,8 @@ class Signed(GraphStructure):
             weighted=not self.normalize,
         )
         source, target = x @ theta["att_l"], x @ theta["att_r"]
-        S = Taps(L.pattern, (source[L.pattern.col] + target[L.pattern.row]).tanh() * L.values)
+        values = (source[..., L.pattern.col] + target[..., L.pattern.row]).tanh() * L.values
+        S = SharedTaps(L.pattern, values.unsqueeze(-1))
         return Stack((S, Polynomial(L, Recurrence.monomial(1), ((self.eps,),))))  # eps I, a polynomial without steps
 
 

@@ -21,7 +21,7 @@ class Steered(GraphStructure):
     i: int
     add_self_loops: bool
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     @property
@@ -34,7 +34,7 @@ class Steered(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         steer = call.x @ theta["u"].t()
-        q = (steer[one.col] - domain.at_targets(steer)[one.row] + theta["c"]).softmax(-1)
+        q = one.ends(theta["c"] - domain.at_targets(steer), steer).softmax(-1)
         return SharedTaps(one, q * mean(one, call.x.dtype).unsqueeze(-1))
 
 
@@ -61,7 +61,7 @@ def feast(
     only when frozen: `layer.at(graph, x=x0)`.
 
     Traps: as PyG: existing self-loops are replaced by new ones; |N(i)| counts edges, the loop among them; edge weights
-    are ignored. Adding one vector to every x changes no S. A batch (b, n, c) is b structures, one after the other.
+    are ignored. Adding one vector to every x changes no S. Each signal of a batch (b, n, c) has a structure of its own.
 
     Args: PyG's FeaStConv's.
 

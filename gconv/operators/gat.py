@@ -40,7 +40,7 @@ class Attention(GraphStructure):
     root: bool = False
     i: int | None = None
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     @property
@@ -60,7 +60,7 @@ class Attention(GraphStructure):
         one, _ = arrivals(domain, self.add_self_loops)
         if self.edge_dim is None and self.i is None and domain.square and self.c <= call.x.shape[-1]:
             S = AttentionTaps(one, call.mixed(call.weight), theta["att_dst"], theta["att_src"], self.negative_slope)
-            return Stack((S, Identity(len(call.x)))) if self.root else S
+            return Stack((S, Identity(call.x.shape[-2]))) if self.root else S
         W = call.weight[: self.heads]
         V = W if self.i is None else theta["target_weight"]
         # a . (W^T x) = x . (W a): no logit needs a transformed signal
@@ -91,7 +91,7 @@ class AttentionV2(GraphStructure):
     fill: Fill = "mean"
     root: bool = False
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     @property
@@ -110,9 +110,9 @@ class AttentionV2(GraphStructure):
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        source = call.mixed(call.weight)[:, : self.heads]
+        source = call.mixed(call.weight)[..., : self.heads, :]
         if self.share_weights:
-            target = domain.at_targets(source, 0)
+            target = domain.at_targets(source, -3)
         else:
             target = by_heads(domain.at_targets(call.x), theta["target_weight"])
         if self.bias:
@@ -121,7 +121,11 @@ class AttentionV2(GraphStructure):
             alpha = one.joint_attention(source, target, theta["att"], self.negative_slope)
             return head_taps(domain, one, alpha, self.root)
         u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, call.x.dtype, "gatv2")
-        both = source[one.col] + target[one.row] + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
+        both = (
+            source.index_select(-3, one.col)
+            + target.index_select(-3, one.row)
+            + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
+        )
         logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
         return attend(domain, one, logits, self.root)
 
@@ -167,8 +171,8 @@ def gat(
 
     Traps: as PyG: existing self-loops are replaced by new ones; the features u of a new one are by default the mean of
     those that arrive, 0 where none does. Edge weights are ignored. Without edge features an edge_dim is an error here;
-    PyG goes on without them. dropout drops attention weights in training, after the softmax. A batch (b, n, c) is b
-    graphs' worth of attention, run one after the other.
+    PyG goes on without them. dropout drops attention weights in training, after the softmax. Each signal
+    of a batch (b, n, c) has an attention of its own.
 
     Args: PyG's GATConv's. out_channels: of each head. fill_value: also one number a feature, as a tuple.
     share_weights: False gives the node itself a matrix of its own in the logits (`target_weight`), as PyG's

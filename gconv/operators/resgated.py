@@ -22,7 +22,7 @@ class Gates(GraphStructure):
     o: int
     root: bool
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     @property

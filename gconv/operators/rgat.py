@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from gconv.basis import Pattern, Taps
+from gconv.basis import SharedTaps
 from gconv.call import Call
 from gconv.domains import Edges
 from gconv.laplacian import mean, pattern, relations
@@ -34,7 +34,7 @@ class RelationalAttention(GraphStructure):
     negative_slope: float
     dropout: float = 0.0
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     @property
@@ -45,28 +45,23 @@ class RelationalAttention(GraphStructure):
         p = Parameter((self.heads * self.c, self.heads), "uniform", (6 / (self.heads * (self.c + 1))) ** 0.5)
         return {"q": p, "k": p}
 
-    def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
+    def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         R, h = self.relations, self.heads
         one = relations(domain, call.x.dtype, R, average=False).pattern
         W = call.weight.unflatten(0, (R, h))  # (W_r^T x) q = x (W_r q), so the logits need no transformed signal
-        target, source = (
-            call.x @ torch.einsum("rhic,hcg->rig", W, theta[name].unflatten(0, (h, self.c))) for name in ("q", "k")
+        target, source = (  # (*b, R, n, h)
+            call.x.unsqueeze(-3) @ torch.einsum("rhic,hcg->rig", W, theta[name].unflatten(0, (h, self.c)))
+            for name in ("q", "k")
         )
-        logits = F.leaky_relu(
-            domain.at_targets(target)[one.tap, one.row] + source[one.tap, one.col], self.negative_slope
-        )
-        alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, domain.sites[0] * R)
+        target, source, (m, n) = domain.at_targets(target).flatten(-3, -2), source.flatten(-3, -2), domain.sites
+        logits = target.index_select(-2, one.tap * m + one.row) + source.index_select(-2, one.tap * n + one.col)
+        logits = F.leaky_relu(logits, self.negative_slope)
+        alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, m * R)
         if self.mod == "f-additive":
             alpha = alpha + 1
         elif self.mod == "f-scaled":
             alpha = alpha / mean(pattern(domain)[0], call.x.dtype).unsqueeze(1)
-
-        def headed() -> Pattern:
-            tap = one.tap.unsqueeze(1) * h + torch.arange(h, device=call.x.device)
-            row, col = (end.repeat_interleave(h) for end in (one.row, one.col))
-            return Pattern((self.taps, *domain.sites), tap.flatten(), row, col)
-
-        return Taps(domain.memo(("relations and heads", R, h), headed), alpha.flatten())
+        return SharedTaps(one, alpha)
 
 
 @register(

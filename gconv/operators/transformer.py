@@ -9,6 +9,7 @@ import torch
 from gconv.basis import Basis
 from gconv.call import Call
 from gconv.domains import Edges
+from gconv.mixing import by_heads
 from gconv.operators.attention import arrivals, attend, check_heads, complete, head_mixing
 from gconv.operators.shapes import Channels, messy, pixels, widest
 from gconv.spec import GraphStructure, OutsideFamily, Parameter, Parts, Sample, Theta, register
@@ -25,7 +26,7 @@ class DotProduct(GraphStructure):
     dropout: float = 0.0
     root: bool = True
 
-    kind = "adaptive"
+    kind, many = "adaptive", True
     reads = "both"
 
     @property
@@ -40,8 +41,11 @@ class DotProduct(GraphStructure):
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, False)
-        query = torch.einsum("ni,kic->nkc", domain.at_targets(call.x), theta["query"])
-        key = torch.einsum("ni,kic->nkc", call.x, theta["key"])
+        if domain.square:
+            both = by_heads(call.x, torch.cat((theta["query"], theta["key"])))
+            query, key = both[..., : self.heads, :], both[..., self.heads :, :]
+        else:
+            query, key = by_heads(domain.at_targets(call.x), theta["query"]), by_heads(call.x, theta["key"])
         if self.bias:
             query = query + theta["query_bias"]
         return attend(domain, one, one.dots(query, key) / self.c**0.5, self.root)
