@@ -14,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_P
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test sanitize test-full test-oldest gpu lint format tables docs clean FORCE
+.PHONY: help setup demo test sanitize test-full test-oldest gpu lint format tables docs package clean FORCE
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ $(DOCS)/.ok: $(VENV)/.ok docs/requirements.txt
 	  > "$$($(DOCS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
 	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -r docs/requirements.txt
 	@touch $@
+
+package: $(VENV)/.ok  ## wheel and sdist in dist/, the wheel tried in a fresh environment outside of the repository
+	$(PY) -m tests.package $(ARGS)
 
 clean:  ## remove .venv, caches and builds; results and data stay
 	rm -rf $(VENV) $(OLDEST) $(DOCS) docs/_build docs/operators docs/examples docs/reference build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

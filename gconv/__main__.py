@@ -8,6 +8,9 @@ python -m gconv plan "gcn(16, 7)" 10000 16 --edges 50000         the same on a r
 python -m gconv doctor              what is installed and compiled, and how to mend what is not; exit 1 if gconv
                                     runs slower than it could
 python -m gconv calibrate           measure this machine for plans (`python -m gconv.calibrate`)
+
+Help is printed without importing torch where this file is run by itself, as the command `gconv` does; `python -m gconv`
+imports the package first.
 """
 
 from __future__ import annotations
@@ -19,18 +22,15 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 
-import torch
-
-import gconv
-from gconv import calibrate, rates
-from gconv.kernels import native
-from gconv.spec import OperatorSpec, operator
-
 EXTRAS = {"graph": ("torch-geometric", "networkx", "scipy"), "experiments": ("matplotlib", "pandas", "tyro")}
 
 
 def info() -> str:
     """Versions, kernels, devices and rates, a line each."""
+    import torch
+
+    import gconv
+
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
     lines = {
         "gconv": gconv.__version__,
@@ -45,6 +45,8 @@ def info() -> str:
 
 
 def _rates() -> str:
+    from gconv import rates
+
     where = rates.path()
     stored = where is not None and where.exists()
     return f"measured here: {where}" if stored else "built in; `python -m gconv calibrate` measures this machine"
@@ -52,6 +54,9 @@ def _rates() -> str:
 
 def operators(domain: str) -> str:
     """Name and first line of the docstring of each operator on a domain."""
+    import gconv
+    from gconv.spec import operator
+
     names = [n for n in gconv.list_operators() if domain in ("all", operator(n).samples()[0].spec.structure.domain)]
     wide = max(map(len, names))
     return "\n".join(f"{name:{wide}}  {_text(name).splitlines()[0]}" for name in names)
@@ -63,6 +68,8 @@ def explain(name: str) -> str:
     Raises:
         ValueError: if there is no such operator; the message has the nearest names.
     """
+    from gconv.spec import operator
+
     entry = operator(name)
     spec = entry.samples()[0].spec
     signature = str(inspect.signature(entry.factory, eval_str=True)).split(" -> ")[0]
@@ -71,6 +78,8 @@ def explain(name: str) -> str:
 
 
 def _text(name: str) -> str:
+    from gconv.spec import operator
+
     return inspect.getdoc(operator(name).factory) or name
 
 
@@ -80,6 +89,11 @@ def plan(text: str, shape: Sequence[int], edges: int) -> str:
     Raises:
         ValueError: if the text is no operator with its arguments, or the input does not fit.
     """
+    import torch
+
+    import gconv
+    from gconv.spec import OperatorSpec
+
     if min(shape) < 1:
         raise ValueError(f"the sizes of the input must be at least 1, but they are {list(shape)}")
     if edges < 0:
@@ -98,6 +112,9 @@ def plan(text: str, shape: Sequence[int], edges: int) -> str:
 
 def checks() -> Iterator[tuple[bool, str, str]]:
     """What was looked at: whether it is well, what it is, and what to do if not."""
+    from gconv import rates
+    from gconv.kernels import native
+
     built = native.load() is not None
     yield built, "compiled kernels", "install a C compiler with OpenMP and run `pip install -e .` again"
     if built:
@@ -132,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m gconv", description=__doc__, formatter_class=form)
-    parser.add_argument("--version", action="version", version=gconv.__version__)
+    parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="command")
     listed = commands.add_parser("operators", help="list the operators")
     listed.add_argument("domain", nargs="?", choices=("grid", "graph", "all"), default="all")
@@ -144,6 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands.add_parser("doctor", help="say what is missing, and what to do")
     commands.add_parser("calibrate", help="measure this machine for plans", add_help=False)
     given, rest = parser.parse_known_args(argv)
+    if given.version:
+        import gconv
+
+        print(gconv.__version__)
+        return
     if rest and given.command != "calibrate":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     match given.command:
@@ -161,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(text)
             sys.exit(not well)
         case "calibrate":
+            from gconv import calibrate
+
             calibrate.main(rest)
 
 

@@ -33,6 +33,7 @@ from gconv.analysis import (
 from gconv.laplacian import laplacian
 from gconv.linear import block_diag, identity
 from gconv.operators import (
+    appnp,
     avg_pool2d,
     cheb,
     conv1d,
@@ -41,6 +42,7 @@ from gconv.operators import (
     depthwise,
     gat,
     gcn,
+    heat,
     max_pool2d,
     monet,
     sage,
@@ -476,6 +478,28 @@ def test_responses_are_drawn_in_order_of_frequency(ax):
     r = frequency_response(layer_of(conv1d(1, 2, 3, padding=1, padding_mode="circular")), Grid((6,)))
     analysis.plot_response(r, ax)
     assert len(ax.lines) == 2 and (np.diff(ax.lines[0].get_xdata()) > 0).all()
+
+
+def test_low_frequencies_are_on_the_left_for_every_operator(ax):
+    """The constant of a regular graph, which every filter here multiplies by the same number, is drawn first."""
+    for spec in (gcn(1, 1), sgc(1, 1, k=2), cheb(1, 1, k=3), appnp(k=3), spectral(1, 1, k=3), heat(t=1.0)):
+        layer = layer_of(spec)
+        if layer.bias is not None:
+            torch.nn.init.zeros_(layer.bias)
+        r = frequency_response(layer, ring(6))
+        ax.clear()
+        left, right = analysis.plot_response(r, ax).get_xlim()
+        laplacian = r.low == "first"
+        assert (left < right) == laplacian and laplacian == (spec.name not in ("gcn", "sgc", "appnp")), spec
+        smoothest = r.gain[0 if laplacian else -1, 0, 0]
+        assert torch.allclose(layer(torch.ones(6, 1, dtype=DOUBLE), ring(6)), smoothest.expand(6, 1)), spec
+
+
+def test_many_channels_are_drawn_as_a_range(ax):
+    analysis.plot_response(layer_of(cheb(40, 16, k=2)), ax, domain=ring(8))
+    assert len(ax.lines) == 1 and len(ax.collections) == 1
+    with pytest.raises(ValueError, match="too large to draw"):
+        analysis.plot_matrix(GConv(conv2d(64, 64, 3, padding=1)), ax, domain=Grid((64, 64)))
 
 
 def test_fields_and_energies_are_drawn(ax):

@@ -88,3 +88,29 @@ def test_calibrate_takes_its_own_arguments(capsys):
     with pytest.raises(SystemExit) as end:
         main(["operators", "--show"])
     assert end.value.code == 2
+
+
+def test_help_needs_no_torch():
+    """As the command `gconv` does it; `calibrate --help` is the calibration's own."""
+    code = """
+import runpy, sys
+import gconv_command
+for words in ([], ["operators"], ["explain"], ["plan"], ["doctor"]):
+    sys.argv = ["gconv", *words, "--help"]
+    try:
+        gconv_command.main()
+    except SystemExit as end:
+        assert not end.code
+assert not {"torch", "numpy", "gconv"} & set(sys.modules), sorted(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: python -m gconv") == 5
+
+
+def test_the_command_is_the_module(capsys, monkeypatch):
+    import gconv_command
+
+    monkeypatch.setattr(sys, "argv", ["gconv", "--version"])
+    gconv_command.main()
+    assert capsys.readouterr().out.strip() == gconv.__version__

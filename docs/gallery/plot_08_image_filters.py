@@ -24,4 +24,3 @@ for axis, (name, kernel) in zip(axes, kernels.items(), strict=True):
         layer.weight.copy_(kernel.reshape(9, 1, 1))
     analysis.plot_response(analysis.frequency_response(layer, Grid((24, 24))), axis)
     axis.set_title(name)
-    figure.colorbar(axis.images[0], ax=axis, shrink=0.8, label="|gain|")

@@ -20,4 +20,3 @@ for axis, depth in zip(axes, (2, 5, 12), strict=True):
     analysis.plot_receptive_field(field, axis)
     wide, half = int((field > 0).any(0).sum()), int((field > 0.5).any(0).sum())
     axis.set(title=f"{depth} layers: sees {wide},\nabove half in {half} columns", xticks=[], yticks=[])
-figure.colorbar(axes[-1].images[0], ax=axes, shrink=0.8, label="influence, relative to the largest")

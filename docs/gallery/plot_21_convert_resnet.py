@@ -40,4 +40,3 @@ for depth, axis in enumerate(axes):
     field = analysis.effective_receptive_field(converted[: depth + 1], (3, 24, 24), draws=5)
     analysis.plot_receptive_field(field.clamp(min=1e-6).log10(), axis)
     axis.set(title=f"after {depth} blocks: {int((field > 0).sum())} pixels", xticks=[], yticks=[])
-figure.colorbar(axes[-1].images[0], ax=axes, shrink=0.8, label="log10 of the influence")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.response import Response, frequency_response
 from gconv.linear import Map
+
+MAX_ENTRIES = 25_000_000  # of a matrix that is drawn: more than a screen has pixels
+MAX_LINES = 12  # of a frequency response; more pairs of channels are drawn as median and range
+BLUE, WHITE, RED = "#6baed6", "#ffffff", "#67001f"  # the negative end is lighter, so that grey tells the signs apart
 
 
 def _axis(ax: Any) -> Any:
@@ -20,6 +25,11 @@ def _axis(ax: Any) -> Any:
     import matplotlib.pyplot as plt
 
     return plt.subplots()[1]
+
+
+def _bar(ax: Any, shown: Any, label: str) -> None:
+    """A colour bar with its unit."""
+    ax.figure.colorbar(shown, ax=ax, shrink=0.8, label=label)
 
 
 def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Tensor:
@@ -37,7 +47,7 @@ def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Te
 
 
 def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = None, x: Tensor | None = None) -> Any:
-    """The matrix of a map as a picture: red above, blue below zero, white at zero; of a complex map, |entries|.
+    """The matrix of a map as a picture: dark red above, light blue below zero, white at zero; if complex, |entries|.
 
     Args:
         A: a map, a matrix or a layer.
@@ -48,7 +58,8 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
         the axis.
 
     Raises:
-        TypeError, ValueError: if A is none of these, or a layer comes without a domain.
+        TypeError: if A is none of these, or a layer comes without a domain.
+        ValueError: if it has more than 25 million entries.
 
     >>> from gconv.linear import identity
     >>> plot_matrix(identity(3)).get_title()
@@ -56,10 +67,17 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
     """
     if not isinstance(A, Tensor):
         A = map_of(A, "plot_matrix", domain, x)
+    if len(A.shape) == 2 and A.shape[0] * A.shape[1] > MAX_ENTRIES:
+        raise ValueError(
+            f"A matrix of {A.shape[0]} x {A.shape[1]} is too large to draw: take a smaller domain or fewer channels."
+        )
     M = _numbers(matrix(A) if isinstance(A, Map) else A, "plot_matrix", (2,), "a map or a matrix (rows, columns)")
     ax = _axis(ax)
     top = float(M.abs().max()) if M.numel() else 1.0
-    ax.imshow(M.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+    from matplotlib.colors import LinearSegmentedColormap
+
+    signed = LinearSegmentedColormap.from_list("signed", [BLUE, WHITE, RED])
+    _bar(ax, ax.imshow(M.numpy(), cmap=signed, vmin=-top, vmax=top, interpolation="nearest"), "entry")
     name = str(A) if isinstance(A, Map) else "matrix"
     ax.set(
         xlabel="input (site, channel)", ylabel="output (site, channel)", title=f"{name}: {M.shape[0]} x {M.shape[1]}"
@@ -77,10 +95,12 @@ def plot_response(
 ) -> Any:
     """A frequency response: one line a pair of channels over eigenvalues, or |gain| over the frequencies of a plane.
 
+    Low frequencies are on the left for every operator: the axis of an adjacency's eigenvalues runs backwards.
+
     Args:
         response: of `frequency_response`, or what that takes: a map or a layer.
         ax: a matplotlib axis.
-        pairs: channels (in, out); default all, on planes the first.
+        pairs: channels (in, out); default all (median and range where there are more than 12), on planes the first.
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Returns:
@@ -113,14 +133,23 @@ def plot_response(
     if response.frequency.ndim == 1 or response.frequency.shape[1] == 1:
         at = response.frequency.flatten().cpu()
         order = at.argsort()
-        for i, o in pairs or [(i, o) for i in range(gain.shape[1]) for o in range(gain.shape[2])]:
-            line = gain[:, i, o].abs() if gain.is_complex() else gain[:, i, o]
-            ax.plot(at[order].numpy(), line[order].numpy(), label=f"{i} -> {o}")
-        ax.set(xlabel="frequency" if response.frequency.ndim > 1 else "eigenvalue", ylabel="gain")
+        where, gain = at[order].numpy(), (gain.abs() if gain.is_complex() else gain)[order]
+        every = [(i, o) for i in range(gain.shape[1]) for o in range(gain.shape[2])]
+        if pairs is None and len(every) > MAX_LINES:
+            lines, every = gain.flatten(1), []
+            low, middle, high = (lines.quantile(q, 1).numpy() for q in torch.tensor([0, 0.5, 1], dtype=lines.dtype))
+            ax.fill_between(where, low, high, color="0.85", label=f"range of {lines.shape[1]} pairs of channels")
+            ax.plot(where, middle, color="0.1", label="median")
+        for i, o in pairs or every:
+            ax.plot(where, gain[:, i, o].numpy(), marker=".", label=f"{i} -> {o}")
+        if response.low == "last":
+            ax.set_xlim(*sorted(ax.get_xlim(), reverse=True))
+        grid = response.frequency.ndim > 1
+        ax.set(xlabel="cycles a site" if grid else "eigenvalue, low frequencies left", ylabel="gain")
         return ax
     ((i, o),) = (pairs or [(0, 0)])[:1]
     picture = gain[:, i, o].abs().unflatten(0, response.grid)
-    ax.imshow(picture.numpy(), extent=(-0.5, 0.5, 0.5, -0.5), interpolation="nearest")
+    _bar(ax, ax.imshow(picture.numpy(), extent=(-0.5, 0.5, 0.5, -0.5), vmin=0, interpolation="nearest"), "|gain|")
     ax.set(xlabel="cycles a pixel, across", ylabel="cycles a pixel, down", title=f"|gain|, channel {i} -> {o}")
     return ax
 
@@ -182,13 +211,15 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
     ax = _axis(ax)
     if pos is not None:
         x, y = pos.mT.numpy()
-        ax.scatter(x, y, c=seen.numpy(), cmap="viridis")
+        shown = ax.scatter(x, y, c=seen.numpy(), cmap="viridis", edgecolors="0.3")
         ax.set_aspect("equal")
+        _bar(ax, shown, "influence")
     elif seen.ndim == 2:
-        ax.imshow(seen.numpy(), interpolation="nearest")
+        shown = ax.imshow(seen.numpy(), interpolation="nearest")
+        _bar(ax, shown, "influence")
     else:
-        ax.bar(range(len(seen)), seen.numpy())
-        ax.set(xlabel="site")
+        ax.bar(range(len(seen)), seen.numpy(), color="0.4")
+        ax.set(xlabel="site", ylabel="influence")
     return ax
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.fourier import Frames, kernel_weight, table, wide_weight
-from gconv.basis import Basis, Polynomial, Shifts, Stack
+from gconv.basis import Basis, Polynomial, Shifts, Stack, Taps
 from gconv.linear import LinearMap, Map
 
 SITES = 6000
@@ -26,12 +26,15 @@ class Response:
         taps: (k, f) the multiplier of each tap.
         gain: (f, i, o) what happens on the way from channel i to channel o, sum_k taps_k W_k.
         grid: the shape that f unfolds to, on grids.
+        low: on graphs, at which end of the ascending eigenvalues the low frequencies are, the eigenvectors that change
+            least along edges: "first" for Laplacians, "last" for adjacencies.
     """
 
     frequency: Tensor
     taps: Tensor
     gain: Tensor
     grid: tuple[int, ...] = ()
+    low: Literal["first", "last"] = "first"
 
 
 def frequency_response(
@@ -91,6 +94,7 @@ def frequency_response(
                 "Frequencies can be chosen for polynomials of one matrix; this structure is a "
                 f"{type(A.S).__name__}, which is known at its own eigenvalues only."
             )
+        low = _low_end(A.S.L) if isinstance(A.S, Polynomial) else "first"
     else:
         frames = Frames(SITES)
         found = table(A.S, frames)
@@ -102,8 +106,23 @@ def frequency_response(
             )
         entry, g = frames.known[found.frame], found.g
         at = entry[1] if isinstance(entry, tuple) else _eigenvalues(A.S)
+        low = _low_end(entry[0] if isinstance(entry, tuple) else entry)
     wide = torch.promote_types(g.dtype, W.dtype)
-    return Response(at, g, torch.einsum("kf,kio->fio", g.to(wide), W.to(wide)))
+    return Response(at, g, torch.einsum("kf,kio->fio", g.to(wide), W.to(wide)), low=low)
+
+
+def _low_end(frame: Basis | Tensor) -> Literal["first", "last"]:
+    """Where the smooth eigenvectors of a symmetric matrix, or of an eigenbasis (n, f), are.
+
+    The entries off a Laplacian's diagonal are negative, an adjacency's are positive. A smooth vector keeps its sign.
+    """
+    if isinstance(frame, Tensor):
+        sums = frame.detach().sum(0).abs()
+        return "last" if len(sums) and bool(sums[-1] > sums[0]) else "first"
+    if not isinstance(frame, Taps):
+        return "first"
+    off = frame.pattern.row != frame.pattern.col
+    return "last" if float(frame.values.detach().real[..., off].sum()) > 0 else "first"
 
 
 def _eigenvalues(S: Basis) -> Tensor:
