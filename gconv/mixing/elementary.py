@@ -192,7 +192,8 @@ class Heads(Weighted, Mixing):
         if not self.root:
             return self.joined(each(S, Z), Z)
         assert isinstance(S, Stack)
-        Y, own = each(Stack(S.parts[:-1]), Z[..., : self.heads, :, :]), S.parts[-1]
+        *parts, own = S.parts
+        Y = each(parts[0] if len(parts) == 1 else Stack(tuple(parts)), Z[..., : self.heads, :, :])
         if isinstance(own, Identity):
             return self.joined(Y, Z)
         return _side_by_side(Y + own.expand(Z[..., self.heads :, :, :]).squeeze(-3))

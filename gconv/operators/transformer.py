@@ -41,14 +41,16 @@ class DotProduct(GraphStructure):
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, False)
+        scale = self.c**-0.5
+        asked = theta["query"] * scale  # numbers of the weight are fewer than logits
         if domain.square:
-            both = by_heads(call.x, torch.cat((theta["query"], theta["key"])))
+            both = by_heads(call.x, torch.cat((asked, theta["key"])))
             query, key = both[..., : self.heads, :], both[..., self.heads :, :]
         else:
-            query, key = by_heads(domain.at_targets(call.x), theta["query"]), by_heads(call.x, theta["key"])
+            query, key = by_heads(domain.at_targets(call.x), asked), by_heads(call.x, theta["key"])
         if self.bias:
-            query = query + theta["query_bias"]
-        return attend(domain, one, one.dots(query, key) / self.c**0.5, self.root)
+            query = query + theta["query_bias"] * scale
+        return attend(domain, one, one.dots(query, key), self.root)
 
 
 @register(
