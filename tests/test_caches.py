@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 import threading
 from pathlib import Path
@@ -24,10 +25,11 @@ WRITES = {"add", "append", "appendleft", "clear", "extend", "insert", "pop", "po
 
 
 def modules():
+    left_out = {"gconv.calibrate.__main__"}
+    if importlib.util.find_spec("triton") is None:
+        left_out.add("gconv.kernels.triton_code")
     found = pkgutil.walk_packages([str(PACKAGE)], "gconv.")
-    return [
-        importlib.import_module(m.name) for m in found if "._csr" not in m.name and m.name != "gconv.calibrate.__main__"
-    ]
+    return [importlib.import_module(m.name) for m in found if "._csr" not in m.name and m.name not in left_out]
 
 
 def written(tree):

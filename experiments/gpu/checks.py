@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.gpu import kernels
 from experiments.gpu.units import Mismatch, Options, Unit
 from gconv import GConv, Graph, Grid, analysis, convert, list_operators
+from gconv.kernels import cuda
 from gconv.operators import cheb, conv2d, gat, max_pool2d
 from gconv.operators.shapes import weighted
 from gconv.spec import Sample, operator
@@ -21,6 +23,11 @@ TOL = {torch.float64: 1e-9, torch.float32: 3e-4}  # of the largest entry; float3
 def units(options: Options) -> Iterator[Unit]:
     """The first sample of every operator, then analysis and converted layers, then all other samples."""
     torch.backends.cudnn.allow_tf32 = False
+    if options.device.type == "cuda" and cuda.code() is not None:
+        for dtype in kernels.TOL:
+            for long in (2, cuda.LONG):
+                told = f"Triton kernels, {str(dtype)[6:]}, rows split above {long}"
+                yield Unit(told, partial(kernels.checked, options.device, dtype, long))
     names = list_operators()[:: 12 if options.tiny else 1]
     for name in names:
         yield Unit(name, partial(operators, operator(name).samples()[:1], options.device))

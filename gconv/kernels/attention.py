@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.kernels import native_attention
+from gconv.kernels import cuda, native_attention
 from gconv.kernels.heads import (
     ENDS,
     HEADS_SPMM,
@@ -225,6 +225,18 @@ def _back_cpu(
     return _back_torch(z, p, q, seed, slope, share, dy, y, bent, scores, *structure)
 
 
+def _attention_cuda(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = cuda.attend if z.ndim == 3 and cuda.fits(structure, z, p, q) else _attention_torch
+    return run(z, p, q, seed, slope, share, learn, *structure)
+
+
+def _back_cuda(z: Tensor, p: Tensor, q: Tensor, *rest: Any) -> Tensor:
+    run = cuda.attend_back if z.ndim == 3 and cuda.fits(rest[-6:], z, p, q, *rest[3:-6]) else _back_torch
+    return run(z, p, q, *rest)
+
+
 # -- as operators of torch -----------------------------------------------------------------------------------------
 
 
@@ -276,6 +288,7 @@ ATTENTION = Kernel(
     _composed,
     outputs=3,
     check=_check,
+    cuda=_attention_cuda,
 )
 ATTENTION_BACK = Kernel(
     "attention_back",
@@ -286,4 +299,5 @@ ATTENTION_BACK = Kernel(
     _keep_nothing,
     _back_backward,
     check=_check_back,
+    cuda=_back_cuda,
 )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import native
+from gconv.kernels import cuda, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of, spmm_torch
 
@@ -269,6 +269,41 @@ def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tenso
     return row_sums_torch(values, transposed, *structure)
 
 
+# -- on CUDA: one list of numbers by Triton, several in torch --------------------------------------------------------
+
+
+def _heads_spmm_cuda(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
+    if values.ndim == 2 and values.numel() and cuda.fits(structure, x, types=cuda.FLOATS + cuda.HALVES):
+        return cuda.heads_spmm(values, x, together, *_turned(transposed, structure))
+    return heads_spmm_torch(values, x, together, transposed, *structure)
+
+
+def _heads_sddmm_cuda(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
+    one = heads > 0 and (a.ndim == 3 or not apart)
+    if one and cuda.fits(structure, a, b, types=cuda.FLOATS + cuda.HALVES):
+        return cuda.heads_sddmm(a, b, heads, *structure[:2])
+    return heads_sddmm_torch(a, b, heads, apart, *structure)
+
+
+def _row_softmax_cuda(logits: Tensor, *structure: Tensor) -> Tensor:
+    if logits.ndim == 2 and cuda.fits(structure, logits):
+        return cuda.row_softmax(logits, structure[0])
+    return row_softmax_torch(logits, *structure)
+
+
+def _softmax_back_cuda(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    if a.ndim == 2 and cuda.fits(structure, a, g):
+        return cuda.softmax_back(a, g, structure[0])
+    return softmax_back_torch(a, g, *structure)
+
+
+def _row_sums_cuda(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
+    crow, _, order = _turned(transposed, structure)
+    if values.ndim == 2 and cuda.fits(structure, values):
+        return cuda.row_sums(values, None, crow, order)
+    return row_sums_torch(values, transposed, *structure)
+
+
 # -- as operators of torch -----------------------------------------------------------------------------------------
 
 
@@ -372,6 +407,7 @@ HEADS_SPMM = Kernel(
     _heads_spmm_backward,
     heads_spmm_composed,
     check=_check_heads_spmm,
+    cuda=_heads_spmm_cuda,
 )
 HEADS_SDDMM = Kernel(
     "heads_sddmm",
@@ -383,6 +419,7 @@ HEADS_SDDMM = Kernel(
     _heads_sddmm_backward,
     _heads_sddmm_composed,
     check=_check_heads_sddmm,
+    cuda=_heads_sddmm_cuda,
 )
 ROW_SOFTMAX = Kernel(
     "row_softmax",
@@ -393,6 +430,7 @@ ROW_SOFTMAX = Kernel(
     _keep_output,
     _row_softmax_backward,
     check=_check_entries,
+    cuda=_row_softmax_cuda,
 )
 SOFTMAX_BACK = Kernel(
     "softmax_back",
@@ -403,6 +441,7 @@ SOFTMAX_BACK = Kernel(
     _keep,
     _softmax_back_backward,
     check=_check_softmax_back,
+    cuda=_softmax_back_cuda,
 )
 ENDS = Kernel(
     "ends",
@@ -423,4 +462,5 @@ ROW_SUMS = Kernel(
     _keep_options,
     _row_sums_backward,
     check=_check_entries,
+    cuda=_row_sums_cuda,
 )

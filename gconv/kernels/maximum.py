@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import native
+from gconv.kernels import cuda, native
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of
@@ -101,6 +101,12 @@ def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     return native.maxima(native.LARGEST, crow, col, None, values, x, y)
 
 
+def _max_cuda(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
+    if cuda.fits(structure, x, values):
+        return cuda.segment_max(values, x, *structure[:2])
+    return _max_torch(values, x, *structure)
+
+
 def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
     ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, empty(y, y.shape), y)
     return dy / ties.clamp_(min=1)
@@ -180,4 +186,5 @@ SEGMENT_MAX = Kernel(
     _max_backward,
     _max_composed,
     check=_check,
+    cuda=_max_cuda,
 )

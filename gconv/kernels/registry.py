@@ -66,6 +66,7 @@ class Kernel:
         arguments: its schema, without the pattern.
         anywhere: its body in pure torch.
         cpu: its body on the CPU, compiled where it can be.
+        cuda: its body on CUDA; default: `anywhere`.
         fake: its output's shape and type.
         keep: (ctx, arguments, output) -> the tensors that the derivative needs; what else it needs goes onto ctx.
         backward: (ctx, saved, pattern, gradient) -> the gradient of each argument, by kernels.
@@ -88,16 +89,19 @@ class Kernel:
         composed: Callable[..., Output] | None = None,
         outputs: int = 1,
         check: Callable[..., None] | None = None,
+        cuda: Callable[..., Output] | None = None,
     ) -> None:
         self.name = name
-        composed = composed or anywhere
+        composed, cuda = composed or anywhere, cuda or anywhere
         if check is not None:
-            anywhere, cpu, composed = (_checked(check, body) for body in (anywhere, cpu, composed))
-        self.anywhere, self.cpu, self.composed, self.keep, self.backward = anywhere, cpu, composed, keep, backward
+            anywhere, cpu, cuda, composed = (_checked(check, body) for body in (anywhere, cpu, cuda, composed))
+        self.anywhere, self.cpu, self.cuda, self.composed = anywhere, cpu, cuda, composed
+        self.keep, self.backward = keep, backward
         returns = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         library.define(f"{name}({arguments}, {STRUCTURE}) -> {returns}")
         library.impl(name, anywhere, "CompositeExplicitAutograd")
         library.impl(name, cpu, "CPU")
+        library.impl(name, cuda, "CUDA")
         torch.library.register_fake(f"gconv::{name}", fake, lib=library)
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -136,7 +140,7 @@ class Kernel:
         """The body for where the tensors are; None on devices that only torch's own operators know."""
         if structure[0].is_cpu:
             return self.cpu
-        return self.anywhere if structure[0].is_cuda else None
+        return self.cuda if structure[0].is_cuda else None
 
 
 def _checked(check: Callable[..., None], body: Callable[..., Output]) -> Callable[..., Output]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import narrow, native
+from gconv.kernels import cuda, narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.transforms import composes, is_jit_tracing, readable
 
@@ -346,6 +346,18 @@ def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -
     return _sddmm_torch(a, b, crow, col, *rest)
 
 
+def _spmm_cuda(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: Tensor) -> Tensor:
+    if cuda.fits(structure, x, types=cuda.HALVES):  # summed in float32
+        return cuda.heads_spmm(values.unsqueeze(1), x.unsqueeze(-2), False, structure[0], structure[1]).squeeze(-2)
+    return spmm_torch(values, x, values_t, *structure)
+
+
+def _sddmm_cuda(a: Tensor, b: Tensor, *structure: Tensor) -> Tensor:
+    if cuda.fits(structure, a, b, types=cuda.FLOATS + cuda.HALVES):
+        return cuda.heads_sddmm(a.unsqueeze(-2), b.unsqueeze(-2), 1, *structure[:2]).squeeze(-1)
+    return _sddmm_torch(a, b, *structure)
+
+
 _announced = False
 
 
@@ -401,6 +413,7 @@ SPMM = Kernel(
     _spmm_backward,
     _spmm_composed,
     check=_check_spmm,
+    cuda=_spmm_cuda,
 )
 SDDMM = Kernel(
     "sddmm",
@@ -412,4 +425,5 @@ SDDMM = Kernel(
     _sddmm_backward,
     _sddmm_composed,
     check=_check_sddmm,
+    cuda=_sddmm_cuda,
 )

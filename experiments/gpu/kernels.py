@@ -1,0 +1,187 @@
+"""The Triton kernels against the CPU's: on a GPU, and without one by Triton's interpreter and compiler.
+
+    TRITON_INTERPRET=1 python -m experiments.gpu.kernels          every kernel on tiny patterns, on the CPU
+    python -m experiments.gpu.kernels --compile 80                registers and spilled bytes of each on such a GPU
+
+Both print one JSON object. The interpreter takes a second or so for a case.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments.gpu.units import Mismatch
+from gconv.kernels import CSR, cuda
+from gconv.kernels.attention import ATTENTION, ATTENTION_BACK
+from gconv.kernels.heads import HEADS_SDDMM, HEADS_SPMM, ROW_SOFTMAX, ROW_SUMS, SOFTMAX_BACK
+from gconv.kernels.maximum import SEGMENT_MAX
+from gconv.kernels.registry import Kernel
+from gconv.kernels.sparse import SDDMM, SPMM
+
+TOL = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}  # of the largest number; bfloat16 to its step
+WIDTHS = ((1, 1), (1, 33), (2, 7), (3, 8))  # heads and channels
+
+
+class Case(NamedTuple):
+    """One call of a kernel."""
+
+    name: str
+    kernel: Kernel
+    arguments: tuple[Any, ...]
+    structure: tuple[Tensor, ...]
+
+
+def patterns() -> dict[str, CSR]:
+    """Rectangular and square, with empty rows and columns, double entries, a row and a column to be split; int64."""
+    row, col = torch.tensor([2, 0, 2, 0, 2, 4, 2, 2, 2]), torch.tensor([1, 0, 1, 4, 0, 1, 5, 1, 1])
+    square = CSR.build(row, col, 6, 6)
+    crow, of_rows, crow_t, of_columns, to_t, from_t = (t.long() for t in square.tensors)
+    wide = CSR(crow, of_rows, crow_t, of_columns, None, to_t, from_t)
+    return {"square": square, "int64": wide, "rectangular": CSR.build(row, col, 5, 7)}
+
+
+def _on(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
+
+
+def cases(heads: int, c: int, csr: CSR, dtype: torch.dtype = torch.float64) -> Iterator[Case]:
+    """Every kernel with such numbers of heads and channels; all gradients of one are among the others."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    (m, n), e, S = csr.shape, len(csr.col), csr.tensors
+    yield Case("sampled product", SDDMM, (random(2, m, c), random(2, n, c)), S)
+    yield Case("sampled product by heads", HEADS_SDDMM, (random(m, heads, c), random(n, 1, c), heads, False), S)
+    for together, back in ((False, False), (True, True)):
+        x = random(2, m if back else n, heads, c)
+        told = f"product by heads{', together, transposed' * back}"
+        yield Case(told, HEADS_SPMM, (random(e, heads), x, together, back), S)
+    if dtype == torch.bfloat16:
+        yield Case("product", SPMM, (random(e), random(2, n, c), None), S)
+        return
+    yield Case("softmax", ROW_SOFTMAX, (random(e, heads),), S)
+    yield Case("softmax, backward", SOFTMAX_BACK, (random(e, heads), random(e, heads)), S)
+    yield Case("sums of columns", ROW_SUMS, (random(e, heads), True), S)
+    yield Case("maximum", SEGMENT_MAX, (random(e), random(2, n, c)), S)
+    if m != n:
+        return
+    for slope, seed in ((0.2, None), (-0.5, torch.tensor([3]))):
+        given = random(n, heads, c), random(heads, c), random(heads, c), seed, slope, 0.4
+        yield Case(f"attention{', dropout' * (seed is not None)}", ATTENTION, (*given, True), S)
+        made = ATTENTION.cpu(*given, True, *S)
+        passed = *given, random(n, heads, c), *made
+        yield Case(f"attention{', dropout' * (seed is not None)}, backward", ATTENTION_BACK, passed, S)
+
+
+def gap(case: Case, device: torch.device, dtype: torch.dtype) -> float:
+    """A kernel's largest difference from the CPU in float64, relative to the largest number. Raises: Mismatch."""
+    cpu = torch.device("cpu")
+    want = case.kernel.cpu(*(_on(a, cpu, torch.float64) for a in case.arguments), *case.structure)
+    arguments, structure = [_on(a, device, dtype) for a in case.arguments], [_on(t, device) for t in case.structure]
+    if cuda.code() is None:
+        raise Mismatch("Triton is not installed")
+    got = case.kernel.cuda(*arguments, *structure)
+    worst = 0.0
+    for one, other in zip(*([t] if isinstance(t, Tensor) else t[:2] for t in (got, want)), strict=True):
+        one, top = one.cpu().double(), max(1.0, float(other.abs().max()))
+        worst = max(worst, float((one - other).abs().max()) / top)
+    if not worst <= TOL[dtype]:
+        raise Mismatch(f"{case.name}, {dtype}: off by {worst:.2g} of the largest number, allowed is {TOL[dtype]:g}")
+    return worst
+
+
+def checked(device: torch.device, dtype: torch.dtype, long: int, widths: Any = WIDTHS) -> dict[str, float]:
+    """The largest gap of each kernel; rows of more than `long` entries are split."""
+    before = cuda.LONG
+    worst: dict[str, float] = {}
+    cuda.LONG = long
+    try:
+        for csr in patterns().values():
+            for heads, c in widths:
+                for case in cases(heads, c, csr, dtype):
+                    found = gap(case, device, dtype)
+                    worst[case.name] = max(worst.get(case.name, 0.0), found)
+    finally:
+        cuda.LONG = before
+    return worst
+
+
+# -- compiled without a GPU ------------------------------------------------------------------------------------------
+
+
+def compiled(capability: int) -> dict[str, dict[str, int]]:
+    """Registers and bytes spilled of every kernel on a GPU of such a capability, for 8 heads of 8 channels."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gconv.kernels import triton_code
+
+    found: dict[str, dict[str, int]] = {}
+    options = {"HEADS": 8, "C": 8, "WIDTH": 64, "SLOPE": 0.2, "SCALE": 1.25, "LEAST": 1 << 30, "DROP": True}
+    options |= {"LEARN": True, "SPLIT": True, "TOGETHER": False, "ORDER": True, "TWO": True, **cuda.tile(64)}
+    warps = options.pop("num_warps")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    for name, kernel in vars(triton_code).items():
+        if name.startswith("_") or not hasattr(kernel, "arg_names"):
+            continue
+        for floats in ("fp32", "fp64"):
+            given = options | {"ACC": tl.float32 if floats == "fp32" else tl.float64}
+            constants = {key: given[key] for key in kernel.arg_names if key in given}
+            types = {key: _type(key, floats) for key in kernel.arg_names}
+            signature = {key: "constexpr" if key in constants else types[key] for key in kernel.arg_names}
+            target, how = GPUTarget("cuda", capability, 32), {"num_warps": warps}
+            made = triton.compile(ASTSource(kernel, signature, constexprs=constants), target=target, options=how)
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+                file.write(made.asm["cubin"])
+                file.flush()
+                said = subprocess.run(
+                    [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True, timeout=60
+                ).stdout
+            numbers = {key.lower(): int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+            found[f"{name} {floats}"] = numbers
+    return found
+
+
+INDICES = ("start", "stop", "rows", "col", "row", "order", "first", "seed")
+NUMBERS = ("programs", "pieces", "count", "batches")
+
+
+def _type(name: str, floats: str) -> str:
+    if name in INDICES:
+        return "*i64" if name in ("rows", "first", "seed") else "*i32"
+    whole = (name in NUMBERS or re.fullmatch(r"[xlr]_(batch|row|head)", name)) and not name.isupper()
+    return "i32" if whole else f"*{floats}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.gpu.kernels", description=__doc__, formatter_class=form
+    )
+    parser.add_argument("--compile", type=int, metavar="CAPABILITY", help="80, 90 or 120")
+    parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
+    parser.add_argument("--long", type=int, default=2, help="entries of a row from which on it is split (2)")
+    given = parser.parse_args(argv)
+    if given.compile:
+        print(json.dumps(compiled(given.compile)))
+    else:
+        print(json.dumps(checked(torch.device("cpu"), getattr(torch, given.dtype), given.long)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The kernels' bodies on CUDA: Triton (triton_code.py) where it is installed and fits, else the same in pure torch.
+
+Single-precision and double products with one matrix stay with torch's CSR product on the transposes that are kept.
+Rows of more than `LONG` entries are gone through in pieces, which are joined in their order: the same call gives the
+same numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gconv.caches import WeakCache
+
+LONG = 1024  # entries of a row, or of a column, from which on it is split
+WIDE = 128  # numbers side by side in a program, at most
+BATCHES = 65_535  # signals in one launch, at most
+PLANES = 5  # numbers (rows, heads) that attention keeps
+FLOATS = (torch.float32, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
+
+Structure = tuple[Tensor, ...]
+
+
+@cache
+def code() -> Any:
+    """The module of Triton kernels; None where Triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from gconv.kernels import triton_code
+
+    return triton_code
+
+
+def fits(structure: Structure, *tensors: Tensor, types: tuple[torch.dtype, ...] = FLOATS) -> bool:
+    """Whether the Triton kernels take these: one floating type, something to do, not too many signals."""
+    kind = tensors[0].dtype
+    usual = kind in types and all(t.dtype == kind and t.numel() for t in tensors)
+    return usual and structure[1].numel() > 0 and tensors[0].shape[:-3].numel() <= BATCHES and code() is not None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the programs of a kernel go through: rows, long ones in pieces.
+
+    Args:
+        start, stop: (programs,) their entries.
+        rows: (programs,) the row of each, where some are split.
+        first: (rows + 1,) the first piece of each row, where some are split.
+    """
+
+    start: Tensor
+    stop: Tensor
+    rows: Tensor
+    first: Tensor | None
+
+    @property
+    def programs(self) -> int:
+        return self.start.shape[0]
+
+    @property
+    def split(self) -> bool:
+        return self.first is not None
+
+
+_PIECES = WeakCache("pieces of long rows")
+
+
+def rows_of(crow: Tensor) -> Rows:
+    """The programs of a pattern; whether rows are long is found once."""
+    if crow not in _PIECES:
+        _PIECES[crow] = _pieces(crow.long())
+    found: Rows | None = _PIECES[crow]
+    return Rows(crow[:-1], crow[1:], crow, None) if found is None else found
+
+
+def _pieces(crow: Tensor) -> Rows | None:
+    lengths = crow.diff()
+    if not lengths.numel() or int(lengths.max()) <= LONG:
+        return None
+    first = torch.cat([crow.new_zeros(1), ((lengths + LONG - 1) // LONG).cumsum(0)])
+    rows = torch.repeat_interleave(first.diff())
+    start = crow[rows] + LONG * (torch.arange(rows.shape[0], device=crow.device) - first[rows])
+    return Rows(start, torch.minimum(start + LONG, crow[rows + 1]), rows, first)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, **options: Any) -> None:
+    if not like.is_cuda:  # Triton's interpreter
+        kernel[grid](*arguments, **options)
+        return
+    with torch.cuda.device(like.device):
+        kernel[grid](*arguments, **options)
+
+
+def tile(width: int) -> dict[str, int]:
+    """How many numbers and entries a program takes at a time, and its warps."""
+    wide = min(WIDE, 1 << (width - 1).bit_length())
+    return {"BD": wide, "BE": max(8, min(32, 512 // wide)), "num_warps": max(1, wide // 32)}
+
+
+def _blocks(width: int) -> int:
+    return -(-width // min(WIDE, 1 << (width - 1).bit_length()))
+
+
+def _joined(kernel: Any, over: Rows, part: Tensor, out: Tensor, **options: Any) -> Tensor:
+    """(b, pieces, c) -> (b, rows, c)."""
+    assert over.first is not None
+    b, rows, c = out.shape
+    how = {"BD": tile(c)["BD"], "num_warps": tile(c)["num_warps"], **options}
+    _launch(kernel, (rows, _blocks(c), b), out, over.first, part, out, rows, over.programs, **how)
+    return out
+
+
+# -- products ------------------------------------------------------------------------------------------------------
+
+
+def heads_spmm(
+    values: Tensor, x: Tensor, together: bool, crow: Tensor, col: Tensor, order: Tensor | None = None
+) -> Tensor:
+    """`gconv.kernels.heads_spmm`, sums in float32 or wider."""
+    m, heads, c = crow.shape[0] - 1, values.shape[1], x.shape[-1]
+    signals = _rows(x, 3)
+    b, over = signals.shape[0], rows_of(crow)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    outer = 1 if together else heads
+    y = x.new_empty(b, m, outer * c)
+    part = x.new_empty(b, over.programs, outer * c, dtype=wide) if over.split else y
+    module = code()
+    _launch(
+        module.product, (over.programs, _blocks(outer * c), b), x,
+        over.start, over.stop, col if order is None else order, col, values.contiguous(), signals, part, over.programs,
+        signals.stride(0), signals.stride(1), signals.stride(2) if signals.shape[2] > 1 else 0,
+        HEADS=heads, C=c, TOGETHER=together, ORDER=order is not None, ACC=_type(wide), **tile(outer * c),
+    )  # fmt: skip
+    if over.split:
+        _joined(module.join_sums, over, part, y, WIDTH=outer * c)
+    return y.view(*x.shape[:-3], m, outer, c)
+
+
+def heads_sddmm(a: Tensor, b: Tensor, heads: int, crow: Tensor, col: Tensor) -> Tensor:
+    """`gconv.kernels.heads_sddmm`, sums in float32 or wider."""
+    left, right, over = _rows(a, 3), _rows(b, 3), rows_of(crow)
+    out, c = a.new_empty(col.shape[0], heads), a.shape[-1]
+    strides = [[t.stride(0), t.stride(1), t.stride(2) if t.shape[2] > 1 else 0] for t in (left, right)]
+    _launch(
+        code().sampled, (over.programs, heads), a,
+        over.start, over.stop, over.rows, col, left, right, out, left.shape[0], *strides[0], *strides[1],
+        HEADS=heads, C=c, SPLIT=over.split, ACC=_type(torch.promote_types(a.dtype, torch.float32)), **tile(c),
+    )  # fmt: skip
+    return out
+
+
+def _rows(x: Tensor, axes: int) -> Tensor:
+    """(*b, ...) -> (b, ...), channels side by side."""
+    x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return x.flatten(0, -axes - 1) if x.ndim > axes else x.unsqueeze(0)
+
+
+def _type(dtype: torch.dtype) -> Any:
+    import triton.language
+
+    return getattr(triton.language, str(dtype).removeprefix("torch."))
+
+
+# -- numbers of entries ----------------------------------------------------------------------------------------------
+
+
+def row_softmax(logits: Tensor, crow: Tensor) -> Tensor:
+    """`gconv.kernels.row_softmax`."""
+    logits, over, heads, module = logits.contiguous(), rows_of(crow), logits.shape[1], code()
+    top, total = logits.new_empty(2, over.programs, heads)
+    how, grid = tile(heads), (over.programs, _blocks(heads))
+    _launch(module.stats, grid, logits, over.start, over.stop, logits, top, total, HEADS=heads, **how)
+    if over.split:
+        parts, (top, total) = (top, total), logits.new_empty(2, crow.shape[0] - 1, heads)
+        _launch(
+            module.join_stats, (crow.shape[0] - 1, _blocks(heads)), logits, over.first, *parts, top, total,
+            HEADS=heads, BD=how["BD"], num_warps=how["num_warps"],
+        )  # fmt: skip
+    out = torch.empty_like(logits)
+    given = over.start, over.stop, over.rows, logits, top, total, out
+    _launch(module.softmax, grid, logits, *given, HEADS=heads, SPLIT=over.split, **how)
+    return out
+
+
+def row_sums(a: Tensor, b: Tensor | None, crow: Tensor, order: Tensor | None) -> Tensor:
+    """(m, heads) the sums of a, or of a b, over the entries of each row."""
+    a, over, heads = a.contiguous(), rows_of(crow), a.shape[1]
+    other, entry = a if b is None else b.contiguous(), crow if order is None else order
+    out = a.new_empty(crow.shape[0] - 1, heads)
+    part = a.new_empty(over.programs, heads) if over.split else out
+    _launch(
+        code().sums, (over.programs, _blocks(heads)), a, over.start, over.stop, entry, a, other, part,
+        HEADS=heads, TWO=b is not None, ORDER=order is not None, **tile(heads),
+    )  # fmt: skip
+    if over.split:
+        _joined(code().join_sums, over, part, out.unsqueeze(0), WIDTH=heads)
+    return out
+
+
+def softmax_back(a: Tensor, g: Tensor, crow: Tensor) -> Tensor:
+    """`gconv.kernels.heads.softmax_back_torch`."""
+    a, g, over, heads = a.contiguous(), g.contiguous(), rows_of(crow), a.shape[1]
+    total, out = row_sums(a, g, crow, None), torch.empty_like(a)
+    given = over.start, over.stop, over.rows, a, g, total, out
+    grid = over.programs, _blocks(heads)
+    _launch(code().softmax_back, grid, a, *given, HEADS=heads, SPLIT=over.split, **tile(heads))
+    return out
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+
+def _dropout(share: float, seed: Tensor | None) -> dict[str, Any]:
+    if seed is None:
+        return {"SCALE": 1.0, "LEAST": 0, "DROP": False}
+    return {"SCALE": 1 / (1 - share), "LEAST": min(round(share * 2**32), 2**32 - 1), "DROP": True}
+
+
+def attend(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, bent and the scores of `gconv.kernels.attention`."""
+    crow, col = structure[:2]
+    z, over, (n, heads, c) = z.contiguous(), rows_of(crow), z.shape
+    scores = z.new_empty(PLANES, n, heads)
+    torch.sum(z * q, -1, out=scores[0])
+    torch.sum(z * p, -1, out=scores[1])
+    y, bent = torch.empty_like(z), torch.empty_like(z) if learn else z.new_empty(0)
+    made = y, bent, *scores[2:]
+    parts = made
+    if over.split:
+        wide = z.new_empty(2 if learn else 1, over.programs, heads, c)
+        parts = wide[0], wide[-1], *z.new_empty(3, over.programs, heads)
+    how: dict[str, Any] = {"HEADS": heads, "C": c, "LEARN": learn}
+    grid, tiles = _blocks(heads * c), tile(heads * c)
+    _launch(
+        code().attend, (over.programs, grid), z, over.start, over.stop, over.rows, col, z, *scores[:2],
+        crow if seed is None else seed.to(z.device), *parts,
+        SLOPE=slope, SPLIT=over.split, **_dropout(share, seed), **how, **tiles,
+    )  # fmt: skip
+    if over.split:
+        how |= {"BD": tiles["BD"], "num_warps": tiles["num_warps"]}
+        _launch(code().join_attended, (n, grid), z, over.first, *parts, *made, **how)
+    return y, bent, scores if learn else z.new_empty(0)
+
+
+def attend_back(
+    z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, dy: Tensor, y: Tensor,
+    bent: Tensor, scores: Tensor, *structure: Tensor,
+) -> Tensor:  # fmt: skip
+    """The gradients in z, p and q, one after another, as `gconv.kernels.attention` has them."""
+    _, _, crow_t, col_t, to_t, _ = structure
+    dy, over, (n, heads, c) = dy.contiguous(), rows_of(crow_t), z.shape
+    source, target, top, inverse, g = scores
+    d = (dy * y).sum(-1)
+    dt = (dy * bent).sum(-1) - d * g
+    dz, bend, ds = torch.empty_like(dy), torch.empty_like(dy), torch.empty_like(d)
+    parts = [t.new_empty(over.programs, *t.shape[1:]) for t in (dz, bend, ds)] if over.split else [dz, bend, ds]
+    _launch(
+        code().attend_back, (over.programs, _blocks(heads * c)), z, over.start, over.stop, over.rows, col_t, to_t,
+        source, target, top, inverse, d, dy, crow_t if seed is None else seed.to(z.device), *parts,
+        HEADS=heads, C=c, SLOPE=slope, SPLIT=over.split, **_dropout(share, seed), **tile(heads * c),
+    )  # fmt: skip
+    if over.split:
+        for part, whole in zip(parts, (dz, bend, ds), strict=True):
+            width = whole[0].numel()
+            _joined(code().join_sums, over, part, whole.view(1, n, width), WIDTH=width)
+    ds = (z * bend).sum(-1) - ds
+    dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)
+    return torch.cat([dz + dt * p + ds * q, (dt * z).sum(0, keepdim=True), (ds * z).sum(0, keepdim=True)])
+
+
+# -- maxima ----------------------------------------------------------------------------------------------------------
+
+
+def segment_max(values: Tensor, x: Tensor, crow: Tensor, col: Tensor) -> Tensor:
+    """`gconv.kernels.segment_max`."""
+    signals, over = _rows(x, 2), rows_of(crow)
+    b, _, c = signals.shape
+    y = x.new_empty(b, crow.shape[0] - 1, c)
+    part = x.new_empty(b, over.programs, c) if over.split else y
+    _launch(
+        code().largest, (over.programs, _blocks(c), b), x, over.start, over.stop, col, values.contiguous(), signals,
+        part, over.programs, signals.stride(0), signals.stride(1), C=c, SPLIT=over.split, **tile(c),
+    )  # fmt: skip
+    if over.split:
+        _joined(code().join_largest, over, part, y, C=c)
+    return y.view(*x.shape[:-2], *y.shape[1:])

@@ -1,0 +1,355 @@
+"""Products, attention, softmax and maxima over the entries of a pattern, in Triton; `gconv.kernels.cuda` launches them.
+
+A program has one row of the pattern, or a piece of a long one, and `BD` of the numbers of a row of y side by side; it
+goes through its entries `BE` at a time, in their order. Nothing is added by atomic operations, so the same call gives
+the same numbers. Pieces of a row are joined in their order by the kernels whose names begin with `join`.
+
+    start, stop   (programs,) the first entry of each, and the one behind the last
+    rows          (programs,) the row of each, where rows are split; else program p has row p
+    first         (rows + 1,) the first piece of each row, to join them
+"""
+
+# mypy: ignore-errors
+# Triton's annotations are not types.
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _hashed(x):
+    """`hashed` of csr.c, of uint32."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _kept(entry, seed):
+    """The hash of dropout for numbers of entries and heads, int64."""
+    mixed = _hashed(entry.to(tl.uint32) ^ ((entry >> 32).to(tl.uint32) * 0x9E3779B9))
+    return _hashed(mixed + seed)
+
+
+@triton.jit
+def attend(
+    start, stop, rows, col, z, source, target, seed, y, bent, top, total, slopes,
+    HEADS: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, LEAST: tl.constexpr,
+    DROP: tl.constexpr, LEARN: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """y_ih = sum a m z_jh, a = softmax bend(target_ih + source_jh), and with bend's slope in every term `bent`.
+
+    Of split rows: the sums before they are divided by `total`, for `join_attended`.
+    """
+    p = tl.program_id(0).to(tl.int64)
+    r = tl.load(rows + p).to(tl.int64) if SPLIT else p
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside, h = f < HEADS * C, f // C
+    t = tl.load(target + r * HEADS + h, mask=inside, other=0.0)
+    m = tl.full((BD,), float("-inf"), t.dtype)
+    sum_a = tl.zeros((BD,), t.dtype)
+    sum_f, sum_y, sum_b = sum_a, sum_a, sum_a
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        live = (k < hi)[:, None] & inside[None, :]
+        c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
+        s = t[None, :] + tl.load(source + c * HEADS + h[None, :], mask=live, other=0.0)
+        positive = s > 0
+        s = tl.where((k < hi)[:, None], tl.where(positive, s, s * SLOPE), float("-inf"))
+        now = tl.maximum(m, tl.max(s, 0))
+        before, a = tl.exp(m - now), tl.exp(s - now[None, :])
+        sum_a = sum_a * before + tl.sum(a, 0)
+        if LEARN:
+            bend = tl.where(positive, a, a * SLOPE)
+            sum_f = sum_f * before + tl.sum(bend, 0)
+        x = tl.load(z + c * (HEADS * C) + f[None, :], mask=live, other=0.0)
+        if DROP:
+            x = tl.where(_kept(k[:, None] * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST, x * SCALE, 0.0)
+        sum_y = sum_y * before + tl.sum(a * x, 0)
+        if LEARN:
+            sum_b = sum_b * before + tl.sum(bend * x, 0)
+        m = now
+    if not SPLIT:
+        sum_a = tl.where(hi > lo, 1 / tl.where(hi > lo, sum_a, 1.0), 0.0)
+        m = tl.where(hi > lo, m, 0.0)
+        sum_y *= sum_a
+        sum_b *= sum_a
+        sum_f *= sum_a
+    tl.store(y + p * (HEADS * C) + f, sum_y, mask=inside)
+    one = inside & (f % C == 0)
+    if LEARN:
+        tl.store(bent + p * (HEADS * C) + f, sum_b, mask=inside)
+        tl.store(slopes + p * HEADS + h, sum_f, mask=one)
+    if LEARN or SPLIT:
+        tl.store(top + p * HEADS + h, m, mask=one)
+        tl.store(total + p * HEADS + h, sum_a, mask=one)
+
+
+@triton.jit
+def join_attended(
+    first, y_part, bent_part, top_part, total_part, slopes_part, y, bent, top, total, slopes,
+    HEADS: tl.constexpr, C: tl.constexpr, LEARN: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """What `attend` makes of whole rows, from its pieces."""
+    r = tl.program_id(0).to(tl.int64)
+    lo, hi = tl.load(first + r), tl.load(first + r + 1)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside, h = f < HEADS * C, f // C
+    m = tl.full((BD,), float("-inf"), y.dtype.element_ty)
+    sum_a = tl.zeros((BD,), y.dtype.element_ty)
+    sum_f, sum_y, sum_b = sum_a, sum_a, sum_a
+    for q in range(lo, hi):
+        its = tl.load(top_part + q * HEADS + h, mask=inside, other=0.0)
+        now = tl.maximum(m, its)
+        before, here = tl.exp(m - now), tl.exp(its - now)
+        sum_a = sum_a * before + here * tl.load(total_part + q * HEADS + h, mask=inside, other=1.0)
+        sum_y = sum_y * before + here * tl.load(y_part + q * (HEADS * C) + f, mask=inside, other=0.0)
+        if LEARN:
+            sum_f = sum_f * before + here * tl.load(slopes_part + q * HEADS + h, mask=inside, other=0.0)
+            sum_b = sum_b * before + here * tl.load(bent_part + q * (HEADS * C) + f, mask=inside, other=0.0)
+        m = now
+    inverse = tl.where(hi > lo, 1 / tl.where(hi > lo, sum_a, 1.0), 0.0)
+    tl.store(y + r * (HEADS * C) + f, sum_y * inverse, mask=inside)
+    if LEARN:
+        one = inside & (f % C == 0)
+        tl.store(bent + r * (HEADS * C) + f, sum_b * inverse, mask=inside)
+        tl.store(slopes + r * HEADS + h, sum_f * inverse, mask=one)
+        tl.store(top + r * HEADS + h, tl.where(hi > lo, m, 0.0), mask=one)
+        tl.store(total + r * HEADS + h, inverse, mask=one)
+
+
+@triton.jit
+def attend_back(
+    start, stop, rows, row, order, source, target, top, total, d, dy, seed, dz, bent, ds,
+    HEADS: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, LEAST: tl.constexpr,
+    DROP: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """By columns j over their rows i: dz = sum a m dy_i, bent = sum a f m dy_i, ds = sum a f d_i."""
+    p = tl.program_id(0).to(tl.int64)
+    j = tl.load(rows + p).to(tl.int64) if SPLIT else p
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    inside, h = f < HEADS * C, f // C
+    own = tl.load(source + j * HEADS + h, mask=inside, other=0.0)
+    sum_z = tl.zeros((BD,), own.dtype)
+    sum_b, sum_d = sum_z, sum_z
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        live = (k < hi)[:, None] & inside[None, :]
+        i = tl.load(row + k, mask=k < hi, other=0).to(tl.int64)[:, None]
+        at = i * HEADS + h[None, :]
+        s = own[None, :] + tl.load(target + at, mask=live, other=0.0)
+        positive = s > 0
+        s = tl.where(positive, s, s * SLOPE)
+        a = tl.exp(s - tl.load(top + at, mask=live, other=0.0)) * tl.load(total + at, mask=live, other=0.0)
+        a = tl.where(live, a, 0.0)
+        bend = tl.where(positive, a, a * SLOPE)
+        sum_d += tl.sum(bend * tl.load(d + at, mask=live, other=0.0), 0)
+        g = tl.load(dy + i * (HEADS * C) + f[None, :], mask=live, other=0.0)
+        if DROP:
+            entry = tl.load(order + k, mask=k < hi, other=0).to(tl.int64)[:, None]
+            g = tl.where(_kept(entry * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST, g * SCALE, 0.0)
+        sum_z += tl.sum(a * g, 0)
+        sum_b += tl.sum(bend * g, 0)
+    tl.store(dz + p * (HEADS * C) + f, sum_z, mask=inside)
+    tl.store(bent + p * (HEADS * C) + f, sum_b, mask=inside)
+    tl.store(ds + p * HEADS + h, sum_d, mask=inside & (f % C == 0))
+
+
+@triton.jit
+def product(
+    start, stop, order, col, values, x, y, programs, x_batch, x_row, x_head,
+    HEADS: tl.constexpr, C: tl.constexpr, TOGETHER: tl.constexpr, ORDER: tl.constexpr, ACC: tl.constexpr,
+    BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """y_ih = sum over the entries of v_eh x_jh, or summed over the heads, too."""
+    p, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    width: tl.constexpr = C if TOGETHER else HEADS * C
+    inside, h, ch = f < width, f // C, f % C
+    acc = tl.zeros((BD,), ACC)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        live = (k < hi)[:, None] & inside[None, :]
+        c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
+        v = (tl.load(order + k, mask=k < hi, other=0).to(tl.int64) if ORDER else k)[:, None] * HEADS
+        for one in range(HEADS if TOGETHER else 1):
+            at = (h + one)[None, :]
+            number = tl.load(values + v + at, mask=live, other=0.0).to(ACC)
+            side = tl.load(x + b * x_batch + c * x_row + at * x_head + ch[None, :], mask=live, other=0.0).to(ACC)
+            acc += tl.sum(number * side, 0)
+    tl.store(y + (b * programs + p) * width + f, acc.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def join_sums(first, part, out, count, pieces, WIDTH: tl.constexpr, BD: tl.constexpr):
+    """The sums of pieces, (b, pieces, WIDTH) -> (b, rows, WIDTH)."""
+    r, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    acc = tl.zeros((BD,), part.dtype.element_ty)
+    for q in range(tl.load(first + r), tl.load(first + r + 1)):
+        acc += tl.load(part + (b * pieces + q) * WIDTH + f, mask=f < WIDTH, other=0.0)
+    tl.store(out + (b * count + r) * WIDTH + f, acc.to(out.dtype.element_ty), mask=f < WIDTH)
+
+
+@triton.jit
+def sampled(
+    start, stop, rows, col, left, right, out, batches, l_batch, l_row, l_head, r_batch, r_row, r_head,
+    HEADS: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """v_eh = sum over batch and channels of left_ih right_jh."""
+    p, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    r = tl.load(rows + p).to(tl.int64) if SPLIT else p
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
+        acc = tl.zeros((BE,), ACC)
+        at_l, at_r = r * l_row + h * l_head, c * r_row + h * r_head
+        for _ in range(batches):
+            for channel in range(0, C, BD):
+                f = channel + tl.arange(0, BD)
+                live = (k < hi)[:, None] & (f < C)[None, :]
+                one = tl.load(left + at_l + f, mask=f < C, other=0.0).to(ACC)
+                two = tl.load(right + at_r + f[None, :], mask=live, other=0.0).to(ACC)
+                acc += tl.sum(one[None, :] * two, 1)
+            at_l += l_batch
+            at_r += r_batch
+        tl.store(out + k * HEADS + h, acc.to(out.dtype.element_ty), mask=k < hi)
+
+
+@triton.jit
+def stats(start, stop, logits, top, total, HEADS: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr):
+    """The largest logit of a row, and the sum of exp(logit - largest)."""
+    p = tl.program_id(0).to(tl.int64)
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    h = tl.program_id(1) * BD + tl.arange(0, BD)
+    m = tl.full((BD,), float("-inf"), logits.dtype.element_ty)
+    acc = tl.zeros((BD,), logits.dtype.element_ty)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        live = (k < hi)[:, None] & (h < HEADS)[None, :]
+        s = tl.load(logits + k[:, None] * HEADS + h[None, :], mask=live, other=0.0)
+        s = tl.where((k < hi)[:, None], s, float("-inf"))
+        now = tl.maximum(m, tl.max(s, 0))
+        acc = acc * tl.exp(m - now) + tl.sum(tl.exp(s - now[None, :]), 0)
+        m = now
+    tl.store(top + p * HEADS + h, m, mask=h < HEADS)
+    tl.store(total + p * HEADS + h, acc, mask=h < HEADS)
+
+
+@triton.jit
+def join_stats(first, top_part, total_part, top, total, HEADS: tl.constexpr, BD: tl.constexpr):
+    """What `stats` makes of whole rows, from its pieces."""
+    r = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BD + tl.arange(0, BD)
+    m = tl.full((BD,), float("-inf"), top.dtype.element_ty)
+    acc = tl.zeros((BD,), top.dtype.element_ty)
+    for q in range(tl.load(first + r), tl.load(first + r + 1)):
+        its = tl.load(top_part + q * HEADS + h, mask=h < HEADS, other=0.0)
+        now = tl.maximum(m, its)
+        sums = tl.load(total_part + q * HEADS + h, mask=h < HEADS, other=0.0)
+        acc = acc * tl.exp(m - now) + sums * tl.exp(its - now)
+        m = now
+    tl.store(top + r * HEADS + h, m, mask=h < HEADS)
+    tl.store(total + r * HEADS + h, acc, mask=h < HEADS)
+
+
+@triton.jit
+def softmax(
+    start, stop, rows, logits, top, total, out,
+    HEADS: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """exp(logit - top) / total."""
+    p = tl.program_id(0).to(tl.int64)
+    r = tl.load(rows + p).to(tl.int64) if SPLIT else p
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    h = tl.program_id(1) * BD + tl.arange(0, BD)
+    m = tl.load(top + r * HEADS + h, mask=h < HEADS, other=0.0)
+    sums = tl.load(total + r * HEADS + h, mask=h < HEADS, other=1.0)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        at, live = k[:, None] * HEADS + h[None, :], (k < hi)[:, None] & (h < HEADS)[None, :]
+        s = tl.load(logits + at, mask=live, other=0.0)
+        tl.store(out + at, tl.exp(s - m[None, :]) / sums[None, :], mask=live)
+
+
+@triton.jit
+def sums(
+    start, stop, order, a, b, out,
+    HEADS: tl.constexpr, TWO: tl.constexpr, ORDER: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The sum of a, or of a b, over the entries of a row."""
+    p = tl.program_id(0).to(tl.int64)
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    h = tl.program_id(1) * BD + tl.arange(0, BD)
+    acc = tl.zeros((BD,), a.dtype.element_ty)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        entry = tl.load(order + k, mask=k < hi, other=0).to(tl.int64) if ORDER else k
+        at, live = entry[:, None] * HEADS + h[None, :], (k < hi)[:, None] & (h < HEADS)[None, :]
+        s = tl.load(a + at, mask=live, other=0.0)
+        if TWO:
+            s *= tl.load(b + at, mask=live, other=0.0)
+        acc += tl.sum(s, 0)
+    tl.store(out + p * HEADS + h, acc, mask=h < HEADS)
+
+
+@triton.jit
+def softmax_back(
+    start, stop, rows, a, g, total, out,
+    HEADS: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """a (g - total), total the row's sum of a g."""
+    p = tl.program_id(0).to(tl.int64)
+    r = tl.load(rows + p).to(tl.int64) if SPLIT else p
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    h = tl.program_id(1) * BD + tl.arange(0, BD)
+    s = tl.load(total + r * HEADS + h, mask=h < HEADS, other=0.0)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        at, live = k[:, None] * HEADS + h[None, :], (k < hi)[:, None] & (h < HEADS)[None, :]
+        one, two = tl.load(a + at, mask=live, other=0.0), tl.load(g + at, mask=live, other=0.0)
+        tl.store(out + at, one * two - one * s[None, :], mask=live)
+
+
+@triton.jit
+def largest(
+    start, stop, col, values, x, y, programs, x_batch, x_row,
+    C: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The largest v_e x_j of a row; NaN where one is, 0 without entries."""
+    p, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    m = tl.full((BD,), float("-inf"), x.dtype.element_ty)
+    unknown = tl.zeros((BD,), tl.int32)
+    for e in range(lo, hi, BE):
+        k = e + tl.arange(0, BE)
+        live = (k < hi)[:, None] & (f < C)[None, :]
+        c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
+        s = tl.load(x + b * x_batch + c * x_row + f[None, :], mask=live, other=0.0)
+        s *= tl.load(values + k, mask=k < hi, other=0.0)[:, None]
+        s = tl.where(live, s, float("-inf"))
+        unknown += tl.sum((s != s).to(tl.int32), 0)
+        m = tl.maximum(m, tl.max(s, 0))
+    m = tl.where(unknown > 0, float("nan"), m)
+    tl.store(y + (b * programs + p) * C + f, m if SPLIT else tl.where(hi > lo, m, 0.0), mask=f < C)
+
+
+@triton.jit
+def join_largest(first, part, out, count, pieces, C: tl.constexpr, BD: tl.constexpr):
+    """The largest of pieces, (b, pieces, C) -> (b, rows, C)."""
+    r, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
+    f = tl.program_id(1) * BD + tl.arange(0, BD)
+    lo, hi = tl.load(first + r), tl.load(first + r + 1)
+    m = tl.full((BD,), float("-inf"), part.dtype.element_ty)
+    unknown = tl.zeros((BD,), tl.int32)
+    for q in range(lo, hi):
+        s = tl.load(part + (b * pieces + q) * C + f, mask=f < C, other=0.0)
+        unknown += (s != s).to(tl.int32)
+        m = tl.maximum(m, s)
+    m = tl.where(unknown > 0, float("nan"), m)
+    tl.store(out + (b * count + r) * C + f, tl.where(hi > lo, m, 0.0), mask=f < C)
