@@ -193,10 +193,9 @@ class Heads(Weighted, Mixing):
             return self.joined(each(S, Z), Z)
         assert isinstance(S, Stack)
         *parts, own = S.parts
-        Y = each(parts[0] if len(parts) == 1 else Stack(tuple(parts)), Z[..., : self.heads, :, :])
-        if isinstance(own, Identity):
-            return self.joined(Y, Z)
-        return _side_by_side(Y + own.expand(Z[..., self.heads :, :, :]).squeeze(-3))
+        Z, root = Z.split(self.heads, -3)  # whose gradients are laid side by side in one step
+        Y = each(parts[0] if len(parts) == 1 else Stack(tuple(parts)), Z)
+        return _side_by_side(Y + (root if isinstance(own, Identity) else own.expand(root).squeeze(-3)))
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
         """What `collect` makes of all S_k Z_k of the heads, and of the node's own Z."""

@@ -44,8 +44,7 @@ class DotProduct(GraphStructure):
         scale = self.c**-0.5
         asked = theta["query"] * scale  # numbers of the weight are fewer than logits
         if domain.square:
-            both = by_heads(call.x, torch.cat((asked, theta["key"])))
-            query, key = both[..., : self.heads, :], both[..., self.heads :, :]
+            query, key = by_heads(call.x, torch.cat((asked, theta["key"]))).split(self.heads, -2)
         else:
             query, key = by_heads(domain.at_targets(call.x), asked), by_heads(call.x, theta["key"])
         if self.bias:
