@@ -2,10 +2,10 @@
 
     python -m experiments.translation.predict "Two dogs run through the snow."
     python -m experiments.translation.predict "A man sleeps." --picture words.png
-    python -m experiments.translation.predict --train                train the committed network again
+    python -m experiments.translation.predict --train                train the small network into runs/
 
-The committed network is small (0.4M parameters, in float16), and knows descriptions of pictures alone. A checkpoint is
-two files: NAME.safetensors with the weights, and NAME.json with configuration and units.
+The small network has 0.4M parameters, in float16, and knows descriptions of pictures alone. A checkpoint is two files:
+NAME.safetensors with the weights, and NAME.json with configuration and units.
 """
 
 import json
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import gconv
 from datasets import DataError
-from experiments.harness.common import ROOT, seed_everything
+from experiments.harness.common import ROOT, RUNS, seed_everything
 from experiments.harness.store import replace_file
 from experiments.translation.corpus import END, START, UNKNOWN, code, corpus, units_of
 from experiments.translation.networks import Look, Memory, Network, PlainLook
@@ -43,8 +43,8 @@ class Options:
     """Translate English sentences into German."""
 
     sentences: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    checkpoint: Path = COMMITTED
-    """Weights; the file with the same name and .json belongs to it."""
+    checkpoint: Path | None = None
+    """Weights; the file with the same name and .json belongs to it (default: experiments/checkpoints, else runs)."""
     beam: int = 5
     picture: Path | None = None
     """PNG file: which English words the network looked at for each German one, of the first sentence."""
@@ -152,12 +152,13 @@ def train(options: Options) -> None:
     data, units = corpus(config.dataset, options.data_root), units_of(config.dataset, config.units, options.data_root)
     seed_everything(config.seed)
     model = network(config, units.get_vocab_size())
-    resume = options.checkpoint.with_suffix(".resume.pt")
+    path = options.checkpoint or RUNS / COMMITTED.name
+    resume = path.with_suffix(".resume.pt")
     fit(model, code(units, data.train), code(units, data.val), config, resume)
     found, _ = scores(model.half().float(), units, data.val, config.beam)
-    save(model, units, config, options.checkpoint, data=data.label, val_bleu=round(found["bleu"], 2))
+    save(model, units, config, path, data=data.label, val_bleu=round(found["bleu"], 2))
     resume.unlink(missing_ok=True)
-    print(f"wrote {options.checkpoint}: BLEU {found['bleu']:.1f} on the validation pairs ({found['signature']})")
+    print(f"wrote {path}: BLEU {found['bleu']:.1f} on the validation pairs ({found['signature']})")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if not options.sentences:
             raise ValueError("give an English sentence in quotation marks")
-        model, units = load(options.checkpoint)
+        model, units = load(options.checkpoint or (COMMITTED if COMMITTED.is_file() else RUNS / COMMITTED.name))
         sentences = [check(sentence, units) for sentence in options.sentences]
         found = translate(model, units, sentences, options.beam)
         print("\n".join(found))
