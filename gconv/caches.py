@@ -32,7 +32,11 @@ P = ParamSpec("P")
 
 
 class CacheInfo(NamedTuple):
-    """What a cache holds: its entries, the bytes of their tensors and buffers, and its bound in words."""
+    """What a cache holds: its entries, the bytes of their tensors and buffers, and its bound in words.
+
+    >>> CacheInfo(entries=2, bytes=1024, bound="64 entries").bytes
+    1024
+    """
 
     entries: int
     bytes: int

@@ -34,15 +34,41 @@ POSITIONAL = ("in_channels", "out_channels", "channels", "kernel_size")  # print
 
 
 class NotLinear(ValueError):
-    """The operator has no matrix, adjoint or spectrum, because a tap reduces with max."""
+    """The operator has no matrix, adjoint or spectrum, because a tap reduces with max.
+
+    >>> from gconv import GConv, Grid
+    >>> from gconv.operators import max_pool2d
+    >>> try:
+    ...     GConv(max_pool2d(2)).at(Grid((4, 4)))
+    ... except NotLinear as error:
+    ...     print(error)
+    max_pool2d(2) takes a maximum over its window, so it has no matrix, adjoint or spectrum.
+    """
 
 
 class OutsideFamily(ValueError):
-    """The convolution is not of the form sum_k S_k X W_k; the message says which assumption fails."""
+    """The convolution is not of the form sum_k S_k X W_k; the message says which assumption fails.
+
+    >>> import gconv
+    >>> try:
+    ...     gconv.twin(torch.nn.PixelShuffle(2))
+    ... except OutsideFamily:
+    ...     print("no twin: it moves pixels into channels")
+    no twin: it moves pixels into channels
+    """
 
 
 class Inadmissible(ValueError):
-    """The lowering that was asked for cannot run this structure; the message says why."""
+    """The lowering that was asked for cannot run this structure; the message says why.
+
+    >>> from gconv import GConv
+    >>> from gconv.operators import conv2d
+    >>> try:
+    ...     GConv(conv2d(1, 1, 3))(torch.zeros(1, 1, 5, 5), lowering="gft")
+    ... except Inadmissible as error:
+    ...     print(error)
+    The lowering 'gft' cannot run this operator: it needs multipliers of a Fourier basis, and this structure is Shifts.
+    """
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def operator_picture(entry: Operator, path: Path) -> tuple[str, str]:
         if response is not None and response.frequency.ndim > 1 and response.frequency.shape[1] > 2:
             response = None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6 if response else 6.6, 3.2), layout=None)
+        figure = Figure(figsize=(9.6 if response else 6.6, 3.2), layout="none")
         figure.subplots_adjust(left=0.07, right=0.97, bottom=0.17, top=0.86, wspace=0.4)  # a constrained layout is slow
         panels = figure.subplots(1, 3 if response else 2)
         if A is None:

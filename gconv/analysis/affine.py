@@ -28,6 +28,10 @@ class Affine(NamedTuple):
     Args:
         map: the linear map; see `gconv.linear.ProgramMap` for the shapes that it takes.
         offset: of the shape of the network's result.
+
+    >>> found = affine(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()).eval(), torch.ones(1, 3))
+    >>> isinstance(found, Affine), found.map.shape, found.offset.shape
+    (True, (4, 3), torch.Size([1, 4]))
     """
 
     map: Map

@@ -41,6 +41,9 @@ class Shift:
     Args:
         steps: sites along each axis.
         out: sites along each axis of the output, where they differ (a stride divides them).
+
+    >>> Shift((0, 1)).signal(torch.tensor([[1, 2, 3]]), 3)
+    tensor([[3, 1, 2]])
     """
 
     steps: tuple[int, ...]
@@ -60,7 +63,11 @@ class Shift:
 
 @dataclass(frozen=True)
 class Flip:
-    """Reflection along axes of a grid, counted from the last (-1)."""
+    """Reflection along axes of a grid, counted from the last (-1).
+
+    >>> Flip().signal(torch.tensor([[1, 2, 3]]), 3)
+    tensor([[3, 2, 1]])
+    """
 
     axes: tuple[int, ...] = (-1,)
 
@@ -76,7 +83,12 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rot90:
-    """Rotation by quarters of a turn in the last two axes of a grid."""
+    """Rotation by quarters of a turn in the last two axes of a grid.
+
+    >>> Rot90().signal(torch.tensor([[1, 2], [3, 4]]), 4)
+    tensor([[2, 4],
+            [1, 3]])
+    """
 
     quarters: int = 1
 
@@ -92,7 +104,11 @@ class Rot90:
 
 @dataclass(frozen=True)
 class Permutation:
-    """Node v is renamed to order[v]; the graph is renamed along."""
+    """Node v is renamed to order[v]; the graph is renamed along.
+
+    >>> Permutation((2, 0, 1)).signal(torch.tensor([[1], [2], [3]]), 3).flatten()
+    tensor([2, 3, 1])
+    """
 
     order: tuple[int, ...]
 

@@ -28,6 +28,13 @@ class Response:
         grid: the shape that f unfolds to, on grids.
         low: on graphs, at which end of the ascending eigenvalues the low frequencies are, the eigenvectors that change
             least along edges: "first" for Laplacians, "last" for adjacencies.
+
+    >>> from gconv import GConv
+    >>> from gconv.operators import gcn
+    >>> from gconv.operators.shapes import ring
+    >>> found = frequency_response(GConv(gcn(2, 3)), ring(8))
+    >>> isinstance(found, Response), found.gain.shape, found.low
+    (True, torch.Size([8, 2, 3]), 'last')
     """
 
     frequency: Tensor

@@ -57,7 +57,12 @@ def _recall(edges: Edges, key: Hashable) -> str | None:
 
 
 class Edges:
-    """The edges of a `Graph` or a `Bipartite`, and a place for what is derived from them once."""
+    """The edges of a `Graph` or a `Bipartite`, and a place for what is derived from them once.
+
+    >>> from gconv import Graph
+    >>> isinstance(Graph(torch.tensor([[0, 1], [1, 0]])), Edges)
+    True
+    """
 
     edge_index: Tensor
     edge_weight: Tensor | None

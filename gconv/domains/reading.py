@@ -33,6 +33,9 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
 
     Raises:
         TypeError: if the object is none of these, or tensors are given beside a domain that already holds them.
+
+    >>> read_graph(torch.tensor([[0, 1], [1, 2]]), 4)
+    Graph(4 nodes, 2 edges)
     """
     if type(domain) is Tensor and is_plain_eager():
         known = _SEEN.get(domain)
@@ -101,6 +104,9 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
 
     Raises:
         TypeError, ValueError: as Bipartite does, or if tensors are given beside a Bipartite.
+
+    >>> read_bipartite(torch.tensor([[0, 1], [1, 2]]), (2, 3))
+    Bipartite(2 sources, 3 targets, 2 edges)
     """
     given = {name: as_tensor(name, value) for name, value in tensors.items() if value is not None}
     if isinstance(edge_index, Bipartite):

@@ -41,7 +41,11 @@ def gconv_of(layer: nn.Module, asking: str) -> GConv:
 
 
 def from_torch(layer: nn.Module) -> GConv:
-    """A GConv with the operator and the weights of a layer; see `GConv.from_torch`."""
+    """A GConv with the operator and the weights of a layer; see `GConv.from_torch`.
+
+    >>> from_torch(nn.Conv2d(3, 8, 3, padding=1))
+    GConv(conv2d(3, 8, 3, padding=1))
+    """
     own = gconv_of(layer, "GConv.from_torch")
     given = {key: value for key, value in own._parameters.items() if value is not None}
     like = next(iter(given.values()), own._like)

@@ -17,6 +17,10 @@ class Entry:
         layer: its class.
         spec: what it became; None where it was left alone.
         notes: the conventions that were kept; where it was left alone, the reason.
+
+    >>> print(Entry("1", "ReLU", None, ("an activation, not linear",)))
+    1: ReLU left alone
+        an activation, not linear
     """
 
     path: str
@@ -44,8 +48,8 @@ class Report:
     >>> from torch import nn
     >>> from gconv.interop import convert
     >>> report = convert(nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU())).report()
-    >>> report["0"].spec, report["1"].notes
-    (conv1d(2, 3, 3), ('an activation, not linear',))
+    >>> isinstance(report, Report), report["0"].spec, report["1"].notes
+    (True, conv1d(2, 3, 3), ('an activation, not linear',))
     """
 
     entries: tuple[Entry, ...]

@@ -29,6 +29,9 @@ class Twin(nn.Module):
         structure: the one on grids, whose entries are the edges.
 
     Shapes: images (b, i, *grid) or (i, *grid) -> (b, o, *grid) or (o, *grid), as the layer on grids.
+
+    >>> isinstance(twin(nn.Conv1d(1, 1, 3)), Twin)
+    True
     """
 
     def __init__(self, gconv: GConv, structure: Structure) -> None:

@@ -38,6 +38,11 @@ class Sum(Map):
     """The sum of maps between the same sites and channels.
 
     Equation: (A + B) x = A x + B x. It collapses to the taps of all terms in one stack.
+
+    >>> from gconv.linear import identity
+    >>> A = identity(3)
+    >>> isinstance(A + A.T, Sum), (A + A.T).shape
+    (True, (3, 3))
     """
 
     terms: tuple[Map, ...]
@@ -96,6 +101,11 @@ class Composed(Map):
     """One map after another, the last factor first.
 
     Equation: (A @ B) x = A (B x). It collapses to the products of taps, S_k S_l with W_l W_k.
+
+    >>> from gconv.linear import identity
+    >>> A = identity(3)
+    >>> isinstance(A @ A.T, Composed), (A @ A.T).shape
+    (True, (3, 3))
     """
 
     factors: tuple[Map, ...]
@@ -159,7 +169,13 @@ def _product(A: LinearMap, B: LinearMap) -> LinearMap:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scaled(Map):
-    """A number times a map."""
+    """A number times a map.
+
+    >>> from gconv.linear import identity
+    >>> A = identity(3)
+    >>> isinstance(2 * A, Scaled), (2 * A).shape
+    (True, (3, 3))
+    """
 
     c: Number
     A: Map
@@ -226,6 +242,11 @@ class Block(Map):
     Args:
         rows: a table of maps, None where the block is zero; every row and column holds at least one.
         axis: "sites" or "channels".
+
+    >>> from gconv.linear import identity
+    >>> found = hstack([identity(3), identity(3)])
+    >>> isinstance(found, Block), found.shape
+    (True, (3, 6))
     """
 
     rows: tuple[tuple[Map | None, ...], ...]

@@ -36,6 +36,8 @@ class Map:
     (conv2d.T @ conv2d + 0.1 I)
     >>> ((A.T @ A + 0.1 * A.I) @ torch.zeros(16, 1)).shape
     torch.Size([16, 1])
+    >>> isinstance(A, Map)
+    True
     """
 
     if TYPE_CHECKING:  # what a subclass must have, as a field or as a property

@@ -150,6 +150,11 @@ class ProgramMap(Map):
     Shapes: signals (*b, n, i) -> (*b, m, o), with i the last axis of the program's input and n all others, so that rows
     and columns of the matrix follow `y.flatten()` and `x.flatten()`. A tensor of the shape of the program's input
     gives one of the shape of its result.
+
+    >>> from gconv.analysis import affine
+    >>> found = affine(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).map
+    >>> isinstance(found, ProgramMap), found.shape
+    (True, (2, 3))
     """
 
     program: Program

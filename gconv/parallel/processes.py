@@ -16,7 +16,11 @@ GRACE = 5.0  # seconds in which the processes that are left report a failure
 
 
 class ProcessError(RuntimeError):
-    """Another process of the group ended, did not answer in time, or was called differently."""
+    """Another process of the group ended, did not answer in time, or was called differently.
+
+    >>> issubclass(ProcessError, RuntimeError)
+    True
+    """
 
 
 class Processes:

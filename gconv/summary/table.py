@@ -25,6 +25,11 @@ class Row:
         lowering: how gconv runs it; "torch" or "PyG" where gconv does not.
         predicted, measured: seconds; None where not known.
         share: of the measured seconds of all rows, or where nothing was measured of all multiply-adds.
+
+    >>> import torch, gconv
+    >>> (row,) = gconv.summary(torch.nn.Linear(3, 4), torch.zeros(2, 3)).rows
+    >>> isinstance(row, Row), row.layer, row.parameters, row.multiply_adds
+    (True, 'Linear', 16, 24)
     """
 
     path: str
@@ -48,6 +53,11 @@ class Summary:
     Args:
         rows: one for each call of a layer.
         seconds: of one call of the model, where measured.
+
+    >>> import torch, gconv
+    >>> found = gconv.summary(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), torch.zeros(2, 3))
+    >>> isinstance(found, Summary), found.totals["multiply_adds"]
+    (True, 24)
     """
 
     rows: tuple[Row, ...]

@@ -37,6 +37,9 @@ class Transferred:
         spec: the operator on sites; None where it works on each site alone, or after the sites.
         sites: how many there are, in and out.
         note: whether it is exact, and what is approximated or missing.
+
+    >>> print(Transferred("0", "ReLU", None, (16, 16), "exact"))
+    0: ReLU: exact
     """
 
     path: str
@@ -52,7 +55,12 @@ class Transferred:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """The layers of a transferred network, in the order in which they run; calling it returns it."""
+    """The layers of a transferred network, in the order in which they run; calling it returns it.
+
+    >>> found = transfer(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1)), torch.ones(4, 4, dtype=torch.bool))
+    >>> isinstance(found.report, TransferReport), [entry.note for entry in found.report]
+    (True, ['exact', 'exact'])
+    """
 
     entries: tuple[Transferred, ...]
 
@@ -80,6 +88,10 @@ class OnDomain(nn.Module):
         report: what became of each layer.
 
     Shapes: x (b, n, c) or (n, c) -> (b, m, o) or (m, o) on sites, otherwise what the model returns.
+
+    >>> found = transfer(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), torch.ones(4, 4, dtype=torch.bool))
+    >>> isinstance(found, OnDomain), found(torch.rand(1, 16, 1)).shape
+    (True, torch.Size([1, 16, 2]))
     """
 
     def __init__(self, network: fx.GraphModule, domain: Place, target: Place | None, report: TransferReport) -> None:
