@@ -74,6 +74,7 @@ tables: $(VENV)/.ok  ## render the tables of README and docs/ and the figures fr
 
 docs: $(DOCS)/.ok  ## the site docs/_build/html, every page and picture executed, warnings are errors; about three minutes
 	OMP_NUM_THREADS=1 $(DOCS)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
+	$(DOCS)/bin/python docs/ext/check_site.py docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 # Sphinx and what it needs, in an environment that also sees the packages of .venv and changes none of them.

@@ -60,3 +60,18 @@ def test_examples_of_the_site_s_own_code(name, monkeypatch):
     module = importlib.import_module(f"ext.{name}")
     found = doctest.testmod(module, optionflags=FLAGS)
     assert found.attempted and not found.failed
+
+
+def test_the_check_of_the_site_finds_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    check = importlib.import_module("ext.check_site")
+    (tmp_path / "operators").mkdir()
+    (tmp_path / "operators" / "gcn.html").write_text('<p id="a"><a href="../index.html#b">up</a><img src="no.png">')
+    (tmp_path / "index.html").write_text('<a href="operators/gcn.html#a"></a><a href="#here" id="here"></a>')
+    (tmp_path / "searchindex.js").write_text('"index"')
+    assert check.wrong(tmp_path) == [
+        "operators/gcn.html: no.png has no alternative text",
+        "operators/gcn.html: ../index.html#b names a place that is not there",
+        "operators/gcn.html: no.png leads nowhere",
+        "the search does not know gcn",
+    ]
