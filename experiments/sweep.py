@@ -29,6 +29,8 @@ TABLES = {
     "checkerboard": "experiments.images.checkerboard",
     "overfitting": "experiments.images.overfitting",
     "studies": "experiments.images.studies",
+    "conversions": "experiments.large.conversions",
+    "bert": "experiments.large.bert",
     "superpixels": "experiments.images.superpixels",
 }
 

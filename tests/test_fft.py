@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
+from torch.overrides import TorchFunctionMode
 
 from gconv import GConv
 from gconv.kernels import ring
@@ -242,3 +243,27 @@ def test_what_one_sample_holds_does_not_reach_another(value):
     with pytest.raises(AssertionError):  # the control: two samples as real and imaginary part of one signal
         spectra = torch.fft.fft2(torch.complex(x[0].detach(), x[1].detach()))
         torch.testing.assert_close(torch.fft.ifft2(spectra).imag, x[1].detach())
+
+
+class Seen(TorchFunctionMode):
+    """Records the kernel lengths of torch's own convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.lengths = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.conv1d:
+            self.lengths.append(args[1].shape[-1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_long_kernel_is_not_run_directly_to_learn_its_memory_format():
+    """The kernel as long as the context: quadratic in torch's own convolution, which a first call must not run."""
+    n = 2048
+    layer, x = GConv(depthwise(2, n, padding=((n - 1, 0),), bias=False, ndim=1)), torch.randn(1, 2, n)
+    with Seen() as seen:
+        y = layer(x, lowering="fft")
+        assert not seen.lengths and y.is_contiguous()
+        assert_close("value", y, layer(x, lowering="native"), 1e-5)
+    assert seen.lengths == [n]  # the control: that is where torch's kernel is seen

@@ -7,16 +7,18 @@ is; otherwise the rule by which torch reads the format off an input does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis
+from gconv.basis import Basis, Shifts
 from gconv.call import Call
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
 
+MAX_TAPS_PROBED = 1024  # beyond, torch's kernel costs far more than another memory format
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -82,7 +84,8 @@ def _last(S: Basis, call: Call) -> bool:
     """Whether torch's own layer would give channels_last."""
     x = call.x
     kernel = native.NATIVE.images if native.refuses(S, call.mixing) is None else None
-    if kernel is None or x.numel() == 0 or torch.compiler.is_compiling():
+    long = isinstance(S, Shifts) and math.prod(S.kernel) > MAX_TAPS_PROBED
+    if kernel is None or long or x.numel() == 0 or torch.compiler.is_compiling():
         return suggests_last(x)
     with torch.no_grad():
         like = kernel(S, Call(x[:2], call.mixing, call.W))

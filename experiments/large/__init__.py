@@ -1,0 +1,1 @@
+"""Experiments with large models, and with pretrained ones."""
