@@ -31,6 +31,10 @@ TABLES = {
     "studies": "experiments.images.studies",
     "conversions": "experiments.large.conversions",
     "bert": "experiments.large.bert",
+    "language_model": "experiments.large.language_model",
+    "long_context": "experiments.large.long_context",
+    "dvae": "experiments.large.dvae",
+    "finetune": "experiments.large.finetune",
     "superpixels": "experiments.images.superpixels",
 }
 
