@@ -19,6 +19,7 @@ from experiments.harness.render import (
     worst,
 )
 from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
+from experiments.large import bert, conversions, dvae, finetune, language_model, long_context
 from experiments.segmentation import membrane
 from experiments.text import classify
 from experiments.translation import report as translation
@@ -235,6 +236,12 @@ TABLES: tuple[Table, ...] = (
     membrane.TABLE,
     bccd.TABLE,
     translation.TABLE,
+    conversions.TABLE,
+    bert.TABLE,
+    language_model.TABLE,
+    long_context.TABLE,
+    dvae.TABLE,
+    finetune.TABLE,
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -263,4 +270,9 @@ FIGURES: tuple[Figure, ...] = (
     membrane.FIGURE,
     bccd.FIGURE,
     translation.FIGURE,
+    bert.FIGURE,
+    language_model.FIGURE,
+    long_context.FIGURE,
+    dvae.FIGURE,
+    finetune.FIGURE,
 )
