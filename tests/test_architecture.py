@@ -218,7 +218,12 @@ def test_a_wait_without_end_is_found(code):
 # and commands each other.
 FAMILIES = {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()}
 COMMANDS = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
-ABOVE = {"report": FAMILIES, "gpu": {"images", "speed"}, **dict.fromkeys(COMMANDS, FAMILIES | COMMANDS)}
+ABOVE = {
+    "report": FAMILIES,
+    "gpu": {"images", "speed"},
+    "large": {"text"},
+    **dict.fromkeys(COMMANDS, FAMILIES | COMMANDS),
+}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "experiments").rglob("[a-z]*.py")
 }
