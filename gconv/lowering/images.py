@@ -7,13 +7,12 @@ is; otherwise the rule by which torch reads the format off an input does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Shifts
+from gconv.basis import Basis
 from gconv.call import Call
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
@@ -84,7 +83,7 @@ def _last(S: Basis, call: Call) -> bool:
     """Whether torch's own layer would give channels_last."""
     x = call.x
     kernel = native.NATIVE.images if native.refuses(S, call.mixing) is None else None
-    long = isinstance(S, Shifts) and math.prod(S.kernel) > MAX_TAPS_PROBED
+    long = call.W is not None and len(call.W) > MAX_TAPS_PROBED
     if kernel is None or long or x.numel() == 0 or torch.compiler.is_compiling():
         return suggests_last(x)
     with torch.no_grad():
