@@ -45,9 +45,9 @@ def test_triton_kernels_are_the_cpus_under_the_interpreter(dtype, long):
 @NEEDS_TRITON
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", ["80", "90", "120"])
-def test_triton_kernels_compile_without_a_gpu_and_spill_nothing(capability):
+def test_triton_kernels_compile_without_a_gpu_and_spill_one_double_at_most(capability):
     found = outcome("--compile", capability, TRITON_INTERPRET="0")
-    assert len(found) == 26 and all(made["stack"] == made["local"] == 0 for made in found.values())
+    assert len(found) == 26 and max(made["stack"] + made["local"] for made in found.values()) <= 8
     assert max(made["reg"] for made in found.values()) <= 128  # then 16 warps fit on a multiprocessor
 
 

@@ -122,7 +122,7 @@ def checked(device: torch.device, dtype: torch.dtype, long: int, widths: Any = W
 
 
 def compiled(capability: int) -> dict[str, dict[str, int]]:
-    """Registers and bytes spilled of every kernel on a GPU of such a capability, for 8 heads of 8 channels."""
+    """Registers, and bytes of stack and local memory, of every kernel on such a GPU, for 8 heads of 8 channels."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
