@@ -11,23 +11,29 @@ from tests import package
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
+def name_of(requirement):
+    """The normalised name of a package in a requirement."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;~! ]", requirement)[0]).lower()
+
+
 def test_the_version_is_stated_once():
     assert package.version() == gconv.__version__
     assert "version" in PROJECT["dynamic"] and "version" not in PROJECT
     assert f"\nversion: {gconv.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
-def test_what_an_extra_names_is_pinned_in_the_constraints():
-    pinned = {
-        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
-        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        if "==" in line
-    }
-    for extra, requirements in PROJECT["optional-dependencies"].items():
-        names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=;~! ]", r)[0]).lower() for r in requirements} - {"gconv"}
-        assert names <= pinned, (extra, names - pinned)
-        inner = {e for r in requirements if r.startswith("gconv[") for e in re.findall(r"\[(.*)\]", r)[0].split(",")}
-        assert inner <= set(PROJECT["optional-dependencies"]), extra
+def test_what_a_full_install_names_is_pinned_in_the_constraints():
+    """A full install is the extra `test`, with the extras that it names."""
+    extras, wanted, names = PROJECT["optional-dependencies"], ["test"], set(PROJECT["dependencies"])
+    for extra in wanted:  # which grows
+        for requirement in extras[extra]:
+            inner = re.match(r"gconv\[(.*)\]", requirement)
+            wanted += [e for e in inner[1].split(",") if e not in wanted] if inner else []
+            names |= set() if inner else {requirement}
+    assert {"applications", "experiments", "graph", "parallel"} <= set(wanted)
+    found = {name_of(requirement) for requirement in names}
+    pinned = {name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert found <= pinned, found - pinned
 
 
 def test_the_documentation_s_own_packages_are_pinned_and_do_not_move_others():

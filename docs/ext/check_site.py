@@ -24,8 +24,9 @@ class Page(HTMLParser):
         given = dict(attrs)
         self.anchors |= {name for key in ("id", "name") if (name := given.get(key))}
         self.links += [link for key in ("href", "src") if (link := given.get(key))]
-        if tag == "img" and not (given.get("alt") or "").strip():
-            self.silent.append(given.get("src") or "a picture")
+        source = given.get("src") or "a picture"
+        if tag == "img" and not (given.get("alt") or "").strip() and "_thumb." not in source:  # those stand by a title
+            self.silent.append(source)
 
 
 def wrong(site: Path) -> list[str]:

@@ -3,7 +3,7 @@ Oversmoothing: what depth does to a graph network
 =================================================
 
 Each GCN layer averages over neighbours. After many layers all nodes look alike: the Dirichlet energy, how much the
-signal changes along edges, falls exponentially. A layer that also keeps the input (GCNII) does not lose it.
+signal changes along edges, falls exponentially. Propagation that returns to the input (APPNP) does not lose it.
 """
 
 import torch
@@ -18,6 +18,7 @@ for layer in smooth:
 energies = analysis.energy_by_depth(smooth, x, graph)
 axis = analysis.plot_energy(energies, label="averaging, again and again")
 
-kept = [analysis.dirichlet_energy(GConv(appnp(k=k, alpha=0.2)).double()(x, graph), graph) for k in range(1, 13)]
-analysis.plot_energy(torch.stack([energies[0], *map(torch.as_tensor, kept)]), axis, label="appnp, alpha = 0.2")
+signals = [GConv(appnp(k=k, alpha=0.2))(x, graph) for k in range(1, 13)]
+kept = [analysis.dirichlet_energy(y, graph, normalization="sym", relative=True) for y in signals]
+analysis.plot_energy(torch.stack([energies[0], *kept]), axis, label="appnp, alpha = 0.2")
 axis.legend()
