@@ -20,6 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build", "README.md", "requirements.txt", "gallery", "**/GALLERY_HEADER.rst"]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 root_doc = "index"
+smartquotes = False  # docstrings quote code
 myst_heading_anchors = 4
 suppress_warnings = ["config.cache"]  # sphinx-gallery's functions in its settings cannot be stored between builds
 
