@@ -35,6 +35,7 @@ TABLES = {
     "long_context": "experiments.large.long_context",
     "dvae": "experiments.large.dvae",
     "finetune": "experiments.large.finetune",
+    "external": "experiments.large_graphs.external",
     "superpixels": "experiments.images.superpixels",
 }
 

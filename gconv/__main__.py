@@ -7,6 +7,7 @@ python -m gconv plan "conv2d(3, 8, 3, padding=1)" 16 3 32 32     how a layer run
 python -m gconv plan "gcn(16, 7)" 10000 16 --edges 50000         the same on a random graph
 python -m gconv doctor              what is installed and compiled, and how to mend what is not; exit 1 if gconv
                                     runs slower than it could
+python -m gconv propagate E X --out DIR   S^k X of a graph and features larger than memory, on disk (--help)
 python -m gconv calibrate           measure this machine for plans (`python -m gconv.calibrate`)
 
 Help is printed without importing torch where this file is run by itself, as the command `gconv` does; `python -m gconv`
@@ -160,13 +161,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     planned.add_argument("--edges", type=int, default=10000, help="of the random graph (10000)")
     commands.add_parser("doctor", help="say what is missing, and what to do")
     commands.add_parser("calibrate", help="measure this machine for plans", add_help=False)
+    commands.add_parser("propagate", help="S^k X of a graph larger than memory", add_help=False)
     given, rest = parser.parse_known_args(argv)
     if given.version:
         import gconv
 
         print(gconv.__version__)
         return
-    if rest and given.command != "calibrate":
+    if rest and given.command not in ("calibrate", "propagate"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     match given.command:
         case None:
@@ -186,6 +188,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             from gconv import calibrate
 
             calibrate.main(rest)
+        case "propagate":
+            from gconv.external import command as propagate
+
+            propagate.main(rest)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from experiments.harness.render import (
 )
 from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context
+from experiments.large_graphs import external
 from experiments.segmentation import membrane
 from experiments.text import classify
 from experiments.translation import report as translation
@@ -234,6 +235,7 @@ TABLES: tuple[Table, ...] = (
     superpixels.TABLE,
     classify.TABLE,
     membrane.TABLE,
+    external.TABLE,
     bccd.TABLE,
     translation.TABLE,
     conversions.TABLE,

@@ -172,6 +172,17 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics |= dict.fromkeys((*membrane.SCORES.values(), *bccd.SCORES.values()), 0.5)
     metrics |= dict.fromkeys(("test_bleu", "test_bleu_lower", "val_bleu"), 30.0)
     metrics |= {"test_signature": "nrefs:1", "test_samples": [["best", "a dog", "ein Hund", "ein Hund"]]}
+    measured = (
+        "peak_gb",
+        "build_cpu_seconds",
+        "build_seconds",
+        "cpu_seconds",
+        "seconds",
+        "cpu_ns_an_edge",
+        "error",
+        "load",
+    )
+    metrics |= dict.fromkeys(measured, 1.0)
     fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
     for table in tables.TABLES:

@@ -1,0 +1,140 @@
+"""python -m gconv propagate: S^k X of a graph and features on disk, within a given memory.
+
+EDGES is a list of edges u -> v (.npy, .npz, .i32, .i64, .txt, .csv, .tsv and .gz of text), or a folder that an earlier
+call has built. FEATURES has a row for each node: .npy or .npz (data.npz:node_feat names the array), or text. DIR gets
+
+    graph/                 the graph, sorted by rows; can be given as EDGES of another call
+    power-1.npy ...        S X, S^2 X, ..., S^k X, to be read with numpy.load(..., mmap_mode="r") or gconv.external.Rows
+
+The same command, repeated after a kill or a full disk, goes on where it was. Examples:
+
+    python -m gconv propagate edges.csv x.npy --k 3 --memory 8GB --out run              SGC and SIGN, gcn's S
+    python -m gconv propagate edges.csv x.npy --k 2 --norm mean --out run               sage's mean
+    python -m gconv propagate edges.csv x.npy --k 10 --alpha 0.1 --keep last --out run  appnp
+    python -m gconv propagate data.npz:edge_index data.npz:node_feat --undirected --duplicates drop --memory 24GB \\
+        --out papers100M
+
+Memory holds one slab of channels at all nodes, 4 bytes a number; with more memory S is read fewer times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gconv.external.features import features_from_text, is_text
+from gconv.external.files import DiskError, in_words
+from gconv.external.graph import DiskGraph
+from gconv.external.product import Norm, propagate
+
+SCALINGS: dict[str, tuple[Norm, bool]] = {
+    "gcn": ("sym", True),
+    "sym": ("sym", False),
+    "mean": ("row", False),
+    "sum": (None, False),
+}
+
+
+class _Lines:
+    """Progress on stderr: a line that is rewritten on a terminal, else a line every few seconds."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.every, self.last, self.what = (0.2 if self.terminal else 10.0), 0.0, ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last < self.every and what == self.what:
+            return
+        self.last = now
+        share = f"{100 * done / total:3.0f} %" if total else f"{done:,}"
+        end = "" if self.terminal else "\n"
+        start = "\r\x1b[K" if self.terminal else ""
+        self.what = what
+        print(f"{start}{what}: {share}", end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.terminal and self.what:
+            print(file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Raises: SystemExit."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m gconv propagate", description=__doc__, formatter_class=form)
+    add = parser.add_argument
+    add("edges", metavar="EDGES", help="file of edges, or folder of a graph that was built")
+    add("features", metavar="FEATURES", help="file of features, a row a node")
+    add("--out", metavar="DIR", required=True, help="folder for the graph and the results")
+    add("--k", type=int, default=3, help="number of powers (3)")
+    add("--memory", default="2GB", help="for the whole process, such as 8GB (2GB)")
+    add(
+        "--norm", choices=list(SCALINGS), default="gcn", help="gcn: symmetric with self-loops added; sym: without (gcn)"
+    )
+    add("--alpha", type=float, default=0.0, help="share of X that each step adds, as in appnp (0)")
+    add("--keep", choices=("all", "last"), default="all", help="all powers, or the last alone (all)")
+    add("--dtype", choices=("float32", "float64"), help="of the results (that of the features)")
+    add("--nodes", type=int, help="how many (the rows of FEATURES)")
+    add("--undirected", action="store_true", help="add the reverse of each edge")
+    add("--duplicates", choices=("keep", "drop", "refuse"), default="keep", help="repeated edges (keep)")
+    given = parser.parse_args(argv)
+    lines = _Lines()
+    try:
+        _run(given, lines)
+    except (DiskError, ValueError, TypeError) as error:
+        lines.close()
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        lines.close()
+        sys.exit("interrupted; the same command goes on from here")
+
+
+def _run(given: argparse.Namespace, lines: _Lines) -> None:
+    from gconv.external.features import Features
+
+    out, features = Path(given.out), given.features
+    if is_text(features):
+        known = out / "features.npy"
+        if not known.exists():
+            out.mkdir(parents=True, exist_ok=True)
+            features_from_text(features, known)
+        features = known
+    rows = Features(features).shape[0]
+    start = time.perf_counter()
+    if (Path(given.edges) / "graph.json").exists():
+        graph = DiskGraph.open(given.edges)
+    else:
+        graph = DiskGraph.build(
+            out / "graph",
+            given.edges,
+            rows if given.nodes is None else given.nodes,
+            undirected=given.undirected,
+            duplicates=given.duplicates,
+            memory=given.memory,
+            progress=lines,
+        )
+    built = time.perf_counter()
+    norm, loops = SCALINGS[given.norm]
+    powers = propagate(
+        graph,
+        features,
+        given.k,
+        out,
+        norm=norm,
+        loops=loops,
+        alpha=given.alpha,
+        keep=given.keep,
+        dtype=None if given.dtype is None else getattr(torch, given.dtype),
+        memory=given.memory,
+        progress=lines,
+    )
+    done = time.perf_counter()
+    lines.close()
+    size = in_words(sum(power.nbytes for power in powers))
+    print(f"{graph!r}, built in {built - start:.1f} s")
+    print(f"{len(powers)} x {powers[0].shape} {powers[0].dtype}, {size}, in {out}, computed in {done - built:.1f} s")
