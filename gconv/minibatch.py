@@ -39,23 +39,25 @@ def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> 
     """
     if not isinstance(net, nn.Sequential):
         raise TypeError(f"apply_blocks takes an nn.Sequential, but it was given {shown(net)}.")
-    modules = list(_modules(net))
-    layers = sum(_on_graphs(module) for module in modules)
+    modules = list(modules_of(net))
+    layers = sum(on_graphs(module) for module in modules)
     if not all(isinstance(block, Bipartite) for block in blocks) or len(blocks) != layers:
         raise ValueError(f"The network has {layers} layers on graphs, so it takes as many blocks, not {shown(blocks)}.")
     rest = iter(blocks)
     for module in modules:
-        x = module(x, next(rest)) if _on_graphs(module) else module(x)
+        x = module(x, next(rest)) if on_graphs(module) else module(x)
     return x
 
 
-def _modules(net: nn.Sequential) -> Iterator[nn.Module]:
+def modules_of(net: nn.Sequential) -> Iterator[nn.Module]:
+    """The modules of a Sequential, and of the Sequentials in it, in their order."""
     for module in net:
         if isinstance(module, nn.Sequential):
-            yield from _modules(module)
+            yield from modules_of(module)
         else:
             yield module
 
 
-def _on_graphs(module: nn.Module) -> bool:
+def on_graphs(module: nn.Module) -> bool:
+    """Whether a module is a layer that takes a graph."""
     return isinstance(module, GConv) and module.spec.structure.domain != "grid"

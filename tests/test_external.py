@@ -16,15 +16,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.data import DataLoader
 
 from gconv import GConv, Graph
-from gconv.external import DiskError, DiskGraph, Rows, features_from_text, propagate
+from gconv.__main__ import main
+from gconv.external import DiskError, DiskGraph, Rows, features_from_text, infer, propagate
 from gconv.external import files as files_module
 from gconv.external import graph as graph_module
+from gconv.external import network as external_network
 from gconv.kernels import native
 from gconv.laplacian import adjacency
-from gconv.operators import appnp, gcn, lightgcn, sage, simple
+from gconv.operators import appnp, cheb, gat, gcn, graphconv, lightgcn, sage, simple
 from tests.limits import LIMIT, forked, processes
 
 MEMORY = "8GB"  # of this process, in which other tests ran
@@ -462,3 +465,99 @@ def test_features_from_text_are_numbers(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         features_from_text(tmp_path / "x.csv", tmp_path / "x.npy")
     assert not (tmp_path / "x.npy").exists()
+
+
+def network():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(5, 8),
+        nn.Sequential(GConv(gcn(8, 6)), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5)),
+        GConv(sage(6, 9)),
+        nn.ELU(),
+        GConv(graphconv(9, 4)),
+        GConv(sage(4, 7, aggr="sum", root_weight=False)),
+        GConv(lightgcn()),
+        GConv(gcn(7, 2, add_self_loops=False)),
+    )
+    net[1][1].running_mean.normal_()
+    return net
+
+
+def whole(net, x, graph):
+    for module in net.modules():
+        if isinstance(module, GConv):
+            x = module(x, graph)
+        elif not isinstance(module, nn.Sequential):
+            x = module(x)
+    return x
+
+
+def test_layer_by_layer_is_the_network_on_the_whole_graph(tmp_path, monkeypatch):
+    net, edges, x = network().double(), torch.randint(80, (2, 400)), torch.randn(80, 5, dtype=torch.float64)
+    disk = build(tmp_path / "g", edges, 80)
+    monkeypatch.setattr(external_network, "BLOCK_BYTES", 16 * 9 * 13)  # windows of 13 rows
+    y = infer(net, disk, x, tmp_path / "y", memory=MEMORY)
+    assert net.training and net[1][1].training
+    torch.testing.assert_close(torch.tensor(y), whole(net.eval(), x, Graph(edges, 80)))
+    assert sorted(os.listdir(tmp_path / "y")) == [".lock", "infer.json", "output.npy"]
+    with pytest.raises(ValueError, match="holds the output of another call"):
+        infer(net, disk, x + 1, tmp_path / "y", memory=MEMORY)
+
+
+def test_layer_by_layer_goes_on(folder, monkeypatch):
+    net, edges, x = network(), torch.randint(80, (2, 400)), torch.randn(80, 5)
+    disk = build(folder / "g", edges, 80)
+    want = np.array(infer(net, disk, x, folder / "want", memory=MEMORY))
+    for number in itertools.count(random.randrange(9), 17):
+        with monkeypatch.context() as patch:
+            stop_at(patch, number, Stop())
+            try:
+                infer(net, disk, x, folder / str(number), memory=MEMORY)
+            except Stop:
+                assert not (folder / str(number) / "work" / "output.npy").exists()
+            else:
+                break
+        assert np.array_equal(infer(net, disk, x, folder / str(number), memory=MEMORY), want)
+    assert number > 30
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [sage(5, 2, aggr="max"), gcn(5, 2, improved=True), cheb(5, 2, k=2), gat(5, 2)],
+    ids=["max", "2 I", "cheb", "gat"],
+)
+def test_layers_that_are_not_streamed_are_refused(tmp_path, spec):
+    disk = build(tmp_path / "g", torch.tensor([[0], [1]]))
+    with pytest.raises(ValueError, match=r"isn't streamed: layers that read one adjacency are"):
+        infer(nn.Sequential(GConv(spec)), disk, torch.ones(2, 5), tmp_path / "y")
+    with pytest.raises(TypeError, match=r"infer takes an nn\.Sequential"):
+        infer(GConv(spec), disk, torch.ones(2, 5), tmp_path / "y")
+
+
+def test_the_command_is_the_function(tmp_path, capsys):
+    torch.manual_seed(0)
+    edges, x = torch.randint(40, (2, 200)), torch.randn(40, 3)
+    (tmp_path / "e.csv").write_text("".join(f"{u},{v}\n" for u, v in edges.T.tolist()))
+    (tmp_path / "x.csv").write_text("".join(",".join(map(repr, row)) + "\n" for row in x.tolist()))
+    out = tmp_path / "out"
+    call = ["propagate", f"{tmp_path}/e.csv", f"{tmp_path}/x.csv", "--k", "2", "--memory", MEMORY, "--out", str(out)]
+    call += ["--norm", "mean", "--undirected", "--duplicates", "drop"]
+    main(call)
+    text = capsys.readouterr()
+    assert "DiskGraph(40 nodes" in text.out and "2 x (40, 3) float32" in text.out and "power 2 of 2" in text.err
+    both = torch.cat([edges, edges.flip(0)], 1).unique(dim=1)
+    S = adjacency(Graph(both, 40), torch.float32, norm="row")
+    torch.testing.assert_close(torch.tensor(np.load(out / "power-2.npy")), S.expand(S.expand(x)[0])[0])
+    for change, message in [
+        (["--k", "0"], "error: k must be at least 1"),
+        (["--memory", "much"], "error: memory is a size such as"),
+        (["--norm", "gcn"], "error: .* holds the result of another call"),
+        (["--nodes", "41"], "error: .* holds a graph of other edges or options"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main([*call, *change])
+    with pytest.raises(SystemExit, match="error: There is no file"):
+        main(["propagate", "none.npy", f"{tmp_path}/x.csv", "--out", str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as end:
+        main(["propagate", "--help"])
+    assert end.value.code == 0 and "goes on where it was" in capsys.readouterr().out

@@ -213,7 +213,7 @@ TABLE = Table(
                 "load": "metrics.load",
             }
         )(row)
-        | {"error, in 1e-6": 1e6 * row["metrics"]["error"]}
+        | {"error, in 1e-6": 1e6 * row["metrics"]["error"]}  # type: ignore[operator]
     ),
     format=plain,
     caption=(

@@ -171,6 +171,7 @@ def propagate(
         raise ValueError(f"dtype is torch.float32 or torch.float64, but it is {shown(dtype)}.")
     slab = None if slab is None else integer(slab, "slab", 1)
     block = None if block is None else integer(block, "block", 1)
+    number_of_bytes(memory)
     folder = Path(out)
     settings = {
         "graph": read_json(graph.path / "graph.json"), "features": features.fingerprint, "k": k, "alpha": alpha,
@@ -182,7 +183,6 @@ def propagate(
         if any(found is not None and found.get("settings") != settings for found in (known, begun)):
             raise ValueError(f"{folder} holds the result of another call; delete it, or give another folder.")
         if known is None:
-            number_of_bytes(memory)
             _Run(graph, features, scaling, folder, settings, begun, memory, slab, block, progress).run()
     powers = range(1, k + 1) if keep == "all" else (k,)
     return [load(folder / f"power-{power}.npy") for power in powers]

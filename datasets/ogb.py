@@ -1,0 +1,96 @@
+"""ogbn-arxiv, ogbn-products and ogbn-papers100M, for whoever has their files: nothing is downloaded.
+
+Layout under ROOT/ogb, as the archives of the Open Graph Benchmark unpack (the raw files, not OGB's processed ones):
+
+    ogbn_arxiv/raw/edge.csv.gz            a line an edge, `source,target`; node-feat.csv.gz: a line a node, 128 numbers;
+                                          node-label.csv.gz: a line a node, its class
+    ogbn_arxiv/split/time/                train.csv.gz, valid.csv.gz, test.csv.gz: a line a node, its number
+    ogbn_products/raw/                    the same, 100 features; each undirected edge once; split/sales_ranking/
+    ogbn_papers100M/raw/data.npz          edge_index (2, e), node_feat (n, 128)
+    ogbn_papers100M/raw/node-label.npz    node_label (n, 1), NaN where there is none; split/time/
+
+Hu et al., Open Graph Benchmark: Datasets for Machine Learning on Graphs, NeurIPS 2020. Licences: ODC-BY (arxiv and
+papers100M), Amazon's (products).
+"""
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.root import DataCorrupt, DataUnavailable, data_root
+
+SPLITS = {"arxiv": "time", "products": "sales_ranking", "papers100M": "time"}
+
+
+@dataclass(frozen=True)
+class OGB:
+    """Where the graph and the features are, for `gconv.external`, and the labels and split in memory.
+
+    edges, features: what `DiskGraph.build` and `propagate` take (features of text go through `features_from_text`).
+    y: (n,) classes, -1 where there is none.
+    train, valid, test: numbers of nodes.
+    """
+
+    name: str
+    edges: str
+    features: str
+    y: Tensor
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+def load_ogb(name: str, root: str | Path | None = None) -> OGB:
+    """One of "arxiv", "products" and "papers100M".
+
+    Raises:
+        ValueError: for another name.
+        DataUnavailable: if a file is missing; the message says which.
+        DataCorrupt: if a file can't be read, or numbers in it don't fit.
+    """
+    if name not in SPLITS:
+        raise ValueError(f"There are {', '.join(SPLITS)}, but {name!r} was asked for.")
+    folder = Path(data_root(root)) / "ogb" / f"ogbn_{name}"
+    raw, split = folder / "raw", folder / "split" / SPLITS[name]
+    if name == "papers100M":
+        edges, features = f"{_there(raw / 'data.npz')}:edge_index", f"{raw / 'data.npz'}:node_feat"
+        labels = _labels_of_archive(_there(raw / "node-label.npz"))
+    else:
+        edges, features = str(_there(raw / "edge.csv.gz")), str(_there(raw / "node-feat.csv.gz"))
+        labels = _numbers(_there(raw / "node-label.csv.gz"))
+    parts = [_numbers(_there(split / f"{part}.csv.gz")) for part in ("train", "valid", "test")]
+    for part in parts:
+        if len(part) and not 0 <= int(part.min()) <= int(part.max()) < len(labels):
+            raise DataCorrupt(f"{split}: a number of a node is not in 0 to {len(labels) - 1}")
+    if len(torch.cat(parts).unique()) < sum(map(len, parts)):
+        raise DataCorrupt(f"{split}: a node is in two parts, or twice in one")
+    return OGB(name, edges, features, labels, *parts)
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise DataUnavailable(
+            f"{path} is missing: unpack the archive of the Open Graph Benchmark there (https://ogb.stanford.edu)"
+        )
+    return path
+
+
+def _numbers(path: Path) -> Tensor:
+    try:
+        with gzip.open(path, "rt") as file:
+            return torch.tensor([int(line) for line in file if line.strip()], dtype=torch.int64)
+    except (OSError, EOFError, ValueError, UnicodeDecodeError) as error:
+        raise DataCorrupt(f"{path}: one whole number a line is expected ({error})") from None
+
+
+def _labels_of_archive(path: Path) -> Tensor:
+    try:
+        with np.load(path) as archive:
+            labels = archive["node_label"].reshape(-1)
+    except Exception as error:  # numpy raises what zipfile, zlib and the header's parser raise
+        raise DataCorrupt(f"{path}: an array node_label is expected ({error})") from None
+    return torch.from_numpy(np.where(np.isnan(labels), -1, labels).astype(np.int64))

@@ -1,0 +1,258 @@
+"""Layer-wise inference: a trained network on all nodes of a graph on disk, one layer after the other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gconv.arguments import shown
+from gconv.external.features import Features
+from gconv.external.files import (
+    HEADER,
+    Progress,
+    as_bytes,
+    header,
+    load,
+    locked,
+    opened,
+    read_json,
+    sync,
+    using,
+    write_at,
+    write_json,
+)
+from gconv.external.graph import NO_PROGRESS, DiskGraph
+from gconv.external.product import BLOCK_BYTES, Scaling, propagate
+from gconv.minibatch import modules_of, on_graphs
+from gconv.mixing import plain, spread_bias
+from gconv.module import GConv
+from gconv.operators.neighbourhood import Neighbours
+
+Stage = tuple[GConv | None, list[nn.Module]]
+RowMap = Callable[[int, int], Tensor]
+
+
+def infer(
+    net: nn.Sequential,
+    graph: DiskGraph | str | os.PathLike[str],
+    x: Any,
+    out: str | os.PathLike[str],
+    *,
+    memory: int | str = "2GB",
+    progress: Progress = NO_PROGRESS,
+) -> np.ndarray:
+    """The output of a trained network at all nodes, computed layer by layer on disk.
+
+    Meaning: each layer Y = S X W_0 + X W_1 + b takes one streamed product S X, or S (X W_0) where that is narrower, and
+    one pass over the rows, in which the modules up to the next layer follow. So no node is computed twice, as it would
+    be by blocks of neighbours, and memory holds what `propagate` holds. The result is that of the network in evaluation
+    mode on the whole graph, up to rounding. A call that was stopped goes on where it was, at most one pass over rows
+    is done again.
+
+    Args:
+        net: a Sequential, or Sequentials in it, of layers that read one adjacency (gcn, sage with mean or sum,
+            graphconv, lightgcn, simple) and modules that treat each row alone. It may have been trained on blocks.
+        graph: a DiskGraph or its folder.
+        x: (n, i): a .npy or .npz file, a tensor or an array.
+        out: a folder for output.npy.
+        memory: for the whole process, such as "8GB".
+        progress: is called with what is done, and how many of how many rows.
+
+    Returns:
+        (n, o), a read-only memory map.
+
+    Raises:
+        TypeError: if net is no Sequential.
+        ValueError: if a layer isn't one of these, x doesn't fit, or `out` has the output of another call.
+        DiskError: if a file can't be read or written.
+
+    >>> import tempfile
+    >>> from gconv.operators import gcn, sage
+    >>> net = nn.Sequential(GConv(gcn(4, 8)), nn.ReLU(), GConv(sage(8, 2)))
+    >>> edges, x = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), torch.randn(3, 4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     y = infer(net, DiskGraph.build(f"{folder}/graph", edges), x, f"{folder}/y", memory="4GB")
+    >>> torch.allclose(torch.tensor(y), net[2](net[0](x, edges).relu(), edges), atol=1e-6)
+    True
+    """
+    if not isinstance(net, nn.Sequential):
+        raise TypeError(f"infer takes an nn.Sequential, but it was given {shown(net)}.")
+    stages: list[Stage] = [(None, [])]
+    for module in modules_of(net):
+        if on_graphs(module):
+            stages.append((module, []))  # type: ignore[arg-type]
+        else:
+            stages[-1][1].append(module)
+    scalings = [None if layer is None else scaling_of(layer) for layer, _ in stages]
+    graph = graph if isinstance(graph, DiskGraph) else DiskGraph.open(graph)
+    features, folder = Features(x), Path(out)
+    if features.shape[0] != graph.nodes:
+        raise ValueError(f"The graph has {graph.nodes} nodes, but {features.name} has {features.shape[0]} rows.")
+    settings = {
+        "graph": read_json(graph.path / "graph.json"), "features": features.fingerprint, "network": _fingerprint(net)
+    }  # fmt: skip
+    modes = [(module, module.training) for module in net.modules()]
+    with locked(folder), torch.no_grad():
+        known = read_json(folder / "infer.json")
+        if known is not None and known.get("settings") != settings:
+            raise ValueError(f"{folder} holds the output of another call; delete it, or give another folder.")
+        if known is None or not known["done"]:
+            write_json(folder / "infer.json", {"done": False, "settings": settings})
+            net.eval()
+            try:
+                signal: Any = x
+                for number, ((layer, after), scaling) in enumerate(zip(stages, scalings, strict=True)):
+                    if layer is None and not after:
+                        continue
+                    run = _Stage(graph, folder / "work", number, layer, after, scaling, memory, progress)
+                    signal = run(signal)
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+            with using(folder / "output.npy"):
+                os.replace(signal, folder / "output.npy")
+            write_json(folder / "infer.json", {"done": True, "settings": settings})
+            shutil.rmtree(folder / "work", ignore_errors=True)
+    return load(folder / "output.npy")
+
+
+def scaling_of(layer: GConv) -> Scaling:
+    """The S of a layer that reads one unweighted adjacency.
+
+    Raises:
+        ValueError: if it is another layer.
+    """
+    at = layer.spec.structure
+    if (
+        isinstance(at, Neighbours)
+        and (at.reduce, at.fill) == ("sum", 1)
+        and at.loops in ("keep", "fill")
+        and (at.norm is None or (at.norm == "sym" and not at.mean))
+    ):
+        return Scaling("row" if at.mean else at.norm, at.loops == "fill")
+    raise ValueError(
+        f"{layer.spec} isn't streamed: layers that read one adjacency are (gcn, sage with mean or sum, graphconv, "
+        "lightgcn, simple). Others run on blocks of Graph.sample, by gconv.apply_blocks."
+    )
+
+
+def _fingerprint(net: nn.Module) -> str:
+    total = hashlib.sha256(repr(net).encode())
+    for name, tensor in net.state_dict().items():
+        total.update(name.encode())
+        total.update(as_bytes(tensor.detach().cpu().double().numpy()) if tensor.numel() else b"")
+    return total.hexdigest()
+
+
+class _Stage:
+    """A layer, if there is one, and the modules that follow it."""
+
+    def __init__(
+        self,
+        graph: DiskGraph,
+        work: Path,
+        number: int,
+        layer: GConv | None,
+        after: Sequence[nn.Module],
+        scaling: Scaling | None,
+        memory: int | str,
+        progress: Progress,
+    ) -> None:
+        self.graph, self.number, self.layer, self.after = graph, number, layer, after
+        self.scaling, self.memory, self.progress = scaling, memory, progress
+        self.path, self.folder = work / f"signal-{number}.npy", work / f"product-{number}"
+        with using(work):
+            work.mkdir(exist_ok=True)
+
+    def __call__(self, signal: Any) -> Path:
+        if self.path.exists():
+            return self.path
+        x = Features(signal)
+        if self.layer is None:
+            self.write(self.path, lambda first, last: self.finished(self.rows(x, first, last)))
+            return self.path
+        assert self.scaling is not None
+        layer = self.layer
+        mixing, W = plain(layer.spec.mixing, layer.weight)
+        bias = spread_bias(layer.spec.mixing, layer.bias)
+        o = mixing.channels(x.shape[1])
+        narrow = mixing.is_dense and mixing.groups == 1 and o < x.shape[1]
+        if narrow:  # S (X W_0) + X W_1 + b
+            assert W is not None
+            spread = self.path.with_name(f"narrow-{self.number}.npy")
+            if not spread.exists():
+                self.write(spread, lambda first, last: self.rows(x, first, last) @ W[0])
+            product = Features(self.propagated(spread))
+        else:
+            product = Features(self.propagated(signal))
+
+        def combined(first: int, last: int) -> Tensor:
+            near, own = self.rows(product, first, last), None
+            if mixing.taps == 2:
+                own = self.rows(x, first, last)
+            if narrow:
+                assert W is not None
+                y = near if own is None else near + own @ W[1]
+            else:
+                y = mixing.gather(torch.stack([near] if own is None else [near, own]), W)
+            return self.finished(y if bias is None else y + bias)
+
+        self.write(self.path, combined)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self.path
+
+    def propagated(self, signal: Any) -> Path:
+        assert self.scaling is not None
+        propagate(
+            self.graph, signal, 1, self.folder, norm=self.scaling.norm, loops=self.scaling.loops, memory=self.memory,
+            progress=self.progress,
+        )  # fmt: skip
+        return self.folder / "power-1.npy"
+
+    def parameter(self) -> Tensor | None:
+        modules = [*([] if self.layer is None else [self.layer]), *self.after]
+        return next((p for module in modules for p in module.parameters()), None)
+
+    def rows(self, x: Features, first: int, last: int) -> Tensor:
+        """In the type and on the device of the weights."""
+        rows, like = torch.from_numpy(np.array(x.read(first, last))), self.parameter()
+        if like is not None:
+            return rows.to(like)
+        return rows if rows.is_floating_point() else rows.float()
+
+    def finished(self, y: Tensor) -> Tensor:
+        for module in self.after:
+            y = module(y)
+        return y
+
+    def write(self, path: Path, make: RowMap) -> None:
+        """The rows of a signal, a window at a time; under its name once it is whole."""
+        trial, n, y = path.with_name(f"{path.name}.part"), self.graph.nodes, None
+        with opened(trial, write=True) as file:
+            end = HEADER
+            for first, last in self.windows():
+                y = make(first, last).cpu().numpy()
+                if y.ndim != 2 or len(y) != last - first:
+                    raise ValueError(f"Modules between layers give (rows, channels), not {y.shape}.")
+                end = write_at(file, trial, y, end)
+                self.progress(f"stage {self.number}, rows", last, n)
+            assert y is not None
+            write_at(file, trial, header(y.dtype, (n, y.shape[1])), 0)
+            sync(file, trial)
+        with using(path):
+            os.replace(trial, path)
+
+    def windows(self) -> Iterator[tuple[int, int]]:
+        modules = [*([] if self.layer is None else [self.layer]), *self.after]
+        widest = max((max(p.shape) for m in modules for p in m.parameters() if p.ndim), default=256)
+        step = max(1, BLOCK_BYTES // (16 * widest))
+        for first in range(0, max(1, self.graph.nodes), step):
+            yield first, min(self.graph.nodes, first + step)
