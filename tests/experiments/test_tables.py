@@ -183,7 +183,15 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         "load",
     )
     metrics |= dict.fromkeys(measured, 1.0)
-    fields = {"model": "gcn", "engine": "gconv", "dataset": "Cora", "task": "images", "operator": "cheb"}
+    fields = {
+        "edges": 9,
+        "channels": 9,
+        "model": "gcn",
+        "engine": "gconv",
+        "dataset": "Cora",
+        "task": "images",
+        "operator": "cheb",
+    }
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
         config = fields | {path.removeprefix("config."): value for path, value in table.where}
