@@ -25,6 +25,7 @@ TABLES = {
     "membrane": "experiments.segmentation.membrane",
     "detection": "experiments.detection.bccd",
     "translation": "experiments.translation.train",
+    "interpretability": "experiments.interpretability.cells",
     "multiply_adds": "experiments.images.light",
     "checkerboard": "experiments.images.checkerboard",
     "overfitting": "experiments.images.overfitting",

@@ -19,6 +19,7 @@ from experiments.harness.render import (
     worst,
 )
 from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
+from experiments.interpretability import cells
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context
 from experiments.large_graphs import external
 from experiments.segmentation import membrane
@@ -244,6 +245,7 @@ TABLES: tuple[Table, ...] = (
     long_context.TABLE,
     dvae.TABLE,
     finetune.TABLE,
+    *cells.TABLES,
 )
 
 FIGURES: tuple[Figure, ...] = (
@@ -277,4 +279,5 @@ FIGURES: tuple[Figure, ...] = (
     long_context.FIGURE,
     dvae.FIGURE,
     finetune.FIGURE,
+    *cells.FIGURES,
 )

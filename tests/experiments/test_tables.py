@@ -9,6 +9,7 @@ from experiments.citation.published import CITATION, CITATION_RERUNS, Published
 from experiments.detection import bccd
 from experiments.harness import render
 from experiments.harness.render import Table, TableError, fill, last, mean_std, one
+from experiments.interpretability import cells
 from experiments.segmentation import membrane
 
 README = "# Title\n\n<!-- table:citation -->\n<!-- /table:citation -->\n\nThe end.\n"
@@ -192,6 +193,8 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         "task": "images",
         "operator": "cheb",
     }
+    judged = dict.fromkeys(("pointing", "deletion", "insertion", "weights", "labels", "completeness"), 0.5)
+    metrics |= dict.fromkeys((*cells.METHODS, *cells.CONTROLS), judged)
     fields |= {"dtype": "float64", "case": "conv", "group": "grids", "convention": "gcn: Kipf"}
     for table in tables.TABLES:
         config = fields | {path.removeprefix("config."): value for path, value in table.where}
@@ -216,6 +219,10 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             picture = bccd.thumbnail(torch.zeros(3, 16, 16, dtype=torch.uint8))
             r["config"] = fields | {"model": "grid"}
             r["metrics"] |= {"photos": [picture], "boxes": [[[1, 1, 9, 9, 0, 0.5]]]}
+        if figure.experiment == "interpretability":
+            r["config"] = fields | {"model": "cnn"}
+            kernels = {"kernels": [[[[0.5] * 5] * 5] * 3] * 2, "response": [[[1.0] * 9] * 9] * 2}
+            r["metrics"] |= {"maps": [["00" * cells.SHOWN**2] * 6], "filters": kernels}
         render.paint(figure, [r], tmp_path / f"{figure.name}.png")
         assert render.drawn_from(tmp_path / f"{figure.name}.png") == render.fingerprint([r])
 
