@@ -222,7 +222,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         if figure.experiment == "interpretability":
             r["config"] = fields | {"model": "cnn"}
             kernels = {"kernels": [[[[0.5] * 5] * 5] * 3] * 2, "response": [[[1.0] * 9] * 9] * 2}
-            r["metrics"] |= {"maps": [["00" * cells.SHOWN**2] * 6], "filters": kernels}
+            r["metrics"] |= {"maps": [["00" * cells.SHOWN**2] * 6] * 2, "filters": kernels}
         render.paint(figure, [r], tmp_path / f"{figure.name}.png")
         assert render.drawn_from(tmp_path / f"{figure.name}.png") == render.fingerprint([r])
 
