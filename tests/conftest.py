@@ -16,6 +16,8 @@ import torch
 
 from gconv.kernels import native
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before anything imports keras, whose default is TensorFlow
+
 STDERR = pytest.StashKey[int]()
 SEED = int(os.environ.get("GCONV_TEST_SEED", "0"))
 

@@ -366,9 +366,9 @@ TABLE = Table(
         Published(model, "test accuracy, %", value, std, "Dwivedi et al., Benchmarking GNNs", how, OTHERS)
         for model, value, std, how in (
             ("mlp", 56.340, 0.181, "from memory"),
-            ("gcn", 55.710, 0.381, "secondary source"),
+            ("gcn", 55.710, 0.381, "quoted in a secondary source"),
             ("sage", 65.767, 0.308, "from memory"),
-            ("gat", 64.223, 0.455, "secondary source"),
+            ("gat", 64.223, 0.455, "quoted in a secondary source"),
             ("monet", 54.655, 0.518, "from memory"),
         )
     ),

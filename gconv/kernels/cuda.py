@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,10 +26,12 @@ HALVES = (torch.bfloat16, torch.float16)
 Structure = tuple[Tensor, ...]
 
 
-@cache
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def code() -> Any:
     """The module of Triton kernels; None where Triton is not installed."""
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         return None
     from gconv.kernels import triton_code
 

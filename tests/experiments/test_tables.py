@@ -184,9 +184,16 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         "load",
     )
     metrics |= dict.fromkeys(measured, 1.0)
+    large = ("value", "gradient", "bits_per_byte", "error_of_mean", "memory_mb", "trained", "used", "perplexity")
+    metrics |= dict.fromkeys(large, 1.0)
     fields = {
         "edges": 9,
         "channels": 9,
+        "context": 9,
+        "way": "all",
+        "shots": 10,
+        "codes": 9,
+        "seed": 0,
         "model": "gcn",
         "engine": "gconv",
         "dataset": "Cora",
@@ -207,6 +214,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             "overfitting",
             "multiply_adds",
             "checkerboard",
+            "finetune",
         ):
             r["metrics"] = metrics | {"test_accuracy": 0.6, "network": "9", "parameters": 9, "most": 2.0}
         assert "no rows yet: `" not in render.render(table, [r]), table.name
@@ -215,6 +223,11 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         curve = figure.draw.__qualname__.startswith("lines")
         r = row() | {"metrics": {"test_accuracy": [0.1, 0.2] if curve else 0.5, "network": "9"}, "config": fields}
         r["metrics"] |= {"picture": 8 * "01", "val_loss": [3.0, 2.0]}
+        if figure.experiment in ("bert", "finetune", "language_model", "long_context"):
+            r["config"] = fields | {"dataset": "TREC", "model": "convolution", "tokens": 512}
+        if figure.name == "dvae":
+            r["metrics"]["picture"] = 32 * 32 * 3 * "01"
+        r["metrics"] |= {"memory_mb": 9, "trained": 9, "by_position": [8.0, 4.0], "cpu_seconds": 1.0}
         if figure.name == "detection":
             picture = bccd.thumbnail(torch.zeros(3, 16, 16, dtype=torch.uint8))
             r["config"] = fields | {"model": "grid"}
