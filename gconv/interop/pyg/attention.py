@@ -432,7 +432,7 @@ def rgat_call(
     gconv = layer.gconv.borrow(layer.peer.weights(layer))
     call = gconv._call(x)
     S = gconv._basis(read_graph(edge_index, len(x), edge_type=edge_type), call)
-    return run_on(gconv, S, call), (edge_index, S.values.unflatten(0, (-1, layer.heads)))
+    return run_on(gconv, S, call), (edge_index, S.values)
 
 
 PEERS: dict[type, Peer] = {
