@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from oracles import graphs
 from torch_geometric import nn as pyg
 
-from gconv import GConv, Graph
+from gconv import GConv, Graph, list_operators
 from gconv.basis import Identity
 from gconv.lowering import dense
 from gconv.mixing import plain
 from gconv.operators import agnn, fagcn, gat, gatv2, supergat, transformer
 from gconv.operators.attention import complete, row_softmax
 from gconv.operators.shapes import messy, pixels, ring
-from gconv.spec import OutsideFamily
+from gconv.spec import OutsideFamily, operator
 from gconv.testing import assert_close
 
 CONVEX = {
@@ -178,3 +178,21 @@ def test_bad_input_is_refused_in_one_sentence():
         assert str(refused.value).endswith(".")
     with pytest.raises(OutsideFamily):
         transformer(2, 2, beta=True)
+
+
+ADAPTIVE = [name for name in list_operators() if operator(name).samples()[0].spec.structure.kind == "adaptive"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_signals_of_zeros_and_empty_batches_have_finite_gradients(name, dtype):
+    sample = operator(name).samples()[0]
+    layer, domain = GConv(sample.spec, dtype=dtype), sample.domain()
+    n = domain.size if isinstance(domain, Graph) else domain.sites[1]
+    for batch in (0, 2):
+        x = torch.zeros(batch, n, sample.channels, dtype=dtype, requires_grad=True)
+        layer.zero_grad()
+        y = layer(x, domain)
+        y.sum().backward()
+        found = [y, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+        assert all(part.isfinite().all() for part in found), (name, batch)

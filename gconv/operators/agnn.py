@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 
 from gconv.basis import Basis
@@ -31,7 +32,9 @@ class Cosine(GraphStructure):
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        u = F.normalize(call.x, dim=-1).unsqueeze(-2)
+        kind = torch.finfo(call.x.dtype)
+        least = kind.smallest_normal * kind.eps  # in float16, 1e-12 would round to 0, and a signal of zeros give NaN
+        u = F.normalize(call.x, dim=-1, eps=max(1e-12, least)).unsqueeze(-2)
         cosine = one.dots(domain.at_targets(u, -3), u)
         return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
 
