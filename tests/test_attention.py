@@ -12,7 +12,7 @@ from gconv import GConv, Graph, list_operators
 from gconv.basis import Identity
 from gconv.lowering import dense
 from gconv.mixing import plain
-from gconv.operators import agnn, fagcn, gat, gatv2, supergat, transformer
+from gconv.operators import agnn, fagcn, feast, gat, gatv2, supergat, transformer
 from gconv.operators.attention import complete, row_softmax
 from gconv.operators.shapes import messy, pixels, ring
 from gconv.spec import OutsideFamily, operator
@@ -196,3 +196,12 @@ def test_signals_of_zeros_and_empty_batches_have_finite_gradients(name, dtype):
         y.sum().backward()
         found = [y, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
         assert all(part.isfinite().all() for part in found), (name, batch)
+
+
+def test_feast_keeps_its_bias_beside_large_signals():
+    """The differences of x come first, so that a constant signal of any size has the weights of one of zeros."""
+    layer, graph = GConv(feast(2, 2, heads=3)), ring(5)
+    with torch.no_grad():
+        layer.c.copy_(torch.tensor([0.0, 1.0, 2.0]))
+        small, large = (layer(torch.full((5, 2), size), graph) for size in (1.0, 1e8))
+        assert_close("scaled", large / 1e8 - layer.bias / 1e8, small - layer.bias, 1e-5)

@@ -34,7 +34,9 @@ class Steered(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         steer = call.x @ theta["u"].t()
-        q = one.ends(theta["c"] - domain.at_targets(steer), steer).softmax(-1)
+        q = (one.ends(-domain.at_targets(steer), steer) + theta["c"]).softmax(
+            -1
+        )  # the difference first: it may be small
         return SharedTaps(one, q * mean(one, call.x.dtype).unsqueeze(-1))
 
 

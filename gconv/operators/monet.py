@@ -46,11 +46,12 @@ class Gaussians(GraphStructure):
                 f"monet needs pseudo-coordinates: edge_attr with {self.dim} numbers an edge; the graph has {have}."
             )
         one, _ = pattern(domain)
-        u = domain.edge_attr.to(call.x.dtype)
-        distance = (u - theta["mu"].unsqueeze(1)).square() / (1e-15 + theta["sigma"].square().unsqueeze(1))
+        kind = torch.promote_types(call.x.dtype, torch.float32)  # 1 / sigma^4, in the gradient, overflows float16
+        u, mu, sigma = (v.to(kind) for v in (domain.edge_attr, theta["mu"], theta["sigma"]))
+        distance = (u - mu.unsqueeze(1)).square() / (1e-15 + sigma.square().unsqueeze(1))
         share = counts(one.row, domain.sites[0]).clamp(min=1).double().reciprocal()
-        values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(call.x.dtype)
-        S = SharedTaps(one, values.t())
+        values = torch.exp(-0.5 * distance.sum(-1)) * share[one.row].to(kind)
+        S = SharedTaps(one, values.t().to(call.x.dtype))
         return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 
