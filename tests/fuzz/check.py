@@ -185,6 +185,8 @@ def _reference(run: Run, case: FuzzCase) -> tuple[dict[str, Tensor], dict[str, f
     if run.layer.spec.structure.kind == "adaptive":
         # the softmax's derivative s_j (dy . z_j - dy . y) cancels: its rounding is that of dy . y, however small it is
         term = eps * _largest(y) * _largest(dy) * max(map(_largest, (run.x, *run.layer.parameters())), default=0.0)
+        if case.dtype in LIMITED:  # scores that are products of signals: their derivative holds the other signal, too
+            term *= max(1.0, _largest(run.x))
         rounding = {what: error + (term if what != "value" else 0.0) for what, error in rounding.items()}
     return reference, rounding
 
