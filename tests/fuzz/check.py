@@ -182,8 +182,9 @@ def _reference(run: Run, case: FuzzCase) -> tuple[dict[str, Tensor], dict[str, f
         for what, want in reference.items():
             change = (moved[what] - want).abs()
             rounding[what] = max(rounding[what], float(change.max()) if change.numel() else 0.0)
-    if run.layer.spec.structure.kind == "adaptive":
-        # the softmax's derivative s_j (dy . z_j - dy . y) cancels: its rounding is that of dy . y, however small it is
+    if run.layer.spec.structure.kind != "fixed":
+        # derivatives of a softmax, s_j (dy . z_j - dy . y), and of learned weights divided by their own sums cancel:
+        # their rounding is that of dy . y, however small they are
         term = eps * _largest(y) * _largest(dy) * max(map(_largest, (run.x, *run.layer.parameters())), default=0.0)
         if case.dtype in LIMITED:  # scores that are products of signals: their derivative holds the other signal, too
             term *= max(1.0, _largest(run.x))
