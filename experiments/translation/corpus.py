@@ -24,7 +24,7 @@ def corpus(dataset: str, root: Path | None = None) -> TranslationSet:
     generator = np.random.default_rng(0)
     words = [consonant + vowel for consonant in "bdfgk" for vowel in "aiu"]
     sources = [list(generator.choice(words, generator.integers(3, 7))) for _ in range(180)]
-    # a language of its own: the last word first, and every word turned around
+    # a made-up language: the last word first, and every word turned around
     pairs = [(" ".join(s) + ".", " ".join(w[::-1] for w in s[::-1]) + ".") for s in sources]
     train, val, test = (Pairs(*zip(*part, strict=True)) for part in (pairs[:160], pairs[160:170], pairs[170:]))
     return TranslationSet(label="generated language", classes=("a", "b"), content_hash="generated", source="generated",

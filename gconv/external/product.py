@@ -119,7 +119,7 @@ def propagate(
     Equation: Z_0 = X, Z_{t+1} = (1 - alpha) S Z_t + alpha X; with alpha = 0 that is Z_t = S^t X.
 
     Meaning: memory holds a slab, some channels of Z_t at all nodes; the columns of S are streamed from disk in blocks
-    of rows, once for each slab and power. SGC trains on S^k X, SIGN on all powers beside each other, and alpha > 0 is
+    of rows, once for each slab and power. SGC trains on S^k X, SIGN on all powers concatenated, and alpha > 0 is
     appnp. S is that of gcn by default; norm="row", loops=False is the mean of sage, norm=None a sum. The result is that
     of the layer in memory up to rounding, and does not depend on `memory`, beyond rounding, nor on threads at all.
 
@@ -191,7 +191,7 @@ def propagate(
 class _Run:
     """The steps of `propagate`; its journal says which are done.
 
-    With one slab, part (power, 0) is the result; with several, parts of slabs are put beside each other at the end.
+    With one slab, part (power, 0) is the result; with several, parts of slabs are concatenated at the end.
     Part (0, slab) is the slab of X, where there are several.
     """
 

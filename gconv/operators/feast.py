@@ -34,9 +34,8 @@ class Steered(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         steer = call.x @ theta["u"].t()
-        q = (one.ends(-domain.at_targets(steer), steer) + theta["c"]).softmax(
-            -1
-        )  # the difference first: it may be small
+        difference = one.ends(-domain.at_targets(steer), steer)  # before c is added: c is lost beside large signals
+        q = (difference + theta["c"]).softmax(-1)
         return SharedTaps(one, q * mean(one, call.x.dtype).unsqueeze(-1))
 
 
