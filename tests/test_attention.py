@@ -205,3 +205,20 @@ def test_feast_keeps_its_bias_beside_large_signals():
         layer.c.copy_(torch.tensor([0.0, 1.0, 2.0]))
         small, large = (layer(torch.full((5, 2), size), graph) for size in (1.0, 1e8))
         assert_close("scaled", large / 1e8 - layer.bias / 1e8, small - layer.bias, 1e-5)
+
+
+LEARNED = [name for name in list_operators() if operator(name).samples()[0].spec.structure.kind == "learned"]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_small_parameters_of_a_learned_structure_have_finite_gradients_in_half_precision(name):
+    """The gradient of an empty batch is zero, unless a derivative on the way overflows: 0 times infinity is NaN."""
+    for sample in operator(name).samples():
+        layer, domain = GConv(sample.spec, dtype=torch.float16), sample.domain()
+        if not isinstance(domain, Graph):
+            continue
+        with torch.no_grad():
+            for p in layer.parameters():
+                p.mul_(0.01)
+        layer(torch.zeros(0, domain.size, sample.channels, dtype=torch.float16), domain).sum().backward()
+        assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None), sample
