@@ -36,6 +36,7 @@ TABLES = {
     "long_context": "experiments.large.long_context",
     "dvae": "experiments.large.dvae",
     "finetune": "experiments.large.finetune",
+    "pretrained": "experiments.large.pretrained_convolutions",
     "external": "experiments.large_graphs.external",
     "superpixels": "experiments.images.superpixels",
 }

@@ -20,7 +20,7 @@ from experiments.harness.render import (
 )
 from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
 from experiments.interpretability import cells
-from experiments.large import bert, conversions, dvae, finetune, language_model, long_context
+from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained_convolutions
 from experiments.large_graphs import external
 from experiments.segmentation import membrane
 from experiments.text import classify
@@ -245,6 +245,7 @@ TABLES: tuple[Table, ...] = (
     long_context.TABLE,
     dvae.TABLE,
     finetune.TABLE,
+    *pretrained_convolutions.TABLES,
     *cells.TABLES,
 )
 
@@ -279,5 +280,6 @@ FIGURES: tuple[Figure, ...] = (
     long_context.FIGURE,
     dvae.FIGURE,
     finetune.FIGURE,
+    pretrained_convolutions.FIGURE,
     *cells.FIGURES,
 )
