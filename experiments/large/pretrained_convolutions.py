@@ -335,7 +335,9 @@ def explain(argv: Sequence[str]) -> None:
     config = tyro.cli(Config, args=[a for a in argv if a != "--explain"])
     for one in expand(replace(config, way="adapters"), 1):
         model = loaded(one)
-        print(f"{one.network}:\n{gconv.convert(model).report()}\n\nwith adapters: {prepared(model, one).report()}\n")
+        converted: Any = gconv.convert(model)
+        adapted: Any = prepared(model, one)
+        print(f"{one.network}:\n{converted.report()}\n\nwith adapters: {adapted.report()}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -70,7 +70,8 @@ def mtcnn(name: str) -> Network:
 
 def mtcnn_weights(name: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State of `mtcnn`. A dense layer's inputs are ordered as width, height, channel in the file."""
-    found, at = {}, 0
+    found: dict[str, Tensor] = {}
+    at = 0
     for number, (_, kernel, pool) in enumerate(MTCNN[name], 1):
         layer = f"conv{number}" if f"conv{number}.weight" in given else f"dense{number}"
         weight = given[f"{layer}.weight"]
