@@ -93,7 +93,7 @@ def _separable(i: int, o: int) -> list[nn.Module]:
     return [depthwise, mix, nn.BatchNorm2d(o, eps=1e-3)]
 
 
-class Pool(nn.Module):
+class PooledSame(nn.Module):
     """Maximum of 3 x 3 pixels at stride 2, padded as Keras' 'same' does: below and to the right alone at even sizes."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Branches(nn.Module):
 
     def __init__(self, i: int, o: int):
         super().__init__()
-        self.long = nn.Sequential(*_separable(i, o), nn.ReLU(), *_separable(o, o), Pool())
+        self.long = nn.Sequential(*_separable(i, o), nn.ReLU(), *_separable(o, o), PooledSame())
         self.short = nn.Sequential(nn.Conv2d(i, o, 1, stride=2, bias=False), nn.BatchNorm2d(o, eps=1e-3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -122,11 +122,11 @@ def test_a_dense_layer_is_a_convolution_in_the_order_of_its_file():
 
 def test_the_maximum_of_keras_pads_at_the_end():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    found = wheel_networks.Pool()(x)
+    found = wheel_networks.PooledSame()(x)
     assert found[0, 0].tolist() == [[10, 11], [14, 15]]
     assert not torch.equal(found, nn.functional.max_pool2d(x, 3, 2, 1))  # torch's padding, on both sides
     odd = torch.rand(1, 1, 5, 5)
-    torch.testing.assert_close(wheel_networks.Pool()(odd), nn.functional.max_pool2d(odd, 3, 2, 1))
+    torch.testing.assert_close(wheel_networks.PooledSame()(odd), nn.functional.max_pool2d(odd, 3, 2, 1))
 
 
 # -- the experiment ------------------------------------------------------------------------------------------------
