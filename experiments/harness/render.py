@@ -261,8 +261,9 @@ def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, s
 
 
 def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:
-    """What the rows of a table row say at a dotted path. Raises: TableError where they do not agree."""
-    said = sorted({str(get(row, path)) for row in rows if str(get(row, table.label)) == label})
+    """What the rows of a table row say at a dotted path, - for nothing. Raises: TableError where they do not agree."""
+    found = [get(row, path) for row in rows if str(get(row, table.label)) == label]
+    said = sorted({"-" if value is None else str(value) for value in found})
     if len(said) > 1:
         raise TableError(f"table {table.name}, {label}: rows differ in {path} ({' and '.join(said)})")
     return said[0].replace("|", "\\|") if said else "no rows yet"

@@ -5,12 +5,15 @@ and with the same weights; their values and gradients must agree before a clock 
 measurement each a round, whoever begins alternating. A ratio is the median over rounds of the peer's seconds by
 gconv's, with its quartiles; the peer is the fastest one (by its median), or the one that the case names. PyG runs in
 every form that the layer takes: edge_index, with its cache where there is one, torch's CSR adjacency, and in the
-training steps sparse features where it takes them. Peak memory is `experiments.speed.memory`'s, on the same cases.
+training steps sparse features where it takes them; and in layers, training steps and single calls each form under
+torch.compile, in the default mode and by max-autotune-no-cudagraphs. A form that torch.compile refuses is named in the
+row. Layers are also compared with their floor: the matrix products and bare sparse products that they need, in buffers
+made beforehand (`experiments.speed.floor`). Peak memory is `experiments.speed.memory`'s, on the same cases.
 
 Large cases run on all threads, in wall time; single calls on one, in processor time. The training steps have no
 optimiser: it would cost both sides the same. Random graphs with power-law degrees, random bags of words.
 
-    python -m experiments.speed                        everything: 20 minutes or so on two cores
+    python -m experiments.speed                        everything: an hour or so on two cores, half of it compiling
     python -m experiments.speed --only 'gat layer'     the cases whose name has this in it (a regular expression)
     python -m experiments.speed --quick                toy sizes, to see that everything works; rows go to runs/
 
@@ -19,7 +22,7 @@ Rows hold until their file is removed: a timing is not repeated because some cod
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +33,13 @@ import torch
 from experiments.harness import common, measure
 from experiments.harness.machine import ROOT
 from experiments.speed import sides as speed_sides
-from experiments.speed.cases import FULL, QUICK, Case, cases
+from experiments.speed.cases import COMPILED, FULL, MODES, QUICK, Case, cases
+from experiments.speed.floor import floor
 from experiments.speed.sides import Side
 from experiments.speed.summary import OURS, remarks
 from gconv.kernels import backend
 
+FLOOR = "floor"
 TOL = {"filter": 1e-10, "layer": 1e-3}  # a layer: gradients that are sums over millions of float32 numbers
 
 
@@ -72,6 +77,21 @@ def chosen(config: Config) -> list[Case]:
 # -- one case ------------------------------------------------------------------------------------------------------
 
 
+def ready(case: Case) -> tuple[dict[str, Side], dict[str, str]]:
+    """The sides of a case, and what torch.compile said of those that it refused; the others are compiled by now."""
+    made, refused = {}, {}
+    for name, make in speed_sides.sides(case, MODES).items():
+        side = make()
+        if COMPILED in name:
+            try:
+                side.step()
+            except Exception as error:  # of torch.compile, which documents no class of its own
+                refused[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                continue
+        made[name] = side
+    return made, refused
+
+
 def control(case: Case, made: dict[str, Side]) -> float:
     """The largest relative difference of any side from gconv. Raises: ValueError where it is more than rounding."""
     ours, worst = made[OURS].numbers(), 0.0
@@ -96,9 +116,21 @@ def compared(times: dict[str, np.ndarray], against: str = "") -> dict[str, Any]:
     ('fast', 2.0, 9.0)
     """
     ours = times[OURS]
-    peers = {name: found for name, found in times.items() if not name.startswith(OURS)}
-    peer = against or min(peers, key=lambda name: float(np.median(peers[name])))
-    return {
+    peers = {name: found for name, found in times.items() if not name.startswith(OURS) and name != FLOOR}
+
+    def fastest(names: Iterable[str]) -> str:
+        return min(names, key=lambda name: float(np.median(peers[name])))
+
+    peer = against or fastest(peers)
+    found: dict[str, Any] = {}
+    if FLOOR in times:
+        found |= measure.quartiles("over_floor", ours / times[FLOOR])
+        found["times_the_floor"] = f"{found['over_floor']:.3f}"
+    if names := [name for name in peers if COMPILED in name]:
+        best = fastest(names)
+        found |= {"compiled": best, "faster_than_compiled": float(np.median(peers[best] / ours))}
+        found["than_compiled"] = f"{found['faster_than_compiled']:.3f}"
+    return found | {
         "ms": {name: measure.quartiles("ms", found * 1e3) for name, found in times.items()},
         "faster_than": {name: measure.quartiles("faster", found / ours) for name, found in times.items()},
         "gconv_ms": float(np.median(ours)) * 1e3,
@@ -117,9 +149,11 @@ def run(case: Case) -> common.Outcome:
         metrics: dict[str, Any] = {"threads": torch.get_num_threads(), "kernels": backend()}
         if case.kind == "limits":
             return common.Outcome(metrics | reached(case))
-        made = {name: make() for name, make in speed_sides.sides(case).items()}
+        made, metrics["refused"] = ready(case)
         metrics["gap"] = control(case, made)
         steps = {name: side.step for name, side in made.items()}
+        if case.kind == "layer":
+            steps[FLOOR] = floor(case)
         metrics |= compared(measure.take_turns(steps, case.rounds, clock, case.budget), case.against)
         if case.kind in ("spmm", "layer"):
             metrics |= speed_sides.work(case)
@@ -157,6 +191,8 @@ def report(rows: list[common.Row]) -> None:
             continue
         spread = f"{m['faster']:.2f} [{m['faster_low']:.2f}, {m['faster_high']:.2f}] times faster than {m['peer']}"
         print(f"    {m['gconv_ms']:.3f} ms against {m['peer_ms']:.3f}: {spread}; goal {m['goal']}, {m['verdict']}")
+        if "over_floor" in m:
+            print(f"    {m['over_floor']:.2f} times the bare products")
         others = {name: found["faster"] for name, found in m["faster_than"].items() if name not in (OURS, m["peer"])}
         if others:
             print("    " + ", ".join(f"{found:.2f} than {name}" for name, found in others.items()))

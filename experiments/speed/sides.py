@@ -6,7 +6,7 @@ whose weights are the gradients.
 
 import copy
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.harness import measure
-from experiments.speed.cases import FORMS, SPARSE_FEATURES, Case
+from experiments.speed.cases import COMPILED, FORMS, SPARSE_FEATURES, Case
 from gconv import GConv, Graph, OperatorSpec, constant, export
-from gconv.operators import appnp, cheb, gat, gcn, heat, sage, tag
+from gconv.operators import appnp, cheb, gat, gcn, heat, sage, tag, transformer
 
 Numbers = dict[str, Tensor]
 
@@ -34,17 +34,18 @@ class Side(NamedTuple):
 Sides = dict[str, Callable[[], Side]]  # each is made when it is needed: a process that measures memory makes one
 
 
-def sides(case: Case) -> Sides:
-    """All sides of a case; gconv is the first."""
-    makers: Mapping[str, Callable[[Case], Sides]] = {
+def sides(case: Case, modes: Sequence[str] = ()) -> Sides:
+    """All sides of a case; gconv is the first. Layers and training steps also have PyG in these torch.compile modes."""
+    makers: Mapping[str, Callable[[Case, Sequence[str]], Sides]] = {
         "spmm": products,
         "layer": layers,
         "edges": layers,
         "call": layers,
         "training": trainings,
         "filter": filters,
+        "signals": batches,
     }
-    return makers[case.kind](case)
+    return makers[case.kind](case, modes)
 
 
 @lru_cache(maxsize=2)
@@ -60,6 +61,20 @@ def signal(case: Case) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(case.backward), torch.randn(case.nodes, case.channels[-1], generator=generator)
 
 
+def compiled(op: str, modes: Sequence[str], theirs: Callable[[str, str], Side]) -> Sides:
+    """PyG's forms of a layer under torch.compile."""
+    return {f"{form}{COMPILED}{mode}": partial(theirs, form, mode) for form in FORMS[op] for mode in modes}
+
+
+def under(mode: str, module: nn.Module) -> nn.Module:
+    """The module, compiled where there is a mode. torch keeps as many compiled forms of a case as it has sides."""
+    if not mode:
+        return module
+    torch._dynamo.config.recompile_limit = 64
+    made: nn.Module = torch.compile(module, mode=mode)  # type: ignore[assignment]
+    return made
+
+
 def call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The value and the gradients, without a backward pass where there is no dy."""
     if dy is None:
@@ -72,7 +87,7 @@ def call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) -> 
 # -- one sparse product --------------------------------------------------------------------------------------------
 
 
-def products(case: Case) -> Sides:
+def products(case: Case, _: Sequence[str] = ()) -> Sides:
     """gcn's matrix times a signal, and back."""
     index = edge_index(case.nodes, case.edges, case.seed)
     x, dy = signal(case)
@@ -184,7 +199,7 @@ def graph_for(form: str, op: str, layer: nn.Module, index: Tensor, nodes: int) -
     return measure.adjacency(where, nodes, weight)
 
 
-def layers(case: Case) -> Sides:
+def layers(case: Case, modes: Sequence[str] = ()) -> Sides:
     """One layer, forward or forward and backward; the signal has a gradient, as inside a network."""
     index = edge_index(case.nodes, case.edges, case.seed)
     x, dy = signal(case)
@@ -208,18 +223,53 @@ def layers(case: Case) -> Sides:
 
         return Side(step, numbers)
 
-    def theirs(form: str) -> Side:
+    def theirs(form: str, mode: str = "") -> Side:
         made = peer(layer())
         graph = graph_for(form, case.op, made, index, case.nodes)
         names, leaves = [*dict(made.named_parameters())], [*made.parameters(), x]
-        step = partial(call, lambda: made(x, graph), leaves, back)
+        run = under(mode, made)
+        step = partial(call, lambda: run(x, graph), leaves, back)
         return Side(step, lambda: named(step(), [*names, "x"]))
 
     found: Sides = {"gconv": lambda: ours(Graph(index, case.nodes))}
     if case.kind == "call":
         found["gconv on edge_index"] = lambda: ours(index)
     forms = [f for f in FORMS[case.op] if case.kind != "edges" or "cached" in f]
-    return found | {form: partial(theirs, form) for form in forms}
+    return found | {form: partial(theirs, form) for form in forms} | compiled(case.op, modes, theirs)
+
+
+def batches(case: Case, _: Sequence[str] = ()) -> Sides:
+    """Attention on many signals of one graph, forward and backward. PyG takes one signal: in turn, or as one large
+    graph of as many copies, made beforehand.
+    """
+    many, i, o = case.channels
+    index = edge_index(case.nodes, case.edges, case.seed)
+    generator = torch.Generator().manual_seed(case.seed)
+    x = torch.randn(many, case.nodes, i, generator=generator).requires_grad_()
+    dy = torch.randn(many, case.nodes, o, generator=generator)
+
+    def layer() -> GConv:
+        torch.manual_seed(case.seed)
+        return GConv((gat if case.op == "gat" else transformer)(i, o // 8, heads=8))
+
+    def side(run: Callable[[], Tensor]) -> Side:
+        step = partial(call, run, [x], dy)
+        return Side(step, lambda: named(step(), ["x"]))
+
+    def ours() -> Side:
+        made, graph = layer(), Graph(index, case.nodes)
+        return side(lambda: made(x, graph))
+
+    def in_turn() -> Side:
+        made = peer(layer())
+        return side(lambda: torch.stack([made(signal, index) for signal in x]))
+
+    def copies() -> Side:
+        made, shifts = peer(layer()), torch.arange(many) * case.nodes
+        union = (index[:, None] + shifts[:, None]).flatten(1)
+        return side(lambda: made(x.flatten(0, 1), union).view(dy.shape))
+
+    return {"gconv": ours, "PyG, one signal at a time": in_turn, "PyG, one large graph": copies}
 
 
 # -- training steps ------------------------------------------------------------------------------------------------
@@ -255,7 +305,7 @@ def features(case: Case) -> Tensor:
     return x / x.sum(1, keepdim=True).clamp(min=1)
 
 
-def trainings(case: Case) -> Sides:
+def trainings(case: Case, modes: Sequence[str] = ()) -> Sides:
     """Forward, mean cross-entropy of all nodes, backward: the gradients of the weights; no optimiser on either side.
 
     What a user may do once, before training, is done on both sides: PyG's caches and sparse features, `constant` here.
@@ -267,13 +317,13 @@ def trainings(case: Case) -> Sides:
         torch.manual_seed(case.seed)
         return parts(case)
 
-    def side(network: Network, x: Tensor, graphs: Any, ours: bool) -> Side:
-        leaves = dict(network.named_parameters())
+    def side(network: Network, x: Tensor, graphs: Any, ours: bool, mode: str = "") -> Side:
+        leaves, run = dict(network.named_parameters()), under(mode, network)
 
         def step(activation: Callable[[Tensor], Tensor] = F.relu) -> Tensor:
             for p in leaves.values():
                 p.grad = None
-            loss = F.cross_entropy(network(x, graphs, activation), label)
+            loss = F.cross_entropy(run(x, graphs, activation), label)
             loss.backward()
             return loss.detach()
 
@@ -287,22 +337,22 @@ def trainings(case: Case) -> Sides:
 
         return Side(step, numbers)
 
-    def theirs(form: str, x: Tensor) -> Side:
+    def theirs(form: str, mode: str = "", x: Tensor = x) -> Side:
         made = [peer(part) for part in networks()]
         graph = index
         for part in made:
             graph = index if isinstance(part, nn.Linear) else graph_for(form, case.op, part, index, case.nodes)
-        return side(Network(made), x, graph, ours=False)
+        return side(Network(made), x, graph, ours=False, mode=mode)
 
     def ours(x: Tensor) -> Side:
         return side(Network([*networks()]), x, Graph(index, case.nodes), ours=True)
 
     found: Sides = {"gconv": lambda: ours(constant(x)), "gconv, features not declared constant": lambda: ours(x)}
     for form in FORMS[case.op]:
-        found[form] = partial(theirs, form, x)
+        found[form] = partial(theirs, form)
         if case.op in SPARSE_FEATURES:
-            found[f"{form}, sparse features"] = lambda form=form: theirs(form, _csr(x))  # type: ignore[misc]
-    return found
+            found[f"{form}, sparse features"] = lambda form=form: theirs(form, x=_csr(x))  # type: ignore[misc]
+    return found | compiled(case.op, modes, theirs)
 
 
 def _csr(x: Tensor) -> Tensor:
@@ -320,7 +370,7 @@ def _heat(z: Any) -> Any:
     return np.exp(-TIME * (z + 1))
 
 
-def filters(case: Case) -> Sides:
+def filters(case: Case, _: Sequence[str] = ()) -> Sides:
     """exp(-5 L), L the normalised Laplacian, by a Chebyshev polynomial of order 30; a column for each signal."""
     met, index = edge_index(case.nodes, case.edges, case.seed).unique(return_inverse=True)
     nodes, (many,) = len(met), case.channels  # without isolated ones, about which conventions differ

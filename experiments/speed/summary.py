@@ -12,7 +12,7 @@ import numpy as np
 from experiments.harness import measure
 from experiments.harness.common import Row
 from experiments.harness.render import Draw
-from experiments.speed.cases import EXPONENT, MEANS
+from experiments.speed.cases import EXPONENT, FLOOR, MEANS
 
 OURS = "gconv"
 Growth = dict[str, dict[str, tuple[list[float], list[float]]]]
@@ -21,7 +21,7 @@ UNITS = {"ms": "milliseconds", "mb": "MiB at the peak"}
 
 def mean(rows: Sequence[Row], group: str, metric: str = "faster") -> float:
     """The geometric mean of a metric over a group of cases; nan without rows."""
-    found = [row["metrics"][metric] for row in rows if row["config"].get("group") == group]
+    found = [row["metrics"][metric] for row in rows if row["config"].get("group") == group and metric in row["metrics"]]
     return math.exp(sum(map(math.log, found)) / len(found)) if found else math.nan
 
 
@@ -48,6 +48,9 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             said.append(
                 f"Geometric mean of the {group}: {got:.2f} times faster; goal {goal:g}, {measure.verdict(got, goal)}."
             )
+    if not math.isnan(got := mean(rows, "layers", "over_floor")):
+        verdict = measure.verdict(got, FLOOR, at_most=True)
+        said.append(f"Geometric mean of the layers over their bare products: {got:.2f}; goal {FLOOR:g}, {verdict}.")
     return said + _grown(rows, "ms")
 
 

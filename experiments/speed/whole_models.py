@@ -2,7 +2,8 @@
 
 Protocol: the networks of PyG's examples for GCN, GAT, Chebyshev, SAGE and APPNP, written as the examples write them, on
 Cora where its files are and on a random power-law graph; and a ConvNeXt-like network of torch.nn layers with 31 x 31
-depthwise kernels on random images. `gconv.convert` is the only change. First, without dropout, five steps of Adam from
+depthwise kernels on random images. `gconv.convert` is the only change; a third side is the model under torch.compile,
+in the faster of its default mode and max-autotune-no-cudagraphs. First, without dropout, five steps of Adam from
 the same weights: their losses must agree. Then the two take turns, an epoch each, whoever begins alternating, in wall
 time on all threads; an epoch is one step of Adam on the whole graph, or on the batch of images. Peak memory is that of
 a process of its own for each: resident, from before its first epoch to the end of the second.
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 import gconv
 from datasets import DataUnavailable, load_planetoid
 from experiments.harness import common, measure
+from experiments.speed.cases import MODES
 from experiments.speed.layers import place
+from experiments.speed.sides import under
 from gconv.kernels import backend
 
 GRAPHS = ("GCN", "GAT", "Cheb", "SAGE", "APPNP")
@@ -282,13 +285,19 @@ def run(case: Case, *, root: Path | None = None) -> common.Outcome:
             "losses": losses.tolist(),
             "converted": len(report.converted),
         }
-        steps = {side: training.epoch for side, training in made.items()}
-        times = measure.take_turns(steps, case.rounds, budget=case.budget)  # type: ignore[arg-type]
+        steps: dict[str, measure.Step] = {side: training.epoch for side, training in made.items()}
+        for mode in MODES:
+            steps[f"compiled {mode}"] = Training(under(mode, build(case)), task(case, root)).epoch
+        times = measure.take_turns(steps, case.rounds, budget=case.budget)
     del made, steps
-    metrics |= {f"{side}_s": float(np.median(found)) for side, found in times.items()}
+    metrics |= {f"{side}_s": float(np.median(times[side])) for side in ("before", "after")}
     metrics |= measure.quartiles("faster", times["before"] / times["after"])
+    best = min((name for name in times if name.startswith("compiled")), key=lambda name: float(np.median(times[name])))
+    metrics |= {"compiled": best, "compiled_s": float(np.median(times[best]))}
+    metrics["faster_than_compiled"] = float(np.median(times[best] / times["after"]))
+    metrics["than_compiled"] = f"{metrics['faster_than_compiled']:.3f}"
     place = [str(root)] if root else []
-    for side in times:
+    for side in ("before", "after"):
         found = measure.peak_of_a_process("experiments.speed.whole_models", side, json.dumps(asdict(case)), *place)
         metrics[f"{side}_mb"] = found["peak_mb"]
     return common.Outcome(metrics)
@@ -327,6 +336,8 @@ def main(argv: list[str] | None = None) -> None:
         m = row["metrics"]
         spread = f"{m['faster']:.2f} [{m['faster_low']:.2f}, {m['faster_high']:.2f}] times faster"
         print(f"{row['config']['case']}\n    {m['before_s']:.4f} s an epoch, converted {m['after_s']:.4f}: {spread}")
+        if "compiled_s" in m:
+            print(f"    {m['faster_than_compiled']:.2f} times faster than {m['compiled']}, {m['compiled_s']:.4f} s")
         print(
             f"    peak memory {m['before_mb']:.0f} MiB, converted {m['after_mb']:.0f}; losses differ by {m['gap']:.1e}"
         )
