@@ -23,6 +23,7 @@ TABLES = {
     "citation": "experiments.citation.networks",
     "text": "experiments.text.classify",
     "membrane": "experiments.segmentation.membrane",
+    "cells": "experiments.segmentation.cells",
     "detection": "experiments.detection.bccd",
     "translation": "experiments.translation.train",
     "interpretability": "experiments.interpretability.cells",

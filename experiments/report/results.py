@@ -22,6 +22,7 @@ from experiments.images import digits_pair, ladder, ladder_picture, light, overf
 from experiments.interpretability import cells
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained_convolutions
 from experiments.large_graphs import external
+from experiments.segmentation import cells as areas
 from experiments.segmentation import membrane
 from experiments.text import classify
 from experiments.translation import report as translation
@@ -236,6 +237,7 @@ TABLES: tuple[Table, ...] = (
     superpixels.TABLE,
     classify.TABLE,
     membrane.TABLE,
+    areas.TABLE,
     external.TABLE,
     bccd.TABLE,
     translation.TABLE,
@@ -273,6 +275,7 @@ FIGURES: tuple[Figure, ...] = (
     superpixels.FIGURE,
     classify.FIGURE,
     membrane.FIGURE,
+    areas.FIGURE,
     bccd.FIGURE,
     translation.FIGURE,
     bert.FIGURE,

@@ -216,14 +216,23 @@ def superpixels(image: np.ndarray, mask: np.ndarray, parts: np.ndarray) -> Step:
     np.minimum.at(low, flat, image.ravel())
     np.maximum.at(high, flat, image.ravel())
     x = np.stack([mean, np.sqrt(np.maximum(square - mean**2, 0)), low, high, area / flat.size], 1)
+    target, weight = np.bincount(flat, mask.ravel(), n) / area, area / flat.size
+    return Step(torch.from_numpy(x).float(), touching(parts), *_columns(target, weight))
+
+
+def touching(parts: np.ndarray) -> Graph:
+    """The graph of a label map's parts, joined where two pixels touch.
+
+    >>> touching(np.array([[0, 0, 1]])).edge_index.tolist()
+    [[1, 0], [0, 1]]
+    """
+    n = int(parts.max()) + 1
     pairs = np.concatenate(
         [np.stack([parts[:, 1:], parts[:, :-1]]).reshape(2, -1), np.stack([parts[1:], parts[:-1]]).reshape(2, -1)], 1
     )
     pairs = pairs[:, pairs[0] != pairs[1]].astype(np.int64)
     key = np.unique(np.concatenate([pairs[0] * n + pairs[1], pairs[1] * n + pairs[0]]))
-    graph = Graph(torch.from_numpy(np.stack([key % n, key // n])), n)
-    target, weight = np.bincount(flat, mask.ravel(), n) / area, area / flat.size
-    return Step(torch.from_numpy(x).float(), graph, *_columns(target, weight))
+    return Graph(torch.from_numpy(np.stack([key % n, key // n])), n)
 
 
 def _columns(a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
