@@ -2,12 +2,11 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from limits import fresh
 
 import gconv
 from gconv import list_operators
@@ -157,18 +156,15 @@ def test_help_and_completion_show_what_users_call():
 
 
 def test_import_is_light():
-    code = f"import sys, gconv; print(*(m for m in {HEAVY} if m in sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=110
-    )
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) <= torch_brings(), f"import gconv loads {done.stdout}"
-
-
-def torch_brings():
     """What torch itself loads is not ours to lighten."""
-    code = f"import sys, torch; print(*(m for m in {HEAVY} if m in sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110).stdout.split())
+    code = f"""import sys, torch, warnings
+before = set(sys.modules)
+warnings.simplefilter("error")
+import gconv
+print(*(m for m in {HEAVY} if m in set(sys.modules) - before))"""
+    done = fresh(code)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.split(), f"import gconv loads {done.stdout}"
 
 
 def test_torch_is_the_pinned_one():

@@ -169,6 +169,6 @@ def test_gconv_runs_from_a_zip_archive(tmp_path, flags):
                 packed.write(path, path.relative_to(ROOT))
     env = {**os.environ, "PYTHONPATH": str(archive), "HOME": "/dev/null"}
     command = [sys.executable, *flags, "-c", RUN]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([1, 1, 3, 3])" in done.stdout and "gconv.zip" in done.stdout

@@ -230,7 +230,7 @@ def test_an_ascii_terminal_prints_what_it_can(tmp_path):
     cifar(place / cifar10.FOLDER, BATCH)
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "datasets", "cifar10", "--data-root", str(place)]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0 and r"d\xe4t\xe4" in done.stdout, done.stderr
 
 

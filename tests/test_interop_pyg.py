@@ -3,13 +3,12 @@
 import copy
 import pickle
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from limits import fresh
 from oracles.pyg_layers import BARE, F64, WEIGHT, adjacency, compare, edge_net, mlp
 from torch import nn
 from torch.nn.utils import parametrizations, prune, weight_norm
@@ -375,5 +374,5 @@ def test_pyg_is_loaded_only_for_models_of_pyg():
         "t = i.convert(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.ReLU())); "
         "t(torch.zeros(1, 1, 3)); print('torch_geometric' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=110, cwd=ROOT)
+    done = fresh(code)
     assert done.stdout.strip() == "False", done.stderr

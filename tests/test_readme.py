@@ -45,7 +45,7 @@ def test_commands_answer_to_help():
     modules = sorted(set(re.findall(r"python -m ((?:experiments|datasets|gconv)[\w.]*)", "".join(PAGES.values()))))
     assert {"experiments.images.digits_pair", "experiments.tables", "datasets"} <= set(modules)
     done = subprocess.run(
-        [sys.executable, "-c", HELP, *modules], cwd=ROOT, capture_output=True, text=True, timeout=110
+        [sys.executable, "-c", HELP, *modules], cwd=ROOT, capture_output=True, text=True, timeout=500
     )  # fmt: skip
     assert done.stdout.split() == modules, done.stderr
 
