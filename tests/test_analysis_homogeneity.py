@@ -107,7 +107,7 @@ def measured(name, dtype, c):
     return {what: value if isinstance(value, list) else [value] for what, value in found.items()}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype, c", MARKED)
 @pytest.mark.parametrize("name", LAYERS)
 def test_measures_of_maps_scale_with_the_map(name, dtype, c):
@@ -171,6 +171,7 @@ def test_samples_of_a_batch_have_energies_of_their_own():
     assert dirichlet_energy(torch.zeros(0, 8, 1), weighted()).shape == (0,)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype, c", CASES, ids=IDS)
 def test_transforms_scale_with_the_layer(dtype, c):
     exact = 2.0 ** round(math.log2(c))
@@ -188,6 +189,7 @@ def test_transforms_scale_with_the_layer(dtype, c):
     assert many.parametrizations.weight.original.grad.isfinite().all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", [*LAYERS, "pooling", "attention"])
 def test_narrow_layers_are_widened_first(name, dtype):

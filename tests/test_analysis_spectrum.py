@@ -46,6 +46,7 @@ def svd(A):
 # -- the matrix ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list_operators())
 def test_sparse_matrices_are_the_dense_one(name):
     for sample in operator(name).samples():
@@ -275,6 +276,7 @@ def test_zero_padding_is_below_the_circular_norm_on_the_enlarged_grid(data):
     assert top <= norm_bound(A) * (1 + 1e-12)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list_operators())
 def test_bounds_hold_and_norms_are_exact(name):
     for sample in operator(name).samples():

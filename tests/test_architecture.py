@@ -1,6 +1,7 @@
 """The shape of the library: imports go downwards, operators are descriptions, the import is light, the pins hold."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import gconv
 from gconv import list_operators
 
 ROOT = Path(__file__).parents[1]
+parse = functools.cache(ast.parse)  # of the text
 PACKAGE = ROOT / "gconv"
 
 # Each room may import those before it and itself.
@@ -47,7 +49,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 def imported_rooms(path):
     """The rooms that code (not doctests, not annotations under TYPE_CHECKING) imports."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -65,7 +67,7 @@ CIRCLES = [["gconv.linear.algebra", "gconv.linear.base", "gconv.linear.member"]]
 
 def imported_modules(text, modules):
     """The modules that code imports, at its beginning or inside of functions, without those for annotations alone."""
-    found, nodes = set(), [ast.parse(text)]
+    found, nodes = set(), [parse(text)]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -123,7 +125,7 @@ def test_imports_go_downwards(path):
 
 def test_the_planner_and_the_lowerings_name_no_operator():
     for path in [PACKAGE / "plan.py", *(PACKAGE / "lowering").glob("*.py")]:
-        tree = ast.parse(path.read_text())
+        tree = parse(path.read_text())
         strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         named = strings & set(list_operators())
         assert not named, f"{path.name} knows the operators {named}"
@@ -131,7 +133,7 @@ def test_the_planner_and_the_lowerings_name_no_operator():
 
 def test_operators_are_descriptions():
     for path in (PACKAGE / "operators").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path.read_text())):
             assert not (isinstance(node, ast.FunctionDef) and node.name in ("forward", "__call__")), (
                 f"{path.name} runs something"
             )
@@ -199,15 +201,15 @@ def waits_without_end(tree):
 def test_no_test_waits_without_end():
     for path in sorted((ROOT / "tests").rglob("*.py")):
         if path.name != "limits.py":
-            assert not waits_without_end(ast.parse(path.read_text())), path.name
+            assert not waits_without_end(parse(path.read_text())), path.name
 
 
 @pytest.mark.parametrize(
     "code", ["thread.join()", "subprocess.run(command, check=True)", "os.fork()", "p.communicate()", "Thread(target=f)"]
 )
 def test_a_wait_without_end_is_found(code):
-    assert len(waits_without_end(ast.parse(code))) == 1
-    assert not waits_without_end(ast.parse("a.join(b); thread.join(5); subprocess.run(c, timeout=5)"))
+    assert len(waits_without_end(parse(code))) == 1
+    assert not waits_without_end(parse("a.join(b); thread.join(5); subprocess.run(c, timeout=5)"))
 
 
 # Experiments: a family may import the harness and itself; report and the commands at the top may import all of them,
@@ -228,7 +230,7 @@ MODULES = {
 def imported_experiments(path):
     """The modules of experiments that a file imports, in functions too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("experiments"):
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return found & MODULES.keys()
@@ -260,6 +262,6 @@ def asks_for_types(tree):
 def test_forms_and_mixings_answer_for_themselves():
     """The planner and the lowerings ask a form what it does, and seldom what it is."""
     files = [PACKAGE / "plan.py", *(PACKAGE / "lowering").glob("*.py")]
-    found = {path.name: asks_for_types(ast.parse(path.read_text())) for path in files}
+    found = {path.name: asks_for_types(parse(path.read_text())) for path in files}
     assert sum(found.values()) <= 25, found
-    assert asks_for_types(ast.parse("isinstance(S, Taps) or type(S) is Taps or hasattr(S, 'each')")) == 3
+    assert asks_for_types(parse("isinstance(S, Taps) or type(S) is Taps or hasattr(S, 'each')")) == 3

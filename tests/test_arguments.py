@@ -30,6 +30,7 @@ def samples(name):
     return [sample.spec for sample in operator(name).samples()]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list_operators())
 def test_any_argument_makes_a_spec_or_a_sentence(name):
     """Whatever is given for an argument, the answer is a spec that survives printing, or a ValueError or TypeError."""
@@ -50,6 +51,7 @@ def test_any_argument_makes_a_spec_or_a_sentence(name):
                 assert OperatorSpec.parse(repr(spec)) == spec and OperatorSpec.from_dict(spec.to_dict()) == spec
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list_operators())
 @pytest.mark.parametrize(
     "number", [np.int64, np.int8, np.int16, torch.tensor], ids=["int64", "int8", "uint16", "torch"]

@@ -54,7 +54,7 @@ def agree(csr, leaves, slope, tol, dropout=None):
     return grads[0], g
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("heads", [1, 3, 8, 70])
 @pytest.mark.parametrize("width", [1, 3, 7, 8, 17, 33, 70])
@@ -121,7 +121,7 @@ def test_numbers_that_are_none_are_not_hidden():
     assert y[[0, 2]].isnan().all() and y[[1, 3, 4, 5]].isfinite().all()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(11)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("needs", ["zpq", "z", "p", "q", "pq"])
 @pytest.mark.parametrize("dropout", [None, DROP])

@@ -211,6 +211,7 @@ PEERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [wide, tall])
 @pytest.mark.parametrize(
     ("spec", "other", "weights", "carries", "alone"),

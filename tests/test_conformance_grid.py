@@ -194,6 +194,7 @@ GEOMETRIES = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_conv(geometry, groups):
@@ -225,6 +226,7 @@ TRANSPOSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("geometry", TRANSPOSED, ids=str)
 def test_conv_transpose(geometry, groups):
@@ -261,6 +263,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["avg", "avg, padding counts", "max"])
 @pytest.mark.parametrize("geometry", WINDOWS, ids=str)
 def test_pool(geometry, kind):

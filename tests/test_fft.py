@@ -67,6 +67,7 @@ def both(spec, x, layer=None):
     return zip(("value", "x", "weight", "bias"), *found, strict=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("batch", [0, 1, 2, 3])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_every_geometry_is_torchs(spec, batch):

@@ -60,6 +60,7 @@ def double(spec, seed=0):
     return layer
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", SPECS, ids=repr)
 @pytest.mark.parametrize("n, edges", [(0, []), (1, []), (3, []), (1, [(0, 0)]), (3, [(0, 0)])])
 def test_smallest_graphs(spec, n, edges):

@@ -69,7 +69,7 @@ def nodes(y):
     return len(seen)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("how", ["all", "chunks", "torch"])
 @FIRST
 @EACH
@@ -116,7 +116,7 @@ def test_other_types(dtype, spec, chunked, monkeypatch):
             assert_close("rounding", got.double(), right, 1e-5 if dtype == torch.float32 else 5e-2)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("chunked", [False, True])
 @FIRST
 @EACH
@@ -237,6 +237,7 @@ def few_ones(n, i, every, dtype=torch.float64):
     return torch.sin(at + 1.0).to(dtype) * (at % every == 0)
 
 
+@pytest.mark.sampled(2)
 @FIRST
 @pytest.mark.parametrize("every", [1, 7])
 @EACH

@@ -101,7 +101,7 @@ def test_padding_that_adds_up_to_nothing_still_moves():
     assert torch.equal(GConv(pad(((1, -1),), ndim=1))(torch.tensor([[[1.0, 2.0]]])), torch.tensor([[[0.0, 1.0]]]))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize(
     "spec",
     [

@@ -44,7 +44,7 @@ def in_place_changes_nothing(layer, x, domain, lowering=None):
     assert torch.equal(layer(x, domain, lowering=lowering).detach(), kept)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize("sample", GRAPHS, ids=lambda s: s.name)
 def test_the_output_is_the_callers(sample):
@@ -57,7 +57,7 @@ def test_the_output_is_the_callers(sample):
             in_place_changes_nothing(case.layer, x.clone().requires_grad_(), case.domain, lowering)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("sample", GRAPHS, ids=lambda s: s.name)
 def test_constant_signals_keep_what_is_computed_once(sample):
     case = Case.of(sample, torch.float64)

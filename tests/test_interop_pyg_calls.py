@@ -80,6 +80,7 @@ def check_alternating(name, edges, build):
                 torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.sampled(3)
 @EVERY
 def test_graphs_of_equal_size_in_turn(name, edges, build):
     check_alternating(name, edges, build)
@@ -212,6 +213,7 @@ def test_sparse_adjacencies(name, edges, build):
         check_form(layer, lambda m, leaf, adj=adj: m(leaf, leaf.cos(), adj) if edges == TWO else m(leaf, adj), x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "name", [name for name, (edges, _) in CASES.items() if edges in (ATTR, "edge_weight", "", REL)]
 )
@@ -383,6 +385,7 @@ def test_a_filtered_signal_that_is_kept():
         torch.testing.assert_close(twin(x.cos(), SIMPLE), layer(x.cos(), SIMPLE))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("grad", [True, pytest.param(False, marks=pytest.mark.slow)])
 @EVERY
 def test_outputs_are_changed_in_place(name, edges, build, grad):
@@ -456,6 +459,7 @@ ON_PAIRS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.filterwarnings("ignore:Converting sparse tensor to CSR")
 @pytest.mark.parametrize(("build", "edges", "alone", "i"), ON_PAIRS)
@@ -523,6 +527,7 @@ CAST = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(("name", "edges", "build"), CAST)
 def test_types_under_autocast(name, edges, build, kind, monkeypatch):

@@ -19,6 +19,7 @@ from gconv.interop.pyg import PEERS, UNKNOWN, why_outside
 from gconv.operators.shapes import messy
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "edges", "build"), BUILDS, ids=IDS)
 @pytest.mark.parametrize("where", ["messy", "no edges"])
 def test_same_numbers_and_gradients(name, edges, build, where):
@@ -26,6 +27,7 @@ def test_same_numbers_and_gradients(name, edges, build, where):
     check(name, edges, build, where)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("where", ["weighted", "one node"])
 @pytest.mark.parametrize("name", CASES)
 def test_same_numbers_and_gradients_elsewhere(name, where):

@@ -28,7 +28,7 @@ def by_hand(csr, s, t, p, slope, bend=F.leaky_relu):
     return torch.cat(rows)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("heads", [1, 3, 8, 70])
 @pytest.mark.parametrize("width", [1, 3, 8, 16, 17, 33])
@@ -70,7 +70,7 @@ def test_bfloat16_is_rounded_once():
         assert_close("gradient", one.float(), other.float(), 1e-1)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("needs", ["stp", "s", "t", "p", "st"])
 def test_derivatives_twice(needs):

@@ -90,6 +90,7 @@ def torch_alone(name, csr, given, monkeypatch):
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, 1e30, -1e30]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", KERNELS)
@@ -153,6 +154,7 @@ def test_an_empty_batch(name):
         assert torch.isfinite(out).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_each_signal_has_matrices_of_its_own(name, monkeypatch):

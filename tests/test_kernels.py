@@ -240,6 +240,7 @@ def test_a_symmetric_structure_is_its_own_transpose():
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("width", [1, 3, 17, 33])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3), (9,)])
@@ -273,6 +274,7 @@ def test_maximum_lets_a_nan_through():
         assert segment_max(csr, torch.ones(2), x).isnan().all()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("heads", [1, 3, 8])
 @pytest.mark.parametrize("width", [1, 3, 8, 17, 70])
@@ -338,6 +340,7 @@ def test_attention_kernels_are_differentiable_twice_and_good_operators():
         torch.library.opcheck(getattr(torch.ops.gconv, operator).default, (*given, *csr.tensors))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "rows", [((1.0, 0.0, 0.0), (2.0, 0.0, 1.0)), ((0.5, 0.3, 0.0), (1.5, -0.2, 0.7), (2.0, 0.0, 1.0))]
 )

@@ -1,7 +1,9 @@
 """Every law on every sample of every registered operator, in both dtypes."""
 
 import inspect
+import itertools
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -33,34 +35,39 @@ CONCERNS = {
 concerned: dict[str, set[str]] = {}
 
 
-def note(law, sample, dtype):
-    if law(sample, dtype):
-        concerned.setdefault(law.__name__, set()).add(sample.spec.name)
-        return True
-    return False
+# every operator against `dense`, and half of the other pairs; the other half with GCONV_TEST_SEED=1
+PAIRS = [
+    (name, law)
+    for (n, name), (k, law) in itertools.product(enumerate(list_operators()), enumerate(LAWS.values(), SEED))
+    if law is law_lowerings or (n + k) % 2 == 0
+]
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-@pytest.mark.parametrize("name", list_operators())
+@pytest.mark.parametrize(("name", "law"), PAIRS, ids=lambda value: getattr(value, "__name__", value))
 def test_law_holds(name, law):
     """On the first sample, on all against `dense`, and on a few drawn; the slow tests take all, in both dtypes."""
     first, *others = operator(name).samples()
-    any(note(law, sample, dtype) for sample in (first, *others) for dtype in TOL)  # up to the first that is concerned
+    any(law(sample, dtype) for sample in (first, *others) for dtype in TOL)  # up to the first that is concerned
     if law is law_lowerings:
         rest = [(sample, tuple(TOL)[k % 2]) for k, sample in enumerate(others)]
     else:
         draw = random.Random(f"{SEED} {name} {law.__name__}")
         rest = [(sample, dtype) for sample in (first, *others) for dtype in TOL if draw.random() < 1 / 32]
     for sample, dtype in rest:
-        note(law, sample, dtype)
+        law(sample, dtype)
+
+
+def test_every_law_is_drawn_for_half_of_the_operators():
+    drawn = Counter(law for _, law in PAIRS)
+    assert min(drawn[law] for law in LAWS.values()) >= len(list_operators()) // 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("name", list_operators())
-def test_law_holds_on_every_sample(name, law, dtype):
-    for sample in operator(name).samples():
-        law(sample, dtype)
+def test_law_holds_on_every_sample(name, law):
+    if any([law(sample, dtype) for sample in operator(name).samples() for dtype in TOL]):
+        concerned.setdefault(law.__name__, set()).add(name)
 
 
 @pytest.mark.parametrize("name", ["spectral", "wavelet", "cayley", "lanczos"])
@@ -74,9 +81,10 @@ def test_laws_hold_whichever_eigenvectors_a_solver_returns(name, law, samples, m
         LAWS[law](sample, torch.float64)
 
 
+@pytest.mark.slow
 def test_no_law_is_empty(request):
     """Runs after the laws, on what they found."""
-    laws = sum(item.name.startswith("test_law_holds[") for item in request.session.items)
+    laws = sum(item.name.startswith("test_law_holds_on_every_sample[") for item in request.session.items)
     if laws < len(LAWS) * len(list_operators()):
         pytest.skip("only meaningful after all laws on all operators")
     short = {law: len(concerned.get(law, ())) for law, least in CONCERNS.items() if len(concerned.get(law, ())) < least}

@@ -62,7 +62,7 @@ SQUARE = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("left", SQUARE)
 @pytest.mark.parametrize("right", ["shifts", "taps", "polynomial", "diagonal", "stack"])
 def test_sums_and_products_are_those_of_the_matrices(left, right):
@@ -210,6 +210,7 @@ def test_a_wrong_collapse_would_be_noticed():
 # -- any form of S, written out -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list_operators())
 def test_entries_and_single_taps_are_the_structure(name):
     for sample in operator(name).samples():

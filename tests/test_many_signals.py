@@ -36,6 +36,7 @@ def loop(layer, domain, **options):
     return lambda x: torch.stack([layer(one, domain, **options) for one in x])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize(("name", "number"), SAMPLES)
 def test_signals_agree_with_a_loop(name, number):

@@ -111,7 +111,7 @@ def as_any_solver(monkeypatch, what, run, w, want, tol=1e-9):
     agree(f"{what}, with another solver", orders(run, w), want, tol)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS)
 @pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
 def test_functions_of_laplacians_have_two_derivatives(graph, response, monkeypatch):

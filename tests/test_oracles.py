@@ -37,12 +37,14 @@ def check(sample, dtype):
         assert_close(f"{sample.name} on {domain}: gradient in {leaf} against its oracle", g, w, TOL[dtype]["rtol"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list_operators())
 def test_operator_equals_its_oracle_on_its_samples(name, dtype):
     for sample in operator(name).samples():
         check(sample, dtype)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(RANDOM))
 @settings(max_examples=3, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())

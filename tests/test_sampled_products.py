@@ -18,6 +18,7 @@ def ends_of(csr: CSR) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths), csr.col.long()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("heads", [1, 2, 8, 9])
 def test_every_width_and_number_of_entries(heads, kind):

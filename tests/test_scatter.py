@@ -35,6 +35,7 @@ def problem(dtype=DOUBLE, width=3, batch=()):
     return csr, values, x
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("width", [0, 1, 3, 16, 17, 33, 70, 130])
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3), (0,)])

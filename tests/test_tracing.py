@@ -47,6 +47,7 @@ def kinds(traced):
     return {node.kind() for node in traced.inlined_graph.nodes()}
 
 
+@pytest.mark.sampled(2)
 def test_portable_mode_composes_the_same_numbers_of_aten_operators(case):
     want = case(case.x)
     seen = set()
@@ -86,6 +87,7 @@ def test_jit_traces_hold_aten_operators_and_the_right_numbers(case, gradients):
     assert_close("the layer afterwards", case(other), afresh(other, fresh(case.domain)), TOL[DOUBLE])
 
 
+@pytest.mark.sampled(3)
 def test_fake_and_meta_tensors_have_the_shapes_and_types_of_numbers(case):
     want = case(case.x)
     layer, mode = copy.deepcopy(case.layer), FakeTensorMode()

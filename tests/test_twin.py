@@ -44,6 +44,7 @@ def channels(layer):
     return getattr(layer, "in_channels", 2)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(len(CONVOLUTIONS) + len(OTHERS)))
 def test_a_layer_and_its_twin_are_one_map(number):
     layer, shape = [*CONVOLUTIONS, *OTHERS][number]

@@ -38,7 +38,7 @@ def config(model, **changes):
     return resolve(Config(dataset="Cora", model=model, **changes))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_learns(task, model):
     epochs = 60 if model == "gat" else 40

@@ -72,6 +72,7 @@ def term(layer, graph, k, **call):
 # -- every entry -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "graph", [everything(), plain(), *features().values()], ids=["everything", "plain", *features()]
 )
@@ -80,6 +81,7 @@ def test_what_a_library_applies_is_what_its_rule_says(entry, graph):
     assert gap(entry.matrix(graph), by_rule(entry.rule, graph)) < SAME
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("entry", [c for c in CONVENTIONS if c.ours], ids=lambda c: f"{c.family}: {c.name}")
 def test_gconv_with_the_options_named_is_equal(entry):
     for graph in (everything(), plain(), *features().values()):

@@ -120,6 +120,7 @@ def test_an_unknown_table_names_the_nearest(capsys):
         sweep_command.main(["--jobs", "2"])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("table", sweep_command.TABLES)
 def test_every_table_runs_on_toy_sizes(table, tmp_path, capsys):
     found = sweep_command.experiment(table)
