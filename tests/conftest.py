@@ -114,11 +114,15 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    drawn: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if (sampled := item.get_closest_marker("sampled")) and isinstance(item, pytest.Function):
-            place = sum(item.callspec.indices.values()) - SEED
-            if place % sampled.args[0]:
-                item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            drawn.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for test, sets in drawn.items():
+        (one_in,) = sets[0].get_closest_marker("sampled").args
+        random.Random(f"{SEED} {test}").shuffle(sets)
+        for item in sets[-(-len(sets) // one_in) :]:
+            item.add_marker(pytest.mark.slow)
     if not os.environ.get("GCONV_DATA"):
         for item in items:
             if item.get_closest_marker("data"):
