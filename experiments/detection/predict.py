@@ -14,21 +14,17 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
 from datasets.bccd import CLASSES
 from datasets.photos import read_photo
-from datasets.root import DataError
 from experiments.detection.bccd import SHOWN, Config, search
 from experiments.detection.boxes import outline
 from experiments.detection.detector import COARSEST, Detector
-from experiments.harness.machine import ROOT
-from gconv import load
-from gconv.errors import InputError
+from experiments.harness import predicting
 
-CHECKPOINT = ROOT / "experiments" / "checkpoints" / "detection.safetensors"
+CHECKPOINT = predicting.FOLDER / "detection.safetensors"
 LONG_SIDE = 320
 
 
@@ -49,15 +45,12 @@ class Options:
         """Refuse what cannot be run."""
         if not 0 < self.score < 1:
             raise ValueError(f"score must be between 0 and 1, not {self.score}")
-        if self.out is not None and self.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ValueError(f"--out must end in .png or .jpg, and {self.out} does not")
+        predicting.checked_picture(self.out)
 
 
 def restored(path: Path) -> Detector:
     """The network in a file. Raises: InputError, OSError."""
-    model = Detector(len(CLASSES), Config().width).half()
-    load(path, into=model)
-    return model.float().eval()
+    return predicting.restored(path, Detector(len(CLASSES), Config().width))
 
 
 def predict(model: Detector, photo: Tensor, least: float = SHOWN) -> list[tuple[list[float], str, float]]:
@@ -66,14 +59,8 @@ def predict(model: Detector, photo: Tensor, least: float = SHOWN) -> list[tuple[
     Raises: ValueError for a photo of one pixel in one direction per 20 in the other, or less than 16 x 16.
     """
     h, w = photo.shape[-2:]
-    if min(h, w) < COARSEST or max(h, w) > 20 * min(h, w):
-        raise ValueError(f"A photo of {w} x {h} pixels is too small or too narrow to show cells.")
-    scale = LONG_SIDE / max(h, w)
-    small = photo[None].float()
-    if scale != 1:
-        size = [max(1, round(side * scale)) for side in (h, w)]
-        small = F.interpolate(small, size, mode="bilinear", antialias=scale < 1)
-    (found,) = search(model, small.round(), least)
+    small, scale = predicting.shrunk(photo, LONG_SIDE, COARSEST, "cells")
+    (found,) = search(model, small, least)
     limit = torch.tensor([w, h, w, h])
     boxes = torch.minimum((found.boxes / scale).clamp(min=0), limit)
     return [(box.tolist(), CLASSES[int(kind)], score.item())
@@ -86,16 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from PIL import Image
 
     options = tyro.cli(Options, description=__doc__, args=argv)
-    try:
+    with predicting.one_sentence():
         photo, model = read_photo(options.photo), restored(options.checkpoint)
         found = predict(model, photo, options.score)
         if options.out is not None:
             picture = outline(Image.fromarray(photo.permute(1, 2, 0).numpy()), found)
             picture.save(options.out)
-    except FileNotFoundError as error:
-        raise SystemExit(f"error: {error.strerror}: {error.filename}") from None
-    except (DataError, InputError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
     for (left, top, right, bottom), name, score in found:
         print(f"{name:10s} {score:.2f}  {left:6.1f} {top:6.1f} {right:6.1f} {bottom:6.1f}")
     counts = ", ".join(f"{sum(name == c for _, name, _ in found)} {c}" for c in CLASSES)

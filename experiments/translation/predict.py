@@ -21,17 +21,15 @@ import tyro
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-import gconv
-from datasets import DataError
-from experiments.harness.common import ROOT, RUNS, seed_everything
-from experiments.harness.store import replace_file
+from experiments.harness import predicting
+from experiments.harness.common import RUNS, seed_everything
 from experiments.translation.corpus import END, START, UNKNOWN, code, corpus, units_of
 from experiments.translation.networks import Look, Memory, Network, PlainLook
 from experiments.translation.search import translate
 from experiments.translation.train import Config, fit, network, scores
 
 FORMAT = "gconv translation 1"
-COMMITTED = ROOT / "experiments" / "checkpoints" / "translation.safetensors"
+COMMITTED = predicting.FOLDER / "translation.safetensors"
 SMALL = Config(
     "conv", units=2000, width=80, layers=2, dropout=0.1, epochs=8, lr=0.003, warmup=500
 )  # fmt: skip
@@ -57,38 +55,21 @@ class Options:
 
 def save(model: Network, units: Tokenizer, config: Config, path: Path, **about: Any) -> None:
     """Write a checkpoint, the weights in float16."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = {"format": FORMAT, "config": asdict(config), "about": about, "units": json.loads(units.to_str())}
-    replace_file(path.with_suffix(".json"), json.dumps(text, ensure_ascii=False, separators=(",", ":")).encode())
-    gconv.save(model.half(), path)
-    model.float()
+    predicting.written(model, path, text)
 
 
 def load(path: Path) -> tuple[Network, Tokenizer]:
     """Network and units of a checkpoint. Raises: ValueError, in one sentence, for files that are not one."""
-    description = path.with_suffix(".json")
-    if missing := [str(p) for p in (path, description) if not p.is_file()]:
-        raise ValueError(
-            f"there is no checkpoint {' and no '.join(missing)}; `python -m experiments.translation.predict --train` "
-            "writes one"
-        )
-    try:
-        text = json.loads(description.read_bytes())
-        found = text["format"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(f"{description} is not the description of a translation network") from None
-    if found != FORMAT:
-        raise ValueError(f"{description} is of the format {str(found)[:40]!r}, and this version reads {FORMAT!r}")
+    command = "python -m experiments.translation.predict --train"
+    text = predicting.described(path, FORMAT, "a translation network", command)
     try:
         config, units = Config(**text["config"]), Tokenizer.from_str(json.dumps(text["units"]))
+        model = network(config, units.get_vocab_size())
     except Exception as error:  # tokenizers raises Exception itself
-        raise ValueError(f"{description} describes no network of this version ({str(error).splitlines()[0]})") from None
-    try:
-        model = gconv.load(path, into=network(config, units.get_vocab_size()).half())
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not fit {description}: {str(error).splitlines()[0]}") from None
-    assert isinstance(model, Network)
-    return model.float().eval(), units
+        said = str(error).splitlines()[0]
+        raise ValueError(f"{path.with_suffix('.json')} describes no network of this version ({said})") from None
+    return predicting.fitting(path, model), units
 
 
 def check(sentence: str, units: Tokenizer) -> str:
@@ -166,20 +147,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(Options, description=__doc__, args=argv)
     if options.beam < 1:
         sys.exit(f"error: --beam must be at least 1, not {options.beam}")
-    try:
+    with predicting.one_sentence():
         if options.train:
             train(options)
             return
         if not options.sentences:
             raise ValueError("give an English sentence in quotation marks")
-        model, units = load(options.checkpoint or (COMMITTED if COMMITTED.is_file() else RUNS / COMMITTED.name))
+        model, units = load(options.checkpoint or predicting.place("translation"))
         sentences = [check(sentence, units) for sentence in options.sentences]
         found = translate(model, units, sentences, options.beam)
         print("\n".join(found))
         if options.picture is not None:
             draw(model, units, sentences[0], found[0], options.picture)
-    except (ValueError, DataError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""The subject of each paper in a citation graph, of Cora's seven: probabilities, and a picture.
+
+    python -m experiments.citation.predict GRAPH.safetensors --out papers.png
+    python -m experiments.citation.predict --example cora.safetensors       write Cora itself as such a file
+    python -m experiments.citation.predict --train                          train the network, seconds, into runs/
+
+A graph is a safetensors file with `edge_index` (2, e), int64, row 0 the source of each edge, and `x` (n, 1433), which
+of Cora's words a paper has (any numbers, none negative). The network is the GCN of `experiments.citation`, trained on
+140 of Cora's papers. It sees a new graph for the first time: nothing of it is a function of Cora's graph. The picture
+shows the papers by the two principal directions of their scores, coloured by subject.
+"""
+
+import csv
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from datasets.planetoid import load_planetoid
+from datasets.root import read
+from experiments.citation.networks import Config, Network, Task, load, optimiser, resolve
+from experiments.harness import predicting
+from experiments.harness.common import RUNS, seed_everything
+from gconv import Graph
+
+NAME = "papers"
+WORDS = 1433
+MOST = 2**28  # bytes of a file
+SUBJECTS = (
+    "theory", "reinforcement learning", "genetic algorithms", "neural networks", "probabilistic methods",
+    "case based", "rule learning",
+)  # fmt: skip
+SMALL = resolve(Config(dataset="Cora", model="gcn"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to answer, and where the answer goes."""
+
+    graph: Annotated[Path | None, tyro.conf.Positional] = None
+    """safetensors file with edge_index and x."""
+    out: Path | None = None
+    """Picture to write, .png or .jpg."""
+    table: Path | None = None
+    """File to write with a line a paper: number, subject, probability, with commas between."""
+    checkpoint: Path | None = None
+    """The network's weights (default: experiments/checkpoints, else runs)."""
+    train: bool = False
+    """Train the network and write the checkpoint, in place of answering."""
+    example: Path | None = None
+    """Write Cora as a graph file, in place of answering."""
+    data_root: Path | None = None
+    """--train, --example: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        predicting.checked_picture(self.out)
+
+
+class Papers(NamedTuple):
+    """A graph and the words of its papers (n, 1433), rows divided by their sums."""
+
+    graph: Graph
+    x: Tensor
+
+
+def read_graph(path: Path) -> Papers:
+    """A graph file. Raises: DataCorrupt, ValueError, in one sentence."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as tensors_of
+
+    try:
+        found = tensors_of(read(path, MOST))
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is no safetensors file, or damaged ({str(error).splitlines()[0]})") from None
+    if missing := [name for name in ("edge_index", "x") if name not in found]:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}; a graph has edge_index (2, e) and x (n, {WORDS})")
+    edges, x = found["edge_index"], found["x"]
+    if x.ndim != 2 or x.shape[1] != WORDS or not len(x):
+        raise ValueError(
+            f"{path}: x has shape {tuple(x.shape)}; the network reads (n, {WORDS}), a column for each word"
+        )
+    if edges.ndim != 2 or len(edges) != 2 or edges.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{path}: edge_index has shape {tuple(edges.shape)} and {edges.dtype}; expected (2, e), int64")
+    if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(x):
+        odd = edges[(edges < 0) | (edges >= len(x))][0]
+        raise ValueError(f"{path}: an edge names paper {int(odd)}, and there are papers 0 to {len(x) - 1}")
+    x = x.float()
+    if not bool(torch.isfinite(x).all()) or bool((x < 0).any()):
+        raise ValueError(f"{path}: x has numbers that are negative or not finite")
+    return Papers(Graph(edges.long(), len(x)), x / x.sum(1, keepdim=True).clamp(min=1e-12))
+
+
+def restored(path: Path) -> Network:
+    """The network in a file. Raises: InputError, OSError."""
+    return predicting.restored(path, Network(SMALL, WORDS, len(SUBJECTS)))
+
+
+@torch.no_grad()
+def predict(model: Network, papers: Papers) -> Tensor:
+    """Scores of the subjects, (n, 7)."""
+    scores: Tensor = model(papers.x, papers.graph)
+    return scores
+
+
+def draw(scores: Tensor, papers: Papers, path: Path) -> None:
+    """The papers by the two principal directions of their scores."""
+    from matplotlib.figure import Figure
+
+    centred = (scores - scores.mean(0)).double()
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    places, subject = (centred @ directions[:2].mT).numpy(), scores.argmax(1).numpy()
+    canvas = Figure(figsize=(7, 5), layout="constrained")
+    axes: Any = canvas.subplots()
+    source, target = (papers.graph.edge_index[:, :20_000]).numpy()
+    axes.plot([places[source, 0], places[target, 0]], [places[source, -1], places[target, -1]], "-", color="0.85",
+              linewidth=0.3, zorder=0)  # fmt: skip
+    for c, name in enumerate(SUBJECTS):
+        here = subject == c
+        axes.scatter(places[here, 0], places[here, -1], s=8, label=f"{name}: {here.sum()}")
+    axes.legend(fontsize="small")
+    axes.set(xticks=[], yticks=[])
+    canvas.savefig(path, dpi=120)
+
+
+def learn(options: Options) -> None:
+    """Train the network by the rule of `experiments.citation`, and write its file."""
+    task: Task = load("Cora", options.data_root)[0]
+    seed_everything(0)
+    model = Network(SMALL, WORDS, task.classes)
+    adam, best, kept = optimiser(model, SMALL), float("inf"), model.state_dict()
+    for _ in range(SMALL.epochs or 200):
+        model.train()
+        adam.zero_grad(set_to_none=True)
+        F.cross_entropy(model(task.x, task.graph)[task.train], task.y[task.train]).backward()
+        adam.step()
+        model.eval()
+        with torch.no_grad():
+            loss = F.cross_entropy(model(task.x, task.graph)[task.val], task.y[task.val]).item()
+        if loss < best:
+            best, kept = loss, {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(kept)
+    model.load_state_dict(model.half().state_dict())
+    model.float().eval()
+    with torch.no_grad():
+        right = (model(task.x, task.graph).argmax(1) == task.y)[task.test].float().mean().item()
+    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
+    predicting.written(model, path)
+    print(f"wrote {path}: {100 * right:.1f} % of Cora's test papers are right")
+
+
+def example(options: Options) -> None:
+    """Cora as a graph file."""
+    from safetensors.torch import save
+
+    assert options.example is not None
+    data = load_planetoid("Cora", options.data_root).data
+    options.example.write_bytes(save({"edge_index": data.edge_index.contiguous(), "x": data.x.to(torch.uint8)}))
+    print(f"wrote {options.example}: {data.num_nodes} papers, {data.num_edges} edges")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Raises: SystemExit, with one sentence where something cannot be done."""
+    options = tyro.cli(Options, description=__doc__, args=argv)
+    with predicting.one_sentence(), warnings.catch_warnings(action="ignore", category=UserWarning):
+        if options.train or options.example is not None:
+            (learn if options.train else example)(options)
+            return
+        if options.graph is None:
+            raise ValueError("give a graph file; --example FILE writes one")
+        papers = read_graph(options.graph)
+        scores = predict(restored(options.checkpoint or predicting.place(NAME)), papers)
+        if options.out is not None:
+            draw(scores, papers, options.out)
+        found, subject = scores.softmax(1).max(1)
+        if options.table is not None:
+            with open(options.table, "w", encoding="utf-8", newline="") as file:
+                names = [SUBJECTS[c] for c in subject.tolist()]
+                rows = zip(range(len(names)), names, (f"{p:.4f}" for p in found.tolist()), strict=True)
+                csv.writer(file).writerows([("paper", "subject", "probability"), *rows])
+    for name, count in zip(SUBJECTS, subject.bincount(minlength=len(SUBJECTS)).tolist(), strict=True):
+        print(f"{name:24s} {count:6d} papers")
+    if empty := int((papers.x.sum(1) == 0).sum()):
+        print(f"{empty} papers have no word; their subject is that of what they cite", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The cells in a photo as coloured areas: how much of the photo each kind covers, and a picture.
+
+    python -m experiments.segmentation.predict PHOTO --out areas.png
+
+The photo shows cells as BCCD's do: a red cell is about a sixth as wide as the photo is. It may have another size,
+colour mode or bit depth; its longer side is brought to 160 pixels for the network. The network is the U-Net of
+`experiments.segmentation.cells`, seed 0, which learned ellipses drawn into boxes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+
+from datasets.photos import read_photo
+from experiments.harness import predicting
+from experiments.segmentation.cells import NAMES, ColourUNet, Config, overlay, ready
+
+CHECKPOINT = predicting.FOLDER / "cells.safetensors"
+LONG_SIDE = 160
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at, and where the answer goes."""
+
+    photo: Annotated[Path, tyro.conf.Positional]
+    """JPEG, PNG, BMP or TIFF file."""
+    out: Path | None = None
+    """Picture with the areas to write, .png or .jpg; without it only the shares are printed."""
+    checkpoint: Path = CHECKPOINT
+    """The network's weights, as `experiments.segmentation.cells` leaves them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        predicting.checked_picture(self.out)
+
+
+def restored(path: Path) -> ColourUNet:
+    """The network in a file. Raises: InputError, OSError."""
+    return predicting.restored(path, ColourUNet(Config().width))
+
+
+@torch.no_grad()
+def predict(model: ColourUNet, photo: Tensor) -> Tensor:
+    """The class of each pixel of a photo (3, h, w) of bytes: (h, w).
+
+    Raises: ValueError for a photo of one pixel in one direction per 20 in the other, or less than 16 x 16.
+    """
+    small, _ = predicting.shrunk(photo, LONG_SIDE, 16, "cells")
+    h, w = small.shape[-2:]
+    logits = model(ready(F.pad(small, (0, -w % 4, 0, -h % 4), mode="replicate")))[..., :h, :w]
+    return F.interpolate(logits, photo.shape[-2:], mode="bilinear")[0].argmax(0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Raises: SystemExit with one sentence for what cannot be read or written."""
+    from PIL import Image
+
+    options = tyro.cli(Options, description=__doc__, args=argv)
+    with predicting.one_sentence():
+        photo, model = read_photo(options.photo), restored(options.checkpoint)
+        classes = predict(model, photo)
+        if options.out is not None:
+            Image.fromarray(overlay(photo, classes).permute(1, 2, 0).numpy()).save(options.out)
+    shares = classes.flatten().bincount(minlength=len(NAMES)) / classes.numel()
+    for name, share in zip(NAMES, shares.tolist(), strict=True):
+        print(f"{name:10s} {100 * share:5.1f} % of the photo")
+    if shares[0] == 1:
+        print("no cells found")
+
+
+if __name__ == "__main__":
+    main()

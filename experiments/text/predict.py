@@ -1,0 +1,171 @@
+"""What kind of answer an English question asks for, of TREC's six kinds: the probabilities, and a picture.
+
+    python -m experiments.text.predict "who wrote hamlet ?"
+    python -m experiments.text.predict "how far is the moon ?" --out words.png
+    python -m experiments.text.predict --train                         train the network, a minute or two, into runs/
+
+The network is Kim's of `experiments.text.classify`, a small one with random vectors, trained on TREC's questions. The
+picture shows what each word does to the answer: how much the probability of the class falls when the word is exchanged
+for one that the network does not know. A network is two files, NAME.safetensors and NAME.json with its words.
+"""
+
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from datasets.text import TextSet
+from experiments.harness import predicting
+from experiments.harness.common import RUNS, seed_everything
+from experiments.text.classify import Config, OnWords, fit, texts
+
+NAME = "questions"
+FORMAT = "gconv text 1"
+SMALL = Config(
+    "kim", "TREC", width=48, hidden=48, dropout=0.5, lr=2e-3, batch=50, epochs=15, patience=3
+)  # fmt: skip
+KINDS = {
+    "ABBR": "an abbreviation", "DESC": "a description", "ENTY": "a thing", "HUM": "a person", "LOC": "a place",
+    "NUM": "a number",
+}  # fmt: skip
+MOST_WORDS = 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to answer, and where the answer goes."""
+
+    text: Annotated[str | None, tyro.conf.Positional] = None
+    """A question, in quotation marks."""
+    out: Path | None = None
+    """Picture to write, .png or .jpg: what each word does to the answer."""
+    checkpoint: Path | None = None
+    """The network's weights; the file with the same name and .json belongs to it (default: the committed ones)."""
+    train: bool = False
+    """Train the network and write the checkpoint, in place of answering."""
+    data_root: Path | None = None
+    """--train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        predicting.checked_picture(self.out)
+
+
+SPLIT = re.compile(r"[^\W_]+(?=n't\b)|n't\b|'(?:s|ve|re|d|ll)\b|[^\W_]+|[^\w\s]")
+SIGNS = {"?": "\\?", "(": "\\(", ")": "\\)", '"': "``"}
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Words as TREC's file has them: lower case, signs and endings apart.
+
+    >>> words_of("Who didn't like Hamlet's end?")
+    ('who', 'did', "n't", 'like', 'hamlet', "'s", 'end', '\\\\?')
+    """
+    return tuple(SIGNS.get(word, word) for word in SPLIT.findall(text.lower()))
+
+
+def known_words(data: TextSet) -> list[str]:
+    """The words that a network on these texts knows: those that the training documents have at least twice."""
+    train = (data.documents[i] for i in (~data.test).nonzero()[:, 0].tolist())
+    counts = Counter(word for document in train for word in document)
+    return sorted(word for word, count in counts.items() if count > 1)
+
+
+def reading(words: Sequence[str], classes: Sequence[str], documents: Sequence[Sequence[str]] = ()) -> TextSet:
+    """Documents to be scored, as texts whose training part knows just these words."""
+    return TextSet(
+        label="given", classes=tuple(classes), content_hash="given", source="given",
+        documents=((*words, *words), *map(tuple, documents)), labels=torch.zeros(1 + len(documents), dtype=torch.int64),
+        test=torch.arange(1 + len(documents)) > 0,
+    )  # fmt: skip
+
+
+def load(path: Path, documents: Sequence[Sequence[str]] = ()) -> tuple[OnWords, list[str], list[str]]:
+    """The network of a file, made to read some documents; its words and classes. Raises: ValueError."""
+    command = "python -m experiments.text.predict --train"
+    text = predicting.described(path, FORMAT, "a network for texts", command)
+    try:
+        config = Config(**text["config"])
+        words, classes = ([str(v) for v in text[name]] for name in ("words", "classes"))
+        if words != sorted(set(words)) or len(classes) < 2:
+            raise ValueError("its words are not sorted, or there are no classes")
+        model = OnWords(config, reading(words, classes, documents))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path.with_suffix('.json')} describes no network of this version ({error})") from None
+    return predicting.fitting(path, model), words, classes
+
+
+def checked(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
+    """The words of a text, if the network can read it. Raises: ValueError that says why not."""
+    text = " ".join((text or "").split())
+    said = repr(text if len(text) < 40 else text[:37] + "...")
+    if not text:
+        raise ValueError("the text is empty; give an English question in quotation marks")
+    if len(text) > 100 * MOST_WORDS:
+        raise ValueError(f"{said} has {len(text):,} characters; give one question")
+    if odd := [c for c in text if c.isalpha() and "LATIN" not in unicodedata.name(c, "")]:
+        raise ValueError(f"{said} has the letter {odd[0]!r}, which is not Latin; the network reads English questions")
+    words = words_of(text)
+    if len(words) > MOST_WORDS:
+        raise ValueError(f"{said} has {len(words)} words, at most {MOST_WORDS} are read; give one question")
+    if not any(word in known and word[0].isalnum() for word in words):
+        raise ValueError(f"{said} has no word that the network knows")
+    return words
+
+
+@torch.no_grad()
+def predict(model: OnWords, words: Sequence[str], known: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of the classes, and by how much each word raises that of the likeliest: (classes,), (words,)."""
+    number = {word: i for i, word in enumerate(known, 2)}
+    ids = torch.tensor([number.get(word, 1) for word in words])
+    without = ids.repeat(len(words) + 1, 1)
+    without[1:].fill_diagonal_(1)
+    model.words, model.lengths = without, torch.full((len(without),), len(words))
+    found = model(torch.arange(len(without))).softmax(1)
+    best = int(found[0].argmax())
+    return found[0], found[0, best] - found[1:, best]
+
+
+def learn(options: Options, config: Config = SMALL) -> None:
+    """Train the network, say how often it is right on the test questions, and write its files."""
+    data = texts(config.dataset, options.data_root)
+    seed_everything(config.seed)
+    model = OnWords(config, data)
+    metrics: dict[str, Any] = fit(model, data, config)
+    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
+    text = {"format": FORMAT, "config": asdict(config), "classes": list(data.classes), "words": known_words(data)}
+    predicting.written(model, path, text)
+    print(f"wrote {path}: {100 * metrics['test_accuracy']:.1f} % of the test documents of {data.label} are right")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line. Raises: SystemExit, with one sentence where something cannot be done."""
+    options = tyro.cli(Options, description=__doc__, args=argv)
+    with predicting.one_sentence():
+        if options.train:
+            learn(options)
+            return
+        model, known, classes = load(options.checkpoint or predicting.place(NAME))
+        words = checked(options.text, known)
+        found, raises = predict(model, words, known)
+        names = [KINDS.get(name, name) for name in classes]
+        ranked = sorted(zip(found.tolist(), names, strict=True), reverse=True)
+        if options.out is not None:
+            title = f"{ranked[0][1]}: {100 * ranked[0][0]:.0f} %, of it by each word"
+            predicting.bars(options.out, [word.lstrip("\\") for word in words], raises.tolist(), title)
+    for probability, name in ranked[:3]:
+        print(f"{name:16s} {100 * probability:5.1f} %")
+    unknown = [word for word in words if word not in set(known)]
+    if unknown:
+        print(f"unknown to the network: {', '.join(unknown)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
