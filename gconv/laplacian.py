@@ -157,14 +157,20 @@ def _one_tap(row: Tensor) -> Tensor:
     return row.new_zeros(1).expand(row.shape[0])
 
 
-def _inverse(degree: Tensor, power: float, what: str) -> Tensor:
+def _inverse(degree: Tensor) -> Tensor:
+    """One over each degree, of either sign; 0 for 0."""
+    return degree.sign() / degree.abs().clamp(min=torch.finfo(degree.dtype).tiny)
+
+
+def _inverse_root(degree: Tensor, what: str) -> Tensor:
+    """One over the root of each degree; 0 for 0."""
     if readable(degree) and bool((degree < 0).any()):
         node = int((degree < 0).nonzero()[0])
         raise ValueError(
             f"{what} normalisation needs degrees >= 0, but the weights at node {node} sum to {float(degree[node]):g}; "
             "use non-negative edge weights, or no normalisation."
         )
-    return torch.where(degree > 0, degree.clamp(min=torch.finfo(degree.dtype).tiny).pow(-power), 0.0)
+    return torch.where(degree > 0, degree.clamp(min=torch.finfo(degree.dtype).tiny).pow(-0.5), 0.0)
 
 
 def _normalised(
@@ -180,15 +186,15 @@ def _normalised(
 
     d = summed(degree)
     if norm == "sym":
-        root = _inverse(d, 0.5, "Symmetric")
+        root = _inverse_root(d, "Symmetric")
         w = w * root[entries.row]
         w = w * root[entries.col]
     elif norm == "row":
-        w = _inverse(d, 1.0, "Row")[entries.row] * w
+        w = _inverse(d)[entries.row] * w
     elif norm == "col":
-        w = _inverse(d, 1.0, "Column")[entries.col] * w
+        w = _inverse(d)[entries.col] * w
     elif norm == "both":
-        arriving, leaving = _inverse(summed("in"), 0.5, "Row"), _inverse(summed("out"), 0.5, "Column")
+        arriving, leaving = _inverse_root(summed("in"), "Row"), _inverse_root(summed("out"), "Column")
         w = arriving[entries.row] * w * leaving[entries.col]
     return w, d
 
@@ -283,7 +289,7 @@ def adjacency(
         summed: False for a maximum, whose values are not scaled.
 
     Raises:
-        ValueError: if a degree that must be inverted is negative, or a Bipartite is to be normalised by one degree at
+        ValueError: if a degree whose root is needed is negative, or a Bipartite is to be normalised by one degree at
             both ends.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
@@ -417,7 +423,7 @@ def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps
         weighted: whether the weights multiply too, D^-1 H W; D contains them anyway.
 
     Raises:
-        ValueError: if the graph has no labels, or the weights at a node sum to less than 0.
+        ValueError: if the graph has no labels.
     """
     label = graph.edge_type
     if label is None:
@@ -436,7 +442,7 @@ def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps
         col = label + most * graph.part()[graph.target]
         entries = Pattern((1, n, parts * most), torch.zeros_like(col), graph.target, col)
         w = graph.weights(torch.float64)
-        one = _inverse(w.new_zeros(n).index_add(0, graph.target, w), 1.0, "Hypergraph")[graph.target]
+        one = _inverse(w.new_zeros(n).index_add(0, graph.target, w))[graph.target]
         return entries, one * w if weighted else one
 
     return _kept(graph, ("into",), dtype, into), _kept(graph, ("back", weighted), dtype, back)
@@ -461,7 +467,7 @@ def laplacian(
             the largest eigenvalue.
 
     Raises:
-        ValueError: if a degree is negative, or lmax is not positive.
+        ValueError: if a degree whose root is needed is negative, or lmax is not positive.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
     >>> laplacian(path, torch.float32, norm=None).expand(torch.eye(2))[0]
@@ -621,4 +627,4 @@ def inverse_root_degree(graph: Graph) -> Tensor:
     tensor([1., 1., 0.], dtype=torch.float64)
     """
     w = torch.where(graph.source == graph.target, 0.0, graph.weights(torch.float64))
-    return _inverse(w.new_zeros(graph.size).index_add(0, graph.source, w), 0.5, "Symmetric")
+    return _inverse_root(w.new_zeros(graph.size).index_add(0, graph.source, w), "Symmetric")

@@ -49,7 +49,7 @@ def test_what_is_left_alone_says_why():
     assert "separate_gaussians" in reason(pyg.GMMConv(3, 2, 2, 3, separate_gaussians=True))
     assert "activation" in reason(pyg.ARMAConv(3, 2))
     assert "use_attention" in reason(pyg.HypergraphConv(3, 2, use_attention=True))
-    assert "decomposed_layers=3" in reason(pyg.GCNConv(3, 3, decomposed_layers=3))
+    assert "decomposed_layers=3" in reason(pyg.GATConv(3, 3, decomposed_layers=3))
     assert "network of both ends" in reason(pyg.EdgeConv(mlp(6, 2)))
     assert "ReLU(x_j + e_ij)" in reason(pyg.GINEConv(mlp(3, 2)))
     used = pyg.GCNConv(3, 2, cached=True)

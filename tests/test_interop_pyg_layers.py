@@ -14,8 +14,10 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn import conv
 
 from gconv import Graph
+from gconv.interop import convert
 from gconv.interop.converted import convertible
 from gconv.interop.pyg import PEERS, UNKNOWN, why_outside
+from gconv.interop.pyg.common import BY_CHANNEL
 from gconv.operators.shapes import messy
 
 
@@ -57,6 +59,34 @@ def test_same_numbers_and_gradients_on_random_graphs(graph, case):
     if edges == ATTR:
         graph = Graph(graph.edge_index, graph.size, graph.edge_weight, graph.edge_attr)
     compare(build(3, 2), graph, edges, tolerance=1e-7 if name == "ClusterGCNConv" else 1e-10)
+
+
+@pytest.mark.parametrize(("name", "edges", "build"), [b for b in BUILDS if b[1] == WEIGHT])
+def test_weights_of_both_signs(name, edges, build):
+    """What PyG answers in numbers gconv answers too; where a root of a negative degree makes NaN it says so."""
+    torch.manual_seed(0)
+    graph, layer = GRAPHS["weighted"](), build(3, 2).double()
+    if (name, layer.__dict__.get("K")) == ("TAGConv", 0) or (name == "ChebConv" and len(layer.lins) == 1):
+        return  # which reads no neighbour
+    signed = Graph(graph.edge_index, graph.size, torch.randn(graph.num_edges, dtype=torch.float64))
+    given = torch.randn(graph.size, 3, dtype=torch.float64), signed.edge_index, signed.edge_weight
+    if copy.deepcopy(layer)(*given).isfinite().all():
+        compare(layer, signed, edges, tolerance=1e-8)
+    else:
+        with pytest.raises(ValueError, match="needs degrees >= 0"):
+            convert(layer)(*given)
+
+
+@pytest.mark.parametrize("cls", sorted(BY_CHANNEL, key=str), ids=lambda cls: cls.__name__)
+def test_layers_that_are_cut_into_pieces_run_whole(cls):
+    build = CASES[cls.__name__][1][0]
+    layer = build(4, 4).double()
+    layer.decomposed_layers = 2
+    x = torch.randn(GRAPHS["messy"]().size, 4, dtype=torch.float64)
+    twin = convert(layer)
+    assert twin.gconv is not None
+    edges = GRAPHS["messy"]().edge_index
+    torch.testing.assert_close(twin(x, edges), layer(x, edges))
 
 
 def test_most_of_pyg_is_covered():

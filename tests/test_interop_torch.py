@@ -500,3 +500,9 @@ def test_layers_in_a_row():
         as_linear_map(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()), Grid((3,)))
     with pytest.raises(OutsideFamily, match="nothing to map"):
         as_linear_map(nn.Sequential(nn.Identity()), Grid((3,)))
+
+
+def test_layers_print_as_before():
+    """Also those inside a container or another layer, with hooks and parametrizations."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    assert str(convert(model)) == str(model)

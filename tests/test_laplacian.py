@@ -144,8 +144,25 @@ def test_derived_once_for_a_graph():
     assert adjacency(graph, DOUBLE, norm="sym") is not adjacency(graph, torch.float32, norm="sym")
 
 
-def test_negative_degrees_are_refused():
+@pytest.mark.parametrize("norm", ["sym", "both"])
+def test_negative_degrees_have_no_root(norm):
     graph = Graph(torch.tensor([[0, 1], [1, 0]]), edge_weight=torch.tensor([-1.0, 1.0]))
     with pytest.raises(ValueError, match="needs degrees >= 0, but the weights at node"):
-        adjacency(graph, DOUBLE, norm="sym")
+        adjacency(graph, DOUBLE, norm=norm)
     assert dense(adjacency(graph, DOUBLE))[1, 0] == -1
+
+
+@pytest.mark.parametrize(("norm", "axis"), [("row", 1), ("col", 0)])
+def test_negative_degrees_divide(norm, axis):
+    """Rows (columns) sum to 1 whatever their sign; those that cancel are empty. The gradient is that of the quotient."""
+    edges = torch.tensor([[0, 1, 1, 2, 0, 2, 3], [1, 0, 2, 1, 3, 0, 2]])
+    w = torch.tensor([-1.0, 3.0, -0.25, 0.5, 2.0, -3.0, 0.25], dtype=DOUBLE)
+    end = "in" if norm == "row" else "out"
+
+    def matrix(w):
+        return dense(adjacency(Graph(edges, 4, w), DOUBLE, norm=norm, degree=end))
+
+    degree = torch.zeros(4, dtype=DOUBLE).index_add(0, edges[axis], w)
+    assert (degree < 0).any()
+    torch.testing.assert_close(matrix(w).sum(axis), (degree != 0).to(DOUBLE))
+    assert torch.autograd.gradcheck(matrix, (w + 0.1).requires_grad_())  # where none cancels

@@ -68,6 +68,14 @@ class Converted(ConvertedState):
         """What torch.jit.script asks for first."""
         raise TypeError(NOT_SCRIPTABLE.format(f"a converted {type(self).__name__}"))
 
+    def __repr__(self) -> str:
+        """What the layer prints before its conversion."""
+        twin = object.__new__(type(self))
+        inside = {name: part for name, part in vars(self)["_modules"].items() if name != "gconv"}
+        twin.__dict__.update(vars(self), _modules=inside)
+        text: str = super(Converted, twin).__repr__()
+        return text
+
     def __setattr__(self, name: str, value: Any) -> None:
         """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
         if name[0] != "_" and name not in ("training", "gconv", "report", "built"):

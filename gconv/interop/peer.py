@@ -159,7 +159,7 @@ def run(
     elif affine:
         x = with_ones(x)
     y: Tensor = gconv.borrow(peer.weights(layer) if weights is None else weights)(x, domain, **edges)
-    return y
+    return y if domain is None else y.contiguous()
 
 
 def run_on(gconv: GConv, S: Basis, call: Call) -> Tensor:

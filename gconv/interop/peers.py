@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -103,10 +104,20 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     reason = obstacle(layer, peer.inner)
     if reason:
         raise LeftAlone(reason)
-    replaced = {"forward", "message", "aggregate", "update", "propagate"} & set(vars(layer))
+    own = vars(layer)
+    replaced = {name for name in METHODS if name in own and not _written(type(layer), name, own[name])}
     if replaced:
         raise LeftAlone(f"{' and '.join(sorted(replaced))} of this very layer was replaced")
     return peer, spec
+
+
+METHODS = ("forward", "message", "aggregate", "update", "propagate")
+
+
+def _written(cls: type, name: str, method: Any) -> bool:
+    """Whether PyG itself put a method of a class into a layer: it chooses between two, one compiled, one that hooks."""
+    inner = getattr(method, "__func__", None)
+    return inner is not None and any(inner is getattr(cls, f"_{kind}_{name}", None) for kind in ("orig", "jinja"))
 
 
 READ = {nn.Linear, nn.ModuleList, nn.Sequential, nn.Identity}  # parts of layers whose weights are read

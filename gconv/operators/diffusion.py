@@ -62,7 +62,7 @@ def diffusion(in_channels: int, out_channels: int, k: int = 2, bias: bool = True
     Shapes: x (*b, n, i) -> (*b, n, o).
 
     Raises:
-        ValueError: if k < 1 or a weighted degree is negative.
+        ValueError: if k < 1.
 
     >>> import torch
     >>> from gconv import GConv

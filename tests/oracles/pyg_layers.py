@@ -309,6 +309,7 @@ def compare(layer, graph, edges, plain=False, tolerance=1e-10):
         wanted = [leaf, *given.values(), *(p for p in module.parameters() if p.requires_grad)]
         grads = torch.autograd.grad((y * probe).sum(), wanted, allow_unused=True)
         results.append([y, *(torch.zeros_like(w) if g is None else g for w, g in zip(wanted, grads, strict=True))])
+    assert results[1][0].stride() == results[0][0].stride()
     for ours, theirs in zip(*reversed(results), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     return twin

@@ -12,7 +12,7 @@ from torch_geometric import nn as pyg
 from torch_geometric.nn.conv import MessagePassing
 
 from gconv.domains import Graph, read_graph
-from gconv.interop.peer import LeftAlone, Weights, run
+from gconv.interop.peer import LeftAlone, Weights, base_class, run
 from gconv.kernels import is_fake, is_plain_eager
 
 PLAIN = (Tensor, nn.Parameter)
@@ -25,6 +25,9 @@ HOOKS = tuple(
     for name in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
     for when in ("hooks", "pre_hooks")
 )
+BY_CHANNEL = {  # layers that treat each channel of a message alone: cut into pieces, they make the same sums
+    pyg.GCNConv, pyg.TAGConv, pyg.SGConv, pyg.SSGConv, pyg.APPNP, pyg.LGConv, pyg.MixHopConv, pyg.ChebConv
+}  # fmt: skip
 AFFINE = "a last channel of ones carries the biases that are mixed or weighed like a channel"
 
 
@@ -40,7 +43,7 @@ def ordinary(layer: Any, aggr: tuple[str, ...] = SUM, node_dim: int = -2) -> Non
         raise LeftAlone(f"node_dim={layer.node_dim}: gconv's nodes are the axis before the channels")
     if layer.aggr not in aggr:
         raise LeftAlone(f"aggr={layer.aggr!r}, which is none of {', '.join(aggr)}")
-    if layer.decomposed_layers > 1:
+    if layer.decomposed_layers > 1 and base_class(layer) not in BY_CHANNEL:
         raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} cuts its channels into pieces")
 
 
