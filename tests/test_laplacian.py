@@ -154,7 +154,7 @@ def test_negative_degrees_have_no_root(norm):
 
 @pytest.mark.parametrize(("norm", "axis"), [("row", 1), ("col", 0)])
 def test_negative_degrees_divide(norm, axis):
-    """Rows (columns) sum to 1 whatever their sign; those that cancel are empty. The gradient is that of the quotient."""
+    """Rows (columns) sum to 1 whatever their sign; those that cancel are empty. The gradient is the quotient's."""
     edges = torch.tensor([[0, 1, 1, 2, 0, 2, 3], [1, 0, 2, 1, 3, 0, 2]])
     w = torch.tensor([-1.0, 3.0, -0.25, 0.5, 2.0, -3.0, 0.25], dtype=DOUBLE)
     end = "in" if norm == "row" else "out"
