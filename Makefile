@@ -25,7 +25,7 @@ demo: $(VENV)/.ok  ## the main experiment on embedded data, no download: grid CN
 	@rm -f runs/digits_pair.jsonl
 	$(PY) -m experiments.images.digits_pair --results runs/digits_pair.jsonl $(ARGS)
 
-test: $(VENV)/.ok  ## the quick tests, with the examples in all docstrings, a process a core; what they draw: GCONV_TEST_SEED=1, 2, ...
+test: $(VENV)/.ok  ## the quick test suite, with the examples in all docstrings, a process a core
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 # With little optimization and for one instruction set, so that it takes minutes. libstdc++ comes along for torch's exceptions.
@@ -42,7 +42,7 @@ sanitize: $(VENV)/.ok  ## the tests of the compiled kernels under gcc's sanitize
 	  GCONV_KERNELS_LIBRARY="$$(ls $(SANITIZED)/_csr*.so)" $(PY) -m pytest -q --timeout 900 -k "not opcheck and not torch" \
 	  $(SANITIZED_TESTS) $(ARGS)
 
-test-full: $(VENV)/.ok  ## all tests, the slow ones too, and three minutes of random cases
+test-full: $(VENV)/.ok  ## all tests, the slow ones too, and three minutes of random cases; about 25 minutes
 	$(PY) -m pytest -n auto --dist loadfile -m '' $(ARGS)
 	$(PY) -m tests.fuzz --minutes 3 --jobs 2
 

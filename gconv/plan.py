@@ -133,7 +133,8 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
         if call.kind != "watched" or not is_static(x.shape):
             return _by_form(S, mixing, x, lowering)
     constancy = _constancy(call)
-    key = (S.signature, mixing, x.shape, x.dtype, x.device, lowering, all_three, strides(x)[-1:], constancy)
+    where = x.device, torch.get_num_threads()
+    key = (S.signature, mixing, x.shape, x.dtype, where, lowering, all_three, strides(x)[-1:], constancy)
     found = _PLANS.get(key)
     if found is None:
         found = _PLANS[key] = _make(S, mixing, x, lowering, all_three, constancy)

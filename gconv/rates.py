@@ -7,18 +7,12 @@ depends on the kind of work:
                                             through float32)
     gemm TYPE inner      flops              what few rows of W take besides
     gemm heads           flops              a product for each head, by the columns of its W
-    conv TYPE FORM       flops              by the channels out of a group; the forms are those that `native` names:
-                                            none, large, line, point (1x1), plain (1x1 without oneDNN), volume, dilated,
-                                            groups, transposed
-    conv TYPE FORM back  flops              each of the two gradients; by the same
-    conv TYPE last       flops              channels last in memory; by channels (mean of in and out) times kernel side
-    single, last         flops              each channel by itself, by the square of the kernel's side; `last`: channels
-                                            last in memory; `weight`, `back`: the gradients in the weight and in x
+    conv                 flops              a convolution in float32 or a gradient of it, by the channels out of a
+                                            group; in another type as much slower as its products of matrices are
+    single               flops              each channel by itself, by the square of the kernel's side
     transposed           calls              what a transposed one takes more than a plain one, by stride
     onednn               calls              what its calls take besides: forward, with one gradient, with two
-    image, image plain   images             beyond their arithmetic, by oneDNN and by torch's own: single numbers
-    lay, weight          bytes              what 1x1 kernels, and weights, take to be laid out anew for oneDNN
-    laid over            bytes              what transposed ones write, by stride; `weight`, `back`: as above
+    image                images             beyond their arithmetic, by oneDNN: a single number
     group                calls              a group more, by torch's own: forward, and for a gradient
     columns              bytes              what the taps of a transposed one write, by torch's own: the same
     gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
@@ -26,14 +20,15 @@ depends on the kind of work:
     stream               bytes              by the bytes of the array
     turn                 bytes              laying channels side by side, by how many share a place of the nearest cache
     scatter, back        bytes              max over entries, and its gradient; by the bytes of a row
-    pool sum, max, back  sites out          times channels; by the taps; `volume`: in 3-D, `max line`: in 1-D
+    pool sum, max, back  sites out          times channels; by the taps; `volume`: in 3-D
     fft, mix             flops              transforms: a single number; mixing in between: by channels times signals
     call, slice          library calls      a term of a recurrence and what one tap reads: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
 gconv/calibration.json in the user's cache folder. Without such a file, without a home folder, and (with one warning)
-where the file cannot be used, plans take the built-in rates: rates.json beside this module, which that command wrote on
-two cores of an AMD EPYC (Zen 4, AVX-512).
+where the file cannot be used, plans take the built-in rates: rates.json beside this module, which that command wrote
+for one thread of an AMD EPYC (Zen 4, AVX-512). With two threads plans chose as well by these as by rates of their own;
+the times that they predict are those of one thread.
 """
 
 from __future__ import annotations
@@ -55,10 +50,11 @@ import torch
 from gconv.caches import function
 
 Curve = tuple[tuple[float, float], ...]
-FORMAT = 1
+FORMAT = 2
 MAX_BYTES, MAX_THREADS, MAX_POINTS = 1 << 24, 1 << 16, 1 << 12  # of a calibration file; of one curve
 SMALLEST, LARGEST = 1e-30, 1e30  # sizes and rates
 TYPES = ("float32", "float64", "bfloat16")
+WIDE = 64.0  # columns at which products of matrices in two types are compared
 TABLES = {"near": 2.0**18, "middle": 2.0**22, "far": 2.0**26}  # bytes of what a sparse product gathers from
 
 
@@ -96,9 +92,29 @@ class Rates:
         """How long an amount of work takes; "gather" reads rows of `size` bytes at random places of a table."""
         if not amount:
             return 0.0
+        if kind.startswith("conv "):  # one curve, for float32
+            wide, own = (at(self.curves[f"gemm {type}"], WIDE) for type in ("float32", kind[5:]))
+            return amount * wide / own / at(self.curves["conv"], size)
         if kind != "gather":
             return amount / at(self.curves[kind], size)
         return amount / at(tuple((TABLES[p], at(self.curves[f"gather {p}"], size)) for p in TABLES), table)
+
+    def overhead(self, name: str, form: str, passes: str) -> float:
+        """Of a call: what was measured for the form, or for the form with fewer of its words at the end."""
+        while form and f"{name}{form}{passes}" not in self.overheads:
+            form = form[: form.rindex(" ")]
+        return self.overheads.get(f"{name}{form}{passes}", 0.0)
+
+
+def words(name: str) -> tuple[str, str, str]:
+    """What `Rates.overhead` takes for a name of an overhead: lowering, form and passes.
+
+    >>> words("dense heads many back"), words("dense weight"), words("im2col")
+    (('dense', ' heads many', ' back'), ('dense', '', ' weight'), ('im2col', '', ''))
+    """
+    passes = next((end for end in (" weight", " back") if name.endswith(end)), "")
+    lowering, space, form = name.removesuffix(passes).partition(" ")
+    return lowering, space + form, passes
 
 
 def path() -> Path | None:
@@ -131,10 +147,7 @@ def price(name: str, form: str, passes: str, steps: tuple[tuple[str, float, floa
         steps: its work.
     """
     now = rates()
-    while form and f"{name}{form}{passes}" not in now.overheads:
-        form = form[: form.rindex(" ")]
-    begun = now.overheads.get(f"{name}{form}{passes}", 0.0)
-    return begun + sum(now.seconds(*step) for step in steps)
+    return now.overhead(name, form, passes) + sum(now.seconds(*step) for step in steps)
 
 
 # As torch.compiler.assume_constant_result does, which would import the compiler: it can neither read files nor should
@@ -200,11 +213,13 @@ def _rates_of(numbers: Any, source: str) -> Rates:
         raise ValueError("the rates of a number of threads are curves and overheads")
     curves = {kind: _curve(kind, points) for kind, points in numbers["curves"].items()}
     overheads = {name: _number(f"the overhead {name!r}", value, 0.0) for name, value in numbers["overheads"].items()}
+    found = Rates(curves, overheads, source)
     for want in (DEFAULTS if source != "defaults" else {}).values():
-        missing = [name for name in [*want.curves, *want.overheads] if name not in curves and name not in overheads]
+        missing = [kind for kind in want.curves if kind not in curves]
+        missing += [name for name in want.overheads if not found.overhead(*words(name))]
         if missing:
             raise ValueError(f"it lacks {missing[0]!r}")
-    return Rates(curves, overheads, source)
+    return found
 
 
 def _curve(kind: str, points: Any) -> Curve:

@@ -22,7 +22,7 @@ HUGE = "1" + "0" * 400
 
 
 def file(threads="1", **curves):
-    return json.dumps({"format": 1, "threads": {threads: ENTRY | {"curves": ENTRY["curves"] | curves}}})
+    return json.dumps({"format": rates.FORMAT, "threads": {threads: ENTRY | {"curves": ENTRY["curves"] | curves}}})
 
 
 @pytest.fixture
@@ -59,9 +59,11 @@ DAMAGED = {
     "numbers that are far apart": file(fft=[[1, 1e-300], [2, 1e300]]),
     "deep brackets": "[" * 100_000 + "]" * 100_000,
     "deep braces": '{"threads": ' * 100_000,
-    "a list": '{"format": 1, "threads": [1]}',
-    "a list of rates": '{"format": 1, "threads": {"1": []}}',
-    "an overhead that is no number": json.dumps({"format": 1, "threads": {"1": ENTRY | {"overheads": {"dense": "x"}}}}),
+    "a list": json.dumps({"format": rates.FORMAT, "threads": [1]}),
+    "a list of rates": json.dumps({"format": rates.FORMAT, "threads": {"1": []}}),
+    "an overhead that is no number": json.dumps(
+        {"format": rates.FORMAT, "threads": {"1": ENTRY | {"overheads": {"dense": "x"}}}}
+    ),
     "NUL bytes": b"\0" * 100,
     "nothing": "",
     "too large": " " * ((1 << 24) + 1),
@@ -137,7 +139,7 @@ def test_calibrations_stored_at_once_are_all_there(fresh):
 
 
 def test_storing_keeps_what_is_sound_of_a_damaged_file(fresh):
-    damaged = {"format": 1, "threads": {"3": ENTRY, "4": {}, "-1": ENTRY}}
+    damaged = {"format": rates.FORMAT, "threads": {"3": ENTRY, "4": {}, "-1": ENTRY}}
     fresh.write_text(json.dumps(damaged))
     calibrate.store(rates.DEFAULTS[1])
     assert sorted(rates.parse(json.loads(fresh.read_text()), "file")) == sorted({3, torch.get_num_threads()})

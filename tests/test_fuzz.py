@@ -39,11 +39,7 @@ def put(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "broken, what",
-    [
-        pytest.param(drops_the_last_site, "value", marks=pytest.mark.slow),
-        (halves_the_weight_s_gradient, "gradient in weight"),
-    ],
+    "broken, what", [(drops_the_last_site, "value"), (halves_the_weight_s_gradient, "gradient in weight")]
 )
 def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, monkeypatch, tmp_path, capsys):
     from tests.fuzz.__main__ import one, work

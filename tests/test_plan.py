@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gconv.plan as plan_module
 from experiments.harness import measure
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
+from gconv.calibrate import simplify
 from gconv.call import Call
 from gconv.lowering import LOWERINGS, fixed, im2col
 from gconv.lowering.base import Problem
@@ -207,6 +210,57 @@ def test_the_rates_decide(calibrated):
     assert str(layer.plan(x)) == str(before), "the same file, the same plan"
 
 
+def test_a_calibration_may_leave_out_what_fewer_words_say(calibrated):
+    """And nothing else: the form with its last words cut off is what a plan falls back to."""
+    name = "sparse:aggregate many"
+    calibrated(lambda data: data["threads"]["1"]["overheads"].pop(name, None))
+    found = rates.rates()
+    assert found.source != "defaults" and name not in found.overheads
+    assert found.overhead("sparse:aggregate", " many", "") == found.overheads["sparse:aggregate"]
+    calibrated(lambda data: data["threads"]["1"]["overheads"].pop("sparse:aggregate"))
+    with pytest.warns(UserWarning, match="it lacks 'sparse:aggregate'"):
+        assert rates.rates().source == "defaults"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1.0, 1e3), min_size=1, max_size=8))
+def test_a_simplified_curve_is_within_its_tolerance(values):
+    curve = tuple((2.0**k, rate) for k, rate in enumerate(values))
+    thin = simplify.thinned(curve)
+    assert len(thin) <= len(curve)
+    for size, rate in curve:
+        assert rate / (1 + simplify.RATE) * 0.999 <= rates.at(thin, size) <= rate * (1 + simplify.RATE) * 1.001
+
+
+def test_simplified_overheads_are_within_their_tolerance():
+    measured = {
+        "dense": 1e-5,
+        "dense many": 1.3e-5,
+        "dense many more": 1.1e-5,
+        "dense weight": 5e-5,
+        "dense many weight": 4.5e-5,
+    }
+    kept = simplify.essential(measured)
+    assert set(kept) == {"dense", "dense many", "dense weight"}
+    for name, seconds in measured.items():
+        found = rates.Rates({}, kept).overhead(*rates.words(name))
+        assert seconds / 1.251 <= found <= seconds * 1.251
+
+
+def test_another_number_of_threads_is_another_plan(calibrated):
+    layer, x, graph = GConv(gcn(32, 64)), torch.zeros(2000, 32), ring(2000)
+    entry = {"curves": dict(rates.DEFAULTS[1].curves)}
+    overheads = dict(rates.DEFAULTS[1].overheads)
+    slow = {
+        threads: {**overheads, f"sparse:{way} weight": 9.0} for threads, way in ((1, "transform"), (2, "aggregate"))
+    }
+    calibrated(lambda data: data["threads"].update({str(t): entry | {"overheads": slow[t]} for t in slow}))
+    assert layer.plan(x, graph).chosen.name == "sparse:aggregate"
+    with measure.threads(2):
+        assert layer.plan(x, graph).chosen.name == "sparse:transform"
+    assert layer.plan(x, graph).chosen.name == "sparse:aggregate"
+
+
 def test_the_association_follows_the_rates(calibrated):
     layer, x, graph = GConv(gcn(32, 64)), torch.zeros(2000, 32), ring(2000)
     calibrated(scaled(("gather",), 1e-3))  # what is gathered decides
@@ -229,7 +283,7 @@ def test_without_a_file_the_built_in_rates_serve(calibrated, monkeypatch, tmp_pa
         ("{", "Expecting property name"),
         ("[]", "not a calibration of format"),
         ('{"format": 99, "threads": {"1": {}}}', "not a calibration of format"),
-        ('{"format": 1, "threads": {"1": {"curves": {}, "overheads": {}}}}', "it lacks 'gemm float32'"),
+        ('{"format": 2, "threads": {"1": {"curves": {}, "overheads": {}}}}', "it lacks 'gemm float32'"),
     ],
 )
 def test_a_broken_file_is_one_warning_and_the_built_in_rates(calibrated, text, why):

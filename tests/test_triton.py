@@ -33,7 +33,7 @@ def outcome(*arguments, **environment):
 
 
 @NEEDS_TRITON
-@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("dtype", "long"), [("float64", "2"), ("float64", "1024"), ("float32", "2"), ("bfloat16", "2")]
 )
@@ -43,7 +43,7 @@ def test_triton_kernels_are_the_cpus_under_the_interpreter(dtype, long):
 
 
 @NEEDS_TRITON
-@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("capability", ["80", "90", "120"])
 def test_triton_kernels_compile_without_a_gpu_and_spill_one_double_at_most(capability):
     found = outcome("--compile", capability, TRITON_INTERPRET="0")

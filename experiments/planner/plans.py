@@ -11,6 +11,10 @@ measured twice. A row is a case: what was chosen, what was best, and the time of
     python -m experiments.planner.plans                      all cases, some minutes
     python -m experiments.planner.plans --only graphs        graphs, or grids
     python -m experiments.planner.plans --rounds 3           quicker, and less certain
+    python -m experiments.planner.plans --replay             what plans choose today, by the times of existing rows
+
+A choice hangs on form, sizes and rates alone, so `--replay` judges a change of the prices by times measured before; the
+rows then have the new choices, and `chosen_by`, the commit that made them.
 """
 
 import re
@@ -20,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from experiments.harness import common, measure
+from experiments.harness.machine import commit
 from experiments.harness.measure import power_law
 from experiments.planner.cases import Shape, drawn, graphs, grids
 from gconv import GConv, Graph, Grid
@@ -48,6 +53,8 @@ class Config:
     """What decides the held-out cases."""
     rounds: int = 9
     """Turns of each candidate that may be the best."""
+    replay: bool = False
+    """Measure nothing: put what plans choose today in the rows, beside the times that they have."""
     seed: int = 0
 
 
@@ -94,15 +101,20 @@ def graph(one: Shape, seed: int) -> Graph:
     return Graph(edges, nodes, edge_type=kind, edge_attr=torch.rand(edges.shape[1], 2))
 
 
+def setting(case: Case) -> tuple[GConv, torch.Tensor, Graph | None]:
+    """The layer, its signal and its graph."""
+    one, dtype = case.shape, getattr(torch, case.shape.dtype)
+    layer = GConv(OperatorSpec.parse(one.spec), dtype=dtype)
+    x = torch.randn(one.shape, dtype=dtype).requires_grad_(case.training and one.dx)
+    return layer, x, None if one.domain == "grid" else graph(one, case.seed)
+
+
 def run(case: Case) -> common.Outcome:
     """Measure every candidate of a case."""
     common.seed_everything(case.seed, deterministic=False)
-    one, dtype = case.shape, getattr(torch, case.shape.dtype)
     torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
-    with measure.threads(one.threads):
-        layer = GConv(OperatorSpec.parse(one.spec), dtype=dtype)
-        x = torch.randn(one.shape, dtype=dtype).requires_grad_(case.training and one.dx)
-        place = None if one.domain == "grid" else graph(one, case.seed)
+    with measure.threads(case.shape.threads):
+        layer, x, place = setting(case)
         with torch.set_grad_enabled(case.training):
             made = layer.plan(x, place, measure=case.rounds)
             took = {c.name: c.measured[-1] for c in made.candidates if c.measured}
@@ -119,6 +131,23 @@ def run(case: Case) -> common.Outcome:
     metrics["close"] = float(metrics["ratio"] <= CLOSE)
     metrics["rates"] = "built in" if rates().source == "defaults" else "calibrated"
     return common.Outcome(metrics, chosen)
+
+
+def replayed(row: common.Row) -> common.Row:
+    """A row with today's choice. Raises: ValueError where the row has no time of it."""
+    config, m = row["config"], row["metrics"]
+    shape = Shape(**config["shape"] | {"shape": tuple(config["shape"]["shape"])})
+    case = Case(**config | {"shape": shape})
+    with measure.threads(shape.threads), torch.set_grad_enabled(case.training):
+        made = setting(case)
+        plan = made[0].plan(*made[1:])
+    chosen = plan.chosen.name
+    if chosen not in m["ms"]:
+        raise ValueError(f"{case.case}: plans choose {chosen} today, which was not measured; run the case anew")
+    ratio = m["ms"][chosen] / min(m["ms"].values())
+    predicted = {c.name: c.seconds * 1e3 for c in plan.candidates if c.name in m["ms"]}
+    found = {"chosen": chosen, "ratio": ratio, "close": float(ratio <= CLOSE), "predicted_ms": predicted}
+    return row | {"metrics": m | found | {"chosen_by": commit()}, "lowering": chosen}
 
 
 def again(layer: GConv, x: torch.Tensor, place: Graph | None, names: list[str], rounds: int) -> dict[str, float]:
@@ -144,8 +173,14 @@ def main(argv: list[str] | None = None) -> None:
     config, options = common.cli(Config, __doc__, argv)
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
+    results = options.open("plans")
+    if config.replay:
+        rows = [replayed(row) for row in results.rows()]
+        for row in rows:
+            results.append(row, replace=True)
+        return show(rows)
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
-    show(common.sweep(todo, run, options.open("plans"), experiment="plans", data=data))
+    show(common.sweep(todo, run, results, experiment="plans", data=data))
 
 
 def show(rows: list[common.Row]) -> None:

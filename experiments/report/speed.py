@@ -1,10 +1,27 @@
 """Tables and figures of time, memory and the planner's choices, for `experiments.tables`."""
 
+import math
+from collections.abc import Sequence
+
 from experiments.grids import summary as grids_summary
+from experiments.harness.common import Row
 from experiments.harness.render import Figure, Table, plain, several, share
 from experiments.speed import summary as speed_summary
 
 PLANS_VARY = ("seed", "case", "spec", "shape", "domain", "degree", "training", "dx")
+
+
+def _choices(rows: Sequence[Row]) -> list[str]:
+    """How often the choice was close, and how much longer it takes than the best, over all cases."""
+    said = []
+    for what, held in (("listed", False), ("held-out", True)):
+        found = [row["metrics"] for row in rows if row["config"]["group"].startswith("held-out") == held]
+        close = sum(m["close"] for m in found) / len(found) if found else 0.0
+        said.append(f"{close:.1%} of the {len(found)} {what} cases are within 10 %.")
+    longer = math.exp(sum(math.log(row["metrics"]["ratio"]) for row in rows) / len(rows)) - 1
+    return [*said, f"Over all of them the choice takes {longer:.1%} longer than the best (geometric mean)."]
+
+
 TABLES: tuple[Table, ...] = (
     Table(
         name="plans",
@@ -17,6 +34,7 @@ TABLES: tuple[Table, ...] = (
         caption="How often the way that the plan chose took at most 10 % longer than the best of all that could run; "
         "what is a miss at first is measured again, in turns, over five times the rounds.",
         command="python -m experiments.planner.plans",
+        remarks=_choices,
     ),
     Table(
         name="plans_misses",

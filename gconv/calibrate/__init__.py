@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ import torch
 from gconv.calibrate.calls import overheads as calls
 from gconv.calibrate.convolutions import apart, conv, onednn, single
 from gconv.calibrate.sections import Steps, gather, gemm, rest, stream
+from gconv.calibrate.simplify import simplified
 from gconv.plan import take_turns
-from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, parse, path, rates, read_bounded
+from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, parse, path, rates, read_bounded, words
 
 ROUNDS, LASTS = 5, 3e-3
 
@@ -45,9 +46,8 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rat
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     sections: dict[str, Generator[Steps, dict[str, float], Any]] = {}
-    for kind in TYPES:
-        sections |= {f"products in {kind}": gemm(kind), f"convolutions in {kind}": conv(kind)}
-    sections |= {f"channels by themselves{', last' * last}": single(last) for last in (False, True)}
+    sections |= {f"products in {kind}": gemm(kind) for kind in TYPES}
+    sections |= {"convolutions": conv(), "channels by themselves": single()}
     sections |= {f"sparse products, {place} tables": gather(place) for place in TABLES}
     sections |= {"oneDNN": onednn(), "groups": apart(), "streams": stream(), "the rest": rest(), "calls": calls(curves)}
     steps = {name: next(section) for name, section in sections.items()}
@@ -66,7 +66,7 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rat
             section.send(took[name])
         except StopIteration as done:
             (overheads if name == "calls" else curves).update(done.value)
-    return Rates(curves, overheads, "measured now")
+    return simplified(Rates(curves, overheads, "measured now"))
 
 
 def store(found: Rates) -> Path:
@@ -89,7 +89,7 @@ def store(found: Rates) -> Path:
         handle, trial = tempfile.mkstemp(prefix=f"{where.name}.", suffix=".tmp", dir=where.parent)
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                json.dump({"format": FORMAT, "threads": threads}, file, indent=1)
+                file.write(text(threads))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(trial, where)
@@ -97,6 +97,18 @@ def store(found: Rates) -> Path:
             Path(trial).unlink(missing_ok=True)
             raise
     return where
+
+
+def text(threads: Mapping[str, Any]) -> str:
+    """A calibration's file, a curve or an overhead a line."""
+    parts = []
+    for key, numbers in threads.items():
+        named = [
+            f'"{part}": {{\n' + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in numbers[part].items()) + "}"
+            for part in ("curves", "overheads")
+        ]
+        parts.append(f"{json.dumps(key)}: {{" + ",\n".join(named) + "}")
+    return f'{{"format": {FORMAT}, "threads": {{\n' + ",\n".join(parts) + "}}\n"
 
 
 def _stored(where: Path) -> dict[str, Any]:
@@ -134,10 +146,9 @@ def table(found: Rates) -> str:
     for kind, curve in found.curves.items():
         lines.append(f"  {kind:22s}" + "".join(f"  {size:>9.9g}: {rate:8.3g}" for size, rate in curve))
     lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and with that in x")
-    for name in found.overheads:
-        if not name.endswith((" weight", " back")):
-            each = (found.overheads[name + suffix] * 1e6 for suffix in ("", " weight", " back"))
-            lines.append(f"  {name:30s}" + "".join(f"  {us:8.1f}" for us in each))
+    for lowering, form in dict.fromkeys(words(name)[:2] for name in found.overheads):
+        each = (found.overhead(lowering, form, passes) * 1e6 for passes in ("", " weight", " back"))
+        lines.append(f"  {lowering + form:30s}" + "".join(f"  {us:8.1f}" for us in each))
     return "\n".join(lines)
 
 

@@ -134,11 +134,11 @@ def rest() -> Section:
     work = {"fft": 2 * 2.5 * 10.5 * wide.numel()}
     steps |= {f"turn {rows.shape[1]}": rows.mT.contiguous for rows in turns}
     pools: dict[str, Callable[..., Tensor]]
-    pools, windows = {"max": F.max_pool2d, "sum": F.avg_pool2d, "max line": F.max_pool1d}, (2, 5)
+    pools, windows = {"max": F.max_pool2d, "sum": F.avg_pool2d}, (2, 5)
     pools |= {"max volume": F.max_pool3d, "sum volume": F.avg_pool3d}
     block = torch.randn(2, 16, 10, 10, 10)
     for name, pool in pools.items():
-        given = image.flatten(2) if "line" in name else block if "volume" in name else image
+        given = block if "volume" in name else image
         steps |= {f"{name} {k}": partial(pool, given, k, 1) for k in windows}
         steps |= {f"{name} back {k}": partial(_pool_gradient, pool, given, k) for k in windows}
     mixed = {(1, 4): 64, (8, 4): 8, (64, 4): 1, (64, 32): 1}  # channels and signals: groups
@@ -158,11 +158,9 @@ def rest() -> Section:
     for name in pools:
         d = 3 if "volume" in name else 2
         outs = {k: 32.0 * (11 - k) ** 3 if d == 3 else 32.0 * (25 - k) ** 2 for k in windows}
-        outs = {k: 32.0 * (577 - k) for k in windows} if "line" in name else outs
         found[f"pool {name}"] = tuple((float(k**d), outs[k] / took[f"{name} {k}"]) for k in windows)
         back = {k: max(took[f"{name} back {k}"] - took[f"{name} {k}"], SMALL) for k in windows}
-        if name != "max line":
-            found[f"pool {name} back"] = tuple((float(k**d), outs[k] / back[k]) for k in windows)
+        found[f"pool {name} back"] = tuple((float(k**d), outs[k] / back[k]) for k in windows)
     mixing = {w * b: 8.0 * b * groups * w * w * 16 * 9 for (w, b), groups in mixed.items()}
     found["mix"] = tuple((float(size), flops / took[f"mix {size}"]) for size, flops in mixing.items())
     found["slice"] = ((1.0, 80 / max(took["taps 81"] - took["taps 1"], SMALL)),)

@@ -18,7 +18,6 @@ from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # channels that oneDNN fills up
-LARGE = 7  # sites that a kernel spans along an axis, beyond which torch's are slower where channels come first
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -182,7 +181,7 @@ def cost(S: Shifts | Windows, mixing: Mixing, p: Problem) -> Cost:
         return Cost(float(S.nnz) * p.b * p.i, p.item * p.b * p.i * float(n + m), p.item * outs, works)
     entries = float(S.nnz) / max(1, math.prod(S.kernel))
     numbers = float(p.b) * (n * p.i + m * p.o)
-    images = Work("image" if p.kind == "float32" else "image plain", float(p.b) * p.passes)
+    images = Work("image", float(p.b) * p.passes * (p.kind == "float32"))
     flops = float(mixing.flops(int(entries) * p.b, p.i))
     return Cost(
         flops,
@@ -213,80 +212,33 @@ def _pooling(S: Shifts, p: Problem) -> list[Work]:
     taps, outs = float(math.prod(S.kernel)), float(math.prod(S.out) * p.b * p.i)
     outs *= min(1.0, taps / 4) if S.reduce == "max" else 1.0  # fewer taps were not measured
     volume = " volume" if len(S.kernel) == 3 else ""
-    line = " line" if S.reduce == "max" and len(S.kernel) == 1 and not p.dx else ""  # a kernel of its own
     return [
-        Work(f"pool {S.reduce}{line or volume}", outs, taps),
+        Work(f"pool {S.reduce}{volume}", outs, taps),
         Work(f"pool {S.reduce}{volume} back", outs * p.dx, taps),
     ]
 
 
 def _begun(S: Shifts, p: Problem, groups: int) -> list[Work]:
-    """What a call takes besides its arithmetic: what is laid out anew, and the calls of single groups."""
-    taps, passes, item = math.prod(S.kernel), p.passes, float(p.item)
+    """What a call takes besides its arithmetic: what oneDNN sets up, or the calls of single groups."""
     if not _onednn(S, p, groups):
         more = float(groups - 1) if p.kind != "bfloat16" else 0.0
-        apart = [Work("group", more), Work("group", more * (passes - 1), 2.0)]
-        read = item * taps * p.i / groups * p.o * p.b * (p.kind == "float64" and not S.transposed)
-        return [*apart, Work("weight", read * passes)]  # read for each image
-    works = [Work("onednn", 1.0, float(passes))]
-    if groups == 1:
-        works.append(Work("weight", item * taps * max(BLOCK, p.i) * max(BLOCK, p.o) * passes))
-    if S.transposed:
-        stride, laid = float(max(S.stride)), item * p.b * S.shape[1] * max(BLOCK, p.o)
-        works += [Work("transposed", 1.0, stride), Work("laid over", laid, stride)]
-        works += [Work("laid over weight", laid * p.dw, stride), Work("laid over back", laid * p.dx, stride)]
-    elif max(S.kernel) == 1:
-        laid = S.shape[2] * max(BLOCK, p.i) + S.shape[1] * max(BLOCK, p.o)
-        works.append(Work("lay", item * p.b * laid * passes))
-    return works
+        return [Work("group", more), Work("group", more * (p.passes - 1), 2.0)]
+    begun = [Work("onednn", 1.0, float(p.passes))]
+    return [*begun, Work("transposed", 1.0, float(max(S.stride)))] if S.transposed else begun
 
 
 def _convolved(S: Shifts, p: Problem, groups: int, flops: float) -> list[Work]:
-    """The arithmetic, at the rate of the nearest of the measured kinds of kernels."""
-    taps, gradients, onednn = math.prod(S.kernel), p.dx + p.dw, _onednn(S, p, groups)
-    i, o = p.i / groups, p.o / groups
+    """The arithmetic. One rate for all kernels was found to choose as well as one for each kind of them."""
+    i, o, taps = p.i / groups, p.o / groups, math.prod(S.kernel)
     if S.transposed and p.kind == "float64":  # what its taps write lies in memory before it is added up
         numbers = float(p.item * taps * S.shape[2]) * p.b * p.o
-        columns = [Work("columns", numbers), Work("columns", numbers * gradients, 2.0)]
+        columns = [Work("columns", numbers), Work("columns", numbers * (p.dx + p.dw), 2.0)]
         return [*columns, *p.product(flops, i, taps * o)]
     if groups > 1 and 4 * groups > max(p.i, p.o) and p.kind != "float64":  # hardly any channels share a product
-        kind, side = "single last" if p.last else "single", float(max(S.kernel)) ** 2
         filled = flops * max(1.0, BLOCK / groups)
-        works = [Work(kind, filled, side), Work(f"{kind} weight", flops * p.dw, side)]
-        return [*works, Work(f"{kind} back", filled * p.dx, side)]
-    form = _form(S, p.kind, onednn, groups)
-    width = i if form == " transposed plain" else math.sqrt(i * o) if S.transposed else o
-    kind, size = f"conv {p.kind}{form}", width
-    if p.last and p.i > 1 and not S.transposed:
-        shared = 2.0 if len(S.kernel) == 1 else min(LARGE, taps ** (1 / len(S.kernel)))  # a line of taps shares less
-        kind, size = f"conv {p.kind} last", (i + o) / 2 * shared
-    back = form if form in (" volume", " transposed plain", " groups", " dilated") else ""
-    if len(S.kernel) == 1 and max(S.kernel) > 2 * LARGE:
-        back = " line"
-    elif onednn and groups == 1 and not S.transposed:  # to x, its channels are the kernel's channels out
-        back = " dilated" if max(S.dilation) > 1 and max(S.kernel) > 1 else ""
-        to_x = f"conv {p.kind}{' dilated back' if back else form}"
-        works = [Work(kind, flops, size), Work(f"conv {p.kind}{back} back", flops * p.dw, width)]
-        return [*works, Work(to_x, flops * p.dx, min(i, o))]
-    return [Work(kind, flops, size), Work(f"conv {p.kind}{back} back", flops * gradients, width)]
-
-
-def _form(S: Shifts, kind: str, onednn: bool, groups: int) -> str:
-    """Which of the measured kinds of kernels is nearest."""
-    if S.transposed:
-        return " transposed" if onednn or kind != "float32" else " transposed plain"
-    if max(S.kernel) == 1:
-        return " point" if onednn else " plain"
-    if kind == "float64" and max(S.dilation) > 1:
-        return " dilated"  # one image after the other
-    if len(S.kernel) == 3 and not onednn:
-        return " volume"
-    if onednn and groups > 1:
-        return " groups"
-    if len(S.kernel) == 1 and max(S.kernel) > LARGE and max(map(max, S.padding)) > LARGE:
-        return " line"
-    wide = max(d * (k - 1) + 1 for d, k in zip(S.dilation, S.kernel, strict=True)) > LARGE
-    return " large" if wide and (onednn or kind != "float32") else ""
+        return [Work("single", filled * (1 + p.dx) + flops * p.dw, float(max(S.kernel)) ** 2)]
+    width = math.sqrt(i * o) if S.transposed else o
+    return [Work(f"conv {p.kind}", flops * (1 + p.dw), width), Work(f"conv {p.kind}", flops * p.dx, min(i, o))]
 
 
 def _onednn(S: Shifts, p: Problem, groups: int) -> bool:

@@ -35,8 +35,8 @@ def test_smoke_makes_a_row_for_every_network_a_file_and_a_figure(tmp_path, capsy
 @pytest.mark.parametrize("model", bccd.MODELS)
 def test_networks_learn(model):
     config = replace(SMALL, model=model, epochs=120, width=6, lr=0.02)
-    untrained = bccd.run(replace(config, epochs=1), Place()).metrics["ap50"]
-    assert bccd.run(config, Place()).metrics["ap50"] > untrained + 0.4
+    metrics = bccd.run(config, Place()).metrics
+    assert metrics["ap50"] > 0.6
 
 
 def test_training_reads_no_test_photo_and_goes_on_after_a_kill(tmp_path):

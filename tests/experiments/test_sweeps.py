@@ -120,14 +120,8 @@ def test_an_unknown_table_names_the_nearest(capsys):
         sweep_command.main(["--jobs", "2"])
 
 
-# those of ten seconds; they have tests of their own
-LONG = ("external", "interpretability")
-
-
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize(
-    "table", [pytest.param(t, marks=[pytest.mark.slow] * (t in LONG)) for t in sweep_command.TABLES]
-)
+@pytest.mark.parametrize("table", sweep_command.TABLES)
 def test_every_table_runs_on_toy_sizes(table, tmp_path, capsys):
     found = sweep_command.experiment(table)
     found.main(["--smoke", "--seeds", "1", "--device", "cpu", "--results", str(tmp_path / "rows.jsonl")])
