@@ -113,6 +113,17 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[pytest.Item] | None:
+    """Slow tests of which none is wanted, and none is named, are not made: thousands of items in every process."""
+    config = collector.config
+    if config.option.markexpr == "not slow" and not any("::" in arg for arg in config.args):
+        marks = getattr(obj, "pytestmark", ())
+        if isinstance(marks, list) and any(mark.name == "slow" for mark in marks):
+            return []
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     drawn: dict[str, list[pytest.Item]] = {}
     for item in items:

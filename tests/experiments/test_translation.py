@@ -264,6 +264,7 @@ def test_multi30k_is_read(tmp_path):
         (gzip.compress(b"a\n"), "1 sentences in English and 2"),
         (gzip.compress(bytes(2**24 + 1)), "more than 16 MiB"),
     ],
+    ids=["text", "cut", "latin", "empty line", "empty", "one line", "large"],  # a blob holds the second it was made in
 )
 def test_damaged_pairs_are_one_sentence(tmp_path, blob, says):
     files(tmp_path, val_en=blob)
