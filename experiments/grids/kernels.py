@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
     if config.quick and options.results is None:  # toy numbers are no results
         options = replace(options, results=ROOT / "runs" / "grids-quick.jsonl", official=False)
-    for row in common.sweep(todo, run, options.open("grids"), experiment="grids", data=data):
+    for row in common.sweep(todo, run, measure.timings(options, "grids"), experiment="grids", data=data):
         m = row["metrics"]
         ratio = f"{m['faster']:.3g} times as fast [{m['faster_low']:.3g}, {m['faster_high']:.3g}]"
         goal = f", goal {m['goal']}: {m['verdict']}" if m["goal"] != "-" else ""

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -145,6 +146,40 @@ def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
     """NAME (the median), NAME_low and NAME_high (the quartiles)."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
     return {name: float(median), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+QUIET = 0.2
+"""Processors that other processes may use while official timings are recorded."""
+
+
+def in_use(wait: float = 2.0) -> float:
+    """How many processors other processes use, over some seconds; the system's load where it does not say.
+
+    >>> in_use(0.05) >= 0
+    True
+    """
+
+    def busy() -> float:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq = map(int, file.readline().split()[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+    try:
+        before, own, start = busy(), time.process_time(), time.perf_counter()
+        time.sleep(wait)
+        return max(0.0, busy() - before - (time.process_time() - own)) / (time.perf_counter() - start)
+    except OSError:
+        return os.getloadavg()[0]
+
+
+def timings(options: common.Options, name: str) -> common.Results:
+    """Where rows of timings go. Raises: SystemExit for official ones while other processes keep the machine busy."""
+    if options.official and (busy := in_use()) > QUIET:
+        raise SystemExit(
+            f"error: other processes use {busy:.1f} processors, so official timings would be off: wait until they end "
+            f"(at most {QUIET:g} is allowed), or leave --official out"
+        )
+    return options.open(name)
 
 
 # -- memory --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from experiments.harness import common
+from experiments.harness import common, measure
 from experiments.harness.measure import power_law
 from gconv import GConv, Graph
 from gconv.basis import Taps
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
-    for row in common.sweep(todo, run, options.open("choices"), experiment="choices", data=data):
+    for row in common.sweep(todo, run, measure.timings(options, "choices"), experiment="choices", data=data):
         numbers = {k: v for k, v in row["metrics"].items() if not k.endswith("_ms") and not isinstance(v, str)}
         print(f"{row['config']['case']}: " + ", ".join(f"{name} {value:.3g}" for name, value in numbers.items()))
 

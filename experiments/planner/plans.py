@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     config, options = common.cli(Config, __doc__, argv)
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
-    results = options.open("plans")
+    results = options.open("plans") if config.replay else measure.timings(options, "plans")
     if config.replay:
         rows = [replayed(row) for row in results.rows()]
         for row in rows:

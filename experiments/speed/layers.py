@@ -17,7 +17,8 @@ optimiser: it would cost both sides the same. Random graphs with power-law degre
     python -m experiments.speed --only 'gat layer'     the cases whose name has this in it (a regular expression)
     python -m experiments.speed --quick                toy sizes, to see that everything works; rows go to runs/
 
-Rows hold until their file is removed: a timing is not repeated because some code changed.
+Rows hold until their file is removed: a timing is not repeated because some code changed. Official ones are refused
+while other processes are busy.
 """
 
 import re
@@ -225,7 +226,7 @@ def data(case: Case) -> common.Data:
 def place(quick: bool, options: common.Options, name: str = "speed") -> common.Results:
     """Where rows go: those of toy sizes never to the experiment's own."""
     toy = Path(ROOT / "runs" / f"{name}_quick.jsonl")
-    return common.Results(toy) if quick and options.results is None else options.open(name)
+    return common.Results(toy) if quick and options.results is None else measure.timings(options, name)
 
 
 def main(argv: list[str] | None = None) -> None:

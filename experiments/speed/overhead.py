@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.harness import common
+from experiments.harness import common, measure
 from experiments.harness.measure import (
     Step,
     adjacency,
@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
-    rows = common.sweep(todo, run, options.open("overhead"), experiment="overhead", data=data)
+    rows = common.sweep(todo, run, measure.timings(options, "overhead"), experiment="overhead", data=data)
     show(rows)
 
 

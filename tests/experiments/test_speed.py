@@ -1,6 +1,8 @@
 """The machinery of experiments.speed and experiments.speed.whole_models, on tiny sizes."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -237,6 +239,27 @@ def test_a_run_leaves_rows_and_goes_on(tmp_path, capsys, monkeypatch):
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
     with pytest.raises(SystemExit, match="no case's name"):
         speed.main(["--quick", "--only", "nonsense"])
+
+
+def test_official_timings_are_refused_on_a_busy_machine(monkeypatch):
+    from experiments.harness.options import Options
+
+    monkeypatch.setattr(measure, "in_use", lambda: 1.5)
+    with pytest.raises(SystemExit, match=r"other processes use 1\.5 processors"):
+        measure.timings(Options(official=True), "speed")
+    assert measure.timings(Options(), "speed").path.parent.name == "runs"
+    monkeypatch.setattr(measure, "in_use", lambda: 0.1)
+    assert measure.timings(Options(official=True), "speed").path.parent.name == "results"
+
+
+def test_processors_in_use_are_those_of_others():
+    """A process that spins is seen from outside; this one's own work is not."""
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert measure.in_use(0.5) > 0.05
+    finally:
+        spinning.kill()
+        spinning.wait(timeout=60)
 
 
 @pytest.mark.slow
