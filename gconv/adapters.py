@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from gconv.arguments import integer, near, plain, shown
+from gconv.arguments import checked, integer, near, plain, shown
 from gconv.interop.convert import copied
 from gconv.interop.peer import LeftAlone, base_class
 from gconv.interop.peers import describe, is_layer
@@ -171,6 +171,7 @@ class AdapterReport:
 # -- adapt, merge, unmerge -----------------------------------------------------------------------------------------
 
 
+@checked
 def adapt(
     model: Model,
     rank: int = 4,
@@ -381,6 +382,7 @@ def _refuse_parametrized(module: nn.Module) -> None:
     raise LeftAlone("its weight is computed by a parametrization: remove that first")
 
 
+@checked
 def merge(model: Model) -> Model:
     """A copy of an adapted model with the adapters folded into the weights: plain layers, as fast as before.
 
@@ -423,6 +425,7 @@ def merge(model: Model) -> Model:
     return twin
 
 
+@checked
 def unmerge(model: Model) -> Model:
     """The inverse of `merge`: a copy whose adapters are apart from the weights again, so that they can be trained on.
 

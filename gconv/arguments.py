@@ -6,12 +6,15 @@ import difflib
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import wraps
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from torch import SymInt
+import numpy as np
+import torch
+from torch import SymInt, Tensor, nn
 
 MAX_DEPTH = 16  # of tuples in tuples
 MAX_LENGTH, MAX_WORD = 4096, 100  # of a tuple, of a word
@@ -116,6 +119,149 @@ def bind(
 
 
 C = TypeVar("C")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked(function: F) -> F:
+    """Decorates a public function: an argument that is not of its annotated type is named in one sentence.
+
+    Flags, numbers, words, paths, devices and dtypes are checked before the call. Tensors, modules and sequences are
+    checked only if the call fails with an error that names neither the function nor the argument, so that the
+    function's own, more specific messages come first. An unknown keyword is answered with the nearest argument.
+
+    Raises:
+        TypeError: if an argument is of another type, unknown or missing.
+        ValueError: if a word is not one of those that the annotation lists.
+
+    >>> @checked
+    ... def scale(x: Tensor, by: float = 1.0, inplace: bool = False) -> Tensor:
+    ...     return x.mul_(by) if inplace else x * by
+    >>> scale(torch.ones(2), inplace="no")
+    Traceback (most recent call last):
+        ...
+    TypeError: scale: inplace must be True or False, but it is 'no'.
+    >>> scale("x", 2.5)
+    Traceback (most recent call last):
+        ...
+    TypeError: scale: x must be a torch tensor, but it is 'x'.
+    """
+    signature = inspect.signature(function)
+    name = function.__qualname__.removesuffix(".__init__")
+    short = name.rsplit(".", 1)[-1]
+    hints: dict[str, Any] = {}
+    open_ended = [p.name for p in signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not hints:  # not when the module is imported, where names of other modules may be missing yet
+            hints.update(_evaluated(function))
+        try:
+            bound = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            if open_ended:
+                raise
+            visible = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
+            bind(visible, name, args[len(signature.parameters) - len(visible.parameters) :], kwargs)
+            raise
+        for key, value in bound.items():
+            hint = hints.get(key, Any)
+            if _is_plain(hint) and not accepts(value, hint):
+                raise _refusal(name, key, value, hint)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if type(error) not in RAW_ERRORS:
+                raise
+            for key, value in bound.items():
+                said = any(word in str(error) for word in (key, short))
+                if key not in open_ended and not said and not accepts(value, hints.get(key, Any)):
+                    raise _refusal(name, key, value, hints[key]) from error
+            raise
+
+    return call  # type: ignore[return-value]
+
+
+RAW_ERRORS = (TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, RuntimeError, OverflowError,
+              NotImplementedError, RecursionError, ZeroDivisionError)  # fmt: skip
+NUMBERS = (bool, int, float, str, None, NoneType)
+
+
+def _evaluated(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of the arguments of a function; those that name what is not imported are left out."""
+    known = {}
+    for key, hint in function.__annotations__.items():
+        try:
+            known[key] = eval(hint, function.__globals__) if isinstance(hint, str) else hint
+        except Exception:
+            continue
+    return known
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether an annotation lists flags, numbers, words, paths, devices and dtypes alone."""
+    return all(
+        part in NUMBERS
+        or part in (torch.device, torch.dtype)
+        or get_origin(part) is Literal
+        or (get_origin(part) or part) is os.PathLike
+        for part in _parts(hint)
+    )
+
+
+def accepts(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, with numbers of numpy and torch among the numbers."""
+    parts = _parts(hint)
+    if torch.device in parts and isinstance(value, str):
+        try:
+            return bool(torch.device(value))
+        except RuntimeError:
+            return False
+    return any(_accepts_one(value, part) for part in parts)
+
+
+def _accepts_one(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint) or hint
+    if origin is Literal or hint is None or hint is NoneType:
+        return fits(value, hint)
+    if hint is bool:
+        return isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))
+    if hint in (int, float) and not isinstance(value, bool | np.bool_):
+        if type(value) is SymInt or (hint is float and isinstance(value, float | np.floating)):
+            return True
+        if hint is float and isinstance(value, Tensor | np.ndarray):
+            return value.ndim == 0
+        try:
+            return abs(integer(value, "")) <= MAX_INTEGER
+        except (TypeError, ValueError):
+            return False
+    if hint in (int, float):
+        return False
+    if origin in (Sequence, Iterable, list, tuple) and isinstance(value, Tensor | np.ndarray):
+        return all(part in (bool, int, float, Any, Ellipsis) for part in get_args(hint))
+    if origin in (Sequence, Iterable, list, tuple):
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+    if isinstance(origin, type) and origin is not Any:
+        try:
+            return isinstance(value, origin) and not (origin is Hashable and isinstance(value, Tensor | np.ndarray))
+        except TypeError:  # a protocol
+            return True
+    if isinstance(hint, TypeVar):
+        return hint.__bound__ is None or accepts(value, hint.__bound__)
+    return True  # Any, type variables, callables: the function itself says what it takes
+
+
+def _refusal(name: str, key: str, value: Any, hint: Any) -> Exception:
+    words = any(get_origin(part) is Literal for part in _parts(hint)) and isinstance(value, str)
+    if torch.device in _parts(hint):
+        what = "a device such as 'cpu' or 'cuda:0'"
+        words = isinstance(value, str)
+    else:
+        what = described(hint)
+    return (ValueError if words else TypeError)(f"{name}: {key} must be {what}, but it is {shown(value)}.")
 
 
 def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
@@ -135,7 +281,16 @@ def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
                 if word not in known:
                     guess = near(word, known, meanings) or ";"
                     raise TypeError(f"{cls.__name__}: unknown {word!r}{guess} Its arguments are {', '.join(known)}.")
-            init(self, *args, **kwargs)
+            try:
+                init(self, *args, **kwargs)
+            except Exception as error:
+                if type(error) not in RAW_ERRORS:
+                    raise
+                hints = _evaluated(init)
+                for key, value in {**dict(zip(known, args, strict=False)), **kwargs}.items():
+                    if key not in str(error) and not accepts(value, hints.get(key, Any)):
+                        raise _refusal(cls.__name__, key, value, hints[key]) from error
+                raise
 
         cls.__init__ = explained  # type: ignore[assignment]
         return cls
@@ -233,5 +388,26 @@ def _words(hint: Any) -> list[str]:
         return [repr(word) for word in args]
     if origin is tuple:
         return [f"a tuple of {_words(args[0])[0].removeprefix('an ').removeprefix('a ')}s"]
-    names = {int: "an integer", float: "a number", bool: "True or False", str: "a word", NoneType: "None", None: "None"}
-    return [names[hint] if hint in names else str(hint)]
+    if origin in (Sequence, Iterable, list):
+        inner = _words(args[0])[0] if args else "values"
+        return [f"a sequence of {inner.removeprefix('an ').removeprefix('a ')}{'' if inner == 'Any' else 's'}"]
+    names: dict[Any, str] = {
+        int: "an integer",
+        float: "a number",
+        bool: "True or False",
+        str: "a word",
+        NoneType: "None",
+        None: "None",
+        Any: "value",
+        Tensor: "a torch tensor",
+        nn.Module: "a torch module",
+        torch.dtype: "a torch.dtype",
+        os.PathLike: "a path",
+    }
+    if isinstance(hint, TypeVar):
+        return _words(hint.__bound__)
+    hint = origin or hint
+    if hint in names:
+        return [names[hint]]
+    article = "an" if isinstance(hint, type) and hint.__name__[0] in "AEIOU" else "a"
+    return [f"{article} {hint.__name__}" if isinstance(hint, type) else str(hint).removeprefix("typing.")]

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.module import GConv
 from gconv.operators import avg_pool2d, channel_shuffle, conv2d, depthwise, pointwise
 
@@ -37,6 +37,7 @@ class Shortcut(nn.Module):
     tensor([[[[2., 2.]]]])
     """
 
+    @checked
     def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, join: Literal["add", "cat"] = "add") -> None:
         super().__init__()
         if join not in ("add", "cat"):
@@ -55,6 +56,7 @@ class Shortcut(nn.Module):
         return f"join={self.join!r}"
 
 
+@checked
 def mobilenet_unit(in_channels: int, out_channels: int, stride: int = 1, kernel_size: int = 3) -> nn.Sequential:
     """MobileNet's unit: depthwise convolution, batch norm, ReLU, pointwise convolution, batch norm, ReLU.
 
@@ -89,6 +91,7 @@ def mobilenet_unit(in_channels: int, out_channels: int, stride: int = 1, kernel_
     )
 
 
+@checked
 def inverted_residual(
     in_channels: int, out_channels: int, stride: int = 1, expansion: int = 6, kernel_size: int = 3
 ) -> nn.Module:
@@ -130,6 +133,7 @@ def inverted_residual(
     return Shortcut(body) if stride == 1 and in_channels == out_channels else body
 
 
+@checked
 def shufflenet_unit(
     in_channels: int, out_channels: int, groups: int = 3, stride: int = 1, grouped_first: bool = True
 ) -> nn.Sequential:
@@ -183,6 +187,7 @@ def shufflenet_unit(
     return nn.Sequential(joined, nn.ReLU())
 
 
+@checked
 def low_rank_conv2d(
     in_channels: int,
     out_channels: int,

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.domains import Bipartite
 from gconv.module import GConv
 
 
+@checked
 def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> Tensor:
     """The output of a network at the seeds that its blocks were sampled for.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
 from gconv.caches import Cache, Holders, register
 from gconv.call import Call
@@ -149,7 +149,16 @@ def _prepare_graph(
 
 def _made(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
     """What the structure makes of a domain. Raises: TypeError where it is no Basis of its taps."""
-    S = structure.basis(domain, theta, call)
+    try:
+        S = structure.basis(domain, theta, call)
+    except KeyError as error:
+        if not error.args or error.args[0] in theta or not isinstance(error.args[0], str):
+            raise
+        declared = ", ".join(theta) or "none"
+        raise ValueError(
+            f"The basis of {type(structure).__name__} asks theta for {error.args[0]!r}, but the parameters that its "
+            f"parameters() declares are: {declared}."
+        ) from error
     if not hasattr(S, "contract") or S.shape[0] != structure.taps:
         what = f"{S.shape[0]} taps" if hasattr(S, "contract") else f"a {type(S).__name__}"
         raise TypeError(
@@ -243,6 +252,7 @@ class GConv(nn.Module):
     torch.Size([3, 5])
     """
 
+    @checked
     def __init__(
         self,
         spec: OperatorSpec,
@@ -397,6 +407,7 @@ class GConv(nn.Module):
             decided = self._graphs[domain] = {}
         return decided
 
+    @checked
     def plan(
         self,
         x: Tensor | Pair,
@@ -427,6 +438,7 @@ class GConv(nn.Module):
         rounds = 5 if measure is True else integer(measure, "measure", 1)
         return measured(made, S, call.at(x) if axes else call, rounds, axes)
 
+    @checked
     def at(self, domain: Any, x: Tensor | Pair | None = None) -> LinearMap:
         """The layer on a domain as a `LinearMap`, without its bias.
 
@@ -579,8 +591,9 @@ class GConv(nn.Module):
             )
         grid = Grid.of(x, d)
         if domain is not None and (not isinstance(domain, Grid) or domain != grid):
+            what = shown(domain) if isinstance(domain, Tensor) else f"a {domain!r}"
             raise ValueError(
-                f"{self.spec.name} reads its grid off the images, {grid.shape}; a {domain!r} was given beside them."
+                f"{self.spec.name} reads its grid off the images, {grid.shape}; {what} was given beside them."
             )
         c = x.shape[-d - 1]
         try:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis import Basis
 from gconv.caches import Cache
 from gconv.call import Call
@@ -259,7 +260,7 @@ def _refusal(forced: str, candidates: list[Candidate]) -> str:
     if reasons:
         return f"The lowering {forced!r} cannot run this operator: {reasons[-1]}."
     names = sorted({c.name for c in candidates} | {c.name.split(":")[0] for c in candidates})
-    return f"There is no lowering named {forced!r}; there are {', '.join(names)}."
+    return f"There is no lowering named {shown(forced)}; there are {', '.join(names)}."
 
 
 def measured(made: Plan, S: Basis, call: Call, rounds: int = 5, axes: int = 0) -> Plan:

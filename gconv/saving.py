@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from gconv.adapters import adapters, attach
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.blocks import Shortcut
 from gconv.caches import function
 from gconv.errors import InputError
@@ -120,6 +120,7 @@ def _read_argument(module: nn.Module, name: str) -> Any:
 # -- save ----------------------------------------------------------------------------------------------------------
 
 
+@checked
 def save(module: nn.Module, path: str | PathLike[str]) -> None:
     """Write a model into a file: its weights as safetensors, its layers as data in the metadata.
 
@@ -214,6 +215,7 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 # -- load ----------------------------------------------------------------------------------------------------------
 
 
+@checked
 def load(path: str | PathLike[str], *, into: nn.Module | None = None) -> nn.Module:
     """The model that `gconv.save` wrote.
 

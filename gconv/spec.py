@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gconv import arguments as given
+from gconv.arguments import checked
 from gconv.basis import Basis
 from gconv.caches import function
 from gconv.call import Call
@@ -216,6 +217,12 @@ class OperatorSpec:
             raise ValueError(
                 f"{self.name}: the structure has {self.structure.taps} taps, but the mixing has {self.mixing.taps}; "
                 "they must be the same."
+            )
+        learned = ", ".join(self.structure.parameters()) if self.structure.kind == "fixed" else ""
+        if learned:
+            raise ValueError(
+                f"{self.name}: its structure learns {learned}, so its kind must be 'learned' (or 'adaptive', where S "
+                "also depends on x), but it is 'fixed'."
             )
         one = self.structure.reads != "both" or getattr(self.mixing, "i", None) != max(self.sides or (0,))
         if self.sides is not None and one:
@@ -484,6 +491,7 @@ def list_operators() -> list[str]:
     return sorted(_OPERATORS)
 
 
+@checked
 def cite(spec: OperatorSpec | str) -> str:
     """The source of an operator.
 

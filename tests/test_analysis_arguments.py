@@ -64,7 +64,10 @@ QUESTIONS = {
     "affine": (lambda m: analysis.affine(m, IMAGE), MODELS),
     "total_influence": (lambda m: analysis.total_influence(m, SIGNAL, ring()), MODELS),
     "equivariance_error": (lambda m: analysis.equivariance_error(m, "shift", IMAGE), MODELS),
-    "energy_by_depth": (lambda m: analysis.energy_by_depth(m, SIGNAL, ring()), "Depth needs layers in a row"),
+    "energy_by_depth": (
+        lambda m: analysis.energy_by_depth(m, SIGNAL, ring()),
+        "Depth needs layers in a row|energy_by_depth: model",
+    ),
     "clip_singular_values": (
         lambda m: analysis.clip_singular_values(m, GRID, 1.0),
         "clip_singular_values takes a layer",
@@ -94,7 +97,7 @@ def one_sentence(error):
     """An error of ours: about the call, in words, and short."""
     text = str(error)
     assert type(error) in (TypeError, ValueError) or isinstance(error, ValueError), repr(error)
-    assert text[:1].isupper() or re.match(r"[a-z_A-Z0-9]+ ", text), text
+    assert text[:1].isupper() or re.match(r"[a-z_A-Z0-9]+:? ", text), text
     assert text.endswith((".", ")")) and len(text) < 400, text
     for raw in (
         "object has no attribute",

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import map_of
 from gconv.analysis.numbers import check_finite, power_of_two, vector_norm, wider
+from gconv.arguments import checked
 from gconv.linear import Map
 
 
+@checked
 def adjoint_gap(A: Map | nn.Module, seed: int = 0, *, domain: Any = None, x: Tensor | None = None) -> float:
     """|<A x, y> - <x, A^T y>| / (|A x| |y|) for random x and y: zero if A.T is the adjoint of A.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import Model, call, check_model, graph_of, kind_of, undisturbed
 from gconv.analysis.recording import Recorder
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import EngineCall, Layer, engine_call, identify
 from gconv.interop.peer import with_ones
@@ -64,6 +64,7 @@ class Affine(NamedTuple):
         return A.program.transpose(one)
 
 
+@checked
 def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: bool = False) -> Affine:
     """A piecewise linear network at one input, exactly, as one linear map and an offset.
 

@@ -92,7 +92,7 @@ def input_like(x: Any, asking: str, model: Any = None) -> Tensor:
         shape = tuple(int(n) for n in x)
     except (TypeError, ValueError):
         shape = (-1,)
-    if isinstance(x, str) or not shape or min(shape) < 0:
+    if isinstance(x, str | bytes) or not shape or min(shape) < 0:
         raise TypeError(f"{asking} takes an input x or its shape, such as (3, 32, 32), but {kind_of(x)} was given.")
     like: Any = model if isinstance(model, Map) else None
     if isinstance(model, nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.analysis.calls import check_signal, kind_of
+from gconv.arguments import checked
 from gconv.call import Call
 from gconv.domains import read_graph
 from gconv.interop.layers import Layer, Other, identify
@@ -17,6 +18,7 @@ from gconv.plan import Plan, plan
 from gconv.spec import OutsideFamily
 
 
+@checked
 def cost(A: Map | nn.Module, x: Tensor | None = None, domain: Any = None) -> dict[str, Cost]:
     """Arithmetic, memory traffic and largest temporary of one forward pass, for every lowering that admits it.
 
@@ -101,6 +103,7 @@ def _extra(A: Map, x: Tensor, times: int) -> Cost:
     return Cost(numbers, 3 * x.element_size() * numbers)
 
 
+@checked
 def parameter_count(model: nn.Module, trainable: bool = True) -> int:
     """The number of numbers that a layer or model learns, those of its structures included.
 

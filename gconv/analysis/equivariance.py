@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gconv.analysis.calls import Model, call, check_model, kind_of
 from gconv.analysis.numbers import vector_norm, wider
+from gconv.arguments import checked, shown
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import Map
 
@@ -31,7 +32,7 @@ def _check_numbers(wanted: str, numbers: Any) -> None:
     """Refuse what is no sequence of whole numbers."""
     whole = isinstance(numbers, tuple | list) and all(isinstance(n, Integral) for n in numbers)
     if not whole or any(isinstance(n, bool) for n in numbers):
-        raise TypeError(f"{wanted}, but {numbers!r} was given.")
+        raise TypeError(f"{wanted}, but {shown(numbers)} was given.")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Permutation:
 NAMED = ("shift", "flip", "rot90", "permutation")
 
 
+@checked
 def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: Any = None, *, seed: int = 0) -> float:
     """How far a layer is from commuting with an action, at a signal.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import map_of
 from gconv.analysis.numbers import at_least_single
+from gconv.arguments import checked
 from gconv.basis.entries import entries, pairs
 from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
 from gconv.lowering import dense
@@ -29,6 +30,7 @@ def matrix(
 def matrix(A: Map | nn.Module, layout: Literal["sparse"], *, domain: Any = None, x: Tensor | None = None) -> Any: ...
 
 
+@checked
 def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: Tensor | None = None) -> Any:
     """The matrix of A, (m o, n i): sites outermost, channels innermost.
 

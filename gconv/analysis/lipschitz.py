@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gconv.analysis.calls import arguments, graph_of, input_like, kind_of, takes_graph
 from gconv.analysis.norms import norm, norm_bound
 from gconv.analysis.numbers import power_of_two, spectral_norm, wider
+from gconv.arguments import checked
 from gconv.basis import Basis, Stack, entries
 from gconv.domains import Bipartite, Grid, read_graph
 from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
@@ -74,6 +75,7 @@ DIFFERENCES = {"sub", "sub_", "isub", "subtract"}
 PRODUCTS = {"mul", "mul_", "imul", "multiply", "div", "div_", "divide", "truediv", "itruediv"}
 
 
+@checked
 def lipschitz_bound(
     model: nn.Module,
     x: Any,

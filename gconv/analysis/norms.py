@@ -12,12 +12,14 @@ from gconv.analysis.calls import map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.fourier import Frames, fourier_blocks, kernel_weight, ring_symbol
 from gconv.analysis.numbers import check_finite, is_count, is_positive, spectral_norm, vector_norm, widen
+from gconv.arguments import checked
 from gconv.basis import Shifts
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
 SITES = 1000  # nodes up to which eigenvalues are cheaper than products
 
 
+@checked
 def norm(
     A: Map | nn.Module, tol: float = 1e-8, steps: int = 300, *, domain: Any = None, x: Tensor | None = None
 ) -> float:
@@ -110,6 +112,7 @@ def _orthogonal(x: Tensor, basis: list[Tensor]) -> Tensor:
     return x
 
 
+@checked
 def norm_bound(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = None) -> float:
     """An upper bound of ||A|| that holds for certain, up to rounding.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.response import Response, frequency_response
+from gconv.arguments import checked, shown
 from gconv.linear import Map
 
 MAX_ENTRIES = 25_000_000  # of a matrix that is drawn: more than a screen has pixels
@@ -27,9 +28,9 @@ def _axis(ax: Any) -> Any:
     return plt.subplots()[1]
 
 
-def _bar(ax: Any, shown: Any, label: str) -> None:
+def _bar(ax: Any, picture: Any, label: str) -> None:
     """A colour bar with its unit."""
-    ax.figure.colorbar(shown, ax=ax, shrink=0.8, label=label)
+    ax.figure.colorbar(picture, ax=ax, shrink=0.8, label=label)
 
 
 def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Tensor:
@@ -46,6 +47,7 @@ def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Te
     return (value.abs() if value.is_complex() else value).double()
 
 
+@checked
 def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = None, x: Tensor | None = None) -> Any:
     """The matrix of a map as a picture: dark red above, light blue below zero, white at zero; if complex, |entries|.
 
@@ -85,6 +87,7 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
     return ax
 
 
+@checked
 def plot_response(
     response: Response | Map | nn.Module,
     ax: Any = None,
@@ -123,7 +126,7 @@ def plot_response(
     try:
         given = None if pairs is None else [(int(i), int(o)) for i, o in pairs]
     except (TypeError, ValueError):
-        raise TypeError(f"pairs are channels (in, out), such as [(0, 1)], not {pairs!r}.") from None
+        raise TypeError(f"pairs are channels (in, out), such as [(0, 1)], not {shown(pairs)}.") from None
     if any(not (0 <= i < gain.shape[1] and 0 <= o < gain.shape[2]) for i, o in given or []):
         raise ValueError(f"There are {gain.shape[1]} channels in and {gain.shape[2]} out, but the pairs are {given}.")
     pairs = given
@@ -154,6 +157,7 @@ def plot_response(
     return ax
 
 
+@checked
 def plot_spectrum(values: Tensor, ax: Any = None, label: str | None = None) -> Any:
     """Singular values in descending order.
 
@@ -179,6 +183,7 @@ def plot_spectrum(values: Tensor, ax: Any = None, label: str | None = None) -> A
     return ax
 
 
+@checked
 def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = None, shape: Any = None) -> Any:
     """What a site sees: a picture on a plane, bars on a line, coloured nodes where positions are given.
 
@@ -203,7 +208,7 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
         try:
             seen = seen.reshape(tuple(shape))
         except (TypeError, RuntimeError):
-            raise ValueError(f"A field of {seen.numel()} sites does not unfold to the grid {shape!r}.") from None
+            raise ValueError(f"A field of {seen.numel()} sites does not unfold to the grid {shown(shape)}.") from None
     if pos is not None:
         pos = _numbers(pos, "plot_receptive_field", (2,), "positions pos (n, 2)")
         if pos.shape != (seen.numel(), 2):
@@ -211,18 +216,19 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
     ax = _axis(ax)
     if pos is not None:
         x, y = pos.mT.numpy()
-        shown = ax.scatter(x, y, c=seen.numpy(), cmap="viridis", edgecolors="0.3")
+        picture = ax.scatter(x, y, c=seen.numpy(), cmap="viridis", edgecolors="0.3")
         ax.set_aspect("equal")
-        _bar(ax, shown, "influence")
+        _bar(ax, picture, "influence")
     elif seen.ndim == 2:
-        shown = ax.imshow(seen.numpy(), interpolation="nearest")
-        _bar(ax, shown, "influence")
+        picture = ax.imshow(seen.numpy(), interpolation="nearest")
+        _bar(ax, picture, "influence")
     else:
         ax.bar(range(len(seen)), seen.numpy(), color="0.4")
         ax.set(xlabel="site", ylabel="influence")
     return ax
 
 
+@checked
 def plot_energy(energies: Tensor, ax: Any = None, label: str | None = None) -> Any:
     """Dirichlet energy by depth, on a logarithmic axis.
 

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import Model, call, check_model, input_like, kind_of, map_of
 from gconv.analysis.numbers import at_least_single, is_count, widen, wider
+from gconv.arguments import checked
 from gconv.basis import Basis, Diagonal, Polynomial, Product, Stack
 from gconv.basis.entries import entries
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
 
+@checked
 def receptive_field(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = None) -> Tensor:
     """(m, n) whether output site m reads input site n through any tap.
 
@@ -159,6 +161,7 @@ def _block(A: Block, r: int, c: int, eps: float) -> _Support:
     return _Support(zero != 0, zero, zero.abs())
 
 
+@checked
 def effective_receptive_field(
     model: Model, x: Any, site: Any = None, domain: Any = None, *, draws: int = 20, seed: int = 0
 ) -> Tensor:
@@ -214,13 +217,30 @@ def effective_receptive_field(
     for _ in range(draws):
         draw = torch.randn(like.shape, generator=generator, dtype=wider(like.dtype)).to(like).requires_grad_()
         with torch.enable_grad():
-            y = call(model, draw if graph else draw.unsqueeze(0), domain)
+            y = _run(model, draw if graph else draw.unsqueeze(0), domain)
         y = y.mT if graph else y.squeeze(0)  # (o, *sites)
         at = _site(site, tuple(y.shape[1:]))
         seen = y.flatten(1)[:, at].sum()
         (gradient,) = torch.autograd.grad(seen, draw, torch.ones_like(seen), materialize_grads=True)
         total += gradient.abs().double().mean(-1 if graph else 0)
     return (total / draws).to(at_least_single(like.real.dtype))
+
+
+def _run(model: Model, x: Tensor, domain: Any) -> Tensor:
+    """The output of a model, which must have sites. Raises: ValueError."""
+    try:
+        y = call(model, x, domain)
+    except RuntimeError as error:
+        raise ValueError(
+            f"effective_receptive_field takes an input without its batch axis; the model refuses one of shape "
+            f"{tuple(x.shape)}, with that axis added: {str(error).splitlines()[0].rstrip('.')}."
+        ) from error
+    if y.ndim < 3 - (domain is not None or isinstance(model, Map)):
+        raise ValueError(
+            f"effective_receptive_field needs an output with sites, but the model returns {tuple(y.shape)}; give the "
+            "part of the network before its global pooling."
+        )
+    return y
 
 
 def check_differentiable(model: Model, x: Tensor, asking: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.fourier import Frames, kernel_weight, table, wide_weight
+from gconv.arguments import checked
 from gconv.basis import Basis, Polynomial, Shifts, Stack, Taps
 from gconv.linear import LinearMap, Map
 
@@ -44,6 +45,7 @@ class Response:
     low: Literal["first", "last"] = "first"
 
 
+@checked
 def frequency_response(
     A: Map | nn.Module, domain: Any = None, frequencies: Tensor | None = None, x: Tensor | None = None
 ) -> Response:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import check_model, check_signal, kind_of, walk
 from gconv.analysis.numbers import at_least_single, scaled
+from gconv.arguments import checked
 from gconv.domains import read_graph
 from gconv.interop.layers import Chain, Other, identify
 from gconv.laplacian import inverse_root_degree
 
 
+@checked
 def dirichlet_energy(
     x: Tensor, graph: Any, normalization: Literal["sym"] | None = None, *, relative: bool = False
 ) -> Tensor:
@@ -65,6 +67,7 @@ def dirichlet_energy(
     return energy / unit.abs().square().sum((-2, -1)) if relative else energy * scale * scale
 
 
+@checked
 def mean_average_distance(x: Tensor, graph: Any = None) -> float:
     """MAD: the mean cosine distance between nodes, over neighbours or over all pairs.
 
@@ -115,6 +118,7 @@ def mean_average_distance(x: Tensor, graph: Any = None) -> float:
     return float((total[some] / count[some]).mean()) if bool(some.any()) else 0.0
 
 
+@checked
 def energy_by_depth(
     model: nn.Module | list[nn.Module],
     x: Tensor,

@@ -11,6 +11,7 @@ from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight
 from gconv.analysis.numbers import check_finite, is_count, power_of_two, singular, widen
+from gconv.arguments import checked
 from gconv.basis import entries
 from gconv.linear import LinearMap, Map
 from gconv.mixing import Fixed
@@ -19,6 +20,7 @@ SMALL = 2000  # rows or columns that an explicit decomposition takes
 SITES = 6000  # nodes whose eigenvalues are computed
 
 
+@checked
 def singular_values(
     A: Map | nn.Module,
     k: int | None = None,

@@ -10,10 +10,12 @@ from torch import Tensor
 from gconv.analysis.calls import Model, call, check_model, check_signal, kind_of
 from gconv.analysis.numbers import at_least_single, widen
 from gconv.analysis.receptive import check_differentiable
+from gconv.arguments import checked
 from gconv.domains import Graph, read_graph
 from gconv.linear import Map
 
 
+@checked
 def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, targets: Any = None) -> Tensor:
     """How much each node's output depends on each node's input.
 
@@ -53,6 +55,8 @@ def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, ta
             raise ValueError("The influence between nodes depends on the signal: give the x to differentiate at.")
         x = torch.zeros(model.sites[1], model.i, dtype=model.dtype, device=model.device)
     check_signal(x, "total_influence", "(n, c)")
+    if x.ndim != 2:
+        raise ValueError(f"total_influence takes one signal x of shape (n, c), but its shape is {tuple(x.shape)}.")
     check_differentiable(model, x, "total_influence")
     result = at_least_single(x.real.dtype)
     if isinstance(model, Map):
@@ -85,6 +89,7 @@ def _targets(targets: Any, nodes: int) -> list[int]:
     return found
 
 
+@checked
 def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
     """The resistance between two nodes of the graph as a network of resistors.
 

@@ -14,6 +14,7 @@ from gconv.analysis.fourier import Frames, table, wraps
 from gconv.analysis.norms import adjoint, norm
 from gconv.analysis.numbers import at_least_single, check_finite, is_count, is_positive, power_of_two, scaled, wider
 from gconv.analysis.response import frequency_response
+from gconv.arguments import checked, shown
 from gconv.basis import Shifts
 from gconv.call import Call
 from gconv.domains import Grid, read_graph
@@ -29,6 +30,7 @@ SITES = 6000
 AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
 
+@checked
 def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations: int = 1) -> AnyLayer:
     """A copy of a layer whose singular values are at most `top`, as nearly as its weights can express it.
 
@@ -67,7 +69,9 @@ def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations
     Source: Sedghi, Gupta and Long, The Singular Values of Convolutional Layers, ICLR 2019.
     """
     if not is_positive(top) or not is_count(iterations):
-        raise ValueError(f"top must be positive and iterations at least 1, but they are {top!r} and {iterations!r}.")
+        raise ValueError(
+            f"top must be positive and iterations at least 1, but they are {shown(top)} and {shown(iterations)}."
+        )
     found = _changeable(layer, "clip_singular_values")
     A = found.at(domain)
     gconv = found.settle(domain)[0]
@@ -155,6 +159,7 @@ def _responses(A: LinearMap) -> Tensor:
     return frequency_response(A, frequencies=at).taps
 
 
+@checked
 def spectral_normalise(layer: AnyLayer, domain: Any, value: float = 1.0) -> AnyLayer:
     """A copy of a layer whose operator norm on this domain is `value`.
 
@@ -192,7 +197,7 @@ def spectral_normalise(layer: AnyLayer, domain: Any, value: float = 1.0) -> AnyL
     ICLR 2019.
     """
     if not is_positive(value):
-        raise ValueError(f"The norm wanted must be a positive number, but it is {value!r}.")
+        raise ValueError(f"value, the norm wanted, must be a positive number, but it is {shown(value)}.")
     found = _changeable(layer, "spectral_normalise")
     size = norm(found.at(domain))
     gconv = found.settle(domain)[0]
@@ -247,7 +252,9 @@ class SpectralNorm(nn.Module):
                 "torch.nn.utils.parametrizations.spectral_norm, and spectral_normalise sets their norm once."
             )
         if not is_positive(value) or not is_count(steps):
-            raise ValueError(f"value must be positive and steps at least 1, but they are {value!r} and {steps!r}.")
+            raise ValueError(
+                f"value must be positive and steps at least 1, but they are {shown(value)} and {shown(steps)}."
+            )
         if layer.spec.structure.kind != "fixed" or layer.weight is None:
             raise ValueError(
                 f"{layer.spec.name} cannot be kept at a norm while it trains: that takes a weight, and a structure "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked, explain_keywords, shown
 from gconv.domains.edges import Edges
 from gconv.kernels import varies
 
@@ -22,6 +23,7 @@ _FIXED = (
 )
 
 
+@explain_keywords()
 @dataclass(frozen=True, eq=False, repr=False)
 class Bipartite(Edges):
     """Two sets of nodes: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
@@ -133,6 +135,7 @@ class Bipartite(Edges):
         return cls(edges["edge_index"], sizes, **pick)
 
     @classmethod
+    @checked
     def union(cls, blocks: Iterable[Bipartite]) -> Bipartite:
         """The disjoint union: sources and targets are numbered on, each for itself; `ptr` marks the parts.
 
@@ -198,6 +201,8 @@ class Bipartite(Edges):
             ValueError: if it has another number of sites.
         """
         n, m = self.sizes
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch tensor, but it is {shown(x)}.")
         if x.ndim < 2 or x.shape[-2] != n + m:
             raise ValueError(f"A stacked signal on {self!r} has {n} + {m} sites, but x has shape {tuple(x.shape)}.")
         return x[..., :n, :], x[..., n:, :]
@@ -294,6 +299,7 @@ class Bipartite(Edges):
         rank = rank - (count.cumsum(0) - count).repeat_interleave(count)
         return start[:, 0] + rank, start[:, 1] + rank
 
+    @checked
     def to(self, device: torch.device | str) -> Bipartite:
         """The same edges on another device; itself if they are there already."""
         if torch.device(device) == self.device:
@@ -302,10 +308,15 @@ class Bipartite(Edges):
         whole = None if self.whole is None else self.whole.to(device)
         return self._sibling(whole=whole, **tensors)
 
+    @checked
     def permute(self, source: Tensor, target: Tensor) -> Bipartite:
         """The same edges with source v renamed to `source[v]` and target v to `target[v]`."""
         if self.whole is not None:
             raise ValueError(_FIXED)
+        for name, order, size in zip(("source", "target"), (source, target), self.sizes, strict=True):
+            whole = not order.is_floating_point() and order.ndim == 1
+            if not whole or not torch.equal(order.sort().values.cpu(), torch.arange(size)):
+                raise ValueError(f"{name} must hold each of the node numbers 0 to {size - 1} once.")
         index = torch.stack([source[self.source], target[self.target]])
         return Bipartite(index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type)
 
@@ -342,7 +353,7 @@ def _check_sizes(sizes: Any) -> tuple[int, int]:
         n, m = sizes
         n, m = n.__index__(), m.__index__()
     except (TypeError, ValueError, AttributeError):
-        raise TypeError(f"sizes must be two numbers, (n_source, n_target), but it is {sizes!r}.") from None
+        raise TypeError(f"sizes must be two numbers, (n_source, n_target), but it is {shown(sizes)}.") from None
     if n < 0 or m < 0:
         raise ValueError(f"sizes=(n_source, n_target) must not be negative, but it is {(n, m)}.")
     return n, m

@@ -188,6 +188,10 @@ def _python(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") and hasattr(value, "ndim") else value
 
 
+HEADER_WORDS = {"source", "target", "src", "dst", "from", "to", "head", "tail", "start", "end", "u", "v"}
+HEADER_WORDS |= {f"{word}_id" for word in HEADER_WORDS} | {"node1", "node2", "source_node", "target_node"}
+
+
 def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
     """From a text file of columns; lines that start with # are comments; names mean that the first line names them."""
     try:
@@ -208,7 +212,8 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         header = [str(k) for k in range(len(rows[0]))]
         ends = [wanted["source"], wanted["target"]]
         first, others = ([row[k] for k in ends if k < len(row)] for row in (rows[0], rows[1] if rows[1:] else rows[0]))
-        if any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
+        names_columns = {cell.lower() for cell in first} <= HEADER_WORDS  # of words alone, these two say enough
+        if names_columns or any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
             raise ValueError(
                 f"The first line of {path} looks like a header, {rows[0]}: give source and target (and weight) as "
                 f"names, such as source={rows[0][0]!r}."

@@ -247,4 +247,5 @@ def columns_of(names: Sequence[Any], wanted: Any, role: str) -> int:
         raise ValueError(f"{role}={wanted} names column {wanted}, but there are {len(names)}, numbered from 0.")
     known = [str(name) for name in names]
     guess = near(str(wanted), known) or ";"
-    raise ValueError(f"There is no column {shown(wanted)} for {role}{guess} There are {', '.join(known[:20])}.")
+    there = "There" if guess.endswith("?") else "there"
+    raise ValueError(f"There is no column {shown(wanted)} for {role}{guess} {there} are {', '.join(known[:20])}.")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import explain_keywords, integer
+from gconv.arguments import checked, explain_keywords, integer
 from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
@@ -122,6 +122,7 @@ class Graph(Edges):
         return cls(edge_index, -1 if num_nodes is None else num_nodes, **tensors)
 
     @classmethod
+    @checked
     def from_pyg(cls, data: Any) -> Graph:
         """A Graph from `torch_geometric.data.Data` or a subclass; the parts of a `Batch` become `ptr`.
 
@@ -134,6 +135,7 @@ class Graph(Edges):
         return cls(**foreign.from_pyg(data))
 
     @classmethod
+    @checked
     def from_sparse(cls, adjacency: Tensor) -> Graph:
         """A Graph from a square torch sparse tensor of any layout: entry (i, j) is an edge j -> i with that weight.
 
@@ -151,6 +153,7 @@ class Graph(Edges):
         return cls(**foreign.from_sparse(adjacency))
 
     @classmethod
+    @checked
     def from_hyperedge_index(
         cls, hyperedge_index: Tensor, num_nodes: int | None = None, hyperedge_weight: Tensor | None = None
     ) -> Graph:
@@ -184,6 +187,7 @@ class Graph(Edges):
         )
 
     @classmethod
+    @checked
     def from_edge_list(
         cls,
         edges: Any,
@@ -230,6 +234,7 @@ class Graph(Edges):
         return cls(**found), ids
 
     @classmethod
+    @checked
     def from_networkx(cls, graph: Any, weight: str | None = "weight") -> Graph:
         """A Graph from a networkx graph: nodes in its own order, an undirected edge as two directed ones.
 
@@ -243,6 +248,7 @@ class Graph(Edges):
         return cls(**foreign.from_networkx(graph, weight))
 
     @classmethod
+    @checked
     def from_scipy(cls, matrix: Any) -> Graph:
         """A Graph from a square scipy sparse matrix or array, entry (u, v) an edge u -> v with that weight.
 
@@ -261,6 +267,7 @@ class Graph(Edges):
         return cls(**foreign.from_pygsp(graph))
 
     @classmethod
+    @checked
     def union(cls, graphs: Iterable[Graph]) -> Graph:
         """The disjoint union: one graph whose parts keep their edges, nodes numbered on; `ptr` marks the parts.
 
@@ -345,6 +352,7 @@ class Graph(Edges):
 
         return check() if wrapped(self.edge_weight) else self.memo("undirected", check)
 
+    @checked
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device; itself if it is there already."""
         if torch.device(device) == self.device:
@@ -356,6 +364,7 @@ class Graph(Edges):
         object.__setattr__(moved, "_memo", {})
         return moved
 
+    @checked
     def permute(self, order: Tensor) -> Graph:
         """The same graph with node v renamed to `order[v]`.
 
@@ -371,6 +380,7 @@ class Graph(Edges):
         pos = None if self.pos is None else torch.empty_like(self.pos).index_copy(0, order, self.pos)
         return Graph(order[self.edge_index], self.size, self.edge_weight, self.edge_attr, self.edge_type, pos)
 
+    @checked
     def reordered(self, how: Literal["rcm", "degree"] = "rcm") -> tuple[Graph, Tensor]:
         """The same graph with its nodes in an order that a sparse product reads faster, and that order.
 
@@ -405,6 +415,7 @@ class Graph(Edges):
         place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         return self.permute(place), order
 
+    @checked
     def sample(
         self, seeds: Tensor | Sequence[int], fanouts: Sequence[int], generator: torch.Generator | None = None
     ) -> list[Bipartite]:
@@ -437,6 +448,7 @@ class Graph(Edges):
         """
         return sampling.sample(self, seeds, fanouts, generator)
 
+    @checked
     def blocks_of(self, batch: Any, layers: int) -> list[Bipartite]:
         """The blocks, as from `sample`, of a batch that PyG's NeighborLoader sampled from this graph.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.domains.graph import Graph
 
 
@@ -65,6 +65,7 @@ def _read_shape(shape: Any) -> tuple[int, ...]:
     return tuple(int(s) if isinstance(s, int | torch.SymInt) else integer(s, "An axis of a grid") for s in axes)
 
 
+@checked
 def grid_graph(
     shape: Sequence[int], neighbours: int | None = None, *, loops: bool = False, periodic: bool = False
 ) -> Graph:

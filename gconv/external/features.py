@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.external.edges import TEXT, ArrayFile, open_text, split_member, stamp
 from gconv.external.files import HEADER, DiskError, as_bytes, header, load, opened, sync, using, write_at
 
@@ -68,6 +68,7 @@ class Features:
         return self.file.read(first * c, last * c, stream).reshape(-1, c)
 
 
+@checked
 def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Turn text, a line a node with commas, tabs or spaces between the numbers (.gz too), into a float32 .npy file.
 
@@ -149,16 +150,24 @@ class Rows(Dataset[tuple[Tensor, ...]]):
             [0., 1., 0., 0., 1.]]), tensor([3, 1])]
     """
 
+    @checked
     def __init__(self, signals: Sequence[Any], index: Any = None, y: Tensor | None = None) -> None:
+        if isinstance(signals, str | os.PathLike):
+            raise TypeError(f"signals must be a list of arrays and paths, but it is {shown(signals)}.")
         self.sources = [Path(s.filename) if isinstance(s, np.memmap) and s.filename else s for s in signals]
         self._open()
         if not self.signals or {s.ndim for s in self.signals} != {2} or len({s.shape[0] for s in self.signals}) > 1:
             raise ValueError(f"Signals are (n, c) of the same n, but they are {[s.shape for s in self.signals]}.")
         n = self.signals[0].shape[0]
-        self.index = torch.arange(n) if index is None else torch.as_tensor(index).reshape(-1)
+        try:
+            self.index = torch.arange(n) if index is None else torch.as_tensor(index).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"index must be a sequence of numbers of nodes, but it is {shown(index)}.") from None
         index = self.index
         if len(index) and (index.is_floating_point() or not 0 <= int(index.min()) <= int(index.max()) < n):
             raise ValueError(f"index holds numbers of nodes, 0 to {n - 1}.")
+        if y is not None and not hasattr(y, "__getitem__"):
+            raise TypeError(f"y must be a tensor of labels or None, but it is {shown(y)}.")
         if y is not None and len(y) != n:
             raise ValueError(f"y has {len(y)} labels, but the signals {n} rows.")
         self.y = y
@@ -174,9 +183,12 @@ class Rows(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self.index)
 
+    @checked
     def batch(self, places: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
         """(len(places), c) of the nodes index[places], and their labels where there are some."""
         at = self.index[torch.as_tensor(places, dtype=torch.int64)]
+        if at.ndim != 1:
+            raise ValueError(f"places must be a sequence of numbers, but its shape is {tuple(at.shape)}.")
         order = np.argsort(at.numpy(), kind="stable")  # in the order of the disk
         nodes = at.numpy()[order]
         x = np.empty((len(nodes), self.channels), np.result_type(*(s.dtype for s in self.signals)))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.external.edges import EdgeSource, Position, open_edges
 from gconv.external.files import (
     HEADER,
@@ -67,6 +67,7 @@ class DiskGraph:
         return self.entries + self.loops
 
     @classmethod
+    @checked
     def open(cls, path: str | os.PathLike[str]) -> DiskGraph:
         """A graph that was built before.
 
@@ -95,6 +96,7 @@ class DiskGraph:
         return graph
 
     @classmethod
+    @checked
     def build(
         cls,
         path: str | os.PathLike[str],

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.external.features import Features
 from gconv.external.files import (
     HEADER,
@@ -40,6 +40,7 @@ Stage = tuple[GConv | None, list[nn.Module]]
 RowMap = Callable[[int, int], Tensor]
 
 
+@checked
 def infer(
     net: nn.Sequential,
     graph: DiskGraph | str | os.PathLike[str],

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.external.features import Features
 from gconv.external.files import (
     HEADER,
@@ -98,6 +98,7 @@ def make_plan(nodes: int, channels: int, item: int, left: int, slab: int | None,
     return Plan(width, entries, rows, max(1, BLOCK_BYTES // (4 * channels * 8)))
 
 
+@checked
 def propagate(
     graph: DiskGraph | str | os.PathLike[str],
     x: Any,

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.interop.converted import Converted, convertible, renew
 from gconv.interop.peer import LeftAlone, Unweighted, base_class
 from gconv.interop.peers import OPAQUE, describe, is_layer, parts
@@ -20,6 +20,7 @@ from gconv.spec import OperatorSpec
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@checked
 def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     """A copy of a model in which every torch and PyG layer inside the family runs through gconv.
 
@@ -93,6 +94,7 @@ def copied(model: Model) -> Model:
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})  # computed again by hooks
 
 
+@checked
 def preview(model: nn.Module) -> Report:
     """The report of `convert`, and nothing converted; also for models that have a `report` of their own.
 
@@ -152,6 +154,7 @@ def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
     layer.add_module("gconv", Unweighted(spec).train(layer.training))
 
 
+@checked
 def restore(layer: Model) -> Model:
     """A copy of a converted model or layer with the classes it had before.
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gconv.arguments import checked, shown
 from gconv.interop.convert import restore
 from gconv.interop.converted import Converted
 from gconv.interop.layers import fill
@@ -257,6 +258,7 @@ def lifted(layer: GConv) -> dict[str, Tensor | None]:
     return own
 
 
+@checked
 def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
     """A GConv as the layer of torch.nn or PyG that does the same.
 
@@ -281,7 +283,7 @@ def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
     Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     if not isinstance(library, str) or library not in ("torch", "pyg"):
-        raise ValueError(f"export knows the libraries 'torch' and 'pyg', not {library!r}.")
+        raise ValueError(f"export knows the libraries 'torch' and 'pyg', not {shown(library)}.")
     if isinstance(layer, Converted):
         return restore(layer)
     if not isinstance(layer, GConv):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.interop.layers import Layer, Other, identify
 from gconv.interop.peer import Unweighted, base_class
 from gconv.module import GConv
@@ -40,6 +40,7 @@ def gconv_of(layer: nn.Module, asking: str) -> GConv:
     return engine.borrow(found.peer.weights(layer))
 
 
+@checked
 def from_torch(layer: nn.Module) -> GConv:
     """A GConv with the operator and the weights of a layer; see `GConv.from_torch`.
 

@@ -269,5 +269,7 @@ def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
     except LeftAlone as reason:
         raise OutsideFamily(f"{name} does not run in gconv: {reason}.") from None
     del answer
+    given = [tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    shape = f"; its input has shape {given[0]}" if given else ""
     library = "PyG" if any(map(is_pyg, type(module).__mro__)) else "torch"
-    raise OutsideFamily(f"This call of {name} runs in {library}'s own forward, not in gconv.")
+    raise OutsideFamily(f"This call of {name} runs in {library}'s own forward, not in gconv{shape}.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gconv.arguments import checked
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import Chain, Layer, Other, identify
 from gconv.interop.peer import base_class
@@ -14,6 +15,7 @@ from gconv.linear import Map
 from gconv.spec import OutsideFamily
 
 
+@checked
 def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Map:
     """A layer of torch.nn, PyG or gconv on a domain, as the linear map that it is; its bias is left out.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gconv.arguments import checked, shown
 from gconv.basis import entries
 from gconv.call import Call
 from gconv.domains import Bipartite, Graph, Grid
@@ -45,6 +46,7 @@ class Twin(nn.Module):
         assert isinstance(found, Grid)
         return found.shape
 
+    @checked
     def graph(self, shape: Sequence[int]) -> Graph | Bipartite:
         """The graph for images on a grid of this shape: pixels in row-major order, an edge for each entry of each S_k.
 
@@ -75,8 +77,10 @@ class Twin(nn.Module):
         return self._graphs[grid.shape]
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch tensor, but it is {shown(x)}.")
         axes = getattr(self.structure, "ndim", x.ndim - 2)
-        if not isinstance(x, Tensor) or x.ndim not in (axes + 1, axes + 2) or axes < 1:
+        if x.ndim not in (axes + 1, axes + 2) or axes < 1:
             raise InputError(f"This twin takes images (b, c, *grid) on {axes} axes, but x has shape {tuple(x.shape)}.")
         shape = tuple(x.shape[-axes:])
         y: Tensor = self.gconv(x.flatten(-axes).mT, self.graph(shape))
@@ -88,6 +92,7 @@ class Twin(nn.Module):
         return self
 
 
+@checked
 def twin(layer: nn.Module) -> Twin:
     """The graph counterpart of a layer on grids: the same taps and weights, on edges labelled by tap.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.basis import Product, Stack
 from gconv.basis.entries import single
 from gconv.linear.base import Map, Number
@@ -383,6 +383,7 @@ def scale(c: Number, A: Map) -> Map:
     return A if isinstance(c, int | float) and c == 1 else Scaled(c, A)
 
 
+@checked
 def block(rows: Sequence[Sequence[Map | None]], axis: Axis = "sites") -> Map:
     """A table of maps as one map.
 
@@ -408,6 +409,7 @@ def block(rows: Sequence[Sequence[Map | None]], axis: Axis = "sites") -> Map:
     return Block(table, axis)
 
 
+@checked
 def hstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     """[A, B, ...]: the sum of what each makes of its part of the signal.
 
@@ -419,6 +421,7 @@ def hstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     return block([maps], axis)
 
 
+@checked
 def vstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     """[A; B; ...]: what each makes of the whole signal, one after the other.
 
@@ -430,6 +433,7 @@ def vstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     return block([[A] for A in maps], axis)
 
 
+@checked
 def block_diag(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     """Each map on its own part of the signal: the direct sum.
 

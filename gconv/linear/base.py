@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 
 if TYPE_CHECKING:
     from gconv.linear.member import LinearMap
@@ -89,6 +89,7 @@ class Map:
 
         return identity(self.sites[1], self.i, dtype=self.dtype, device=self.device)
 
+    @checked
     def restrict(
         self, rows: Index | None = None, cols: Index | None = None, *, i: Index | None = None, o: Index | None = None
     ) -> Map:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.basis import Basis, Identity, Pattern, Taps
 from gconv.linear.base import Index, Map
 from gconv.mixing import Dense, Fixed, Mixing
@@ -95,6 +95,7 @@ class LinearMap(Map):
         return f"LinearMap({self.shape[0]} x {self.shape[1]}, {type(self.S).__name__}, {type(self.mixing).__name__})"
 
 
+@checked
 def identity(
     sites: int, channels: int = 1, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LinearMap:
@@ -111,6 +112,7 @@ def identity(
     return LinearMap(Identity(sites), Fixed(), None, channels, dtype, torch.device(device), "I")
 
 
+@checked
 def select_sites(
     index: Index, sites: int, channels: int, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LinearMap:
@@ -129,6 +131,7 @@ def select_sites(
     return LinearMap(S, Fixed(), None, channels, dtype, at.device, f"sites[{len(at)}]")
 
 
+@checked
 def select_channels(
     index: Index, channels: int, sites: int, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LinearMap:

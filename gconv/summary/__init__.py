@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gconv.analysis.calls import kind_of, undisturbed
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.summary.calls import Calls, count_flops, now
 from gconv.summary.table import Row, Summary
 
@@ -24,6 +24,7 @@ __all__ = ["Row", "Summary", "summary"]
 ROUNDS = 5  # of a measurement
 
 
+@checked
 def summary(model: nn.Module, *inputs: Any, measure: bool | int = False, **options: Any) -> Summary:
     """What a model consists of and costs, a row for each call of a layer.
 

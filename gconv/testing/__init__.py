@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from gconv.arguments import checked
 from gconv.spec import Domain, OperatorSpec, Sample
 from gconv.testing.algebra import (
     law_adjoint,
@@ -76,6 +77,7 @@ __all__ = [
 ]
 
 
+@checked
 def check_operator(
     operator: Sample | OperatorSpec,
     domain: Callable[[], Domain] | Domain | None = None,

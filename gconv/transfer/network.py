@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gconv import operators
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.domains import Grid
 from gconv.errors import InputError
 from gconv.interop.convert import copied
@@ -108,6 +108,7 @@ class OnDomain(nn.Module):
         return y if x.ndim == 3 or not isinstance(y, Tensor) else y.squeeze(0)
 
 
+@checked
 def transfer(
     model: nn.Module,
     domain: Any,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import checked, shown
 from gconv.domains import Graph, Grid
 from gconv.errors import InputError
 
@@ -56,6 +56,7 @@ class Pixels:
     # -- how they are made -----------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def from_pos(
         cls,
         pos: Tensor,
@@ -111,6 +112,7 @@ class Pixels:
         )
 
     @classmethod
+    @checked
     def from_mask(cls, mask: Tensor, periodic: bool | Sequence[bool] = False) -> Pixels:
         """The pixels of a frame where the mask is true, in row-major order.
 
@@ -125,6 +127,7 @@ class Pixels:
         return cls.from_pos(mask.nonzero(), tuple(mask.shape), periodic)
 
     @classmethod
+    @checked
     def from_labels(cls, labels: Tensor, periodic: bool | Sequence[bool] = False) -> Pixels:
         """Superpixels: each pixel of a frame belongs to the site that its label names; a negative label is a hole.
 
@@ -176,6 +179,7 @@ class Pixels:
         """How many pixels of the frame have no value."""
         return int((~self.present).sum())
 
+    @checked
     def gather(self, images: Tensor) -> Tensor:
         """Images (*b, c, *shape) as a signal (*b, n, c).
 
@@ -192,6 +196,7 @@ class Pixels:
         read = images.flatten(-self.ndim)[..., pixel] * share.to(images.dtype)
         return images.new_zeros(*read.shape[:-1], self.size).index_add(-1, site, read).mT
 
+    @checked
     def scatter(self, signal: Tensor, fill: float = 0.0) -> Tensor:
         """A signal (*b, n, c) as images (*b, c, *shape), with `fill` in the holes.
 

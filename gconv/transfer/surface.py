@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import integer, shown
+from gconv.arguments import accepts, checked, integer, shown
 from gconv.errors import InputError
 from gconv.operators.convolution import Kernel
 from gconv.operators.pooling import Everything, Window
@@ -62,6 +62,10 @@ class Surface:
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         V, faces = self.vertices, self.faces
+        if not isinstance(self.open, bool):
+            raise TypeError(f"open must be True or False, but it is {shown(self.open)}.")
+        if self.spacing is not None and not (accepts(self.spacing, float) and float(self.spacing) > 0):
+            raise ValueError(f"spacing must be a positive number, but it is {shown(self.spacing)}.")
         if not isinstance(V, Tensor) or V.ndim != 2 or V.shape[1] != 3 or not V.is_floating_point():
             raise TypeError("vertices must be a tensor (n, 3) of floating point numbers.")
         if not isinstance(faces, Tensor) or faces.ndim != 2 or faces.shape[1] != 3 or faces.is_floating_point():
@@ -134,6 +138,7 @@ class Surface:
     # -- ready-made ------------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def sphere(cls, level: int) -> Surface:
         """The unit sphere: an icosahedron with a vertex at each pole, each face cut into four, `level` times over.
 
@@ -187,8 +192,12 @@ class Surface:
     def exact(self) -> bool:
         return False
 
+    @checked
     def nearest(self, points: Tensor) -> Tensor:
         """The vertex nearest to each point (p, 3)."""
+        if points.ndim != 2 or points.shape[1] != 3 or not points.is_floating_point():
+            raise ValueError(f"points must be floats (p, 3), but they are {points.dtype} of {tuple(points.shape)}.")
+        points = points.to(self.vertices)
         return torch.cat([torch.cdist(part, self.vertices).argmin(1) for part in points.split(ROWS)])
 
     def reads(self, at: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
