@@ -35,6 +35,13 @@ basis (S in its closed forms), laplacian, mixing (W), spec, lowering (ways to co
 parallel, external, testing, calibrate.
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-1] in ("-h", "--help"):  # which needs none of what follows
+    from gconv.help_first import print_help
+
+    print_help(sys.orig_argv)
+
 from gconv import analysis, blocks, external, interop, operators, parallel
 from gconv.adapters import adapt, merge, unmerge
 from gconv.caches import CacheInfo, cache_info, clear_cache

@@ -10,8 +10,7 @@ python -m gconv doctor              what is installed and compiled, and how to m
 python -m gconv propagate E X --out DIR   S^k X of a graph and features larger than memory, on disk (--help)
 python -m gconv calibrate           measure this machine for plans (`python -m gconv.calibrate`)
 
-Help is printed without importing torch where this file is run by itself, as the command `gconv` does; `python -m gconv`
-imports the package first.
+Help is printed without importing torch, but for that of calibrate and propagate.
 """
 
 from __future__ import annotations

@@ -410,3 +410,13 @@ def test_complex_numbers_are_carried():
     graph_layer = GConv(cheb(2, 2, k=3), dtype=torch.complex128)
     with pytest.raises(TypeError, match="which a model of complex numbers need not have"):
         total_influence(nn.Sequential(graph_layer), x, weighted())
+
+
+def test_a_field_needs_sites_and_one_input():
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match=r"needs an output with sites, but the model returns \(1, 3\)"):
+        analysis.effective_receptive_field(net, (2, 5, 5))
+    with pytest.raises(ValueError, match=r"takes an input without its batch axis.*\(1, 4, 2, 5, 5\)"):
+        analysis.effective_receptive_field(net, (4, 2, 5, 5))
+    with pytest.raises(ValueError, match=r"its input has shape \(1, 4, 2, 5, 5\)"):
+        analysis.lipschitz_bound(net, (4, 2, 5, 5))

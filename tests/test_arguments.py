@@ -15,7 +15,7 @@ from gconv import spec as registry
 from gconv.basis import Identity
 from gconv.mixing import Dense
 from gconv.operators import cheb, conv2d, gat, gcn, global_pool, mixhop, wl_continuous
-from gconv.spec import GraphStructure, GridStructure, Structure, operator, register
+from gconv.spec import GraphStructure, GridStructure, Parameter, Structure, operator, register
 
 INDEX = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
 
@@ -232,3 +232,17 @@ def test_grids_on_a_reader_that_works_anywhere():
     """A pool works on grids and graphs alike; the sentence for grids is only for operators that know no graph."""
     assert isinstance(GConv(global_pool()).at(Grid((2, 2))).shape, tuple)
     assert isinstance(GConv(global_pool()).at(INDEX).shape, tuple)
+
+
+def test_a_structure_that_learns_says_so_and_names_its_parameters_rightly():
+    weight = Parameter((1,), "constant", 0.5)
+    with pytest.raises(ValueError, match=r"idea: its structure learns damping, so its kind must be 'learned'"):
+        OperatorSpec("idea", (), broken(parameters=lambda self: {"damping": weight}), Dense(1, 2, 3))
+
+    def basis(self, domain, theta, call):
+        return theta["dampin"]
+
+    members = {"parameters": lambda self: {"damping": weight}, "kind": "learned", "basis": basis}
+    layer = GConv(OperatorSpec("idea", (), broken(**members), Dense(1, 2, 3)))
+    with pytest.raises(ValueError, match=r"asks theta for 'dampin', but .* declares are: damping\."):
+        layer(torch.zeros(3, 2), Graph(INDEX))

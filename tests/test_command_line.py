@@ -109,6 +109,15 @@ assert not {"torch", "numpy", "gconv"} & set(sys.modules), sorted(sys.modules)
     assert done.stdout.count("usage: python -m gconv") == 5
 
 
+@pytest.mark.parametrize("words", [[], ["plan"]])
+def test_help_of_the_module_needs_no_torch(words):
+    command = [sys.executable, "-X", "importtime", "-m", "gconv", *words, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m gconv"), done.stderr
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "runpy" in imported and not {"torch", "numpy", "gconv.module"} & imported
+
+
 def test_the_command_is_the_module(capsys, monkeypatch):
     import gconv_command
 

@@ -576,3 +576,13 @@ def test_mistakes_in_edge_lists(tmp_path, edges, options, kind, message):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="edges"):
         Graph.from_edge_list(tmp_path / "edges.csv")
+
+
+def test_a_header_of_words_is_not_an_edge(tmp_path):
+    """Node names are words here, too, so only the usual names of columns give a header away."""
+    path = tmp_path / "edges.csv"
+    path.write_text("src,dst\na,b\nb,c\n")
+    with pytest.raises(ValueError, match=r"looks like a header.*source='src'"):
+        Graph.from_edge_list(path)
+    graph, names = Graph.from_edge_list(path, source="src", target="dst")
+    assert names == ["a", "b", "c"] and graph.num_edges == 2
