@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 import warnings
 
 import pytest
@@ -10,6 +13,9 @@ import torch
 import gconv.plan
 from gconv.call import Call
 from gconv.lowering import Cost, Lowering, dense
+
+
+WAITS = "import time; print(flush=True); time.sleep(600)"
 
 
 def halves_the_weight_s_gradient(S, call):
@@ -52,3 +58,22 @@ def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, m
     assert one(found[0]["case"]) == 1 and capsys.readouterr().out == f"FOUND {found[0]['found']}\n"
     monkeypatch.undo()
     assert one(found[0]["case"]) == 0 and "agree with the reference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "waited", "ends"), [("while 1: pass", 0, True), (WAITS, 0, False), (WAITS, 11, True)])
+def test_a_case_hangs_by_the_time_it_works_not_by_that_of_a_busy_machine(code, waited, ends, monkeypatch, tmp_path):
+    from tests.fuzz import __main__ as fuzz
+
+    monkeypatch.setattr(fuzz, "HANGS", 0.3)
+    child = object.__new__(fuzz.Child)
+    child.path, child.errors = tmp_path, (tmp_path / "errors").open("w+")
+    with child.errors, subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child.process:
+        try:
+            if code == WAITS:
+                child.process.stdout.read(1)
+            child.last = time.monotonic() - waited * fuzz.HANGS, child.worked()
+            while (ended := child.end()) is None and ends:
+                time.sleep(0.05)
+        finally:
+            child.kill()
+    assert (ended is not None) == ends and (not ends or ended[0] == "hangs")

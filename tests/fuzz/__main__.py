@@ -28,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 
 CHUNK = 200  # cases a child process; it starts with empty caches
-HANGS = 120.0  # seconds after which a case counts as hanging
+HANGS = 120.0  # seconds of a processor after which a case counts as hanging, or ten times that on the clock
 
 
 def main() -> None:
@@ -114,20 +114,29 @@ class Child:
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=self.errors, cwd=Path(__file__).parents[2]
         )
-        self.count, self.read, self.last = count, 0, time.monotonic()
+        self.count, self.read, self.last = count, 0, (time.monotonic(), self.worked())
 
     def records(self) -> list[dict[str, str]]:
         out = self.path / "out"
         lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
         fresh, self.read = lines[self.read :], len(lines)
         if fresh:
-            self.last = time.monotonic()
+            self.last = time.monotonic(), self.worked()
         return [json.loads(line) for line in fresh]
+
+    def worked(self) -> float:
+        """Seconds that it has had of a processor, which other processes don't lengthen; of the clock where unknown."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, AttributeError):
+            return time.monotonic()
 
     def end(self) -> tuple[str, dict[str, str] | None] | None:
         """None while it runs; then how it ended, and a finding if it did not end by itself."""
         code = self.process.poll()
-        hangs = code is None and time.monotonic() - self.last > HANGS
+        waited, worked = time.monotonic() - self.last[0], self.worked() - self.last[1]
+        hangs = code is None and (worked > HANGS or waited > 10 * HANGS)
         if code is None and not hangs:
             return None
         if hangs:
