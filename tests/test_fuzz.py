@@ -14,7 +14,6 @@ import gconv.plan
 from gconv.call import Call
 from gconv.lowering import Cost, Lowering, dense
 
-
 WAITS = "import time; print(flush=True); time.sleep(600)"
 
 

@@ -506,3 +506,16 @@ def test_layers_print_as_before():
     """Also those inside a container or another layer, with hooks and parametrizations."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     assert str(convert(model)) == str(model)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 3, 3), nn.AvgPool2d(2), nn.MaxPool1d(2), nn.Linear(3, 3), nn.ZeroPad2d(1)]
+)
+@pytest.mark.parametrize("x", [None, [1.0], "x", 2.5], ids=str)
+def test_what_is_no_tensor_raises_the_error_of_the_original(layer, x):
+    errors = []
+    for module in (layer, convert(layer)):
+        with pytest.raises(Exception) as error:
+            module(x)
+        errors.append((error.type, str(error.value)))
+    assert errors[0] == errors[1]

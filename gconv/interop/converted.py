@@ -146,6 +146,10 @@ def convertible(cls: type) -> type:
                 if on_graphs:
                     raise refusal(self, original, args, kwargs, error) from None
                 y = None  # torch's layer answers, or raises the error that it always raised
+            except BARE:
+                if on_graphs:
+                    raise
+                y = None
         if y is not None:
             if self._cached_graph is not None:
                 _fill_cache(self, original, args, kwargs)
