@@ -10,6 +10,7 @@ from experiments.detection import bccd
 from experiments.harness import render
 from experiments.harness.render import Table, TableError, fill, last, mean_std, one
 from experiments.interpretability import cells
+from experiments.segmentation import cells as areas
 from experiments.segmentation import membrane
 
 README = "# Title\n\n<!-- table:citation -->\n<!-- /table:citation -->\n\nThe end.\n"
@@ -170,7 +171,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     }
     metrics |= {f"{way}_ratio": 1.0 for way in ("conv_training", "widened", "widened_training")}
     metrics |= dict.fromkeys(("border_accuracy", "gap", "multiply_adds", "uneven", "uneven_at_start", "least"), 0.5)
-    metrics |= dict.fromkeys((*membrane.SCORES.values(), *bccd.SCORES.values()), 0.5)
+    metrics |= dict.fromkeys((*membrane.SCORES.values(), *bccd.SCORES.values(), *areas.SCORES.values()), 0.5)
     metrics |= dict.fromkeys(("test_bleu", "test_bleu_lower", "val_bleu"), 30.0)
     metrics |= {"test_signature": "nrefs:1", "test_samples": [["best", "a dog", "ein Hund", "ein Hund"]]}
     measured = (
@@ -184,6 +185,8 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         "load",
     )
     metrics |= dict.fromkeys(measured, 1.0)
+    metrics |= dict.fromkeys(("best_possible_mean_iou", "test_recall"), 0.5) | {"layers": 9, "converted": 9}
+    metrics |= dict.fromkeys(("seconds_training", "parameters"), 9)
     large = ("value", "gradient", "bits_per_byte", "error_of_mean", "memory_mb", "trained", "used", "perplexity")
     metrics |= dict.fromkeys(large, 1.0)
     fields = {
@@ -192,6 +195,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         "context": 9,
         "way": "all",
         "shots": 10,
+        "network": "pnet",
         "codes": 9,
         "seed": 0,
         "model": "gcn",
@@ -232,6 +236,11 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             picture = bccd.thumbnail(torch.zeros(3, 16, 16, dtype=torch.uint8))
             r["config"] = fields | {"model": "grid"}
             r["metrics"] |= {"photos": [picture], "boxes": [[[1, 1, 9, 9, 0, 0.5]]]}
+        if figure.name == "cells":
+            photo = torch.zeros(3, 16, 16, dtype=torch.uint8)
+            r["metrics"] |= {"pictures": 2 * [areas.picture(photo, torch.zeros(16, 16, dtype=torch.int64))]}
+        if figure.name == "pretrained":
+            r["metrics"] |= {"test_recall": 0.5}
         if figure.experiment == "interpretability":
             r["config"] = fields | {"model": "cnn"}
             kernels = {"kernels": [[[[0.5] * 5] * 5] * 3] * 2, "response": [[[1.0] * 9] * 9] * 2}
