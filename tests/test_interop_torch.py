@@ -519,3 +519,24 @@ def test_what_is_no_tensor_raises_the_error_of_the_original(layer, x):
             module(x)
         errors.append((error.type, str(error.value)))
     assert errors[0] == errors[1]
+
+
+POOLS = [
+    nn.MaxPool1d(3, 1), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool3d(2),
+    nn.AdaptiveMaxPool1d(7), nn.AdaptiveMaxPool2d((7, 5)), nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool3d((3, 2, 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", POOLS, ids=str)
+@pytest.mark.parametrize("channels", [2, 19])
+def test_of_equal_numbers_torch_s_first_gets_the_gradient(layer, channels):
+    d = int(type(layer).__name__[-2])
+    torch.manual_seed(0)
+    x = torch.randint(1, 4, (3, channels, *(8, 8, 4)[:d])).float()
+    grads = []
+    for module in (layer, convert(layer)):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        (y * torch.sin(torch.arange(y.numel())).view_as(y)).sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)

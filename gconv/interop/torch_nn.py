@@ -45,6 +45,17 @@ def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
     return run(layer, input) if fits else None
 
 
+def maxima(layer: Any, input: Tensor) -> Tensor | None:
+    """As `images`, by torch's own kernel where it learns: of equal numbers the first gets all of the gradient.
+
+    Other lowerings share it among them. A maximum that this kernel does not cover goes to the peer.
+    """
+    if not torch.is_grad_enabled() or not input.requires_grad:
+        return images(layer, input)
+    fits = input.ndim in (ndim(layer) + 1, ndim(layer) + 2) and input.is_floating_point() and input.numel()
+    return run(layer, input, lowering="native") if fits else None  # type: ignore[arg-type]
+
+
 def torch_forward(layer: nn.Module) -> Callable[..., Tensor]:
     """torch's own forward of a converted layer."""
     forward: Callable[..., Tensor] = next(cls for cls in type(layer).__mro__ if cls in PEERS).forward  # type: ignore[attr-defined]
@@ -189,7 +200,7 @@ def avg_notes(layer: Any) -> list[str]:
 
 
 AVG = Peer(avg_spec, no_weights, images, avg_notes)
-MAX = Peer(max_spec, no_weights, images, lambda layer: ["a maximum: it has no LinearMap"])
+MAX = Peer(max_spec, no_weights, maxima, lambda layer: ["a maximum: it has no LinearMap"])
 
 
 def adaptive_spec(layer: Any) -> OperatorSpec:
@@ -208,7 +219,7 @@ def adaptive(layer: Any, input: Tensor) -> Tensor | None:
         return None  # torch's lists say in which type it runs
     if layer.gconv.spec.name == "global_pool" and input.ndim == d + 1:  # it must be told that there is no batch
         return run(layer, input, Grid.of(input, d)) if input.is_floating_point() and input.numel() else None
-    return images(layer, input)
+    return (maxima if "Max" in mapped(layer) else images)(layer, input)
 
 
 ADAPTIVE_AVG = Peer(adaptive_spec, no_weights, in_its_format(adaptive))
