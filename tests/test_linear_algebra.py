@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused_in_prose():
         block([[A, None]])
     with pytest.raises(ValueError, match="rows of one length"):
         block([[A], [A, A]])
-    with pytest.raises(ValueError, match="'sites' or 'channels', not 'rows'"):
+    with pytest.raises(ValueError, match="axis must be 'sites' or 'channels', but it is 'rows'"):
         block([[A]], "rows")
     with pytest.raises(ValueError, match="reaches from 0 to 20"):
         A.restrict(rows=[0, 20])
@@ -284,8 +284,8 @@ def test_complex_multiples_are_carried_or_refused():
         (lambda A: A @ np.zeros((25, 1)), "takes a torch tensor or another linear map, but a ndarray"),
         (lambda A: A @ torch.zeros(25, 1), "x is torch.float32, but this map is torch.float64"),
         (lambda A: A.apply(None), "takes signals, torch tensors"),
-        (lambda A: A.restrict(rows="ab"), "A selection is a list of at least one of the numbers 0 to 8 of the sites"),
-        (lambda A: A.restrict(cols=3), "A selection is a list"),
+        (lambda A: A.restrict(rows="ab"), "restrict: rows must be a sequence of integers"),
+        (lambda A: A.restrict(cols=3), "restrict: cols must be a sequence of integers"),
         (lambda A: A.restrict(o=[0.5]), "A selection is a list"),
         (lambda A: block(3), "A table of blocks is a list of lists of maps"),
         (lambda A: block([[3]]), "Blocks are linear maps"),

@@ -373,7 +373,7 @@ BAD = [
     (lambda: transfer(nn.Conv2d(1, 1, 3), torch.zeros(4, 4, dtype=torch.bool)), InputError, "leaves nothing"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), torch.zeros(4, 4)), TypeError, "mask is a boolean tensor"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((2, 2))), InputError, "does not fit the grid"),
-    (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), missing="mean"), InputError, "missing must be"),
+    (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), missing="mean"), ValueError, "missing must be"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), coarser=[Grid((2,))]), InputError, "has 1 axes"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Pixels.from_mask(torch.ones(4, 4) > 0, True)), InputError, "Around axis 0"),
     (lambda: transfer(nn.PixelShuffle(2), Grid((4, 4))), Exception, "rearranges pixels into channels|no layer that"),
