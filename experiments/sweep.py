@@ -39,6 +39,8 @@ TABLES = {
     "finetune": "experiments.large.finetune",
     "pretrained": "experiments.large.pretrained_convolutions",
     "external": "experiments.large_graphs.external",
+    "halo_rows": "experiments.large_graphs.halo_rows",
+    "int8": "experiments.deploy.int8",
     "superpixels": "experiments.images.superpixels",
 }
 

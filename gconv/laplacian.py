@@ -29,7 +29,7 @@ from torch import Tensor
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
-from gconv.kernels import is_jit_tracing, readable, shapes_only, varies, wrapped
+from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -51,7 +51,7 @@ def pattern(graph: Edges, loops: Loops = "keep", by_rows: bool = False) -> tuple
     def make() -> tuple[Pattern, Tensor]:
         edge, source, target = _listed(graph, loops)
         if by_rows:
-            order = torch.argsort(target * max(graph.sites[1], 1) + source, stable=True)
+            order = row_order(target, source, graph.sites[1])
             edge, source, target = edge[order], source[order], target[order]
         return _single(graph, source, target), edge
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, finalize
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 
 from gconv.arguments import checked, integer, shown
 from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
@@ -82,6 +82,8 @@ def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call)
         if domain.learned:
             return _made(structure, faked(domain, x), theta, call)
         return faked(domain.memo(key, lambda: _made(structure, domain, theta, call)), x)
+    if _is_open(domain):
+        return _made(structure, domain, theta, call)
     made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
     if made is None:
         with lasting():
@@ -170,12 +172,17 @@ def _made(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call
 
 def leads_to(structure: Structure, domain: Domain) -> Domain:
     """The domain of the output."""
-    if not isinstance(domain, Grid) or torch.compiler.is_dynamo_compiling():
+    if not isinstance(domain, Grid) or torch.compiler.is_dynamo_compiling() or _is_open(domain):
         return structure.target(domain)
     target = _GRID_TARGETS.get((structure, domain))
     if target is None:
         target = _GRID_TARGETS[structure, domain] = structure.target(domain)
     return target
+
+
+def _is_open(domain: Grid) -> bool:
+    """Whether an exporter keeps a size of the grid open, so that nothing can be cached under it."""
+    return any(isinstance(size, SymInt) for size in domain.shape)
 
 
 def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:

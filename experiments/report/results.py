@@ -2,6 +2,7 @@
 
 from experiments.citation import networks as citation
 from experiments.citation import published
+from experiments.deploy import int8
 from experiments.detection import bccd
 from experiments.harness.render import (
     Figure,
@@ -21,7 +22,7 @@ from experiments.harness.render import (
 from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
 from experiments.interpretability import cells
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained_convolutions
-from experiments.large_graphs import external
+from experiments.large_graphs import external, halo_rows
 from experiments.segmentation import cells as areas
 from experiments.segmentation import membrane
 from experiments.text import classify
@@ -239,7 +240,9 @@ TABLES: tuple[Table, ...] = (
     membrane.TABLE,
     areas.TABLE,
     external.TABLE,
+    halo_rows.TABLE,
     bccd.TABLE,
+    int8.TABLE,
     translation.TABLE,
     conversions.TABLE,
     bert.TABLE,

@@ -173,8 +173,11 @@ class Shifts(Basis):
         """What the sum of a window is multiplied by, `times` over: a number, or one for each output site (m, 1)."""
         if self.divisor is None:
             return float(times)
-        if isinstance(self.divisor, int):
+        if not isinstance(self.divisor, tuple):
             return times / self.divisor
+        counted = zip(self.padding, self.divisor, strict=True)
+        if all(low >= before and high >= after for (before, after), (low, high) in counted):
+            return times / math.prod(self.kernel)
         covered = self._covered
         if all(len(set(axis)) == 1 for axis in covered):
             return times / math.prod([axis[0] for axis in covered])

@@ -62,7 +62,7 @@ def _read_shape(shape: Any) -> tuple[int, ...]:
         raise TypeError(
             f"The shape of a grid is one integer an axis, such as (32, 32), but it is {shown(shape)}."
         ) from None
-    return tuple(int(s) if isinstance(s, int | torch.SymInt) else integer(s, "An axis of a grid") for s in axes)
+    return tuple(integer(s, "An axis of a grid") for s in axes)
 
 
 @checked

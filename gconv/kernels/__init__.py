@@ -11,7 +11,7 @@ from gconv.kernels.memory import empty
 from gconv.kernels.native import ReadyRecurrence
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import owned
-from gconv.kernels.sparse import CSR, in_order, ready, ready_recurrence, sddmm, spmm, spmm_rows, unrecorded
+from gconv.kernels.sparse import CSR, in_order, ready, ready_recurrence, row_order, sddmm, spmm, spmm_rows, unrecorded
 from gconv.kernels.transforms import (
     CallKind,
     apart,
@@ -78,6 +78,7 @@ __all__ = [
     "readable",
     "ready",
     "ready_recurrence",
+    "row_order",
     "row_softmax",
     "row_sums",
     "sddmm",

@@ -67,7 +67,7 @@ def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Ten
 
 def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None:
     *made, crow, col, crow_t = rest[:-3]
-    m, n = len(crow) - 1, len(crow_t) - 1
+    m, n = crow.shape[0] - 1, crow_t.shape[0] - 1  # len would fix a size that an exporter keeps open
     b = s.shape[:-3]
     if s.ndim < 3 or s.shape != (*b, n, *p.shape) or t.shape != (*b, m, *p.shape):
         raise ValueError(

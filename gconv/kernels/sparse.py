@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gconv.kernels import cuda, narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.transforms import composes, is_jit_tracing, readable
+from gconv.kernels.transforms import composes, is_jit_tracing, readable, stable_argsort
 
 CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
 FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
@@ -97,9 +97,9 @@ def _sorted(row: Tensor, col: Tensor, rows: int, cols: int, look: bool = True) -
         raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
     small = look and max(rows, cols, row.shape[0]) < 2**31
     index = torch.int32 if small else torch.int64
-    perm = _sorting(row, col, cols)
+    perm = row_order(row, col, cols)
     row, col = row[perm], col[perm]
-    to_t = torch.argsort(col, stable=True)  # the rows are sorted already
+    to_t = stable_argsort(col)  # the rows are sorted already
     entry = torch.arange(to_t.shape[0], device=to_t.device)
     from_t = torch.empty_like(to_t).index_copy(0, to_t, entry)
     crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
@@ -114,14 +114,14 @@ def _outside(index: Tensor, size: int) -> bool:
     return bool(((index < 0) | (index >= size)).any())
 
 
-def _sorting(row: Tensor, col: Tensor, cols: int) -> Tensor:
+def row_order(row: Tensor, col: Tensor, cols: int) -> Tensor:
     """The order by row, then column; one sort where a number for both fits int64."""
     if readable(row) and row.shape[0] and float(row.max()) * cols < 2.0**62:
-        return torch.argsort(row * max(cols, 1) + col, stable=True)
+        return stable_argsort(row * max(cols, 1) + col)
     if is_jit_tracing():  # the numbers of nodes are nearly always small enough, and exporters sort once
         return torch.argsort(row * cols + col, stable=True)
-    by_column = torch.argsort(col, stable=True)
-    return by_column[torch.argsort(row[by_column], stable=True)]
+    by_column = stable_argsort(col)
+    return by_column[stable_argsort(row[by_column])]
 
 
 def _pointers(row: Tensor, rows: int) -> Tensor:

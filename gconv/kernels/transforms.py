@@ -350,6 +350,19 @@ def argsort(t: Tensor, dim: int = -1, descending: bool = False, stable: bool = F
     return torch.argsort(t, dim=dim, descending=descending, stable=stable)
 
 
+def stable_argsort(t: Tensor) -> Tensor:
+    """The order of whole numbers (n,) >= 0, equal ones as they came.
+
+    In exported programs by a sort of distinct numbers: the newer ONNX exporter has no translation of a stable sort.
+
+    >>> stable_argsort(torch.tensor([2, 1, 2]))
+    tensor([1, 0, 2])
+    """
+    if torch.compiler.is_exporting():
+        return torch.sort(t * t.shape[0] + torch.arange(t.shape[0], device=t.device))[1]
+    return torch.argsort(t, stable=True)
+
+
 def leaky_relu(t: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """F.leaky_relu, composed: TorchScript's own derivative of it rounds the slope to float32.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from gconv.basis import Basis, Shifts, Windows
 from gconv.call import Call
@@ -130,6 +130,9 @@ def _low(x: Tensor) -> bool:
 
 def _pool(S: Shifts, x: Tensor) -> Tensor:
     d, padding = len(S.size), S.even_padding
+    if any(isinstance(k, SymInt) for k in S.kernel):  # the whole of a grid whose size an exporter keeps open
+        axes = tuple(range(-d, 0))
+        return x.amax(axes, keepdim=True) if S.reduce == "max" else x.sum(axes, keepdim=True) * S.scale(x)
     if d == 3 and x.ndim == 4:  # of one volume alone torch refuses some memory formats
         return _pool(S, x.unsqueeze(0)).squeeze(0)
     if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
@@ -141,6 +144,9 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
     if padding is None or small or wide or apart:
         x, padding = S.pad_images(x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
+        if d == 1 and isinstance(S.size[0], SymInt):  # torch's max_pool1d fixes the length
+            pairs = (1, *S.kernel), (1, *S.stride), (0, *padding), (1, *S.dilation)
+            return F.max_pool2d(x.unsqueeze(-2), *pairs).squeeze(-2)
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
         return largest
     y = MEAN[d](x, S.kernel, S.stride, padding)

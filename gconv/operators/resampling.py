@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from gconv.basis import Axes, Pattern, Taps, Windows, lasting
 from gconv.caches import Holders
@@ -82,8 +82,8 @@ class Resampled(GridStructure):
     def _along(self, axis: int, n: int, m: int, x: Tensor) -> Taps:
         """The matrix (m, n) along an axis."""
         if self.mode == "area":
-            row, col = _windows(n, m)
-            values = 1 / torch.bincount(row, minlength=m).double()[row]
+            row, col, count = _windows(n, m)
+            values = 1 / count.double()
         else:
             step = n / m if self.factor is None or self.exact else 1 / self.factor[axis]
             if self.align_corners:
@@ -100,7 +100,14 @@ class Resampled(GridStructure):
 
 
 def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor], T]) -> T:
-    """What a structure is on a grid, made once, so that a compiler need not trace the making."""
+    """What a structure is on a grid, made once, so that a compiler need not trace the making.
+
+    Sizes that an exporter keeps open stay open where an axis is kept or pooled whole; all others become constants.
+    """
+    if any(isinstance(n, SymInt) for n in domain.shape):
+        if structure.size is not None and {*structure.size} <= {1, None}:
+            return make(domain, x)
+        domain = Grid(tuple(int(n) for n in domain.shape))
     key = domain.shape, x.dtype, x.device
     memo: dict[Any, T] = structure.memo
     made = memo.get(key)  # read once: another thread may empty the cache at any time
@@ -113,14 +120,19 @@ def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor]
     return made
 
 
-def _windows(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """(row, col): window i of m covers the sites from floor(i n / m) up to ceil((i + 1) n / m)."""
+def _windows(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(row, col, sites of the row): window i of m covers the sites from floor(i n / m) up to ceil((i + 1) n / m)."""
     place = torch.arange(m)
+    if m == n:
+        return place, place, torch.ones_like(place)
+    if m == 1:
+        place = torch.arange(n)
+        return torch.zeros_like(place), place, torch.full_like(place, n)
     first, stop = place * n // m, -(-(place + 1) * n // m)
     count = stop - first
     row = place.repeat_interleave(count)
     start = (count.cumsum(0) - count).repeat_interleave(count)  # of each window among all entries
-    return row, first.repeat_interleave(count) + torch.arange(len(row)) - start
+    return row, first.repeat_interleave(count) + torch.arange(len(row)) - start, count[row]
 
 
 def _nearest(n: int, m: int, step: float, mode: Along, ndim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -347,7 +359,7 @@ class Largest(GridStructure):
         out = self.target(domain)
         row = col = torch.zeros(1, dtype=torch.int64)
         for n, m in zip(domain.shape, out.shape, strict=True):
-            below, left = _windows(n, m)
+            below, left, _ = _windows(n, m)
             row = (row.unsqueeze(1) * m + below).flatten()
             col = (col.unsqueeze(1) * n + left).flatten()
         row, col = row.to(x.device), col.to(x.device)

@@ -151,7 +151,7 @@ def shard(
     if isinstance(method, str) and method == "rcm":
         graph, order = domain.reordered("rcm")
         return Partition(graph, bounds, order, processes)
-    part = method if isinstance(method, Tensor) else _metis(domain, processes.size)
+    part = method if isinstance(method, Tensor) else metis_parts(domain, processes.size)
     order = torch.argsort(part, stable=True).to(domain.device)
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     counts = torch.bincount(part.cpu(), minlength=processes.size)
@@ -190,7 +190,8 @@ def _pymetis() -> Any:
     return pymetis
 
 
-def _metis(graph: Graph, parts: int) -> Tensor:
+def metis_parts(graph: Graph, parts: int) -> Tensor:
+    """The part of each node (n,) by METIS, which cuts few edges. Raises: ValueError where pymetis is missing."""
     ends = torch.cat([graph.edge_index, graph.edge_index.flip(0)], 1).cpu()
     ends = torch.unique(ends[:, ends[0] != ends[1]], dim=1)  # sorted by the first
     first = torch.zeros(graph.size + 1, dtype=torch.int64)

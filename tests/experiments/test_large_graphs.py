@@ -1,6 +1,8 @@
 """Experiments on graphs on disk: files in OGB's layout, made here; a run from the command line; bad input."""
 
 import gzip
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ import torch
 
 from datasets.ogb import load_ogb
 from datasets.root import DataCorrupt, DataUnavailable
-from experiments.large_graphs import external, sign
+from experiments.harness.common import Results
+from experiments.harness.experiment import Place
+from experiments.large_graphs import external, halo_rows, sign
 from gconv import GConv, Graph
 from gconv.operators import sgc
+from gconv.parallel.halo import Halo
 
 
 def packed(path, lines):
@@ -96,3 +101,28 @@ def test_the_drawn_graph_is_a_power_law_of_distinct_names():
 def test_a_small_run_measures(tmp_path, capsys):
     external.EXPERIMENT.main(["--smoke", "--results", str(tmp_path / "rows.jsonl")])
     assert "19,669 edges: peak 0." in capsys.readouterr().out
+
+
+def test_halo_rows_are_those_that_the_library_exchanges():
+    config = halo_rows.Config(graph="grid", method="rows", side=8, parts=4)
+    metrics = halo_rows.run(config, Place()).metrics
+    assert metrics["halo_rows"] == 3 * 16 and metrics["bytes"] == 48 * 64 * 4  # both sides of three cuts
+    pytest.importorskip("scipy")
+    for graph in halo_rows.GRAPHS:
+        for method in ("random", "rcm"):
+            config = replace(config, graph=graph, method=method)
+            domain, bounds = halo_rows.shared(config, halo_rows.drawn(config))
+            for rank, rows in enumerate(halo_rows.halos(domain, bounds)):
+                process = SimpleNamespace(rank=rank, size=4, gathered=lambda ids: [ids] * 4)
+                reads = domain.edge_index[0][(domain.target >= bounds[rank]) & (domain.target < bounds[rank + 1])]
+                assert Halo(reads, bounds, process).rows == len(rows)
+    with pytest.raises(ValueError, match="16 nodes cannot be shared out among 17 parts"):
+        halo_rows.Config(side=4, parts=17)
+
+
+@pytest.mark.slow
+def test_metis_reads_least(tmp_path, capsys):
+    pytest.importorskip("pymetis")
+    halo_rows.main(["--smoke", "--graph", "grid", "--results", str(tmp_path / "rows.jsonl")])
+    rows = {row["config"]["method"]: row["metrics"]["halo_rows"] for row in Results(tmp_path / "rows.jsonl").rows()}
+    assert rows["metis"] < rows["rows"] < rows["random"] and "MB a layer" in capsys.readouterr().out

@@ -1,0 +1,1 @@
+"""What becomes of a trained network on another machine."""
