@@ -96,7 +96,7 @@ def quantize(source: Path, to: Path, x: Tensor, body: bool) -> None:
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Photos(CalibrationDataReader):  # type: ignore[misc]
+    class Photos(CalibrationDataReader):
         """One photo after another."""
 
         def __init__(self, name: str) -> None:

@@ -144,7 +144,7 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
     if padding is None or small or wide or apart:
         x, padding = S.pad_images(x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
-        if d == 1 and isinstance(S.size[0], SymInt):  # torch's max_pool1d fixes the length
+        if d == 1 and any(isinstance(n, SymInt) for n in S.size):  # torch's max_pool1d fixes the length
             pairs = (1, *S.kernel), (1, *S.stride), (0, *padding), (1, *S.dilation)
             return F.max_pool2d(x.unsqueeze(-2), *pairs).squeeze(-2)
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
