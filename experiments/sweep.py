@@ -40,7 +40,6 @@ TABLES = {
     "pretrained": "experiments.large.pretrained_convolutions",
     "external": "experiments.large_graphs.external",
     "halo_rows": "experiments.large_graphs.halo_rows",
-    "int8": "experiments.deploy.int8",
     "superpixels": "experiments.images.superpixels",
 }
 

@@ -2,7 +2,6 @@
 
 from experiments.citation import networks as citation
 from experiments.citation import published
-from experiments.deploy import int8
 from experiments.detection import bccd
 from experiments.harness.render import (
     Figure,
@@ -242,7 +241,6 @@ TABLES: tuple[Table, ...] = (
     external.TABLE,
     halo_rows.TABLE,
     bccd.TABLE,
-    int8.TABLE,
     translation.TABLE,
     conversions.TABLE,
     bert.TABLE,

@@ -1,1 +1,0 @@
-"""What becomes of a trained network on another machine."""
