@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
@@ -185,6 +185,11 @@ class Shifts(Basis):
         for axis in covered:
             counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=torch.float64, device=like.device)
         return (times / counts.flatten()).to(like.dtype).unsqueeze(-1)
+
+    @lazy
+    def is_open(self) -> tuple[bool, bool]:
+        """Whether an exporter keeps sizes of the grid, and of the kernel, open."""
+        return any(isinstance(n, SymInt) for n in self.size), any(isinstance(k, SymInt) for k in self.kernel)
 
     @lazy
     def has_empty_windows(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import SymInt, Tensor
+from torch import Tensor
 
 from gconv.basis import Basis, Shifts, Windows
 from gconv.call import Call
@@ -130,7 +130,7 @@ def _low(x: Tensor) -> bool:
 
 def _pool(S: Shifts, x: Tensor) -> Tensor:
     d, padding = len(S.size), S.even_padding
-    if any(isinstance(k, SymInt) for k in S.kernel):  # the whole of a grid whose size an exporter keeps open
+    if S.is_open[1]:  # the whole of a grid whose size an exporter keeps open
         axes = tuple(range(-d, 0))
         return x.amax(axes, keepdim=True) if S.reduce == "max" else x.sum(axes, keepdim=True) * S.scale(x)
     if d == 3 and x.ndim == 4:  # of one volume alone torch refuses some memory formats
@@ -144,7 +144,7 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
     if padding is None or small or wide or apart:
         x, padding = S.pad_images(x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
-        if d == 1 and any(isinstance(n, SymInt) for n in S.size):  # torch's max_pool1d fixes the length
+        if d == 1 and S.is_open[0]:  # torch's max_pool1d fixes the length
             pairs = (1, *S.kernel), (1, *S.stride), (0, *padding), (1, *S.dilation)
             return F.max_pool2d(x.unsqueeze(-2), *pairs).squeeze(-2)
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
