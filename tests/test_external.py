@@ -285,7 +285,7 @@ def test_calls_that_do_not_fit_are_refused(tmp_path):
         propagate(disk, x, 1, tmp_path / "y", memory="much")
     with pytest.raises(ValueError, match=r"alpha is a share in \[0, 1\]"):
         propagate(disk, x, 1, tmp_path / "y", alpha=2.0)
-    with pytest.raises(ValueError, match='norm is "sym", "row" or None'):
+    with pytest.raises(ValueError, match="norm must be 'sym', 'row' or None"):
         propagate(disk, x, 1, tmp_path / "y", norm="both")
     propagate(disk, x, 1, tmp_path / "y", memory=MEMORY)
     with pytest.raises(ValueError, match="holds the result of another call"):

@@ -132,7 +132,7 @@ def test_refusals():
     for layer, library, message in cases:
         with pytest.raises(OutsideFamily, match=message):
             export(layer, library)
-    with pytest.raises(ValueError, match="'torch' and 'pyg', not 'jax'"):
+    with pytest.raises(ValueError, match="library must be 'torch' or 'pyg', but it is 'jax'"):
         export(GConv(sage(3, 2)), "jax")
     with pytest.raises(TypeError, match="takes a GConv, but a ReLU"):
         export(nn.ReLU(), "torch")

@@ -252,7 +252,7 @@ def test_bad_input_is_told_in_a_sentence():
         (lambda: summary(net), "Linear refuses: missing a required argument: 'input'"),
         (lambda: summary(net, torch.zeros(1, 3), size=3), "unexpected keyword argument 'size'"),
         (lambda: summary(net, (1, 3)), r"such as torch.zeros\(1, 3\)"),
-        (lambda: summary(net, torch.zeros(1, 3), measure="yes"), "measure must be an integer"),
+        (lambda: summary(net, torch.zeros(1, 3), measure="yes"), "measure must be True or False or an integer"),
     ]:
         with pytest.raises(TypeError, match=message):
             call()

@@ -64,8 +64,8 @@ class Surface:
         V, faces = self.vertices, self.faces
         if not isinstance(self.open, bool):
             raise TypeError(f"open must be True or False, but it is {shown(self.open)}.")
-        if self.spacing is not None and not (accepts(self.spacing, float) and float(self.spacing) > 0):
-            raise ValueError(f"spacing must be a positive number, but it is {shown(self.spacing)}.")
+        if self.spacing is not None and not accepts(self.spacing, float):
+            raise TypeError(f"spacing must be a positive number, but it is {shown(self.spacing)}.")
         if not isinstance(V, Tensor) or V.ndim != 2 or V.shape[1] != 3 or not V.is_floating_point():
             raise TypeError("vertices must be a tensor (n, 3) of floating point numbers.")
         if not isinstance(faces, Tensor) or faces.ndim != 2 or faces.shape[1] != 3 or faces.is_floating_point():
