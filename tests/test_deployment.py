@@ -17,7 +17,7 @@ EDGES = "edge_index", "edge_weight", "edge_attr", "edge_type"
 SAMPLES = [operator(name).samples()[0] for name in list_operators()]
 CONSTANT = {  # in the program, so that other sizes are refused when it is called
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
-    "adaptive_max_pool3d", "upsample",
+    "adaptive_max_pool3d", "spline", "upsample",
 }  # fmt: skip
 ONE_GRID = {"fold"}
 READS = {"hypergraph"}  # the number of hyperedges off the edges, which no program can

@@ -301,8 +301,8 @@ def max_pool3d(
 
 def _gathered(row: Tensor, rows: int, values: Tensor, reduce: Literal["sum", "max"]) -> Taps:
     """One tap in which site j has a single entry, in this row."""
-    site = torch.arange(row.shape[0], device=row.device)
-    return Taps(Pattern((1, rows, row.shape[0]), torch.zeros_like(row), row, site), values, reduce)
+    site = torch.arange(len(row), device=row.device)
+    return Taps(Pattern((1, rows, len(row)), torch.zeros_like(row), row, site), values, reduce)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Splines(GraphStructure):
                 f"{float(u.max()):g}; rescale them."
             )
         pieces = torch.tensor(PIECES[self.degree], dtype=u.dtype, device=u.device)
-        tap = torch.zeros(u.shape[0], 1, dtype=torch.int64, device=u.device)
+        tap = torch.zeros(len(u), 1, dtype=torch.int64, device=u.device)
         value, stride = torch.ones_like(tap, dtype=u.dtype), 1
         for d, size in enumerate(self.kernel):
             t = u[:, d] * (size - self.degree if self.open[d] else size)  # in knots

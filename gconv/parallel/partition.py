@@ -196,7 +196,11 @@ def metis_parts(graph: Graph, parts: int) -> Tensor:
     ends = torch.unique(ends[:, ends[0] != ends[1]], dim=1)  # sorted by the first
     first = torch.zeros(graph.size + 1, dtype=torch.int64)
     first[1:] = torch.bincount(ends[0], minlength=graph.size).cumsum(0)
-    _, part = _pymetis().part_graph(parts, xadj=first.tolist(), adjncy=ends[1].tolist())
+    pymetis, lists = _pymetis(), (first.tolist(), ends[1].tolist())
+    if hasattr(pymetis, "CSRAdjacency"):
+        _, part = pymetis.part_graph(parts, pymetis.CSRAdjacency(*lists))
+    else:  # before pymetis 2025.2
+        _, part = pymetis.part_graph(parts, xadj=lists[0], adjncy=lists[1])
     return torch.tensor(part, dtype=torch.int64)
 
 
