@@ -26,7 +26,7 @@ ABSENT = ("tyro", "pooch", "pygsp", "rich", "tabulate", "pandas", "skimage", "sk
 
 @pytest.fixture
 def options(tmp_path):
-    return Options("tests", tmp_path / "out", CPU, seconds=100.0, tiny=True)
+    return Options("tests", tmp_path / "out", CPU, seconds=500.0, tiny=True)
 
 
 def rows(options):

@@ -160,6 +160,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     metrics |= {f"faster{q}": 2.0 for q in ("", "_low", "_high")} | {"peer_ms": 2.0, "memory_share": 0.2}
     metrics |= {f"{who}_{unit}": 2.0 for who in ("gconv", "peer", "before", "after") for unit in ("mb", "s", "step_mb")}
     metrics |= {"usual_mb": 9.0, "floor_mb": 1.0} | dict.fromkeys(("usual_share", "floor_share", "results_share"), 0.1)
+    metrics |= {"share": 0.1, "bytes": 1e6}
     metrics |= {"close": 0.0, "chosen": "native", "best": "fft", "order_ms": 9.0, "conv_ratio": 1.0}
     metrics |= {
         "ms": 2.0,
@@ -195,6 +196,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
         "context": 9,
         "way": "all",
         "shots": 10,
+        "method": "metis",
         "network": "pnet",
         "codes": 9,
         "seed": 0,
