@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +27,7 @@ from gconv.kernels import (
     CallKind,
     Constant,
     at_trace_time,
+    call_kind,
     concrete,
     constant_of,
     faked,
@@ -67,6 +70,14 @@ register(  # they stay, since functions that were compiled find their structures
     lambda: None,
     "as long as the layers live",
 )
+THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)
+"""How many threads Python runs besides the first (at least; a function in C, as it is asked in every call).
+
+Where there are any, layers compute with views of their parameters. torch 2.13 makes what accumulates the gradient of a
+leaf under a lock in which it waits for the interpreter's, and an autograd function in Python waits for that lock while
+it holds the interpreter's: two threads that shared a layer waited for each other without end. A view is made without
+the interpreter's lock, and has its node from the start.
+"""
 KEPT = 64  # shapes of signals whose way a layer remembers
 
 
@@ -380,7 +391,15 @@ class GConv(nn.Module):
 
     def _call(self, x: Tensor, kind: CallKind | None = None, constant: Constant | None = None) -> Call:
         """One call on a signal."""
-        mixing, weight, bias = self.spec.mixing, self.weight, self.bias
+        if kind is None:
+            kind = call_kind()
+            constant = constant_of(x) if kind == "eager" else None
+        mixing = self.spec.mixing
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        if THREADS() and kind == "eager" and torch.is_grad_enabled():
+            weight = weight if weight is None else weight.view_as(weight)
+            bias = bias if bias is None else bias.view_as(bias)
         if isinstance(mixing, Parametrised):
             assert weight is not None
             own, W = mixing.plain(weight)
@@ -499,6 +518,9 @@ class GConv(nn.Module):
         """S for a call; `checked` before, where it depends on parameters."""
         structure = self.spec.structure
         theta = {name: getattr(self, name) for name in self._structure}
+        if THREADS() and theta and call.kind == "eager" and torch.is_grad_enabled():
+            for name in theta:
+                theta[name] = theta[name].view_as(theta[name])
         S = (structure.basis if checked else partial(bind, structure))(domain, theta, call)
         drop = structure.dropout
         return dropped(S, drop) if drop and self.training else S

@@ -10,6 +10,7 @@ from limits import LIMIT, forked, joined, started
 from gconv import GConv, Graph
 from gconv.basis import shifts
 from gconv.kernels import CSR, memory, native, order, spmm
+from gconv.lowering import fixed
 from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage
 from gconv.testing import assert_close
 
@@ -127,3 +128,19 @@ def test_a_fork_while_locks_are_held_and_threads_have_run():
         assert torch.equal(layer(x, graph), want)
     finally:
         torch.set_num_threads(before)
+
+
+def test_beside_other_threads_layers_compute_with_views_of_their_parameters(monkeypatch):
+    """Of leaves, torch keeps what accumulates their gradients under a lock that two threads could wait for for ever."""
+    given = []
+    monkeypatch.setattr(fixed.Mixed, "apply", lambda x, W, bias, plan: given.append((W, bias)) or x @ W[0] + bias)
+    layer, x, index = GConv(gcn(2, 3)), torch.ones(3, 2), torch.tensor([[0, 1], [1, 2]])
+    done = threading.Event()
+    waiting = started(done.wait, LIMIT)
+    try:
+        layer(x, index, lowering="sparse").sum().backward()
+    finally:
+        done.set()
+        joined([waiting])
+    assert [t.is_leaf for t in given[0]] == [False, False]
+    assert layer.weight.grad is not None and layer.bias.grad is not None
