@@ -70,10 +70,11 @@ register(  # they stay, since functions that were compiled find their structures
     lambda: None,
     "as long as the layers live",
 )
-THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)
-"""How many threads Python runs besides the first (at least; a function in C, as it is asked in every call).
+THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)  # in C, as every call asks it
+AT_IMPORT = THREADS()
+"""How many threads Python runs; how many it ran before, which are those of servers, notebooks and test runners.
 
-Where there are any, layers compute with views of their parameters. torch 2.13 makes what accumulates the gradient of a
+Where there are more, layers compute with views of their parameters. torch 2.13 makes what accumulates the gradient of a
 leaf under a lock in which it waits for the interpreter's, and an autograd function in Python waits for that lock while
 it holds the interpreter's: two threads that shared a layer waited for each other without end. A view is made without
 the interpreter's lock, and has its node from the start.
@@ -397,7 +398,7 @@ class GConv(nn.Module):
         mixing = self.spec.mixing
         weight: Tensor | None = self.weight
         bias: Tensor | None = self.bias
-        if THREADS() and kind == "eager" and torch.is_grad_enabled():
+        if kind == "eager" and THREADS() > AT_IMPORT and torch.is_grad_enabled():
             weight = weight if weight is None else weight.view_as(weight)
             bias = bias if bias is None else bias.view_as(bias)
         if isinstance(mixing, Parametrised):
@@ -518,7 +519,7 @@ class GConv(nn.Module):
         """S for a call; `checked` before, where it depends on parameters."""
         structure = self.spec.structure
         theta = {name: getattr(self, name) for name in self._structure}
-        if THREADS() and theta and call.kind == "eager" and torch.is_grad_enabled():
+        if theta and call.kind == "eager" and THREADS() > AT_IMPORT and torch.is_grad_enabled():
             for name in theta:
                 theta[name] = theta[name].view_as(theta[name])
         S = (structure.basis if checked else partial(bind, structure))(domain, theta, call)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import gconv.module
 from gconv.kernels import native
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # before anything imports keras, whose default is TensorFlow
@@ -41,6 +42,9 @@ def _check(host: object) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gconv.module.AT_IMPORT = (
+        sys.maxsize
+    )  # threads of the runner, and what tests leave, change no path; see test_threads
     gc.disable()  # until everything is collected: what is made then stays
     if importlib.util.find_spec("triton") is None:  # the one module that cannot be imported without an extra
         config.option.ignore = [*(config.option.ignore or []), "gconv/kernels/triton_code.py"]

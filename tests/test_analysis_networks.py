@@ -79,7 +79,7 @@ def test_constant_signals_have_no_energy():
     assert dirichlet_energy(d, graph, "sym") < 1e-28
     assert dirichlet_energy(d, graph) > 0.1  # negative control
     assert dirichlet_energy(torch.randn(6, 2, dtype=DOUBLE), messy()) > 0  # a sum of squares on any graph
-    with pytest.raises(ValueError, match="'sym' or None, not 'row'"):
+    with pytest.raises(ValueError, match="must be 'sym' or None, but it is 'row'"):
         dirichlet_energy(d, graph, "row")
     with pytest.raises(ValueError, match="8 nodes, but x"):
         dirichlet_energy(d[:3], graph)

@@ -127,7 +127,7 @@ def test_it_is_asked_for_and_copied():
         assert other._repeated is not twin._repeated and engine_signal(other) is None
         assert_close("a copy", other(x, edge_index), layer(x, edge_index), 1e-5)
     assert "_repeated" not in vars(restore(twin))
-    with pytest.raises(TypeError, match="constant_inputs is True or False, not 'yes'"):
+    with pytest.raises(TypeError, match="constant_inputs must be True or False, but it is 'yes'"):
         convert(layer, constant_inputs="yes")
 
 

@@ -15,6 +15,11 @@ from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage
 from gconv.testing import assert_close
 
 
+@pytest.fixture(autouse=True)
+def threads_count(monkeypatch):
+    monkeypatch.setattr("gconv.module.AT_IMPORT", 0)  # conftest has them ignored
+
+
 def together(run, count=4):
     """`run(number)` in so many threads at once; what one of them raises is raised."""
     start, errors = threading.Barrier(count), []

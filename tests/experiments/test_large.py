@@ -1,6 +1,7 @@
 """The experiments with large models: they run, compare what they say they compare, and read no test label early."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from experiments.harness import render
 from experiments.harness.common import Results
 from experiments.harness.experiment import Place
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained
+from gconv import GConv
 
 
 def rows_of(module, tmp_path, *more):
@@ -210,6 +212,8 @@ def test_autoencoders_of_both_engines_train_alike():
     for engine, seed in (("gconv", 0), ("torch", 0), ("torch", 1)):
         torch.manual_seed(seed)
         net = dvae.DiscreteAutoencoder(4, 8).double()
+        for layer in filter(lambda part: isinstance(part, GConv), net.modules()):
+            layer.forward = partial(layer.forward, lowering="native")  # Adam makes large steps of rounding alone
         net = net if engine == "gconv" else dvae.in_torch(net)
         train = dvae.pixels("random", 20).train.double()
         losses.append(dvae.fit(net, train, dvae.Config(batch=10, epochs=2)))
