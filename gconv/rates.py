@@ -27,8 +27,7 @@ depends on the kind of work:
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
 gconv/calibration.json in the user's cache folder. Without such a file, without a home folder, and (with one warning)
 where the file cannot be used, plans take the built-in rates: rates.json beside this module, which that command wrote
-for one thread of an AMD EPYC (Zen 4, AVX-512). With two threads plans chose as well by these as by rates of their own;
-the times that they predict are those of one thread.
+for one thread of an AMD EPYC (Zen 4, AVX-512). With more threads plans use these too, and predict the times of one.
 """
 
 from __future__ import annotations

@@ -147,5 +147,7 @@ def test_beside_other_threads_layers_compute_with_views_of_their_parameters(monk
     finally:
         done.set()
         joined([waiting])
-    assert [t.is_leaf for t in given[0]] == [False, False]
+    monkeypatch.setattr("gconv.module.THREADS", lambda: 0)  # negative control: alone, it computes with the leaves
+    layer(x, index, lowering="sparse")
+    assert [[t.is_leaf for t in pair] for pair in given] == [[False, False], [True, True]]
     assert layer.weight.grad is not None and layer.bias.grad is not None

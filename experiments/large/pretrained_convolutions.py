@@ -141,7 +141,7 @@ def photos(root: Path | None) -> Any:
 
 
 def loaded(config: Config, root: Path | None = None) -> Network:
-    """The network with the weights of its file; of its own random ones for `random`. Raises: DataUnavailable."""
+    """The network with the weights of its file, or with random weights for `random`. Raises: DataUnavailable."""
     if config.dataset == "random":
         return KINDS[config.network].build().eval()
     return trained(config.network, load_weights(config.network, root))

@@ -13,8 +13,8 @@ measured twice. A row is a case: what was chosen, what was best, and the time of
     python -m experiments.planner.plans --rounds 3           quicker, and less certain
     python -m experiments.planner.plans --replay             what plans choose today, by the times of existing rows
 
-A choice hangs on form, sizes and rates alone, so `--replay` judges a change of the prices by times measured before; the
-rows then have the new choices, and `chosen_by`, the commit that made them.
+A choice depends on form, sizes and rates alone, so `--replay` judges a change of the prices by times measured before.
+The rows then have the new choices, and `chosen_by`, the commit that made them.
 """
 
 import re

@@ -13,7 +13,7 @@ made beforehand (`experiments.speed.floor`). Peak memory is `experiments.speed.m
 Large cases run on all threads, in wall time; single calls on one, in processor time. The training steps have no
 optimiser: it would cost both sides the same. Random graphs with power-law degrees, random bags of words.
 
-    python -m experiments.speed                        everything: an hour or so on two cores, half of it compiling
+    python -m experiments.speed                        everything; torch.compile takes a good part of the time
     python -m experiments.speed --only 'gat layer'     the cases whose name has this in it (a regular expression)
     python -m experiments.speed --quick                toy sizes, to see that everything works; rows go to runs/
 
@@ -86,7 +86,7 @@ def ready(case: Case) -> tuple[dict[str, Side], dict[str, str]]:
         if COMPILED in name:
             try:
                 side.step()
-            except Exception as error:  # of torch.compile, which documents no class of its own
+            except Exception as error:  # torch.compile documents no class of its errors
                 refused[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
                 continue
         made[name] = side

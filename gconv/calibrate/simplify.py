@@ -1,7 +1,6 @@
 """The smallest model of a machine that says what was measured, within a tolerance.
 
-Plans choose between ways that differ by more than that: with the built-in rates, a third of the points and four fifths
-of the overheads choose as well (`experiments.planner.plans`).
+What plans lose by it is measured by `experiments.planner.plans`.
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def _begun(S: Shifts, p: Problem, groups: int) -> list[Work]:
 
 
 def _convolved(S: Shifts, p: Problem, groups: int, flops: float) -> list[Work]:
-    """The arithmetic. One rate for all kernels was found to choose as well as one for each kind of them."""
+    """The arithmetic, at one rate for all kinds of kernels; docs/results/plans.md has what plans lose by it."""
     i, o, taps = p.i / groups, p.o / groups, math.prod(S.kernel)
     if S.transposed and p.kind == "float64":  # what its taps write lies in memory before it is added up
         numbers = float(p.item * taps * S.shape[2]) * p.b * p.o

@@ -253,7 +253,7 @@ def test_official_timings_are_refused_on_a_busy_machine(monkeypatch):
 
 
 def test_processors_in_use_are_those_of_others():
-    """A process that spins is seen from outside; this one's own work is not."""
+    """A process that spins is seen from outside."""
     spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         assert measure.in_use(0.5) > 0.05
