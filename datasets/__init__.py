@@ -1,4 +1,4 @@
-"""Data sets: loaders, checksums, licences. From the repository's root; not part of the installed package.
+"""Data sets: loaders, checksums, licences. Used from the root of the repository; not part of the installed package.
 
 | name | what | source, licence | download |
 |---|---|---|---|
@@ -9,13 +9,12 @@
 | karate | 34 nodes, 4 communities | Zachary 1977, in PyG (MIT wheel) | none |
 | citation-like | contextual block model, seeded | generated here | none |
 
-The rooms: `root` (where data lives, downloads, errors, content hashes, the two record types), `pickles` (reading
-pickles without running them), `cifar10`, `planetoid`, `embedded`, and `images` (image -> graph: grid, k-NN,
-superpixels). The root is an argument, else `$GCONV_DATA`, else the user's cache folder; `GCONV_OFFLINE=1` forbids
-downloads.
+Modules: `root` (data root, downloads, errors, content hashes, record types), `pickles` (reading pickles without
+executing them), `images` (images as graphs: grid, k-NN, superpixels), and one module per data set or family. The data
+root is an argument, else `$GCONV_DATA`, else the user's cache folder; `GCONV_OFFLINE=1` forbids downloads.
 
-    python -m datasets                  # the names
-    python -m datasets cora             # load it, print what it is
+    python -m datasets                  # list the names
+    python -m datasets cora             # load a data set and describe it
 
 >>> load("karate").data.num_nodes
 34
@@ -59,16 +58,16 @@ NAMES = ("cifar10", *PLANETOID, *EMBEDDED)
 
 
 def load(name: str, root: str | Path | None = None, **options: Any) -> ImageSet | GraphSet:
-    """A data set by name, in any case; `options` are those of its loader (`limit`, `seed`, ...).
+    """Load a data set by name (case-insensitive); `options` are those of its loader (`limit`, `seed`, ...).
 
     Args:
         name: one of `NAMES`.
-        root: the data root; embedded sets need none.
-        **options: handed to the loader, after a check of their names.
+        root: the data root; not needed for embedded data sets.
+        **options: passed to the loader after a check of their names.
 
     Raises:
         ValueError: an unknown name or option.
-        DataError: `DataUnavailable`, `DataCorrupt` or `DataNotWritten`, as the loader says.
+        DataError: `DataUnavailable`, `DataCorrupt` or `DataNotWritten`, as documented by the loader.
     """
     key = name.lower()
     choose(key, NAMES, "data set")

@@ -1,4 +1,4 @@
-"""Load a data set and print what it is: `python -m datasets cora --data-root ~/data`."""
+"""Load a data set and describe it: `python -m datasets cora --data-root ~/data`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Options:
     """Load a data set and print its shapes, classes, content hash and source."""
 
     name: Annotated[str, tyro.conf.Positional] = ""
-    """Which one; none lists the names."""
+    """Name of the data set; without it, the names are listed."""
     data_root: str | None = None
-    """Where data lives (default: $GCONV_DATA, else the user's cache folder)."""
+    """Data root (default: $GCONV_DATA, else the user's cache folder)."""
 
 
 def main() -> int:
-    """Parse, load, print; 0 if it worked, 1 with one message if the data is not there or not sound."""
+    """Command line. Returns: 0, or 1 with a message if the data is missing or damaged."""
     options = tyro.cli(Options, prog="python -m datasets")
     if not options.name:
         print("\n".join(NAMES))
         return 0
-    for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of a path or a name
+    for stream in (sys.stdout, sys.stderr):  # the terminal may not support all characters of a path or name
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

@@ -2,10 +2,10 @@
 
     ROOT/bccd/BCCD/{JPEGImages/*.jpg, Annotations/*.xml, ImageSets/Main/{train, val, test}.txt}
 
-https://github.com/Shenggan/BCCD_Dataset (MIT), with its split into 205, 87 and 72 photos. There is no download.
+https://github.com/Shenggan/BCCD_Dataset (MIT), with its split into 205, 87 and 72 photos. Not downloaded automatically.
 
-Two boxes of the set have no area (a red cell each in BloodImage_00338 and 00343); such boxes are left out and counted.
-Not every cell has a box, red cells at the border above all.
+Two boxes have no area (a red cell each in BloodImage_00338 and 00343); such boxes are removed and counted. Not every
+cell has a box, in particular red cells at the border.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ WIDTH, HEIGHT, MAX_PHOTOS, MAX_BOXES = 640, 480, 1000, 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoxSet(Loaded):
-    """Photos with boxes around what is in them.
+    """Photos with boxes around objects.
 
     Shapes: images (b, 3, h, w) uint8; for each image boxes (k, 4) float32, left, top, right, bottom in pixels, and
-    kinds (k,) int64; `parts` has the numbers of the images for train, val and test; `left_out` counts the boxes
+    kinds (k,) int64; `parts` has the indices of the images for train, val and test; `left_out` is the number of boxes
     without area.
     """
 
@@ -46,15 +46,15 @@ class BoxSet(Loaded):
 
 
 def load_bccd(root: str | Path | None = None, shrink: int = 1) -> BoxSet:
-    """The photos with their boxes.
+    """Load the photos with their boxes.
 
     Args:
         root: the data root (default: `$GCONV_DATA`, else the user's cache folder).
-        shrink: 1, 2, 4, ...: photos and boxes at this fraction of their size, means of shrink x shrink pixels.
+        shrink: 1, 2, 4, ...: reduce photos and boxes by this factor, averaging shrink x shrink pixels.
 
     Raises:
         ValueError: 640 x 480 is not divisible by shrink.
-        DataUnavailable: a file is absent.
+        DataUnavailable: a file is missing.
         DataCorrupt: a photo is damaged or has another size, an annotation is damaged, a box is of no known class or
             reaches outside of the photo, or a photo is in two parts of the split.
     """

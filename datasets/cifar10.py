@@ -2,8 +2,8 @@
 
     ROOT/cifar-10-batches-py/{data_batch_1..5, test_batch, batches.meta}
 
-A copy whose bytes are not the published ones (re-encoded, shuffled, cut) loads too, but its `label` says so, and tables
-print the label. Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+A copy that differs from the published files (re-encoded, shuffled, truncated) can be loaded too; its `label`, which
+tables print, says so. Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
 https://www.cs.toronto.edu/~kriz/cifar.html, free for research with citation; no licence is stated.
 """
 
@@ -34,15 +34,15 @@ MD5 = {
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
 ARCHIVE = URL.rsplit("/", 1)[-1]
-# A known copy by all its images and labels (so whatever pickled them): JPEG quality 75, chroma 4:2:0, shuffled.
+# A known copy, identified by its images and labels (not by the pickle): JPEG quality 75, chroma 4:2:0, shuffled.
 JPEG_COPY = "5520b31e4a6365b1"
 
 
 def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> ImageSet:
-    """CIFAR-10 as tensors, read without running anything from its files.
+    """CIFAR-10 as tensors, loaded without executing anything from its files.
 
-    `limit` keeps the first images of each split, for a quick run; the label then says so. The content hash is that of
-    all images and labels, cut or not, and does not depend on who pickled them.
+    `limit` keeps the first images of each split, for quick runs; the label then says so. The content hash is that of
+    all images and labels, with or without `limit`, and does not depend on the pickle format.
 
     Args:
         root: the data root (default: `$GCONV_DATA`, else the user's cache folder).
@@ -52,8 +52,8 @@ def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> Im
         blue; labels int64 in 0..9.
 
     Raises:
-        DataUnavailable: absent, and not downloadable.
-        DataCorrupt: a file is truncated, damaged, hostile or of the wrong shape.
+        DataUnavailable: the files are missing and cannot be downloaded.
+        DataCorrupt: a file is truncated, damaged, malicious or of the wrong shape.
 
     >>> load_cifar10(limit=0)
     Traceback (most recent call last):
@@ -95,9 +95,9 @@ def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> Im
 
 
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (population) standard deviation of each channel on the [0, 1] scale, exact and in little memory.
+    """Mean and (population) standard deviation of each channel on the [0, 1] scale, exact and with little memory.
 
-    Take them from the training images, and normalise the test images with the same.
+    Compute them from the training images, and use them for the test images too.
 
     Shapes: images (b, c, h, w) uint8 in 0..255 -> mean (c,), std (c,), float32 in [0, 1].
 
@@ -114,7 +114,7 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 images to float32, (image / 255 - mean) / std by channel; call it on a batch, not on the whole set.
+    """uint8 images to float32, (image / 255 - mean) / std by channel; use it on batches, not on the whole data set.
 
     Shapes: images (b, c, h, w) uint8 in 0..255, mean (c,), std (c,) > 0 -> (b, c, h, w) float32, about [-3, 3].
 
@@ -130,7 +130,7 @@ def _download(scratch: Path, missing: list[str]) -> Path:
 
 
 def _unpack(archive: Path, scratch: Path) -> Path:
-    """Unpack an archive that lies in the data root. Raises: DataCorrupt where it is not the published one."""
+    """Unpack an archive in the data root. Raises: DataCorrupt if it is not the published one."""
     try:
         with open(archive, "rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -145,7 +145,7 @@ def _unpack(archive: Path, scratch: Path) -> Path:
 
 
 def _extract(archive: Path, scratch: Path) -> Path:
-    """Unpack an archive whose checksum is known, so that what it holds is bounded."""
+    """Unpack an archive with known checksum, so that its content is bounded."""
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")  # refuses links and paths that leave the folder

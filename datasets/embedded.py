@@ -1,4 +1,4 @@
-"""Data that needs no download: it comes with the libraries, or from a seed.
+"""Data sets without a download: included in libraries, or generated from a seed.
 
 digits and digits-knn: 1797 handwritten digits, 8x8 (scikit-learn; the test part of UCI optdigits, Alpaydin and Kaynak
 1998). karate: Zachary 1977, with the four communities of PyG. citation-like: generated here.
@@ -20,7 +20,7 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> ImageSet:
 
     Args:
         seed: of the split; the same seed gives the same split everywhere.
-        test_fraction: share of each class that is for testing, in (0, 1).
+        test_fraction: fraction of each class used for testing, in (0, 1).
 
     Shapes: images (b, 1, 8, 8) float32 in [0, 1]; 1437 train and 360 test at the default; labels 0..9.
 
@@ -51,13 +51,13 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> ImageSet:
 
 
 def load_digits_knn(k: int = 8, seed: int = 0) -> GraphSet:
-    """The digits as one graph: an image is a node, joined to the k most alike images (symmetrised).
+    """The digits as one graph: each image is a node, connected to the k most similar images (symmetrised).
 
-    Made from the features themselves, so it says nothing about citation graphs.
+    The graph is derived from the features, so results say little about citation graphs.
 
     Args:
         k: neighbours before symmetrising, 1 <= k < 1797.
-        seed: of the split: 20 training nodes a class, 500 validation, 1000 test.
+        seed: of the split: 20 training nodes per class, 500 validation, 1000 test.
 
     Shapes: x (1797, 64) float32 in [0, 1]; edge_index (2, e), both directions; y 0..9.
 
@@ -69,11 +69,11 @@ def load_digits_knn(k: int = 8, seed: int = 0) -> GraphSet:
     x, y = _digits()
     if not 1 <= k < len(y):
         raise ValueError(f"k must be in 1..{len(y) - 1}, not {k}.")
-    pixels = np.rint(x.numpy() * 16).astype(np.int64)  # whole numbers: distances are exact, on any number of threads
+    pixels = np.rint(x.numpy() * 16).astype(np.int64)  # integers, so distances are exact for any number of threads
     square = (pixels**2).sum(1)
     distance = square[:, None] + square - 2 * pixels @ pixels.T
     np.fill_diagonal(distance, np.iinfo(np.int64).max)
-    near = np.argsort(distance, axis=1, kind="stable")[:, :k]  # of equal ones, the first
+    near = np.argsort(distance, axis=1, kind="stable")[:, :k]  # the first of equal ones
     joined = np.zeros(distance.shape, bool)
     np.put_along_axis(joined, near, True, axis=1)
     edge_index = torch.from_numpy(np.stack((joined | joined.T).nonzero())).flip(0)
@@ -85,7 +85,7 @@ def load_digits_knn(k: int = 8, seed: int = 0) -> GraphSet:
 def load_karate() -> GraphSet:
     """Zachary's karate club: 34 members, 78 friendships, four communities.
 
-    As in PyG: one training node a community, the features are the identity. All others test; there is no validation.
+    As in PyG: one training node per community, one-hot features. All other nodes are for testing; no validation nodes.
 
     Shapes: x (34, 34); edge_index (2, 156); y 0..3.
 
@@ -115,26 +115,26 @@ def load_citation_like(
 ) -> GraphSet:
     """A generated citation-like network: a contextual stochastic block model.
 
-    y_j ~ uniform; P(edge) = p_in if y_i = y_j, else p_out, so that a node has about `degree` neighbours and a share
-    `homophily` of them is of its class. A node uses about `words_per_node` of `words` words; each class owns
-    words // classes of them, and a share `topic` of a node's words comes from there, the rest from all words.
-    At the defaults, as in Cora, words alone go some way and words with edges much further. Same arguments, same graph.
+    y_j ~ uniform; P(edge) = p_in if y_i = y_j, else p_out, such that a node has about `degree` neighbours, of which a
+    fraction `homophily` has the same class. A node has about `words_per_node` of `words` words; each class has its own
+    words // classes words, from which a fraction `topic` of a node's words is drawn, and the rest from all words. With
+    the defaults, as for Cora, words alone give moderate and words with edges high accuracy. Deterministic.
 
     Args:
         nodes: at least classes * 20 + validation + test.
         classes: at least 2, of equal size.
-        words: the vocabulary, at least one a class.
+        words: size of the vocabulary, at least one per class.
         degree: mean number of neighbours.
-        homophily: share of edges within a class, in [0, 1]; 1 / classes is uninformative.
+        homophily: fraction of edges within a class, in [0, 1]; 1 / classes is uninformative.
         words_per_node: mean number of words.
-        topic: the informative share of them, in [0, 1].
-        validation: size of that mask; training takes 20 nodes a class.
-        test: size of that mask.
-        seed: of everything.
+        topic: the informative fraction of them, in [0, 1].
+        validation: number of validation nodes; there are 20 training nodes per class.
+        test: number of test nodes.
+        seed: random seed.
 
     Shapes: x (nodes, words) float32, 0 or 1; edge_index (2, e), both directions, no self-loops; y 0..classes-1.
 
-    Raises: ValueError: sizes or shares out of range.
+    Raises: ValueError: sizes or fractions out of range.
 
     Reference: Deshpande et al., "Contextual Stochastic Block Models", NeurIPS 2018.
 
@@ -183,7 +183,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def _masks(y: Tensor, rng: np.random.Generator, per_class: int, validation: int, test: int) -> Tensor:
-    """Planetoid's kind of split, (3, n) bool: per_class training nodes of each class, then validation, then test."""
+    """A split as in Planetoid, (3, n) bool: per_class training nodes of each class, validation, test."""
     order = torch.from_numpy(rng.permutation(len(y)))
     rank = torch.stack([(y[order] == c).cumsum(0) for c in range(int(y.max()) + 1)])  # of its class so far, by order
     train = rank.gather(0, y[order][None])[0] <= per_class

@@ -1,8 +1,9 @@
-"""Images as graphs: the pixel grid, the nearest pixels, or superpixels.
+"""Images as graphs: pixel grids, k-NN graphs of pixels, or superpixels.
 
-Every builder takes one image and returns a PyG `Data` in one convention: row 0 of `edge_index` is the source, row 1 the
-target, no self-loops, sorted by target; `pos` is (row, column) in pixels; `edge_attr` is pos[source] - pos[target], the
-pseudo-coordinates of MoNet and SplineCNN. `superpixel_set` builds a whole data set once and keeps it on disk.
+Each function takes one image and returns a PyG `Data` with these conventions: row 0 of `edge_index` is the source, row
+1 the target; no self-loops; edges are sorted by target; `pos` is (row, column) in pixels; `edge_attr` is pos[source] -
+pos[target], the pseudo-coordinates of MoNet and SplineCNN. `superpixel_set` builds a whole data set once and caches it
+on disk.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FIELDS = ("x", "pos", "edge_index", "nodes", "edges")
 
 
 def grid_graph(image: Tensor, neighbours: Literal[4, 8] = 8, y: int | None = None) -> Data:
-    """The pixel grid: a node for each pixel, joined to its 4 or 8 neighbours; borders have fewer.
+    """The pixel grid: a node for each pixel, connected to its 4 or 8 neighbours (fewer at the border).
 
     Args:
         image: (c, h, w), uint8 in 0..255 or float in [0, 1].
@@ -56,10 +57,10 @@ def grid_graph(image: Tensor, neighbours: Literal[4, 8] = 8, y: int | None = Non
 
 
 def knn_graph(image: Tensor, k: int = 8, colour: float = 0.0, y: int | None = None) -> Data:
-    """Each pixel joined to its k nearest ones by position, or by position and colour; symmetrised.
+    """Each pixel connected to its k nearest pixels by position, or by position and colour; symmetrised.
 
-    With `colour` > 0 an edge prefers alike pixels, as a bilateral filter does: the distance is that of
-    (row, column, colour * rgb) with positions in pixels and rgb in [0, 1].
+    With `colour` > 0, edges prefer pixels of similar colour, as in a bilateral filter: distances are those of
+    (row, column, colour * rgb), with positions in pixels and rgb in [0, 1].
 
     Args:
         image: (c, h, w), uint8 in 0..255 or float in [0, 1].
@@ -67,7 +68,7 @@ def knn_graph(image: Tensor, k: int = 8, colour: float = 0.0, y: int | None = No
         colour: weight of colour against position, in pixels, >= 0.
         y: the label of the image.
 
-    Shapes: as `grid_graph`; each node has at least k edges.
+    Shapes: as for `grid_graph`; each node has at least k edges.
 
     Raises: ValueError: not an image, or k out of range.
 
@@ -88,15 +89,15 @@ def superpixel_graph(
     k: int = 8,
     y: int | None = None,
 ) -> Data:
-    """SLIC superpixels: a node for each patch of alike pixels, with its mean colour and centroid.
+    """SLIC superpixels: a node for each patch of similar pixels, with its mean colour and centroid.
 
     Args:
-        image: (c, h, w), uint8 in 0..255 or float in [0, 1]. Grey (c = 1) and RGB (c = 3) are compared in Lab, and so
-            are those with alpha behind (c = 2 and 4), whose alpha counts as much as lightness; other channels count so
-            too. A grey image, or an opaque one, has the patches of the same image in RGB.
-        segments: about how many patches; SLIC may return fewer.
+        image: (c, h, w), uint8 in 0..255 or float in [0, 1]. Greyscale (c = 1) and RGB images (c = 3) are compared in
+            Lab, also with an alpha channel (c = 2 and 4), which is scaled like lightness, as are further channels.
+            Greyscale and opaque images have the patches of the same image in RGB.
+        segments: approximate number of patches; SLIC may return fewer.
         compactness: high for square patches, low for patches that follow colour.
-        edges: "adjacency" joins patches that share a pixel border, "knn" the k nearest centroids, symmetrised.
+        edges: "adjacency" connects patches with adjacent pixels, "knn" the k nearest centroids, symmetrised.
         k: neighbours for "knn"; fewer if there are not so many patches.
         y: the label of the image.
 
@@ -133,10 +134,10 @@ def superpixel_graph(
 
 
 def _as_seen(image: np.ndarray) -> tuple[np.ndarray, bool, float]:
-    """What SLIC compares, whether it is to convert that to Lab, and by what to scale its compactness.
+    """The input of SLIC, whether it converts the input to Lab, and a factor for its compactness.
 
-    SLIC stretches its input to [0, 1], and its compactness fits Lab, where lightness goes to 100. Channels that it does
-    not convert are put on that scale here, and the compactness is divided by the stretch.
+    SLIC scales its input to [0, 1], and its compactness is made for Lab, where lightness goes up to 100. Channels that
+    it does not convert are brought to that scale here, and the compactness is divided by the scaling.
     """
     from skimage.color import rgb2lab
 
@@ -157,7 +158,7 @@ def _as_seen(image: np.ndarray) -> tuple[np.ndarray, bool, float]:
 
 @dataclass(frozen=True, eq=False)
 class SuperpixelSet(Sequence["Data"]):
-    """Many superpixel graphs in five flat arrays; indexing cuts one `Data` out, so PyG's `DataLoader` takes it."""
+    """Many superpixel graphs in five flat arrays; indexing returns one `Data`, so PyG's `DataLoader` can be used."""
 
     x: Tensor
     pos: Tensor
@@ -194,21 +195,21 @@ def superpixel_set(
     chunk: int = 1000,
     progress: bool = True,
 ) -> SuperpixelSet:
-    """`superpixel_graph` of every image, built once and kept under ROOT/superpixels.
+    """`superpixel_graph` of every image, built once and cached under ROOT/superpixels.
 
-    The folder's name hashes images, parameters and the version of scikit-image. A chunk is written whole or not at
-    all, so a build that was killed goes on where it stopped; a chunk that does not match its own checksum is built
-    again, with a warning. Nothing is unpickled.
+    The name of the folder is a hash of images, parameters and the version of scikit-image. Chunks are written
+    atomically, so an interrupted build can be resumed; a chunk that does not match its checksum is built again, with a
+    warning. Nothing is unpickled.
 
     Args:
         images: (b, c, h, w), uint8 in 0..255 or float in [0, 1].
         labels: (b,) integers; not part of the cache.
         root: the data root (default: `$GCONV_DATA`, else the user's cache folder).
-        segments: as in `superpixel_graph`, and so the next three.
-        compactness: see there.
-        edges: see there.
-        k: see there.
-        chunk: images in a file.
+        segments: as in `superpixel_graph`.
+        compactness: as in `superpixel_graph`.
+        edges: as in `superpixel_graph`.
+        k: as in `superpixel_graph`.
+        chunk: number of images per file.
         progress: whether to draw a bar on stderr.
 
     Shapes: item: x (n, c + 2) in [0, 1], pos (n, 2) pixels, edge_index (2, e), edge_attr (e, 2) pixels, y (1,).
@@ -268,7 +269,7 @@ def _write_chunk(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _read_chunk(path: Path, count: int) -> dict[str, np.ndarray] | None:
-    """The arrays of a chunk, or None if it is absent or (with a warning) damaged."""
+    """The arrays of a chunk, or None if it is missing or (with a warning) damaged."""
     if not path.exists():
         return None
     try:
@@ -287,7 +288,7 @@ def _read_chunk(path: Path, count: int) -> dict[str, np.ndarray] | None:
 
 
 def _check_members(blob: bytes) -> None:
-    """Hold what the arrays of an .npz claim against their bytes before numpy allocates it. Raises: ValueError."""
+    """Check the stated sizes of arrays in an .npz before numpy allocates them. Raises: ValueError."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         members = archive.infolist()
         if len(members) > 64 or any(m.compress_type != zipfile.ZIP_STORED for m in members):
@@ -304,7 +305,7 @@ def _check_members(blob: bytes) -> None:
 
 
 def _pixels(image: Tensor) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Give x (h*w, c) in [0, 1], pos (h*w, 2) and (h, w) of an image."""
+    """Returns: x (h*w, c) in [0, 1], pos (h*w, 2) and (h, w) of an image."""
     if image.ndim != 3 or 0 in image.shape or not (image.dtype == torch.uint8 or image.is_floating_point()):
         raise ValueError(f"expected a uint8 or float image (c, h, w), not {image.dtype} {tuple(image.shape)}.")
     c, h, w = image.shape
@@ -324,7 +325,7 @@ def _nearest(points: np.ndarray, k: int) -> np.ndarray:
 
 
 def _graph(x: np.ndarray, pos: np.ndarray, pairs: np.ndarray, y: int | None) -> Data:
-    """A Data with the pairs in both directions, once each, sorted by target, without self-loops."""
+    """A Data with each pair in both directions, sorted by target, without duplicates and self-loops."""
     from torch_geometric.data import Data
 
     n = len(x)

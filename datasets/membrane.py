@@ -1,9 +1,10 @@
-"""Cell membranes: 30 slices of electron microscopy, 512 x 512, with a mask of the cells each.
+"""Cell membranes: 30 electron microscopy slices, 512 x 512 pixels, each with a mask of the cells.
 
     ROOT/membrane/{image, label}/{0..29}.png
 
 The training images of the ISBI 2012 challenge (Cardona et al. 2010, Arganda-Carreras et al. 2015), as PNG files in
-https://github.com/zhixuhao/unet (MIT). The labels of the challenge's test images were never published. No download.
+https://github.com/zhixuhao/unet (MIT). The labels of the challenge's test images were never published. Not downloaded
+automatically.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ COUNT, SIDE = 30, 512
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskSet(Loaded):
-    """Grey images and the masks of what is in them.
+    """Greyscale images and masks.
 
-    Shapes: images (b, h, w) uint8; masks (b, h, w) bool, True inside of a cell, False on a membrane.
+    Shapes: images (b, h, w) uint8; masks (b, h, w) bool, True inside a cell, False on a membrane.
     """
 
     images: Tensor
@@ -34,14 +35,14 @@ class MaskSet(Loaded):
 
 
 def load_membrane(root: str | Path | None = None) -> MaskSet:
-    """The 30 slices in order.
+    """Load the 30 slices in order.
 
     Args:
         root: the data root (default: `$GCONV_DATA`, else the user's cache folder).
 
     Raises:
-        DataUnavailable: a file is absent.
-        DataCorrupt: a file is no grey PNG of 512 x 512 pixels, or a mask has values between black and white.
+        DataUnavailable: a file is missing.
+        DataCorrupt: a file is not a greyscale PNG of 512 x 512 pixels, or a mask has values other than black and white.
     """
     place = data_root(root)
     names = [f"{part}/{i}.png" for part in ("image", "label") for i in range(COUNT)]
@@ -69,7 +70,7 @@ def load_membrane(root: str | Path | None = None) -> MaskSet:
 
 
 def _grey(blob: bytes, path: Path) -> np.ndarray:
-    """The pixels of a PNG, whose header is looked at before anything is decoded."""
+    """The pixels of a PNG, whose header is checked before decoding."""
     from PIL import Image
 
     try:

@@ -3,7 +3,7 @@
     ROOT/multi30k/{train, val, test_2016_flickr}.{en, de}.gz
 
 The raw text of https://github.com/multi30k/dataset (Elliott et al. 2016): 29,000 pairs for training, 1,014 for
-validation, and the 1,000 of test2016. One sentence a line, neither tokenised nor in lower case. There is no download.
+validation, and the 1,000 of test2016. One sentence per line, untokenised and cased. Not downloaded automatically.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_BYTES = 2**24
 
 
 class Pairs(NamedTuple):
-    """Sentences and their translations, in one order."""
+    """Sentences and their translations, in the same order."""
 
     source: tuple[str, ...]
     target: tuple[str, ...]
@@ -40,14 +40,14 @@ class TranslationSet(Loaded):
 
 
 def load_multi30k(root: str | Path | None = None) -> TranslationSet:
-    """English to German, with the split of task 1.
+    """Load English to German sentence pairs, with the split of task 1.
 
     Args:
         root: the data root (default: `$GCONV_DATA`, else the user's cache folder).
 
     Raises:
-        DataUnavailable: a file is absent.
-        DataCorrupt: a file is no gzip file of UTF-8 text, has an empty line, or has more lines than its other half.
+        DataUnavailable: a file is missing.
+        DataCorrupt: a file is not gzipped UTF-8 text, has an empty line, or the two languages differ in length.
     """
     place = data_root(root)
     files = [f"{part}.{language}.gz" for part in PARTS for language in LANGUAGES]
@@ -78,7 +78,7 @@ def load_multi30k(root: str | Path | None = None) -> TranslationSet:
 
 
 def _lines(blob: bytes, path: Path) -> tuple[str, ...]:
-    """The lines of a gzip file that is text and, unpacked, not too large."""
+    """The lines of a gzipped text file of limited size."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(blob)) as file:
             text = file.read(MAX_BYTES + 1)

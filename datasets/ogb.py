@@ -1,13 +1,13 @@
-"""ogbn-arxiv, ogbn-products and ogbn-papers100M, for whoever has their files: nothing is downloaded.
+"""ogbn-arxiv, ogbn-products and ogbn-papers100M, read from existing files; nothing is downloaded.
 
-Layout under ROOT/ogb, as the archives of the Open Graph Benchmark unpack (the raw files, not OGB's processed ones):
+Layout under ROOT/ogb, as in the archives of the Open Graph Benchmark (the raw files, not OGB's processed ones):
 
-    ogbn_arxiv/raw/edge.csv.gz            a line an edge, `source,target`; node-feat.csv.gz: a line a node, 128 numbers;
-                                          node-label.csv.gz: a line a node, its class
-    ogbn_arxiv/split/time/                train.csv.gz, valid.csv.gz, test.csv.gz: a line a node, its number
+    ogbn_arxiv/raw/edge.csv.gz            `source,target` per line; node-feat.csv.gz: 128 numbers per line (node);
+                                          node-label.csv.gz: the class of a node per line
+    ogbn_arxiv/split/time/                train.csv.gz, valid.csv.gz, test.csv.gz: a node index per line
     ogbn_products/raw/                    the same, 100 features; each undirected edge once; split/sales_ranking/
     ogbn_papers100M/raw/data.npz          edge_index (2, e), node_feat (n, 128)
-    ogbn_papers100M/raw/node-label.npz    node_label (n, 1), NaN where there is none; split/time/
+    ogbn_papers100M/raw/node-label.npz    node_label (n, 1), NaN for unlabelled nodes; split/time/
 
 Hu et al., Open Graph Benchmark: Datasets for Machine Learning on Graphs, NeurIPS 2020. Licences: ODC-BY (arxiv and
 papers100M), Amazon's (products).
@@ -28,11 +28,11 @@ SPLITS = {"arxiv": "time", "products": "sales_ranking", "papers100M": "time"}
 
 @dataclass(frozen=True)
 class OGB:
-    """Where the graph and the features are, for `gconv.external`, and the labels and split in memory.
+    """The paths of the graph and the features, for `gconv.external`, with labels and split in memory.
 
-    edges, features: what `DiskGraph.build` and `propagate` take (features of text go through `features_from_text`).
-    y: (n,) classes, -1 where there is none.
-    train, valid, test: numbers of nodes.
+    edges, features: arguments of `DiskGraph.build` and `propagate` (text features via `features_from_text`).
+    y: (n,) classes, -1 for unlabelled nodes.
+    train, valid, test: node indices.
     """
 
     name: str
@@ -45,12 +45,12 @@ class OGB:
 
 
 def load_ogb(name: str, root: str | Path | None = None) -> OGB:
-    """One of "arxiv", "products" and "papers100M".
+    """Load one of "arxiv", "products" and "papers100M".
 
     Raises:
         ValueError: for another name.
-        DataUnavailable: if a file is missing; the message says which.
-        DataCorrupt: if a file can't be read, or numbers in it don't fit.
+        DataUnavailable: if a file is missing; the message names it.
+        DataCorrupt: if a file cannot be read or has inconsistent values.
     """
     if name not in SPLITS:
         raise ValueError(f"There are {', '.join(SPLITS)}, but {name!r} was asked for.")

@@ -1,4 +1,4 @@
-"""Photos from files: JPEG, PNG, BMP or TIFF of any mode, size and bit depth, as RGB with 8 bits a channel."""
+"""Reads photos from JPEG, PNG, BMP or TIFF files of any mode, size and bit depth, as RGB with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 def read_photo(path: str | Path) -> Tensor:
-    """The photo in a file, turned as its orientation tag says; transparency is dropped.
+    """Read a photo, rotated according to its orientation tag; transparency is dropped.
 
     Shapes: (3, h, w) uint8.
 
     Raises:
-        DataCorrupt: the file cannot be read, is no photo, is damaged, has more than 2^26 pixels, or has pixels that
+        DataCorrupt: the file cannot be read, is not a photo, is damaged, has more than 2^26 pixels, or has pixels that
             are not grey, colour or palette values of 1, 8 or 16 bits.
     """
     path = Path(path)
@@ -32,7 +32,7 @@ def read_photo(path: str | Path) -> Tensor:
 
 
 def decode_photo(blob: bytes, path: Path) -> Tensor:
-    """`read_photo` of the content of a file. Its header is checked before anything is decoded."""
+    """`read_photo` for the content of a file. The header is checked before decoding."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:

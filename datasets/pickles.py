@@ -1,13 +1,13 @@
-r"""Reading other people's pickles without running them.
+r"""Safe reading of untrusted pickles, without executing code.
 
-CIFAR-10 and Planetoid are published as pickles, and unpickling runs whatever code the file names. Here the few globals
-that such files need (numpy arrays and scalars, scipy csr matrices, `defaultdict(list)`) are mapped to inert *records*
-that only remember what the file said; every other global is refused. `array`, `numbers` and `csr` then check a record
-and build the numpy array themselves, so that neither numpy nor scipy ever sees unchecked state. Python 2 files (bytes
-and str mixed) and protocols 0 to 5 read alike.
+CIFAR-10 and Planetoid are published as pickles, and unpickling executes any code that a file names. Here the few
+globals that such files need (numpy arrays and scalars, scipy csr matrices, `defaultdict(list)`) are mapped to inert
+*records* that only store their arguments; all other globals are rejected. `array`, `numbers` and `csr` then validate a
+record and build the numpy array, so that neither numpy nor scipy receives unchecked state. Python 2 files (mixed bytes
+and str) and protocols 0 to 5 are supported.
 
-Nothing is allocated that the file does not pay for: before it is read, `_scan` walks over its opcodes and holds every
-length against the bytes that are left; keys are numbers and words, so that nothing recurses into nested values.
+Memory is bounded by the size of the file: before loading, `_scan` checks every length in the opcodes against the
+remaining bytes. Keys must be numbers or strings, so there is no recursion into nested values.
 
 >>> import pickle
 >>> array(loads(pickle.dumps({"y": np.arange(3, dtype=np.int32)}, protocol=5), "demo")["y"], "demo")
@@ -34,9 +34,9 @@ from .root import DataCorrupt
 
 OPCODES = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 MAX_OPCODES = 5_000_000
-MAX_VALUES = 2**26  # a csr matrix is made dense; a file that claims more than this is not one of ours
-MAX_VALUES_PER_BYTE = 4096  # of the dense matrix, for each byte that the sparse one takes in the file
-# Opcodes that no file of plain arrays needs: sets, objects that live elsewhere, buffers that travel separately.
+MAX_VALUES = 2**26  # csr matrices are made dense; no supported file is larger than this
+MAX_VALUES_PER_BYTE = 4096  # maximum bytes of the dense matrix per byte of the sparse one in the file
+# Opcodes not needed for plain arrays: sets, persistent objects, out-of-band buffers.
 REFUSED = {"EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID", "NEXT_BUFFER", "READONLY_BUFFER",
            "EMPTY_SET", "ADDITEMS", "FROZENSET"}  # fmt: skip
 
@@ -45,12 +45,12 @@ AGAIN = "delete it, and it can be downloaded again."
 
 
 def damaged(where: object, why: str) -> DataCorrupt:
-    """The error for a file whose content is broken: it says what to delete."""
+    """The error for a damaged file, which says what to delete."""
     return DataCorrupt(f"{where} is truncated or damaged ({why}); delete it, and it can be downloaded again.")
 
 
 class Record:
-    """An object of the file: what it was called with, and the state it was given. Does nothing."""
+    """An inert object of the file: the arguments and the state that it was given."""
 
     __slots__ = ("args", "state")
 
@@ -86,7 +86,7 @@ class _Name(Record):
     __slots__ = ()
 
 
-class _Dict(dict):  # a defaultdict whose factory is forgotten
+class _Dict(dict):  # a defaultdict without its factory
     __slots__ = ()
 
     def __init__(self, *factory: Any) -> None:
@@ -97,7 +97,7 @@ class _Dict(dict):  # a defaultdict whose factory is forgotten
 
 
 _GLOBALS: dict[tuple[str, str], Any] = {
-    ("__builtin__", "bytes"): "empty",  # and no bytes as bytes()
+    ("__builtin__", "bytes"): "empty",  # and empty bytes as bytes()
     ("builtins", "bytes"): "empty",
     ("numpy", "ndarray"): _Name,
     ("numpy", "dtype"): _Dtype,
@@ -117,10 +117,10 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: its memo is a dict, so no file can ask it for gigabytes
+class _Unpickler(pickle._Unpickler):  # in Python: its memo is a dict, so files cannot make it allocate gigabytes
     def __init__(self, blob: bytes) -> None:
         super().__init__(io.BytesIO(blob), encoding="latin1")
-        self.bytes_left = 2 * len(blob) + 4096  # that `_codecs.encode` may make; a text can be encoded again and again
+        self.bytes_left = 2 * len(blob) + 4096  # limit for `_codecs.encode`, since a text can be encoded repeatedly
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -144,7 +144,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: its memo is a dict, s
 
 
 def _checked(load: Callable[[Any], None], first: int, step: int) -> Callable[[Any], None]:
-    """A handler of the unpickler that looks at the keys on the stack first: hashing a nested one would recurse."""
+    """An opcode handler that first checks the keys on the stack, since hashing a nested key would recurse."""
 
     def handler(self: Any) -> None:
         self.check_keys(self.stack[first::step])
@@ -159,7 +159,7 @@ for _opcode, _first, _step in ((pickle.SETITEM, -2, 2), (pickle.SETITEMS, 0, 2),
 
 
 def _scan(blob: bytes, where: object) -> None:
-    """Hold every length that the opcodes claim against the bytes that are there. Raises: DataCorrupt."""
+    """Check every length in the opcodes against the available bytes. Raises: DataCorrupt."""
     at, count = 0, 0
     while at < len(blob):
         opcode = OPCODES.get(blob[at])
@@ -191,7 +191,7 @@ def _scan(blob: bytes, where: object) -> None:
 
 
 def loads(blob: bytes, where: object) -> Any:
-    """The plain objects and records of a pickle. Raises: DataCorrupt that names `where`."""
+    """Load a pickle as plain objects and records. Raises: DataCorrupt that names `where`."""
     if not blob:
         raise damaged(where, "it is empty")
     if blob[:64].lstrip()[:1] == b"<":
@@ -208,14 +208,14 @@ def loads(blob: bytes, where: object) -> Any:
 
 
 def text_keys(value: Any, where: object) -> dict[str, Any]:
-    """A dict with its bytes keys decoded. Raises: DataCorrupt if it is no dict of names."""
+    """A dict with bytes keys decoded. Raises: DataCorrupt if it is not a dict with string keys."""
     if not isinstance(value, dict) or not all(isinstance(key, str | bytes) for key in value):
         raise DataCorrupt(f"{where} does not hold a dict of named fields.")
     return {key.decode("latin1") if isinstance(key, bytes) else key: item for key, item in value.items()}
 
 
 def array(record: Any, where: object) -> np.ndarray:
-    """The numpy array that a record describes, after checking it. Raises: DataCorrupt."""
+    """The numpy array described by a record, after validation. Raises: DataCorrupt."""
     try:
         if isinstance(record, _Buffer):
             raw, dtype, shape, order = record.args
@@ -229,7 +229,7 @@ def array(record: Any, where: object) -> np.ndarray:
             raise TypeError("an array without a shape")
         if math.prod(shape) * kind.itemsize != len(raw):
             raise ValueError(f"an array of {len(shape)} axes with the wrong number of bytes")
-        flat = np.frombuffer(raw, kind).astype(kind.newbyteorder("="))  # a copy: writable, native
+        flat = np.frombuffer(raw, kind).astype(kind.newbyteorder("="))  # a copy, writable and native
         return flat.reshape(shape, order="F" if fortran else "C")
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, OverflowError) as error:
         raise DataCorrupt(
@@ -238,7 +238,7 @@ def array(record: Any, where: object) -> np.ndarray:
 
 
 def numbers(values: list[Any], where: object) -> list[Any]:
-    """A list with the numbers of numpy in it as Python's own. Raises: DataCorrupt."""
+    """A list with numpy numbers converted to Python numbers. Raises: DataCorrupt."""
     try:
         return [_number(*value.args) if isinstance(value, _Scalar) else value for value in values]
     except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
@@ -271,7 +271,7 @@ def _raw(raw: Any) -> bytes:
 
 
 def csr(record: Any, where: object) -> np.ndarray:
-    """The dense float32 matrix that a scipy csr record (or an array) describes. Raises: DataCorrupt."""
+    """The dense float32 matrix described by a scipy csr record or an array. Raises: DataCorrupt."""
     if isinstance(record, _Array | _Buffer):
         return array(record, where).astype(np.float32)
     try:

@@ -2,9 +2,9 @@
 
     ROOT/Planetoid/<Name>/raw/ind.<name>.{x, tx, allx, y, ty, ally, graph, test.index}
 
-A node is a paper, x its bag of words, an edge a citation in either direction, y its topic. Read without running
-anything from the pickles, and without writing a `processed` folder, so a read-only root will do; the result equals
-PyG's own reader (tested). Source: Sen et al. 2008, split of Yang et al. 2016, https://github.com/kimiyoung/planetoid
+A node is a paper, x its bag of words, an edge a citation in either direction, y its topic. Nothing from the pickles is
+executed, and no `processed` folder is written, so the root may be read-only; the result equals that of PyG's reader
+(tested). Source: Sen et al. 2008, split of Yang et al. 2016, https://github.com/kimiyoung/planetoid
 (MIT).
 """
 
@@ -45,15 +45,15 @@ SHA256 = {
     "ind.citeseer.ally": "f704b2d986dde6c2669934de1f3ae5696a6cf9455c0f6b2646a2d135ea0a1c95",
     "ind.citeseer.graph": "d79a4ef9d3e7169aee8946145f6b7306e35bc79bffad26346cfb94e10e9912a7",
     "ind.citeseer.test.index": "2af990671580b6b2df5d158d1038f8292e30c9cd821b5453f399659b25b723d4",
-    # PubMed's files were not at hand, so no checksum is pinned: rows tell its versions apart by content hash alone.
+    # PubMed's files were not available, so no checksum is pinned; rows identify its version by content hash.
 }
 
 
 def load_planetoid(name: str, root: str | Path | None = None) -> GraphSet:
-    """Cora, CiteSeer or PubMed with the public split: 20 training nodes a class, 500 validation, 1000 test.
+    """Load Cora, CiteSeer or PubMed with the public split: 20 training nodes per class, 500 validation, 1000 test.
 
-    Duplicate edges and self-loops are dropped, as in PyG. Features are as published (row-normalise them yourself).
-    CiteSeer has test papers without text: zero features, class 0, in no mask.
+    Duplicate edges and self-loops are removed, as in PyG. Features are as published, not row-normalised. CiteSeer
+    contains papers without text, with zero features and class 0, which are in no mask.
 
     Args:
         name: "Cora", "CiteSeer" or "PubMed".
@@ -64,8 +64,8 @@ def load_planetoid(name: str, root: str | Path | None = None) -> GraphSet:
 
     Raises:
         ValueError: an unknown name.
-        DataUnavailable: absent, and not downloadable.
-        DataCorrupt: a file is truncated, damaged, hostile, or does not fit the others.
+        DataUnavailable: the files are missing and cannot be downloaded.
+        DataCorrupt: a file is truncated, damaged, malicious, or inconsistent with the others.
 
     >>> load_planetoid("Kora")
     Traceback (most recent call last):
@@ -100,7 +100,7 @@ def _download(scratch: Path, missing: list[str]) -> Path:
 
 
 def _graph(blobs: dict[str, bytes], folder: Path, name: str) -> Data:
-    """Parse and cross-check: rows 0..len(allx) are in order, the rest are test nodes, stored in test.index order."""
+    """Parse and cross-check the files: rows 0..len(allx) are in order; test nodes are stored in test.index order."""
     from torch_geometric.data import Data
     from torch_geometric.utils import coalesce, remove_self_loops
 
@@ -126,7 +126,7 @@ def _graph(blobs: dict[str, bytes], folder: Path, name: str) -> Data:
     fits = len(order) == len(tx) == len(np.unique(order)) > 0 and order.min() == start
     require(fits and order.max() < start + gaps_allowed, "test.index", f"does not number {len(tx)} nodes from {start}")
 
-    n = int(order.max()) + 1  # CiteSeer: the numbers skip papers without text, whose rows stay zero
+    n = int(order.max()) + 1  # CiteSeer: indices of papers without text are skipped, and their rows stay zero
     features, onehot = np.zeros((n, x.shape[1]), np.float32), np.zeros((n, y.shape[1]), np.float32)
     features[:start], onehot[:start] = allx, ally
     features[order], onehot[order] = tx, ty

@@ -1,8 +1,8 @@
-"""Where data lives, how it gets there, and how a row records which bytes it ran on.
+"""The data root, downloads, and content hashes.
 
-The root is the argument, else `$GCONV_DATA`, else the user's cache folder. `ensure` uses the files that are there,
-downloads the ones that are not (checksum, progress bar, bounded waits, atomic rename), and otherwise ends in one error
-that says what is missing and what to do about it. `GCONV_OFFLINE=1` never touches the network.
+The root is the argument, else `$GCONV_DATA`, else the user's cache folder. `ensure` uses existing files and downloads
+missing ones (with checksum, progress bar, timeouts and atomic rename), or raises one error that says what is missing
+and what to do. With `GCONV_OFFLINE=1` the network is never used.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
-CONNECT_SECONDS, READ_SECONDS = 5, 30  # a silent server costs at most this
+CONNECT_SECONDS, READ_SECONDS = 5, 30  # timeout for a server that does not respond
 
 
 class DataError(RuntimeError):
-    """Base of everything that goes wrong with data; its message is complete, print it and stop."""
+    """Base class of data errors, with a complete message for the user."""
 
 
 class DataUnavailable(DataError):
-    """Files are absent and could not be downloaded."""
+    """Files are missing and could not be downloaded."""
 
 
 class DataCorrupt(DataError):
-    """A file is there but is not what its name says."""
+    """A file exists, but its content is not what was expected."""
 
 
 class DataNotWritten(DataError):
-    """The disk refused (read-only, full, no permission); nothing half-written is left."""
+    """A file could not be written (read-only or full disk, no permission); no partial file is left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What every loaded set says about itself, so that no table can print one set under another's name.
+    """The identity of a loaded data set.
 
-    `official` is True when every file has its published checksum, False when one differs, None when none is known.
-    `label` is the name that tables print, `content_hash` names the bytes that were read.
+    `official` is True if every file has its published checksum, False if one differs, None if none is known. `label`
+    is the name printed in tables, `content_hash` identifies the bytes that were read.
     """
 
     label: str
@@ -58,7 +58,7 @@ class Loaded:
     official: bool | None = None
 
     def summary(self) -> str:
-        """A few lines for a reader: every field, tensors by shape."""
+        """A short description: every field, tensors by shape."""
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
         shown["classes"] = f"{len(self.classes)}: {', '.join(self.classes)}"
         lines = (f"{k:12} {f'{tuple(v.shape)} {v.dtype}' if isinstance(v, Tensor) else v}" for k, v in shown.items())
@@ -67,7 +67,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet(Loaded):
-    """Labelled images with their split.
+    """Labelled images with a split.
 
     Shapes: images (b, c, h, w), uint8 in 0..255 or float32 in [0, 1]; labels (b,), int64.
     """
@@ -80,7 +80,7 @@ class ImageSet(Loaded):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GraphSet(Loaded):
-    """One graph for node classification.
+    """A graph for node classification.
 
     Shapes: data.x (n, i) float32; data.edge_index (2, e) int64, row 0 source, row 1 target; data.y (n,) int64;
     data.train_mask, val_mask, test_mask (n,) bool, disjoint.
@@ -109,11 +109,11 @@ def offline() -> bool:
     return os.environ.get("GCONV_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
-MAX_FILE_BYTES = 2**28  # the largest file of any of these sets has 31 MB
+MAX_FILE_BYTES = 2**28  # the largest file of these data sets has 31 MB
 
 
 def read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of a file. Raises: DataCorrupt that names it when it cannot be read, or is larger than any of ours."""
+    """The bytes of a file. Raises: DataCorrupt if it cannot be read, or is larger than any supported file."""
     try:
         if path.stat().st_size > most:
             raise DataCorrupt(
@@ -125,7 +125,7 @@ def read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
 
 
 def hash_parts(parts: Mapping[str, bytes | np.ndarray | Tensor]) -> str:
-    """Short sha256 of named bytes and arrays, whatever their order in the mapping; arrays count dtype and shape.
+    """Short sha256 of named bytes and arrays, independent of their order; includes dtype and shape of arrays.
 
     >>> hash_parts({"a": b"1", "b": b"2"}) == hash_parts({"b": b"2", "a": b"1"}) != hash_parts({"a": b"12", "b": b""})
     True
@@ -141,7 +141,7 @@ def hash_parts(parts: Mapping[str, bytes | np.ndarray | Tensor]) -> str:
 
 
 def content_hash(paths: Iterable[Path]) -> str:
-    """Short sha256 of files, by name and content: the data hash of an experiment's row.
+    """Short sha256 of files, by name and content; used as the data hash of rows.
 
     >>> content_hash([Path(__file__)]) == hash_parts({"root.py": Path(__file__).read_bytes()})
     True
@@ -150,7 +150,7 @@ def content_hash(paths: Iterable[Path]) -> str:
 
 
 def describe_disk(error: OSError, target: Path) -> DataNotWritten:
-    """The error to raise when the disk refused a write under `target`."""
+    """The error for a failed write under `target`."""
     hints = {errno.EROFS: "is read-only", errno.EACCES: "is not writable", errno.ENOSPC: "is on a full disk"}
     why = hints.get(error.errno or 0, f"refused the write ({error.strerror or error})")
     return DataNotWritten(
@@ -160,7 +160,7 @@ def describe_disk(error: OSError, target: Path) -> DataNotWritten:
 
 @contextlib.contextmanager
 def scratch(root: Path) -> Iterator[Path]:
-    """A temporary folder in `root`, removed on the way out whatever happened; so is `root` if new and still empty."""
+    """A temporary folder in `root`, always removed at the end; `root` too if it was created and is still empty."""
     folder = None
     new = [parent for parent in (root, *root.parents) if not parent.exists()]
     try:
@@ -176,7 +176,7 @@ def scratch(root: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write(file)` so that `path` ends up complete or untouched. Raises: DataNotWritten."""
+    """Write `path` atomically by `write(file)`. Raises: DataNotWritten."""
     try:
         with scratch(path.parent) as folder:
             with open(folder / path.name, "wb") as file:
@@ -187,7 +187,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def fetch(url: str, folder: Path, known_hash: str | None) -> Path:
-    """Download one file into `folder` with pooch: checksum, progress bar, bounded waits.
+    """Download a file into `folder` with pooch: checksum, progress bar, timeouts.
 
     Raises: requests.RequestException (network), ValueError (checksum), OSError (disk).
     """
@@ -199,9 +199,9 @@ def fetch(url: str, folder: Path, known_hash: str | None) -> Path:
 
 
 def locate(folders: Iterable[Path], files: Iterable[str]) -> Path:
-    """The first of the folders that holds one of the files; the first of all where none does.
+    """The first folder that contains one of the files, or the first of all.
 
-    So a root that is given a level too deep, as the folder of the files itself, is recognised.
+    With this, a root given one level too deep (the folder of the files itself) is recognised.
     """
     known, names = list(folders), list(files)
     return next((folder for folder in known if any((folder / name).is_file() for name in names)), known[0])
@@ -216,23 +216,23 @@ def ensure(
     instead: str,
     unpack: Callable[[Path], Path] | None = None,
 ) -> list[Path]:
-    """Paths of `files` in `folder`, downloaded if need be.
+    """Paths of `files` in `folder`, downloaded if necessary.
 
-    `download(scratch_folder, missing)` fetches and unpacks into the scratch folder and returns where the files lie;
-    each missing one is then renamed into place, so that a file is either whole or absent. Files that are there stay.
+    `download(scratch_folder, missing)` downloads and unpacks into the scratch folder and returns the folder of the
+    files; each missing file is then renamed into place, so it is either complete or missing. Existing files are kept.
 
     Args:
-        name: what the data is called, for the message.
-        folder: where the files belong.
+        name: name of the data set, for messages.
+        folder: folder for the files.
         files: their names.
-        source: where it comes from, for the message.
+        source: source of the data, for messages.
         download: see above.
-        instead: the embedded sets to use without data, for the message.
-        unpack: unpacks an archive that is there already into the scratch folder, and returns where the files lie.
+        instead: embedded data sets that can be used instead, for messages.
+        unpack: unpacks an existing archive into the scratch folder, and returns the folder of the files.
 
     Raises:
         DataUnavailable: offline, no network, a wrong checksum, or an archive without the files.
-        DataNotWritten: the disk refused.
+        DataNotWritten: a file could not be written.
     """
     import requests
 
@@ -251,7 +251,7 @@ def ensure(
                 os.replace(unpacked / file, folder / file)
         return paths
     except (ConnectionRefusedError, requests.RequestException, ValueError) as error:
-        reason = getattr(error.args[0] if error.args else None, "reason", error)  # the cause that requests wraps
+        reason = getattr(error.args[0] if error.args else None, "reason", error)  # the underlying cause in requests
         raise DataUnavailable(
             f"{name} is not there and could not be downloaded.\n"
             f"  missing: {', '.join(missing)}\n  folder:  {folder}\n  source:  {source}\n  reason:  {reason}\n"
@@ -263,7 +263,7 @@ def ensure(
 
 
 def choose(value: str, allowed: Iterable[str], what: str) -> None:
-    """Nothing, if `value` is allowed. Raises: ValueError, in prose, with the nearest name first."""
+    """Check that `value` is allowed. Raises: ValueError that names the nearest value first."""
     import difflib
 
     known = sorted(allowed)

@@ -1,14 +1,14 @@
-"""Texts with one label each: MR (sentiment of film reviews), R8 (topics of news) and TREC (kinds of questions).
+"""Labelled texts: MR (sentiment of film reviews), R8 (topics of news) and TREC (kinds of questions).
 
     ROOT/text/<name>/{clean.txt, split.txt}
 
-`clean.txt` has one document a line, its words separated by blanks; `split.txt` a number, train or test, and a class in
-each line, separated by tabs. MR and R8 are those of Text GCN with its split (Yao, Mao and Luo 2019,
+`clean.txt` has one document per line, with words separated by spaces; `split.txt` has a number, train or test, and a
+class in each line, separated by tabs. MR and R8 are those of Text GCN with its split (Yao, Mao and Luo 2019,
 https://github.com/yao8839836/text_gcn); MR is Pang and Lee 2005, R8 a part of Reuters-21578, TREC Li and Roth 2002.
-There is no download.
+Not downloaded automatically.
 
-The copy of TREC writes the fine class of a question ("manner", "cremat") as the first word of its line, which would
-give the answer away; the loader leaves it out.
+In the copy of TREC, the first word of a line is the fine-grained class of the question ("manner", "cremat"), which
+would reveal the answer; the loader removes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_BYTES = 2**24
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextSet(Loaded):
-    """Labelled documents with their split.
+    """Labelled documents with a split.
 
     Shapes: n documents, tuples of words; labels (n,) int64; test (n,) bool.
     """
@@ -40,7 +40,7 @@ class TextSet(Loaded):
 
 
 def load_text(name: str, root: str | Path | None = None) -> TextSet:
-    """MR, R8 or TREC with its split.
+    """Load MR, R8 or TREC with its split.
 
     Args:
         name: "MR", "R8" or "TREC".
@@ -48,8 +48,8 @@ def load_text(name: str, root: str | Path | None = None) -> TextSet:
 
     Raises:
         ValueError: an unknown name.
-        DataUnavailable: a file is absent.
-        DataCorrupt: a file is not UTF-8, or the two do not fit each other.
+        DataUnavailable: a file is missing.
+        DataCorrupt: a file is not UTF-8, or the two files are inconsistent.
 
     >>> load_text("TRAC")
     Traceback (most recent call last):

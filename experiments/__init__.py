@@ -1,1 +1,1 @@
-"""Experiments, a family a folder, on one harness: `python -m experiments.citation --help`."""
+"""Experiments: one folder per family, with a shared harness. Example: `python -m experiments.citation --help`."""

@@ -1,12 +1,12 @@
-"""Run what is missing of a table, in the order of what it teaches; a kill at any moment costs a minute or two.
+"""Run the missing runs of a results table, the most informative first; interrupted sweeps can be resumed.
 
-    python -m experiments.sweep                                    the tables, and what is missing of each
-    python -m experiments.sweep ladder --budget 120                two hours of it; the same command goes on from there
-    python -m experiments.sweep ladder --jobs 2 --threads 1        two runs at a time, one thread each
-    python -m experiments.sweep ladder --smoke                     toy sizes, seconds, rows in runs/smoke
+    python -m experiments.sweep                                    list the tables and their missing runs
+    python -m experiments.sweep ladder --budget 120                run for two hours; repeat the command to continue
+    python -m experiments.sweep ladder --jobs 2 --threads 1        two runs in parallel, one thread each
+    python -m experiments.sweep ladder --smoke                     tiny sizes (seconds), rows in runs/smoke
 
-Each run is a process of its own with a fixed number of threads (default 1). Rows go to runs/TABLE.jsonl, or with
---official to the committed ones. What follows the table are the options of its experiment: --help lists them.
+Each run is a separate process with a fixed number of threads (default 1). Rows are written to runs/TABLE.jsonl, or with
+--official to the committed rows. Options after the table are those of its experiment: TABLE --help lists them.
 """
 
 import difflib
@@ -45,7 +45,7 @@ TABLES = {
 
 
 def experiment(table: str) -> Experiment:
-    """The experiment of a table. Raises: SystemExit, naming the nearest, for an unknown one."""
+    """The experiment of a table. Raises: SystemExit for an unknown one, with the nearest name."""
     if table not in TABLES:
         near = difflib.get_close_matches(table, TABLES, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TABLES)}"
@@ -55,7 +55,7 @@ def experiment(table: str) -> Experiment:
 
 
 def missing(table: str) -> str:
-    """How many of a table's runs have rows, in words."""
+    """A description of how many runs of a table have rows."""
     found = experiment(table)
     config, options = found.config(), SweepOptions(**found.defaults)
     wanted = found.expand(config, options.seeds)

@@ -1,14 +1,13 @@
-"""The tables and figures of README.md and docs/, rendered from the rows in experiments/results and never typed.
+"""Render the tables and figures of README.md and docs/ from the rows in experiments/results.
 
-    python -m experiments.tables            write them into the pages and experiments/figures
-    python -m experiments.tables --check    exit 1, with a diff, where a page or a figure disagrees with the rows
+    python -m experiments.tables            write them to the pages and to experiments/figures
+    python -m experiments.tables --check    exit with status 1 and a diff if a page or figure disagrees with the rows
 
-A table appears between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->` of README.md or of a page under
-docs/. To add one, add an entry to `experiments.report.results` or `experiments.report.speed` (what the fields mean:
-`experiments.harness.render.Table`) and the two lines to a page. Between the markers `operators` and `outside` stand the
-tables of operators, from the registry (`experiments.report.operators`), and between the markers `features` the
-comparison with other libraries (`experiments.report.features`), and between the markers `front` the short table of
-README.md (`experiments.report.front`).
+A table is placed between a line `<!-- table:NAME -->` and a line `<!-- /table:NAME -->` of README.md or of a page under
+docs/. To add one, add an entry to `experiments.report.results` or `experiments.report.speed` (the fields are described
+in `experiments.harness.render.Table`) and the two lines to a page. Other markers: `operators` and `outside` for the
+tables of operators (`experiments.report.operators`), `features` for the comparison with other libraries
+(`experiments.report.features`), and `front` for the short table of README.md (`experiments.report.front`).
 """
 
 import difflib
@@ -29,16 +28,16 @@ FIGURES: tuple[Figure, ...] = (*results.FIGURES, *speed.FIGURES)
 
 @dataclass(frozen=True)
 class Config:
-    """What to render, and where to."""
+    """What to render, and where."""
 
     check: bool = False
-    """Change nothing; exit 1 where something is not what the rows say."""
+    """Change nothing; exit with status 1 if a page or figure disagrees with the rows."""
     root: Path = ROOT
-    """Folder of README.md and docs/, the pages with the markers."""
+    """Folder with README.md and docs/, the pages with the markers."""
     results: Path = RESULTS
-    """Folder of the rows."""
+    """Folder with the rows."""
     figures: Path = ROOT / "experiments" / "figures"
-    """Folder of the figures."""
+    """Folder for the figures."""
 
 
 def pages(root: Path) -> list[Path]:
@@ -51,7 +50,7 @@ def _fill(text: str, results: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: `python -m experiments.tables --help`. Raises: SystemExit where something is wrong."""
+    """Command line: `python -m experiments.tables --help`. Raises: SystemExit if a check or the rendering fails."""
     import tyro
 
     config = tyro.cli(Config, description=__doc__, args=argv)
@@ -65,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if config.check:
             for name, page in changed.items():
                 lines = old[page].splitlines(True), new[page].splitlines(True)
-                sys.stdout.writelines(difflib.unified_diff(*lines, name, f"{name}, by the rows"))
+                sys.stdout.writelines(difflib.unified_diff(*lines, name, f"{name}, from the rows"))
             wrong = [*changed, *(paths[f].name for f in stale)]
             if wrong:
-                sys.exit(f"error: not what the rows say: {', '.join(wrong)}; `make tables` renders them")
+                sys.exit(f"error: these disagree with the rows: {', '.join(wrong)}; run `make tables` to render them")
             return
         for figure in stale:
             render.paint(figure, rows[figure], paths[figure])

@@ -1,11 +1,11 @@
-"""Run committed rows again and compare: the same numbers on the same kind of processor, else within a tolerance.
+"""Repeat committed runs and compare: equal numbers on the same processor model, otherwise within a tolerance.
 
-    python -m experiments.verify --rows 3 --seed 0               three rows, one a table as far as there are tables
-    python -m experiments.verify --rows 9 --seed 1 --budget 60   rows that took longer than what is left are passed over
+    python -m experiments.verify --rows 3 --seed 0               three rows, from different tables if possible
+    python -m experiments.verify --rows 9 --seed 1 --budget 60   skip rows that took longer than the remaining time
     python -m experiments.verify --table ladder                  rows of one table
 
-Drawn are rows of the tables of `experiments.sweep`, each run in a process of its own with the row's number of threads.
-Times and rates are not compared. Exit status 1 where a number differs.
+Random rows of the tables of `experiments.sweep` are repeated, each in a separate process with the number of threads of
+the row. Times and rates are not compared. Exit status 1 if a number differs.
 """
 
 import random
@@ -27,29 +27,29 @@ from experiments.sweep import TABLES, experiment
 
 @dataclass(frozen=True)
 class Config:
-    """Which rows are run again."""
+    """Rows to repeat."""
 
     rows: int = 3
     seed: int = 0
-    """Of the draw."""
+    """Seed of the random choice of rows."""
     budget: float | None = None
-    """Minutes."""
+    """Time limit in minutes."""
     table: str = ""
-    """Draw from this table only."""
+    """Choose only rows of this table."""
     results: Path = RESULTS
-    """Folder of the rows."""
+    """Folder with the rows."""
     data_root: Path | None = None
     """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.rows < 1 or (self.budget is not None and not self.budget > 0):
             raise ValueError("--rows must be at least 1, and --budget positive")
 
 
 def draw(rows: Mapping[str, Sequence[Row]], seed: int) -> list[tuple[str, Row]]:
-    """All rows with their tables in a random order that takes one of each table in turn.
+    """All rows with their tables, in a random order that alternates between the tables.
 
     >>> [table for table, _ in draw({"a": [{"key": 1}, {"key": 2}], "b": [{"key": 3}]}, 0)][2:]
     ['a']
@@ -62,7 +62,7 @@ def draw(rows: Mapping[str, Sequence[Row]], seed: int) -> list[tuple[str, Row]]:
 
 
 def differences(old: Row, new: Row, found: Experiment) -> list[str]:
-    """What differs between a row and the same run again, in words."""
+    """Descriptions of the differences between a row and its repetition."""
     alike = all(old["hardware"].get(k) == new["hardware"].get(k) for k in ("cpu", "threads", "gpu"))
     exact = alike and old["versions"].get("torch") == new["versions"].get("torch")
     wrong = []
@@ -86,7 +86,7 @@ def _close(a: Any, b: Any, within: float) -> bool:
 
 
 def again(found: Experiment, row: Row, config: Config) -> Row:
-    """The row of the same run, made now. Raises: SystemExit, ValueError."""
+    """Repeat the run of a row. Returns: its new row. Raises: SystemExit, ValueError."""
     one = found.read(row)
     with tempfile.TemporaryDirectory() as folder:
         rows = sweep(
@@ -103,7 +103,7 @@ def again(found: Experiment, row: Row, config: Config) -> Row:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit where a number differs."""
+    """Command line. Raises: SystemExit if a number differs."""
     import tyro
 
     config = tyro.cli(Config, description=__doc__, args=argv)

@@ -1,1 +1,1 @@
-"""What the documentation adds to Sphinx: docstrings as reStructuredText, and the pages that are generated."""
+"""Extensions of Sphinx for this documentation: docstrings as reStructuredText, and generated pages."""

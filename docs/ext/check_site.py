@@ -1,4 +1,4 @@
-"""Checks a built site: links and pictures hold, pictures have alternative text, the search finds every operator.
+"""Checks a built site: links and images exist, images have alternative text, the search index has every operator.
 
 python docs/ext/check_site.py docs/_build/html
 """
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """What a page links to, what can be linked to in it, and its pictures without alternative text."""
+    """The links of a page, its anchors, and its images without alternative text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -20,17 +20,17 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """One element."""
+        """Collect the attributes of one element."""
         given = dict(attrs)
         self.anchors |= {name for key in ("id", "name") if (name := given.get(key))}
         self.links += [link for key in ("href", "src") if (link := given.get(key))]
         source = given.get("src") or "a picture"
-        if tag == "img" and not (given.get("alt") or "").strip() and "_thumb." not in source:  # those stand by a title
+        if tag == "img" and not (given.get("alt") or "").strip() and "_thumb." not in source:  # thumbnails have titles
             self.silent.append(source)
 
 
 def wrong(site: Path) -> list[str]:
-    """What is wrong, a sentence each."""
+    """The mistakes found in a site, one message each."""
     pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
     found = []
     for path, page in pages.items():

@@ -1,7 +1,7 @@
-"""The library's docstrings, which are plain text, as reStructuredText.
+"""Converts the library's docstrings, which are plain text, to reStructuredText.
 
-Equations and what is indented stay as they are printed, words in backticks become code, the names of operators become
-links, the parts (Meaning, Traps, Args, ...) get a bold label, and nothing else is markup.
+Equations and indented text become literal blocks, words in backticks become code, names of operators become links, and
+the sections (Meaning, Traps, Args, ...) get bold labels. Everything else is escaped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ MARKER = re.compile(r"(\(?[\w#]{1,4}[.)]|[-+*•|:]|\.\.|>>>|[=-~^\"`'.]{2,}$)")
 
 
 def rst(text: str, links: dict[str, str] | None = None) -> str:
-    """A docstring, its indentation removed, as reStructuredText.
+    """A docstring without indentation, as reStructuredText.
 
     Args:
-        text: as `inspect.getdoc` gives it.
-        links: by name in backticks, the page to link to.
+        text: a docstring as returned by `inspect.getdoc`.
+        links: the page to link to, for each name that occurs in backticks.
 
     >>> print(rst("One line.\\n\\nEquation: y = A|x|*\\n\\nTraps: as in `gcn`."))
     One line.
@@ -41,7 +41,7 @@ def rst(text: str, links: dict[str, str] | None = None) -> str:
 
 
 def inline(text: str, links: dict[str, str] | None = None) -> str:
-    """A line of prose, in which only backticks are markup."""
+    """A line of prose, in which only backticks are interpreted as markup."""
     made = []
     for piece in re.split(r"(``[^`]+``|`[^`]+`)", text):
         if len(piece) > 2 and piece[0] == piece[-1] == "`":
@@ -59,7 +59,7 @@ def _literal(lines: list[str], language: str = "text") -> str:
 
 
 def _block(lines: list[str], links: dict[str, str]) -> Iterator[str]:
-    """The pieces of one paragraph of a docstring."""
+    """The blocks of reStructuredText for one paragraph of a docstring."""
     if lines[0].startswith(">>>"):
         yield _literal(lines, "pycon")
     elif found := PART.match(lines[0]):
@@ -94,7 +94,7 @@ def _part(name: str, first: str, rest: list[str], links: dict[str, str]) -> Iter
 
 
 def _entries(lines: list[str], links: dict[str, str]) -> str:
-    """`name: text`, its continuation further in, as a list."""
+    """Entries `name: text` with indented continuation lines, as a list."""
     items: list[str] = []
     for line in lines:
         if items and line.startswith(" "):

@@ -1,4 +1,4 @@
-"""A page for each operator, from its docstring and registry entry, and indexes by equation, source and other names."""
+"""Generates a page for each operator, from its docstring and registry entry, and indexes of all operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gconv import list_operators
 from gconv.operators.outside import OUTSIDE
 from gconv.spec import Operator, operator
 
-KERAS = {  # Keras 3's layers; those of two and three axes are named alike
+KERAS = {  # Keras 3 layers
     "adaptive_avg_pool1d": "AdaptiveAveragePooling1D", "adaptive_avg_pool2d": "AdaptiveAveragePooling2D",
     "adaptive_avg_pool3d": "AdaptiveAveragePooling3D", "adaptive_max_pool1d": "AdaptiveMaxPooling1D",
     "adaptive_max_pool2d": "AdaptiveMaxPooling2D", "adaptive_max_pool3d": "AdaptiveMaxPooling3D",
@@ -26,7 +26,7 @@ KERAS = {  # Keras 3's layers; those of two and three axes are named alike
     "global_pool": "GlobalAveragePooling2D, GlobalMaxPooling2D", "pad": "ZeroPadding2D, Cropping2D",
     "pointwise": "Dense", "upsample": "UpSampling2D",
 }  # fmt: skip
-TORCH = {  # where the docstring has no sentence of its own
+TORCH = {  # names that differ from the operator's
     "global_pool": "nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)", "pad": "nn.ZeroPad2d, nn.ReflectionPad2d, "
     "nn.ReplicationPad2d, nn.CircularPad2d", "pointwise": "nn.Linear, nn.Conv2d(i, o, 1)",
     "depthwise": "nn.Conv2d(i, o, k, groups=i)", "adaptive_avg_pool2d": "nn.AdaptiveAvgPool2d",
@@ -42,7 +42,7 @@ def links() -> dict[str, str]:
 
 
 def other_names(entry: Operator) -> dict[str, str]:
-    """What other libraries call an operator, by library.
+    """The names of an operator in other libraries.
 
     >>> other_names(operator("cheb"))
     {'PyG': 'ChebConv'}
@@ -88,15 +88,15 @@ def page(entry: Operator, traits: Traits, caption: str, alt: str) -> str:
         "Source": entry.citation,
     }
     said_by = says_everything(entry)
-    see = f"What is not said here is on the page of :doc:`{said_by}`.\n\n" if said_by != entry.name else ""
+    see = f"See :doc:`{said_by}` for the full description.\n\n" if said_by != entry.name else ""
     samples = "\n".join(f"    {sample.spec}" for sample in entry.samples())
     return (
-        ":orphan:\n\n"  # listed by the indexes; in the navigation of every page they would make the site slow
+        ":orphan:\n\n"  # listed in the indexes only; a navigation with all operators would make every page slow
         f"{entry.name}\n{'=' * len(entry.name)}\n\n"
         f".. figure:: {entry.name}.png\n   :alt: {alt}\n\n   {inline(caption)}\n\n{see}"
         f".. autofunction:: gconv.operators.{entry.name}\n\n"
-        f"{rows('What it is made of', facts.items())}\n\n"
-        f"The laws hold it to these samples, in which every option leaves its default:\n\n"
+        f"{rows('Properties', facts.items())}\n\n"
+        "The operator is tested with these samples, in which every option differs from its default at least once:\n\n"
         f".. code-block:: text\n\n{samples}\n\n"
         f"On the command line: ``python -m gconv explain {entry.name}``.\n"
     )
@@ -122,7 +122,7 @@ def _doc(*names: str) -> str:
 
 
 def indexes(traits: dict[str, Traits]) -> dict[str, str]:
-    """The pages that lead to operators, by file name."""
+    """The index pages of operators, by file name."""
     entries = [operator(name) for name in list_operators()]
     families: dict[str, list[Operator]] = {name: [] for name in FAMILIES}
     for entry in entries:
@@ -144,36 +144,37 @@ def indexes(traits: dict[str, Traits]) -> dict[str, str]:
     made = {
         "index": (
             "All operators\n=============\n\n"
-            f"There are {len(entries)}. Each page has the equation, a picture of the matrix and of what one output "
-            "reads, traps, names in other libraries and the source. They are made from the library when this site is "
-            "built.\n\nIndexes: :doc:`by equation <by-equation>`, :doc:`by source <by-source>`, "
+            f"There are {len(entries)} operators. Each page has the equation, pictures of the matrix and of the "
+            "receptive field of one output, conventions, names in other libraries and the source. The pages are "
+            "generated from the library when this site is built.\n\n"
+            "Indexes: :doc:`by equation <by-equation>`, :doc:`by source <by-source>`, "
             ":doc:`by name in PyG <by-pyg-name>`, :doc:`in torch <by-torch-name>`, "
             ":doc:`in Keras <by-keras-name>`.\n\n" + "\n\n".join(sections) + "\n\n.. toctree::\n   :hidden:\n\n"
             "   by-equation\n   by-source\n   by-pyg-name\n   by-torch-name\n   by-keras-name\n"
         ),
         "by-equation": _index(
             "Operators by equation",
-            "The main equation of each; options are on its page.",
+            "The main equation of each operator; options are described on its page.",
             sorted((f"``{equation(e).replace('`', '')}``", _doc(e.name)) for e in entries),
         ),
         "by-source": _index(
             "Operators by source",
-            "Papers, by first author.",
+            "Papers and other sources, by first author.",
             [(inline(s), _doc(*n)) for s, n in sorted(sources.items())],
         ),
     }
     for library, table in named.items():
-        text = f"Layers of {library}, and the operators that are like them."
+        text = f"Layers of {library} and the corresponding operators."
         body = [(f"``{word}``", _doc(*names)) for word, names in sorted(table.items())]
         if library == "PyG":
-            text += " Below them those that are outside, and why."
-            body += [(f"``{word}``", inline(f"outside: {why}")) for word, why in OUTSIDE.items()]
+            text += " Layers outside the family of gconv are listed with the reason."
+            body += [(f"``{word}``", inline(f"outside the family: {why}")) for word, why in OUTSIDE.items()]
         made[f"by-{library.lower()}-name"] = _index(f"Operators by name in {library}", text, body)
     return made
 
 
 def write(folder: Path) -> None:
-    """All pages and pictures, into a folder."""
+    """Write all pages and pictures to a folder."""
     folder.mkdir(exist_ok=True)
     traits: dict[str, Traits] = {}
     texts = {}
@@ -183,5 +184,5 @@ def write(folder: Path) -> None:
         texts[name] = page(operator(name), traits[name], *operator_picture(operator(name), folder / f"{name}.png"))
     for name, text in (texts | indexes(traits)).items():
         path = folder / f"{name}.rst"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:  # else Sphinx reads it again
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # Sphinx reads only changed files again
             path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The pictures of operators, and the style of all pictures of the documentation."""
+"""Draws the pictures of operator pages, and sets the style of all figures in the documentation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "image.interpolation": "nearest",
-    "image.cmap": "viridis",  # its brightness grows with the value: readable in grey
+    "image.cmap": "viridis",  # brightness increases with the value, so it is readable in greyscale
 }
 
 
 def use_style(*_: Any) -> None:
-    """The style of every picture, set again before each script of the gallery."""
+    """Set the style and the random seed; called before each script of the gallery."""
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(STYLE)
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def use_style(*_: Any) -> None:
 
 
 def support(case: Case) -> Tensor:
-    """(m, n) whether output site m reads input site n, found by a NaN at each site in turn; of maxima, too."""
+    """(m, n) whether output site m reads input site n, found by propagating a NaN from each site; also for maxima."""
     n = case.signal.shape[0]
     x = torch.zeros(n, n, case.signal.shape[1], dtype=torch.float64)
     x[torch.arange(n), torch.arange(n)] = math.nan
@@ -56,7 +56,7 @@ def operator_picture(entry: Operator, path: Path) -> tuple[str, str]:
     """Draw the first sample of an operator.
 
     Returns:
-        what the picture shows, for those who see it, and for those who do not.
+        the caption and the alternative text.
     """
     case = Case.of(entry.samples()[0], torch.float64, batch=1)
     A = case.map()
@@ -76,11 +76,11 @@ def operator_picture(entry: Operator, path: Path) -> tuple[str, str]:
             response = None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6 if response else 6.6, 3.2), layout="none")
-        figure.subplots_adjust(left=0.07, right=0.97, bottom=0.17, top=0.86, wspace=0.4)  # a constrained layout is slow
+        figure.subplots_adjust(left=0.07, right=0.97, bottom=0.17, top=0.86, wspace=0.4)  # constrained layout is slow
         panels = figure.subplots(1, 3 if response else 2)
         if A is None:
             panels[0].imshow(seen.numpy(), cmap="Greys", vmin=0, vmax=1.5)
-            panels[0].set(xlabel="input site", ylabel="output site", title=f"what each output reads: {_size(seen)}")
+            panels[0].set(xlabel="input site", ylabel="output site", title=f"inputs of each output: {_size(seen)}")
         else:
             analysis.plot_matrix(M, panels[0])
             panels[0].set_title(f"matrix, {M.shape[0]} x {M.shape[1]}")
@@ -91,8 +91,8 @@ def operator_picture(entry: Operator, path: Path) -> tuple[str, str]:
             panels[2].set_title("frequency response, channel 0 -> 0")
         figure.savefig(path)
     where = f"a grid {' x '.join(map(str, case.domain.shape))}" if isinstance(case.domain, Grid) else "a small graph"
-    parts = ["which inputs each output reads" if A is None else "the matrix with random weights"]
-    parts.append(f"what output {site} reads" if A is None else f"the size of what output {site} takes from each site")
+    parts = ["the inputs that each output reads" if A is None else "the matrix with random weights"]
+    parts.append(f"the inputs of output {site}" if A is None else f"the absolute weight of each input in output {site}")
     parts += ["the frequency response of the first channel"] * (response is not None)
     shown = f"{', '.join(parts[:-1])} and {parts[-1]}"
     title = f"`{case.sample.spec}` on {where}: {shown}."
@@ -111,27 +111,27 @@ def _size(M: Tensor) -> str:
 
 
 def _field(values: Tensor, case: Case, axes: Any, site: int) -> None:
-    """What one output takes from each input site: on a grid as pixels, on a graph as nodes."""
-    axes.set_title(f"what output {site} reads")
+    """Draw the weight of each input site in one output: as pixels on a grid, as nodes on a graph."""
+    axes.set_title(f"inputs of output {site}")
     domain = case.domain
     if isinstance(domain, Graph):
         draw_graph(domain, axes, values)
     elif len(domain.shape) == 1:
         axes.bar(range(len(values)), values.numpy(), color="0.35")
-        axes.set(xlabel="input site", ylabel="size of the entry")
+        axes.set(xlabel="input site", ylabel="absolute weight")
     else:
         picture = values.reshape(domain.shape)
         if picture.ndim == 3:
             depth = int(picture.sum((1, 2)).argmax())
             picture = picture[depth]
-            axes.set_title(f"what output {site} reads,\nslice {depth}")
+            axes.set_title(f"inputs of output {site},\nslice {depth}")
         image = axes.imshow(picture.numpy(), vmin=0)
         axes.set(xticks=[], yticks=[])
         axes.figure.colorbar(image, ax=axes, shrink=0.7)
 
 
 def places(graph: Graph) -> Tensor:
-    """(n, 2) where nodes are drawn: on their grid if they have one, else on a circle."""
+    """(n, 2) positions for drawing nodes: their 2-D positions if the graph has them, else a circle."""
     if graph.pos is not None and graph.pos.shape[1] == 2:
         return graph.pos.flip(1) * torch.tensor([1.0, -1.0])
     angle = math.pi / 2 - 2 * math.pi * torch.arange(graph.size) / graph.size
@@ -139,7 +139,7 @@ def places(graph: Graph) -> Tensor:
 
 
 def draw_graph(graph: Graph, axes: Any, values: Tensor) -> None:
-    """Nodes coloured by their value, and edges."""
+    """Draw a graph with its nodes coloured by value."""
     at = places(graph).double()
     for j, i in graph.edge_index.mT.tolist():
         axes.plot(*at[[j, i]].mT.numpy(), color="0.75", linewidth=1, zorder=1)

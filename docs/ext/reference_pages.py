@@ -1,4 +1,4 @@
-"""The reference: a page for each public module, from its `__all__`, else from what it defines without underscore."""
+"""Generates the API reference: a page for each public module, from `__all__` or from its public definitions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _entry(module: str, name: str, thing: Any) -> str:
 
 
 def write(folder: Path) -> None:
-    """All pages, into a folder."""
+    """Write all pages to a folder."""
     folder.mkdir(exist_ok=True)
     seen: dict[int, str] = {}
     texts = {}
@@ -62,8 +62,8 @@ def write(folder: Path) -> None:
         listing = ".. list-table::\n   :widths: 30 70\n\n" + "\n".join(table) + "\n\n" if table else ""
         texts[module_name] = head + listing + "\n".join(entries)
     texts["index"] = (
-        "Reference\n=========\n\nThe public API, from the docstrings. Operators have pages of their own: "
-        ":doc:`/operators/index`. The search field finds every name.\n\n.. toctree::\n   :maxdepth: 1\n\n"
+        "Reference\n=========\n\nThe public API, generated from docstrings. Operators have separate pages: "
+        ":doc:`/operators/index`.\n\n.. toctree::\n   :maxdepth: 1\n\n"
         + "\n".join(f"   {name}" for name in MODULES)
         + "\n\n* :ref:`genindex`\n"
     )

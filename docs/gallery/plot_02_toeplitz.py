@@ -2,8 +2,8 @@
 A convolution is a Toeplitz matrix
 ==================================
 
-Sliding a kernel along a sequence is a product with a matrix whose diagonals are constant. Where the borders wrap
-around, the matrix is circulant, and the discrete Fourier transform makes it diagonal.
+Sliding a kernel along a sequence is multiplication by a matrix whose diagonals are constant. With circular padding the
+matrix is circulant, and the discrete Fourier transform diagonalises it.
 """
 
 import matplotlib.pyplot as plt
@@ -22,8 +22,8 @@ for axis, mode in zip(axes, ("zeros", "circular"), strict=True):
     axis.set_title({"zeros": "zero padding: Toeplitz", "circular": "circular padding: circulant"}[mode])
 
 # %%
-# The singular values of the circulant matrix are the sizes of the kernel's Fourier transform. gconv finds them without
-# writing out the matrix.
+# The singular values of the circulant matrix are the absolute values of the Fourier transform of the kernel. gconv
+# computes them without forming the matrix.
 padded = torch.zeros(12, dtype=torch.float64)
 padded[[11, 0, 1]] = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 fourier = torch.fft.fft(padded).abs().sort(descending=True).values

@@ -2,8 +2,8 @@
 What a GCN keeps of a convolution
 =================================
 
-On the pixel graph, a 3x3 convolution has a weight for each of nine edge labels. A GCN has one weight for all edges: it
-cannot tell left from right, so every response to a single pixel is the same symmetric blob.
+On the pixel graph, a 3x3 convolution has a weight for each of nine edge labels. A GCN has one weight for all edges, so
+it cannot distinguish left from right: its response to a single pixel is always the same symmetric pattern.
 """
 
 import matplotlib.pyplot as plt
@@ -30,4 +30,4 @@ for axis, (title, layer) in zip(axes, layers.items(), strict=True):
     axis.set(title=title, xticks=[], yticks=[])
     figure.colorbar(shown, ax=axis, shrink=0.8, label="response")
     turned = float((response - response.rot90()).abs().max())
-    print(f"{title}: turning the picture changes it by {turned:.2f}")
+    print(f"{title}: rotating the response by 90 degrees changes it by {turned:.2f}")

@@ -2,8 +2,8 @@
 Filters on a graph and their frequency responses
 ================================================
 
-On an undirected graph, low frequencies are the eigenvectors that change little along edges. A polynomial filter
-multiplies each eigenvector by a number: its frequency response.
+On an undirected graph, the eigenvectors of the Laplacian that vary little along edges correspond to low frequencies. A
+polynomial filter multiplies each eigenvector by a number, its frequency response.
 """
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ for axis, (title, layer) in zip(axes, filters.items(), strict=True):
     axis.set_title(title)
 
 # %%
-# Applied to noise, the low-pass filters leave what is smooth on the grid.
+# Applied to noise, the low-pass filters keep the smooth components.
 noise = torch.randn(64, 1, dtype=torch.float64)
 figure, axes = plt.subplots(1, 5, figsize=(11, 2.4))
 axes[0].imshow(noise.reshape(8, 8), cmap="RdBu_r")

@@ -2,8 +2,8 @@
 Receptive fields of dilated convolutions
 ========================================
 
-Three 3x3 convolutions see 7x7 pixels. With dilations 1, 2 and 4 they see 15x15 with the same number of weights; with
-dilation 2 three times they leave holes, the gridding artefact.
+Three 3x3 convolutions have a receptive field of 7x7 pixels. With dilations 1, 2 and 4 it is 15x15 with the same number
+of weights. Three layers with dilation 2 leave gaps between the pixels, the gridding artefact.
 """
 
 import matplotlib.pyplot as plt

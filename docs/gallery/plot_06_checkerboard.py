@@ -2,8 +2,8 @@
 The checkerboard of a transposed convolution
 ============================================
 
-With stride 2 and a 3x3 kernel, some output pixels are written by one tap, others by two or four. A constant image
-becomes a checkerboard, whatever the weights. A kernel whose size is a multiple of the stride avoids it.
+With stride 2 and a 3x3 kernel, some output pixels receive contributions from one tap, others from two or four. A
+constant image therefore becomes a checkerboard. A kernel size that is a multiple of the stride avoids this.
 """
 
 import matplotlib.pyplot as plt
@@ -20,4 +20,4 @@ for axis, kernel in zip(axes, (3, 4), strict=True):
         y = layer(torch.ones(1, 1, 6, 6))[0, 0]
     shown = axis.imshow(y, vmin=0)
     axis.set(title=f"kernel {kernel}, stride 2", xticks=[], yticks=[])
-    figure.colorbar(shown, ax=axis, shrink=0.8, label="taps that write here")
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="number of taps")

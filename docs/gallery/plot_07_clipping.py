@@ -2,8 +2,8 @@
 Singular values of a layer, and clipping them
 =============================================
 
-The largest singular value of a layer is how much it can amplify a signal. On a grid whose borders wrap around they are
-known exactly, one frequency at a time, and can be cut.
+The largest singular value of a layer is the factor by which it can amplify a signal. On a grid with circular padding,
+the singular values can be computed exactly, one frequency at a time, and clipped.
 """
 
 import matplotlib.pyplot as plt
@@ -25,5 +25,5 @@ axis.set(xlabel="number", ylabel="singular value", ylim=(0, None))
 axis.legend()
 
 # %%
-# A 3x3 kernel cannot have every frequency response, so the result is the nearest it can have, and each iteration comes
-# nearer to 0.5.
+# A 3x3 kernel cannot realise every frequency response. The result is therefore a projection, and the largest singular
+# value approaches 0.5 with the number of iterations.

@@ -2,8 +2,8 @@
 Frequency responses of image filters
 ====================================
 
-On images a frequency has two directions. A blur passes low frequencies, a derivative removes the constant, and
-sharpening raises the high ones.
+On images, frequencies are two-dimensional. A blur keeps low frequencies, a derivative removes the constant component,
+and sharpening amplifies high frequencies.
 """
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,7 @@ from gconv.operators import conv2d
 
 kernels = {
     "blur": torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16,
-    "derivative across": torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8,
+    "horizontal derivative": torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8,
     "sharpen": torch.tensor([[0.0, -1, 0], [-1, 5, -1], [0, -1, 0]]),
 }
 figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))

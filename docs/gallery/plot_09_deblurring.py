@@ -2,8 +2,8 @@
 Deblurring with the adjoint
 ===========================
 
-A layer on a domain is a matrix ``A`` that is never written out, and ``A.T`` is its exact adjoint. That is all that
-least squares needs: solve ``(A.T A + c I) x = A.T y`` by conjugate gradients.
+A layer on a domain is a matrix-free linear map ``A``, and ``A.T`` is its exact adjoint. This is sufficient for least
+squares: solve ``(A.T A + c I) x = A.T y`` by conjugate gradients.
 """
 
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ image[6:26, 8:12] = image[6:10, 8:24] = image[14:18, 8:20] = 1  # a letter
 y = (A @ image.reshape(-1, 1)).detach() + 0.002 * torch.randn(1024, 1, dtype=torch.float64)
 
 # %%
-# Conjugate gradients, in which the matrix is applied and never formed.
+# Conjugate gradients only apply the map and never form its matrix.
 B = A.T @ A + 1e-4 * A.I
 with torch.no_grad():
     x, residual = torch.zeros_like(y), A.T @ y

@@ -1,9 +1,9 @@
 """
-What a deep network can see, and what counts
-============================================
+Theoretical and effective receptive fields
+==========================================
 
-Each 3x3 layer widens the receptive field by one pixel on each side. What counts of it grows more slowly, and
-concentrates in the middle.
+Each 3x3 layer enlarges the receptive field by one pixel on each side. The effective receptive field, the region with
+significant influence, grows more slowly and is concentrated in the centre.
 """
 
 import matplotlib.pyplot as plt
@@ -19,4 +19,4 @@ for axis, depth in zip(axes, (2, 5, 12), strict=True):
     field /= field.max()
     analysis.plot_receptive_field(field, axis)
     wide, half = int((field > 0).any(0).sum()), int((field > 0.5).any(0).sum())
-    axis.set(title=f"{depth} layers: sees {wide},\nabove half in {half} columns", xticks=[], yticks=[])
+    axis.set(title=f"{depth} layers: {wide} columns,\nabove half the maximum in {half}", xticks=[], yticks=[])

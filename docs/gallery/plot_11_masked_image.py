@@ -2,8 +2,8 @@
 A trained network on an image with a hole
 =========================================
 
-``gconv.transfer`` takes a network of images to other domains without changing a weight. Here pixels are missing. With
-zeros in their place a blur darkens the border of the hole; where the hole is absent, the other taps make up for it.
+``gconv.transfer`` runs an image network on other domains without changing its weights. Here some pixels are missing. If
+they are replaced by zeros, a blur darkens the border of the hole; if they are masked, the remaining taps are rescaled.
 """
 
 import matplotlib.pyplot as plt
@@ -30,8 +30,8 @@ figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
 axes[0].imshow(image[0, 0].where(mask, torch.nan), cmap="gray")
 for axis, picture in zip(axes[1:], (zeros, absent), strict=True):
     shown = axis.imshow((picture - whole).where(mask, torch.nan), cmap="RdBu_r", vmin=-0.5, vmax=0.5)
-for axis, title in zip(axes, ("image", "zeros in the hole", "the hole is absent"), strict=True):
+for axis, title in zip(axes, ("image", "hole filled with zeros", "hole masked"), strict=True):
     axis.set(title=title, xticks=[], yticks=[])
 figure.colorbar(shown, ax=axes, shrink=0.8, label="difference from the blur of the whole image")
-for name, picture in (("zeros", zeros), ("absent", absent)):
+for name, picture in (("zeros", zeros), ("masked", absent)):
     print(f"{name}: largest difference {float((picture - whole)[mask].abs().max()):.3f}")

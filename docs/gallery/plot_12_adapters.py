@@ -1,9 +1,9 @@
 """
-Adapters: a change of low rank, and merging it
-==============================================
+Low-rank adapters
+=================
 
-``gconv.adapt`` freezes a model and learns ``W_k + s A_k B_k`` in place of ``W_k``. Merging adds the product to the
-weights, and what is left is a plain layer.
+``gconv.adapt`` freezes a model and learns a low-rank update: ``W_k + s A_k B_k`` replaces ``W_k``. ``gconv.merge`` adds
+the update to the weights, which gives ordinary layers again.
 """
 
 import matplotlib.pyplot as plt
@@ -29,7 +29,7 @@ for _ in range(40):
     losses.append(loss.item())
 
 # %%
-# The merged model computes the same, and each tap's change has two singular values that are not zero.
+# The merged model computes the same function, and the update of each tap has rank two.
 merged = gconv.merge(tuned)
 with torch.no_grad():
     print("largest difference after merging:", float((merged(x) - tuned(x)).abs().max()))
@@ -39,4 +39,4 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
 left.plot(losses, color="0.1")
 left.set(xlabel="step", ylabel="loss", title="training the adapters")
 right.plot(range(1, 9), change.T, "o-", color="0.5")
-right.set(xlabel="number", ylabel="singular value", title="change of each of nine taps")
+right.set(xlabel="number", ylabel="singular value", title="update of each of nine taps")

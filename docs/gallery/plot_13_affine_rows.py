@@ -1,9 +1,9 @@
 """
-Which pixels a decision is made of, exactly
-===========================================
+Exact attribution of a decision to pixels
+=========================================
 
-A network of convolutions, ReLU and max pooling is linear on pieces. At one input, ``analysis.affine`` gives the piece
-as a linear map and an offset: a row times the input plus the offset is the logit, without remainder.
+A network of convolutions, ReLU and max pooling is piecewise linear. ``analysis.affine`` returns the linear map and the
+offset at one input. The product of a row and the input, plus the offset, is exactly the logit.
 """
 
 import matplotlib.pyplot as plt
@@ -44,6 +44,6 @@ for (left, right), k in zip(axes, (0, 64), strict=True):
     left.imshow(image[0, 0], cmap="gray")
     top = float(part.abs().max())
     shown = right.imshow(part[0, 0], cmap="RdBu_r", vmin=-top, vmax=top)
-    figure.colorbar(shown, ax=right, shrink=0.8, label="share of the logit")
+    figure.colorbar(shown, ax=right, shrink=0.8, label="contribution to the logit")
     left.set(title=("a disc", "a bar")[k > 0], xticks=[], yticks=[])
     right.set(title=f"logit {logit:.2f}, remainder {rest:.0e}", xticks=[], yticks=[])

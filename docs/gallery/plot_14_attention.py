@@ -1,9 +1,9 @@
 """
-Attention is a matrix, frozen at a signal
-=========================================
+The attention matrix at a given signal
+======================================
 
-In a graph attention layer the structure depends on the signal. Frozen at one signal it is a matrix like any other:
-its rows sum to one, and other signals give other matrices.
+In a graph attention layer the structure depends on the signal. Frozen at a given signal it is a matrix whose rows sum
+to one; a different signal gives a different matrix.
 """
 
 import matplotlib.pyplot as plt

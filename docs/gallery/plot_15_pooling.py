@@ -1,8 +1,8 @@
 """
-Pooling as a matrix, and what a maximum selects
-===============================================
+Average pooling and max pooling as matrices
+===========================================
 
-Average pooling is a matrix with a row for each window. Max pooling has no matrix, but at one image it selects one
+Average pooling is a matrix with one row per window. Max pooling has no matrix, but for a given image it selects one
 pixel of each window; which one depends on the image.
 """
 
@@ -23,7 +23,7 @@ for axis, seed in zip(axes[1:], (0, 1), strict=True):
     axis.set(title=f"max pooling at image {seed}", xlabel="input pixel", ylabel="output pixel")
 
 # %%
-# Asked for its matrix, the library says why there is none.
+# Requesting its linear map raises an error that explains why there is none.
 try:
     maximum.at(Grid((4, 4)))
 except NotLinear as error:

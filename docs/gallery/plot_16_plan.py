@@ -1,9 +1,9 @@
 """
-A plan, and the time of every way to compute a layer
-====================================================
+The plan of a layer
+===================
 
-A layer lists the ways to compute it, says why some cannot run it, predicts the cost of the others and takes the
-cheapest. All of them give the same numbers.
+The plan of a layer lists all lowerings (algorithms), explains why some cannot run the layer, and predicts the cost of
+the others. The fastest is chosen. All of them give the same result.
 """
 
 import matplotlib.pyplot as plt

@@ -1,9 +1,9 @@
 """
-What several processes exchange
-===============================
+Partitioning a graph for several processes
+==========================================
 
-Cut into parts for several processes, a graph has edges between parts. The rows that one part reads of others, its
-halo, are the column support of S outside of the part. How the nodes are numbered decides how many.
+If a graph is partitioned among several processes, edges cross the boundaries of the parts. The rows that a part reads
+from other parts, its halo, are the column support of S outside the part. Their number depends on the node numbering.
 """
 
 import matplotlib.pyplot as plt

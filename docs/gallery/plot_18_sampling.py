@@ -1,9 +1,9 @@
 """
-Sampling neighbours, and what it does to the mean
-=================================================
+Unbiased neighbour sampling
+===========================
 
-For large graphs a network is trained on blocks of sampled neighbours. Sums are scaled by how many neighbours a node
-has, so one layer's mean over draws is the whole graph's; the spread shrinks with the number of neighbours drawn.
+On large graphs, networks are trained on blocks of sampled neighbours. Sums are rescaled by the number of neighbours, so
+the output of a single layer is unbiased; its variance decreases with the number of sampled neighbours.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ for place, fanout in enumerate(fanouts):
             found.append(float(apply_blocks(net, x[blocks[0].n_id], blocks)))
     axis.plot([place] * 60, found, ".", color="0.6")
     axis.plot(place, sum(found) / 60, "_", markersize=30, color="0")
-axis.axhline(whole, color="0.2", linewidth=1, linestyle="--", label="the whole graph")
-axis.set(xlabel="neighbours drawn", ylabel="output at node 7")
+axis.axhline(whole, color="0.2", linewidth=1, linestyle="--", label="full graph")
+axis.set(xlabel="neighbours sampled", ylabel="output at node 7")
 axis.set_xticks(range(5), [*map(str, fanouts[:-1]), "all"])
 axis.legend()

@@ -1,9 +1,9 @@
 """
-The graph twin of a convolution
-===============================
+A convolution as a graph layer
+==============================
 
-``gconv.twin`` turns a layer on images into a layer on a graph with the same weights and the same numbers. Then the
-graph may be changed edge by edge: here a wall is built through the image, which no tap reads across.
+``gconv.twin`` converts a layer on images to a graph layer with the same weights and results. The graph can then be
+modified edge by edge: here all edges that cross a vertical line, a wall, are removed.
 """
 
 import matplotlib.pyplot as plt

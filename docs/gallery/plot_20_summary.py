@@ -1,6 +1,6 @@
 """
-What a model costs, layer by layer
-==================================
+The cost of a model, layer by layer
+===================================
 
 ``gconv.summary`` runs a model once and lists each layer's shapes, parameters and multiply-adds, for models of torch,
 PyG and gconv.

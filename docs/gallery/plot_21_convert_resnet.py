@@ -1,9 +1,8 @@
 """
-Convert a residual network and ask it questions
-===============================================
+Convert and analyse a residual network
+======================================
 
-A network written in torch runs through gconv after ``gconv.convert``, with the same outputs, and every analysis takes
-it.
+``gconv.convert`` runs a torch network through gconv, with the same outputs. All analysis functions accept the result.
 """
 
 import matplotlib.pyplot as plt
@@ -33,7 +32,7 @@ print(converted.report())
 print("largest difference:", float((converted(x) - resnet(x)).abs().max()))
 
 # %%
-# A bound on how much the output can change, and what a pixel in the middle sees after each block.
+# A bound on the Lipschitz constant, and the receptive field of the centre pixel after each block.
 print(f"Lipschitz bound: {analysis.lipschitz_bound(resnet, (3, 24, 24)):.1f}")
 figure, axes = plt.subplots(1, 4, figsize=(10, 2.8))
 for depth, axis in enumerate(axes):

@@ -1,9 +1,9 @@
 """
-Oversmoothing: what depth does to a graph network
-=================================================
+Oversmoothing in deep graph networks
+====================================
 
-Each GCN layer averages over neighbours. After many layers all nodes look alike: the Dirichlet energy, how much the
-signal changes along edges, falls exponentially. Propagation that returns to the input (APPNP) does not lose it.
+Each GCN layer averages over neighbours. After many layers the features of all nodes are similar: the Dirichlet energy,
+which measures variation along edges, decreases exponentially. APPNP avoids this, since it adds the input in each step.
 """
 
 import torch
@@ -16,7 +16,7 @@ smooth = torch.nn.Sequential(*(GConv(sgc(8, 8, bias=False)) for _ in range(12)))
 for layer in smooth:
     torch.nn.init.orthogonal_(layer.weight.data[0])
 energies = analysis.energy_by_depth(smooth, x, graph)
-axis = analysis.plot_energy(energies, label="averaging, again and again")
+axis = analysis.plot_energy(energies, label="repeated averaging")
 
 signals = [GConv(appnp(k=k, alpha=0.2))(x, graph) for k in range(1, 13)]
 kept = [analysis.dirichlet_energy(y, graph, normalization="sym", relative=True) for y in signals]

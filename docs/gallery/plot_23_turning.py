@@ -1,9 +1,9 @@
 """
-A convolution that turns with the image
-=======================================
+A rotation-equivariant convolution
+==================================
 
-A convolution commutes with shifts, not with rotations. One over the group of shifts and quarter turns (``p4_lift``)
-commutes with both: its channels are poses, and turning the image turns the picture and permutes the poses.
+A convolution commutes with translations, but not with rotations. A convolution over the group of translations and
+quarter turns (``p4_lift``) is equivariant to both: rotating the image rotates the output and permutes its poses.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,7 @@ turned = image.rot90(1, (-2, -1))
 
 
 def gap(layer, poses):
-    """How far the strongest pose of the turned image is from the turned strongest pose."""
+    """Maximum over poses for the image and for the rotated image, and their difference after rotation."""
     with torch.no_grad():
         a, b = (layer(i).unflatten(1, (-1, poses)).amax(2) for i in (image, turned))
     return a, b, float((a.rot90(1, (-2, -1)) - b).abs().max())
@@ -32,7 +32,7 @@ for row, (name, layer, poses) in zip(
 ):
     a, b, difference = gap(layer, poses)
     for axis, title, picture in zip(
-        row, (f"{name} of the image", "of the turned image", f"difference: {difference:.1e}"),
+        row, (f"{name} of the image", "of the rotated image", f"difference: {difference:.1e}"),
         (a[0, 0], b[0, 0], (a.rot90(1, (-2, -1)) - b)[0, 0]), strict=True,
     ):  # fmt: skip
         axis.imshow(picture, cmap="RdBu_r", vmin=-1.5, vmax=1.5)

@@ -1,9 +1,9 @@
 """
-Padding modes, seen in the matrix
-=================================
+The matrices of padding modes
+=============================
 
-What a convolution reads beyond the border is a choice: zeros, the other side, the mirror image or the border itself.
-The matrices differ in their corners alone.
+The padding mode determines what a convolution reads beyond the border: zeros, the opposite side, the mirror image or
+the value at the border. The matrices differ only in their corners.
 """
 
 import matplotlib.pyplot as plt

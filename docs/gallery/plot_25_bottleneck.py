@@ -2,8 +2,8 @@
 A bottleneck between two halves of a graph
 ==========================================
 
-Two dense groups joined by one edge: what a node on the left can learn of the right passes through it. Influence shows
-what a trained network could use, and effective resistance names the edge.
+Two dense groups are joined by one edge, through which all information between them must pass (over-squashing). The
+influence between nodes shows how little arrives, and the effective resistance identifies the edge.
 """
 
 import matplotlib.pyplot as plt
@@ -24,7 +24,7 @@ print(f"the edge of largest resistance: {graph.edge_index[:, worst].tolist()}, {
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
 shown = left.imshow(influence.clamp(min=1e-6).log10())
-left.set(title="influence after three layers", xlabel="of node", ylabel="on node")
+left.set(title="influence after three layers", xlabel="source node", ylabel="target node")
 figure.colorbar(shown, ax=left, shrink=0.8, label="log10 of the influence")
 right.bar(range(len(resistance)), resistance.sort(descending=True).values.tolist(), color="0.4")
 right.set(title="effective resistance", xlabel="edge, sorted", ylabel="ohm, of edges of 1 ohm")

@@ -1,1 +1,1 @@
-"""From the sum to gconv by hand: `python -m experiments.by_hand`."""
+"""Convolution step by step, from the definition to gconv: `python -m experiments.by_hand`."""

@@ -1,6 +1,6 @@
-"""The definitions that `experiments.by_hand` walks through, as loops, and how two ways to one thing are compared.
+"""The definitions used by `experiments.by_hand`, written as loops, and functions that compare two computations.
 
-Images are (h, w, c) and kernels (m, n, c, k) here, as in the formulas; (b, c, h, w) and (k, c, m, n) in torch.
+Here images are (h, w, c) and kernels (m, n, c, k), as in the formulas; in torch they are (b, c, h, w) and (k, c, m, n).
 """
 
 import math
@@ -18,7 +18,7 @@ EXACT, SINGLE, SLOPE = 1e-12, 1e-5, 1e-6  # bounds: of float64, of float32, of a
 
 
 class Gap(NamedTuple):
-    """The largest difference between two ways to compute one thing, and between which bounds it has to lie."""
+    """The largest difference between two computations of the same quantity, and the bounds in which it must lie."""
 
     what: str
     value: float
@@ -27,7 +27,7 @@ class Gap(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether it does (a NaN does not)."""
+        """Whether the difference lies in the bounds (a NaN does not)."""
         return self.low <= self.value <= self.high
 
 
@@ -36,7 +36,7 @@ Index = tuple[int, int, int]
 
 
 def gap(what: str, a: Any, b: Any, high: float = EXACT, differ: bool = False) -> Gap:
-    """Compare two arrays, print the difference, return it. `differ`: they are to be unequal."""
+    """Compare two arrays, print and return their difference. With `differ` they are expected to be unequal."""
     a, b = (torch.as_tensor(v, dtype=torch.float64).detach() for v in (a, b))
     value = float((a - b).abs().max()) if a.shape == b.shape else math.nan
     found = Gap(f"{what} (must differ)", value, 0.1, math.inf) if differ else Gap(what, value, 0.0, high)
@@ -45,12 +45,12 @@ def gap(what: str, a: Any, b: Any, high: float = EXACT, differ: bool = False) ->
 
 
 def say(text: str) -> None:
-    """One remark of the trail."""
+    """Print a remark."""
     print(f"   {text}")
 
 
 def show(name: str, a: Any) -> None:
-    """A named array, whole numbers as such."""
+    """Print a named array; integers are printed without decimals."""
     a = np.asarray(a) + 0.0
     a = a.astype(int) if (a == a.round()).all() else a
     text = np.array2string(a, precision=3, suppress_small=True, separator=" ", prefix=" " * (len(name) + 9))
@@ -61,7 +61,7 @@ def show(name: str, a: Any) -> None:
 
 
 def convolve_1d(f: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """(f*g)[n] = sum_m f[m] g[n-m], for every n at which f and g meet."""
+    """(f*g)[n] = sum_m f[m] g[n-m], for every n at which f and g overlap."""
     out = np.zeros(len(f) + len(g) - 1)
     for n in range(len(out)):
         for m in range(len(f)):
@@ -71,7 +71,7 @@ def convolve_1d(f: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def correlate_1d(f: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """out[n] = sum_m f[n+m] g[m], for every n at which g lies inside of f."""
+    """out[n] = sum_m f[n+m] g[m], for every n at which g lies inside f."""
     out = np.zeros(len(f) - len(g) + 1)
     for n in range(len(out)):
         for m in range(len(g)):
@@ -89,7 +89,7 @@ def convolve_2d(f: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def flip(g: np.ndarray) -> np.ndarray:
-    """The kernel turned around along every axis."""
+    """The kernel reversed along every axis."""
     return np.flip(g).copy()
 
 
@@ -108,14 +108,14 @@ def strided(x: np.ndarray, kernel: np.ndarray, s_h: int, s_w: int) -> np.ndarray
 
 
 def size(n: int, k: int, s: int = 1, p: int = 0, d: int = 1) -> int:
-    """Output sites of an axis: (n + 2p - d(k-1) - 1) // s + 1."""
+    """Number of output sites along an axis: (n + 2p - d(k-1) - 1) // s + 1."""
     return (n + 2 * p - d * (k - 1) - 1) // s + 1
 
 
 def terms(
     x: tuple[int, ...], kernel: tuple[int, ...], s: int = 1, p: int = 0, d: int = 1, circular: bool = False
 ) -> Iterator[tuple[Index, Index, Index]]:
-    """Every product in the sum, as the places (output, input, kernel) that it connects; all passes walk this list."""
+    """Every product in the sum, as indices (output, input, kernel); forward and backward passes iterate over them."""
     (h, w, channels), (kh, kw, _, filters) = x, kernel
     for i, j, k in product(range(size(h, kh, s, p, d)), range(size(w, kw, s, p, d)), range(filters)):
         for m, n, c in product(range(kh), range(kw), range(channels)):
@@ -168,7 +168,7 @@ def chebyshev(x: np.ndarray, edges: list[tuple[int, int]], lmax: float, k: int) 
     return out
 
 
-# -- between the layouts -----------------------------------------------------------------------------------------------
+# -- conversion of layouts ---------------------------------------------------------------------------------------------
 
 
 def image(x: np.ndarray) -> Tensor:
@@ -190,7 +190,7 @@ def hwc(x: Tensor) -> Tensor:
 
 
 def layer(spec: OperatorSpec, w: Any, b: Any = None) -> GConv:
-    """The library's layer with these weights, its taps (k, c, o) in row-major order of the kernel."""
+    """A gconv layer with these weights; its taps (k, c, o) are in row-major order of the kernel."""
     made = GConv(spec, dtype=torch.float64)
     with torch.no_grad():
         assert made.weight is not None
@@ -201,7 +201,7 @@ def layer(spec: OperatorSpec, w: Any, b: Any = None) -> GConv:
 
 
 def torch_layer(kernel: np.ndarray, b: np.ndarray, **geometry: int) -> nn.Conv2d:
-    """torch's layer with these weights."""
+    """A torch layer with these weights."""
     kh, kw, channels, filters = kernel.shape
     made = nn.Conv2d(channels, filters, (kh, kw), dtype=torch.float64, **geometry)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -211,7 +211,7 @@ def torch_layer(kernel: np.ndarray, b: np.ndarray, **geometry: int) -> nn.Conv2d
 
 
 def every_lowering(ours: GConv, x: Tensor, y: Any, domain: Graph | None = None) -> Gaps:
-    """The value of each admitted lowering against y, its gradients against those of `dense`."""
+    """Compare the value of each admitted lowering with y, and its gradients with those of `dense`."""
     plan = ours.plan(x, domain)
     gaps, grads = [], {}
     for name in ["dense", *(c.name for c in plan.candidates if c.reason is None and c.name != "dense")]:

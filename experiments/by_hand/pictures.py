@@ -1,4 +1,4 @@
-"""The pictures of `experiments.by_hand`: sums and kernels as matrices, and a graph's frequencies."""
+"""The figures of `experiments.by_hand`: sums and kernels as matrices, and the frequencies of a graph."""
 
 import io
 import math
@@ -21,7 +21,7 @@ INK = "#444444"
 
 
 def cells(axes: Any, a: np.ndarray, blocks: tuple[int, int] | None = None, numbers: bool = False) -> None:
-    """A matrix of the numbers 0 to 9, each in its colour, with heavier lines around the blocks."""
+    """Draw a matrix of the numbers 0 to 9, one colour per number, with thicker lines around blocks."""
     axes.imshow(a, cmap=COLOURS, norm=STEPS, interpolation="nearest")
     (m, n), (high, wide) = a.shape, blocks or a.shape
     fine, heavy = {"color": "#cccccc", "linewidth": 0.5}, {"color": INK, "linewidth": 1.2}
@@ -74,7 +74,7 @@ def matrices(figure: Any) -> None:
 
 
 def shifts(figure: Any) -> None:
-    """The same matrix taken apart: one shift a kernel entry."""
+    """The same matrix as a sum of shifts, one per kernel entry."""
     axes = figure.subplots(3, 3)
     for m, n in np.ndindex(3, 3):
         kernel = np.zeros((3, 3, 1, 1))
@@ -101,7 +101,7 @@ def idea(figure: Any) -> None:
         for i, j in np.argwhere(labels):
             label = int(labels[i, j])
             across, along = place[i] - place[j], 0.055
-            aside = np.array([-across[1], across[0]]) * along  # the two directions side by side
+            aside = np.array([-across[1], across[0]]) * along  # draw the two directions next to each other
             colour = NINE[label] if axes is graph else "#999999"
             if i != j:
                 axes.plot(*np.stack([place[j] + aside, place[i] + aside]).T, color=colour, linewidth=1.6, zorder=1)
@@ -164,7 +164,7 @@ def frequencies(figure: Any) -> None:
 
 
 def draw(folder: Path) -> list[Path]:
-    """All pictures as by_hand_NAME.png in the folder, each whole or not at all."""
+    """Write all figures as by_hand_NAME.png to the folder, each atomically."""
     made = []
     for name, paint, shape in (
         ("idea", idea, (11, 3.3)),

@@ -1,12 +1,12 @@
-"""From the sum to gconv by hand: all ways agree to 1e-12 (float64, random inputs); `python -m experiments.by_hand`.
+"""Convolution step by step, from the definition to gconv: all computations agree to 1e-12 (float64, random inputs).
 
-A walk to be read top to bottom, on a grid and then on a graph: definition as loops, matrix, transpose, forward and
-backward pass, torch and PyG, the library. Each step computes one thing in two or more ways and prints the largest
-difference of any entry. It must be below its bound, and what is wrong on purpose ("must differ") above one; otherwise
-the exit code is 1. It runs for a few seconds.
+The steps are best read in order, first on a grid and then on a graph: the definition as loops, the matrix, the
+transpose, the forward and backward pass, torch and PyG, gconv. Each step computes one quantity in two or more ways and
+prints the largest difference of any entry, which must be below a bound; computations that are wrong on purpose ("must
+differ") must exceed one. Otherwise the exit status is 1. The run takes a few seconds.
 
-    python -m experiments.by_hand                   the walk, and pictures in experiments/figures/by_hand_*.png
-    python -m experiments.by_hand --no-figures      the walk alone
+    python -m experiments.by_hand                   all steps, and figures in experiments/figures/by_hand_*.png
+    python -m experiments.by_hand --no-figures      all steps without figures
 """
 
 from collections.abc import Sequence
@@ -338,18 +338,18 @@ STEPS = (step_sum, step_plane, step_channels, step_geometry, step_matrix, step_t
 
 @dataclass(frozen=True)
 class ByHand:
-    """The walk."""
+    """Options."""
 
     seed: int = 0
-    """Of the random images, kernels and signals; >= 0."""
+    """Seed of the random images, kernels and signals; >= 0."""
     figures: Path = ROOT / "experiments" / "figures"
-    """Folder of the pictures."""
+    """Folder for the figures."""
     no_figures: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Draw none."""
+    """Do not draw figures."""
 
 
 def walk(seed: int = 0) -> Gaps:
-    """All steps in order, printed; every difference that they found."""
+    """Run and print all steps in order. Returns: all differences."""
     gaps: list[Gap] = []
     for number, step in enumerate(STEPS, 1):
         print(f"\n{number}. {step.__doc__ or step.__name__.replace('_', ' ')}\n")
@@ -358,7 +358,7 @@ def walk(seed: int = 0) -> Gaps:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Walk, draw, and exit 1 where a difference is out of its bounds."""
+    """Run all steps and draw the figures. Exit status 1 if a difference is out of bounds."""
     config = tyro.cli(ByHand, description=__doc__, args=argv)
     if config.seed < 0:
         raise SystemExit(f"error: --seed must be at least 0, but it is {config.seed}")

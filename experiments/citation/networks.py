@@ -1,28 +1,29 @@
-"""Networks of 22 kinds on Cora and CiteSeer, the public split: one loop, one selection rule, other operators.
+"""Networks of 22 kinds on Cora and CiteSeer with the public split: same training loop and selection rule for all.
 
-Protocol: Planetoid's public split (20 training papers a class, 500 for validation, 1000 for test), features divided by
-their row sums, the whole graph in every step, Adam on the cross-entropy of the training papers, 200 epochs (the budget
-of GCN's paper) for every model. Selection, the same for every model and data set: of the 200 epochs, the one with the
-lowest validation loss. The labels of the test papers are read once, after training. n seeds (initial weights and
-dropout; the split is fixed), counted from 0. The rule was chosen without the test papers: selecting on one half of the
-validation papers and scoring on the other (GCN, MoNet and SGC, one or two seeds, 200 random halves), lowest loss did as
-well as highest accuracy on Cora and better on CiteSeer.
+Protocol: Planetoid's public split (20 training papers per class, 500 for validation, 1000 for test), features divided
+by their row sums, full-batch training with Adam on the cross-entropy of the training papers, 200 epochs (as in GCN's
+paper) for every model. The epoch with the lowest validation loss is selected, for every model and data set. The labels
+of the test papers are read once, after training. n seeds (initial weights and dropout; the split is fixed), counted
+from 0. The selection rule was chosen without the test papers: when selecting on one half of the validation papers and
+scoring on the other half (GCN, MoNet and SGC, one or two seeds, 200 random halves), the lowest loss did as well as the
+highest accuracy on Cora and better on CiteSeer.
 
-Hyper-parameters: `recipes.RECIPES`, each model's paper's. What a paper leaves open is the setting of GCN's paper, or
-was chosen by validation accuracy (its comment says so). On the command line `--lr 0.02` and the like replace them, for
-the models that have the parameter.
+Hyperparameters: `recipes.RECIPES`, taken from each model's paper. Values that a paper does not state are those of GCN's
+paper, or were chosen by validation accuracy (see the comments). Options such as `--lr 0.02` override them for all
+models that have the parameter.
 
-    python -m experiments.sweep citation                             what is missing, ten seeds of all models first
-    python -m experiments.citation --spec "mine:factory(k=3)"        an operator of one's own in a two-layer network
-    python -m experiments.citation --dataset Cora --model gcn        one of them
-    python -m experiments.citation --dataset PubMed                  where its files are
+    python -m experiments.sweep citation                             run missing runs, all models with ten seeds first
+    python -m experiments.citation --spec "mine:factory(k=3)"        your own operator in a two-layer network
+    python -m experiments.citation --dataset Cora --model gcn        a single model
+    python -m experiments.citation --dataset PubMed                  another data set, if its files are available
 
-98.7 % of Cora's features are zeros (99.2 % of CiteSeer's), so the first layer is handed X as a CSR tensor, and dropout
-draws for its other entries alone, which is the same law. There the channels are mixed first, X W and then S (X W),
-because S X would be dense; the planner, who sees shapes and no zeros, would choose the same but for one-term filters.
+98.7 % of the entries of Cora's features are zero (99.2 % of CiteSeer's), so the first layer receives X as a CSR tensor,
+and dropout is applied to the stored entries only, which is equivalent. There channels are mixed first, X W and then
+S (X W), because S X would be dense. The planner, which does not take zeros into account, would make the same choice
+except for filters with one term.
 
-Where a mean stays below the published one by more than the published spread, `published.CITATION_MISSES` names the
-suspected cause; it is printed at the end and above the table in docs/results/citation.md.
+If a mean is below the published one by more than the published spread, `published.CITATION_MISSES` gives the suspected
+cause; it is printed at the end and above the table in docs/results/citation.md.
 """
 
 import math
@@ -76,22 +77,22 @@ DATASETS = ("Cora", "CiteSeer")  # what "all" means
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """What is trained, on what, and how."""
+    """Model, data set and training options."""
 
     dataset: Literal["Cora", "CiteSeer", "PubMed", "embedded", "all"] = "all"
-    """Which graph; "all" is Cora and CiteSeer, "embedded" a small generated one."""
+    """Data set; "all" is Cora and CiteSeer, "embedded" a small generated graph."""
     model: str = "all"
-    """Which network: a key of `RECIPES`."""
+    """Network: a key of `RECIPES`."""
     seed: int = 0
-    """Of the first run."""
+    """Seed of the first run."""
     spec: str = field(default="", metadata=LATER)
-    """In place of a model: an operator in a two-layer network with GCN's recipe, "module:factory(k=3)"."""
+    """Instead of a model: an operator "module:factory(k=3)", in a two-layer network with GCN's recipe."""
 
 
 def resolve(config: Config) -> Config:
-    """The configuration of one model on one data set, with its recipe where nothing else was asked for.
+    """The configuration of one model on one data set, with values from its recipe for options that are not given.
 
-    Raises: ValueError for an unknown model, or a hyper-parameter that the model does not have.
+    Raises: ValueError for an unknown model, or a hyperparameter that the model does not have.
 
     >>> resolve(Config(dataset="Cora", model="gcn")).lr, resolve(Config(dataset="Cora", model="gcn", lr=0.1)).lr
     (0.01, 0.1)
@@ -116,9 +117,9 @@ def resolve(config: Config) -> Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run. A hyper-parameter asked for of all models goes to those that have it.
+    """One configuration per run. A hyperparameter given for all models is applied to those that have it.
 
-    Raises: ValueError as `resolve`.
+    Raises: ValueError as for `resolve`.
     """
     if config.spec and config.model != "all":
         raise ValueError("--spec goes without --model")
@@ -138,7 +139,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 def layers(c: Any, i: int, o: int) -> list[OperatorSpec]:
     """The network as data: its operators, from i features to o classes."""
-    dense = [cheb(i, c.hidden, k=1), cheb(c.hidden, o, k=1)] if c.hidden else []  # one term: the matrix alone
+    dense = [cheb(i, c.hidden, k=1), cheb(c.hidden, o, k=1)] if c.hidden else []  # one term: only the matrix
     match c.model:
         case "spec":
             make = read_spec(c.spec)
@@ -165,7 +166,7 @@ def layers(c: Any, i: int, o: int) -> list[OperatorSpec]:
             return [*dense, chebnetii(c.k)]
         case "jacobi":
             return [*dense, jacobi(o, k=c.k)]
-        case "agnn":  # as PyG's example: the first beta is fixed
+        case "agnn":  # as in PyG's example: the first beta is fixed
             return [dense[0], *(agnn(requires_grad=number > 0) for number in range(c.layers)), dense[1]]
         case "gcn2":
             inner = [gcn2(c.hidden, c.alpha, c.theta, number + 1) for number in range(c.layers)]
@@ -192,7 +193,7 @@ def layers(c: Any, i: int, o: int) -> list[OperatorSpec]:
 
 
 class Task(NamedTuple):
-    """A data set made ready once: sparse features, the graph that every layer shares, labels and node numbers."""
+    """A prepared data set: sparse features, the graph shared by all layers, labels and node indices."""
 
     x: Tensor
     graph: Graph
@@ -203,7 +204,7 @@ class Task(NamedTuple):
     test: Tensor
 
     def to(self, where: torch.device) -> "Task":
-        """The same on a device."""
+        """A copy on a device."""
         x, graph, y, classes, *nodes = self
         return Task(x.to(where), graph.to(where), y.to(where), classes, *(n.to(where) for n in nodes))
 
@@ -222,7 +223,7 @@ def prepare(data: GraphSet) -> Task:
 
 
 def drop(x: Tensor, p: float, training: bool) -> Tensor:
-    """Dropout; of a CSR tensor, of its stored entries: the zeros would stay zeros anyway."""
+    """Dropout; for a CSR tensor it is applied to the stored entries, since zeros stay zero anyway."""
     if not training or p == 0:
         return x
     if x.layout == torch.sparse_csr:
@@ -232,14 +233,14 @@ def drop(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def mixes(layer: Any) -> bool:
-    """Whether a layer mixes channels by a matrix; a filter with coefficients, if only of each channel, does not."""
+    """Whether a layer mixes channels by a matrix; filters with coefficients per channel do not."""
     return layer.weight is not None and getattr(layer.spec.mixing, "groups", 1) == 1
 
 
 class Network(nn.Module):
-    """Operators one after the other: dropout before each that mixes channels, the activation behind all but the last.
+    """A sequence of operators, with dropout before each that mixes channels, and an activation after all but the last.
 
-    Filters between or behind these have neither.
+    Filters have neither dropout nor activation.
     """
 
     def __init__(self, config: Config, i: int, o: int):
@@ -248,13 +249,13 @@ class Network(nn.Module):
         self.dropout = config.dropout or 0.0
         self._mix_first = ""
         self.activation: Callable[[Tensor], Tensor] = F.elu if config.heads == 8 else F.relu
-        if config.model == "monet":  # Gaussians over where the coordinates are, (0, 1]^2, wide enough for a gradient
+        if config.model == "monet":  # Gaussians over (0, 1]^2, wide enough for non-zero gradients
             for name, p in self.named_parameters():
                 if name.endswith(("mu", "sigma")):
                     nn.init.uniform_(p) if name.endswith("mu") else nn.init.ones_(p)
 
     def forward(self, x: Tensor, graph: Graph, names: list[str] | None = None) -> Tensor:
-        """Scores of the classes, (n, i) -> (n, o); the name of each layer's lowering is put into `names`."""
+        """Class scores, (n, i) -> (n, o); the lowering of each layer is appended to `names`."""
         layer: GConv
         initial, left = x, sum(map(mixes, self.layers))
         for number, layer in enumerate(self.layers):  # type: ignore[assignment]
@@ -272,7 +273,7 @@ class Network(nn.Module):
         return x
 
     def mix_first(self, x: Tensor, graph: Graph) -> str:
-        """The lowering of the first layer that mixes the channels before it gathers; found once."""
+        """The lowering of the first layer that mixes channels before aggregating; determined once."""
         if not self._mix_first:
             candidates = cast(GConv, self.layers[0]).plan(x, graph).candidates
             (self._mix_first,) = (c.name for c in candidates if c.name.endswith(":transform") and not c.reason)
@@ -280,7 +281,7 @@ class Network(nn.Module):
 
 
 def optimiser(network: Network, config: Config) -> torch.optim.Optimizer:
-    """Adam, with weight decay on the layers that `decay` names; the coefficients of filters have none."""
+    """Adam, with weight decay on the layers named by `decay`; coefficients of filters have no weight decay."""
     matrices = [layer for layer in network.layers if mixes(layer)]
     groups: dict[float, list[nn.Parameter]] = {}
     for layer in network.layers:
@@ -295,7 +296,7 @@ def optimiser(network: Network, config: Config) -> torch.optim.Optimizer:
 
 
 class Selection:
-    """The rule: the epoch with the lowest validation loss, the first of equals.
+    """The selection rule: the epoch with the lowest validation loss, and the first of equal ones.
 
     >>> rule = Selection()
     >>> [rule.better(loss, accuracy) for loss, accuracy in ((1.0, 0.5), (1.1, 0.7), (0.9, 0.6), (0.9, 0.7))]
@@ -308,7 +309,7 @@ class Selection:
         self.seen, self.epoch, self.loss, self.accuracy = 0, 0, math.inf, 0.0
 
     def better(self, loss: float, accuracy: float) -> bool:
-        """Take in the next epoch, counted from 1: whether it is the one to keep so far."""
+        """Record the next epoch, counted from 1. Returns: whether it is the best so far."""
         self.seen += 1
         if better := loss < self.loss:
             self.epoch, self.loss, self.accuracy = self.seen, loss, accuracy
@@ -316,14 +317,14 @@ class Selection:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Share of the rows whose largest score is at the label."""
+    """Share of rows whose largest score is that of the label."""
     return (scores.argmax(1) == labels).double().mean().item()
 
 
 def train(task: Task, config: Config) -> common.Outcome:
     """Train one seed and test it once.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     common.seed_everything(config.seed)
     network = Network(config, task.x.shape[1], task.classes).to(task.x.device)
@@ -357,7 +358,7 @@ def train(task: Task, config: Config) -> common.Outcome:
         "epoch": rule.epoch,
         "seconds_per_epoch": wall / config.epochs,
         "cpu_seconds_per_epoch": cpu
-        / config.epochs,  # of all threads; says more on a machine that does other things too
+        / config.epochs,  # processor time of all threads, more reliable than wall time under other load
         "parameters": sum(p.numel() for p in network.parameters()),
     }
     return common.Outcome(metrics, names)
@@ -365,7 +366,7 @@ def train(task: Task, config: Config) -> common.Outcome:
 
 @lru_cache(maxsize=4)
 def load(name: str, root: Path | None) -> tuple[Task, common.Data]:
-    """A data set, read and made ready once a process."""
+    """Load and prepare a data set, once per process."""
     data = (
         load_citation_like(300, 4, 200, validation=60, test=100) if name == "embedded" else load_planetoid(name, root)
     )
@@ -378,7 +379,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def report(rows: list[common.Row]) -> None:
-    """Print a line a model and data set: mean +- std (n), the published number, the suspected cause of a miss."""
+    """Print one line per model and data set: mean +- std (n), the published number, the suspected cause of a miss."""
     papers = {(p.row, p.column): p for p in CITATION}
     cells: dict[tuple[str, str], list[dict[str, float]]] = {}
     for row in rows:
@@ -398,7 +399,7 @@ def report(rows: list[common.Row]) -> None:
 
 
 def missed(accuracies: list[float], value: float, std: float | None) -> bool:
-    """Whether the mean is below the published one by more than the published spread, or 0.5 where none is given."""
+    """Whether the mean is below the published one by more than the published spread (0.5 if none is given)."""
     return 100 * sum(accuracies) / len(accuracies) < value - (std or 0.5)
 
 

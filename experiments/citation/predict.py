@@ -1,13 +1,13 @@
-"""The subject of each paper in a citation graph, of Cora's seven: probabilities, and a picture.
+"""Predict the subject of each paper in a citation graph, one of Cora's seven, and draw a figure.
 
     python -m experiments.citation.predict GRAPH.safetensors --out papers.png
-    python -m experiments.citation.predict --example cora.safetensors       write Cora itself as such a file
-    python -m experiments.citation.predict --train                          train the network, seconds, into runs/
+    python -m experiments.citation.predict --example cora.safetensors       write Cora as such a file
+    python -m experiments.citation.predict --train                          train the network (seconds), save to runs/
 
-A graph is a safetensors file with `edge_index` (2, e), int64, row 0 the source of each edge, and `x` (n, 1433), which
-of Cora's words a paper has (any numbers, none negative). The network is the GCN of `experiments.citation`, trained on
-140 of Cora's papers. It sees a new graph for the first time: nothing of it is a function of Cora's graph. The picture
-shows the papers by the two principal directions of their scores, coloured by subject.
+A graph is a safetensors file with `edge_index` (2, e), int64, row 0 the source of each edge, and `x` (n, 1433), the
+occurrence of each of Cora's words in a paper (non-negative numbers). The network is the GCN of `experiments.citation`,
+trained on 140 of Cora's papers. It is inductive: its weights do not depend on the graph. The figure shows the papers
+along the two principal directions of their scores, coloured by subject.
 """
 
 import csv
@@ -42,25 +42,25 @@ SMALL = resolve(Config(dataset="Cora", model="gcn"))
 
 @dataclass(frozen=True)
 class Options:
-    """What to answer, and where the answer goes."""
+    """Input and output."""
 
     graph: Annotated[Path | None, tyro.conf.Positional] = None
-    """safetensors file with edge_index and x."""
+    """Safetensors file with edge_index and x."""
     out: Path | None = None
-    """Picture to write, .png or .jpg."""
+    """Figure to write, .png or .jpg."""
     table: Path | None = None
-    """File to write with a line a paper: number, subject, probability, with commas between."""
+    """CSV file to write, one line per paper: number, subject, probability."""
     checkpoint: Path | None = None
-    """The network's weights (default: experiments/checkpoints, else runs)."""
+    """Weights of the network (default: experiments/checkpoints, else runs)."""
     train: bool = False
-    """Train the network and write the checkpoint, in place of answering."""
+    """Train the network and write the checkpoint instead of predicting."""
     example: Path | None = None
-    """Write Cora as a graph file, in place of answering."""
+    """Write Cora as a graph file instead of predicting."""
     data_root: Path | None = None
-    """--train, --example: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    """For --train and --example: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         predicting.checked_picture(self.out)
 
 
@@ -72,7 +72,7 @@ class Papers(NamedTuple):
 
 
 def read_graph(path: Path) -> Papers:
-    """A graph file. Raises: DataCorrupt, ValueError, in one sentence."""
+    """Read a graph file. Raises: DataCorrupt, ValueError."""
     from safetensors import SafetensorError
     from safetensors.torch import load as tensors_of
 
@@ -99,19 +99,19 @@ def read_graph(path: Path) -> Papers:
 
 
 def restored(path: Path) -> Network:
-    """The network in a file. Raises: InputError, OSError."""
+    """Load the network from a file. Raises: InputError, OSError."""
     return predicting.restored(path, Network(SMALL, WORDS, len(SUBJECTS)))
 
 
 @torch.no_grad()
 def predict(model: Network, papers: Papers) -> Tensor:
-    """Scores of the subjects, (n, 7)."""
+    """Class scores, (n, 7)."""
     scores: Tensor = model(papers.x, papers.graph)
     return scores
 
 
 def draw(scores: Tensor, papers: Papers, path: Path) -> None:
-    """The papers by the two principal directions of their scores."""
+    """Draw the papers along the two principal directions of their scores."""
     from matplotlib.figure import Figure
 
     centred = (scores - scores.mean(0)).double()
@@ -131,7 +131,7 @@ def draw(scores: Tensor, papers: Papers, path: Path) -> None:
 
 
 def learn(options: Options) -> None:
-    """Train the network by the rule of `experiments.citation`, and write its file."""
+    """Train the network with the protocol of `experiments.citation`, and write the checkpoint."""
     task: Task = load("Cora", options.data_root)[0]
     seed_everything(0)
     model = Network(SMALL, WORDS, task.classes)
@@ -157,7 +157,7 @@ def learn(options: Options) -> None:
 
 
 def example(options: Options) -> None:
-    """Cora as a graph file."""
+    """Write Cora as a graph file."""
     from safetensors.torch import save
 
     assert options.example is not None
@@ -167,7 +167,7 @@ def example(options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit, with one sentence where something cannot be done."""
+    """Command line. Raises: SystemExit with an error message."""
     options = tyro.cli(Options, description=__doc__, args=argv)
     with predicting.one_sentence(), warnings.catch_warnings(action="ignore", category=UserWarning):
         if options.train or options.example is not None:

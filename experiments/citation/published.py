@@ -1,7 +1,7 @@
-"""Published numbers, as plain data: each with its protocol and with how it came to be known here.
+"""Published numbers as plain data, each with its protocol and the way in which it was obtained.
 
-`how` says how far to trust the transcription: 'read in source' (the primary repository or result file), 'quoted in X'
-(a later table), 'from memory' (unverified). A number is printed beside these words or not at all.
+`how` states how reliable the transcription is: 'read in source' (the original repository or result file), 'quoted in X'
+(a later table), 'from memory' (unverified). It is always printed with the number.
 """
 
 from experiments.harness.render import Published
@@ -28,7 +28,7 @@ def _pair(
     return tuple(Published(row, column, *cell, source, how, protocol) for column, cell in cells if cell)
 
 
-# What the papers print: test accuracy in %.
+# Test accuracy in %, as given in the papers.
 CITATION: tuple[Published, ...] = (
     *_pair("mlp", (55.1, None), (46.5, None), _GAT, _LATER),
     *_pair("gcn", (81.5, None), (70.3, None), "Kipf and Welling 2017", f"{_LATER}, and in DGL's README", _KIPF),
@@ -47,7 +47,7 @@ CITATION: tuple[Published, ...] = (
     *_pair("chebnetii", (83.7, None), (72.8, None), "He et al. 2022", "from memory"),
 )
 
-# What independent reruns of the same protocol got: the fairer mark.
+# Test accuracy in independent reruns of the same protocol, which are more comparable.
 CITATION_RERUNS: tuple[Published, ...] = (
     *_pair("gcn", (80.6, 0.6), (68.7, 0.9), _GREEN, "read in source", _RERUN),
     *_pair("cheb", (82.0, 0.6), (70.5, 0.7), _GREEN, "read in source", _RERUN),
@@ -59,7 +59,7 @@ CITATION_RERUNS: tuple[Published, ...] = (
     *_pair("sage", (83.3, None), (71.1, None), "DGL's graphsage README", "read in source"),
 )
 
-# Why a mean of this repository stays below the published one: (model, data set) -> the suspected cause.
+# Suspected causes of means below the published ones: (model, data set) -> cause.
 CITATION_MISSES: dict[tuple[str, str], str] = {
     ("sgc", "Cora"): "the paper tunes the weight decay in many trials, here nine values by validation accuracy",
     ("tag", "Cora"): "settings that the paper's summary leaves open; the independent rerun is lower still",

@@ -1,4 +1,4 @@
-"""The hyper-parameters of each model of `experiments.citation.networks`, as data. Rows hold them in full."""
+"""The hyperparameters of each model of `experiments.citation.networks`, as data. Rows contain all of them."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -9,35 +9,35 @@ from experiments.harness.options import LATER
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters; None where a model or a data set has no such thing, or leaves it to the recipe."""
+    """Hyperparameters; None if a model has no such parameter, or to use the value of the recipe."""
 
     hidden: int | None = None
-    """Width of the hidden layer (GAT: of each head)."""
+    """Width of the hidden layer (GAT: per head)."""
     dropout: float | None = None
-    """Probability with which an input of a layer with weights is dropped, features included."""
+    """Dropout probability of the inputs of layers with weights, including the features."""
     lr: float | None = None
-    """Adam's learning rate."""
+    """Learning rate of Adam."""
     weight_decay: float | None = None
-    """L2 penalty on the parameters of the layers that `decay` names."""
+    """Weight decay (L2) of the layers named by `decay`."""
     decay: Literal["first", "all", "inner"] | None = None
-    """Which layers have weight decay; inner: those between have it, the first and the last 5e-4."""
+    """Layers with weight decay; inner: the inner layers use `weight_decay`, the first and last 5e-4."""
     k: int | None = None
-    """cheb: terms; sgc, tag, appnp: steps; monet: Gaussians."""
+    """Number of terms (cheb), steps (sgc, tag, appnp) or Gaussians (monet)."""
     alpha: float | None = None
-    """appnp: probability to return."""
+    """appnp: teleport probability."""
     heads: int | None = None
-    """gat: heads of the first layer; the second has one."""
+    """gat: number of heads of the first layer; the second has one."""
     attention_dropout: float | None = None
-    """gat: probability with which an attention weight is dropped."""
+    """gat: dropout probability of attention weights."""
     epochs: int = 200
-    """All are run, and one is selected."""
+    """Number of epochs; all are run, and one is selected."""
     layers: int | None = field(default=None, metadata=LATER)
-    """gcn2, agnn: propagation layers between the first and the last."""
+    """gcn2, agnn: number of propagation layers between the first and the last."""
     theta: float | None = field(default=None, metadata=LATER)
-    """gcn2: how fast the layers' matrices approach the identity."""
+    """gcn2: rate at which the matrices of the layers approach the identity."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the values."""
         for name, least in (("hidden", 1), ("k", 0), ("heads", 1), ("epochs", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")

@@ -1,11 +1,11 @@
-"""Singular values of a Chebyshev layer on Cora from the graph's eigenvalues: those of its matrix, >= 100 times faster.
+"""Singular values of a Chebyshev layer on Cora from the eigenvalues of the graph, compared with those of its matrix.
 
-Protocol: `cheb(c, c, k)` with its weights at their start, in float64, on Cora (or its first papers and the citations
-among them), on as many threads as OMP_NUM_THREADS says. One way takes the eigenvalues of the Laplacian and one c x c
-decomposition for each of them, eigenvalues included in the time; the other writes out the n c x n c matrix and
-decomposes it (torch.linalg.svdvals). Error: the largest difference of the sorted values, relative to the largest.
-Seconds: the median of `repeats` for the first way, one run for the second; beside them the processor's seconds, which
-depend less on who else was on the machine.
+Protocol: `cheb(c, c, k)` with its initial weights, in float64, on Cora (or the subgraph of its first papers), with the
+number of threads given by OMP_NUM_THREADS. The first method computes the eigenvalues of the Laplacian (included in the
+time) and one c x c singular value decomposition for each; the second forms the n c x n c matrix and decomposes it
+(torch.linalg.svdvals). Error: the largest difference of the sorted values, relative to the largest value. Seconds: the
+median of `repeats` runs of the first method, one run of the second; processor seconds are given as well, since they
+depend less on other load.
 
     python -m experiments.citation.spectrum                   all of Cora, 4 -> 4 channels: a matrix of 10832 x 10832
     python -m experiments.citation.spectrum --nodes 300       a small part, in seconds
@@ -30,21 +30,21 @@ BOUND = 1e-10
 
 @dataclass(frozen=True)
 class Config:
-    """One graph and one width."""
+    """Graph size, channels and repetitions."""
 
     nodes: int = 0
-    """The first so many papers; 0 for all."""
+    """Use the first papers only; 0 for all."""
     channels: int = 4
-    """In and out."""
+    """Input and output channels."""
     terms: int = 3
-    """Chebyshev polynomials."""
+    """Number of Chebyshev polynomials."""
     repeats: int = 3
-    """Of the fast way; the median counts."""
+    """Runs of the fast method, of which the median is reported."""
     seed: int = 0
 
 
 def graph(config: Config, root: object = None) -> tuple[Graph, common.Data]:
-    """Cora, or its first papers, and what identifies it."""
+    """Cora, or its first papers, with label and hash."""
     from datasets import load_planetoid
 
     cora = load_planetoid("Cora", root)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def graph(config: Config, root: object = None) -> tuple[Graph, common.Data]:
 
 
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, tuple[float, float]]:
-    """What `make` returns, its wall seconds and its processor's."""
+    """The result of `make`, its wall time and its processor time in seconds."""
     start = time.process_time()
     with common.timer() as clock:
         made = make()
@@ -62,7 +62,7 @@ def timed(make: Callable[[], Tensor]) -> tuple[Tensor, tuple[float, float]]:
 
 
 def measure(config: Config, root: object = None) -> common.Outcome:
-    """Both ways, their times and their difference."""
+    """Both methods, their times and their difference."""
     place, _ = graph(config, root)
     common.seed_everything(config.seed)
     layer = GConv(cheb(config.channels, config.channels, k=config.terms), dtype=torch.float64)
@@ -90,7 +90,7 @@ def measure(config: Config, root: object = None) -> common.Outcome:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line. Raises: SystemExit where the two ways differ by more than rounding."""
+    """Command line. Raises: SystemExit if the two methods differ by more than rounding."""
     from datasets.root import DataError
 
     config, how = common.cli(Config, __doc__, argv)

@@ -1,1 +1,1 @@
-"""Where libraries apply different matrices to one graph: `python -m experiments.conformance`."""
+"""Matrices that different libraries apply to the same graph: `python -m experiments.conformance`."""

@@ -1,13 +1,13 @@
-"""Every lowering of every operator computes the same numbers, gradients included: 1e-10 in float64, 1e-4 in float32.
+"""All lowerings of an operator agree in values and gradients: to 1e-10 in float64 and to 1e-4 in float32.
 
-Protocol: every registered operator on all its samples (weights, bias and a batch of signals at random), by every
-lowering that admits it, in both precisions, against the `dense` lowering in float64: the matrix written out. An error
-is the largest difference in a tensor, relative to its largest number; absolute where that is below 1e-12, which is
-rounding itself. What `dense` computes is held to torch, PyG and scipy by the tests (tests/oracles.py).
+Protocol: every registered operator on all its samples (with random weights, biases and batches of signals), with every
+lowering that supports it, in both precisions, compared with the `dense` lowering in float64, which forms the matrix.
+The error is the largest difference in a tensor relative to its largest entry, or absolute if that is below 1e-12,
+which is rounding. The tests compare `dense` with torch, PyG and scipy (tests/oracles).
 
-    python -m experiments.conformance.equivalence       exit status 1 where a bound is broken
+    python -m experiments.conformance.equivalence       exit status 1 if a bound is exceeded
 
-A row is for one state of gconv's source, whose hash it carries; those of another state are replaced.
+A row belongs to one state of gconv's source, whose hash it contains; rows of other states are replaced.
 """
 
 import copy
@@ -35,16 +35,16 @@ KINDS = ("value", "input_gradient", "weight_gradient", "structure_gradient")
 
 @dataclass(frozen=True)
 class Options:
-    """What to run."""
+    """Options."""
 
     only: str = ""
-    """One operator; all where empty."""
+    """Run only this operator; empty for all."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Config:
-    """One operator by one lowering in one precision."""
+    """One operator with one lowering in one precision."""
 
     operator: str
     lowering: str
@@ -54,7 +54,7 @@ class Config:
 
 @cache
 def living(name: str, dtype: Dtype, seed: int) -> list[tuple[Case, dict[str, Tensor]]]:
-    """The samples of an operator in this precision, each with what `dense` makes of the same numbers in float64."""
+    """The samples of an operator in this precision, each with the result of `dense` in float64 on the same data."""
     made = []
     for sample in operator(name).samples():
         case = Case.of(sample, DTYPES[dtype], seed=seed)
@@ -64,12 +64,12 @@ def living(name: str, dtype: Dtype, seed: int) -> list[tuple[Case, dict[str, Ten
 
 
 def lowerings(name: str) -> list[str]:
-    """Every lowering that admits at least one sample of the operator."""
+    """All lowerings that support at least one sample of the operator."""
     return list(dict.fromkeys(which for case, _ in living(name, "float64", 0) for which in case.lowerings))
 
 
 def kind(what: str) -> str:
-    """Which of `KINDS` a tensor of `Case.gradients` belongs to.
+    """The entry of `KINDS` to which a tensor of `Case.gradients` belongs.
 
     >>> [kind(what) for what in ("value", "gradient in x", "gradient in bias", "gradient in edge_weight")]
     ['value', 'input_gradient', 'weight_gradient', 'structure_gradient']
@@ -81,9 +81,9 @@ def kind(what: str) -> str:
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """The largest difference, relative to the largest number that is wanted, unless that is below 1e-12.
+    """The largest difference, relative to the largest expected value unless that is below 1e-12.
 
-    Raises: ValueError for another shape, or numbers that are not finite.
+    Raises: ValueError for different shapes or non-finite values.
 
     >>> error(torch.tensor([1.0, 4.5]), torch.tensor([1.0, 4.0]))
     0.125
@@ -98,7 +98,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 def run(config: Config) -> common.Outcome:
-    """The largest error over all samples, by kind; 0 where an operator has nothing of a kind."""
+    """The largest error over all samples, by kind; 0 if an operator has no tensor of a kind."""
     errors, samples = dict.fromkeys(KINDS, 0.0), 0
     for case, want in living(config.operator, config.dtype, config.seed):
         if config.lowering not in case.lowerings:
@@ -122,7 +122,7 @@ def source() -> common.Data:
 
 
 def configs(options: Options) -> Iterator[Config]:
-    """One for each row. Raises: ValueError if there is no such operator."""
+    """One configuration per row. Raises: ValueError if there is no such operator."""
     for name in [operator(options.only).name] if options.only else list_operators():
         for lowering in lowerings(name):
             for dtype in ("float64", "float32"):
@@ -130,7 +130,7 @@ def configs(options: Options) -> Iterator[Config]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Command line. Raises: SystemExit where a bound is broken."""
+    """Command line. Raises: SystemExit if a bound is exceeded."""
     options, how = common.cli(Options, __doc__, argv)
     results = how.open("equivalence")
     try:
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, common.ResultsError) as problem:
         raise SystemExit(f"error: {problem}") from problem
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # everything here is small, and waiting for a second thread would take most of the time
+    torch.set_num_threads(1)  # all tensors are small, so a second thread would only add overhead
     try:
         rows = common.sweep(todo, run, results, experiment="equivalence", data=source(), jobs=how.jobs)
     finally:

@@ -1,4 +1,4 @@
-"""Which matrix a layer really applies, and in which entries two layers differ."""
+"""The matrix that a layer actually applies, and the entries in which two layers differ."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ from gconv import GConv, Graph, NotLinear
 
 
 class Entry(NamedTuple):
-    """One entry in which two matrices differ: the signal at site `source` weighs a in one and b in the other."""
+    """An entry in which two matrices differ: the weight of site `source` is a in one and b in the other."""
 
     target: int
     source: int
@@ -46,13 +46,13 @@ def applied(layer: nn.Module, graph: Graph, **call: Any) -> Matrix:
 
     Equation: column (j, c) is layer(e_jc) - layer(0), sites outermost. The bias is left out, dropout is off.
 
-    Meaning: what the code does, whatever its documentation says. A GConv is called with the graph, a PyG layer with
-    `edge_index`, and with `edge_weight` where its forward takes one.
+    Meaning: what the code computes, regardless of its documentation. A GConv is called with the graph, a PyG layer with
+    `edge_index`, and with `edge_weight` if its forward method accepts it.
 
     Args:
         layer: a GConv, or a PyG layer with `in_channels`.
         graph: any graph.
-        call: further arguments of the call, PyG's `lambda_max=` say.
+        call: further arguments of the call, for example PyG's `lambda_max=`.
 
     Raises:
         NotLinear: if the layer is not linear in its features (up to a constant), so that it has no matrix.
@@ -89,18 +89,18 @@ Applies = nn.Module | Callable[[Graph], Matrix]
 
 
 def differ(layer_a: Applies, layer_b: Applies, graph: Graph, tol: float = 1e-6) -> Difference:
-    """In which entries of their matrices two layers differ on a graph.
+    """The entries in which the matrices of two layers differ on a graph.
 
-    Meaning: two layers with the same weights that disagree here have different conventions, and the entries say where:
-    at the loops, at one end of a directed edge, at an isolated node.
+    Meaning: if two layers with the same weights differ, they follow different conventions, and the entries show where:
+    at self-loops, at one end of a directed edge, at an isolated node.
 
-    Traps: the matrices hold the weights. Give both layers the same ones, or there is nothing to learn from it.
+    Traps: the matrices include the weights, so both layers must have the same weights for a meaningful comparison.
 
     Args:
         layer_a, layer_b: layers (GConv, PyG), run on identity features by `applied`; or functions graph -> matrix
             (n o, n i), both with the same channels.
         graph: any graph.
-        tol: entries that differ by no more are equal.
+        tol: entries with a difference of at most this count as equal.
 
     Raises:
         ValueError: if the matrices have different shapes.

@@ -1,18 +1,19 @@
-"""Libraries disagree on one small graph, and each gap is named; gconv equals those it has options for to 1e-9.
+"""Graph libraries apply different matrices to the same graph; gconv reproduces those that its options cover to 1e-9.
 
-Protocol: the matrix S that each convention applies to signals, S[target, source], in float64, on a five-node graph that
-has everything (an edge one way, from a node that nothing reaches; a weight; a self-loop; a double edge; an isolated
-node), and on a plain undirected one. Libraries that are installed are run on identity features. The others are not run:
-their formula is written here from their published code or their documentation, as a `Rule`. A run library is held to
-its rule, too, so the words that say in what two conventions differ are checked and not claimed. "Parts on" is measured:
-the plain graph, or the plain graph with one feature more. Matrices that are read A[source, target] (networkx, scipy,
-Kipf, Spektral) are given as networkx writes them, double edges summed. The entries are in `conformance_peers`.
+Protocol: the matrix S[target, source] that each convention applies to signals, in float64, on a five-node graph with
+all special cases (a directed edge from a node without incoming edges, a weight, a self-loop, a double edge, an
+isolated node), and on an undirected graph without them. Installed libraries are run on identity features. The others
+are not run; their formula is taken from their published code or documentation and written as a `Rule`. Libraries that
+are run are also compared with their rule, so the stated differences between conventions are verified. Which special
+case makes two conventions differ is determined by adding one at a time to the plain graph. Libraries that read
+A[source, target] (networkx, scipy, Kipf, Spektral) get the matrix that networkx writes, with double edges summed. The
+conventions are listed in `experiments.conformance.peers`.
 
     python -m experiments.conformance                   tables, matrices, rows and a figure; exit status 1 if gconv or
-                                                        a run library is not what is said here
+                                                        a library does not follow its rule
     python -m experiments.conformance --only gcn        one family, no figure
 
-`differ(layer_a, layer_b, graph)` says in which entries of their matrices any two layers differ.
+`differ(layer_a, layer_b, graph)` returns the entries in which the matrices of two layers differ.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ __all__ = ["CONVENTIONS", "Convention", "Difference", "Rule", "applied", "by_rul
 
 
 def parts_on(a: Convention, b: Convention) -> list[str]:
-    """On which features two conventions part, by running both: "plain", or what must be added to the plain graph."""
+    """The special cases on which two conventions differ, found by running both: "plain", or additions to that graph."""
     if differ(a.matrix, b.matrix, plain(), SAME).entries:
         return ["plain"]
     return [name for name, graph in features().items() if differ(a.matrix, b.matrix, graph, SAME).entries]
@@ -55,12 +56,12 @@ def parts_on(a: Convention, b: Convention) -> list[str]:
 
 @dataclass(frozen=True)
 class Options:
-    """What to run."""
+    """Options."""
 
     only: str = ""
-    """Families whose name contains this; all where empty."""
+    """Run only families whose name contains this text; empty for all."""
     figures: Path | None = None
-    """Folder of the figure (default: beside the rows; with --official, experiments/figures)."""
+    """Folder for the figure (default: next to the rows; with --official, experiments/figures)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Config:
 
 
 def run(config: Config) -> common.Outcome:
-    """The convention's matrices, and in what and by how much it differs from the first of its family."""
+    """The matrices of a convention, and its differences from the first of its family."""
     members = families()[config.family]
     first, mine = members[0], next(c for c in members if c.name == config.peer)
     metrics: dict[str, Any] = {"known": mine.known, "who": mine.who, "in_gconv": mine.ours or "no option"}
@@ -93,7 +94,7 @@ def run(config: Config) -> common.Outcome:
 
 @cache
 def state() -> common.Data:
-    """The two graphs, this script, gconv's conventions, and the versions of the libraries that are run."""
+    """The two graphs, this script, gconv's conventions, and the versions of the installed libraries."""
     digest = hashlib.sha256(repr([listed(plain()), listed(everything())]).encode())
     ours = sorted((ROOT / "experiments").glob("conformance*.py"))
     for path in (*ours, ROOT / "gconv" / "laplacian.py"):
@@ -103,7 +104,7 @@ def state() -> common.Data:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit where a run library or gconv is not what is said of it."""
+    """Command line. Raises: SystemExit if gconv or a library does not follow its rule."""
     options, how = common.cli(Options, __doc__, argv)
     chosen = [c for c in CONVENTIONS if options.only in c.family]
     if not chosen:
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(rows: Sequence[common.Row]) -> None:
-    """Print matrices, pairwise differences and what they come from, a family at a time."""
+    """Print matrices, pairwise differences and their causes, for each family."""
     from tabulate import tabulate
 
     by_family: dict[str, list[common.Row]] = {}
@@ -180,5 +181,5 @@ Spektral's GraphSAGE scales each output to length 1 (read, not run).""")
 
 
 def _three(value: float) -> str:
-    """Three digits after the point, and a dot for nothing."""
+    """A matrix with three decimals, and a dot for zero."""
     return "." if abs(value) < 5e-10 else f"{value:.3f}"

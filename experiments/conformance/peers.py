@@ -1,8 +1,8 @@
-"""The conventions of PyG, Kipf's code, DGL, Spektral, networkx and scipy, one entry each, family by family.
+"""The conventions of PyG, Kipf's code, DGL, Spektral, networkx and scipy, grouped by family.
 
-Not run: the entries whose `known` says so. "Formula of published code" is a rule written after reading the repository
-named; "documented rule" is one that its documentation states. DGL's GraphConv is meant with allow_zero_in_degree=True:
-without it, it refuses a node that nothing reaches. pygcn's adjacency is made symmetric where its data is loaded.
+`known` states whether a library was run. "Formula of published code" is a rule taken from the code of the repository;
+"documented rule" is one stated in its documentation. DGL's GraphConv is used with allow_zero_in_degree=True, since it
+otherwise rejects nodes without incoming edges. pygcn symmetrises its adjacency when the data is loaded.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ Known = Literal["run", "formula of published code", "documented rule"]
 
 
 def pyg(name: str, *sizes: int, one: str, lmax: bool = False, **options: Any) -> Callable[[Graph], Matrix]:
-    """S of a PyG layer of one channel: its parameter `one` is 1, all others 0. lmax: give it PyG's own lambda_max."""
+    """S of a one-channel PyG layer whose parameter `one` is 1 and all others 0. lmax: pass PyG's own lambda_max."""
 
     def run(graph: Graph) -> Matrix:
         import torch_geometric.nn
@@ -37,7 +37,7 @@ def pyg(name: str, *sizes: int, one: str, lmax: bool = False, **options: Any) ->
 
 
 def pyg_lmax(graph: Graph, normalization: str | None) -> float:
-    """What PyG's LaplacianLambdaMax computes."""
+    """The value computed by PyG's LaplacianLambdaMax."""
     from torch_geometric.data import Data
     from torch_geometric.transforms import LaplacianLambdaMax
 
@@ -60,7 +60,7 @@ def pyg_laplacian(normalization: str | None) -> Callable[[Graph], Matrix]:
 
 
 def read_networkx(name: str) -> Callable[[Graph], Matrix]:
-    """One of networkx's matrices, as it acts on signals."""
+    """A matrix of networkx, transposed to act on signals."""
 
     def run(graph: Graph) -> Matrix:
         import networkx as nx
@@ -74,7 +74,7 @@ def read_networkx(name: str) -> Callable[[Graph], Matrix]:
 
 
 def read_scipy(normed: bool, use_out_degree: bool) -> Callable[[Graph], Matrix]:
-    """scipy.sparse.csgraph.laplacian, as it acts on signals."""
+    """The matrix of scipy.sparse.csgraph.laplacian, transposed to act on signals."""
 
     def run(graph: Graph) -> Matrix:
         import scipy.sparse
@@ -89,7 +89,7 @@ def read_scipy(normed: bool, use_out_degree: bool) -> Callable[[Graph], Matrix]:
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to make S, by one library."""
+    """The definition of S in one library."""
 
     family: str
     name: str
@@ -97,18 +97,18 @@ class Convention:
     known: Known
     rule: Rule
     run: Callable[[Graph], Matrix] | None = None
-    """Where the library is installed: graph -> the matrix that it applies."""
+    """For installed libraries: graph -> the matrix that the library applies."""
     ours: str = ""
-    """gconv's operator with the options that reproduce it, as it is evaluated (`in_gconv`); empty where none does."""
+    """The gconv expression that reproduces it, evaluated by `in_gconv`; empty if there is none."""
     k3: tuple[int, str] | None = None
-    """How many matrices the sum has where an argument is 3, and the argument."""
+    """The number of matrices in the sum if an argument is 3, and the name of that argument."""
 
     def matrix(self, graph: Graph) -> Matrix:
-        """S (n, n), S[target, source]: run, or by its rule where it cannot be run here."""
+        """S (n, n), S[target, source]: computed by the library, or by its rule if it is not installed."""
         return self.run(graph) if self.run else by_rule(self.rule, graph)
 
     def in_gconv(self, graph: Graph) -> Matrix | None:
-        """gconv's S, None where no option reproduces this convention."""
+        """S as computed by gconv; None if no option reproduces this convention."""
         return eval(self.ours, {"graph": graph, "I": np.eye(graph.size), **OURS}) if self.ours else None
 
 
@@ -152,7 +152,7 @@ DGL_L = Rule(weighted=False, zero=1, laplacian=True, lmax="2")
 
 
 def cheb(family: str, norm: Literal["sym", "rw"] | None) -> tuple[Convention, ...]:
-    """PyG's two ways to lambda_max."""
+    """PyG's two definitions of lambda_max."""
     ours: Literal["sym", "col"] | None = "col" if norm == "rw" else norm
     rule, options = replace(L, norm=ours), dict[str, Any](K=2, normalization=norm, one="lins.1.weight")
     exact = f"laplacian(graph, norm={ours!r}, lmax=top(laplacian(graph, norm={ours!r})))"

@@ -1,4 +1,4 @@
-"""The picture of `experiments.conformance`: families as rows, peers as columns, entries that disagree framed."""
+"""The figure of `experiments.conformance`: families as rows, libraries as columns, differing entries framed."""
 
 import io
 import os
@@ -16,7 +16,7 @@ INK, APART = "#444444", "#d62728"
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path:
-    """The matrices on the graph that has everything as conformance.png in the folder, whole or not at all."""
+    """Write conformance.png, the matrices on the graph with all special cases, to the folder."""
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row["config"]["family"], []).append(row)

@@ -1,6 +1,6 @@
-"""A convention as data: a `Rule` says what becomes of loops, weights, degrees and directions; `by_rule` is its matrix.
+"""Conventions as data: a `Rule` states how loops, weights, degrees and directions are treated; `by_rule` evaluates it.
 
-`differences` says in which parts two rules differ on a graph, and leaves out parts that move nothing there.
+`differences` lists the parts in which two rules differ on a graph, without those that have no effect there.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ SAME = 1e-9
 
 
 def plain() -> Graph:
-    """A triangle 0, 1, 2 with a tail 2 - 3 - 4: undirected, no weights, no two degrees of an edge all alike."""
+    """A triangle 0, 1, 2 with a tail 2 - 3 - 4: undirected and unweighted, with different degrees."""
     pairs = torch.tensor([[0, 0, 1, 2, 3], [1, 2, 2, 3, 4]])
     return Graph(torch.cat([pairs, pairs.flip(0)], 1), 5)
 
 
 def everything() -> Graph:
-    """The same triangle: 0 = 1 weighs 2, 1 - 2 is a double edge, 1 has a loop of 0.5, 3 -> 2 one way, 4 is alone."""
+    """The same triangle: 0 - 1 has weight 2, 1 - 2 is double, 1 has a loop of 0.5, 3 -> 2 is directed, 4 isolated."""
     edges = [(0, 1, 2), (1, 0, 2), (1, 2, 1), (1, 2, 1), (2, 1, 1), (2, 1, 1), (0, 2, 1), (2, 0, 1), (3, 2, 1)]
     source, target, weight = zip(*edges, (1, 1, 0.5), strict=True)
     return Graph(torch.tensor([source, target]), 5, edge_weight=torch.tensor(weight, dtype=torch.float64))
 
 
 def features() -> dict[str, Graph]:
-    """The plain graph with one feature more, for each feature."""
+    """The plain graph with one special case added, for each of them."""
     source, target = plain().edge_index.tolist()
     ones = [1.0] * len(source)
 
@@ -54,17 +54,17 @@ def changed(graph: Graph, edges: Sequence[tuple[int, int, float]]) -> Graph:
 
 
 def listed(graph: Graph) -> list[tuple[int, int, float]]:
-    """Its edges (source, target, weight)."""
+    """The edges of a graph (source, target, weight)."""
     return list(zip(*graph.edge_index.tolist(), graph.weights(torch.float64).tolist(), strict=True))
 
 
 def turned(graph: Graph) -> Graph:
-    """Every edge the other way."""
+    """The graph with every edge reversed."""
     return changed(graph, [(j, i, w) for i, j, w in listed(graph)])
 
 
 def merged(graph: Graph) -> Graph:
-    """Edges between the same two nodes as one, of the sum of their weights."""
+    """The graph with parallel edges merged, their weights summed."""
     total: dict[tuple[int, int], float] = {}
     for i, j, w in listed(graph):
         total[i, j] = total.get((i, j), 0.0) + w
@@ -72,7 +72,7 @@ def merged(graph: Graph) -> Graph:
 
 
 def mutual(graph: Graph) -> Graph:
-    """Merged, then of the two edges between two nodes the heavier, both ways."""
+    """The graph with parallel edges merged, then symmetrised by the larger of the two weights."""
     total = {(i, j): w for i, j, w in listed(merged(graph))}
     both = total | {(j, i): w for (i, j), w in total.items()}
     return changed(graph, [(i, j, max(total.get((i, j), 0.0), total.get((j, i), 0.0))) for i, j in both])
@@ -80,40 +80,40 @@ def mutual(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class Rule:
-    """A convention in its parts; `by_rule` makes the matrix of it.
+    """The parts of a convention; `by_rule` computes its matrix.
 
-    A starts as one entry an edge, S[target, source]. D, the degrees, is a diagonal of sums over edges.
+    A initially has one entry per edge, S[target, source]. D is the diagonal matrix of the degrees, which are sums.
     """
 
     loops: Literal["kept", "dropped", "filled in", "added", "replaced"] = "kept"
-    """Self-loops: as they are; none; one where there is none; one more a node; one a node in place of them."""
+    """Self-loops: kept; removed; added if missing; added to every node; replaced by one per node."""
     weighted: bool = True
-    """Whether S holds the weights."""
+    """Whether S contains the edge weights."""
     counted: bool = True
-    """Whether degrees are sums of weights, or numbers of edges."""
+    """Whether degrees are sums of weights rather than numbers of edges."""
     degree: Literal["in", "out", "both"] = "in"
-    """Which degree, at both ends; "both": the out-degree at the source and the in-degree at the target."""
+    """The degree used at both ends; "both": the out-degree at the source and the in-degree at the target."""
     norm: Literal["sym", "row", "col"] | None = "sym"
     """D^-1/2 A D^-1/2, D^-1 A, A D^-1, or A."""
     zero: Literal[0, 1] = 0
-    """What stands for the inverse of a zero degree."""
+    """The value used for the inverse of a zero degree."""
     along: bool = True
-    """Whether signals run along the edges; else against them."""
+    """Whether signals propagate along the edges rather than against them."""
     merged: bool = False
-    """Whether double edges count once."""
+    """Whether parallel edges count once."""
     mutual: bool = False
-    """Whether A is made symmetric first, by the larger of A and A^T."""
+    """Whether A is first symmetrised by the maximum of A and A^T."""
     laplacian: bool = False
     """L = D - A, or I minus the normalised A."""
     isolated: Literal[0, 1] = 1
-    """Diagonal of a normalised L where the degree is zero."""
+    """Diagonal of a normalised L for nodes of degree zero."""
     lmax: Literal["2 max L", "2", "computed"] | None = None
-    """L rescaled to 2 L / lmax - I, and by which lmax."""
+    """Whether L is rescaled to 2 L / lmax - I, and by which lmax."""
     power: int = 1
     """The matrix power."""
 
 
-WORDS: dict[str, dict[Any, str]] = {  # of two phrases, the words they begin with are said once
+WORDS: dict[str, dict[Any, str]] = {  # a common prefix of two phrases is printed once
     "loops": {v: f"loops {v}" for v in ("kept", "dropped", "filled in", "added", "replaced")},
     "weighted": {True: "weights used", False: "weights ignored"},
     "counted": {True: "degrees sum weights", False: "degrees count edges"},
@@ -136,7 +136,7 @@ WORDS: dict[str, dict[Any, str]] = {  # of two phrases, the words they begin wit
 
 
 def contrast(theirs: str, ours: str) -> str:
-    """Both phrases, the words they begin with once.
+    """Two phrases, with their common prefix only once.
 
     >>> contrast("lambda_max computed", "lambda_max 2")
     'lambda_max computed, not 2'
@@ -165,7 +165,7 @@ def by_rule(rule: Rule, graph: Graph) -> Matrix:
     sums = {"in": np.bincount(i, counted, n), "out": np.bincount(j, counted, n)}
     at_target = sums["out" if rule.degree == "out" else "in"]
     at_source = sums["in" if rule.degree == "in" else "out"]
-    ends = (i, at_target), (j, at_source)  # rows of S and columns of S, unless against the edges
+    ends = (i, at_target), (j, at_source)  # the rows and columns of S, unless against the edges
     (row, at_row), (col, at_col) = ends if rule.along else ends[::-1]
 
     def inverse(d: Matrix, power: float) -> Matrix:
@@ -187,15 +187,15 @@ def by_rule(rule: Rule, graph: Graph) -> Matrix:
 
 
 def top_eigenvalue(L: Matrix) -> float:
-    """The eigenvalue of largest modulus, its real part."""
+    """The real part of the eigenvalue of largest modulus."""
     values = np.linalg.eigvals(L)
     return float(values[abs(values).argmax()].real)
 
 
 def eigsh_spread(L: Matrix, starts: int = 20) -> tuple[float, float]:
-    """Smallest and largest of what scipy's eigsh calls the largest eigenvalue of L, over its random start vectors.
+    """The smallest and largest result of scipy's eigsh for the largest eigenvalue of L, over random start vectors.
 
-    It takes L for symmetric. Where L is not, what it returns depends on where it starts.
+    eigsh assumes that L is symmetric. If it is not, the result depends on the start vector.
     """
     import scipy.sparse
     from scipy.sparse.linalg import eigsh
@@ -209,7 +209,7 @@ def eigsh_spread(L: Matrix, starts: int = 20) -> tuple[float, float]:
 
 
 def differences(rule: Rule, other: Rule, graph: Graph) -> list[str]:
-    """In what `other` differs from `rule`: the parts that by themselves move one of the two matrices on this graph.
+    """The parts in which `other` differs from `rule` and which change one of the two matrices on this graph.
 
     >>> differences(Rule(loops="filled in"), Rule(loops="added", degree="out"), everything())
     ['loops added, not filled in', 'out-degree, not in-degree']

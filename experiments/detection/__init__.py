@@ -1,1 +1,1 @@
-"""Boxes around what is in a photo."""
+"""Object detection: `python -m experiments.detection.bccd`."""

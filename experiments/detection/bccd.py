@@ -1,16 +1,16 @@
-"""Blood cells in photos: boxes around red cells, white cells and platelets, by the same loop with two heads.
+"""Blood cell detection: boxes around red cells, white cells and platelets, with two detection heads.
 
-    grid    the detector of `experiments.detection.detector`, a 3x3 convolution in its head
-    gcn     the same, with a graph convolution (GCN) on the cells of the heat map in its place
+    grid    the detector of `experiments.detection.detector`, with a 3x3 convolution in its head
+    gcn     the same detector, with a graph convolution (GCN) on the positions of the heat map instead
 
-Protocol: BCCD, 205 photos to train on, 72 for testing, at half the resolution (320 x 240), nothing pretrained. The two
-boxes without area are left out. AdamW with one cycle of the learning rate; photos mirrored, zoomed, moved and tinted.
-Tested is the moving average of the weights after the last epoch, in half precision; nothing is selected, and the 87
-photos for validation are scored beside. Scores are COCO's average precision by pycocotools, at IoU 0.5 and as the mean
-over 0.5 to 0.95. `twin_gap` of the grid's row: the largest difference of an output, relative to the largest output,
-when the 3x3 convolution is a relational graph convolution (`selection`) on the cells with the same weights.
+Protocol: BCCD, 205 training photos and 72 test photos at half resolution (320 x 240), without pretraining. The two
+boxes without area are removed. AdamW with a one-cycle learning rate; augmentation by mirroring, zooming, shifting and
+colour changes. The moving average of the weights after the last epoch is tested, in half precision, without model
+selection; the 87 validation photos are scored as well. Scores are COCO's average precision by pycocotools, at IoU 0.5
+and as the mean over 0.5 to 0.95. `twin_gap` in the row of `grid`: the largest difference of an output, relative to the
+largest output, if the 3x3 convolution is replaced by a graph convolution (`selection`) with the same weights.
 
-    python -m experiments.sweep detection                    what is missing, one process a run
+    python -m experiments.sweep detection                    run missing runs, one process per run
     python -m experiments.detection.bccd --model gcn
     python -m experiments.detection.predict PHOTO --out boxes.png
 """
@@ -45,26 +45,26 @@ from gconv import GConv, save
 
 MODELS = ("grid", "gcn")
 SHRINK = 2
-MEAN, STD = (200.0, 185.0, 185.0), 30.0  # of BCCD's red, green and blue, about
-SHOWN = 0.3  # score from which a box is drawn
+MEAN, STD = (200.0, 185.0, 185.0), 30.0  # approximately those of BCCD's red, green and blue channels
+SHOWN = 0.3  # minimum score of a box that is drawn
 
 
 @dataclass(frozen=True)
 class Config:
-    """One network and its training."""
+    """Network and training options."""
 
     model: Literal["grid", "gcn", "all"] = "all"
     dataset: Literal["BCCD", "random"] = "BCCD"
-    """random: generated discs, to see that everything works."""
+    """Data set; random: generated discs, for testing."""
     width: int = 12
-    """Channels of the first layer."""
+    """Number of channels of the first layer."""
     batch: int = 8
     epochs: int = 60
     lr: float = 0.004
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("width", "batch", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -73,7 +73,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     return [replace(config, model=model, seed=config.seed + s) for s in range(seeds) for model in models]
 
@@ -83,13 +83,13 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 @lru_cache(maxsize=2)
 def photos(dataset: str, root: Path | None = None) -> BoxSet:
-    """The photos, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The photos, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "BCCD":
         return load_bccd(root, SHRINK)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :96]
     images, boxes, kinds = [], [], []
-    for _ in range(14):  # two or three discs apart, each class with its colour and size
+    for _ in range(14):  # two or three disjoint discs; each class has its colour and size
         image, places = rng.normal(200, 8, (64, 96, 3)), rng.permutation(6)[: rng.integers(2, 4)]
         box, kind = [], rng.integers(0, 3, len(places))
         for place, c in zip(places, kind, strict=True):
@@ -105,7 +105,7 @@ def photos(dataset: str, root: Path | None = None) -> BoxSet:
 
 
 def ready(images: Tensor) -> Tensor:
-    """Pixels (b, 3, h, w) from 0 to 255 as the network takes them; padded to multiples of 16 by the mean colour."""
+    """Normalise pixels (b, 3, h, w) from 0 to 255, and pad to multiples of 16 with the mean colour."""
     x = (images.float() - torch.tensor(MEAN).reshape(3, 1, 1)) / STD
     h, w = x.shape[-2:]
     return F.pad(x, (0, -w % COARSEST, 0, -h % COARSEST))
@@ -114,7 +114,7 @@ def ready(images: Tensor) -> Tensor:
 def changed(
     x: Tensor, boxes: Sequence[Tensor], kinds: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Photos mirrored, zoomed by 0.8 to 1.25, moved and tinted, with their boxes; one that is mostly outside goes."""
+    """Mirror, zoom (0.8 to 1.25), shift and recolour photos and boxes; boxes mostly outside are dropped."""
     (b, _, h, w), size = x.shape, torch.tensor([x.shape[3], x.shape[2]])
 
     def draw(*shape: int) -> Tensor:
@@ -141,9 +141,9 @@ def changed(
 
 
 def fit(data: BoxSet, config: Config, place: Place) -> tuple[Detector, dict[str, Any]]:
-    """Train on the photos for training; the moving average of the weights.
+    """Train on the training photos. Returns: a network with the moving average of the weights.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     model = Detector(len(data.classes), config.width, config.model)
     mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995), use_buffers=True)
@@ -180,12 +180,12 @@ def fit(data: BoxSet, config: Config, place: Place) -> tuple[Detector, dict[str,
         progress(epoch / config.epochs, f"epoch {epoch}, loss {losses[-1]:.3f}")
         if saved:
             saved.save(epoch, (losses, seconds))
-    model.load_state_dict(mean.module.half().state_dict())  # rounded, as they are kept in a file
+    model.load_state_dict(mean.module.half().state_dict())  # rounded as in the saved file
     return model.eval(), {"train_loss": losses, "seconds_training": round(seconds, 1)}
 
 
 def search(model: Detector, images: Tensor, least: float = 0.01) -> list[Found]:
-    """The objects in photos (b, 3, h, w) of bytes."""
+    """Detect the objects in uint8 photos (b, 3, h, w)."""
     model.eval()
     return [found for part in images.split(8) for found in model.find(ready(part), least)]
 
@@ -232,7 +232,7 @@ def precision(found: Sequence[Found], boxes: Sequence[Tensor], kinds: Sequence[T
 
 @torch.no_grad()
 def twin_gap(model: Detector, x: Tensor) -> float:
-    """Largest relative difference of the outputs to those of the network with its grid head on the graph of cells."""
+    """Largest relative difference of the outputs if the grid head is replaced by a graph convolution."""
     twin = Detector(model.classes, model.width, "selection")
     twin.load_state_dict({name.replace("head.1.", "head.1.conv.") if name.startswith("head.1.") else name: value
                           for name, value in model.state_dict().items()})  # fmt: skip
@@ -244,7 +244,7 @@ def twin_gap(model: Detector, x: Tensor) -> float:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = photos(config.dataset, place.root)
     common.seed_everything(config.seed)
     model, metrics = fit(data, config, place)
@@ -267,7 +267,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def thumbnail(image: Tensor) -> str:
-    """A photo (3, h, w) as the base64 text of a small JPEG file."""
+    """A photo (3, h, w) as a small JPEG file in base64."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -276,7 +276,7 @@ def thumbnail(image: Tensor) -> str:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = photos(config.dataset, root)
     return common.Data(data.label, data.content_hash)
 
@@ -287,7 +287,7 @@ SCORES = {"AP50": "ap50", "AP50:95": "ap"} | {
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for model in dict.fromkeys(row["config"]["model"] for row in rows):
         found = [row["metrics"] for row in rows if row["config"]["model"] == model]
         shown = ", ".join(f"{title} {mean_std(100)([m[name] for m in found])}" for title, name in SCORES.items())
@@ -327,7 +327,7 @@ TABLE = Table(
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """The boxes that each network finds in the first test photos, a line of pictures a network."""
+    """Draw the boxes detected in the first test photos, one row of pictures per network."""
     from PIL import Image
 
     first = {row["config"]["model"]: row["metrics"] for row in reversed(rows)}

@@ -1,4 +1,4 @@
-"""Boxes drawn into a picture."""
+"""Draws boxes into a picture."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ COLOURS = {"RBC": (220, 60, 40), "WBC": (40, 90, 220), "Platelets": (20, 140, 60
 
 
 def outline(picture: Any, boxes: Sequence[tuple[Sequence[float], str, float]]) -> Any:
-    """A copy of a PIL picture with an outline, in the colour of its class, around each (box, class, score)."""
+    """A copy of a PIL picture with an outline around each (box, class, score), in the colour of the class."""
     from PIL import ImageDraw
 
     picture = picture.copy()

@@ -1,9 +1,9 @@
-"""An anchor-free detector: each object is a peak of its class's heat map, with an offset and a size at the peak.
+"""An anchor-free detector: each object is a peak of the heat map of its class, with an offset and a size at the peak.
 
-A convolutional network halves the photo's resolution four times; two transposed convolutions, which take up what the
-network had at their resolution, bring it back to a quarter. The head there is a 3x3 convolution on the grid, or the
-same layer as a graph convolution on the graph of the cells. Differs from CenterNet in that sizes are learned by the
-overlap of boxes (GIoU) at the cells around a centre, not by their difference at the centre.
+A convolutional network halves the resolution of the photo four times; two transposed convolutions with skip connections
+restore a quarter of the resolution. The head is a 3x3 convolution on the grid, or a graph convolution on the positions
+(cells) of the heat map. In contrast to CenterNet, sizes are trained by the overlap of boxes (GIoU) at the cells around
+a centre, not by their difference at the centre.
 
 Source: Zhou, Wang and Kraehenbuehl, Objects as Points, 2019; sizes by overlap: Liu et al., TTFNet, AAAI 2020.
 """
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from gconv import GConv, Graph, OperatorSpec, grid_graph
 from gconv.operators import conv2d, conv_transpose2d, gcn, max_pool2d, pointwise, selection
 
-STRIDE = 4  # pixels in a cell of the heat map
-COARSEST = 16  # pixels in a cell of the coarsest layer
-SIZE = 8.0  # cells: the size of a box whose size channels are 0
+STRIDE = 4  # pixels per cell of the heat map, along each axis
+COARSEST = 16  # pixels per cell of the coarsest layer, along each axis
+SIZE = 8.0  # in cells: the size of a box whose size channels are 0
 HEADS = ("grid", "gcn", "selection")
 
 
@@ -62,14 +62,14 @@ def _conv(i: int, o: int, stride: int = 1) -> list[nn.Module]:
 
 
 def _head(kind: str, w: int) -> nn.Module:
-    """The layer that sees 3x3 cells."""
+    """The layer with a 3x3 neighbourhood."""
     if kind == "grid":
         return GConv(conv2d(w, w, 3, padding=1, bias=False))
     return OnCells(gcn(w, w)) if kind == "gcn" else OnCells(selection(w, w, 9, bias=False), loops=True)
 
 
 class Detector(nn.Module):
-    """The network.
+    """The detection network.
 
     Shapes: x (b, 3, h, w), h and w multiples of 16 -> (heat logits (b, classes, h / 4, w / 4), offset and logarithm of
     the size (b, 4, h / 4, w / 4)).
@@ -86,13 +86,13 @@ class Detector(nn.Module):
         last = GConv(pointwise(2 * w, classes + 4))
         self.head = nn.Sequential(nn.ReLU(), *_normed(_head(head, 2 * w), 2 * w), last)
         self.peak = GConv(max_pool2d(3, stride=1, padding=1))
-        with torch.no_grad():  # heat of 0.02 at the start: nearly all cells are empty
+        with torch.no_grad():  # initial heat of 0.02, since nearly all cells are empty
             assert last.bias is not None and last.weight is not None
             last.bias[:classes] = -4.0
             last.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Heat logits, and offset and logarithm of the size."""
+        """The heat logits, and the offset and logarithm of the size."""
         fine = self.fine(x)
         middle = self.middle(fine)
         y = self.head(fine + self.up_fine(F.relu(middle + self.up_middle(self.coarse(middle)))))
@@ -100,13 +100,13 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def find(self, x: Tensor, least: float = 0.01, most: int = 100, overlap: float = 0.6) -> list[Found]:
-        """The objects of each photo, those of highest score first.
+        """The objects of each photo, in order of decreasing score.
 
         Args:
             x: (b, 3, h, w).
-            least: score that an object has at least.
-            most: objects in a photo.
-            overlap: of two boxes of a class with a larger IoU the one with the higher score stays.
+            least: minimum score of an object.
+            most: maximum number of objects per photo.
+            overlap: of two boxes of the same class with a larger IoU, only that with the higher score is kept.
         """
         logits, shape = self(x)
         heat = logits.sigmoid()
@@ -124,7 +124,7 @@ class Detector(nn.Module):
 
 
 def corners(shape: Tensor) -> Tensor:
-    """Offsets and logarithms of sizes (b, 4, h, w) as boxes (b, 4, h, w) in cells.
+    """Convert offsets and logarithms of sizes (b, 4, h, w) to boxes (b, 4, h, w), in cells.
 
     >>> corners(torch.zeros(1, 4, 1, 2))[0, :, 0].T.tolist()
     [[-3.5, -3.5, 4.5, 4.5], [-2.5, -3.5, 5.5, 4.5]]
@@ -137,7 +137,7 @@ def corners(shape: Tensor) -> Tensor:
 
 
 def overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU of boxes, corner coordinates along the last axis.
+    """IoU and generalised IoU of boxes, with corner coordinates along the last axis.
 
     >>> [v.item() for v in overlaps(torch.tensor([0.0, 0, 2, 1]), torch.tensor([1.0, 0, 3, 1]))]
     [0.3333333432674408, 0.3333333432674408]
@@ -150,7 +150,7 @@ def overlaps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apart(found: Found, overlap: float) -> Tensor:
-    """Numbers of the objects that no better one of their class overlaps by more; scores must fall."""
+    """Non-maximum suppression: indices of the objects to keep; scores must be in decreasing order."""
     iou, _ = overlaps(found.boxes[:, None], found.boxes[None])
     rival = (iou > overlap) & (found.kinds[:, None] == found.kinds[None])
     keep = torch.ones(len(iou), dtype=torch.bool)
@@ -161,7 +161,7 @@ def apart(found: Found, overlap: float) -> Tensor:
 
 
 class Target(NamedTuple):
-    """What the network should give. Shapes: heat (b, classes, h, w); boxes (b, 4, h, w) in cells; weight (b, h, w)."""
+    """The training targets. Shapes: heat (b, classes, h, w); boxes (b, 4, h, w) in cells; weight (b, h, w)."""
 
     heat: Tensor
     boxes: Tensor
@@ -169,13 +169,13 @@ class Target(NamedTuple):
 
 
 def target(boxes: Sequence[Tensor], kinds: Sequence[Tensor], classes: int, height: int, width: int) -> Target:
-    """Heat is 1 in the cell of an object's centre and falls like a Gaussian, a tenth of the box wide; of several
-    objects the highest counts. Where it is above 0.3, the cell learns that object's box.
+    """Heat is 1 at the centre of an object and decreases like a Gaussian, a tenth of the box wide; for several objects
+    the maximum is used. Cells with heat above 0.3 are trained to predict the box of that object.
 
     Args:
-        boxes: of each photo, (k, 4) in pixels.
-        kinds: of each photo, (k,).
-        classes: their number.
+        boxes: for each photo, (k, 4) in pixels.
+        kinds: for each photo, (k,).
+        classes: number of classes.
         height: of the heat map.
         width: of the heat map.
     """
@@ -199,7 +199,7 @@ def target(boxes: Sequence[Tensor], kinds: Sequence[Tensor], classes: int, heigh
 
 
 def loss_of(logits: Tensor, shape: Tensor, goal: Target) -> Tensor:
-    """Focal loss of the heat map an object, and 1 - GIoU of the boxes, averaged by weight."""
+    """Focal loss of the heat map per object, and the weighted mean of 1 - GIoU of the boxes."""
     p, log, log_not = logits.sigmoid(), F.logsigmoid(logits), F.logsigmoid(-logits)
     peak = goal.heat == 1
     focal = torch.where(peak, (1 - p) ** 2 * log, (1 - goal.heat) ** 4 * p**2 * log_not)

@@ -1,10 +1,10 @@
-"""The blood cells in a photo: a list of boxes, and a picture with them.
+"""Detect the blood cells in a photo: print the boxes, and draw them into a picture.
 
     python -m experiments.detection.predict PHOTO --out boxes.png
 
-The photo shows cells as BCCD's do: a red cell is about a sixth as wide as the photo is. It may have another size,
-colour mode or bit depth; its longer side is brought to 320 pixels for the network. The network is the grid's of
-`experiments.detection.bccd`, seed 0, from the file that is committed.
+The photo should be similar to those of BCCD, in which a red cell is about a sixth of the width of the photo. Any size,
+colour mode and bit depth is supported; the longer side is resized to 320 pixels. The network is `grid` of
+`experiments.detection.bccd`, seed 0, from the committed file.
 """
 
 import sys
@@ -30,33 +30,33 @@ LONG_SIDE = 320
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at, and where the answer goes."""
+    """Input and output."""
 
     photo: Annotated[Path, tyro.conf.Positional]
     """JPEG, PNG, BMP or TIFF file."""
     out: Path | None = None
-    """Picture with the boxes to write, .png or .jpg; without it only the list is printed."""
+    """Picture to write, .png or .jpg; without it only the list is printed."""
     score: float = SHOWN
-    """Score from which an object is told."""
+    """Minimum score of an object."""
     checkpoint: Path = CHECKPOINT
-    """The network's weights, as `experiments.detection.bccd` leaves them."""
+    """Weights of the network, as written by `experiments.detection.bccd`."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if not 0 < self.score < 1:
             raise ValueError(f"score must be between 0 and 1, not {self.score}")
         predicting.checked_picture(self.out)
 
 
 def restored(path: Path) -> Detector:
-    """The network in a file. Raises: InputError, OSError."""
+    """Load the network from a file. Raises: InputError, OSError."""
     return predicting.restored(path, Detector(len(CLASSES), Config().width))
 
 
 def predict(model: Detector, photo: Tensor, least: float = SHOWN) -> list[tuple[list[float], str, float]]:
-    """The objects in a photo (3, h, w) of bytes: (box in its pixels, class, score), highest score first.
+    """The objects in a uint8 photo (3, h, w): (box in pixels, class, score), in order of decreasing score.
 
-    Raises: ValueError for a photo of one pixel in one direction per 20 in the other, or less than 16 x 16.
+    Raises: ValueError if one side is more than 20 times the other, or if the photo is smaller than 16 x 16.
     """
     h, w = photo.shape[-2:]
     small, scale = predicting.shrunk(photo, LONG_SIDE, COARSEST, "cells")
@@ -69,7 +69,7 @@ def predict(model: Detector, photo: Tensor, least: float = SHOWN) -> list[tuple[
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit with one sentence for what cannot be read or written."""
+    """Command line. Raises: SystemExit with an error message."""
     from PIL import Image
 
     options = tyro.cli(Options, description=__doc__, args=argv)

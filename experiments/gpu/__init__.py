@@ -1,1 +1,1 @@
-"""What a machine with a GPU is needed for, prepared: checks, timings and rungs of the ladder (`make gpu`)."""
+"""Checks, timings and training for a machine with a GPU (`make gpu`)."""

@@ -1,4 +1,4 @@
-"""`python -m experiments.gpu`."""
+"""Command line of `python -m experiments.gpu`."""
 
 from experiments.gpu.run import main
 

@@ -1,4 +1,4 @@
-"""The device against the CPU in float64: every operator in value and gradients, analysis, converted layers."""
+"""Compares the device with the CPU in float64: values and gradients of all operators, analysis, converted layers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,11 +17,11 @@ from gconv.operators.shapes import weighted
 from gconv.spec import Sample, operator
 from gconv.testing import Case
 
-TOL = {torch.float64: 1e-9, torch.float32: 3e-4}  # of the largest entry; float32 is compared with float64, too
+TOL = {torch.float64: 1e-9, torch.float32: 3e-4}  # relative to the largest entry; float32 is also compared with float64
 
 
 def units(options: Options) -> Iterator[Unit]:
-    """The first sample of every operator, then analysis and converted layers, then all other samples."""
+    """All checks: the first sample of every operator, then analysis and converted layers, then all other samples."""
     torch.backends.cudnn.allow_tf32 = False
     if options.device.type == "cuda" and cuda.code() is not None:
         for dtype in kernels.TOL:
@@ -58,13 +58,13 @@ def gap(what: str, got: Tensor, want: Tensor, tol: float) -> float:
 
 
 def moved(case: Case, device: torch.device, dtype: torch.dtype) -> Case:
-    """The same layer, domain and signal on a device."""
+    """Copy layer, domain and signal to a device."""
     domain = case.domain if isinstance(case.domain, Grid) else case.domain.to(device)
     return replace(case, layer=case.layer.to(device, dtype), domain=domain, x=case.x.to(device, dtype))
 
 
 def operators(samples: list[Sample], device: torch.device) -> dict[str, Any]:
-    """Value and gradients of samples in float64 by each lowering, and in float32, against the CPU in float64."""
+    """Compare values and gradients of samples, in float64 by each lowering and in float32, with the CPU in float64."""
     worst, runs = {"float64": 0.0, "float32": 0.0}, 0
     for sample in samples:
         want = Case.of(sample, torch.float64).gradients(None)
@@ -142,7 +142,7 @@ def _tensors(found: Any) -> Iterator[Tensor]:
 
 
 def analysed(question: Callable[[torch.device], Any], device: torch.device) -> dict[str, Any]:
-    """A function's answer on the device against its answer on the CPU."""
+    """Compare the result of a function on the device with that on the CPU."""
     pairs = zip(_tensors(question(device)), _tensors(question(torch.device("cpu"))), strict=True)
     return {"float64": max(gap("answer", got, want, 1e-6) for got, want in pairs)}
 
@@ -176,7 +176,7 @@ CONVERTED: dict[str, Callable[[], nn.Module]] = {
 
 
 def converted(name: str, device: torch.device) -> dict[str, Any]:
-    """A converted model on the device against the model on the CPU, in value and gradients."""
+    """Compare a converted model on the device with the original on the CPU, in value and gradients."""
     torch.manual_seed(0)
     model = CONVERTED[name]().double()
     graph: Graph = weighted()

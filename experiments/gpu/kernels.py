@@ -1,9 +1,9 @@
-"""The Triton kernels against the CPU's: on a GPU, and without one by Triton's interpreter and compiler.
+"""Compares the Triton kernels with those of the CPU: on a GPU, or without one in Triton's interpreter and compiler.
 
     TRITON_INTERPRET=1 python -m experiments.gpu.kernels          every kernel on tiny patterns, on the CPU
-    python -m experiments.gpu.kernels --compile 80                registers and spilled bytes of each on such a GPU
+    python -m experiments.gpu.kernels --compile 80                registers and spilled bytes for sm_80
 
-Both print one JSON object. The interpreter takes a second or so for a case.
+Both print one JSON object. The interpreter takes about a second per case.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from gconv.kernels.maximum import SEGMENT_MAX
 from gconv.kernels.registry import Kernel
 from gconv.kernels.sparse import SDDMM, SPMM
 
-TOL = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}  # of the largest number; bfloat16 to its step
+TOL = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}  # relative to the largest value
 WIDTHS = ((1, 1), (1, 33), (2, 7), (3, 8))  # heads and channels
 
 
 class Case(NamedTuple):
-    """One call of a kernel."""
+    """A call of a kernel."""
 
     name: str
     kernel: Kernel
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
 
 def patterns() -> dict[str, CSR]:
-    """Rectangular and square, with empty rows and columns, double entries, a row and a column to be split; int64."""
+    """Test patterns: rectangular and square, with empty rows and columns, duplicates, long rows and columns, int64."""
     row, col = torch.tensor([2, 0, 2, 0, 2, 4, 2, 2, 2]), torch.tensor([1, 0, 1, 4, 0, 1, 5, 1, 1])
     square = CSR.build(row, col, 6, 6)
     crow, of_rows, crow_t, of_columns, to_t, from_t = (t.long() for t in square.tensors)
@@ -55,7 +55,7 @@ def _on(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> A
 
 
 def cases(heads: int, c: int, csr: CSR, dtype: torch.dtype = torch.float64) -> Iterator[Case]:
-    """Every kernel with such numbers of heads and channels; all gradients of one are among the others."""
+    """Calls of every kernel with these numbers of heads and channels."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
@@ -86,7 +86,7 @@ def cases(heads: int, c: int, csr: CSR, dtype: torch.dtype = torch.float64) -> I
 
 
 def gap(case: Case, device: torch.device, dtype: torch.dtype) -> float:
-    """A kernel's largest difference from the CPU in float64, relative to the largest number. Raises: Mismatch."""
+    """The largest difference of a kernel from the CPU in float64, relative to the largest value. Raises: Mismatch."""
     cpu = torch.device("cpu")
     want = case.kernel.cpu(*(_on(a, cpu, torch.float64) for a in case.arguments), *case.structure)
     arguments, structure = [_on(a, device, dtype) for a in case.arguments], [_on(t, device) for t in case.structure]
@@ -103,7 +103,7 @@ def gap(case: Case, device: torch.device, dtype: torch.dtype) -> float:
 
 
 def checked(device: torch.device, dtype: torch.dtype, long: int, widths: Any = WIDTHS) -> dict[str, float]:
-    """The largest gap of each kernel; rows of more than `long` entries are split."""
+    """The largest difference of each kernel; rows with more than `long` entries are split."""
     before = cuda.LONG
     worst: dict[str, float] = {}
     cuda.LONG = long
@@ -122,7 +122,7 @@ def checked(device: torch.device, dtype: torch.dtype, long: int, widths: Any = W
 
 
 def compiled(capability: int) -> dict[str, dict[str, int]]:
-    """Registers, and bytes of stack and local memory, of every kernel on such a GPU, for 8 heads of 8 channels."""
+    """Registers, and bytes of stack and local memory, of every kernel for a GPU, with 8 heads of 8 channels."""
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget

@@ -1,9 +1,9 @@
-"""CIFAR-10 in one small file, for a machine that cannot download it: images as JPEG, and what that loses.
+"""Pack CIFAR-10 into one small file for a machine without network access: JPEG images and their residuals.
 
     python -m experiments.gpu.pack build/cifar10.npz
 
-Unpacked, the images are the same to the bit, which the content hash proves. A copy that was JPEG before takes some
-40 MB so; the official images take three times as much, and are refused above `LIMIT`.
+Packing is lossless, which a content hash verifies. A copy whose images were stored as JPEG takes about 40 MB; the
+official images take three times as much. Files larger than `LIMIT` are rejected.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from datasets import DataError, load_cifar10
 from datasets.cifar10 import FOLDER, MD5
 
 LIMIT = 50 << 20  # bytes
-SIDE = 100  # images in a row of a sheet
+SIDE = 100  # images per row of a sheet
 
 
 def _sheet(images: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def _images(sheet: np.ndarray) -> np.ndarray:
 
 
 def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (b, 3, 32, 32), b a multiple of `SIDE`, as a JPEG and what it loses, modulo 256, compressed."""
+    """Images (b, 3, 32, 32), b a multiple of `SIDE`, as a JPEG and its residual modulo 256, compressed."""
     from PIL import Image
 
     sheet, made = _sheet(images), io.BytesIO()
@@ -42,7 +42,7 @@ def encode(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode(jpeg: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """The images of `encode`."""
+    """Decode the result of `encode`."""
     sheet = _read(jpeg.tobytes())
     return _images(sheet + np.frombuffer(lzma.decompress(rest.tobytes()), np.uint8).reshape(sheet.shape))
 
@@ -54,7 +54,7 @@ def _read(data: bytes) -> np.ndarray:
 
 
 def pack(path: Path, root: Path | None = None) -> int:
-    """Write the file. Returns its bytes. Raises: DataError, ValueError where it would be too large."""
+    """Write the file. Returns: its size in bytes. Raises: DataError, ValueError if it would be too large."""
     found = load_cifar10(root)
     if (len(found.train_images), len(found.test_images)) != (50_000, 10_000):
         raise ValueError(f"{found.label} is not 50,000 and 10,000 images")

@@ -1,12 +1,13 @@
-"""Checks, timings and training on a GPU, in parts of at most four minutes; on a CPU, all of it but the device.
+"""Checks, timings and training on a GPU, in parts of at most four minutes; with DEVICE=cpu a dry run on the CPU.
 
     make gpu OUT=DIR PART=tests      operators, analysis and converted layers on the device against the CPU in float64
     make gpu OUT=DIR PART=speed      time and memory against PyG, compiled PyG, torch.sparse and torch
-    make gpu OUT=DIR PART=ladder     rungs of experiments.images.ladder; DATA=FILE is what experiments.gpu.pack wrote
-    make gpu OUT=DIR PART=tests DEVICE=cpu TINY=1        a rehearsal: a few of each, tiny sizes
+    make gpu OUT=DIR PART=ladder     networks of experiments.images.ladder; DATA=FILE written by experiments.gpu.pack
+    make gpu OUT=DIR PART=tests DEVICE=cpu TINY=1        a dry run: a few cases of tiny size
 
-Needs torch, numpy and torch_geometric, and nothing to download. A part writes DIR/PART.jsonl: a row for the machine,
-one for each unit as soon as it ends, and one for what there was no time for. Exit status 1: a check failed.
+Requires torch, numpy and torch_geometric, and downloads nothing. A part writes DIR/PART.jsonl: a row for the machine,
+one for each unit as soon as it is done, and one for the units that did not fit in the time. Exit status 1: a check
+failed.
 """
 
 import argparse
@@ -30,12 +31,12 @@ from experiments.harness import machine
 
 
 class OutOfTime(BaseException):
-    """The part's time is used up."""
+    """Raised when the time of the part is over."""
 
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime out of this block after so many seconds, whatever the code inside makes of it."""
+    """Raise OutOfTime from this block after the given number of seconds, even if code inside catches it."""
     rang = False
 
     def ring(*_: Any) -> None:
@@ -48,7 +49,7 @@ def alarm(seconds: float) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if rang:  # compilers wrap what is raised within them
+        if rang:  # compilers wrap exceptions raised inside them
             raise OutOfTime from error
         raise
     finally:
@@ -57,7 +58,7 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 def about(device: torch.device) -> dict[str, Any]:
-    """The row of the machine."""
+    """The row that describes the machine."""
     cuda = device.type == "cuda"
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(device) if cuda else str(device)}
     if cuda:
@@ -75,7 +76,7 @@ def _triton() -> str | None:
 
 
 def perform(units: Iterable[Unit], options: Options) -> bool:
-    """Run the units in order while there is time; write their rows. Returns whether none of them failed."""
+    """Run the units in order while there is time, and write their rows. Returns: whether none of them failed."""
     options.out.mkdir(parents=True, exist_ok=True)
     end, missed, failed = time.monotonic() + options.seconds, [], 0
     with open(options.out / f"{options.part}.jsonl", "w", encoding="utf-8") as file:
@@ -98,7 +99,7 @@ def perform(units: Iterable[Unit], options: Options) -> bool:
             except OutOfTime:
                 missed.append(unit.name)
                 continue
-            except Exception as error:  # the next unit may still run
+            except Exception as error:  # continue with the next unit
                 failed += 1
                 said = str(error) if isinstance(error, Mismatch) else traceback.format_exc(limit=-4)
                 row["failed"] = said
@@ -119,7 +120,7 @@ def _short(metrics: dict[str, Any]) -> str:
 
 
 def parse(argv: list[str] | None = None) -> Options:
-    """The command line."""
+    """Parse the command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m experiments.gpu", description=__doc__, formatter_class=form)
     parser.add_argument("--part", choices=PARTS, required=True)

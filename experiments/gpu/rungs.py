@@ -1,4 +1,4 @@
-"""Rungs of the ladder on the device, by the protocol of `experiments.images.ladder`, in what time there is."""
+"""Trains networks of `experiments.images.ladder` on the device, with its protocol, in the available time."""
 
 import tempfile
 import time
@@ -15,11 +15,11 @@ from experiments.harness.code import code
 from experiments.harness.experiment import Place
 from experiments.images import ladder
 
-SECONDS = 40.0  # that a first rung is taken to need
+SECONDS = 40.0  # estimated time of the first network
 
 
 def units(options: Options) -> Iterator[Unit]:
-    """One seed of each rung; once one has run, the others are not begun unless there is its time for them."""
+    """One seed of each network; a further one is started only if the time of the previous one is available."""
     tiny = ladder.Config(dataset="random", limit=32, epochs=1, batch=16, width=8)
     config = tiny if options.tiny else ladder.Config()
     chosen = [replace(config, rung=rung) for rung in ladder.RUNGS]  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def units(options: Options) -> Iterator[Unit]:
 
 
 def rung(config: ladder.Config, root: Path | None, options: Options, took: dict[str, float]) -> dict[str, Any]:
-    """Train and test one network."""
+    """Train and test a network."""
     start = time.monotonic()
     try:
         data = ladder.seen(config, root)

@@ -1,8 +1,9 @@
-"""Time and memory on the device: layers, products, training steps and convolutions, beside what else runs there.
+"""Time and memory on the device: layers, products, training steps and convolutions, compared with other libraries.
 
-All sides of a unit have the same weights; values and gradients must agree before a clock starts. They take turns, and a
-number is the median over rounds, the device's queue included. Memory is the peak above the start of one step: the
-device's own account on CUDA, the process's on a CPU. Compiled sides come last: compiling takes longer than measuring.
+All implementations of a unit have the same weights; values and gradients must agree before they are timed. They are
+timed in alternation, and a number is the median over rounds, including synchronisation. Memory is the peak of a step
+above its start: as counted by torch on CUDA, of the process on a CPU. Compiled implementations are measured last, since
+compiling takes longer than measuring.
 """
 
 import time
@@ -24,24 +25,24 @@ from experiments.speed.sides import graph_for, peer, spec
 from gconv import GConv, Graph, OperatorSpec
 
 OPS = ("gcn", "gat", "sage", "cheb", "tag", "appnp")
-TOL = 2e-3  # gradients that are sums over millions of float32 numbers
+TOL = 2e-3  # for gradients that are sums over millions of float32 values
 Step = Callable[[], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is."""
+    """The sizes of all cases."""
 
     nodes: int = 170_000
     edges: int = 2_330_000
     widths: tuple[int, ...] = (16, 64, 256)
     small: tuple[int, int, int] = (2708, 10_556, 1433)
-    """Nodes, edges and features of the small training step."""
+    """Number of nodes, edges and features of the small training step."""
     images: tuple[int, int, int] = (128, 64, 32)
-    """Images, channels and sides."""
+    """Number of images, channels and pixels per side."""
     rounds: int = 15
     budget: float = 3.0
-    """Seconds of the rounds of a unit; three rounds are taken anyway."""
+    """Time limit for the rounds of a unit in seconds; at least three rounds are run."""
     compiler: str = "inductor"
 
 
@@ -52,8 +53,8 @@ TINY = Sizes(nodes=300, edges=2_400, widths=(16,), small=(120, 480, 60), images=
 
 
 def units(options: Options) -> Iterator[Unit]:
-    """In the order of what matters."""
-    torch.backends.cudnn.allow_tf32 = False  # of both sides
+    """All units, the most important first."""
+    torch.backends.cudnn.allow_tf32 = False  # of both implementations
     where, sizes = options.device, TINY if options.tiny else FULL
     place = f"{sizes.nodes} nodes, {sizes.edges} edges"
     ops = OPS[:2] if options.tiny else OPS
@@ -82,7 +83,7 @@ def _wait(device: torch.device) -> None:
 
 
 def peak(step: Step, device: torch.device) -> float:
-    """MiB that a step takes at most, above what is in use before it."""
+    """Peak memory of a step in MiB, above the memory used before."""
     if device.type != "cuda":
         start = measure.resident()
         step()
@@ -96,7 +97,7 @@ def peak(step: Step, device: torch.device) -> float:
 
 
 def compared(steps: dict[str, Step], sizes: Sizes, device: torch.device, tol: float = TOL) -> dict[str, Any]:
-    """Equal numbers, then milliseconds with quartiles and MiB of each side, and how many times faster gconv is."""
+    """Check that results agree, then measure milliseconds with quartiles, MiB, and how many times faster gconv is."""
     want = steps["gconv"]()
     found: dict[str, Any] = {"gap": 0.0}
     for name, step in steps.items():
@@ -129,7 +130,7 @@ def _random(device: torch.device, *shape: int) -> Tensor:
 
 
 def _grads(module: Callable[..., Tensor], leaves: list[Tensor], x: Tensor, graph: Any, dy: Tensor) -> Step:
-    """A step: the value and the gradient in x; those in the parameters are computed, too."""
+    """A step: the value and the gradient with respect to x; those of the parameters are computed too."""
 
     def step() -> tuple[Tensor, ...]:
         y = module(x, graph)
@@ -139,7 +140,7 @@ def _grads(module: Callable[..., Tensor], leaves: list[Tensor], x: Tensor, graph
 
 
 def layer(op: str, sizes: Sizes, device: torch.device, compiled: bool = False) -> dict[str, Any]:
-    """A layer forward and backward beside PyG's in each form that it takes."""
+    """Forward and backward pass of a layer, compared with PyG's for each graph format that it supports."""
     i, o = (64, 64) if op == "appnp" else (128, 64)
     index = _edges(sizes.nodes, sizes.edges)
     x, dy = _random(device, sizes.nodes, i).requires_grad_(), _random(device, sizes.nodes, o)
@@ -162,7 +163,7 @@ def layer(op: str, sizes: Sizes, device: torch.device, compiled: bool = False) -
 
 
 def product(width: int, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """gcn's matrix times a signal, forward, beside torch's CSR product."""
+    """The product of GCN's matrix and a signal, compared with torch's CSR product."""
     index = _edges(sizes.nodes, sizes.edges)
     x = _random(device, sizes.nodes, width)
     S = GConv(OperatorSpec.parse("gcn(1, 1, bias=False)")).to(device).at(Graph(index, sizes.nodes).to(device)).S
@@ -183,7 +184,7 @@ def product(width: int, sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 
 class Network(nn.Module):
-    """Two layers, ReLU between them."""
+    """Two layers with a ReLU between them."""
 
     def __init__(self, first: nn.Module, second: nn.Module):
         super().__init__()
@@ -206,7 +207,7 @@ def training(op: str, sizes: Sizes, device: torch.device, small: bool) -> dict[s
 
     def side(model: Network, graph: Any) -> Step:
         model = model.to(device)
-        adam = torch.optim.Adam(model.parameters(), 0.0)  # the same numbers at every step
+        adam = torch.optim.Adam(model.parameters(), 0.0)  # the same values at every step
 
         def step() -> tuple[Tensor, ...]:
             adam.zero_grad(set_to_none=True)
@@ -237,7 +238,7 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
 
 
 def convolution(kind: str, dtype: torch.dtype, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """A convolution forward and backward beside torch's, channels last."""
+    """Forward and backward pass of a convolution, compared with torch's, with channels-last layout."""
     b, c, side = sizes.images
     given = dict(CONVOLUTIONS[kind])
     given["groups"] = c if given.get("groups") else 1

@@ -1,4 +1,4 @@
-"""What a part of `make gpu` is made of."""
+"""The units of which the parts of `make gpu` consist."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 import torch
 
 PARTS = ("tests", "speed", "ladder")
-SECONDS = 225.0  # of a part, imports left out
+SECONDS = 225.0  # time limit of a part, without imports
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run, where, and for how long."""
+    """Part, device and time limit."""
 
     part: str
     out: Path
     device: torch.device
     seconds: float = SECONDS
     data: Path | None = None
-    """A file of `experiments.gpu.pack`; without one, CIFAR-10 is looked for where the data sets are."""
+    """A file written by `experiments.gpu.pack`; without it, CIFAR-10 is read from the data root."""
     tiny: bool = False
-    """A few units at toy sizes: shows that everything works, and measures nothing."""
+    """Run a few units of tiny size, to test that everything works."""
 
 
 class Unit(NamedTuple):
-    """One row: its name, what makes its numbers, and the seconds below which it is not begun."""
+    """A unit, which makes one row: its name, its function, and the minimum remaining time for starting it."""
 
     name: str
     run: Callable[[], dict[str, Any]]
@@ -34,4 +34,4 @@ class Unit(NamedTuple):
 
 
 class Mismatch(Exception):
-    """Two results that should be equal are not."""
+    """Raised if two results that should be equal are not."""

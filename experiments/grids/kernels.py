@@ -1,19 +1,19 @@
-"""On grids: kernels of any size by the fastest way, and graphs of pixels not far behind torch's convolution.
+"""Speed of convolutions on grids with kernels of any size, and of graph convolutions on pixels, compared with torch.
 
-Protocol: all sides of a case start from the same numbers and weights, and values and gradients must agree before a
-clock starts. Then they take turns, one measurement each a round, whoever begins alternating; the ratio is the median
-over rounds of the peer's seconds by gconv's, with its quartiles. Convolutions meet F.conv2d with the channels last in
-memory on both sides; both run contiguous, too, and depthwise ones also by the transforms alone. `twin` is a 3x3
-convolution as a graph convolution with nine labelled offsets, against F.conv2d with channels last; `chebyshev` has all
-images on one graph, where PyG has a block-diagonal one. On one thread the clock is processor time, on more it is wall
-time. Peak memory is that of a process of its own for each side: resident, from before the first step to the end of the
-third.
+Protocol: all implementations of a case start from the same data and weights, and values and gradients must agree
+before they are timed. They are timed in alternation, one measurement per round, in alternating order; the ratio is the
+median over rounds of the peer's time divided by gconv's, with quartiles. Convolutions are compared with F.conv2d in the
+channels-last memory format; both also run in contiguous format, and depthwise ones also with the FFT lowering only.
+`twin` is a 3x3 convolution computed as a graph convolution with nine edge labels, compared with F.conv2d in
+channels-last format; for `chebyshev`, gconv processes all images on one graph, and PyG a block-diagonal graph. With
+one thread, processor time is measured, otherwise wall time. Peak memory is the resident memory of a separate process
+for each implementation, from before the first step to the end of the third.
 
-    python -m experiments.grids                        everything, some ten minutes
-    python -m experiments.grids --only depthwise       kernels from 3x3 to 31x31, each channel by itself
+    python -m experiments.grids                        everything, about ten minutes
+    python -m experiments.grids --only depthwise       depthwise kernels from 3x3 to 31x31
     python -m experiments.grids --only conv            the convolutions of a CIFAR network; or twin, chebyshev
 
-Rows hold until their file is removed: a timing is not repeated because some code changed.
+Rows remain valid until their file is removed: timings are not repeated when code changes.
 """
 
 import json
@@ -39,36 +39,36 @@ from gconv.spec import OperatorSpec
 
 Kind = Literal["depthwise", "conv", "twin", "chebyshev"]
 KERNELS = (3, 5, 7, 9, 11, 15, 21, 31)
-SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # channels in, channels out, pixels a side
+SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # input channels, output channels, pixels per side
 GOALS = {("depthwise", 15): 4.0, ("depthwise", 31): 15.0, ("twin", 3): 1 / 3, ("chebyshev", 3): 10.0}
-EQUAL = 0.95  # elsewhere: not slower, but for what a call costs
+EQUAL = 0.95  # otherwise: not slower, apart from the overhead of a call
 OURS, PEER, CONTIGUOUS = "gconv", "conv2d", " contiguous"
-TOL = 1e-3  # sums over hundreds of thousands of float32 numbers
+TOL = 1e-3  # sums over hundreds of thousands of float32 values
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is compared, and how often."""
+    """Options."""
 
     only: Literal["all"] | Kind = "all"
-    """Which cases."""
+    """Cases to run."""
     rounds: int = 11
-    """Measurements of each side; fewer where they take more than a minute, but at least three."""
+    """Number of rounds; fewer if they take more than a minute, but at least three."""
     threads: int = 1
-    """Threads."""
+    """Number of threads."""
     quick: bool = False
-    """Toy sizes, to see that everything works; rows go to runs/."""
+    """Run tiny sizes, for testing; rows are written to runs/."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.rounds < 1 or self.threads < 1:
             raise ValueError(f"rounds and threads must be at least 1, not {self.rounds} and {self.threads}")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: images (batch, i, side, side), a kernel that keeps their size, o channels out."""
+    """A comparison: images (batch, i, side, side), a kernel that keeps their size, o output channels."""
 
     case: str
     kind: Kind
@@ -84,12 +84,12 @@ class Case:
 
     @property
     def goal(self) -> float:
-        """How many times faster than the peer, in training."""
+        """The goal: how many times faster than the peer in training."""
         return GOALS.get((self.kind, self.kernel), EQUAL) if self.backward else 0.0
 
 
 class Side(NamedTuple):
-    """A call, the tensors whose gradients it is asked for, its numbers as images and our weights, what gconv chose."""
+    """A call, the tensors for which gradients are needed, its data as images and gconv weights, the chosen lowering."""
 
     call: Callable[[], Tensor]
     leaves: list[Tensor]
@@ -99,7 +99,7 @@ class Side(NamedTuple):
 
 
 def cases(config: Config) -> list[Case]:
-    """All comparisons of this command line."""
+    """All comparisons selected by the options."""
     small = config.quick
     batch = 2 if small else 64
     sizes: list[tuple[Kind, int, int, int, int, int]] = []
@@ -126,7 +126,7 @@ def cases(config: Config) -> list[Case]:
 
 
 def sides(case: Case) -> dict[str, Callable[[], Side]]:
-    """What makes each side, by its name."""
+    """Functions that create each implementation, by name."""
     if case.kind == "chebyshev":
         return {OURS: lambda: on_graph(case, cheb(case.i, case.o, k=case.kernel)), "PyG": lambda: block_diagonal(case)}
     layouts = {PEER: torch.channels_last, f"{PEER}{CONTIGUOUS}": torch.contiguous_format}
@@ -154,13 +154,13 @@ def numbers(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def wanted(case: Case, x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """What the backward pass is asked for: as in training, not the gradient of the image itself."""
+    """The tensors for which gradients are computed: as in training, not the images."""
     x.requires_grad_(case.backward and case.i > 3)
     return [*parameters, x] if x.requires_grad else list(parameters)
 
 
 def layer_of(spec: OperatorSpec, weight: Tensor, bias: Tensor) -> GConv:
-    """A layer with these numbers."""
+    """A layer with these weights."""
     layer = GConv(spec)
     with torch.no_grad():
         layer.weight.copy_(weight)  # type: ignore[union-attr]
@@ -169,13 +169,13 @@ def layer_of(spec: OperatorSpec, weight: Tensor, bias: Tensor) -> GConv:
 
 
 def chosen(case: Case, layer: GConv, *call: Any) -> str:
-    """The lowering that the layer will take."""
+    """The lowering chosen for the layer."""
     with torch.set_grad_enabled(case.backward):
         return layer.plan(*call).chosen.name
 
 
 def on_images(case: Case, layout: torch.memory_format, lowering: str | None = None) -> Side:
-    """A convolution in gconv, by a lowering or as planned."""
+    """A convolution in gconv, with a given lowering or as planned."""
     x, dy, weight, bias = numbers(case)
     k = case.kernel
     spec = (
@@ -188,7 +188,7 @@ def on_images(case: Case, layout: torch.memory_format, lowering: str | None = No
 
 
 def bare(case: Case, layout: torch.memory_format) -> Side:
-    """torch's convolution."""
+    """The same convolution in torch."""
     x, dy, weight, bias = numbers(case)
     k = case.kernel
     groups = case.i if case.kind == "depthwise" else 1
@@ -227,7 +227,7 @@ def on_graph(case: Case, spec: OperatorSpec) -> Side:
 
 
 def block_diagonal(case: Case) -> Side:
-    """PyG's Chebyshev convolution on as many copies of the graph as there are images."""
+    """PyG's Chebyshev convolution, with a copy of the graph for each image."""
     from torch_geometric.nn import ChebConv
 
     x, dy, weight, bias = numbers(case)
@@ -257,7 +257,7 @@ def block_diagonal(case: Case) -> Side:
 
 
 def step_of(case: Case, side: Side) -> Callable[[], list[Tensor]]:
-    """A step of a side: the value, and with a backward pass the gradients."""
+    """A step of an implementation: the value, and with a backward pass the gradients."""
 
     def step() -> list[Tensor]:
         if not case.backward:
@@ -270,7 +270,7 @@ def step_of(case: Case, side: Side) -> Callable[[], list[Tensor]]:
 
 
 def control(case: Case, made: dict[str, Side]) -> float:
-    """The largest relative difference of any side from gconv. Raises: ValueError where it is more than rounding."""
+    """The largest relative difference of any implementation from gconv. Raises: ValueError if it exceeds rounding."""
     found = {name: side.alike(step_of(case, side)()) for name, side in made.items()}
     names = ("value", "gradient in weight", "gradient in bias", "gradient in x")
     return max(
@@ -281,7 +281,7 @@ def control(case: Case, made: dict[str, Side]) -> float:
 
 
 def run(case: Case) -> common.Outcome:
-    """Check, time, and weigh."""
+    """Check the results, then measure time and memory."""
     common.seed_everything(case.seed, deterministic=False)
     clock = time.process_time if case.threads == 1 else time.perf_counter
     makers = sides(case)
@@ -312,14 +312,14 @@ def run(case: Case) -> common.Outcome:
 
 
 def data(case: Case) -> common.Data:
-    """What is compared on; the sizes and the seed decide it."""
+    """The data of a comparison, determined by the sizes and the seed."""
     return common.Data("random images", "generated")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--peak-of"]:  # how this script calls itself
+    if argv[:1] == ["--peak-of"]:  # used when this script starts itself in a new process
         case = Case(**json.loads(argv[2]))
         with measure.threads(case.threads):
             step = step_of(case, sides(case)[argv[1]]())
@@ -329,7 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
-    if config.quick and options.results is None:  # toy numbers are no results
+    if config.quick and options.results is None:  # results of tiny sizes are not recorded
         options = replace(options, results=ROOT / "runs" / "grids-quick.jsonl", official=False)
     for row in common.sweep(todo, run, measure.timings(options, "grids"), experiment="grids", data=data):
         m = row["metrics"]

@@ -1,4 +1,4 @@
-"""What the rows of `experiments.grids` say together: the sweep over kernel sizes, in a sentence and as a picture."""
+"""Summary of the rows of `experiments.grids`: the sweep over kernel sizes, as a sentence and as a figure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,13 @@ SIDES = {
 
 
 def sweep(rows: Sequence[Row], backward: bool) -> list[Row]:
-    """The depthwise rows, by kernel size."""
+    """The depthwise rows, sorted by kernel size."""
     found = [row for row in rows if row["config"].get("kind") == "depthwise" and row["config"]["backward"] == backward]
     return sorted(found, key=lambda row: row["config"]["kernel"])
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Where gconv was slowest beside torch, in each layout."""
+    """The kernel sizes for which gconv was slowest relative to torch, for each memory format."""
     said = []
     for backward, what in ((False, "inference"), (True, "training")):
         for metric, layout in (("faster", "channels last"), ("contiguous_faster", "contiguous")):
@@ -38,7 +38,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def by_kernel(backward: bool) -> Draw:
-    """Milliseconds against kernel size: what was planned, transforms alone, and torch."""
+    """Plot milliseconds against kernel size: gconv as planned, gconv by FFT, and torch."""
 
     def draw(axes: Any, rows: Sequence[Row]) -> None:
         found = sweep(rows, backward)

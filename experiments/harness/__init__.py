@@ -1,1 +1,1 @@
-"""What every experiment shares: options, rows, sweeps, the machine, measuring, training, rendering."""
+"""Code shared by all experiments: options, rows, sweeps, machine, measurements, training, rendering."""

@@ -1,9 +1,9 @@
-"""Which code made a row: a hash of the syntax trees, without docstrings, of what can move its numbers.
+"""Identifies the code that made a row, by a hash of the syntax trees (without docstrings) that can affect its numbers.
 
-That is the module of the run, the modules of its family and the training loops that it imports, and the modules of the
-operators that these name. Comments, docstrings and layout do not count, nor do numbers that others published, nor
-recipes, which a row's configuration holds in full. The engine below the operators is not hashed:
-its number is `gconv.NUMERICS`, raised by hand when results may move.
+These are the module of the run, the modules of its family and the training loops that it imports, and the modules of
+the operators that these import. Comments, docstrings, layout, published numbers and recipes (which are part of a row's
+configuration) are excluded. The engine below the operators is not hashed; it is identified by `gconv.NUMERICS`, which
+is increased by hand when results may change.
 """
 
 import ast
@@ -24,11 +24,11 @@ TOLD = ("published", "recipes")
 
 
 def code(run: Callable[..., Any], more: Iterable[str] = ()) -> dict[str, Any]:
-    """What a row says of its code: {"hash": 16 hex digits, "numerics": the engine's number}.
+    """The entry of a row for its code: {"hash": 16 hex digits, "numerics": the value of gconv.NUMERICS}.
 
     Args:
-        run: the function that makes the row, partial or not.
-        more: further modules, such as that of an operator given by --spec.
+        run: the function that makes the row, possibly a partial.
+        more: names of further modules, for example of an operator given by --spec.
     """
     run = code_of(run)
     modules = sorted({*_closure(run.__module__), *(m for name in more for m in _closure(name))})
@@ -39,7 +39,7 @@ def code(run: Callable[..., Any], more: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def code_of(run: Callable[..., Any]) -> Callable[..., Any]:
-    """The function below partial ones; of `experiment.call`, the run that it calls."""
+    """The function wrapped by partials; for `experiment.call`, the run that it calls."""
     while isinstance(run, functools.partial):
         run = run.args[0] if run.args and callable(run.args[0]) else run.func
     return run
@@ -52,7 +52,7 @@ def _file(module: str) -> Path:
 
 @functools.cache
 def _closure(module: str) -> frozenset[str]:
-    """The module, and what it imports of its family, of the harness's loops, and of the operators."""
+    """The module, and the modules of its family, of the training loops and of the operators that it imports."""
     found, open_ = {module}, [module]
     while open_:
         file = _file(open_.pop())
@@ -86,7 +86,7 @@ def _counts(name: str) -> bool:
 
 @functools.cache
 def _tree(file: Path) -> str:
-    """The syntax tree without docstrings and without places."""
+    """The syntax tree without docstrings and positions."""
     if not file.is_file():
         return ""
     tree = ast.parse(file.read_text(encoding="utf-8"))

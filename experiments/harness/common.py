@@ -1,4 +1,4 @@
-"""What every experiment shares, under one name: `from experiments.harness import common`."""
+"""Names used by all experiments, in one module: `from experiments.harness import common`."""
 
 from experiments.harness.machine import ROOT, device, peak_memory_mb, reset_peak_memory, seed_everything, timer
 from experiments.harness.options import RESULTS, RUNS, Data, Options, Outcome, cli, grid, run_key

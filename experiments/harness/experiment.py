@@ -1,4 +1,4 @@
-"""An experiment as data: its configuration, its runs and what they see. One command line, one sweep for all of them."""
+"""Experiments as data: configuration, runs and data sets, with a common command line and sweep."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from experiments.harness.sweeps import sweep
 
 
 class Place(NamedTuple):
-    """Where a run runs; nothing of this moves its numbers beyond rounding."""
+    """Where a run takes place; this must not affect its numbers beyond rounding."""
 
     root: Path | None = None
     """Folder of the data sets."""
@@ -25,22 +25,22 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table's runs.
+    """The runs of a table.
 
     Args:
-        name: of the rows' file, and the table's on the command line of `experiments.sweep`.
+        name: name of the file of rows, and of the table on the command line of `experiments.sweep`.
         about: the help text.
-        config: a frozen dataclass: one run, and the command line.
-        expand: (configuration of the command line, number of seeds) -> the runs, those that teach most first.
-            Raises: ValueError for what cannot be run.
-        run: (configuration, place) -> outcome, a function of a module.
-        data: (configuration, folder of the data sets) -> what the run sees.
-        smoke: fields of the configuration that make every run last a second or two.
-        report: prints what the rows say.
-        modules: further modules that make a configuration's numbers.
-        measured: metrics that are times or rates, which no second run gives again.
-        tolerance: largest difference of a metric between two kinds of processor.
-        defaults: this experiment's own defaults of `Options`.
+        config: a frozen dataclass, the configuration of a run and of the command line.
+        expand: (configuration of the command line, number of seeds) -> the runs, the most informative first.
+            Raises: ValueError for invalid configurations.
+        run: (configuration, place) -> outcome, a module-level function.
+        data: (configuration, folder of the data sets) -> the data of the run.
+        smoke: fields of the configuration with which a run takes a second or two.
+        report: prints a summary of the rows.
+        modules: further modules that affect the numbers of a configuration.
+        measured: metrics that are times or rates, and so not reproducible.
+        tolerance: largest permitted difference of a metric between two processor models.
+        defaults: defaults of `Options` for this experiment.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Experiment:
         self.report(self.rows(config, options, isolate))
 
     def rows(self, config: Any, options: SweepOptions, isolate: bool = False) -> list[Row]:
-        """The rows of a configuration, what is missing run first. Raises: SystemExit."""
+        """Run what is missing of a configuration. Returns: its rows. Raises: SystemExit."""
         if options.smoke:
             config = replace(config, **self.smoke)
             options = replace(options, results=options.results or RUNS / "smoke" / f"{self.name}.jsonl")
@@ -86,12 +86,12 @@ class Experiment:
 
     @staticmethod
     def asdict(config: Any) -> dict[str, Any]:
-        """The configuration as a row has it."""
+        """The configuration in the form stored in rows."""
         plain: dict[str, Any] = json.loads(json.dumps(fields_of(config)))
         return plain
 
     def read(self, row: Row) -> Any:
-        """The configuration of a row. Raises: ValueError where this version has other fields."""
+        """The configuration of a row. Raises: ValueError if its fields do not match this version."""
         given, known = row["config"], {f.name: bool(f.metadata.get("later")) for f in dataclasses.fields(self.config)}
         odd = ", ".join(sorted({*given.keys() - known.keys(), *(n for n in known if n not in given and not known[n])}))
         if odd:
@@ -102,5 +102,5 @@ class Experiment:
 def call(
     run: Callable[[Any, Place], Outcome], root: Path | None, device: str, config: Any, path: Path | None = None
 ) -> Outcome:
-    """A run of an experiment as `sweep` calls it."""
+    """A run of an experiment, in the form called by `sweep`."""
     return run(config, Place(root, device, path))

@@ -1,4 +1,4 @@
-"""One training loop for image classifiers: a fixed recipe, stopped and resumed at any step with the same numbers."""
+"""The training loop for image classifiers, with a fixed recipe; can be interrupted and resumed with equal results."""
 
 import math
 import time
@@ -23,30 +23,30 @@ SAVED_EVERY = 60.0  # seconds between checkpoints
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: SGD with Nesterov's momentum, the learning rate up and down in straight lines."""
+    """Training settings: SGD with Nesterov momentum, with linear increase and decrease of the learning rate."""
 
     epochs: int = 8
     batch: int = 128
     lr: float = 0.1
-    """At its peak."""
+    """Peak learning rate."""
     warmup: float = 0.2
-    """Share of the steps up to the peak."""
+    """Fraction of the steps until the peak."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    """Of kernels and matrices; biases and batch norms have none."""
+    """Weight decay of kernels and matrices; biases and batch norms have none."""
     smoothing: float = 0.1
-    """Of the labels."""
+    """Label smoothing."""
     flip: bool = True
-    """Mirror half of the images, anew in each epoch."""
+    """Mirror a random half of the images in each epoch."""
     shift: int = 2
-    """Move images by up to so many pixels along each axis, the border mirrored."""
+    """Shift images by up to this many pixels along each axis, with reflected borders."""
     limit: int | None = None
-    """Only the first images of each split; the row says so."""
+    """Use only the first images of each split; recorded in the row."""
     dataset: str = "cifar10"
-    """cifar10, or random: generated images, to see that everything works."""
+    """cifar10, or random: generated images, for testing."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the settings."""
         if self.epochs < 1 or self.batch < 1 or self.shift < 0:
             raise ValueError(
                 f"epochs and batch must be at least 1 and shift 0, not {self.epochs}, {self.batch} and {self.shift}"
@@ -65,7 +65,7 @@ class Split(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is learnt: training and test images, mean and deviation of the training images, and what rows say of it."""
+    """A task: training and test images, mean and standard deviation of the training images, and its label for rows."""
 
     train: Split
     test: Split
@@ -75,7 +75,7 @@ class Task(NamedTuple):
 
 @lru_cache(maxsize=2)
 def task(dataset: str, root: Path | None = None, limit: int | None = None) -> Task:
-    """The images, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The images, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "random":
         generator = torch.Generator().manual_seed(0)
         labels = torch.arange(2 * (limit or 64)) % 10
@@ -89,7 +89,7 @@ def task(dataset: str, root: Path | None = None, limit: int | None = None) -> Ta
 
 
 def learning_rate(done: float, recipe: Recipe) -> float:
-    """The learning rate after this share of the steps.
+    """The learning rate after this fraction of the steps.
 
     >>> [round(learning_rate(t, Recipe()), 3) for t in (0.0, 0.1, 0.2, 0.6, 1.0)]
     [0.0, 0.05, 0.1, 0.05, 0.0]
@@ -99,7 +99,7 @@ def learning_rate(done: float, recipe: Recipe) -> float:
 
 
 def moved(images: Tensor, offset: Tensor, shift: int) -> Tensor:
-    """Each image moved by its own offset (b, 2) in 0 .. 2 shift; `shift` itself leaves it where it is."""
+    """Shift each image by an offset (b, 2) in 0 .. 2 shift; the offset `shift` leaves it unchanged."""
     if not shift:
         return images
     h, w = images.shape[-2:]
@@ -113,7 +113,7 @@ def moved(images: Tensor, offset: Tensor, shift: int) -> Tensor:
 
 
 class Epoch:
-    """Order and augmentation of one epoch, by seed and number alone, so that any step can be made again."""
+    """Order and augmentation of an epoch, determined by seed and number, so that any step can be repeated."""
 
     def __init__(self, split: Split, recipe: Recipe, seed: int, number: int):
         generator = torch.Generator().manual_seed(seed * 100_003 + number)
@@ -124,7 +124,7 @@ class Epoch:
         self.offset = torch.randint(0, 2 * recipe.shift + 1, (count, 2), generator=generator)
 
     def batch(self, step: int) -> Split:
-        """The images of a step, augmented, and their labels."""
+        """The augmented images of a step, and their labels."""
         which = self.order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
         images = moved(self.split.images[which], self.offset[which], self.recipe.shift)
         mirrored = self.mirrored[which].view(-1, 1, 1, 1)
@@ -132,7 +132,7 @@ class Epoch:
 
 
 def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD; weight decay where a parameter has two axes or more."""
+    """SGD; weight decay applies to parameters with two or more axes."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -140,11 +140,11 @@ def optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def fit(model: nn.Module, data: Task, recipe: Recipe, seed: int, place: Place) -> dict[str, Any]:
-    """Train all epochs; then, once, the accuracy on the test images. Nothing is selected.
+    """Train all epochs, then compute the test accuracy once. No model selection.
 
-    Returns: test_accuracy, train_loss (one an epoch), seconds_per_epoch (of training), parameters.
+    Returns: test_accuracy, train_loss (per epoch), seconds_per_epoch (of training), parameters.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     where = device(place.device)
     model = model.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -192,7 +192,7 @@ def fit(model: nn.Module, data: Task, recipe: Recipe, seed: int, place: Place) -
 
 
 def ready(images: Tensor, data: Task, where: torch.device) -> Tensor:
-    """uint8 images as a network reads them."""
+    """Normalise uint8 images for a network."""
     return normalise(images.to(where), *data.stats).contiguous(memory_format=torch.channels_last)
 
 
@@ -205,7 +205,7 @@ def loss_of(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Task, split: Split, where: torch.device, batch: int = 500) -> float:
-    """Share of the images that the model names correctly."""
+    """Fraction of correctly classified images."""
     model.eval()
     pairs = zip(split.images.split(batch), split.labels.split(batch), strict=True)
     right = sum(int((model(ready(x, data, where)).argmax(1).cpu() == y).sum()) for x, y in pairs)

@@ -1,4 +1,4 @@
-"""The machine under a run: seeds and random state, device, time and memory, and what a row records about all that."""
+"""Machine-related functions: seeds and random state, device, time, memory, and the description stored in rows."""
 
 import functools
 import importlib.metadata
@@ -21,18 +21,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed python, numpy and torch, and prefer deterministic algorithms (a warning where torch has none)."""
+    """Seed python, numpy and torch, and use deterministic algorithms (with a warning if torch has none)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    # A debugging aid of that mode, which slows every torch.empty.
+    # A debugging feature of that mode, which slows down torch.empty.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the global generators of python, numpy and torch, as plain data."""
+    """The state of the global random generators of python, numpy and torch, as plain data."""
     name, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     state = {"python": random.getstate(), "torch": torch.get_rng_state(), "cuda": cuda}
@@ -40,7 +40,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` returned."""
+    """Restore the state returned by `rng_state`."""
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     random.setstate(state["python"])
@@ -50,7 +50,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def device(name: str = "auto") -> torch.device:
-    """The device of that name, 'auto' being the first GPU, else the CPU. Raises: ValueError where there is none.
+    """The device of a name; 'auto' is the first GPU, else the CPU. Raises: ValueError if it does not exist.
 
     >>> device("cpu")
     device(type='cpu')
@@ -66,14 +66,14 @@ def device(name: str = "auto") -> torch.device:
 
 
 class Clock:
-    """Wall seconds of the block timed by `timer`, once it has ended."""
+    """The wall time of a block timed by `timer`, available when it has ended."""
 
     seconds: float = float("nan")
 
 
 @contextmanager
 def timer() -> Iterator[Clock]:
-    """Time a block, the GPU's queue included.
+    """Time a block, including the queue of the GPU.
 
     >>> with timer() as clock: _ = sum(range(1000))
     >>> clock.seconds > 0
@@ -88,7 +88,7 @@ def timer() -> Iterator[Clock]:
 
 
 def reset_peak_memory() -> None:
-    """Start a new peak for this process, where the system can (Linux); elsewhere the peak is that of its whole life."""
+    """Reset the peak memory of this process (Linux only; on other systems the peak is that since its start)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -96,7 +96,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process since `reset_peak_memory`, in MiB: python and torch included."""
+    """Peak resident memory of this process since `reset_peak_memory` in MiB, including python and torch."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -106,7 +106,7 @@ def peak_memory_mb() -> float:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what the numbers depend on, read without importing it."""
+    """Versions of the packages that affect results, read without importing them."""
 
     def version(name: str) -> str | None:
         try:
@@ -119,7 +119,7 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, cores this process may use, torch's threads, and the GPU where one was used."""
+    """CPU model, number of usable cores, torch's threads, and the GPU if one was used."""
     try:
         model = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
     except (OSError, IndexError):
@@ -131,7 +131,7 @@ def hardware() -> dict[str, Any]:
 
 @functools.cache
 def commit() -> str | None:
-    """Short hash of the checked-out commit, '+dirty' where code differs from it (rendered files and rows aside)."""
+    """Short hash of the checked-out commit, with '+dirty' if code (not rendered files or rows) differs from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]

@@ -1,6 +1,6 @@
-"""How one computation is compared with others: equal numbers first, then turns at the clock, and memory by itself.
+"""Compares implementations of one computation: check that results agree, then time them in alternation; memory.
 
-Also the random graph that such comparisons run on, and its adjacency as torch keeps it.
+Also the random graph used in such comparisons, and its adjacency as a torch tensor.
 """
 
 import ctypes
@@ -24,8 +24,8 @@ from experiments.harness.machine import ROOT
 
 Step = Callable[[], Any]
 Clock = Callable[[], float]
-LASTS = 0.02  # seconds that a measurement should last
-LEAST = 3  # rounds, whatever the time they take
+LASTS = 0.02  # minimum duration of a measurement in seconds
+LEAST = 3  # minimum number of rounds
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def power_law(nodes: int, edges: int, seed: int) -> Tensor:
     """edge_index of an undirected Chung-Lu graph with degree exponent 3, without loops or double edges.
 
     Args:
-        edges: directed ones, each beside its reverse.
+        edges: number of directed edges; each has its reverse.
 
     >>> index = power_law(100, 300, 0)
     >>> index.shape, len(index.unique(dim=1).T), bool((index[0] == index[1]).any())
@@ -56,12 +56,12 @@ def power_law(nodes: int, edges: int, seed: int) -> Tensor:
 
 
 def adjacency(edge_index: Tensor, nodes: int, values: Tensor | None = None) -> Tensor:
-    """The transposed adjacency as a torch CSR tensor: a row holds what arrives at a node.
+    """The transposed adjacency as a torch CSR tensor; row i holds the edges that end at node i.
 
     >>> adjacency(torch.tensor([[0, 2], [1, 1]]), 3).to_dense()[1]
     tensor([1., 0., 1.])
     """
-    # PyG builds such tensors too, where torch would warn once that it trusts them
+    # PyG also builds such tensors; torch would warn once that it does not check them
     torch.sparse.check_sparse_tensor_invariants.disable()
     source, target = edge_index
     order = torch.argsort(target * nodes + source)
@@ -74,7 +74,7 @@ def adjacency(edge_index: Tensor, nodes: int, values: Tensor | None = None) -> T
 
 
 def gap(case: str, what: str, got: Tensor, want: Tensor, tol: float) -> float:
-    """The largest difference, relative to the largest number. Raises: ValueError where it is more than rounding.
+    """The largest difference, relative to the largest value. Raises: ValueError if it exceeds the tolerance.
 
     >>> gap("a sum", "value", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), 1e-5)
     Traceback (most recent call last):
@@ -97,7 +97,7 @@ def gap(case: str, what: str, got: Tensor, want: Tensor, tol: float) -> float:
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Give torch and the compiled kernels this many threads for a while; 0 leaves them as they are."""
+    """Context manager that sets the number of threads of torch and the compiled kernels; 0 leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -107,7 +107,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def seconds(step: Step, calls: int, clock: Clock) -> float:
-    """Seconds a call, over so many calls."""
+    """Seconds per call, averaged over a number of calls."""
     start = clock()
     for _ in range(calls):
         step()
@@ -115,7 +115,7 @@ def seconds(step: Step, calls: int, clock: Clock) -> float:
 
 
 def repeats(step: Step, clock: Clock) -> tuple[int, float]:
-    """How many calls make a measurement, and the seconds of each; the first call of all sets things up."""
+    """The number of calls per measurement, and the seconds of each; the very first call is a warm-up."""
     calls, each = 1, seconds(step, 1, clock)
     if each < 50 * LASTS:
         while calls < 1 << 14 and (each := seconds(step, calls, clock)) * calls < LASTS:
@@ -126,10 +126,10 @@ def repeats(step: Step, clock: Clock) -> tuple[int, float]:
 def take_turns(
     steps: Mapping[str, Step], rounds: int, clock: Clock = time.perf_counter, budget: float = math.inf
 ) -> dict[str, np.ndarray]:
-    """Seconds a call of each side, round by round: each has one measurement a round, whoever begins alternating.
+    """Seconds per call of each implementation, with one measurement per round, in alternating order.
 
     Args:
-        rounds: at most; fewer where they would take more than `budget` seconds, but never fewer than three, or all.
+        rounds: maximum number of rounds; reduced, but not below three, if they would take more than `budget` seconds.
     """
     plans = {name: repeats(step, clock) for name, step in steps.items()}
     cost = sum(calls * each for calls, each in plans.values())
@@ -149,11 +149,11 @@ def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
 
 
 QUIET = 0.2
-"""Processors that other processes may use while official timings are recorded."""
+"""Number of processors that other processes may use while official timings are recorded."""
 
 
 def in_use(wait: float = 2.0) -> float:
-    """How many processors other processes use, over some seconds; the system's load where it does not say.
+    """The number of processors used by other processes, measured over some seconds; else the load average.
 
     >>> in_use(0.05) >= 0
     True
@@ -173,7 +173,7 @@ def in_use(wait: float = 2.0) -> float:
 
 
 def timings(options: common.Options, name: str) -> common.Results:
-    """Where rows of timings go. Raises: SystemExit for official ones while other processes keep the machine busy."""
+    """The results file for timings. Raises: SystemExit for official ones while other processes use the machine."""
     if options.official and (busy := in_use()) > QUIET:
         raise SystemExit(
             f"error: other processes use {busy:.1f} processors, so official timings would be off: wait until they end "
@@ -186,7 +186,7 @@ def timings(options: common.Options, name: str) -> common.Results:
 
 
 def resident() -> float:
-    """MiB in use, with a new peak begun: what the allocator holds without need is given back first."""
+    """Resident memory in MiB, after releasing unused memory; also resets the peak."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -196,7 +196,7 @@ def resident() -> float:
 
 
 def peak_of_steps(make: Callable[[], Step], steps: int = 3) -> dict[str, float]:
-    """MiB above the start in this process, at best a new one: at the peak of making a step and some; of one more."""
+    """Peak memory in MiB above the start: of creating and running a step several times, and of one more step."""
     start = resident()
     step = make()
     for _ in range(steps):
@@ -208,7 +208,7 @@ def peak_of_steps(make: Callable[[], Step], steps: int = 3) -> dict[str, float]:
 
 
 def peak_of_a_process(module: str, *arguments: str) -> dict[str, float]:
-    """What `python -m module --peak-of ...` prints as its last line, a dict of numbers."""
+    """The last line printed by `python -m module --peak-of ...`, a dict of numbers."""
     command = [sys.executable, "-m", module, "--peak-of", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -221,7 +221,7 @@ def peak_of_a_process(module: str, *arguments: str) -> dict[str, float]:
 
 
 def exponent(sizes: Any, values: Any) -> float:
-    """The p of the power law size^p that fits best: the slope of least squares between logarithms.
+    """The exponent p of a power law size^p, fitted by least squares between logarithms.
 
     >>> round(exponent([1, 10, 100], [2, 20, 200]), 6), round(exponent([1, 2, 4], [5, 20, 80]), 6)
     (1.0, 2.0)
@@ -233,7 +233,7 @@ def exponent(sizes: Any, values: Any) -> float:
 
 
 def verdict(got: float, goal: float, at_most: bool = False) -> str:
-    """Whether a goal is met, in a word; "-" without a goal.
+    """The verdict on a goal: "met", "missed", or "-" without a goal.
 
     >>> verdict(2.5, 2), verdict(1.9, 2), verdict(0.3, 0.2, at_most=True), verdict(1.9, 0)
     ('met', 'missed', 'missed', '-')

@@ -17,27 +17,27 @@ from experiments.harness.store import Results
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-RESULTS = ROOT / "experiments" / "results"  # committed; changed with --official alone
-RUNS = ROOT / "runs"  # a user's own rows
+RESULTS = ROOT / "experiments" / "results"  # committed; changed only with --official
+RUNS = ROOT / "runs"  # rows of the user
 C = TypeVar("C", bound="DataclassInstance")
 
 
 class Data(NamedTuple):
-    """Which data a run saw: a label fit to print beside the number, and the hash of its content."""
+    """The data of a run: a label for tables, and a hash of the content."""
 
     label: str
     hash: str
 
 
 class Outcome(NamedTuple):
-    """What a run returns: metrics (finite numbers, or lists of them), and the lowerings that the plans chose."""
+    """The result of a run: metrics (finite numbers, or lists of them), and the chosen lowerings."""
 
     metrics: dict[str, Any]
     lowering: Any = None
 
 
 class Launch(NamedTuple):
-    """How runs are launched; `Options` says what the fields mean."""
+    """How runs are launched; the fields are described in `Options`."""
 
     jobs: int = 1
     threads: int = 0
@@ -45,28 +45,28 @@ class Launch(NamedTuple):
     launcher: str = "local"
     rerun: bool = False
     isolate: bool = False
-    """One process a run also where there is one job."""
+    """Use one process per run even with a single job."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what: none of this enters a row's key."""
+    """Options that affect how runs are executed, but not their results; they are not part of a row's key."""
 
     seeds: int = 1
     """Number of seeds, counted from 0."""
     jobs: int = 1
-    """Runs at a time; each gets its share of the threads."""
+    """Number of parallel runs; the threads are divided among them."""
     rerun: bool = False
-    """Run what was recorded with other code again, in place of its rows."""
+    """Repeat runs that were recorded with other code, and replace their rows."""
     results: Path | None = None
-    """JSONL file to append to (default: runs/NAME.jsonl; runs that are in the committed rows are not run again)."""
+    """JSONL file to append to (default: runs/NAME.jsonl; runs with committed rows are not repeated)."""
     data_root: Path | None = None
     """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
     official: bool = False
     """Append to the committed rows, experiments/results/NAME.jsonl, and draw the committed figures."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.seeds < 1 or self.jobs < 1:
             raise ValueError("--seeds and --jobs must be at least 1")
         if self.official and self.results is not None:
@@ -89,18 +89,18 @@ class SweepOptions(Options):
     """How to run an `Experiment`."""
 
     threads: int = 0
-    """Threads of a run, then in a process of its own (default: torch's, divided by --jobs)."""
+    """Threads per run; each run then has its own process (default: torch's threads divided by --jobs)."""
     budget: float | None = None
-    """Minutes after which no run goes on; the same command continues later."""
+    """Time limit in minutes; the same command continues later."""
     launcher: Literal["local", "submitit"] = "local"
-    """Where runs are launched: here, or as jobs of a cluster."""
+    """Where runs are launched: on this machine, or as jobs of a cluster."""
     smoke: bool = False
-    """Toy sizes, seconds a run, to see that everything works; rows go to runs/smoke/NAME.jsonl."""
+    """Run tiny sizes (seconds per run), for testing; rows are written to runs/smoke/NAME.jsonl."""
     device: str = "auto"
-    """Where networks are trained: auto (the first GPU, else the CPU), cpu, cuda:1 ..."""
+    """Device for training: auto (the first GPU, else the CPU), cpu, cuda:1 ..."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         super().__post_init__()
         if self.threads < 0 or (self.budget is not None and not self.budget > 0):
             raise ValueError("--threads must not be negative, and --budget must be positive")
@@ -117,10 +117,10 @@ def cli(
 ) -> tuple[C, Options]:
     """Parse the command line into `(config, options)`.
 
-    The fields of the dataclass `config` are the options, and their docstrings the help.
-    `defaults` are this experiment's own defaults of `Options`: `cli(Config, __doc__, seeds=10)`.
+    The fields of the dataclass `config` are the options; their docstrings are the help texts.
+    `defaults` override defaults of `Options` for this experiment: `cli(Config, __doc__, seeds=10)`.
 
-    Raises: SystemExit(2), with a message that names the nearest option, for anything it does not know.
+    Raises: SystemExit(2) for an unknown option, with a message that names the nearest one.
 
     >>> @dataclass(frozen=True)
     ... class Config:
@@ -135,7 +135,7 @@ def cli(
 def parse(
     config: type[Any], kind: type[Any], description: str | None, argv: Sequence[str] | None, defaults: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """`cli` with options of a kind of its own."""
+    """`cli` with another class of options."""
     import tyro
 
     bare = tyro.conf.OmitArgPrefixes
@@ -148,7 +148,7 @@ def parse(
 
 
 def grid(config: C, **axes: Iterable[Any]) -> list[C]:
-    """Every combination of `axes` put into `config`, the last axis fastest.
+    """All combinations of `axes` as copies of `config`; the last axis varies fastest.
 
     >>> [(options.seeds, options.jobs) for options in grid(Options(), seeds=[1, 2], jobs=[3])]
     [(1, 3), (2, 3)]
@@ -157,11 +157,11 @@ def grid(config: C, **axes: Iterable[Any]) -> list[C]:
 
 
 LATER = {"later": True}
-"""Metadata of a field that a configuration has gained: left out of rows and keys at its default, so old rows fit."""
+"""Metadata for a field added later: it is omitted from rows and keys at its default, so old rows remain valid."""
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """A configuration as rows and keys have it."""
+    """A configuration in the form used in rows and keys."""
     found = asdict(config)
     for one in fields(config):
         if one.metadata.get("later") and getattr(config, one.name) == one.default:
@@ -172,7 +172,7 @@ def fields_of(config: Any) -> dict[str, Any]:
 def run_key(config: Any, experiment: str, data: Data | None = None) -> str:
     """The 16 hex digits that identify a run: experiment, configuration (seed included) and content of the data.
 
-    Raises: TypeError where the configuration holds what JSON cannot (a Path is an option, not a configuration).
+    Raises: TypeError if the configuration contains a value that JSON does not support (for example a Path).
 
     >>> run_key(Options(seeds=3), "citation") == run_key(Options(3), "citation") != run_key(Options(4), "citation")
     True

@@ -1,6 +1,6 @@
-"""What the commands that answer with a trained network share: its files, pictures, and one sentence for what is wrong.
+"""Code shared by the `predict` commands: network files, pictures and error messages.
 
-A network is one file of `gconv.save` in float16, or two: NAME.safetensors and a description of it, NAME.json.
+A network is one file of `gconv.save` in float16, optionally with a description in NAME.json.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ MODULES = TypeVar("MODULES", bound=nn.Module)
 
 @contextlib.contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turn what a user can mend into one line. Raises: SystemExit.
+    """Turn errors that a user can correct into a one-line message. Raises: SystemExit.
 
     >>> with one_sentence():
     ...     raise ValueError("the sentence is empty")
@@ -42,7 +42,7 @@ def one_sentence() -> Iterator[None]:
 
 
 def checked_picture(path: Path | None) -> None:
-    """Refuse a picture that cannot be written. Raises: ValueError."""
+    """Check that a picture can be written. Raises: ValueError."""
     if path is not None and path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--out must end in .png or .jpg, and {path} does not")
 
@@ -51,13 +51,13 @@ def checked_picture(path: Path | None) -> None:
 
 
 def place(name: str) -> Path:
-    """Where a network's file is: among the committed ones, else among the user's own."""
+    """The path of a network: in the committed checkpoints, else in the user's folder."""
     committed = FOLDER / f"{name}.safetensors"
     return committed if committed.is_file() else RUNS / committed.name
 
 
 def written(model: nn.Module, path: Path, description: dict[str, Any] | None = None) -> None:
-    """Write a network in float16, and its description. Raises: OSError."""
+    """Write a network in float16 and its description. Raises: OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if description is not None:
         text = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
@@ -67,21 +67,21 @@ def written(model: nn.Module, path: Path, description: dict[str, Any] | None = N
 
 
 def restored(path: Path, model: MODULES) -> MODULES:
-    """The network of a file, in float32 and eval mode; `model` has the same layers. Raises: InputError, OSError."""
+    """Load a network from a file, in float32 and eval mode, into `model`. Raises: InputError, OSError."""
     gconv.load(path, into=model.half())
     return model.float().eval()
 
 
 def described(path: Path, form: str, what: str, train: str) -> dict[str, Any]:
-    """The description of a network's file.
+    """Read the description of a network file.
 
     Args:
-        path: of the network's file.
-        form: format and version that are read.
-        what: a few words, "a translation network".
+        path: path of the network file.
+        form: expected format and version.
+        what: a noun phrase for messages, for example "a translation network".
         train: the command that writes such files.
 
-    Raises: ValueError: a file is absent, or is no description of this format.
+    Raises: ValueError if a file is missing or has another format.
     """
     description = path.with_suffix(".json")
     if missing := [str(p) for p in (path, description) if not p.is_file()]:
@@ -97,7 +97,7 @@ def described(path: Path, form: str, what: str, train: str) -> dict[str, Any]:
 
 
 def fitting(path: Path, model: MODULES) -> MODULES:
-    """`restored` beside a description. Raises: ValueError where they are not of one network."""
+    """`restored` for a network with a description. Raises: ValueError if the two do not belong together."""
     try:
         return restored(path, model)
     except (OSError, ValueError, TypeError) as error:
@@ -109,9 +109,9 @@ def fitting(path: Path, model: MODULES) -> MODULES:
 
 
 def shrunk(photo: Tensor, long_side: int, least: int, shows: str) -> tuple[Tensor, float]:
-    """A photo (3, h, w) of bytes as a batch of one whose longer side is `long_side`, and the scale.
+    """Resize a uint8 photo (3, h, w) to a batch of one with longer side `long_side`. Returns: the batch and the scale.
 
-    Raises: ValueError for a photo of one pixel in one direction per 20 in the other, or with less than `least` pixels.
+    Raises: ValueError if one side is more than 20 times the other, or shorter than `least` pixels.
     """
     h, w = photo.shape[-2:]
     if min(h, w) < least or max(h, w) > 20 * min(h, w):
@@ -125,7 +125,7 @@ def shrunk(photo: Tensor, long_side: int, least: int, shows: str) -> tuple[Tenso
 
 
 def bars(path: Path, names: Sequence[str], values: Sequence[float], title: str, photo: Tensor | None = None) -> None:
-    """A picture of named numbers, beside a photo (3, h, w) of bytes. Raises: OSError."""
+    """Draw a bar chart of named numbers next to a uint8 photo (3, h, w). Raises: OSError."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(5 + 3 * (photo is not None), 1 + 0.3 * len(names)), layout="constrained")

@@ -1,11 +1,11 @@
-"""Progress inside a run: what the training loop reports, and where that goes."""
+"""Progress reports of training loops."""
 
 import sys
 import time
 from collections.abc import Callable
 
 Sink = Callable[[float, str, bool], None]
-_started: list[tuple[float, float]] = []  # when this run reported first, and how far it was
+_started: list[tuple[float, float]] = []  # time and progress of the first report of this run
 
 
 def _print(done: float, text: str, whole: bool) -> None:
@@ -17,19 +17,19 @@ _sink: Sink = _print
 
 
 def begin(sink: Sink = _print) -> None:
-    """Send the reports of the run that starts now to `sink(share done, text, whether an epoch ended)`."""
+    """Send the reports of the run that starts now to `sink(fraction done, text, whether an epoch ended)`."""
     global _sink
     _sink = sink
     _started.clear()
 
 
 def report(done: float, text: str, whole: bool = True) -> None:
-    """Say how far the run is.
+    """Report the progress of the run.
 
     Args:
-        done: share of the run in [0, 1].
-        text: such as "epoch 3/8, loss 0.512"; the time left is added.
-        whole: whether an epoch has ended; only those are printed where there is no terminal.
+        done: fraction of the run, in [0, 1].
+        text: for example "epoch 3/8, loss 0.512"; the remaining time is added.
+        whole: whether an epoch has ended; without a terminal, only these reports are printed.
     """
     now = time.monotonic()
     if not _started:

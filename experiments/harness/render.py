@@ -1,7 +1,7 @@
-"""How rows become tables and figures: which rows fall into which cell, how a cell is printed, where it goes.
+"""Renders rows as tables and figures: assigns rows to cells, formats cells, and inserts tables into pages.
 
-A cell shows mean +- sample standard deviation (number of rows), and only of rows that saw the same data and whose
-configurations differ in nothing but the seed: anything else is an error, not an average.
+A cell shows mean +- sample standard deviation (number of rows). Its rows must have the same data and configurations
+that differ only in the seed; anything else is an error.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Format = Callable[[Sequence[float]], str]
 
 
 def get(row: Row, path: str) -> Any:
-    """The value at a dotted path, None where there is none.
+    """The value at a dotted path, None if there is none.
 
     >>> get({"config": {"model": "gcn"}}, "config.model")
     'gcn'
@@ -34,7 +34,7 @@ def get(row: Row, path: str) -> Any:
 
 
 def one(column: str, metric: str) -> Cells:
-    """Cells of a row: `metric` in the column that the row names, or in the column of that fixed name.
+    """Cells of a row: `metric`, in the column named by a path in the row, or by a fixed name.
 
     >>> one("config.dataset", "metrics.acc")({"config": {"dataset": "Cora"}, "metrics": {"acc": 0.8}})
     {'Cora': 0.8}
@@ -43,12 +43,12 @@ def one(column: str, metric: str) -> Cells:
 
 
 def several(**metrics: str) -> Cells:
-    """Cells of a row: one column a metric, `several(test="metrics.test_accuracy", s="seconds")`."""
+    """Cells of a row: one column per metric, `several(test="metrics.test_accuracy", s="seconds")`."""
     return lambda row: {name: get(row, metric) for name, metric in metrics.items()}
 
 
 def curve(metric: str) -> Cells:
-    """Cells of a row: the list `metric`, one column an epoch, counted from 1."""
+    """Cells of a row: the list `metric`, one column per epoch, counted from 1."""
     return lambda row: {str(epoch): value for epoch, value in enumerate(get(row, metric), 1)}
 
 
@@ -76,7 +76,7 @@ def mean_std(scale: float = 1.0, digits: int = 1) -> Format:
 
 
 def worst(values: Sequence[float]) -> str:
-    """The largest, with two digits.
+    """The largest value, with two digits.
 
     >>> worst([1e-9, 2e-12])
     '1.0e-09'
@@ -85,7 +85,7 @@ def worst(values: Sequence[float]) -> str:
 
 
 def plain(values: Sequence[float]) -> str:
-    """Three digits after the point, none from 100 on; the mean where there are several rows.
+    """The mean with three decimals, or none from 100 on.
 
     >>> plain([0.1234]), plain([1000, 2000])
     ('0.123', '1500')
@@ -95,7 +95,7 @@ def plain(values: Sequence[float]) -> str:
 
 
 def rounded(values: Sequence[float]) -> str:
-    """The mean with one digit after the point.
+    """The mean with one decimal.
 
     >>> rounded([44.96])
     '45.0'
@@ -104,7 +104,7 @@ def rounded(values: Sequence[float]) -> str:
 
 
 def share(values: Sequence[float]) -> str:
-    """How many of the rows have it, where each is 0 or 1.
+    """The percentage of rows with value 1, for values 0 and 1.
 
     >>> share([1.0, 1.0, 0.0])
     '67 % of 3'
@@ -113,7 +113,7 @@ def share(values: Sequence[float]) -> str:
 
 
 class Published(NamedTuple):
-    """One published number: `value` +- `std` for this row and column of a table."""
+    """A published number: `value` +- `std` for this row and column of a table."""
 
     row: str
     column: str
@@ -126,27 +126,27 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One table: which rows, how they fall into cells, how a cell is printed, and what others published.
+    """A table: its rows, the assignment of rows to cells, the format of cells, and published numbers.
 
     Args:
-        name: between the markers.
-        experiment: the rows are those of results/EXPERIMENT.jsonl.
-        label: dotted path of the value that names a table row.
-        cells: `one`, `several`, `curve`, or any function of a row: its numbers by column.
-        format: how the numbers of a cell are printed.
-        caption: claim and protocol, printed above.
-        command: what makes the rows.
-        where: dotted path -> value that rows must have.
-        labels: table rows to show, in order, also those without results; the labels of the rows where empty.
-        vary: fields of the configuration in which the rows of one cell may differ.
-        same: dotted paths besides in which they must agree.
-        n: rows that the protocol asks of each cell; fewer are an error, except in table rows that `unfinished` names.
-        unfinished: table rows whose runs are not all done, and what is said of them below; "*" is all of them.
-        published: numbers to print beside, with their gap; their sources are listed below.
-        reruns: numbers listed below.
-        scale: from a row's number to the published one's unit.
-        words: columns of text behind the numbers, (heading, dotted path); the rows of one table row must agree.
-        remarks: what the rows say together, a sentence each, printed below.
+        name: name in the markers.
+        experiment: the rows are read from results/EXPERIMENT.jsonl.
+        label: dotted path of the label of a table row.
+        cells: `one`, `several`, `curve`, or any function that maps a row to its numbers by column.
+        format: function that formats the numbers of a cell.
+        caption: claim and protocol, printed above the table.
+        command: the command that makes the rows.
+        where: (dotted path, value) pairs that rows must have.
+        labels: table rows in order, including those without results; if empty, the labels found in the rows.
+        vary: fields of the configuration in which the rows of a cell may differ.
+        same: further dotted paths in which they must agree.
+        n: number of rows per cell required by the protocol; fewer are an error, except in table rows in `unfinished`.
+        unfinished: table rows that still lack runs, which is stated below the table; "*" for all.
+        published: numbers printed next to the cells, with the difference; their sources are listed below the table.
+        reruns: numbers of independent reruns, listed below the table.
+        scale: factor from the numbers of rows to the unit of published ones.
+        words: text columns after the numbers, (heading, dotted path); the rows of a table row must agree.
+        remarks: function that returns sentences about all rows, printed below the table.
     """
 
     name: str
@@ -170,11 +170,11 @@ class Table:
 
 
 class TableError(ValueError):
-    """Rows or markers that no table can be made of; the message says which."""
+    """Raised if a table cannot be made from rows or markers; the message states why."""
 
 
 def load(folder: Path, experiment: str) -> list[Row]:
-    """The rows of one experiment. Raises: TableError where a key occurs twice or the file is damaged."""
+    """The rows of an experiment. Raises: TableError if a key occurs twice or the file is damaged."""
     try:
         rows = [r for r in Results(folder / f"{experiment}.jsonl").rows() if r.get("experiment") == experiment]
     except ResultsError as error:
@@ -188,12 +188,12 @@ def load(folder: Path, experiment: str) -> list[Row]:
 
 
 def select(rows: Iterable[Row], where: Iterable[tuple[str, Any]]) -> list[Row]:
-    """The rows that have all these values at these dotted paths."""
+    """The rows with the given values at dotted paths."""
     return [r for r in rows if all(get(r, path) == value for path, value in where)]
 
 
 def collect(table: Table, rows: Sequence[Row]) -> dict[tuple[str, str], list[float]]:
-    """The numbers of every cell (label, column). Raises: TableError where a cell would mix configurations or data."""
+    """The numbers of every cell (label, column). Raises: TableError if a cell would mix configurations or data."""
     cells: dict[tuple[str, str], list[float]] = {}
     first: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -211,7 +211,7 @@ def collect(table: Table, rows: Sequence[Row]) -> dict[tuple[str, str], list[flo
 
 
 def render(table: Table, rows: Iterable[Row]) -> str:
-    """The table as markdown: caption, cells beside published numbers with their gap, sources. Raises: TableError."""
+    """The table as markdown: caption, cells, published numbers with differences, sources. Raises: TableError."""
     from tabulate import tabulate
 
     rows = select(rows, table.where)
@@ -246,7 +246,7 @@ def render(table: Table, rows: Iterable[Row]) -> str:
 
 
 def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
-    """What is still to be run, in a sentence. Raises: TableError for a cell with too few rows that is not listed."""
+    """A sentence that lists missing runs. Raises: TableError for a cell with too few rows that is not listed."""
     counts = {label: min([len(v) for (name, _), v in cells.items() if name == label], default=0) for label in labels}
     short = {label: count for label, count in counts.items() if count < table.n}
     for label, count in short.items():
@@ -261,7 +261,7 @@ def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, s
 
 
 def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:
-    """What the rows of a table row say at a dotted path, - for nothing. Raises: TableError where they do not agree."""
+    """The common value of the rows of a table row at a dotted path, or -. Raises: TableError if they differ."""
     found = [get(row, path) for row in rows if str(get(row, table.label)) == label]
     said = sorted({"-" if value is None else str(value) for value in found})
     if len(said) > 1:
@@ -274,7 +274,7 @@ def _number(paper: Published) -> str:
 
 
 def _sources(numbers: Iterable[Published], labels: Sequence[str]) -> list[str]:
-    """One entry for each row and source: its numbers, protocol, and how they are known."""
+    """One entry per row and source: numbers, protocol, and how they were obtained."""
     grouped: dict[tuple[str, str, str, str], list[str]] = {}
     for p in numbers:
         if p.row in labels:
@@ -288,7 +288,7 @@ MARKER = re.compile(r"^<!-- (/?)table:(\S+) -->$", re.MULTILINE)
 
 
 def fill(text: str, folder: Path, tables: Sequence[Table]) -> str:
-    """`text` with every marked table rendered anew. Raises: TableError for a marker without its table or its pair."""
+    """`text` with all marked tables rendered again. Raises: TableError for unknown or unpaired markers."""
     known, out, position, opened = {t.name: t for t in tables}, [], 0, ""
     for mark in MARKER.finditer(text):
         closing, name = mark.groups()
@@ -311,7 +311,7 @@ Draw = Callable[[Any, Sequence[Row]], None]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure, NAME.png: `draw(axes, rows)` puts the rows of an experiment into matplotlib's axes."""
+    """A figure, NAME.png: `draw(axes, rows)` draws the rows of an experiment into matplotlib axes."""
 
     name: str
     experiment: str
@@ -321,7 +321,7 @@ class Figure:
 
 
 def lines(label: str, metric: str, scale: float = 100.0) -> Draw:
-    """A line a label: the list `metric` by epoch, mean over rows in a band of one standard deviation."""
+    """One line per label: the list `metric` by epoch, mean over rows with a band of one standard deviation."""
 
     def draw(axes: Any, rows: Sequence[Row]) -> None:
         for name in dict.fromkeys(str(get(row, label)) for row in rows):
@@ -337,7 +337,7 @@ def lines(label: str, metric: str, scale: float = 100.0) -> Draw:
 
 
 def bars(label: str, column: str, metric: str, scale: float = 100.0) -> Draw:
-    """A group of bars a column, a bar a label: mean of `metric` over rows, with one standard deviation."""
+    """One group of bars per column, one bar per label: mean of `metric` over rows, with one standard deviation."""
 
     def draw(axes: Any, rows: Sequence[Row]) -> None:
         labels, columns = (list(dict.fromkeys(str(get(r, path)) for r in rows)) for path in (label, column))
@@ -357,12 +357,12 @@ def bars(label: str, column: str, metric: str, scale: float = 100.0) -> Draw:
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """What a figure was drawn from: a hash of its rows."""
+    """A hash of the rows of a figure."""
     return hashlib.sha256(json.dumps(list(rows), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def drawn_from(path: Path) -> str | None:
-    """The fingerprint that a drawn figure carries, None where there is no such figure."""
+    """The fingerprint stored in a figure, None if there is no such figure."""
     from PIL import Image
 
     if not path.exists():
@@ -372,7 +372,7 @@ def drawn_from(path: Path) -> str | None:
 
 
 def paint(figure: Figure, rows: Sequence[Row], path: Path) -> None:
-    """Draw the figure from these rows into the file `path`, whole or not at all."""
+    """Draw the figure from these rows and write it atomically to `path`."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(7, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""An operator given on the command line: `--spec "module:factory(k=3)"`, read without running any of its text."""
+"""Operators given on the command line, `--spec "module:factory(k=3)"`, parsed without evaluating the text."""
 
 import ast
 import difflib
@@ -11,13 +11,13 @@ from gconv import OperatorSpec
 
 
 def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
-    """The function `(channels in, channels out) -> spec` that a text names.
+    """The function `(in_channels, out_channels) -> spec` given by a text.
 
-    "gconv.operators:cheb(k=3)" gives `cheb(i, o, k=3)`: channels come from the experiment, further arguments are
-    literals. The module is imported, from the current folder too.
+    "gconv.operators:cheb(k=3)" gives `cheb(i, o, k=3)`: the experiment supplies the channels, and further arguments
+    must be literals. The module may also be in the current folder.
 
-    Raises: ValueError, in one sentence, for a text of another form, a module or a factory that is not there, and
-        arguments that are not literals; when called, for a factory that refuses them or returns no spec.
+    Raises: ValueError for a text of another form, a missing module or factory, and arguments that are not literals;
+        when called, also if the factory rejects its arguments or does not return a spec.
 
     >>> read_spec("gconv.operators:cheb(k=3)")(2, 4).name
     'cheb'
@@ -71,7 +71,7 @@ def _literal(node: ast.expr, wrong: Callable[[object], ValueError]) -> Any:
 
 def _find(module_name: str, name: str, wrong: Callable[[object], ValueError]) -> Callable[..., Any]:
     if "" not in sys.path:
-        sys.path.append("")  # the current folder, as under python -m
+        sys.path.append("")  # the current folder, as with python -m
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
-"""Files that survive a kill: result rows (one JSON line each) and checkpoints of long runs.
+"""Crash-safe files: result rows (one JSON line each) and checkpoints of long runs.
 
-A line or a checkpoint is written whole and synced, or not at all; whoever comes second waits for the lock.
+A line or a checkpoint is written completely and synced, or not at all. Concurrent writers wait for a lock.
 """
 
 import copy
@@ -23,24 +23,24 @@ Row = dict[str, Any]
 
 
 class ResultsError(RuntimeError):
-    """The results file or a checkpoint cannot be read or written; the message says which and why."""
+    """Raised if a results file or a checkpoint cannot be read or written; the message names the file and the reason."""
 
 
 class Results:
-    """An append-only JSONL file of rows, safe against kills, full disks and a second writer."""
+    """An append-only JSONL file of rows, safe against crashes, full disks and concurrent writers."""
 
     def __init__(self, path: str | Path, known: str | Path | None = None):
-        """Args: path: the file that is appended to; known: another one, whose runs need not be run again."""
+        """Args: path: the file to append to; known: another file, whose runs are not run again."""
         self.path, self.known = Path(path), None if known is None else Path(known)
-        self._read_to, self._keys = 0, set[str]()  # what `append` has read of the file, so that it reads only the rest
+        self._read_to, self._keys = 0, set[str]()  # the part that `append` has read, so that it reads only the rest
 
     def sources(self) -> list[tuple[Path, list[Row]]]:
-        """The rows of `known`, where there are any, and those of the file, each with its path. Raises: ResultsError."""
+        """The rows of `known`, if any, and those of the file, each with its path. Raises: ResultsError."""
         known = [] if self.known is None else [(self.known, Results(self.known).rows())]
         return [*known, (self.path, self.rows())]
 
     def rows(self) -> list[Row]:
-        """All whole rows, in order; a last line torn by a kill does not count. Raises: ResultsError."""
+        """All complete rows, in order; a truncated last line is ignored. Raises: ResultsError."""
         try:
             text = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
@@ -48,11 +48,11 @@ class Results:
         return self._parse(text)[0]
 
     def done(self, key: str) -> bool:
-        """Whether the run with this key has its row."""
+        """Whether there is a row with this key."""
         return any(row["key"] == key for row in self.rows())
 
     def probe(self) -> None:
-        """Raise ResultsError unless rows can be read and written here: called before any training starts."""
+        """Check, before training starts, that rows can be read and written. Raises: ResultsError."""
         self.rows()
         trial = self.path.with_name(f"{self.path.name}.{os.getpid()}.probe")
         with self._writing():
@@ -66,20 +66,21 @@ class Results:
                 open(self.path, "ab").close()
 
     def append(self, row: Row, replace: bool = False) -> bool:
-        """Add one row and sync it to disk; False, and nothing written, where its key is there already.
+        """Append a row and sync it to disk. Returns: False, without writing, if there is already a row with its key.
 
-        With `replace`, a row with its key gives way to it, in a new file that takes the old one's place at once.
+        With `replace`, an existing row with its key is replaced, by atomically replacing the file.
 
-        A torn last line is cut off first. Raises: ResultsError, the file as it was; ValueError for NaN or infinity.
+        A truncated last line is removed first. Raises: ResultsError, leaving the file unchanged; ValueError for NaN or
+        infinity.
         """
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-                if os.fstat(file.fileno()).st_size < self._read_to:  # another file, or cut
+                if os.fstat(file.fileno()).st_size < self._read_to:  # the file was replaced or truncated
                     self._read_to, self._keys = 0, set()
-                start = max(0, self._read_to - 1)  # with the end of the last line that was read
+                start = max(0, self._read_to - 1)  # including the end of the last line that was read
                 file.seek(start)
                 text = file.readall()
                 if start and text[:1] != b"\n":
@@ -104,18 +105,18 @@ class Results:
         return True
 
     def _replace(self, row: Row, line: bytes) -> None:
-        """Put `line` in place of the row with the same key."""
+        """Replace the row with the same key by `line`."""
         old = self.path.read_bytes().splitlines(keepends=True)
         new = [line if text.strip() and json.loads(text)["key"] == row["key"] else text for text in old]
         replace_file(self.path, b"".join(new))
         self._read_to, self._keys = 0, set()
 
     def checkpoint(self, key: str) -> Path:
-        """Where the run with this key keeps its checkpoint: beside the results, in a folder that git ignores."""
+        """The path of the checkpoint of the run with this key: next to the results, in a folder ignored by git."""
         return self.path.parent / ".checkpoints" / f"{self.path.stem}-{key}.pt"
 
     def _parse(self, text: bytes) -> tuple[list[Row], int]:
-        """The rows, and the length of the text up to a torn last line."""
+        """The rows, and the length of the text without a truncated last line."""
         rows, end = [], 0
         for number, line in enumerate(text.splitlines(keepends=True), 1):
             try:
@@ -139,23 +140,23 @@ class Results:
 
 
 class Checkpoint:
-    """State of a long run on disk, so that a kill costs one epoch and not the run.
+    """The state of a long run on disk, so that an interruption costs at most one epoch.
 
     Args:
-        path: as handed to a resumable run by `sweep`.
-        every: save at multiples of this many epochs.
-        parts: whatever the run mutates: modules, optimisers, schedulers (anything with `state_dict`) and the
-            `torch.Generator` of a loader. The global generators of python, numpy and torch are saved by themselves.
+        path: as passed to a resumable run by `sweep`.
+        every: save after every multiple of this number of epochs.
+        parts: everything that the run mutates: modules, optimisers, schedulers (anything with `state_dict`) and the
+            `torch.Generator` of a loader. The global generators of python, numpy and torch are saved automatically.
 
-    A file is replaced whole or not at all. One that is damaged or does not fit `parts` is discarded with a warning,
-    `parts` stay as they were, and the run starts again. Raises (save): ResultsError, TypeError.
+    Files are replaced atomically. A file that is damaged or does not fit `parts` is discarded with a warning, `parts`
+    stay unchanged, and the run starts again. Raises (save): ResultsError, TypeError.
     """
 
     def __init__(self, path: str | Path, every: int = 1, **parts: Any):
         self.path, self.every, self.parts, self._checked = Path(path), every, parts, False
 
     def restore(self, extra: Any = None) -> tuple[int, Any]:
-        """Put the saved state back: `(epochs done, extra as saved)`; `(0, extra)` where there is nothing to resume."""
+        """Restore the saved state. Returns: `(epochs done, saved extra)`, or `(0, extra)` if nothing is saved."""
         if not self.path.exists():
             return 0, extra
         before = copy.deepcopy(self._states())
@@ -169,7 +170,7 @@ class Checkpoint:
             self._load(saved["parts"])
             set_rng_state(saved["rng"])
             return saved["epoch"], saved["extra"]
-        except Exception as error:  # whatever is wrong with the file, the answer is the same
+        except Exception as error:  # whatever is wrong with the file, it is discarded
             self._load(before)
             self.path.unlink(missing_ok=True)
             reason = str(error).splitlines()[0] if str(error) else repr(error)
@@ -177,7 +178,7 @@ class Checkpoint:
             return 0, extra
 
     def save(self, epoch: int, extra: Any = None) -> None:
-        """Save after `epoch` epochs are done; `extra` is plain data (numbers, lists, tensors), say the curve so far."""
+        """Save the state after `epoch` epochs; `extra` is plain data (numbers, lists, tensors), such as a curve."""
         if epoch % self.every:
             return
         buffer = io.BytesIO()
@@ -204,7 +205,7 @@ class Checkpoint:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there. Raises: OSError."""
+    """Write a file atomically, or leave it unchanged. Raises: OSError."""
     trial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(trial, "wb", buffering=0) as file:

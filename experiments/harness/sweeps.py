@@ -1,7 +1,7 @@
-"""Launching runs: what has no row yet is run, one process a run where asked, and its row appended.
+"""Launches runs: those without a row are run, optionally one process per run, and their rows are appended.
 
-Only the calling process writes rows. A kill at any moment loses nothing that has a row, and of a resumable run what
-came after its last checkpoint; the same command goes on from there.
+Only the calling process writes rows. An interruption loses no finished run, and of a resumable run only what came after
+its last checkpoint; the same command continues from there.
 """
 
 import json
@@ -30,7 +30,7 @@ from experiments.harness.store import Results, ResultsError, Row
 
 
 class Task(NamedTuple):
-    """One run: what is called, and the row that is completed."""
+    """A run: the function to call, and its row without results."""
 
     run: Callable[..., Outcome]
     config: Any
@@ -51,24 +51,24 @@ def sweep(
     launch: Launch | None = None,
     modules: Callable[[Any], Iterable[str]] = lambda config: (),
 ) -> list[Row]:
-    """Run every configuration that has no row yet, append its row, and return the rows of all, in order.
+    """Run every configuration without a row, append its row, and return the rows of all, in order.
 
     Args:
-        configs: one frozen dataclass a run; repeated ones run once. They start in this order.
-        run: `run(config)`, or `run(config, path)` where `resumable`: `path` is for its `Checkpoint`,
-            and is removed once the row is on disk. Its global seeding is its own business.
-        results: where rows go. Only the calling process writes.
-        experiment: name, part of the key.
-        data: what the runs see, or a function of the configuration.
-        jobs: processes; torch's threads are divided among them.
+        configs: one frozen dataclass per run, started in this order; duplicates are run once.
+        run: `run(config)`, or `run(config, path)` if `resumable`; `path` is for its `Checkpoint` and is removed when
+            the row has been written. `run` is responsible for its own seeding.
+        results: the file for the rows. Only the calling process writes to it.
+        experiment: its name, part of the key.
+        data: the data of the runs, or a function of the configuration that returns them.
+        jobs: number of processes; torch's threads are divided among them.
         resumable: see `run`.
-        launch: processes, threads, budget; in place of `jobs`.
-        modules: further modules that make a configuration's numbers, for the hash of the code.
+        launch: processes, threads and budget; replaces `jobs`.
+        modules: further modules that affect the numbers of a configuration, for the hash of the code.
 
     Raises:
-        SystemExit: before anything runs, where rows cannot be written or data are missing; at the end, after all the
-            others have finished, where a run failed (each is printed with its configuration as it fails) or the budget
-            was used up.
+        SystemExit: before anything runs, if rows cannot be written or data are missing; at the end, when all others
+            have finished, if a run failed (failures are printed with their configuration when they occur) or the
+            budget was used up.
     """
     from rich.console import Console
 
@@ -131,7 +131,7 @@ def sweep(
 
 
 def complete(row: Row, path: Path) -> bool:
-    """True. Raises: ResultsError for a row that lacks what every row of an experiment has."""
+    """Check a row and return True. Raises: ResultsError if it lacks a field that every row has."""
     missing = [name for name in ("config", "metrics") if not isinstance(row.get(name), dict)]
     if missing:
         raise ResultsError(
@@ -145,7 +145,7 @@ def complete(row: Row, path: Path) -> bool:
 
 
 def _launched(tasks: dict[str, Task], launch: Launch, console: Any, experiment: str) -> Iterator[Row]:
-    """The rows of all tasks as they finish, or the errors; fewer where the budget is used up."""
+    """The rows or errors of all tasks as they finish; fewer if the budget is used up."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -179,7 +179,7 @@ def _launched(tasks: dict[str, Task], launch: Launch, console: Any, experiment: 
 
 
 def _here(todo: list[Task], end: float | None, told: Callable[[Task], progress.Sink]) -> Iterator[Row]:
-    """One run after the other in this process; a run that has started is finished."""
+    """Run the tasks one after the other in this process; a run that has started is completed."""
     for task in todo:
         if end is not None and time.monotonic() > end:
             return
@@ -193,7 +193,7 @@ def _here(todo: list[Task], end: float | None, told: Callable[[Task], progress.S
 def _in_processes(
     todo: list[Task], jobs: int, end: float | None, told: Callable[[Task], progress.Sink]
 ) -> Iterator[Row]:
-    """One new process a run, so many at a time. Runs still going at the end of the budget are stopped."""
+    """Run each task in a new process, several at a time. Runs still active at the end of the budget are stopped."""
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(kind)
     if kind == "forkserver" and todo:
@@ -241,7 +241,7 @@ def _in_processes(
 
 
 def _child(connection: Connection, *task: Any) -> None:
-    """One run in its own process, which ends when the sweep does."""
+    """Run a task in its own process, which ends with the sweep."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep decides
 
     def watch() -> None:
@@ -253,11 +253,11 @@ def _child(connection: Connection, *task: Any) -> None:
     threading.Thread(target=watch, daemon=True).start()
     progress.begin(lambda *report: connection.send(("progress", report)))
     connection.send(("row", _one(*task)))
-    os._exit(0)  # nothing is left to clean up, and libraries' threads must not keep the process
+    os._exit(0)  # nothing is left to clean up, and threads of libraries must not keep the process alive
 
 
 def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[Row]:
-    """The runs as jobs of a cluster."""
+    """Submit the runs as jobs of a cluster."""
     try:
         import submitit
     except ImportError:
@@ -281,7 +281,7 @@ def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[
 
 
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
-    """One run in this process: its row completed, or its configuration with the error."""
+    """Run a task in this process. Returns: its completed row, or its configuration with the error."""
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     try:
@@ -297,7 +297,7 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
             "hardware": hardware(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        # As plain JSON here, where it can still be reported: a metric that is not finite is a failed run, not a row.
+        # Convert to JSON here, where errors can still be reported: a non-finite metric makes the run fail.
         row = json.loads(json.dumps(row, allow_nan=False, default=_plain))
     except (Exception, SystemExit):
         return {"config": repr(config), "error": traceback.format_exc()}
@@ -305,7 +305,7 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and numpy's numbers as lists and numbers. Raises: TypeError for anything else."""
+    """Convert tensors and numpy numbers to lists and numbers. Raises: TypeError for anything else."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a row cannot hold a {type(value).__name__}")

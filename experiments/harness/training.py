@@ -1,4 +1,4 @@
-"""Training of image classifiers: one loop for every network, so that only the network differs between rows."""
+"""Training of image classifiers: the same loop for every network, so that only the network differs between rows."""
 
 import math
 import sys
@@ -18,7 +18,7 @@ from experiments.harness import common
 
 @dataclass(frozen=True)
 class Recipe:
-    """What happens to a network, apart from which one it is."""
+    """Training settings, independent of the network."""
 
     epochs: int = 10
     batch: int = 16
@@ -29,7 +29,7 @@ class Recipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the settings."""
         if self.epochs < 1 or self.batch < 1:
             raise ValueError(f"epochs and batch must be at least 1, not {self.epochs} and {self.batch}")
         if not (self.lr > 0 and 0 <= self.momentum < 1):
@@ -38,12 +38,12 @@ class Recipe:
 
 @lru_cache(maxsize=1)
 def cifar10(root: Path | None, limit: int | None) -> ImageSet:
-    """CIFAR-10, read once a process."""
+    """CIFAR-10, loaded once per process."""
     return load_cifar10(root, limit)
 
 
 def cifar10_or_exit(root: Path | None, limit: int | None) -> ImageSet:
-    """CIFAR-10 for a command line: what is missing or damaged is said in one message, without a traceback."""
+    """CIFAR-10 for a command line: missing or damaged data end with a message instead of a traceback."""
     try:
         return cifar10(root, limit)
     except (DataError, ValueError) as error:
@@ -51,7 +51,7 @@ def cifar10_or_exit(root: Path | None, limit: int | None) -> ImageSet:
 
 
 class Batches:
-    """Normalised batches of an image set, in an order that the seed fixes."""
+    """Normalised batches of an image set, in an order determined by the seed."""
 
     def __init__(self, images: ImageSet, recipe: Recipe, seed: int):
         self.images, self.recipe = images, recipe
@@ -64,20 +64,20 @@ class Batches:
         return x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x
 
     def train(self) -> Any:
-        """(images, labels) of one epoch, shuffled."""
+        """Shuffled (images, labels) of one epoch."""
         order = torch.randperm(len(self.images.train_labels), generator=self.generator)
         for part in order.split(self.recipe.batch):
             yield self._ready(self.images.train_images[part]), self.images.train_labels[part].to(self.device)
 
     def test(self) -> Any:
-        """(images, labels) of the test set, in order."""
+        """(images, labels) of the test set, in their original order."""
         pairs = zip(self.images.test_images.split(500), self.images.test_labels.split(500), strict=True)
         for images, labels in pairs:
             yield self._ready(images), labels.to(self.device)
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model where and how the recipe wants it, and its optimiser."""
+    """Move and convert the model as the recipe requires. Returns: the model and its optimiser."""
     model = model.to(common.device(recipe.device))
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -85,9 +85,9 @@ def prepare(model: nn.Module, recipe: Recipe) -> tuple[nn.Module, torch.optim.Op
 
 
 def step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor, bf16: bool = False) -> float:
-    """One step of stochastic gradient descent on the mean cross-entropy, which is returned.
+    """One step of stochastic gradient descent. Returns: the mean cross-entropy.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     optimiser.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
@@ -102,7 +102,7 @@ def step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tenso
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Any, bf16: bool = False) -> float:
-    """Share of the batches' images that the model names correctly."""
+    """Fraction of correctly classified images."""
     model.eval()
     right = total = 0
     for x, y in batches:
@@ -116,9 +116,9 @@ def accuracy(model: nn.Module, batches: Any, bf16: bool = False) -> float:
 def train(
     model: nn.Module, images: ImageSet, recipe: Recipe, seed: int, path: Path | None = None, name: str = ""
 ) -> dict[str, Any]:
-    """Train, and test after each epoch; with a path, resume after a kill from the last finished epoch.
+    """Train, and test after each epoch; with a path, resume an interrupted run from the last finished epoch.
 
-    Returns: test_accuracy and train_loss (one an epoch), images_per_second (training alone), parameters.
+    Returns: test_accuracy and train_loss (per epoch), images_per_second (training only), parameters.
     """
     model, optimiser = prepare(model, recipe)
     batches = Batches(images, recipe, seed)

@@ -1,1 +1,1 @@
-"""Images, as grids and as graphs of pixels."""
+"""Experiments on images, as grids and as pixel graphs."""

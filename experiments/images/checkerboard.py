@@ -1,11 +1,10 @@
-"""Do transposed convolutions draw checkerboards? Only where the stride does not divide the kernel, says the matrix.
+"""Checkerboard artefacts of transposed convolutions occur if the stride does not divide the kernel size.
 
-An output pixel of a transposed convolution sums as many products as taps of the kernel fall on a pixel of the input.
-Row m of the operator's matrix, with all weights one, sums to that number. Where it differs between neighbours, a
-constant image becomes a pattern whatever is learnt after it: unevenness, (largest - smallest) / mean over the pixels
-away from the border. With learnt weights the sums may differ also where the numbers agree, so the second figure is
-that of a random kernel, as the layer starts: its mean over ten draws. Resizing by copies with a convolution after it
-is even under both.
+The number of taps that contribute to an output pixel of a transposed convolution is the sum of its row in the matrix
+with unit weights. If this number differs between neighbouring pixels, a constant image is mapped to a pattern. The
+unevenness is (largest - smallest) / mean over the pixels away from the border. With learned weights the row sums can
+differ even if the numbers of taps agree, so the unevenness is also given for random initial kernels (mean over ten).
+Nearest-neighbour upsampling followed by a convolution is even in both cases.
 
     python -m experiments.sweep checkerboard
 """
@@ -27,19 +26,19 @@ CASES = ((2, 2), (3, 2), (4, 2), (5, 2), (3, 3), (4, 3), (6, 3))
 
 @dataclass(frozen=True)
 class Config:
-    """One way to a larger image."""
+    """An upsampling layer."""
 
     way: Literal["all", "transposed", "resized"] = "all"
     kernel: int = 0
-    """0: all."""
+    """Kernel size; 0 for all."""
     stride: int = 0
-    """0: all."""
+    """Stride; 0 for all."""
     side: int = 7
-    """Of the input."""
+    """Pixels per side of the input."""
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One run a kernel and stride; nothing is learnt."""
+    """One run per kernel size and stride; nothing is trained."""
     if config.side < 5:
         raise ValueError(f"side must be at least 5, so that there are pixels away from the border, not {config.side}")
     found = [replace(config, way="transposed", kernel=k, stride=s) for k, s in CASES]
@@ -52,10 +51,10 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 
 def sums(config: Config, layer: GConv) -> Tensor:
-    """The row sums of the matrix, as an image, without the border: what becomes of a constant one."""
+    """The row sums of the matrix as an image without its border: the output for a constant image."""
     side = config.side * (config.stride if config.way == "resized" else 1)
     a = matrix(layer, domain=Grid((side, side)))
-    if config.way == "resized":  # copies: each column of the small image is that of stride x stride pixels
+    if config.way == "resized":  # upsampling: a column of the small image stands for stride x stride pixels
         low = torch.arange(side) // config.stride
         column = (low[:, None] * config.side + low).flatten()
         a = torch.zeros(a.shape[0], config.side**2, dtype=a.dtype).index_add_(1, column, a)
@@ -74,7 +73,7 @@ def uneven(values: Tensor) -> float:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """Read the sums off the matrix."""
+    """Compute the row sums of the matrix."""
     common.seed_everything(0)
     if config.way == "transposed":
         spec = conv_transpose2d(1, 1, config.kernel, config.stride, bias=False)
@@ -90,7 +89,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def name(config: Config) -> str:
-    """The row of a table.
+    """The label of a table row.
 
     >>> name(Config("transposed", 4, 2))
     'transposed 4x4, stride 2'
@@ -100,7 +99,7 @@ def name(config: Config) -> str:
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a case."""
+    """Print one line per case."""
     for row in rows:
         found = row["metrics"]
         print(f"{found['case']:28s} {found['uneven']:.2f} by numbers of taps, {found['uneven_at_start']:.2f} at start")

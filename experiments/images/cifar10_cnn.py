@@ -1,15 +1,15 @@
-"""The chapter's CNN on CIFAR-10, written with gconv operators, equals its torch.nn control and learns in ten epochs.
+"""A plain CNN on CIFAR-10 built from gconv operators, with the same losses as a torch.nn control in its first steps.
 
 Protocol: conv 64-128-256 (3x3, padding 1), ReLU and 2x2 max pooling after each; fully connected 4096-1024-512-10;
 SGD, learning rate 0.001, momentum 0.9, 10 epochs on all 50,000 training images, no augmentation; images normalised by
-channel with the training set's mean and deviation; test accuracy after every epoch, nothing selected by it; n seeds.
+channel with the training set's mean and deviation; test accuracy after every epoch, without model selection; n seeds.
 
-The chapter gives no batch size. Here it is 16, a choice made before any accuracy was seen: at a fixed learning rate of
-0.001 a small batch takes more steps an epoch and so learns more in ten. Other sizes were not trained (`--batch`).
+The batch size is 16, chosen before any accuracy was seen: at a fixed learning rate of 0.001, small batches give more
+steps per epoch. Other sizes were not trained (`--batch`).
 
-    python -m experiments.images.cifar10_cnn                      three seeds, resumable at any moment
-    python -m experiments.images.cifar10_cnn --engine torch       the control in full
-    python -m experiments.images.cifar10_cnn --bf16               bfloat16 autocast, where the processor has it
+    python -m experiments.images.cifar10_cnn                      three seeds, resumable
+    python -m experiments.images.cifar10_cnn --engine torch       full training of the control
+    python -m experiments.images.cifar10_cnn --bf16               bfloat16 autocast, if the processor supports it
 """
 
 from dataclasses import dataclass, replace
@@ -32,14 +32,14 @@ WIDTHS = (3, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """What is trained, and how."""
+    """Network and training options."""
 
     engine: Literal["gconv", "torch"] = "gconv"
-    """Whose layers: gconv's, or torch.nn's from the same initial weights."""
+    """Layers of gconv, or of torch.nn with the same initial weights."""
     limit: int | None = None
-    """Only the first images of each split, for a quick look; the row says so."""
+    """Use only the first images of each split; recorded in the row."""
     control_steps: int = 50
-    """Before training: steps of both engines side by side from the same weights; the largest loss gap is recorded."""
+    """Number of steps run by both engines from the same weights before training; the largest loss gap is recorded."""
     seed: int = 0
 
 
@@ -49,7 +49,7 @@ def head() -> list[nn.Module]:
 
 
 def gconv_network() -> nn.Sequential:
-    """The chapter's network, convolutions and pooling as operators."""
+    """The network, with convolutions and pooling as gconv operators."""
     layers: list[nn.Module] = []
     for i, o in pairwise(WIDTHS):
         layers += [GConv(conv2d(i, o, 3, padding=1)), nn.ReLU(), GConv(max_pool2d(2))]
@@ -73,7 +73,7 @@ def torch_network(like: nn.Sequential) -> nn.Sequential:
 
 
 def control_gap(images: ImageSet, config: Config) -> float:
-    """The largest difference of loss between the two engines, step by step from the same weights and batches."""
+    """The largest difference of the losses of the two engines over some steps, from the same weights and batches."""
     if not config.control_steps:
         return 0.0
     common.seed_everything(config.seed)

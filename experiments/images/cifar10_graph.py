@@ -1,15 +1,15 @@
-"""CIFAR-10's pixels as a graph: the labelled twin is the CNN itself, and what GCN and Chebyshev keep of it.
+"""CIFAR-10 on pixel graphs: a graph network with labelled edges equals the CNN; GCN and Chebyshev networks.
 
 Protocol: the network of `cifar10_cnn` with every convolution replaced by a graph convolution on the 8-neighbour pixel
 graphs of 32x32, 16x16 and 8x8 sites; pooling, fully connected layers, recipe, seeds and loop unchanged.
 
-    twin    one matrix for each of the nine offsets. Trained as a CNN for `twin_epochs`, its weights moved to the twin:
-            the logits of both are compared in float32 and float64, and so are the predictions
+    twin    one matrix for each of the nine offsets. A CNN is trained for `twin_epochs`, and its weights are copied to
+            the graph network: logits and predictions of both are compared in float32 and float64
     gcn     one matrix for all neighbours (isotropic), trained from scratch
-    cheb    one matrix for each Chebyshev term (isotropic, k - 1 steps wide), trained from scratch
+    cheb    one matrix for each Chebyshev term (isotropic, with a radius of k - 1 hops), trained from scratch
 
     python -m experiments.images.cifar10_graph                    all three models
-    python -m experiments.images.cifar10_graph --model twin       the equality alone, some minutes
+    python -m experiments.images.cifar10_graph --model twin       only the comparison with the CNN, some minutes
 """
 
 from dataclasses import dataclass, replace
@@ -33,24 +33,24 @@ Model = Literal["twin", "gcn", "cheb"]
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """What is trained, and how."""
+    """Model and training options."""
 
     model: Model | Literal["all"] = "all"
     k: int = 3
-    """Chebyshev terms."""
+    """Number of Chebyshev terms."""
     neighbours: Literal[4, 8] = 8
-    """Of each pixel."""
+    """Number of neighbours of each pixel."""
     twin_epochs: int = 1
-    """Epochs of the CNN whose weights the twin takes over."""
+    """Training epochs of the CNN whose weights are copied to the twin."""
     twin_images: int = 1000
-    """Test images on which the logits of CNN and twin are compared."""
+    """Number of test images on which the logits of CNN and twin are compared."""
     limit: int | None = None
-    """Only the first images of each split, for a quick look; the row says so."""
+    """Use only the first images of each split; recorded in the row."""
     seed: int = 0
 
 
 class OnPixels(nn.Module):
-    """A graph convolution on images: all pictures of a batch share one pixel graph, in one call.
+    """A graph convolution on images: all images of a batch share one pixel graph, in one call.
 
     Shapes: x (b, i, h, w) -> (b, o, h, w).
     """
@@ -61,13 +61,13 @@ class OnPixels(nn.Module):
         self.graph = grid_graph((side, side), neighbours, loops=spec.name == "selection")
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution on the graph of the pixels."""
+        """Apply the convolution on the pixel graph."""
         y: Tensor = self.conv(x.flatten(2).mT, self.graph)
         return y.mT.unflatten(-1, x.shape[-2:])
 
 
 def graph_network(config: Config, model: Model) -> nn.Sequential:
-    """The chapter's network with graph convolutions."""
+    """The network of `cifar10_cnn` with graph convolutions."""
     layers: list[nn.Module] = []
     for level, (i, o) in enumerate(pairwise(WIDTHS)):
         spec = {"twin": selection(i, o, 9), "gcn": gcn(i, o), "cheb": cheb(i, o, config.k)}[model]
@@ -76,13 +76,13 @@ def graph_network(config: Config, model: Model) -> nn.Sequential:
 
 
 def move_weights(cnn: nn.Sequential, twin: nn.Sequential) -> None:
-    """Give the twin the CNN's weights; they fit as they are."""
+    """Copy the weights of the CNN to the twin; they have the same shapes."""
     for mine, theirs in zip(cnn, twin, strict=True):
         (theirs.conv if isinstance(theirs, OnPixels) else theirs).load_state_dict(mine.state_dict())
 
 
 def lowerings(network: nn.Sequential, batch: int) -> list[str]:
-    """Which lowering each graph convolution runs by."""
+    """The lowering of each graph convolution."""
     chosen, x = [], torch.zeros(batch, 3, 32, 32)
     for layer in network:
         if isinstance(layer, OnPixels):
@@ -93,7 +93,7 @@ def lowerings(network: nn.Sequential, batch: int) -> list[str]:
 
 @torch.no_grad()
 def compare(cnn: nn.Sequential, twin: nn.Sequential, images: Tensor) -> dict[str, float]:
-    """Largest difference of the logits of both networks, and the share of equal predictions."""
+    """Largest difference of the logits of both networks, and the fraction of equal predictions."""
     gaps: dict[str, float] = {}
     for name, dtype in (("float32", torch.float32), ("float64", torch.float64)):
         a, b = (torch.cat([net.to(dtype)(part.to(dtype)) for part in images.split(50)]) for net in (cnn, twin))
@@ -105,7 +105,7 @@ def compare(cnn: nn.Sequential, twin: nn.Sequential, images: Tensor) -> dict[str
 
 
 def run_twin(config: Config, images: ImageSet, path: Path | None) -> common.Outcome:
-    """Train the CNN, move its weights, compare."""
+    """Train the CNN, copy its weights to the twin, and compare the two."""
     cnn = gconv_network()
     recipe = replace(config, epochs=config.twin_epochs)
     metrics = train(cnn, images, recipe, config.seed, path, "cifar10_graph twin (as CNN)")
@@ -122,7 +122,7 @@ def run_twin(config: Config, images: ImageSet, path: Path | None) -> common.Outc
 
 
 def run(config: Config, path: Path | None = None, *, root: Path | None = None) -> common.Outcome:
-    """One model, one seed."""
+    """Run one model with one seed."""
     images = cifar10(root, config.limit)
     common.seed_everything(config.seed)
     if config.model == "twin":
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     seeds = [config.seed + s for s in range(options.seeds)]
     models = ("twin", "gcn", "cheb") if config.model == "all" else (config.model,)
     for model in models:
-        experiment = "cifar10_twin" if model == "twin" else "cifar10_graph"  # rows of their own: other questions
+        experiment = "cifar10_twin" if model == "twin" else "cifar10_graph"  # separate rows
         rows = common.sweep(
             common.grid(config, seed=seeds, model=[model]),
             partial(run, root=options.data_root),

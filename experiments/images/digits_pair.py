@@ -1,18 +1,18 @@
-"""The digits CNN and its twin on the pixel graph give the same logits (1e-10); blind to direction, graphs fall behind.
+"""A CNN on digits and its graph counterpart have equal logits (to 1e-10); isotropic graph networks are less accurate.
 
-Data: embedded, nothing is downloaded. Every row: the same seeds, the same budget, the last epoch; nothing is selected.
+Data: embedded, nothing is downloaded. All networks have the same seeds and budget; the last epoch is used.
 
     images   1,797 digits, 8x8, 80:20 split. Two layers (width, 2 width), each with ReLU and 2x2 max pooling on the
-             grid, then one linear layer; Adam. cnn: 3x3 on the grid. The others on the pixels as nodes of one graph
+             grid, then one linear layer; Adam. cnn: 3x3 convolutions on the grid. The others work on the pixel graph
              with 8 neighbours: selection (a matrix for each of the nine offsets), gcn, cheb. selection starts with the
-             cnn's weights, and a cnn is trained beside it: the largest gap between their logits is recorded, before
-             and after. In float64, so that equal means equal.
+             weights of a cnn that is trained as well; the largest difference of their logits is recorded before and
+             after training. In float64, so that rounding does not matter.
     nodes    a citation-like network (contextual block model), Zachary's karate club and a k-NN graph of the digits. Two
-             layers of equal width, dropout, Adam with weight decay: gcn, cheb, gat, and an mlp that sees no edges.
+             layers of equal width, dropout, Adam with weight decay: gcn, cheb, gat, and an mlp without edges.
 
     python -m experiments.images.digits_pair                    everything, three seeds; resumable
-    python -m experiments.images.digits_pair --task nodes       one half;  --dataset karate, --model gcn: less
-    make demo                                            the same into runs/, with a figure
+    python -m experiments.images.digits_pair --task nodes       one task; further limited by --dataset and --model
+    make demo                                                   everything into runs/, with a figure
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MODELS = {"images": ("cnn", "selection", "gcn", "cheb"), "nodes": ("mlp", "gcn",
 DATASETS = {"images": ("digits",), "nodes": ("citation-like", "digits-knn", "karate")}
 RECIPES: dict[str, dict[str, Any]] = {
     "images": {"epochs": 10, "width": 16, "lr": 0.01, "batch": 50},
-    "nodes": {"epochs": 100, "width": 16, "lr": 0.01, "batch": 0},  # 0: the whole graph a step
+    "nodes": {"epochs": 100, "width": 16, "lr": 0.01, "batch": 0},  # 0: the whole graph in each step
 }
 
 FIGURE = render.Figure(
@@ -53,29 +53,29 @@ FIGURE = render.Figure(
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained, and how; what is left open takes every value, or the task's own recipe."""
+    """Networks and training options; options that are not given take all values, or those of the task's recipe."""
 
     task: Literal["all", "images", "nodes"] = "all"
     dataset: Literal["all", "digits", "citation-like", "digits-knn", "karate"] = "all"
     model: Literal["all", "cnn", "selection", "gcn", "cheb", "gat", "mlp"] = "all"
     epochs: int | None = None
-    """Passes over the data (default: 10 for images, 100 for nodes)."""
+    """Number of epochs (default: 10 for images, 100 for nodes)."""
     width: int | None = None
     """Channels of the first layer (default: 16)."""
     lr: float | None = None
-    """Adam's learning rate (default: 0.01)."""
+    """Learning rate of Adam (default: 0.01)."""
     batch: int | None = None
-    """Images a step (default: 50); nodes always train on the whole graph."""
+    """Images per step (default: 50); node tasks always use the whole graph."""
     k: int = 3
-    """Terms of the Chebyshev filter."""
+    """Number of terms of the Chebyshev filter."""
     dropout: float = 0.5
-    """Of nodes' networks."""
+    """Dropout probability in node tasks."""
     weight_decay: float = 5e-4
-    """Of nodes' networks."""
+    """Weight decay in node tasks."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if min(v for v in (self.epochs, self.width, self.k, 1) if v is not None) < 1 or (self.batch or 1) < 1:
             raise ValueError("epochs, width, batch and k must be at least 1")
         if (self.width or 4) % 4:
@@ -85,7 +85,7 @@ class Config:
 
 
 def runs(config: Config, seeds: int) -> list[Config]:
-    """Every run that a configuration asks for. Raises: SystemExit where there is none."""
+    """All runs selected by a configuration. Raises: SystemExit if there are none."""
     found = []
     for task, recipe in RECIPES.items():
         own = {key: value if getattr(config, key) is None else getattr(config, key) for key, value in recipe.items()}
@@ -102,7 +102,7 @@ def runs(config: Config, seeds: int) -> list[Config]:
 
 @lru_cache
 def data(name: str) -> ImageSet | GraphSet:
-    """An embedded data set, made once a process."""
+    """An embedded data set, created once per process."""
     return load(name)
 
 
@@ -123,14 +123,14 @@ def image_network(model: str, width: int, k: int) -> nn.Sequential:
 
 
 def batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator | None = None) -> Any:
-    """(images, labels), shuffled where there is a generator."""
+    """(images, labels), shuffled if a generator is given."""
     count = len(labels)
     order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
     return ((images[part], labels[part]) for part in order.split(size))
 
 
 def train_images(model: nn.Module, digits: ImageSet, config: Config) -> float:
-    """Train; the accuracy on the test images after the last epoch."""
+    """Train. Returns: the accuracy on the test images after the last epoch."""
     assert config.lr and config.epochs and config.batch
     optimiser = torch.optim.Adam(model.parameters(), config.lr)
     order = torch.Generator().manual_seed(config.seed)
@@ -141,7 +141,7 @@ def train_images(model: nn.Module, digits: ImageSet, config: Config) -> float:
 
 
 def run_images(config: Config) -> common.Outcome:
-    """One network on the digits; for the twin also a cnn from the same weights, and the gap between the two."""
+    """Train one network on the digits; for the twin also a cnn with the same weights, and compare the two."""
     assert config.width
     digits = data(config.dataset)
     assert isinstance(digits, ImageSet)
@@ -172,7 +172,7 @@ def gap(model: nn.Module, other: nn.Module, x: Tensor) -> float:
 
 @torch.no_grad()
 def lowerings(model: nn.Sequential, x: Tensor) -> list[str]:
-    """Which lowering each operator's plan chooses on the way of x through the network."""
+    """The lowering chosen by the plan of each operator in the network."""
     chosen = []
     for layer in model:
         if isinstance(layer, GConv):
@@ -187,7 +187,7 @@ def lowerings(model: nn.Sequential, x: Tensor) -> list[str]:
 
 
 class NodeNetwork(nn.Module):
-    """Two layers over the nodes of a graph, with dropout before each and a nonlinearity between."""
+    """Two graph layers, with dropout before each and a nonlinearity between them."""
 
     def __init__(self, model: str, i: int, width: int, classes: int, k: int, dropout: float):
         super().__init__()
@@ -212,7 +212,7 @@ class NodeNetwork(nn.Module):
 
 
 def run_nodes(config: Config) -> common.Outcome:
-    """One network on one graph: the accuracy on its test nodes after the last epoch."""
+    """Train one network on one graph. Returns: the accuracy on the test nodes after the last epoch."""
     assert config.lr and config.epochs and config.width
     embedded = data(config.dataset)
     assert isinstance(embedded, GraphSet)
@@ -241,17 +241,17 @@ def run_nodes(config: Config) -> common.Outcome:
     return common.Outcome(metrics, chosen)
 
 
-# -- the whole -----------------------------------------------------------------------------------------------------
+# -- command line --------------------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> common.Outcome:
-    """One row, on one thread: tensors this small gain nothing from more, and --jobs uses the other cores."""
+    """Make one row, with one thread: such small tensors gain nothing from more, and --jobs uses the other cores."""
     torch.set_num_threads(1)
     return run_images(config) if config.task == "images" else run_nodes(config)
 
 
 def seen(config: Config) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     embedded = data(config.dataset)
     return common.Data(f"{embedded.label}, embedded", embedded.content_hash)
 
@@ -291,7 +291,7 @@ def show(rows: Sequence[common.Row]) -> None:
 
 
 def draw(results: common.Results, default: bool) -> Path:
-    """The figure of all rows of the file: in experiments/figures, or beside a file of one's own."""
+    """Draw the figure of all rows of the file: in experiments/figures, or next to a user's own file."""
     path = ROOT / "experiments" / "figures" / "digits_pair.png" if default else results.path.with_suffix(".png")
     rows = render.select(
         [row for _, there in results.sources() for row in there], [("experiment", "digits_pair"), *FIGURE.where]

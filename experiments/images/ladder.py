@@ -1,25 +1,26 @@
-"""How much of a CNN's accuracy is direction? One network on CIFAR-10 whose taps lose their names, rung by rung.
+"""How much of a CNN's accuracy on CIFAR-10 depends on direction? One architecture with fewer and fewer distinct taps.
 
-A 3x3 convolution tells nine neighbours apart, each with a matrix of its own. Rungs, by the offsets told apart:
+A 3x3 convolution has a weight matrix for each of nine offsets. The rungs of the ladder share matrices among offsets;
+the name is the number of distinct matrices:
 
-    9          all: the CNN                                  6   left and right are one (columns 0 and 2 tied)
-    3          centre, edges, corners: the rings             2   itself and its neighbours
-    1          one matrix for all nine: a box, the GCN       pointwise   the centre alone
-    p4, p4m    nine taps, each kernel in 4 turns (8 with mirror images); channels count all poses
+    9          the CNN                                       6   left and right share (columns 0 and 2)
+    3          centre, edges, corners                        2   the pixel and its neighbours
+    1          one matrix for all nine, as in a GCN          pointwise   the centre only
+    p4, p4m    nine taps, each kernel in 4 rotations (8 with reflections); the number of channels includes all poses
 
-Tied taps run as a graph convolution on the pixels, y = sum_k (S_k x) W_k, where S_k adds up the pixels of one label:
-as many products as there are labels.
+Shared taps are computed as a graph convolution on the pixels, y = sum_k (S_k x) W_k, where S_k sums the pixels with the
+same label, so there are as many products as labels.
 
 Protocol: three stages of two convolutions (widths w, 2w, 4w; w = 32), batch norm and ReLU after each, 2x2 max pooling
 between the stages, mean over the pixels, one linear layer. Only the convolutions change. All 50,000 training images,
-mirrored and moved by up to 2 pixels; SGD with Nesterov's momentum, learning rate up to 0.1 and down to 0 in straight
-lines, label smoothing; 8 epochs in float32. Nothing is selected: the test images are read once, after the last epoch.
-Three seeds. `where` names the stages in which a rung replaces the nine taps; the CNN of width 11 has as many parameters
-as the box of width 32.
+mirrored and shifted by up to 2 pixels; SGD with Nesterov momentum, learning rate increasing linearly to 0.1 and
+decreasing linearly to 0, label smoothing; 8 epochs in float32. No model selection: the test images are read once, after
+the last epoch. Three seeds. `where` names the stages in which a rung replaces the nine taps; the CNN of width 11 has as
+many parameters as rung 1 with width 32.
 
-    python -m experiments.sweep ladder                     what is missing, in the order of what it teaches
+    python -m experiments.sweep ladder                     run missing runs, the most informative first
     python -m experiments.images.ladder --rung 3 --where last
-    python -m experiments.images.ladder --spec "gconv.operators:cheb(k=3)"    an operator of one's own, same protocol
+    python -m experiments.images.ladder --spec "gconv.operators:cheb(k=3)"    your own operator, with the same protocol
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +39,7 @@ from experiments.images.pixels import OnPixels, pixel_graph
 from gconv import GConv, Graph
 from gconv.operators import conv2d, max_pool2d, p4_conv, p4_lift, selection
 
-LABELS: dict[str, tuple[int, ...]] = {  # of the nine offsets in raster order
+LABELS: dict[str, tuple[int, ...]] = {  # labels of the nine offsets in raster order
     "6": (0, 1, 0, 2, 3, 2, 4, 5, 4),
     "3": (0, 1, 0, 1, 2, 1, 0, 1, 0),
     "2": (0, 0, 0, 0, 1, 0, 0, 0, 0),
@@ -53,19 +54,19 @@ Where = Literal["all", "first", "middle", "last", "not first", "not middle", "no
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """One network and its training."""
+    """Network and training options."""
 
     rung: Rung = "all"
     where: Where = "all"
-    """Stages of the rung; the others have nine taps."""
+    """Stages with this rung; the others have nine taps."""
     width: int = 32
-    """Channels of the first stage."""
+    """Number of channels of the first stage."""
     spec: str = ""
-    """In place of a rung: an operator on the graph of the pixels or on the grid, "module:factory(k=3)"."""
+    """Instead of a rung: an operator "module:factory(k=3)" on the pixel graph or on the grid."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         super().__post_init__()
         if self.width < 1 or self.width % POSES.get(self.rung, 1):
             raise ValueError(f"width must be a positive multiple of the poses, not {self.width}")
@@ -74,7 +75,7 @@ class Config(Recipe):
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """All runs, seed after seed: the ladder, then where direction matters, then turns, then equal parameters."""
+    """All runs, seed by seed: the ladder, then single stages, then rotations, then equal parameters."""
     if config.spec:
         read_spec(config.spec)(1, 1)
     if config.spec or config.rung != "all":
@@ -82,7 +83,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
     chosen = [replace(config, rung=rung) for rung in RUNGS]  # type: ignore[arg-type]
     chosen += [replace(config, rung="3", where=where) for where in PLACES]  # type: ignore[arg-type]
     chosen += [replace(config, rung="p4"), replace(config, rung="p4m")]
-    if config.width == 32:  # as many parameters as the box has at width 32
+    if config.width == 32:  # as many parameters as rung 1 at width 32
         chosen += [replace(config, rung="9", width=11)]
     if config.where != "all":
         chosen = [c for c in chosen if c.where == config.where]
@@ -107,7 +108,7 @@ def stages(config: Config) -> list[str]:
 
 
 def convolution(rung: str, i: int, o: int, side: int, first: bool = False, spec: str = "") -> nn.Module:
-    """The convolution of a rung, (b, i, side, side) -> (b, o, side, side); the batch norm behind has the bias."""
+    """The convolution of a rung, (b, i, side, side) -> (b, o, side, side); the batch norm has the bias."""
     if spec:
         made = read_spec(spec)(i, o)
         return GConv(made) if made.structure.domain == "grid" else OnPixels(made, pixel_graph(side))
@@ -124,7 +125,7 @@ def convolution(rung: str, i: int, o: int, side: int, first: bool = False, spec:
 
 
 class Norm(nn.Module):
-    """Batch norm with one mean, deviation, scale and shift for all poses of a channel."""
+    """Batch norm with the same mean, deviation, scale and shift for all poses of a channel."""
 
     def __init__(self, width: int, poses: int):
         super().__init__()
@@ -165,7 +166,7 @@ def network(config: Config) -> nn.Sequential:
 
 
 def lowerings(model: nn.Sequential, batch: int, where: torch.device) -> list[str]:
-    """Which lowering each convolution runs by."""
+    """The lowering of each convolution."""
     chosen, x = [], torch.zeros(batch, 3, 32, 32, device=where).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         for layer in model:
@@ -177,13 +178,13 @@ def lowerings(model: nn.Sequential, batch: int, where: torch.device) -> list[str
     return chosen
 
 
-# -- the control: the same pixels in another order -------------------------------------------------------------------
+# -- the control: the same network on permuted pixels ----------------------------------------------------------------
 
 
 class Relabelled(nn.Module):
-    """A network of graph convolutions on images whose pixels are permuted: graphs and windows are renumbered alike.
+    """A network of graph convolutions on images with permuted pixels: graphs and windows are renumbered accordingly.
 
-    Its logits on permuted images are those of `model` on the images as they were.
+    Its logits on permuted images equal those of `model` on the original images.
     """
 
     def __init__(self, model: nn.Sequential, orders: list[Tensor]):
@@ -229,7 +230,7 @@ class _Windows(nn.Module):
 
 
 def permuted(images: Tensor, order: Tensor) -> Tensor:
-    """Images whose pixel j is pixel order[j] of the given ones."""
+    """Permute pixels: pixel j of the result is pixel order[j] of the given images."""
     return images.flatten(2)[:, :, order].view_as(images)
 
 
@@ -237,7 +238,7 @@ def permuted(images: Tensor, order: Tensor) -> Tensor:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = task(config.dataset, place.root, config.limit)
     common.seed_everything(config.seed)
     model = network(config)
@@ -246,12 +247,12 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return task(config.dataset, root, config.limit).seen
 
 
 def name(config: dict[str, Any]) -> str:
-    """The row of a configuration in tables.
+    """The label of a configuration in tables.
 
     >>> name({"rung": "3", "where": "not last", "width": 32, "spec": ""})
     '3, not last'
@@ -263,7 +264,7 @@ def name(config: dict[str, Any]) -> str:
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for title in dict.fromkeys(name(row["config"]) for row in rows):
         found = [row["metrics"] for row in rows if name(row["config"]) == title]
         text = mean_std(100, 2)([m["test_accuracy"] for m in found])
@@ -272,7 +273,7 @@ def report(rows: list[common.Row]) -> None:
 
 
 def modules(config: Config) -> list[str]:
-    """The module of an operator of one's own."""
+    """The module of an operator given by --spec."""
     return [config.spec.partition(":")[0]] if config.spec else []
 
 

@@ -1,4 +1,4 @@
-"""The picture of `experiments.images.ladder`: accuracy against the number of taps told apart."""
+"""The figure of `experiments.images.ladder`: accuracy against the number of distinct taps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ TAPS = {"pointwise": 0, "1": 1, "2": 2, "3": 3, "6": 6, "9": 9}
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
-    """Mean and standard deviation a rung; networks of two kinds of stages at the side; turned kernels as lines."""
+    """Draw mean and standard deviation per rung; networks with mixed stages at the side; p4 and p4m as lines."""
     found: dict[str, list[float]] = {}
     for row in rows:
         found.setdefault(row["metrics"]["network"], []).append(100 * row["metrics"]["test_accuracy"])

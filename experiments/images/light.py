@@ -1,8 +1,8 @@
-"""Networks of depthwise convolutions, MobileNetV2 and ShuffleNetV2, and what they cost: multiply-adds and parameters.
+"""Multiply-adds and parameters of networks with depthwise convolutions: MobileNetV2 and ShuffleNetV2.
 
-The counter is held to the published counts for 32x32 images and ten classes, where the first strides are 1:
+The counter is compared with published counts for 32x32 images and ten classes, with the first strides set to 1:
 MobileNetV2 x1.0 88.0 M and ShuffleNetV2 x1.0 45.0 M (github.com/chenyaofo/pytorch-cifar-models). The plain networks
-beside them have 3x3 convolutions in place of the depthwise ones with their matrices, at the same widths.
+have a 3x3 convolution instead of each block, at the same widths.
 
     python -m experiments.sweep multiply_adds
 """
@@ -22,12 +22,12 @@ from gconv.operators import conv2d, depthwise, pointwise
 
 
 def layer(spec: Any, width: int, activation: nn.Module | None) -> list[nn.Module]:
-    """An operator without bias, batch norm, activation."""
+    """An operator without bias, followed by batch norm and an activation."""
     return [GConv(spec), nn.BatchNorm2d(width), *([activation] if activation else [])]
 
 
 class Inverted(nn.Module):
-    """MobileNetV2's block: a matrix to more channels, a depthwise 3x3, a matrix back, the input added."""
+    """The block of MobileNetV2: a pointwise expansion, a depthwise 3x3, a pointwise projection, a skip connection."""
 
     def __init__(self, i: int, o: int, stride: int = 1, times: int = 6):
         super().__init__()
@@ -44,7 +44,7 @@ class Inverted(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """ShuffleNetV2's block: half of the channels (all where it strides) through a depthwise 3x3, then a shuffle."""
+    """The block of ShuffleNetV2: a depthwise 3x3 on half of the channels (all if strided), then a channel shuffle."""
 
     def __init__(self, i: int, o: int, stride: int = 1):
         super().__init__()
@@ -67,7 +67,7 @@ class Shuffled(nn.Module):
 
 
 class Plain(nn.Sequential):
-    """A 3x3 convolution in place of either block."""
+    """A 3x3 convolution instead of either block."""
 
     def __init__(self, i: int, o: int, stride: int = 1, times: int = 1):
         super().__init__(*layer(conv2d(i, o, 3, stride, padding=1, bias=False), o, nn.ReLU()))
@@ -111,7 +111,7 @@ NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, side: int = 32) -> int:
-    """Products of convolutions and linear layers for one image: each weight once for every pixel of the output.
+    """Multiply-adds of convolutions and linear layers for one image: one per weight and output pixel.
 
     >>> multiply_adds(nn.Sequential(GConv(conv2d(3, 8, 3, padding=1)), *head(8))) == 32 * 32 * 9 * 3 * 8 + 80
     True
@@ -135,28 +135,28 @@ def multiply_adds(model: nn.Module, side: int = 32) -> int:
 
 @dataclass(frozen=True)
 class Config:
-    """One network."""
+    """Options."""
 
     network: str = "all"
-    """A key of `NETWORKS`, or all of them."""
+    """A key of `NETWORKS`, or all."""
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One run a network; nothing of it is drawn. Raises: ValueError for an unknown one."""
+    """One run per network; nothing is random. Raises: ValueError for an unknown one."""
     if config.network not in ("all", *NETWORKS):
         raise ValueError(f"there is no network {config.network!r}; there are {', '.join(NETWORKS)}")
     return [replace(config, network=name) for name in (NETWORKS if config.network == "all" else [config.network])]
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """Count."""
+    """Count the multiply-adds and parameters of a network."""
     model = NETWORKS[config.network]()
     parameters = sum(p.numel() for p in model.parameters())
     return common.Outcome({"multiply_adds": multiply_adds(model) / 1e6, "parameters": parameters / 1e6})
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for row in rows:
         found = row["metrics"]
         print(

@@ -1,11 +1,11 @@
-"""What helps against overfitting on 5,000 images of CIFAR-10? Augmentation, weight decay, dropout, stopping early, all.
+"""Remedies against overfitting on 5,000 images of CIFAR-10: augmentation, weight decay, dropout, early stopping, all.
 
-Protocol: the base network of `experiments.images.studies` at width 32 (some 290,000 parameters, 58 an image), trained
-on the first 5,000 training images; the last 5,000 are for validation. 30 epochs of the ladder's recipe without its
-augmentation, weight decay and smoothing (`none`), with one of them, or with all. Stopping early keeps the epoch of the
-highest validation accuracy, the first of equals; the others keep the last. Curves: accuracy on training and validation
-images after each epoch. The test images are read once, at the end, with what was kept. Three seeds.
-One thread takes about 5 minutes a run, 90 for all.
+Protocol: the base network of `experiments.images.studies` with width 32 (about 290,000 parameters, 58 per image),
+trained on the first 5,000 training images; the last 5,000 are used for validation. 30 epochs of the recipe of
+`experiments.images.ladder` without augmentation, weight decay and label smoothing (`none`), with one of the remedies,
+or with all. Early stopping keeps the (first) epoch with the highest validation accuracy; the others keep the last.
+Curves: accuracy on training and validation images after each epoch. The test images are read once, at the end. Three
+seeds. With one thread a run takes about 5 minutes, all runs 90.
 
     python -m experiments.sweep overfitting
 """
@@ -40,17 +40,17 @@ REMEDIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """One remedy."""
+    """Options."""
 
     remedy: str = "each"
-    """A key of `REMEDIES`, or each of them."""
+    """A key of `REMEDIES`, or all."""
     images: int = 5000
-    """For training; as many for validation."""
+    """Number of training images; as many are used for validation."""
     width: int = 32
     dropout: float = 0.0
-    """After each stage."""
+    """Dropout probability after each stage."""
     stopping: bool = False
-    """Keep the epoch of the highest validation accuracy."""
+    """Keep the epoch with the highest validation accuracy."""
     epochs: int = 30
     weight_decay: float = 0.0
     smoothing: float = 0.0
@@ -60,7 +60,7 @@ class Config(Recipe):
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """All remedies, seed after seed. Raises: ValueError for an unknown one."""
+    """All remedies, seed by seed. Raises: ValueError for an unknown one."""
     if config.remedy not in ("each", *REMEDIES):
         raise ValueError(f"there is no remedy {config.remedy!r}; there are {', '.join(REMEDIES)}")
     if config.limit is not None:
@@ -81,7 +81,7 @@ def model_of(config: Config) -> nn.Sequential:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """Train; select where early stopping is the remedy; test once. Raises: ArithmeticError, ValueError."""
+    """Train, select an epoch in the case of early stopping, and test once. Raises: ArithmeticError, ValueError."""
     data, where = task(config.dataset, place.root), common.device(place.device)
     images, labels = data.train
     if 2 * config.images > len(labels):
@@ -117,12 +117,12 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return task(config.dataset, root).seen
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a remedy."""
+    """Print one line per remedy."""
     for title in dict.fromkeys(row["config"]["remedy"] for row in rows):
         found = [row["metrics"] for row in rows if row["config"]["remedy"] == title]
         test, gap = (mean_std(100)([m[name] for m in found]) for name in ("test_accuracy", "gap"))

@@ -1,4 +1,4 @@
-"""The pixels of an image as the nodes of one graph that all images share."""
+"""Images as signals on a pixel graph shared by all images."""
 
 from functools import lru_cache
 
@@ -9,7 +9,7 @@ from gconv import GConv, Graph, OperatorSpec, grid_graph
 
 
 class OnPixels(nn.Module):
-    """A graph convolution on images: all pictures of a batch share one graph of pixels, in one call.
+    """A graph convolution on images: all images of a batch share one pixel graph, in one call.
 
     Shapes: x (b, i, h, w) -> (b, o, h, w), on a graph of h w nodes in row-major order.
     """
@@ -20,7 +20,7 @@ class OnPixels(nn.Module):
         self.graph = graph
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution on the graph of the pixels."""
+        """Apply the convolution on the pixel graph."""
         if self.graph.edge_index.device != x.device:
             self.graph = self.graph.to(x.device)
         y: Tensor = self.conv(x.flatten(2).mT, self.graph)
@@ -32,8 +32,8 @@ def pixel_graph(side: int, labels: tuple[int, ...] | None = None) -> Graph:
     """The graph of side x side pixels with 8 neighbours, offsets as pseudo-coordinates in [0, 1].
 
     Args:
-        labels: a label for each of the nine offsets in raster order, each pixel its own neighbour; None leaves the
-            eight offsets apart, without loops.
+        labels: a label for each of the nine offsets in raster order, including a self-loop; None gives the eight
+            offsets distinct labels, without self-loops.
 
     >>> pixel_graph(3, (0, 0, 0, 0, 1, 0, 0, 0, 0)).edge_type.bincount()
     tensor([40,  9])

@@ -1,20 +1,20 @@
-"""What a small CNN's parts are worth on CIFAR-10: kernel size, strides, padding, activations, depth, light blocks.
+"""Ablations of a small CNN on CIFAR-10: kernel size, stride, padding, activation, depth, lightweight blocks.
 
-Questions, a network each beside `base`, of which one part is exchanged:
+In each network, one choice of `base` is changed:
 
-    kernel     1x1, 5x5 and 7x7 in place of 3x3, at equal width and (=) at equal parameters; two 3x3 are the base, and
-               one 5x5 sees as far with about as many parameters
-    stride     maxima of 2x2 pixels between the stages, means, a convolution of stride 2, or none: 32x32 throughout
-    padding    zeros, the other edge (circular), mirrored, repeated, or none at all (valid)
+    kernel     1x1, 5x5 and 7x7 instead of 3x3, at equal width and (=) with an equal number of parameters; `base` has
+               two 3x3 per stage, and one 5x5 has the same receptive field with about as many parameters
+    stride     2x2 max pooling between the stages, average pooling, a convolution with stride 2, or none (32x32 pixels)
+    padding    zeros, circular, reflect, replicate, or none (valid)
     activation ReLU, LeakyReLU, GELU, SiLU, tanh, sigmoid
-    depth      one, two or four convolutions a stage
-    light      MobileNetV2's and ShuffleNetV2's blocks in place of the convolutions
+    depth      one, two or four convolutions per stage
+    light      the blocks of MobileNetV2 and ShuffleNetV2 instead of convolutions
 
-Protocol: three stages (widths 16, 32, 64), batch norm and the activation after each convolution, mean over the pixels,
-a linear layer; the recipe and the training images of `experiments.images.ladder`, 8 epochs, nothing selected, the test
-images read once, after the last. Second figure: accuracy on the test images moved by 8 pixels up, down, left and right,
-the rest of the mean colour: objects at the border. Three seeds. One thread takes about 4 minutes for `base`, about 11
-hours for all; --budget divides them.
+Protocol: three stages (widths 16, 32, 64), batch norm and activation after each convolution, mean over the pixels, a
+linear layer; the recipe and the training images of `experiments.images.ladder`, 8 epochs, no model selection; the test
+images are read once, after the last epoch. A second number is the accuracy on test images shifted by 8 pixels up,
+down, left and right (objects at the border), padded with the mean colour. Three seeds. With one thread, `base` takes
+about 4 minutes and everything about 11 hours, which --budget can divide.
 
     python -m experiments.sweep studies
     python -m experiments.images.studies --network "padding circular"
@@ -48,19 +48,19 @@ BLOCKS: dict[str, Callable[[int, int], nn.Module]] = {"mobile": Inverted, "shuff
 
 
 class Net(NamedTuple):
-    """A network: the base, and what differs."""
+    """A network: its differences from the base."""
 
     kernels: tuple[int, ...] = (3, 3)
-    """Of each stage's convolutions."""
+    """Kernel size of the convolutions of each stage."""
     width: float = 1.0
-    """In widths of the base."""
+    """Width relative to the base."""
     down: str = "max"
     """max, mean, stride or none."""
     padding: str = "zeros"
     """A padding_mode of `conv2d`, or valid."""
     activation: str = "relu"
     block: str = ""
-    """A key of `BLOCKS`, in place of all convolutions but the first."""
+    """A key of `BLOCKS`, which replaces all convolutions except the first."""
 
 
 NETWORKS: dict[str, Net] = {
@@ -78,23 +78,23 @@ NETWORKS: dict[str, Net] = {
 
 @dataclass(frozen=True)
 class Config(Recipe):
-    """One network and its training."""
+    """Network and training options."""
 
     network: str = "all"
-    """A key of `NETWORKS`, or all of them."""
+    """A key of `NETWORKS`, or all."""
     width: int = 16
-    """Channels of the base's first stage."""
+    """Number of channels of the first stage of the base."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         super().__post_init__()
         if self.width < 2 or self.width % 2:
             raise ValueError(f"width must be even and positive, not {self.width}")
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """All networks, seed after seed. Raises: ValueError for an unknown one."""
+    """All networks, seed by seed. Raises: ValueError for an unknown one."""
     if config.network not in ("all", *NETWORKS):
         raise ValueError(f"there is no network {config.network!r}; there are {', '.join(NETWORKS)}")
     names = NETWORKS if config.network == "all" else [config.network]
@@ -111,7 +111,7 @@ def network(net: Net, width: int) -> nn.Sequential:
             layers.append(GConv(max_pool2d(2) if net.down == "max" else avg_pool2d(2)))
         for number, k in enumerate(net.kernels):
             if net.block and layers:
-                # ShuffleNetV2's block keeps its channels, so a matrix widens them at the start of a stage
+                # ShuffleNetV2's block keeps the number of channels, so a matrix increases it at the start of a stage
                 if i != o and net.block == "shuffle":
                     layers += [GConv(conv2d(i, o, 1, bias=False)), nn.BatchNorm2d(o), nn.ReLU()]
                 layers.append(BLOCKS[net.block](o if net.block == "shuffle" else i, o))
@@ -126,7 +126,7 @@ def network(net: Net, width: int) -> nn.Sequential:
 
 
 def to_border(x: Tensor, by: int = 8) -> list[Tensor]:
-    """Normalised images moved up, down, left and right, zeros (the mean colour) where nothing is left.
+    """Normalised images shifted up, down, left and right, padded with zeros (the mean colour).
 
     >>> [moved.flatten().tolist() for moved in to_border(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), 1)[:2]]
     [[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0]]
@@ -143,7 +143,7 @@ def to_border(x: Tensor, by: int = 8) -> list[Tensor]:
 
 @torch.no_grad()
 def border_accuracy(model: nn.Module, data: Task, split: Split, where: torch.device, batch: int = 500) -> float:
-    """Share of the images, moved to each of the four borders, that the model names correctly."""
+    """Fraction of correctly classified images, shifted to each of the four borders."""
     model.eval()
     right = 0
     for images, labels in zip(split.images.split(batch), split.labels.split(batch), strict=True):
@@ -153,7 +153,7 @@ def border_accuracy(model: nn.Module, data: Task, split: Split, where: torch.dev
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = task(config.dataset, place.root, config.limit)
     common.seed_everything(config.seed)
     model = network(NETWORKS[config.network], config.width)
@@ -164,12 +164,12 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return task(config.dataset, root, config.limit).seen
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for title in dict.fromkeys(row["config"]["network"] for row in rows):
         found = [row["metrics"] for row in rows if row["config"]["network"] == title]
         here, there = (mean_std(100)([m[name] for m in found]) for name in ("test_accuracy", "border_accuracy"))

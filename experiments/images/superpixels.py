@@ -1,21 +1,21 @@
-"""CIFAR-10 as graphs of superpixels: what is left of an image when 1,024 pixels become some 100 patches?
+"""CIFAR-10 as graphs of superpixels: accuracy when the 1,024 pixels of an image are reduced to about 100 patches.
 
-    mlp       no edges: each patch by itself, then the mean over the image
-    gcn, sage one matrix for all neighbours; one for them and one for the patch itself
-    gat       neighbours weighed by what they carry, 8 heads
-    monet     three learned Gaussian bins of where a neighbour lies
-    spline    3x3 matrices, interpolated where a neighbour lies
-    cnn       the pixels themselves: 3x3 convolutions, maxima of 2x2 pixels after the first and the second
+    mlp       no edges: each patch separately, then the mean over the image
+    gcn, sage one matrix for the whole neighbourhood; separate matrices for the neighbours and the patch itself
+    gat       attention with 8 heads
+    monet     three learned Gaussian kernels on the relative position of a neighbour
+    spline    3x3 matrices, interpolated at the relative position of a neighbour
+    cnn       on the pixels: 3x3 convolutions, 2x2 max pooling after the first and the second
 
-Protocol: about 100 SLIC patches an image, joined to the 8 nearest (symmetrised), mean colour and centroid as features,
-the offset between centroids as pseudo-coordinates. One network for all: a linear layer, four convolutions with batch
-norm and ReLU, each added to its input, the mean over the nodes, a linear layer to ten scores. The width is the largest
-with at most 100,000 parameters. Adam, learning rate from 0.002 to 0 in a straight line, batches of 128, 15 epochs,
-nothing augmented, nothing selected: the test images are read once, after the last epoch. Three seeds.
+Protocol: about 100 SLIC patches per image, connected to the 8 nearest (symmetrised); mean colour and centroid as
+features, the offset between centroids as pseudo-coordinates. All networks have a linear layer, four convolutions with
+batch norm, ReLU and skip connections, the mean over the nodes, and a linear layer to ten scores. The width is the
+largest with at most 100,000 parameters. Adam, learning rate decreasing linearly from 0.002 to 0, batches of 128, 15
+epochs, no augmentation, no model selection: the test images are read once, after the last epoch. Three seeds.
 
     python -m experiments.sweep superpixels
     python -m experiments.images.superpixels --model monet
-    python -m experiments.images.superpixels --spec "gconv.operators:cheb(k=3)"    an operator of one's own
+    python -m experiments.images.superpixels --spec "gconv.operators:cheb(k=3)"    your own operator
 """
 
 import math
@@ -53,32 +53,32 @@ OPERATORS: dict[str, Callable[[int, int], OperatorSpec]] = {
     "cnn": lambda i, o: conv2d(i, o, 3, padding=1),
 }
 REACH = 10.0
-"""Pixels between centroids at which a pseudo-coordinate reaches 0 or 1."""
+"""Distance between centroids in pixels at which a pseudo-coordinate reaches 0 or 1."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """One network and its training."""
+    """Network and training options."""
 
     model: Model = "all"
     spec: str = ""
-    """In place of a model: an operator on graphs with pseudo-coordinates, "module:factory(k=3)"."""
+    """Instead of a model: an operator "module:factory(k=3)" on graphs with pseudo-coordinates."""
     dataset: Literal["cifar10", "random"] = "cifar10"
-    """random: generated images, to see that everything works."""
+    """random: generated images, for testing."""
     segments: int = 100
-    """Patches in an image, about."""
+    """Approximate number of patches per image."""
     size: int = 100_000
-    """Parameters, at most."""
+    """Maximum number of parameters."""
     layers: int = 4
     epochs: int = 15
     batch: int = 128
     lr: float = 0.002
     limit: int | None = None
-    """Only the first images of each split; the row says so."""
+    """Use only the first images of each split; recorded in the row."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for field in ("segments", "size", "layers", "epochs", "batch"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
@@ -89,7 +89,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     if config.spec:
         read_spec(config.spec)(1, 1)
     models: Any = MODELS if config.model == "all" and not config.spec else (config.model,)
@@ -100,7 +100,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 
 class Batch(NamedTuple):
-    """Some images: the pixels, or all patches as one graph with the number of the image of each."""
+    """A batch of images: pixels, or all patches as one graph with the image index of each patch."""
 
     x: Tensor
     labels: Tensor
@@ -109,7 +109,7 @@ class Batch(NamedTuple):
 
 
 def ranges(start: Tensor, count: Tensor) -> Tensor:
-    """The integers of several intervals, one behind the other.
+    """The integers of several intervals, concatenated.
 
     >>> ranges(torch.tensor([5, 0]), torch.tensor([2, 3])).tolist()
     [5, 6, 0, 1, 2]
@@ -119,11 +119,11 @@ def ranges(start: Tensor, count: Tensor) -> Tensor:
 
 
 class Patches:
-    """Images as graphs, in one format for all operators.
+    """Images as graphs, in the same format for all operators.
 
     Args:
         data: the graphs.
-        stats: mean and deviation of the training graphs' features.
+        stats: mean and standard deviation of the features of the training graphs.
     """
 
     def __init__(self, data: SuperpixelSet, stats: tuple[Tensor, Tensor]):
@@ -142,26 +142,26 @@ class Patches:
 
 
 class Pixels:
-    """Images as they are, normalised. Args: as `Patches`."""
+    """Normalised images as pixels. Args: as for `Patches`."""
 
     def __init__(self, images: Tensor, labels: Tensor, stats: tuple[Tensor, Tensor]):
         self.images, self.labels = images, labels
         self.mean, self.std = (s.view(1, 3, 1, 1) for s in stats)
 
     def batch(self, which: Tensor) -> Batch:
-        """Some images."""
+        """A batch of images."""
         x = (self.images[which].float() / 255 - self.mean) / self.std
         return Batch(x.contiguous(memory_format=torch.channels_last), self.labels[which])
 
 
 def blocks(images: Tensor) -> Tensor:
-    """Images of noise as 8 x 8 squares of one colour: SLIC finds no patches in noise."""
+    """Random images of 8 x 8 squares of constant colour, since SLIC finds no patches in noise."""
     return F.interpolate(F.avg_pool2d(images.float(), 4), scale_factor=4).to(images.dtype)
 
 
 @lru_cache(maxsize=2)
 def patches(dataset: str, root: Path | None, limit: int | None, segments: int) -> tuple[Patches, Patches]:
-    """Training and test images as graphs, built once and kept on disk."""
+    """Training and test images as graphs, built once and cached on disk."""
     data = task(dataset, root, limit)
     with tempfile.TemporaryDirectory() as scratch:
         random = dataset == "random"
@@ -178,7 +178,7 @@ def patches(dataset: str, root: Path | None, limit: int | None, segments: int) -
 
 
 class Network(nn.Module):
-    """A linear layer, convolutions with batch norm and ReLU, each added to its input; the mean over an image; scores.
+    """A linear layer; convolutions with batch norm, ReLU and skip connections; the mean over an image; a linear layer.
 
     Shapes: a `Batch` of b images -> (b, 10).
     """
@@ -213,7 +213,7 @@ class Network(nn.Module):
 
 
 def network(config: Config) -> Network:
-    """The widest network within that size. Raises: ValueError where none is."""
+    """The widest network of at most the given size. Raises: ValueError if there is none."""
     make = read_spec(config.spec) if config.spec else OPERATORS.get(config.model)
     step = 8 if config.model == "gat" else 1
     grid = config.model == "cnn"
@@ -237,21 +237,21 @@ def network(config: Config) -> Network:
 
 
 def sources(config: Config, data: Task, root: Path | None) -> tuple[Patches | Pixels, Patches | Pixels]:
-    """Training and test images as this network reads them."""
+    """Training and test images in the format of the network."""
     if config.model == "cnn":
         return Pixels(*data.train, data.stats), Pixels(*data.test, data.stats)
     return patches(config.dataset, root, config.limit, config.segments)
 
 
 def to(batch: Batch, where: torch.device) -> Batch:
-    """The batch on a device."""
+    """Copy a batch to a device."""
     if where.type == "cpu":
         return batch
     return Batch(*(None if part is None else part.to(where) for part in batch))  # type: ignore[arg-type]
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed. Raises: ArithmeticError where the loss is no longer a number."""
+    """Run one network with one seed. Raises: ArithmeticError if the loss becomes NaN or infinite."""
     data, where = task(config.dataset, place.root, config.limit), common.device(place.device)
     train, test = sources(config, data, place.root)
     common.seed_everything(config.seed)
@@ -306,7 +306,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: Patches | Pixels, count: int, where: torch.device) -> float:
-    """Share of the images that the model names correctly."""
+    """Fraction of correctly classified images."""
     model.eval()
     right = 0
     for which in torch.arange(count).split(500):
@@ -316,12 +316,12 @@ def accuracy(model: nn.Module, test: Patches | Pixels, count: int, where: torch.
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return task(config.dataset, root, config.limit).seen
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for title in dict.fromkeys(row["metrics"]["network"] for row in rows):
         found = [row["metrics"] for row in rows if row["metrics"]["network"] == title]
         text = mean_std(100)([m["test_accuracy"] for m in found])

@@ -1,1 +1,1 @@
-"""What a network looked at: attributions, and the tests that they must pass."""
+"""Attribution methods, and tests for them."""

@@ -1,18 +1,19 @@
-"""Which attributions can be trusted: five tests, with thresholds fixed beforehand, of four methods on two networks.
+"""Which attribution methods pass quantitative tests: four methods on two networks, with thresholds fixed beforehand.
 
-    cnn      three 3x3 convolutions (the first 5x5) with maxima between
-    graph    three Chebyshev convolutions on the graph of the pixels, at half the resolution, its readout a mean
+    cnn      three convolutions (5x5, 3x3, 3x3) with max pooling between them
+    graph    three Chebyshev convolutions on the pixel graph at half the resolution, with a mean as readout
 
-Protocol: windows of 64 x 64 pixels of BCCD's photos at a quarter of their size; each network learns which of red cells,
-white cells and platelets are in a window, half of the box at least. Its logits of white cells and platelets are then
-attributed to the pixels of windows of the test photos that hold one. A method passes a test
-    completeness    with a sum that misses the logit by at most 1 % (exact rows) or 5 % (integrated gradients)
-    weights         with maps whose rank correlation to those of a network with random weights is at most 0.3
-    labels          with the same for a network that was trained on permuted labels
-    deletion        with an area under the deletion curve at least 0.05 below that of a random order
-    insertion       with an area under the insertion curve at least 0.05 above that of a random order
-    pointing        with a largest value that lies in a box of the class (2 pixels around it count) in at least 10
-                    points more of the windows than the middle of the window does
+Protocol: windows of 64 x 64 pixels of BCCD's photos at a quarter of their size; each network is trained to recognise
+which of red cells, white cells and platelets a window contains (at least half of the box). Its logits of white cells
+and platelets are then attributed to the pixels of windows of the test photos that contain one. A method passes a test
+if
+    completeness    the sum of a map differs from the logit by at most 1 % (exact rows) or 5 % (integrated gradients)
+    weights         the rank correlation with the maps of a network with random weights is at most 0.3
+    labels          the rank correlation with the maps of a network trained on permuted labels is at most 0.3
+    deletion        the area under the deletion curve is at least 0.05 below that of a random order
+    insertion       the area under the insertion curve is at least 0.05 above that of a random order
+    pointing        the largest value lies in a box of the class (with a margin of 2 pixels) for a fraction of windows
+                    that is at least 0.1 higher than for the centre of the window
 
     python -m experiments.sweep interpretability
     python -m experiments.interpretability.cells --model graph
@@ -57,31 +58,31 @@ MODELS = ("cnn", "graph")
 ASKED = {"WBC": 1, "Platelets": 2}
 LEAST_GAIN, LEAST_POINTS, MOST_ALIKE = 0.05, 0.10, 0.3
 MOST_MISSING = {"exact": 0.01, "integrated": 0.05}
-MEAN, STD = (200.0, 185.0, 185.0), 30.0  # of BCCD's red, green and blue, about
-AROUND = 2  # pixels around a box that count
-SHOWN = 32  # side of the maps in a row
+MEAN, STD = (200.0, 185.0, 185.0), 30.0  # approximately those of BCCD's red, green and blue channels
+AROUND = 2  # margin around a box in pixels
+SHOWN = 32  # size of the maps stored in a row
 
 
 @dataclass(frozen=True)
 class Config:
-    """One network, its training, and how many windows it is asked about."""
+    """Network, training and number of windows."""
 
     model: Literal["cnn", "graph", "all"] = "all"
     dataset: Literal["BCCD", "random"] = "BCCD"
-    """random: generated discs, to see that everything works."""
+    """random: generated discs, for testing."""
     width: int = 16
     side: int = 64
-    """Of a window, in pixels; a multiple of 4."""
+    """Side of a window in pixels; a multiple of 4."""
     windows: int = 3000
-    """For training."""
+    """Number of windows for training."""
     epochs: int = 8
     lr: float = 0.005
     asked: int = 50
-    """Windows of each class, at most, that attributions are made for."""
+    """Maximum number of windows per class for which attributions are computed."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("width", "side", "windows", "epochs", "asked"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -93,7 +94,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     return [replace(config, model=model, seed=config.seed + s) for s in range(seeds) for model in models]
 
@@ -102,7 +103,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 
 class Windows(NamedTuple):
-    """Shapes: x (b, 3, side, side); y (b, 3), 1 for the classes that are there; inside (b, 3, side, side) bool."""
+    """Windows. Shapes: x (b, 3, side, side); y (b, 3), 1 for present classes; inside (b, 3, side, side) bool."""
 
     x: Tensor
     y: Tensor
@@ -111,13 +112,13 @@ class Windows(NamedTuple):
 
 @lru_cache(maxsize=2)
 def pictures(dataset: str, root: Path | None = None) -> BoxSet:
-    """The photos, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The photos, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "BCCD":
         return load_bccd(root, 4)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :96]
     images, boxes, kinds = [], [], []
-    for _ in range(12):  # three discs apart, one of each class
+    for _ in range(12):  # three disjoint discs, one per class
         image, box = rng.normal(200, 8, (64, 96, 3)), []
         for c, place in enumerate(rng.permutation(6)[:3]):
             r, cx, cy = (8, 12, 5)[c], 16 + 32 * (place % 3), 16 + 32 * (place // 3)
@@ -132,7 +133,7 @@ def pictures(dataset: str, root: Path | None = None) -> BoxSet:
 
 
 def windows(data: BoxSet, part: str, count: int, side: int, seed: int) -> Windows:
-    """Random windows of a part's photos, every second one mirrored."""
+    """Random windows of the photos of a split, every second one mirrored."""
     generator = torch.Generator().manual_seed(seed)
     mean, std = torch.tensor(MEAN).reshape(3, 1, 1), STD
     h, w = data.images.shape[-2:]
@@ -186,14 +187,14 @@ class CNN(nn.Module):
 
 
 class OnPixels(nn.Module):
-    """A graph convolution whose nodes are the pixels. Shapes: (b, i, h, w) -> (b, o, h, w)."""
+    """A graph convolution on the pixel graph. Shapes: (b, i, h, w) -> (b, o, h, w)."""
 
     def __init__(self, i: int, o: int, graph: Graph):
         super().__init__()
         self.conv, self.graph = GConv(cheb(i, o, k=3)), graph
 
     def forward(self, x: Tensor) -> Tensor:
-        """The convolution on the graph."""
+        """Apply the convolution on the graph."""
         y: Tensor = self.conv(x.flatten(2).mT, self.graph)
         return y.mT.unflatten(-1, x.shape[-2:])
 
@@ -221,7 +222,7 @@ def network(config: Config) -> CNN | GraphNetwork:
 
 
 def fit(model: nn.Module, data: Windows, config: Config, what: str) -> float:
-    """Train; the loss of the last epoch. Raises: ArithmeticError where the loss is no longer a number."""
+    """Train. Returns: the loss of the last epoch. Raises: ArithmeticError if the loss becomes NaN or infinite."""
     adam = torch.optim.Adam(model.parameters(), config.lr)
     generator, steps = torch.Generator().manual_seed(config.seed), config.epochs * math.ceil(len(data.x) / 32)
     cycle, total = torch.optim.lr_scheduler.OneCycleLR(adam, config.lr, steps), 0.0
@@ -242,11 +243,11 @@ def fit(model: nn.Module, data: Windows, config: Config, what: str) -> float:
     return total
 
 
-# -- judgement -----------------------------------------------------------------------------------------------------
+# -- evaluation ----------------------------------------------------------------------------------------------------
 
 
 def judged(model: Any, random: Any, permuted: Any, test: Windows, config: Config) -> dict[str, dict[str, float]]:
-    """The scores of every method and control, means over the classes that are asked for."""
+    """The scores of every method and baseline, as means over the classes."""
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in (*METHODS, *CONTROLS)}
     for c in ASKED.values():
         chosen = test.y[:, c].nonzero()[: config.asked, 0]
@@ -269,7 +270,7 @@ def judged(model: Any, random: Any, permuted: Any, test: Windows, config: Config
 
 
 def verdicts(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, bool]]:
-    """For every method: which tests it passes."""
+    """The tests that each method passes."""
     noise, middle = scores["noise"], scores["centre"]["pointing"]
     return {
         name: {
@@ -285,7 +286,7 @@ def verdicts(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, bool]]:
 
 @torch.no_grad()
 def filters(model: Any) -> dict[str, Any]:
-    """The first layer's filters and the size of their frequency responses.
+    """The filters of the first layer and the absolute values of their frequency responses.
 
     cnn: kernels (o, 3, 5, 5) and responses (o, 9, 9), norms over the colours, from -1/2 to 1/2 cycles a pixel. graph:
     for each output channel the norm over the colours at 21 eigenvalues of the rescaled Laplacian, -1 to 1.
@@ -309,7 +310,7 @@ def _short(values: Tensor) -> list[Any]:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, its controls, and every method."""
+    """Run one network, its controls, and every method."""
     data = pictures(config.dataset, place.root)
     common.seed_everything(config.seed)
     clock = time.perf_counter()
@@ -333,7 +334,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def drawn(model: Any, test: Windows, c: int) -> list[str]:
-    """The first window that holds a class, its boxes and the maps of all methods, as bytes in hex."""
+    """The first window that contains a class, its boxes and the maps of all methods, as hex digits."""
     i = int(test.y[:, c].nonzero()[0])
     x = test.x[i : i + 1]
     grey = F.interpolate(x.mean(1, keepdim=True), (SHOWN, SHOWN), mode="area")[0, 0]
@@ -344,13 +345,13 @@ def drawn(model: Any, test: Windows, c: int) -> list[str]:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = pictures(config.dataset, root)
     return common.Data(data.label, data.content_hash)
 
 
 def said(rows: Sequence[common.Row]) -> list[str]:
-    """Which methods passed, a sentence a network: every test asked of the method, in every row."""
+    """One sentence per network: the methods that passed all of their tests in every row."""
     lines = []
     for model in MODELS:
         found = [row["metrics"]["passed"] for row in rows if row["config"]["model"] == model]
@@ -364,7 +365,7 @@ def said(rows: Sequence[common.Row]) -> list[str]:
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network and method."""
+    """Print one line per network and method."""
     for row in rows:
         metrics = row["metrics"]
         print(f"{row['config']['model']}: accuracy {100 * metrics['test_accuracy']:.1f} %, {metrics['seconds']:.0f} s")
@@ -438,7 +439,7 @@ TABLES = (
 
 
 def draw_maps(axes: Any, rows: Sequence[common.Row]) -> None:
-    """A window of each class with its boxes and the maps of all methods, a line a network and class."""
+    """Draw a window of each class with its boxes and the maps of all methods, one row per network and class."""
     first = {row["config"]["model"]: row["metrics"]["maps"] for row in reversed(rows)}
     names = [m for m in MODELS if m in first]
     lines = []
@@ -453,7 +454,7 @@ def draw_maps(axes: Any, rows: Sequence[common.Row]) -> None:
 
 
 def draw_filters(axes: Any, rows: Sequence[common.Row]) -> None:
-    """cnn: kernels above the size of their frequency responses, low frequencies in the middle."""
+    """Draw the kernels of `cnn` above their frequency responses, with low frequencies in the centre."""
     found = next((row["metrics"]["filters"] for row in rows if row["config"]["model"] == "cnn"), None)
     if found is None:
         axes.set_axis_off()

@@ -1,10 +1,9 @@
-"""Attributions of a logit to the pixels of a photo, for networks on grids and on graphs of pixels, and their tests.
+"""Attributions of a logit to the pixels of a photo, for networks on grids and on pixel graphs, and tests of them.
 
-Every method is a function (model, x, class) -> map (b, h, w). `saliency`, `integrated` and `cam` are captum's, also on
-the features of a graph's nodes (a pixel is a node); a CAM of a layer on a graph weighs the layer's channels by the mean
-of the gradient over the nodes, as Grad-CAM does over the pixels. `exact` is the row of `gconv.analysis.affine` times
-the photo: it sums to the logit with the offset of the piece that the photo lies in. `centre` and `noise` are controls,
-which know nothing of the network.
+Every method is a function (model, x, class) -> map (b, h, w). `saliency`, `integrated` and `cam` use captum, on pixels
+or on the features of the nodes of a pixel graph; on a graph, `cam` weights the channels of a layer by the mean of the
+gradient over the nodes, as Grad-CAM does over the pixels. `exact` is the row of `gconv.analysis.affine` times the
+photo; with the offset it sums to the logit. `centre` and `noise` are baselines that do not use the network.
 """
 
 from collections.abc import Callable
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 from gconv.analysis import affine
 
 Method = Callable[[Any, Tensor, int], Tensor]
-PATH_STEPS = 32  # of integrated gradients
+PATH_STEPS = 32  # steps of integrated gradients
 CHANGES = 16  # steps of deletion and insertion
 
 
 def saliency(model: Any, x: Tensor, c: int) -> Tensor:
-    """Size of the gradient, the largest of the channels. Simonyan, Vedaldi and Zisserman 2014."""
+    """Absolute gradient, maximum over the channels. Simonyan, Vedaldi and Zisserman 2014."""
     from captum.attr import Saliency
 
     found: Tensor = Saliency(model).attribute(x.detach().requires_grad_(), target=c)
@@ -31,7 +30,7 @@ def saliency(model: Any, x: Tensor, c: int) -> Tensor:
 
 
 def integrated(model: Any, x: Tensor, c: int) -> Tensor:
-    """Integrated gradients from the mean colour, which is 0. Sundararajan, Taly and Yan 2017."""
+    """Integrated gradients from the mean colour (zero). Sundararajan, Taly and Yan 2017."""
     from captum.attr import IntegratedGradients
 
     found: Tensor = IntegratedGradients(model).attribute(
@@ -41,7 +40,7 @@ def integrated(model: Any, x: Tensor, c: int) -> Tensor:
 
 
 def cam(model: Any, x: Tensor, c: int) -> Tensor:
-    """Grad-CAM at the last layer with places, brought to the photo's size. Selvaraju et al. 2017."""
+    """Grad-CAM at the last layer with spatial axes, resized to the photo. Selvaraju et al. 2017."""
     from captum.attr import LayerAttribution, LayerGradCam
 
     found: Tensor = LayerGradCam(model, model.last).attribute(x, target=c, relu_attributions=True)
@@ -49,18 +48,18 @@ def cam(model: Any, x: Tensor, c: int) -> Tensor:
 
 
 def exact(model: Any, x: Tensor, c: int) -> Tensor:
-    """The exact linear part: the row of the logit times the photo."""
+    """The exact linear part: the row of the linear map for the logit, times the photo."""
     return torch.cat([(affine(model, one).row(0, c) * one).sum(1) for one in x.split(1)]).detach()
 
 
 def centre(model: Any, x: Tensor, c: int) -> Tensor:
-    """A control: high in the middle."""
+    """A baseline: largest in the centre."""
     y, x_ = (torch.linspace(-1, 1, n) ** 2 for n in x.shape[-2:])
     return (-(y[:, None] + x_)).expand(len(x), *x.shape[-2:])
 
 
 def noise(model: Any, x: Tensor, c: int) -> Tensor:
-    """A control: random numbers."""
+    """A baseline: random numbers."""
     return torch.rand(len(x), *x.shape[-2:], generator=torch.Generator().manual_seed(c))
 
 
@@ -72,7 +71,7 @@ CONTROLS: dict[str, Method] = {"centre": centre, "noise": noise}
 
 
 def alike(a: Tensor, b: Tensor) -> float:
-    """Mean rank correlation of maps (b, h, w), without their signs; 0 for a map that is the same everywhere.
+    """Mean rank correlation of the absolute values of maps (b, h, w); 0 for constant maps.
 
     >>> ramp = torch.arange(4.0).reshape(1, 2, 2)
     >>> round(alike(ramp, ramp**3), 6), round(alike(ramp, 5 - ramp), 6), alike(ramp, torch.ones(1, 2, 2))
@@ -84,7 +83,7 @@ def alike(a: Tensor, b: Tensor) -> float:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks (n,) about 0; equal values share the mean of theirs.
+    """Centred ranks (n,); equal values have their mean rank.
 
     >>> ranks(torch.tensor([5.0, 1.0, 5.0, 7.0])).tolist()
     [0.0, -1.5, 0.0, 1.5]
@@ -95,7 +94,7 @@ def ranks(values: Tensor) -> Tensor:
 
 
 def pointed(maps: Tensor, inside: Tensor) -> float:
-    """Share of maps (b, h, w) whose largest value lies inside (b, h, w).
+    """Fraction of maps (b, h, w) whose largest value lies inside the mask (b, h, w).
 
     >>> pointed(torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]]), torch.tensor([[[False, True]], [[False, True]]]))
     0.5
@@ -105,8 +104,8 @@ def pointed(maps: Tensor, inside: Tensor) -> float:
 
 @torch.no_grad()
 def curves(model: nn.Module, x: Tensor, c: int, maps: Tensor) -> tuple[float, float]:
-    """Areas under the probability of class c while pixels, those of highest value first, are exchanged for the mean
-    colour (deletion), or brought back into a photo of the mean colour (insertion). Petsiuk, Das and Saenko 2018.
+    """Areas under the probability of class c while pixels, in order of decreasing value, are replaced by the mean
+    colour (deletion), or inserted into a photo of the mean colour (insertion). Petsiuk, Das and Saenko 2018.
     """
     rank = maps.flatten(1).argsort(1, descending=True).argsort(1).reshape(maps.shape)[:, None]
     total = maps[0].numel()
@@ -122,9 +121,9 @@ def curves(model: nn.Module, x: Tensor, c: int, maps: Tensor) -> tuple[float, fl
 
 @torch.no_grad()
 def completeness(model: Any, x: Tensor, c: int, maps: Tensor, method: str) -> float:
-    """Largest difference of a map's sum to what it should be, relative to the largest logit.
+    """Largest difference between the sum of a map and its expected value, relative to the largest logit.
 
-    That is the logit less that of the mean colour for integrated gradients, and less the offset for the exact rows.
+    The expected value is the logit minus that of the mean colour (integrated gradients) or minus the offset (exact).
     """
     logit = model(x)[:, c]
     if method == "integrated":
@@ -135,7 +134,7 @@ def completeness(model: Any, x: Tensor, c: int, maps: Tensor, method: str) -> fl
 
 
 def scrambled(model: nn.Module, seed: int) -> nn.Module:
-    """The network with its weights drawn anew, the scales and running means of its batch norms kept."""
+    """The network with new random weights; scales and running means of batch norms are kept."""
     generator = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         if p.ndim > 1:

@@ -1,16 +1,16 @@
-"""A pretrained BERT (MiniLM, 22.7M parameters) on TREC and MR: how many parameters must be trained.
+"""Fine-tuning of a pretrained BERT (MiniLM, 22.7M parameters) on TREC and MR: how many parameters must be trained.
 
     head      a linear layer on the mean of the frozen token features
     conv      a 1-D convolution of width 3 over the frozen token features, the maximum over the sentence, a linear layer
     adapters  low-rank adapters on the encoder's linear layers (`gconv.convert`, `gconv.adapt`), and the linear layer
-    all       every weight, and the linear layer
+    all       all weights, and the linear layer
 
-Protocol: the split, the loop and the rule of `experiments.text.classify`: a tenth of the training documents, by the
-seed, for validation; Adam; the epoch of lowest validation loss is kept; the test documents are scored once. The first
-`length` word pieces of a document count (32: the share of documents that are longer is in the rows). Features are
-computed once a data set and kept in runs/features, in float16. Settings: `SETTINGS`; nothing is tuned.
+Protocol: the split, training loop and selection rule of `experiments.text.classify`: a tenth of the training documents,
+chosen by the seed, for validation; Adam; the epoch with the lowest validation loss is kept; the test documents are
+scored once. Only the first `length` word pieces of a document are used (32; the fraction of longer documents is in the
+rows). Features are computed once per data set and cached in runs/features, in float16. Settings: `SETTINGS`, not tuned.
 
-    python -m experiments.sweep bert                            what is missing, one process a run
+    python -m experiments.sweep bert                            run missing runs, one process per run
     python -m experiments.large.bert --model conv --dataset TREC
 """
 
@@ -50,30 +50,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """One way of fine-tuning on one set; None is the way's own setting (`SETTINGS`)."""
+    """Fine-tuning options; None selects the value in `SETTINGS`."""
 
     model: Literal["head", "conv", "adapters", "every", "all"] = "every"
-    """every: each of the four ways."""
+    """Fine-tuning method; every: all four."""
     dataset: Literal["TREC", "MR", "random", "all"] = "all"
-    """random: generated texts, to see that everything works."""
+    """random: generated texts, for testing."""
     encoder: Literal["minilm", "tiny"] = "minilm"
-    """tiny: a small BERT with random weights, to see that everything works."""
+    """tiny: a small BERT with random weights, for testing."""
     length: int = 32
-    """Word pieces of a document that count."""
+    """Number of word pieces used of each document."""
     hidden: int = 128
     """conv: channels of the convolution."""
     rank: int = 4
-    """adapters: rank of each."""
+    """adapters: rank."""
     lr: float | None = None
     batch: int | None = None
     epochs: int | None = None
-    """At most."""
+    """Maximum number of epochs."""
     patience: int | None = None
-    """Epochs without a lower validation loss after which training stops."""
+    """Number of epochs without a lower validation loss after which training stops."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("length", "hidden", "rank", "batch", "epochs", "patience"):
             least = 3 if name == "length" else 1
             if (value := getattr(self, name)) is not None and value < least:
@@ -85,7 +85,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run, with all settings; the cheap ways first."""
+    """One configuration per run, with all settings; the cheapest methods first."""
     runs: list[Config] = []
     for model in MODELS if config.model == "every" else (config.model,):
         chosen = {k: v for k, v in SETTINGS[model].items() if getattr(config, k) is None}
@@ -113,11 +113,11 @@ def encoder(config: Config) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def pieces(dataset: str, kind: str, length: int, root: Path | None = None) -> tuple[Tensor, Tensor, float]:
-    """Numbers of word pieces (n, longest), lengths (n,), and the share of documents that were cut."""
+    """Word piece indices (n, longest), lengths (n,), and the fraction of truncated documents."""
     data = texts(dataset, root)
     rows: list[list[int]]
     if kind == "minilm":
-        # a text that is cut has its whole length in `overflowing`
+        # the full length of truncated texts is in `overflowing`
         coded = pretrained.minilm_tokenizer(length).encode_batch([" ".join(document) for document in data.documents])
         rows, cut = [one.ids for one in coded], sum(bool(one.overflowing) for one in coded)
     else:
@@ -131,7 +131,7 @@ def pieces(dataset: str, kind: str, length: int, root: Path | None = None) -> tu
 
 @torch.no_grad()
 def features(config: Config, root: Path | None = None) -> Tensor:
-    """Token features of all documents (n, longest, channels), float16; read from runs/features where they are."""
+    """Token features of all documents (n, longest, channels), float16; cached in runs/features."""
     ids, lengths, _ = pieces(config.dataset, config.encoder, config.length, root)
     weights = pretrained.minilm_hash() if config.encoder == "minilm" else "tiny"
     name = f"{texts(config.dataset, root).content_hash}-{weights}-{config.length}"
@@ -141,7 +141,7 @@ def features(config: Config, root: Path | None = None) -> Tensor:
         return found
     model = encoder(config).eval()
     out = torch.zeros(*ids.shape, hidden_size(model), dtype=torch.float16)
-    for rows in lengths.argsort().split(64):  # of about one length
+    for rows in lengths.argsort().split(64):  # of similar length
         longest = int(lengths[rows].max())
         out[rows, :longest] = tokens(model, ids[rows, :longest], lengths[rows]).half()
     if config.encoder == "minilm":
@@ -153,7 +153,7 @@ def features(config: Config, root: Path | None = None) -> Tensor:
 
 
 def hidden_size(model: nn.Module) -> int:
-    """Channels of an encoder's features."""
+    """Number of channels of the features of an encoder."""
     size: int = model.config.hidden_size  # type: ignore[assignment, union-attr]
     return size
 
@@ -179,7 +179,7 @@ def mean_of(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class OnFeatures(nn.Module):
-    """What is trained on frozen features."""
+    """The part that is trained on frozen features."""
 
     def __init__(self, config: Config, data: TextSet, root: Path | None):
         super().__init__()
@@ -200,7 +200,7 @@ class OnFeatures(nn.Module):
 
 
 class OnTokens(nn.Module):
-    """The encoder itself, with all of its weights or with adapters, and a linear layer on the mean."""
+    """The encoder, with all of its weights or with adapters, and a linear layer on the mean."""
 
     def __init__(self, config: Config, data: TextSet, root: Path | None):
         super().__init__()
@@ -218,13 +218,13 @@ class OnTokens(nn.Module):
 
 
 def network(config: Config, root: Path | None = None) -> OnFeatures | OnTokens:
-    """The network of a configuration, on its texts."""
+    """The network of a configuration."""
     kind = OnFeatures if config.model in ("head", "conv") else OnTokens
     return kind(config, texts(config.dataset, root), root)
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One way, one set, one seed."""
+    """Run one method on one data set with one seed."""
     data = texts(config.dataset, place.root)
     common.seed_everything(config.seed)
     model = network(config, place.root)
@@ -236,7 +236,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees: the texts, and the pretrained weights."""
+    """The data of a run: the texts, and the pretrained weights."""
     data = texts(config.dataset, root)
     if config.encoder == "tiny":
         return common.Data(data.label, data.content_hash)
@@ -244,7 +244,7 @@ def seen(config: Config, root: Path | None) -> common.Data:
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a way and set."""
+    """Print one line per way and set."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["config"]["dataset"], row["config"]["model"]), []).append(row["metrics"])
@@ -287,7 +287,7 @@ TABLE = Table(
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """Accuracy against trained parameters, a mark a run."""
+    """Plot accuracy against the number of trained parameters, one mark per run."""
     for dataset, mark in (("TREC", "o"), ("MR", "s")):
         found = [row["metrics"] for row in rows if row["config"]["dataset"] == dataset]
         if found:

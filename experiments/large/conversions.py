@@ -1,12 +1,12 @@
-"""`gconv.convert` on large models: what is converted, what stays, and that outputs and gradients are equal.
+"""`gconv.convert` on large models: which layers are converted, and differences of outputs and gradients.
 
     minilm    the encoder of MiniLM with its real weights: its linear layers are pointwise convolutions
     gpt2      a GPT-2 of transformers with random weights: its Conv1D is a pointwise convolution
     vit       a vision transformer of transformers with random weights: the patch embedding is a strided convolution
-    patches   that patch embedding alone, against cutting patches (unfold) and a linear layer
+    patches   the patch embedding alone, compared with unfold and a linear layer
 
-Protocol: float64, eval mode. `value` is the largest difference of an output, relative to the largest output;
-`gradient` the same for the gradients of a weighted sum of the outputs with respect to every parameter.
+Protocol: float64, eval mode. `value` is the largest difference of an output, relative to the largest output; `gradient`
+is the same for the gradients of a weighted sum of the outputs with respect to all parameters.
 
     python -m experiments.large.conversions
 """
@@ -34,7 +34,7 @@ MODELS = ("minilm", "gpt2", "vit", "patches")
 
 @dataclass(frozen=True)
 class Config:
-    """One model."""
+    """Options."""
 
     model: Literal["minilm", "gpt2", "vit", "patches", "all"] = "all"
     width: int = 96
@@ -44,13 +44,13 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.width < 4 or self.width % 4 or self.layers < 1:
             raise ValueError(f"width must be a multiple of 4 and layers at least 1, not {self.width} and {self.layers}")
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     return [replace(config, model=model, seed=config.seed + s) for s in range(seeds) for model in models]
 
@@ -127,7 +127,7 @@ def compare(model: nn.Module, other: nn.Module, outputs: Callable[[Any], Tensor]
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One model."""
+    """Convert one model."""
     common.seed_everything(config.seed)
     if config.model == "patches":
         return patches(config)
@@ -171,14 +171,14 @@ def patches(config: Config) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     if config.model == "minilm":
         return common.Data("MiniLM's weights", pretrained.minilm_hash())
     return common.Data("random weights and inputs", "generated")
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a model."""
+    """Print one line per model."""
     for row in rows:
         m = row["metrics"]
         print(

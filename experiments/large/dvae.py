@@ -1,15 +1,16 @@
-"""A small discrete autoencoder, the first half of DALL-E: images as 64 codes, by gconv's convolutions or torch.nn's.
+"""A small discrete autoencoder (the first half of DALL-E): images as 64 codes, with gconv or torch.nn convolutions.
 
-Encoder: two strided 4x4 convolutions, a 3x3 one with a skip, a 1x1 one to the logits of `codes` codes at 8 x 8 places.
-A code is drawn at each place by the Gumbel softmax; the decoder is a 1x1 convolution (the code book), a 3x3 one with a
-skip and two transposed 4x4 convolutions. Loss: squared error and `beta` times the divergence of the codes'
-distribution from the uniform one. Both engines start from the same weights and see the same batches and noise.
+Encoder: two strided 4x4 convolutions, a 3x3 convolution with a skip connection, and a 1x1 convolution to the logits of
+`codes` codes at 8 x 8 positions. A code is sampled at each position by the Gumbel softmax. Decoder: a 1x1 convolution
+(the code book), a 3x3 convolution with a skip connection and two transposed 4x4 convolutions. Loss: squared error plus
+`beta` times the divergence of the distribution of codes from the uniform one. Both engines start from the same weights
+and use the same batches and noise.
 
-Protocol: CIFAR-10, the first `images` training images, pixels in [0, 1]; Adam; the temperature falls from 1 to 1/2; the
-last epoch counts, nothing is selected. On the 10,000 test images, once, with the most likely codes: mean squared error,
-perplexity of the codes' frequencies (how many are in use; at most `codes`), and the error of the mean image of the
-training set beside it. `engine_gap`: largest difference of the codes' probabilities, and of the reconstructions from
-the same codes, that the other engine makes with the same trained weights, in float64.
+Protocol: CIFAR-10, the first `images` training images, pixels in [0, 1]; Adam; the temperature decreases from 1 to 1/2;
+the last epoch is used, without model selection. Evaluated once on the 10,000 test images, with the most likely codes:
+mean squared error, perplexity of the code frequencies (effective number of codes, at most `codes`), and for comparison
+the error of the mean training image. `engine_gap`: largest difference, in float64, of the code probabilities and of the
+reconstructions from the same codes if the other engine uses the same trained weights.
 
     python -m experiments.sweep dvae
     python -m experiments.large.dvae --engine torch --codes 64
@@ -47,13 +48,13 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Config:
-    """One network and its training."""
+    """Network and training options."""
 
     engine: Literal["gconv", "torch", "all"] = "all"
     dataset: Literal["cifar10", "random"] = "cifar10"
-    """random: generated images, to see that everything works."""
+    """random: generated images, for testing."""
     images: int = 5000
-    """Training images."""
+    """Number of training images."""
     width: int = 32
     codes: int = 128
     epochs: int = 2
@@ -63,7 +64,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name, least in (("images", 1), ("width", 1), ("codes", 2), ("epochs", 1), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -72,13 +73,13 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     engines: Any = ENGINES if config.engine == "all" else (config.engine,)
     return [replace(config, engine=e, seed=config.seed + s) for s in range(seeds) for e in engines]
 
 
 class Images(NamedTuple):
-    """Pixels in [0, 1], and what they are."""
+    """Pixels in [0, 1], with label and hash."""
 
     train: Tensor
     test: Tensor
@@ -129,7 +130,7 @@ class DiscreteAutoencoder(nn.Module):
 
 
 def in_torch(model: DiscreteAutoencoder) -> DiscreteAutoencoder:
-    """The same network of torch.nn's layers, with the same weights."""
+    """The same network of torch.nn layers, with the same weights."""
     other = copy.deepcopy(model)
     for path, layer in list(model.named_modules()):
         if isinstance(layer, GConv):
@@ -140,7 +141,7 @@ def in_torch(model: DiscreteAutoencoder) -> DiscreteAutoencoder:
 def fit(model: DiscreteAutoencoder, train: Tensor, config: Config) -> list[float]:
     """The mean loss of each epoch.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     adam = torch.optim.Adam(model.parameters(), config.lr)
     generator, losses = torch.Generator().manual_seed(config.seed), []
@@ -168,7 +169,7 @@ def fit(model: DiscreteAutoencoder, train: Tensor, config: Config) -> list[float
 
 
 def perplexity(counts: Tensor) -> float:
-    """exp of the entropy of frequencies: how many codes are in use, as if all were equally often.
+    """The perplexity of frequencies, exp of the entropy: the effective number of codes in use.
 
     >>> round(perplexity(torch.tensor([5, 5, 0, 0])), 6)
     2.0
@@ -179,7 +180,7 @@ def perplexity(counts: Tensor) -> float:
 
 @torch.no_grad()
 def score(model: DiscreteAutoencoder, test: Tensor, codes: int) -> dict[str, float]:
-    """Error and use of the codes on images, by the most likely codes."""
+    """Reconstruction error and perplexity on images, with the most likely codes."""
     error, counts = 0.0, torch.zeros(codes, dtype=torch.int64)
     for x in test.split(250):
         chosen = model.encode(x).argmax(1)
@@ -190,7 +191,7 @@ def score(model: DiscreteAutoencoder, test: Tensor, codes: int) -> dict[str, flo
 
 @torch.no_grad()
 def engine_gap(model: DiscreteAutoencoder, images: Tensor) -> float:
-    """Largest difference of the codes' probabilities and of reconstructions from the same codes, both at most 1."""
+    """Largest difference of the code probabilities and of reconstructions from the same codes (both in [0, 1])."""
     one = copy.deepcopy(model).double()
     other = in_torch(one)
     x = images.double()
@@ -200,13 +201,13 @@ def engine_gap(model: DiscreteAutoencoder, images: Tensor) -> float:
 
 
 def hexed(images: Tensor) -> str:
-    """Images (n, 3, h, w) in [0, 1] side by side as hex digits, three bytes a pixel."""
+    """Images (n, 3, h, w) in [0, 1] in a row, as hex digits, three bytes per pixel."""
     wide = torch.cat([*images], -1).movedim(0, -1)
     return (wide * 255).round().byte().numpy().tobytes().hex()
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = pixels(config.dataset, config.images, place.root)
     common.seed_everything(config.seed)
     native = DiscreteAutoencoder(config.width, config.codes)
@@ -227,13 +228,13 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = pixels(config.dataset, config.images, root)
     return common.Data(data.label, data.hash)
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a run."""
+    """Print one line per run."""
     for row in rows:
         m = row["metrics"]
         print(
@@ -258,7 +259,7 @@ EXPERIMENT = Experiment(
 
 
 def remarks(rows: Sequence[common.Row]) -> list[str]:
-    """The use of the codes, and how far the engines are apart."""
+    """Sentences on the use of codes and the difference of the engines."""
     said = []
     for row in rows:
         c, m = row["config"], row["metrics"]
@@ -293,7 +294,7 @@ TABLE = Table(
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """Test images and their reconstructions."""
+    """Draw test images and their reconstructions."""
     found = next((r["metrics"]["picture"] for r in rows if "picture" in r["metrics"]), None)
     if found is None:
         return

@@ -1,17 +1,17 @@
-"""A small CNN, pretrained on eight classes of CIFAR-10, moved to the other two: which parameters must be trained.
+"""Fine-tuning of a small CNN from eight classes of CIFAR-10 to the other two: which parameters must be trained.
 
-    all       every parameter
+    all       all parameters
     last      the last layer, on frozen features
-    bias      the biases and the batch norms' shifts, and the last layer
+    bias      the biases and the shifts of batch norms, and the last layer
     adapters  low-rank adapters on the frozen convolutions (`gconv.adapt`), and the last layer
-    scratch   every parameter, without pretraining
+    scratch   all parameters, without pretraining
 
 Protocol: pretraining on the images of eight classes (all but cat and dog) among the first `pretraining` training
-images, `epochs` epochs of Adam, by the seed. The new task is cat or dog with 10, 50 or 500 images a class, drawn by the
-seed from the rest of the training images; `steps` steps of Adam in batches of 20, batch statistics frozen; nothing is
-selected. The 2,000 test images of the two classes are scored once.
+images, `epochs` epochs of Adam. The new task is cat or dog with 10, 50 or 500 images per class, drawn from the
+remaining training images; `steps` steps of Adam in batches of 20, with frozen batch statistics and without model
+selection. The 2,000 test images of the two classes are scored once. The seed determines all random choices.
 
-    python -m experiments.large.finetune                        what is missing; one pretraining a seed
+    python -m experiments.large.finetune                        run missing runs, with one pretraining per seed
     python -m experiments.large.finetune --way adapters --shots 50
 """
 
@@ -45,33 +45,33 @@ RATES = {"last": 0.01, "bias": 0.005, "adapters": 0.005, "all": 0.001, "scratch"
 
 @dataclass(frozen=True)
 class Config:
-    """One way, one number of images."""
+    """Fine-tuning options."""
 
     way: Literal["all", "last", "bias", "adapters", "scratch", "every"] = "every"
     dataset: Literal["cifar10", "random"] = "cifar10"
-    """random: generated images, to see that everything works."""
+    """random: generated images, for testing."""
     shots: int = 0
-    """Images of a class; 0 is each of 10, 50 and 500."""
+    """Images per class; 0 for each of 10, 50 and 500."""
     pretraining: int = 12500
-    """The first training images, whose eight classes the network is pretrained on."""
+    """Number of training images from which those of eight classes are used for pretraining."""
     epochs: int = 3
-    """Of pretraining."""
+    """Epochs of pretraining."""
     steps: int = 100
-    """Of fine-tuning."""
+    """Steps of fine-tuning."""
     width: int = 16
     rank: int = 4
-    """adapters: rank of each."""
+    """adapters: rank."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name, least in (("shots", 0), ("pretraining", 1), ("epochs", 1), ("steps", 1), ("width", 1), ("rank", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run; all of one seed one after the other."""
+    """One configuration per run; those of one seed are consecutive."""
     ways: Any = WAYS if config.way == "every" else (config.way,)
     shots = (config.shots,) if config.shots else SHOTS
     return [
@@ -83,7 +83,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 
 class Images(NamedTuple):
-    """Normalised images and labels of both tasks, and what they are."""
+    """Normalised images and labels of both tasks, with label and hash."""
 
     old: tuple[Tensor, Tensor]
     new: tuple[Tensor, Tensor]
@@ -94,7 +94,7 @@ class Images(NamedTuple):
 
 @lru_cache(maxsize=1)
 def images(dataset: str, pretraining: int, root: Path | None = None) -> Images:
-    """Both tasks. Raises: DataUnavailable, DataCorrupt."""
+    """Load both tasks. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "random":
         generator = torch.Generator().manual_seed(0)
         y = torch.arange(600) % 10
@@ -116,14 +116,14 @@ def images(dataset: str, pretraining: int, root: Path | None = None) -> Images:
 
 
 def _only(x: Tensor, y: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The images of some classes, numbered anew."""
+    """The images of some classes, with labels renumbered from 0."""
     number = torch.full((10,), -1).index_put((torch.tensor(classes),), torch.arange(len(classes)))
     keep = number[y] >= 0
     return x[keep], number[y[keep]]
 
 
 def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """So many images of each class, by the seed.
+    """Indices of a number of images of each class, drawn by the seed.
 
     >>> draw_shots(torch.tensor([0, 0, 1, 1]), 2, 0).sort().values.tolist()
     [0, 1, 2, 3]
@@ -135,11 +135,11 @@ def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
     return torch.cat([rows[:shots] for rows in found])
 
 
-# -- the network and its ways --------------------------------------------------------------------------------------
+# -- network and fine-tuning --------------------------------------------------------------------------------------
 
 
 def network(width: int, classes: int) -> nn.Sequential:
-    """Four 3x3 convolutions, two of them strided, batch norms, the mean, a linear layer."""
+    """Four 3x3 convolutions (two of them strided) with batch norms, global average pooling, a linear layer."""
     layers: list[nn.Module] = []
     i = 3
     for o, stride in ((width, 2), (2 * width, 1), (2 * width, 2), (4 * width, 1)):
@@ -155,9 +155,9 @@ def scores(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int, lr: float, seed: int, frozen: bool) -> float:
-    """Adam on batches, each image once an epoch; the last loss.
+    """Train with Adam, each image once per epoch. Returns: the last loss.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     used = [p for p in model.parameters() if p.requires_grad]
     adam, generator = torch.optim.Adam(used, lr), torch.Generator().manual_seed(seed)
@@ -180,7 +180,7 @@ def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, batch: int, lr: fl
 
 @lru_cache(maxsize=1)
 def pretrained(dataset: str, pretraining: int, epochs: int, width: int, seed: int, root: Path | None) -> nn.Sequential:
-    """The network after pretraining, made once a seed."""
+    """The network after pretraining, computed once per seed."""
     common.seed_everything(seed)
     x, y = images(dataset, pretraining, root).old
     model = network(width, 10 - len(NEW))
@@ -189,7 +189,7 @@ def pretrained(dataset: str, pretraining: int, epochs: int, width: int, seed: in
 
 
 def prepared(model: nn.Sequential, config: Config) -> nn.Module:
-    """A network for the new classes, with the parameters of one way to be trained."""
+    """A network for the new classes, in which only the parameters of a fine-tuning method require gradients."""
     model = copy.deepcopy(model)
     model[-1] = GConv(pointwise(4 * config.width, len(NEW)))
     if config.way == "adapters":
@@ -206,14 +206,14 @@ def prepared(model: nn.Sequential, config: Config) -> nn.Module:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of images whose class is right, in eval mode."""
+    """Fraction of correctly classified images, in eval mode."""
     model.eval()
     right = [(scores(model, a).argmax(1) == b).sum() for a, b in zip(x.split(500), y.split(500), strict=True)]
     return float(sum(right)) / len(y)
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One way, one number of images, one seed."""
+    """Run one method with one number of images and one seed."""
     data = images(config.dataset, config.pretraining, place.root)
     if config.way == "scratch":
         common.seed_everything(config.seed)
@@ -237,13 +237,13 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = images(config.dataset, config.pretraining, root)
     return common.Data(data.label, data.hash)
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a way and number of images."""
+    """Print one line per way and number of images."""
     cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["config"]["way"], row["config"]["shots"]), []).append(row["metrics"])
@@ -268,7 +268,7 @@ EXPERIMENT = Experiment(
 
 
 def columns(row: common.Row) -> dict[str, float]:
-    """Cells of a row: accuracy, by images a class."""
+    """Cells of a row: accuracy by number of images per class."""
     return {f"{row['config']['shots']} a class": row["metrics"]["test_accuracy"]}
 
 
@@ -292,7 +292,7 @@ TABLE = Table(
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """Accuracy against images a class."""
+    """Plot accuracy against the number of images per class."""
     for way in WAYS:
         found: dict[int, list[float]] = {}
         for row in rows:

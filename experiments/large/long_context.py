@@ -1,8 +1,8 @@
 """Time and memory of a causal mixer against the number of tokens: a long FFT convolution and attention.
 
-Protocol: one step, value and all gradients, of the mixer alone, 64 channels, one sequence, one thread. The time is the
-processor's (not the clock's), the least of `repeats` after a first step; the memory is the largest resident size of
-these steps above that before them. An exponent is the slope of a line through the logarithms.
+Protocol: one step (value and all gradients) of the mixer alone, with 64 channels, one sequence and one thread. The time
+is processor time, the minimum of `repeats` steps after a warm-up; the memory is the peak resident size during these
+steps above that before them. Exponents are slopes of lines fitted to the logarithms.
 
     python -m experiments.sweep long_context
 """
@@ -25,13 +25,13 @@ from gconv import GConv
 from gconv.operators import depthwise
 
 MODELS = ("convolution", "attention")
-LEAST_MB = 16  # smaller sizes are those of pages and pools
+LEAST_MB = 16  # smaller sizes are dominated by pages and memory pools
 TOKENS = {"convolution": tuple(2**i for i in range(9, 17)), "attention": tuple(2**i for i in range(9, 14))}
 
 
 @dataclass(frozen=True)
 class Config:
-    """One mixer at one length."""
+    """Options."""
 
     model: Literal["convolution", "attention", "all"] = "all"
     tokens: int = 0
@@ -42,7 +42,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.tokens < 0 or self.repeats < 1 or self.width < 4 or self.width % 4:
             raise ValueError(
                 "tokens must not be negative, repeats at least 1 and width a multiple of 4, "
@@ -51,7 +51,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     return [
         replace(config, model=model, tokens=n, seed=config.seed + s)
@@ -76,7 +76,7 @@ def step(config: Config) -> Any:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One mixer at one length."""
+    """Measure one mixer at one length."""
     common.seed_everything(config.seed)
     step(replace(config, tokens=min(config.tokens, 64)))()  # what libraries load once is not counted
     one = step(config)
@@ -92,7 +92,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return common.Data("random signals", "generated")
 
 

@@ -1,11 +1,11 @@
-"""What a photo shows, of the ten classes of CIFAR-10: the probabilities, and a picture.
+"""Classify a photo into the ten classes of CIFAR-10: print the probabilities, and draw a figure.
 
     python -m experiments.large.predict PHOTO --out classes.png
-    python -m experiments.large.predict --train                        train the network, some minutes, into runs/
+    python -m experiments.large.predict --train                        train the network (minutes), save to runs/
 
-The photo may have any size, colour mode or bit depth; the largest square in its middle is brought to 32 x 32 pixels.
-The network is that of `experiments.large.finetune` with ten classes, trained for two epochs, so it is
-often wrong, and it knows nothing but these classes: a photo of something else gets one of them all the same.
+The photo may have any size, colour mode or bit depth; its largest central square is resized to 32 x 32 pixels. The
+network is that of `experiments.large.finetune` with ten classes, trained for only two epochs, so it is often wrong. A
+photo of anything else is also assigned to one of the ten classes.
 """
 
 import sys
@@ -31,37 +31,37 @@ SIDE, WIDTH, STEPS = 32, 16, 900
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at, and where the answer goes."""
+    """Input and output."""
 
     photo: Annotated[Path | None, tyro.conf.Positional] = None
     """JPEG, PNG, BMP or TIFF file."""
     out: Path | None = None
-    """Picture to write, .png or .jpg: what the network saw, and the probabilities."""
+    """Figure to write, .png or .jpg: the input of the network and the probabilities."""
     checkpoint: Path | None = None
-    """The network's weights (default: experiments/checkpoints, else runs)."""
+    """Weights of the network (default: experiments/checkpoints, else runs)."""
     train: bool = False
-    """Train the network and write the checkpoint, in place of answering."""
+    """Train the network and write the checkpoint instead of predicting."""
     steps: int = STEPS
-    """--train: steps, in batches of 100 images."""
+    """For --train: number of steps, with batches of 100 images."""
     data_root: Path | None = None
-    """--train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    """For --train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         predicting.checked_picture(self.out)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
 
 
 def ready(images: Tensor) -> Tensor:
-    """Bytes as the network reads them."""
+    """Normalise bytes for the network."""
     return images.float() / 63.75 - 2
 
 
 def square(photo: Tensor) -> Tensor:
-    """The middle of a photo (3, h, w) at 32 x 32 pixels, bytes.
+    """The central square of a uint8 photo (3, h, w), resized to 32 x 32 pixels.
 
-    Raises: ValueError for a photo of one pixel in one direction per 20 in the other, or less than 8 x 8.
+    Raises: ValueError if one side is more than 20 times the other, or if the photo is smaller than 8 x 8.
     """
     side = min(photo.shape[-2:])
     top, left = ((size - side) // 2 for size in photo.shape[-2:])
@@ -71,7 +71,7 @@ def square(photo: Tensor) -> Tensor:
 
 
 def restored(path: Path) -> nn.Module:
-    """The network in a file. Raises: InputError, OSError."""
+    """Load the network from a file. Raises: InputError, OSError."""
     return predicting.restored(path, network(WIDTH, len(CLASSES)))
 
 
@@ -82,12 +82,12 @@ def predict(model: nn.Module, small: Tensor) -> Tensor:
 
 
 def learn(options: Options) -> None:
-    """Train the network and say how often it is right on the test images."""
+    """Train the network, and print its accuracy on the test images."""
     data = load_cifar10(options.data_root)
     seed_everything(0)
     model = network(WIDTH, len(CLASSES))
     x, y = data.train_images, data.train_labels
-    for rate, seed in ((0.004, 0), (0.001, 1), (0.0003, 2)):  # flips are drawn anew for each part
+    for rate, seed in ((0.004, 0), (0.001, 1), (0.0003, 2)):  # flips are drawn for each part separately
         flipped = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < 0.5
         moved = torch.where(flipped[:, None, None, None], x.flip(-1), x)
         train(model, ready(moved), y, max(1, options.steps // 3), 100, rate, seed, False)
@@ -102,7 +102,7 @@ def learn(options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit with one sentence for what cannot be read or written."""
+    """Command line. Raises: SystemExit with an error message."""
     options = tyro.cli(Options, description=__doc__, args=argv)
     with predicting.one_sentence():
         if options.train:

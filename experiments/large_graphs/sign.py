@@ -1,10 +1,10 @@
 """SIGN or SGC on ogbn-arxiv, ogbn-products or ogbn-papers100M, from their raw files: `datasets.ogb` has the layout.
 
 The powers S X, ..., S^k X of gcn's S are written to disk once, within --memory; then a network is trained on
-minibatches of their rows: `sign` reads X and all powers side by side (Frasca et al., 2020), `sgc` the last alone.
-Graphs are made undirected. The epoch of highest validation accuracy is kept and tested once. Repeated after a kill, the
-command goes on with the powers that it has; the training starts again. Its rows were not compared with published ones:
-none of the three data sets was at hand.
+minibatches of their rows: `sign` reads X and all powers (Frasca et al., 2020), `sgc` only the last power. Graphs are
+made undirected. The epoch with the highest validation accuracy is kept and tested once. After an interruption, the same
+command reuses the powers that exist and restarts the training. The results have not been compared with published ones,
+since none of the three data sets was available.
 
     python -m experiments.large_graphs.sign --dataset arxiv --memory 4GB --out run/arxiv
     python -m experiments.large_graphs.sign --dataset papers100M --memory 24GB --out run/papers
@@ -31,7 +31,7 @@ from gconv.external.features import Features, is_text
 
 @dataclass(frozen=True)
 class Config:
-    """One network on one data set."""
+    """Options."""
 
     out: Path
     """Folder for the graph and the powers."""
@@ -39,20 +39,20 @@ class Config:
     model: Literal["sign", "sgc"] = "sign"
     k: int = 3
     memory: str = "2GB"
-    """Of the whole process, while graph and powers are made."""
+    """Memory limit of the process while the graph and the powers are computed."""
     hidden: int = 512
     dropout: float = 0.5
     lr: float = 0.001
     batch: int = 4096
     epochs: int = 50
     workers: int = 0
-    """Processes that read minibatches."""
+    """Number of processes that load minibatches."""
     seed: int = 0
     data_root: Path | None = None
 
 
 def powers(data: OGB, config: Config) -> list[Path]:
-    """X and the powers, as .npy files."""
+    """X and its powers, as .npy files."""
     config.out.mkdir(parents=True, exist_ok=True)
     features = data.features
     if is_text(features):
@@ -68,7 +68,7 @@ def powers(data: OGB, config: Config) -> list[Path]:
 
 
 def unpacked(features: str, out: Path) -> Path:
-    """X as a .npy file, which an array of an archive becomes."""
+    """X as a .npy file, extracted from an archive if necessary."""
     if not out.exists():
         x, trial = Features(features), out.with_suffix(".part")
         rows = np.lib.format.open_memmap(trial, "w+", x.dtype, x.shape)
@@ -80,7 +80,7 @@ def unpacked(features: str, out: Path) -> Path:
 
 
 def told(what: str, done: int, total: int) -> None:
-    """Progress, a line where a step ends."""
+    """Print progress, with a line at the end of a step."""
     if done == total:
         print(f"{what}: done", file=sys.stderr)
 
@@ -99,7 +99,7 @@ def network(channels: int, classes: int, config: Config) -> nn.Module:
 
 
 def loader(signals: Sequence[Path], nodes: Tensor, y: Tensor, config: Config, shuffle: bool) -> DataLoader:
-    """Minibatches of the nodes that have a class."""
+    """Minibatches of the labelled nodes."""
     rows = Rows(signals, nodes[y[nodes] >= 0], y)
     generator = torch.Generator().manual_seed(config.seed)
     return DataLoader(rows, config.batch, shuffle=shuffle, num_workers=config.workers, generator=generator)
@@ -107,14 +107,14 @@ def loader(signals: Sequence[Path], nodes: Tensor, y: Tensor, config: Config, sh
 
 @torch.no_grad()
 def accuracy(net: nn.Module, batches: DataLoader) -> float:
-    """Share of nodes whose class is found."""
+    """Fraction of correctly classified nodes."""
     net.eval()
     right = [(net(x).argmax(1) == y).sum().item() for x, y in batches]
     return sum(right) / max(1, len(batches.dataset))  # type: ignore[arg-type]
 
 
 def train(config: Config) -> dict[str, float]:
-    """Validation and test accuracy, and the epoch that was kept. Raises: DataError, DiskError, ValueError."""
+    """Train. Returns: validation and test accuracy, selected epoch. Raises: DataError, DiskError, ValueError."""
     data = load_ogb(config.dataset, config.data_root)
     signals = powers(data, config)
     torch.manual_seed(config.seed)
@@ -126,7 +126,7 @@ def train(config: Config) -> dict[str, float]:
     for epoch in range(1, config.epochs + 1):
         net.train()
         for x, y in batches:
-            if len(x) > 1 or config.model == "sgc":  # one row has no batch statistics
+            if len(x) > 1 or config.model == "sgc":  # a single row has no batch statistics
                 optimiser.zero_grad()
                 F.cross_entropy(net(x), y).backward()
                 optimiser.step()

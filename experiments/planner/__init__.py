@@ -1,1 +1,1 @@
-"""The planner: its choices against measured candidates."""
+"""Experiments on the planner: its choices compared with measured candidates."""

@@ -1,6 +1,6 @@
-"""The cases of `experiments.planner.plans`: a list that the cost models were made with, and cases drawn at random.
+"""The cases of `experiments.planner.plans`: a list with which the cost model was developed, and random held-out cases.
 
-The drawn ones are held out: no rate and no formula was fitted to them. A seed decides them: another is a new list.
+The rates were not fitted to held-out cases, which are determined by a seed.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from gconv import GConv
 from gconv.spec import OperatorSpec
 
-LARGEST = 2e8  # flops of a pass; a draw beyond is drawn again
+LARGEST = 2e8  # maximum flops of a pass; larger cases are drawn again
 CHANNELS = (1, 2, 3, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 WIDTHS = (1, 4, 7, 12, 16, 24, 40, 64, 100, 128)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An operator and what it runs on.
+    """An operator and its input.
 
     Args:
-        spec: as text.
+        spec: the operator, as text.
         shape: of x.
-        domain: "grid", or which graph: "power law", "lattice", or "labelled" with types and pseudo-coordinates.
-        degree: mean, of a graph.
-        dx: whether training wants the gradient in x.
-        dtype, threads: of the numbers, and how many.
+        domain: "grid", or a graph: "power law", "lattice", or "labelled" with edge types and pseudo-coordinates.
+        degree: mean degree of a graph.
+        dx: whether training needs the gradient with respect to x.
+        dtype, threads: dtype of x, and number of threads.
     """
 
     spec: str
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """All of it, for a row."""
+        """All fields, for a row."""
         rest = [f"degree {self.degree}"] * (self.degree > 0) + [self.dtype] * (self.dtype != "float32")
         rest += [f"{self.threads} threads"] * (self.threads > 1) + ["no gradient in x"] * (not self.dx)
         return ", ".join([f"{self.spec} on {'x'.join(map(str, self.shape))}", self.domain, *rest])
@@ -87,7 +87,7 @@ def grids() -> Iterator[Shape]:
 
 
 def drawn(count: int, seed: int, on_grids: bool) -> list[Shape]:
-    """So many cases, all different, each small enough to be measured quickly."""
+    """A number of distinct random cases, each small enough to be measured quickly."""
     rng, found = random.Random(f"{seed} {on_grids}"), dict[str, Shape]()
     while len(found) < count:
         one = _grid(rng) if on_grids else _graph(rng)
@@ -102,7 +102,7 @@ def _common(rng: random.Random) -> tuple[bool, str, int]:
 
 
 def _fits(one: Shape) -> bool:
-    """Whether the kernel fits the grid, and a pass is not too long."""
+    """Whether the kernel fits into the grid, and a pass does not take too long."""
     if one.domain != "grid":
         return math.prod(one.shape) <= 1 << 20
     try:
@@ -183,7 +183,7 @@ GRAPH_SPECS = (
     "relational({i}, {o}, num_relations={k})",
     "selection({i}, {o}, {k})",
 )
-BATCHED = 13  # the first of them take many signals at once
+BATCHED = 13  # the first of them have batches of signals
 
 
 def _graph(rng: random.Random) -> Shape:

@@ -1,13 +1,14 @@
-"""What the planner does not weigh, measured: which matrix product, and in which order the nodes.
+"""Measurements of matrix products, node orders and row orders.
 
-Protocol: the alternatives take turns and the least of the rounds counts. `product`: torch.mm, a 1x1 convolution and,
-for bfloat16, torch.mm through float32, forward and with both gradients; the ratio is torch.mm's time over the other's.
-`order`: a GCN layer on a graph with random node numbers, and on the same one reordered; the ratio is the first one's
-time over the second's, and `pays_after` is how many calls make up for finding the order. `schedule`: a product S x, and
-a GCN layer's training step, on graphs with random node numbers, with the rows as they come and as gconv goes through
-them by itself (`gconv.kernels.order`) once the graph has been used often enough; not a bit of the results may differ.
+Protocol: alternatives are timed in alternation, and the minimum over rounds is used. `product`: torch.mm, a 1x1
+convolution and, for bfloat16, torch.mm in float32, forward and with both gradients; the ratio is the time of torch.mm
+divided by that of the alternative. `order`: a GCN layer on a graph with random node order, and on the same graph
+reordered; the ratio is the first time divided by the second, and `pays_after` is the number of calls after which
+reordering pays off. `schedule`: a product S x, and a training step of a GCN layer, on graphs with random node order, in
+the original row order and in the order that gconv chooses automatically (`gconv.kernels.order`) after many calls;
+the results must be bitwise equal.
 
-    python -m experiments.planner.choices                     all, some minutes
+    python -m experiments.planner.choices                     everything, some minutes
     python -m experiments.planner.choices --only product      or order, or schedule
 """
 
@@ -31,33 +32,33 @@ from gconv.operators import gcn
 from gconv.plan import take_turns
 
 Only = Literal["all", "product", "order", "schedule"]
-OFTEN = 60  # calls after which gconv has weighed the order of the rows
+OFTEN = 60  # number of calls after which gconv has decided on the row order
 SHAPES = ((40_000, 128, 256), (40_000, 256, 40), (19_717, 500, 16), (2_708, 1_433, 16), (20_000, 64, 64))
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is measured, and how."""
+    """Options."""
 
     only: Only = "all"
-    """Which comparisons."""
+    """Comparisons to run."""
     rounds: int = 7
-    """Turns of each alternative."""
+    """Number of rounds."""
     threads: int = 1
-    """Threads; with more than one, wall time is measured."""
+    """Number of threads; with more than one, wall time is measured."""
     nodes: int = 170_000
-    """Nodes of the graphs, about."""
+    """Approximate number of nodes of the graphs."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a product of this shape and type, or an order of this graph at this width."""
+    """A comparison: a product of given shape and dtype, or an order of a given graph and width."""
 
     case: str
     kind: str
     what: str
-    """Type of the numbers, or the order."""
+    """Dtype, or order."""
     shape: tuple[int, ...]
     rounds: int
     threads: int
@@ -90,13 +91,13 @@ def cases(config: Config) -> list[Case]:
 
 
 def conv(x: Tensor, W: Tensor) -> Tensor:
-    """x W as a 1x1 convolution with channels last."""
+    """x W as a 1x1 convolution in channels-last format."""
     image = x.unsqueeze(0).unsqueeze(2).permute(0, 3, 1, 2)
     return F.conv2d(image, W.t().unsqueeze(-1).unsqueeze(-1)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def product(case: Case) -> dict[str, Any]:
-    """Milliseconds of each way, and torch.mm's time over it."""
+    """Milliseconds of each alternative, and the time of torch.mm divided by it."""
     rows, i, o = case.shape
     dtype = getattr(torch, case.what)
     x, W = torch.randn(rows, i).to(dtype).requires_grad_(), torch.randn(i, o).to(dtype).requires_grad_()
@@ -124,7 +125,7 @@ def product(case: Case) -> dict[str, Any]:
 
 
 def order(case: Case) -> dict[str, Any]:
-    """Milliseconds of a call, forward and with backward, before and after."""
+    """Milliseconds of a call, forward and with backward pass, before and after reordering."""
     nodes, width = case.shape
     if case.kind == "grid":
         side = round(nodes**0.5)
@@ -152,13 +153,13 @@ def order(case: Case) -> dict[str, Any]:
 
 
 def renamed(kind: str, nodes: int, seed: int) -> Graph:
-    """A graph, its nodes numbered at random: 8 nearest neighbours in space, communities of 340, or a power law."""
+    """A graph with random node order: 8 nearest neighbours in space, communities of 340 nodes, or a power law."""
     rng = np.random.default_rng(seed)
     if kind == "nearest neighbours":
         place = rng.random((nodes, 3))
         _, near = cKDTree(place).query(place, min(9, nodes))
         pairs = np.stack([np.repeat(np.arange(nodes), near.shape[1] - 1), near[:, 1:].ravel()])
-    elif kind == "communities":  # a tenth of the edges leave theirs
+    elif kind == "communities":  # a tenth of the edges leave their community
         size, source = min(340, nodes), rng.integers(0, nodes, 7 * nodes)
         inside = (source // size * size + rng.integers(0, size, 7 * nodes)) % nodes
         pairs = np.stack([source, np.where(rng.random(7 * nodes) < 0.9, inside, rng.integers(0, nodes, 7 * nodes))])
@@ -170,7 +171,7 @@ def renamed(kind: str, nodes: int, seed: int) -> Graph:
 
 
 def schedule(case: Case) -> dict[str, Any]:
-    """Milliseconds with the rows as they come and in the order taken after many calls, and what ordering costs."""
+    """Milliseconds in the original row order and in the order chosen after many calls, and the cost of reordering."""
     nodes, width = case.shape
     graph, layer = renamed(case.kind, nodes, case.seed), GConv(gcn(width, width))
     S = layer.at(graph).S
@@ -228,7 +229,7 @@ def run(case: Case) -> common.Outcome:
 
 
 def data(case: Case) -> common.Data:
-    """What is measured on; the sizes and the seed decide it."""
+    """The data of a comparison, determined by the sizes and the seed."""
     return common.Data(f"random numbers, {case.kind}", "generated")
 
 

@@ -1,20 +1,19 @@
-"""How often the planner's choice is within 10 % of the best candidate, over a grid of shapes.
+"""How often the planner's choice is within 10 % of the best candidate, over many operators and shapes.
 
-Protocol: for every case the plan is made from form and sizes, with the rates that are stored for this machine
-(`python -m gconv.calibrate`, else the built-in ones). Then every admitted candidate that is not predicted to take far
-longer takes its turn, the forward pass alone where the case is for inference, else forward and backward; a short call
-is repeated until it lasts, and the least of the rounds counts. Where the choice took over 10 % longer than another
-candidate, the two (or all such) take turns again, in five times as many rounds, and that second look decides: what it
-found takes the place of the first one's times of these candidates, which the row keeps as `first_ms`. Nothing else is
-measured twice. A row is a case: what was chosen, what was best, and the time of the choice over the best one's.
+Protocol: for each case the plan is made from form and sizes, with the rates stored for this machine (`python -m gconv
+calibrate`, else the built-in ones). Then every admitted candidate that is not predicted to take much longer is timed,
+in alternation: the forward pass for inference, else forward and backward. Short calls are repeated, and the minimum
+over rounds is used. If the choice took over 10 % longer than another candidate, these candidates are timed again with
+five times as many rounds, and the second measurement decides; the row keeps the first one as `first_ms`. Nothing else
+is measured twice. A row contains the chosen candidate, the best one, and the ratio of their times.
 
     python -m experiments.planner.plans                      all cases, some minutes
     python -m experiments.planner.plans --only graphs        graphs, or grids
-    python -m experiments.planner.plans --rounds 3           quicker, and less certain
-    python -m experiments.planner.plans --replay             what plans choose today, by the times of existing rows
+    python -m experiments.planner.plans --rounds 3           faster, but less reliable
+    python -m experiments.planner.plans --replay             evaluate current choices by the times in existing rows
 
-A choice depends on form, sizes and rates alone, so `--replay` judges a change of the prices by times measured before.
-The rows then have the new choices, and `chosen_by`, the commit that made them.
+A choice depends only on form, sizes and rates, so `--replay` evaluates a change of the cost model with earlier times.
+The rows then contain the new choices, and the commit that made them as `chosen_by`.
 """
 
 import re
@@ -37,30 +36,30 @@ from gconv.spec import OperatorSpec
 
 Only = Literal["all", "graphs", "grids"]
 CLOSE = 1.1
-AGAIN = 5  # times as many rounds in a second look
+AGAIN = 5  # factor for the number of rounds of the second measurement
 MODE = ("inference", "training")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which cases, and how often each candidate has its turn."""
+    """Options."""
 
     only: Only = "all"
-    """Which cases."""
+    """Cases to run."""
     held_out: int = 75
-    """Held-out graphs, and as many grids."""
+    """Number of held-out graphs, and of held-out grids."""
     draw: int = 1129
-    """What decides the held-out cases."""
+    """Seed of the held-out cases."""
     rounds: int = 9
-    """Turns of each candidate that may be the best."""
+    """Number of rounds for candidates that may be the best."""
     replay: bool = False
-    """Measure nothing: put what plans choose today in the rows, beside the times that they have."""
+    """Measure nothing: update the choices in existing rows, using their times."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operator on one domain."""
+    """A case of an operator on a domain."""
 
     case: str
     group: str
@@ -71,7 +70,7 @@ class Case:
 
 
 def cases(config: Config) -> list[Case]:
-    """The list that the cost models were made with, for inference and for training, and the held-out cases."""
+    """The list with which the cost model was developed, for inference and training, and the held-out cases."""
     found = []
     tail = (config.rounds, config.seed)
     for kind, listed in (("graphs", graphs()), ("grids", grids())):
@@ -102,7 +101,7 @@ def graph(one: Shape, seed: int) -> Graph:
 
 
 def setting(case: Case) -> tuple[GConv, torch.Tensor, Graph | None]:
-    """The layer, its signal and its graph."""
+    """Create the layer, its signal and its graph."""
     one, dtype = case.shape, getattr(torch, case.shape.dtype)
     layer = GConv(OperatorSpec.parse(one.spec), dtype=dtype)
     x = torch.randn(one.shape, dtype=dtype).requires_grad_(case.training and one.dx)
@@ -112,7 +111,7 @@ def setting(case: Case) -> tuple[GConv, torch.Tensor, Graph | None]:
 def run(case: Case) -> common.Outcome:
     """Measure every candidate of a case."""
     common.seed_everything(case.seed, deterministic=False)
-    torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
+    torch.zeros(31 << 18)  # 31 MiB, freed at once: from then on the allocator keeps freed memory
     with measure.threads(case.shape.threads):
         layer, x, place = setting(case)
         with torch.set_grad_enabled(case.training):
@@ -134,7 +133,7 @@ def run(case: Case) -> common.Outcome:
 
 
 def replayed(row: common.Row) -> common.Row:
-    """A row with today's choice. Raises: ValueError where the row has no time of it."""
+    """A row with the current choice. Raises: ValueError if the row has no time for it."""
     config, m = row["config"], row["metrics"]
     shape = Shape(**config["shape"] | {"shape": tuple(config["shape"]["shape"])})
     case = Case(**config | {"shape": shape})
@@ -151,7 +150,7 @@ def replayed(row: common.Row) -> common.Row:
 
 
 def again(layer: GConv, x: torch.Tensor, place: Graph | None, names: list[str], rounds: int) -> dict[str, float]:
-    """Seconds of these candidates alone, as `GConv.plan` measures them, over more rounds."""
+    """Seconds of these candidates only, measured as by `GConv.plan`, over more rounds."""
     signal, domain = layer._enter(x, place)
     call = layer._call(signal)
     S = layer._basis(domain, call)
@@ -164,7 +163,7 @@ def again(layer: GConv, x: torch.Tensor, place: Graph | None, names: list[str], 
 
 
 def data(case: Case) -> common.Data:
-    """What is measured on; the sizes and the seed decide it."""
+    """The data of a case, determined by the sizes and the seed."""
     return common.Data(f"random signals on a {case.shape.domain}", "generated")
 
 
@@ -184,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show(rows: list[common.Row]) -> None:
-    """Print how often the choice was close, and the worst misses."""
+    """Print how often the choice was close to the best, and the worst misses."""
     misses = sorted((row for row in rows if not row["metrics"]["close"]), key=lambda row: -row["metrics"]["ratio"])
     print(f"within {CLOSE - 1:.0%} of the best: {len(rows) - len(misses)} of {len(rows)} cases")
     for row in misses:

@@ -1,8 +1,8 @@
-"""The table of features beside other libraries in docs/libraries.md: `python -m experiments.tables` writes it.
+"""The feature comparison with other libraries in docs/libraries.md, rendered by `python -m experiments.tables`.
 
-Every feature that gconv has names what shows it: a test, for `pytest`, or a script. What the others have was read in
-their code and pages in autumn 2026 and not run; "?" where reading did not settle it. Below come the things that others
-have and gconv has not.
+Every feature of gconv names a test or a script that demonstrates it. The features of the other libraries were taken
+from their code and documentation in autumn 2026 and not run; "?" means that these did not settle the question. The
+last entries are features that other libraries have and gconv lacks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ BLOCK = "features"
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature, whether gconv has it, what shows it, and the marks of the peers in the order of `PEERS`."""
+    """A feature, whether gconv has it, what demonstrates it, and the marks of the peers in the order of `PEERS`."""
 
     what: str
     gconv: str
     shown: tuple[str, ...]
-    """Files and nodes of pytest (`tests/test_x.py::test_y`, options behind a blank), modules (`experiments.x`)."""
+    """Test nodes for pytest (`tests/test_x.py::test_y`, followed by options) or modules (`experiments.x`)."""
     peers: str
     note: str = ""
 
@@ -38,7 +38,7 @@ class Feature:
 
 
 def graph_operators() -> int:
-    """How many of the registered operators run on graphs alone."""
+    """The number of registered operators that run only on graphs."""
     return sum(operator(name).samples()[0].spec.structure.domain == "graph" for name in list_operators())
 
 
@@ -48,45 +48,45 @@ RESPONSE, CONFORMANCE = "tests/test_analysis_response.py", "tests/experiments/te
 FEATURES: tuple[Feature, ...] = (
     # -- one description -----------------------------------------------------------------------------------------------
     Feature(
-        "one description, several ways to compute it, held equal in value and all gradients",
+        "one description, several algorithms, tested to be equal in value and all gradients",
         "yes",
         ("tests/test_laws.py::test_law_holds -k law_lowerings", "experiments.conformance.equivalence"),
         "partly partly partly no ? partly partly",
-        "PyG's layers take an edge index or a sparse matrix, and its tests compare the outputs; DGL has three dense "
-        "twins of sparse layers; PyGSP filters exactly or by Chebyshev series; "
-        "einconv compares its einsums with torch; torch-harmonics has kernels beside a "
-        "reference, compared in value and gradients",
+        "PyG's layers accept an edge index or a sparse matrix, and its tests compare the outputs; DGL has dense "
+        "versions of three sparse layers; PyGSP filters exactly or by Chebyshev series; "
+        "einconv compares its einsums with torch; torch-harmonics compares its kernels with a "
+        "reference in value and gradients",
     ),
     Feature(
-        "chooses among them by predicted cost, and says why",
+        "choice among them by predicted cost, with an explanation",
         "yes",
         ("tests/test_plan.py::test_a_plan_names_every_candidate_once_with_a_cost_or_a_reason",),
         "no partly no no ? ? no",
-        "DGL's GraphConv takes the cheaper order of the product by the widths, and does not report it",
+        "DGL's GraphConv chooses the cheaper order of the two products by the channel widths, and does not report it",
     ),
     Feature(
-        "grids and graphs in one: a trained grid convolution becomes a graph convolution exactly",
+        "grids and graphs in one framework: a trained grid convolution can be converted exactly to a graph convolution",
         "yes",
         (
             "tests/test_plan.py::test_conv2d_is_its_selection_twin",
             "tests/experiments/test_cifar10_networks.py::test_twin_has_the_logits_of_the_cnn",
         ),
         "no no no no no no no",
-        "SelectionConv (Hart, Whitney and Morse 2022) does this in a repository of its own, on top of PyG",
+        "SelectionConv (Hart, Whitney and Morse 2022) does this in a separate repository, based on PyG",
     ),
     Feature(
         "many signals on one graph in one call",
         "yes",
         ("tests/test_module.py::test_many_signals_on_one_graph_are_one_call",),
         "partly ? yes no yes no no",
-        "PyG: the layers marked static in its cheat sheet; PyGSP: fixed filters, in numpy",
+        "PyG: layers marked as static in its cheat sheet; PyGSP: fixed filters, in numpy",
     ),
     Feature(
-        "laws and an adjoint test that third-party operators can be held to, each with a negative control",
+        "public tests (laws, adjoint test) for third-party operators, each with a negative control",
         "yes",
         ("tests/test_law_controls.py",),
         "no no no partly partly no no",
-        "escnn: check_equivariance on its modules, empty on some; PyLops: dottest; neither has the controls",
+        "escnn: check_equivariance of its modules, empty for some; PyLops: dottest; neither has negative controls",
     ),
     # -- a layer as a linear map ---------------------------------------------------------------------------------------
     Feature(
@@ -102,19 +102,19 @@ FEATURES: tuple[Feature, ...] = (
         "CoLA: one channel, in JAX; linear_operator: symmetric Toeplitz in 1-D",
     ),
     Feature(
-        "the adjoint of every padding mode and of every graph convolution",
+        "the adjoint for every padding mode and every graph convolution",
         "yes",
         ("tests/test_laws.py::test_law_holds -k law_adjoint", f"{SPECTRUM}::test_adjoint_gap_sees_a_wrong_transpose"),
         "no no partly partly partly partly partly",
-        "PyGSP: of its filters, by synthesis; escnn, torch-harmonics: transposed layers; PyLops: of its own operators, "
-        "CoLA: by .H; einconv: the input's derivative",
+        "PyGSP: of its filters, by synthesis; escnn, torch-harmonics: transposed layers; PyLops: of its own operators; "
+        "CoLA: by .H; einconv: the derivative with respect to the input",
     ),
     Feature(
         "an algebra of maps: products, sums, multiples, blocks, transposes, restriction",
         "yes",
         ("tests/test_linear_algebra.py::test_any_expression_is_what_it_says",),
         "no no partly no yes no no",
-        "PyGSP: filter banks side by side, and applied by @",
+        "PyGSP: concatenated filter banks, applied by @",
     ),
     Feature(
         "exact singular values of a circular convolution by FFT",
@@ -137,7 +137,7 @@ FEATURES: tuple[Feature, ...] = (
         "no no no no no no no",
     ),
     Feature(
-        "a layer clipped or normalised by the norm of the operator, not of its reshaped kernel",
+        "clipping or normalisation of a layer by its operator norm, not by that of the reshaped kernel",
         "yes",
         (
             f"{NETWORKS}::test_normalising_sets_the_true_norm",
@@ -154,7 +154,7 @@ FEATURES: tuple[Feature, ...] = (
     ),
     # -- models --------------------------------------------------------------------------------------------------------
     Feature(
-        "converts models of other libraries, and back, with a report of what was left alone and why",
+        "conversion of models of other libraries, and back, with a report of unconverted layers and the reasons",
         "yes",
         (
             "tests/test_interop_pyg.py::test_models_of_pyg",
@@ -165,21 +165,21 @@ FEATURES: tuple[Feature, ...] = (
         "escnn: export() to torch.nn",
     ),
     Feature(
-        "compares the operators of several libraries, entry by entry",
+        "comparison of the operators of several libraries, entry by entry",
         "yes",
         (f"{CONFORMANCE}::test_what_a_library_applies_is_what_its_rule_says", "experiments.conformance"),
         "no no no no no no no",
-        "gconv runs PyG, networkx and scipy for this; the rules of Kipf's code, DGL and Spektral are written down",
+        "gconv runs PyG, networkx and scipy for this; the rules of Kipf's code, DGL and Spektral are reimplemented",
     ),
     Feature(
-        "measures the error of equivariance",
+        "equivariance error of a layer or network",
         "yes",
         (f"{RESPONSE}::test_turns_and_flips_commute_with_symmetric_kernels_only",),
         "no no no yes no no partly",
         "torch-harmonics: in its tests",
     ),
     Feature(
-        "measures oversmoothing: Dirichlet energy by depth, mean average distance",
+        "measures of oversmoothing: Dirichlet energy by depth, mean average distance",
         "yes",
         (
             f"{NETWORKS}::test_the_energy_is_the_quadratic_form_of_the_laplacian",
@@ -189,7 +189,7 @@ FEATURES: tuple[Feature, ...] = (
         "PyGSP: the energy of a signal, in numpy; a pull request to PyG (9404) was closed unmerged",
     ),
     Feature(
-        "measures over-squashing: influence, effective resistance",
+        "measures of over-squashing: influence, effective resistance",
         "yes",
         (f"{NETWORKS}::test_influence_of_a_network_is_its_jacobian", f"{NETWORKS}::test_resistances_are_networkx_s"),
         "partly no partly no no no no",
@@ -200,10 +200,10 @@ FEATURES: tuple[Feature, ...] = (
         "yes",
         (f"{RESPONSE}::test_the_effective_field_lies_in_the_theoretical_one",),
         "partly no no no no no no",
-        "PyG: influence by the Jacobian, from node to node",
+        "PyG: influence between nodes, by the Jacobian",
     ),
     Feature(
-        "FLOPs and bytes of every way to compute a layer",
+        "FLOPs and bytes of every algorithm for a layer",
         "yes",
         (f"{NETWORKS}::test_flops_of_torch_s_kernels_are_what_torch_counts",),
         "partly no no no no no no",
@@ -215,8 +215,8 @@ FEATURES: tuple[Feature, ...] = (
         "yes",
         ("tests/test_oracles.py::test_every_operator_has_an_oracle_or_a_reason",),
         "yes yes partly no no no no",
-        "gconv: {graph_operators}, and what messages may be is narrower; PyG: 67 names in nn.conv, base class and "
-        "compiled twins among them; DGL: fewer than PyG; PyGSP: fixed filters",
+        "gconv: {graph_operators}, with a narrower class of messages; PyG: 67 names in nn.conv, including the base "
+        "class and compiled variants; DGL: fewer than PyG; PyGSP: fixed filters",
     ),
     Feature(
         "group-equivariant convolutions",
@@ -228,28 +228,35 @@ FEATURES: tuple[Feature, ...] = (
     Feature("steerable kernels, continuous rotations", "no", (), "no no no yes no no partly"),
     Feature(
         "convolutions on the sphere", "no", (), "no no partly partly no no yes",
-        "PyGSP: spheres as graphs; e3nn, beside escnn: grids and tensors on the sphere",
+        "PyGSP: spheres as graphs; e3nn, which complements escnn: grids and tensors on the sphere",
     ),
-    Feature("messages that are networks of both ends, mixed aggregators", "no", (), "yes yes no partly no no no",
-            "outside of the family, see above; escnn: point convolutions"),
+    Feature("messages that are networks of both endpoints, mixed aggregators", "no", (), "yes yes no partly no no no",
+            "outside the family of gconv; escnn: point convolutions"),
     Feature(
-        "relations and types of nodes", "partly", ("tests/test_relations.py::test_bases_are_mixtures_of_relations",),
-        "yes yes no no no no no", "gconv has relations and pairs of node sets, and no types of nodes",
+        "edge types and node types", "partly", ("tests/test_relations.py::test_bases_are_mixtures_of_relations",),
+        "yes yes no no no no no", "gconv has edge types and pairs of node sets, but no node types",
     ),
-    Feature("sampling of neighbourhoods and loaders for large graphs", "no", (), "yes yes no no no no no"),
-    Feature("learned pooling and coarsening of graphs", "no", (), "yes partly partly no no no no",
-            "PyGSP: Kron reduction, which is not learned"),
-    Feature("explainers", "no", (), "yes yes no no no no no"),
-    Feature("GPU kernels of its own", "no", (), "yes yes no no ? no yes",
-            "gconv's compiled kernels are for the CPU; on other devices it is torch's operations"),
-    Feature("training on several machines", "no", (), "yes yes no no partly no yes", "pylops-mpi, beside PyLops"),
+    Feature("neighbour sampling and loaders for large graphs", "partly",
+            ("tests/test_sampling.py::test_batches_of_neighbour_loaders_are_blocks",), "yes yes no no no no no",
+            "gconv samples blocks and converts batches of PyG's NeighborLoader"),
+    Feature("learned graph pooling and coarsening", "no", (), "yes partly partly no no no no",
+            "PyGSP: Kron reduction, not learned"),
+    Feature("explainers", "partly",
+            ("tests/test_affine.py::test_it_is_the_network_within_a_region_and_not_outside",), "yes yes no no no no no",
+            "gconv: exact attributions of piecewise linear networks only"),
+    Feature("own GPU kernels", "partly",
+            ("tests/test_triton.py::test_triton_kernels_are_the_cpus_under_the_interpreter",), "yes yes no no ? no yes",
+            "gconv's Triton kernels have been run only in Triton's interpreter"),
+    Feature("training on several machines", "partly",
+            ("tests/test_parallel.py::test_several_processes_give_what_one_does",), "yes yes no no partly no yes",
+            "gconv: several processes, tested on one machine with gloo; pylops-mpi, which complements PyLops"),
     Feature("solvers: inverses, least squares, determinants", "no", (), "no no no no yes no no"),
     Feature("curvature of the loss: Kronecker factors", "no", (), "no no no no no yes no"),
 )  # fmt: skip
 
 
 def command(shown: str) -> str:
-    """What to type.
+    """The shell command.
 
     >>> command("tests/test_x.py::test_y"), command("experiments.citation.spectrum")
     ('pytest tests/test_x.py::test_y', 'python -m experiments.citation.spectrum')
@@ -258,7 +265,7 @@ def command(shown: str) -> str:
 
 
 def table() -> str:
-    """The table as markdown, its notes and its commands below it."""
+    """The table as markdown, with notes and commands below it."""
     body, notes, commands = [], [], []
     for number, feature in enumerate(FEATURES, 1):
         body.append([str(number), feature.what, f"**{feature.gconv}**", *feature.peers.split()])
@@ -268,12 +275,12 @@ def table() -> str:
             commands.append(f"| {number} | {'<br>'.join(f'`{command(s)}`' for s in feature.shown)} |")
     return "\n\n".join(
         [
-            "The marks of the other libraries were read in their code and pages in autumn 2026; none was run for this "
-            'table, except where a command runs PyG. "?" is what reading did not settle. gconv\'s marks are shown by '
-            "the commands below.",
+            "The entries for other libraries were taken from their code and documentation in autumn 2026; none was run "
+            'for this table, except where a command runs PyG. "?" means that this did not settle the question. The '
+            "commands below the table demonstrate gconv's features.",
             markdown(("", "feature", "gconv", *PEERS), body),
             "Notes. " + " ".join(notes),
-            "\n".join(["<details><summary>The command that shows each</summary>", "", "| | command |", "|---|---|"])
+            "\n".join(["<details><summary>Commands that demonstrate them</summary>", "", "| | command |", "|---|---|"])
             + "\n"
             + "\n".join(commands)
             + "\n\n</details>",

@@ -1,7 +1,7 @@
-"""The tables of operators in docs/operators.md, from the registry: `python -m experiments.tables` writes them.
+"""The tables of operators in docs/operators.md, generated from the registry by `python -m experiments.tables`.
 
-One table a family. An operator whose docstring only says "`conv2d` says everything" is listed beside that one. Below
-them, between markers of their own, the layers that are outside and why, from what gconv itself answers.
+One table per family. An operator whose docstring only refers to another one ("`conv2d` says everything") is listed in
+the same line. Between separate markers follow the layers outside the family, with the reasons that gconv itself gives.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gconv.testing import Case
 OPERATORS, LEFT_OUT = "operators", "outside"
 HEAD = ("operator", "equation", "S", "S is", "linear", "lowerings")
 GRIDS, FILTERS = "Grids", "Graphs: polynomials and spectra"
-STEP, TOLD_APART = "Graphs: one step", "Graphs: edges told apart"
-ATTENTION = "Graphs: attention, S made from x"
+STEP, TOLD_APART = "Graphs: one hop", "Graphs: edge types and edge features"
+ATTENTION = "Graphs: attention (S depends on x)"
 FAMILIES = (GRIDS, STEP, FILTERS, TOLD_APART, ATTENTION)
-LABELLED = {  # one step, in which edges of another label, place, feature, degree or direction meet another matrix
+LABELLED = {  # one hop, with matrices that depend on the label, position, features, degree or direction of edges
     "directed", "hypergraph", "mf", "monet", "nnconv", "pdn", "relational", "selection", "signed", "spline",
 }  # fmt: skip
 LAYERS = {
@@ -43,7 +43,7 @@ LAYERS = {
 
 @dataclass
 class Traits:
-    """What the samples of an operator show, in the order in which it is met."""
+    """Properties found in the samples of an operator, in order of occurrence."""
 
     forms: dict[str, None] = field(default_factory=dict)
     kinds: dict[str, None] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Traits:
             self.lowerings |= {name.split(":")[0]: None for name in case.lowerings if name != "dense"}
 
     def cells(self) -> list[str]:
-        """As they are printed."""
+        """The cells of the table."""
         linear = {(True,): "yes", (False,): "no", (False, True): "unless max"}[tuple(sorted(self.linear))]
         if "adaptive" in self.kinds:
             linear = "at a frozen x"
@@ -71,7 +71,7 @@ class Traits:
 
 
 def form(S: Basis) -> str:
-    """The form of a structure, in a word or two."""
+    """The name of the form of a structure."""
     if isinstance(S, Stack):
         return " + ".join(dict.fromkeys(form(part) for part in S.parts))
     return f"Polynomial ({S.recurrence.name})" if isinstance(S, Polynomial) else type(S).__name__
@@ -96,7 +96,7 @@ def family(entry: Operator, traits: Traits) -> str:
 
 
 def code(text: str) -> str:
-    """As code in a cell.
+    """Text as code in a table cell.
 
     >>> print(code("a | b"), code("as in `unfold`"))
     `a \\| b` `` as in `unfold` ``
@@ -106,7 +106,7 @@ def code(text: str) -> str:
 
 
 def equation(entry: Operator) -> str:
-    """The equation in an operator's docstring up to its first semicolon, else the docstring's first line.
+    """The equation in an operator's docstring up to its first semicolon, or else the first line of the docstring.
 
     >>> equation(operator("sgc"))
     'Y = S^k X W + b, S = D^-1/2 (A + I) D^-1/2'
@@ -119,7 +119,7 @@ def equation(entry: Operator) -> str:
 
 
 def says_everything(entry: Operator) -> str:
-    """The operator whose docstring also speaks for this one: itself, or the one that its first line names.
+    """The operator whose docstring documents this one: itself, or the one named in its first line.
 
     >>> says_everything(operator("conv1d")), says_everything(operator("gcn"))
     ('conv2d', 'gcn')
@@ -129,12 +129,12 @@ def says_everything(entry: Operator) -> str:
 
 
 def markdown(head: tuple[str, ...], body: list[list[str]]) -> str:
-    """A table."""
+    """A markdown table."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ("---",) * len(head), *body])
 
 
 def table() -> str:
-    """The tables as markdown: one a family, a line an operator."""
+    """The tables as markdown: one per family, one line per operator."""
     groups: dict[str, list[Operator]] = {}
     for name in list_operators():
         groups.setdefault(says_everything(operator(name)), []).append(operator(name))
@@ -149,10 +149,10 @@ def table() -> str:
 
 
 def left_out() -> str:
-    """What is outside and why: convolutions of PyG, and what gconv answers to layers of torch.nn.
+    """Layers outside the family and the reasons: convolutions of PyG, and gconv's notes on layers of torch.nn.
 
     Raises:
-        TableError: if gconv converts one of them after all.
+        TableError: if gconv can convert one of them.
     """
     lines = [[f"`{name}`", reason] for name, reason in OUTSIDE.items()]
     for name, layer in LAYERS.items():
@@ -161,23 +161,23 @@ def left_out() -> str:
             raise TableError(f"{name} is listed as outside, but gconv converts it")
         lines.append([f"`{name}`", f"{answer.notes[0][0].upper()}{answer.notes[0][1:]}."])
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return markdown(("layer", "why it is not sum_k S_k X W_k + b"), lines)
+    return markdown(("layer", "reason"), lines)
 
 
 def fill(text: str) -> str:
-    """`text` with its blocks of operators rendered again.
+    """`text` with its operator tables rendered again.
 
     Raises:
-        TableError: if a marker stands alone.
+        TableError: if a marker has no counterpart.
     """
     return between(between(text, OPERATORS, table), LEFT_OUT, left_out)
 
 
 def between(text: str, name: str, body: Callable[[], str]) -> str:
-    """`text` with `body()` between `<!-- name -->` and `<!-- /name -->`; as it is where there are no such lines.
+    """`text` with `body()` between `<!-- name -->` and `<!-- /name -->`; unchanged if there are no such lines.
 
     Raises:
-        TableError: if one of the two stands alone.
+        TableError: if one of the two markers is missing.
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if start not in text and end not in text:

@@ -1,4 +1,4 @@
-"""Tables and figures of what networks reach and whether all ways to compute agree, for `experiments.tables`."""
+"""Tables and figures of accuracy and of numerical agreement, for `experiments.tables`."""
 
 from experiments.citation import networks as citation
 from experiments.citation import published
@@ -40,9 +40,9 @@ TABLES: tuple[Table, ...] = (
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
         caption=(
-            "Test accuracy in %, Planetoid public split; of 200 epochs the one with the lowest validation loss, for "
-            "all models. Below the published number by more than its spread (0.5 where none is given), and why, as "
-            "suspected: "
+            "Test accuracy in % on the public split of Planetoid, at the epoch with the lowest validation loss of 200. "
+            "The following are below the published number by more than its spread (0.5 if none is given); the reasons "
+            "are suspected: "
             + "; ".join(f"{model} on {data}: {why}" for (model, data), why in published.CITATION_MISSES.items())
             + "."
         ),
@@ -62,10 +62,12 @@ TABLES: tuple[Table, ...] = (
         words=(("parameters", "metrics.parameters"),),
         where=(("config.spec", ""), ("config.epochs", 8), ("config.limit", None)),
         caption=(
-            "Test accuracy in % after the last of 8 epochs, nothing selected: one network, whose convolutions tell so "
-            "many of the nine offsets apart (6: left and right are one; 3: centre, edges, corners; 2: itself and its "
-            "neighbours; 1: a box, the GCN); p4 and p4m turn each kernel, at an equal number of channels in all. "
-            "Stages that are not named have nine. Width 32 but where another is named."
+            "Test accuracy in % after the last of 8 epochs, without model selection. All networks have the same "
+            "architecture; the name is the number of distinct weight matrices in each 3x3 kernel (6: left and right "
+            "share one; 3: centre, edges, corners; 2: the pixel and its neighbours; 1: all nine, as in a GCN). "
+            "`3, first` has three in the first stage and nine in the others, and so on. p4 and p4m are "
+            "group-equivariant (rotations; rotations and reflections), with an equal total number of channels. The "
+            "width is 32 unless stated."
         ),
         command="python -m experiments.sweep ladder --official",
     ),
@@ -81,9 +83,10 @@ TABLES: tuple[Table, ...] = (
         words=(("parameters", "metrics.parameters"), ("multiply-adds, M", "metrics.multiply_adds")),
         where=(("config.epochs", 8), ("config.limit", None), ("config.width", 16)),
         caption=(
-            "Test accuracy in % after the last of 8 epochs, nothing selected. One part of `base` (two 3x3 convolutions "
-            "a stage, widths 16, 32, 64, maxima between the stages, zeros around, ReLU) is exchanged; = has as many "
-            "parameters. At the border: the test images moved by 8 pixels to each side."
+            "Test accuracy in % after the last of 8 epochs, without model selection. In each network one choice of "
+            "`base` (two 3x3 convolutions per stage, widths 16, 32, 64, max pooling between the stages, zero padding, "
+            "ReLU) is changed; `=` marks networks with the same number of parameters as `base`. At the border: "
+            "accuracy on test images shifted by 8 pixels to each side."
         ),
         command="python -m experiments.sweep studies --official",
     ),
@@ -94,12 +97,12 @@ TABLES: tuple[Table, ...] = (
         labels=tuple(overfitting.REMEDIES),
         n=3,
         unfinished=("*",),
-        cells=several(**{"test accuracy, %": "metrics.test_accuracy", "training above validation": "metrics.gap"}),
+        cells=several(**{"test accuracy, %": "metrics.test_accuracy", "training minus validation": "metrics.gap"}),
         format=mean_std(100),
         where=(("config.epochs", 30), ("config.images", 5000)),
         caption=(
-            "5,000 training images, 30 epochs: test accuracy in %, and by how many points the training images do "
-            "better than those for validation. Stopping early selects by validation accuracy, the others nothing."
+            "Training on 5,000 images for 30 epochs: test accuracy in %, and training accuracy minus validation "
+            "accuracy in percentage points. Only early stopping selects an epoch, by validation accuracy."
         ),
         command="python -m experiments.sweep overfitting --official",
     ),
@@ -124,7 +127,7 @@ TABLES: tuple[Table, ...] = (
             for name, value in (("MobileNetV2", 88.0), ("ShuffleNetV2", 45.0))
         ),
         scale=1.0,
-        caption="Products of one forward pass for one 32x32 image; plain: a 3x3 convolution in place of each block.",
+        caption="Multiply-adds of one forward pass for a 32x32 image; plain: a 3x3 convolution replaces each block.",
         command="python -m experiments.sweep multiply_adds --official",
     ),
     Table(
@@ -134,12 +137,13 @@ TABLES: tuple[Table, ...] = (
         vary=("way", "kernel", "stride"),
         cells=several(
             **{"fewest taps": "metrics.least", "most": "metrics.most", "unevenness": "metrics.uneven"},
-            **{"of a random kernel": "metrics.uneven_at_start"},
+            **{"unevenness, random kernel": "metrics.uneven_at_start"},
         ),
         format=plain,
         caption=(
-            "How many taps fall on an output pixel, by the sums of the matrix's rows, and the unevenness, (largest - "
-            "smallest) / mean: of the numbers, and of the sums for a random kernel (mean of ten)."
+            "The number of taps that contribute to an output pixel (row sums of the matrix with unit weights), and "
+            "the unevenness (largest - smallest) / mean of these numbers, and of the row sums for random kernels (mean "
+            "over ten)."
         ),
         command="python -m experiments.sweep checkerboard --official",
     ),
@@ -166,11 +170,11 @@ TABLES: tuple[Table, ...] = (
         experiment="cifar10_twin",
         label="config.model",
         cells=several(
-            **{"logit gap, float32": "metrics.logit_gap_float32", "logit gap, float64": "metrics.logit_gap_float64"},
+            **{"difference, float32": "metrics.logit_gap_float32", "difference, float64": "metrics.logit_gap_float64"},
             **{"largest logit": "metrics.logit_scale_float64"},
         ),
         format=worst,
-        caption="The nine-offset graph twin with a trained CNN's weights: largest gap of logits.",
+        caption="A graph network with nine edge labels and a trained CNN's weights: largest difference of logits.",
         command="python -m experiments.images.cifar10_graph --model twin",
     ),
     Table(
@@ -179,7 +183,7 @@ TABLES: tuple[Table, ...] = (
         label="config.model",
         cells=curve("metrics.test_accuracy"),
         format=mean_std(100),
-        caption="Test accuracy in % after each epoch, pixels as graphs: the CNN's seeds, batches and loop.",
+        caption="Test accuracy in % after each epoch on pixel graphs; seeds, batches and training loop as for the CNN.",
         command="python -m experiments.images.cifar10_graph",
     ),
     Table(
@@ -190,7 +194,7 @@ TABLES: tuple[Table, ...] = (
         where=(("config.task", "images"),),
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
-        caption="Embedded digits, as images (cnn) and as graphs of pixels: test accuracy in % after the last epoch.",
+        caption="Embedded digits as images (cnn) and as pixel graphs: test accuracy in % after the last epoch.",
         command="python -m experiments.images.digits_pair",
     ),
     Table(
@@ -201,7 +205,7 @@ TABLES: tuple[Table, ...] = (
         where=(("config.task", "nodes"),),
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
-        caption="Embedded graphs, one label a node: test accuracy in % after the last epoch.",
+        caption="Node classification on embedded graphs: test accuracy in % after the last epoch.",
         command="python -m experiments.images.digits_pair",
     ),
     Table(
@@ -211,7 +215,7 @@ TABLES: tuple[Table, ...] = (
         cells=one("config.dtype", "metrics.max_error"),
         format=worst,
         vary=("seed", "lowering", "sample"),
-        caption="Largest relative error in value and gradients, over all lowerings, against the matrix in float64.",
+        caption="Largest relative error of values and gradients over all lowerings, compared with the float64 matrix.",
         command="python -m experiments.conformance.equivalence",
     ),
     Table(
@@ -222,15 +226,16 @@ TABLES: tuple[Table, ...] = (
         format=plain,
         words=(
             ("known by", "metrics.known"),
-            ("parts on", "metrics.parts_on"),
+            ("differs on", "metrics.parts_on"),
             ("differs in", "metrics.differs_in"),
             ("in gconv", "metrics.in_gconv"),
         ),
         caption=(
-            "The matrix S that each library applies, against the first of its family: largest difference of an entry, "
-            "on a five-node graph that has everything (a one-way edge, weights, a loop, a double edge, an isolated "
-            "node) and on a plain undirected one; which feature alone, added to the plain one, parts them; and in "
-            'what they differ. Only what is known by "run" was run.'
+            "The matrix S that each library applies, compared with the first of its family: the largest difference of "
+            "an entry on a five-node graph with all special cases (`everything`: a directed edge, weights, a "
+            "self-loop, a double edge, an isolated node) and on an undirected graph without them (`plain`); which of "
+            "these cases alone makes the matrices differ; and how the conventions differ. Only libraries marked "
+            '"run" were executed.'
         ),
         command="python -m experiments.conformance",
     ),
@@ -264,7 +269,7 @@ FIGURES: tuple[Figure, ...] = (
         name="cifar10_graph",
         experiment="cifar10_graph",
         draw=lines("config.model", "metrics.test_accuracy"),
-        title="CIFAR-10, the pixels as graphs: test accuracy in %",
+        title="CIFAR-10 on pixel graphs: test accuracy in %",
     ),
     digits_pair.FIGURE,
     Figure(

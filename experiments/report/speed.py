@@ -1,4 +1,4 @@
-"""Tables and figures of time, memory and the planner's choices, for `experiments.tables`."""
+"""Tables and figures of time, memory and plans, for `experiments.tables`."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ PLANS_VARY = ("seed", "case", "spec", "shape", "domain", "degree", "training", "
 
 
 def _choices(rows: Sequence[Row]) -> list[str]:
-    """How often the choice was close, and how much longer it takes than the best, over all cases."""
+    """How often the chosen lowering was close to the best, and the mean ratio of their times."""
     said = []
     for what, held in (("listed", False), ("held-out", True)):
         found = [row["metrics"] for row in rows if row["config"]["group"].startswith("held-out") == held]
         close = sum(m["close"] for m in found) / len(found) if found else 0.0
         said.append(f"{close:.1%} of the {len(found)} {what} cases are within 10 %.")
     longer = math.exp(sum(math.log(row["metrics"]["ratio"]) for row in rows) / len(rows)) - 1
-    return [*said, f"Over all of them the choice takes {longer:.1%} longer than the best (geometric mean)."]
+    return [*said, f"Over all cases the chosen lowering takes {longer:.1%} longer than the best (geometric mean)."]
 
 
 TABLES: tuple[Table, ...] = (
@@ -31,8 +31,8 @@ TABLES: tuple[Table, ...] = (
         format=share,
         vary=PLANS_VARY,
         same=("data.hash", "hardware.cpu", "metrics.rates"),
-        caption="How often the way that the plan chose took at most 10 % longer than the best of all that could run; "
-        "what is a miss at first is measured again, in turns, over five times the rounds.",
+        caption="How often the chosen lowering took at most 10 % longer than the best lowering; misses are measured "
+        "again, in alternation, with five times as many rounds.",
         command="python -m experiments.planner.plans",
         remarks=_choices,
     ),
@@ -41,11 +41,11 @@ TABLES: tuple[Table, ...] = (
         experiment="plans",
         label="config.case",
         where=(("metrics.close", 0.0),),
-        cells=several(**{"time over the best": "metrics.ratio"}),
+        cells=several(**{"time / best": "metrics.ratio"}),
         format=plain,
         words=(("chosen", "metrics.chosen"), ("best", "metrics.best")),
         same=("data.hash", "hardware.cpu", "metrics.rates"),
-        caption="The other cases: the time of what was chosen over that of the best.",
+        caption="The remaining cases: time of the chosen lowering divided by that of the best.",
         command="python -m experiments.planner.plans",
     ),
     Table(
@@ -56,7 +56,7 @@ TABLES: tuple[Table, ...] = (
         cells=several(**{"inference": "metrics.conv_ratio", "training": "metrics.conv_training_ratio"}),
         format=plain,
         same=("data.hash", "hardware.cpu"),
-        caption="Matrix products: the time of torch.mm over that of a 1x1 convolution (above 1: torch.mm is slower).",
+        caption="Matrix products: time of torch.mm / time of a 1x1 convolution (above 1: torch.mm is slower).",
         command="python -m experiments.planner.choices --only product",
     ),
     Table(
@@ -67,7 +67,7 @@ TABLES: tuple[Table, ...] = (
         cells=several(**{"inference": "metrics.widened_ratio", "training": "metrics.widened_training_ratio"}),
         format=plain,
         same=("data.hash", "hardware.cpu"),
-        caption="The same over a product through float32, which gconv takes where the calibration says that it pays.",
+        caption="Time of torch.mm / time of a product in float32, which gconv uses if the calibration favours it.",
         command="python -m experiments.planner.choices --only product",
     ),
     Table(
@@ -75,10 +75,10 @@ TABLES: tuple[Table, ...] = (
         experiment="choices",
         label="config.case",
         where=(("config.what", "rcm"),),
-        cells=several(**{"before / after": "metrics.ratio", "order, ms": "metrics.order_ms"}),
+        cells=several(**{"before / after": "metrics.ratio", "reordering, ms": "metrics.order_ms"}),
         format=plain,
         same=("data.hash", "hardware.cpu"),
-        caption="A GCN layer's training step on randomly numbered nodes over the same in reverse Cuthill-McKee order.",
+        caption="Training step of a GCN layer: time in random node order / time in reverse Cuthill-McKee order.",
         command="python -m experiments.planner.choices --only order",
     ),
     Table(
@@ -88,17 +88,17 @@ TABLES: tuple[Table, ...] = (
         where=(("metrics.schedule", True),),
         cells=several(
             **{
-                "as they come, ms": "metrics.before_ms",
+                "original order, ms": "metrics.before_ms",
                 "times faster": "metrics.ratio",
-                "order, ms": "metrics.order_ms",
+                "reordering, ms": "metrics.order_ms",
             }
         ),
         format=plain,
         words=(("rows", "metrics.rows"),),
         same=("data.hash", "hardware.cpu"),
         caption=(
-            "The order in which gconv goes through the rows of S by itself, on graphs whose nodes are numbered at "
-            "random: a product S x and a GCN layer's training step, after many calls; results are the same to the bit."
+            "Automatic row order of repeated products, on graphs with random node numbers: a product S x and a "
+            "training step of a GCN layer, after many calls. The results are bitwise equal."
         ),
         command="python -m experiments.planner.choices --only schedule",
     ),
@@ -107,12 +107,12 @@ TABLES: tuple[Table, ...] = (
         experiment="overhead",
         label="config.case",
         cells=several(
-            **{"bare ms": "metrics.bare_ms", "gconv ms": "metrics.gconv_ms", "ratio": "metrics.ratio"},
+            **{"direct ms": "metrics.bare_ms", "gconv ms": "metrics.gconv_ms", "ratio": "metrics.ratio"},
             **{"25 %": "metrics.ratio_low", "75 %": "metrics.ratio_high"},
         ),
         format=plain,
         same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
-        caption="Milliseconds a call or step, bare and through gconv: medians, with the quartiles of the ratio.",
+        caption="Milliseconds per call or step, directly and through gconv: medians, with quartiles of the ratio.",
         command="python -m experiments.speed.overhead",
     ),
     Table(
@@ -121,12 +121,13 @@ TABLES: tuple[Table, ...] = (
         label="config.case",
         where=(("config.kind", "gcn"),),
         cells=several(
-            **{"bare MiB": "metrics.bare_peak_mb", "gconv MiB": "metrics.gconv_peak_mb", "ratio": "metrics.peak_ratio"},
-            **{"fourth step, bare": "metrics.bare_step_peak_mb", "gconv": "metrics.gconv_step_peak_mb"},
+            **{"direct MiB": "metrics.bare_peak_mb", "gconv MiB": "metrics.gconv_peak_mb"},
+            **{"ratio": "metrics.peak_ratio"},
+            **{"fourth step, direct": "metrics.bare_step_peak_mb", "gconv": "metrics.gconv_step_peak_mb"},
         ),
         format=plain,
         same=("data.hash", "metrics.kernels"),
-        caption="Peak memory of three training steps over what is resident before, set-up included; and of a fourth.",
+        caption="Peak memory of three training steps with set-up, and of a fourth step, above the memory used before.",
         command="python -m experiments.speed.overhead --only gcn",
     ),
     Table(
@@ -141,19 +142,19 @@ TABLES: tuple[Table, ...] = (
         format=plain,
         words=(
             ("than compiled", "metrics.than_compiled"),
-            ("over the floor", "metrics.times_the_floor"),
+            ("time / products", "metrics.times_the_floor"),
             ("peer", "metrics.peer"),
             ("goal", "metrics.goal"),
             ("", "metrics.verdict"),
         ),
         same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
         caption=(
-            "Milliseconds a call or step, medians, and how many times faster gconv is, with quartiles. The peer is the "
-            "fastest form of the other library, where the goal names none; in layers, training steps and single calls "
-            "the forms under torch.compile are among them, and `than compiled` is against the fastest of these. `Over "
-            "the floor`: gconv's time by that of the bare matrix and sparse products that the layer needs. In the "
-            "training steps the features are declared constant once beforehand, as PyG caches its graph and takes "
-            "sparse features; the rows also have gconv without that, and every other form and peer."
+            "Milliseconds per call or step (medians), and how many times faster gconv is, with quartiles. The peer is "
+            "the fastest variant of the other library, unless the goal names one. For layers, training steps and "
+            "single calls these include variants compiled by torch.compile; `than compiled` is the ratio to the "
+            "fastest of them. `time / products` is gconv's time divided by that of the matrix and sparse products "
+            "alone. In training steps the features are declared constant beforehand, as PyG caches its graph and "
+            "supports sparse features; the rows also contain gconv without this, and all other variants."
         ),
         command="python -m experiments.speed",
         remarks=speed_summary.remarks,
@@ -163,22 +164,22 @@ TABLES: tuple[Table, ...] = (
         experiment="speed_memory",
         label="config.case",
         cells=several(
-            **{"gconv MiB": "metrics.gconv_mb", "fastest form MiB": "metrics.peer_mb"},
-            **{"usual form MiB": "metrics.usual_mb", "floor MiB": "metrics.floor_mb"},
-            **{"gconv / fastest": "metrics.memory_share", "gconv / usual": "metrics.usual_share"},
-            **{"floor / fastest": "metrics.floor_share"},
-            **{"step, gconv": "metrics.gconv_step_mb"},
+            **{"gconv MiB": "metrics.gconv_mb", "fastest PyG MiB": "metrics.peer_mb"},
+            **{"edge_index MiB": "metrics.usual_mb", "minimum MiB": "metrics.floor_mb"},
+            **{"gconv / fastest": "metrics.memory_share", "gconv / edge_index": "metrics.usual_share"},
+            **{"minimum / fastest": "metrics.floor_share"},
+            **{"third step, gconv MiB": "metrics.gconv_step_mb"},
         ),
         format=plain,
-        words=(("fastest form", "metrics.peer"), ("goal", "metrics.memory_goal"), ("", "metrics.memory_verdict")),
+        words=(("fastest PyG", "metrics.peer"), ("goal", "metrics.memory_goal"), ("", "metrics.memory_verdict")),
         same=("data.hash", "metrics.kernels"),
         caption=(
-            "Peak memory over that of the data: making a side (layer, form of the graph) and two steps, each side in a "
-            "process of its own, the median of three where there is a goal. The goal is a share of PyG's fastest form, "
-            "by the times above; for S X, the form that its goal names. The usual form is edge_index, which writes out "
-            "a message for each edge, cached where the fastest form is timed so. The floor is what is held at the end "
-            "of a step where nothing is wasted: the results that the caller gets, and S by rows, once. The last column "
-            "of numbers is a third step alone."
+            "Peak memory above that of the data, for set-up (layer and graph) and two steps, each library in its own "
+            "process; the median of three processes if there is a goal. The goal is a share of the memory of PyG's "
+            "fastest variant in the table above (for S X: the variant named by its goal). `edge_index` is PyG's usual "
+            "form, which stores a message for each edge, with caching if the fastest variant caches. The minimum "
+            "is the memory that any implementation holds at the end of a step: the results and one copy of S in CSR. "
+            "The last number is the peak of a third step alone."
         ),
         command="python -m experiments.speed.memory",
         remarks=speed_summary.memory_remarks,
@@ -189,11 +190,11 @@ TABLES: tuple[Table, ...] = (
         label="config.case",
         cells=several(**{"ms": "metrics.ms"}),
         format=plain,
-        words=(("side", "metrics.side"), ("most of its time", "metrics.most")),
+        words=(("library", "metrics.side"), ("functions with the most time", "metrics.most")),
         same=("data.hash",),
         caption=(
-            "What bounds the cases that miss their goal: one thread, the six functions that most of the time is spent "
-            "in, under Python's profiler. Compiled kernels stand under the function that calls them."
+            "Profiles of the cases that miss their goal: the six functions with the most time in Python's profiler, "
+            "with one thread. The time of compiled kernels is attributed to the function that calls them."
         ),
         command="python -m experiments.speed.profiles",
     ),
@@ -207,17 +208,17 @@ TABLES: tuple[Table, ...] = (
         ),
         format=plain,
         words=(
-            ("by", "metrics.lowering"),
+            ("lowering", "metrics.lowering"),
             ("peer", "metrics.peer"),
             ("goal", "metrics.goal"),
             ("", "metrics.verdict"),
         ),
         same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
         caption=(
-            "On grids: milliseconds a step, medians, and how many times faster gconv is, with quartiles. F.conv2d and "
-            "gconv have channels last in memory, which is the faster layout of F.conv2d here; `twin` is a 3x3 "
-            "convolution as a graph convolution with nine labelled offsets, and `chebyshev` has all images on one "
-            "graph where PyG has as many copies of it."
+            "Convolutions on grids: milliseconds per step (medians), and how many times faster gconv is, with "
+            "quartiles. F.conv2d and gconv use the channels-last memory format, which is the faster one for F.conv2d "
+            "here. `twin` is a 3x3 convolution computed as a graph convolution with nine edge labels; for `chebyshev`, "
+            "gconv processes all images on one graph, while PyG has a copy of the graph for each image."
         ),
         command="python -m experiments.grids",
         remarks=grids_summary.remarks,
@@ -231,7 +232,7 @@ TABLES: tuple[Table, ...] = (
         format=plain,
         words=(("peer", "metrics.peer"),),
         same=("data.hash", "metrics.kernels"),
-        caption="Peak memory of three such steps over what is resident before the first, each side in its own process.",
+        caption="Peak memory of three such steps above the memory used before, each library in its own process.",
         command="python -m experiments.grids",
     ),
     Table(
@@ -240,7 +241,7 @@ TABLES: tuple[Table, ...] = (
         label="config.case",
         cells=several(
             **{
-                "seconds an epoch": "metrics.before_s",
+                "seconds per epoch": "metrics.before_s",
                 "converted": "metrics.after_s",
                 "times faster": "metrics.faster",
             },
@@ -251,9 +252,10 @@ TABLES: tuple[Table, ...] = (
         words=(("than compiled", "metrics.than_compiled"),),
         same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
         caption=(
-            "Models as PyG's and torch's users write them, before and after `gconv.convert`, and before under "
-            "torch.compile (its faster mode): an epoch is one step of Adam on everything. The losses of five steps "
-            "without dropout, and the gradients of the first, agreed to rounding before (`gap` in the rows)."
+            "Models written in PyG and torch, before and after `gconv.convert`; `than compiled` compares the "
+            "converted model with the original under torch.compile, in its faster mode. An epoch is one step of Adam "
+            "on the whole data set. Before timing, the losses of five steps without dropout and the gradients of the "
+            "first step were compared and agreed up to rounding (`gap` in the rows)."
         ),
         command="python -m experiments.speed.whole_models",
     ),

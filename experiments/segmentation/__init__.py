@@ -1,1 +1,1 @@
-"""Experiments in segmentation."""
+"""Image segmentation."""

@@ -1,19 +1,19 @@
-"""Red cells, white cells and platelets as areas: a U-Net on pixels, and graph networks on superpixels, by one loop.
+"""Segmentation of red cells, white cells and platelets: a U-Net on pixels, and graph networks on superpixels.
 
-    unet         three levels of two 3x3 convolutions, max pooling, transposed convolutions, skips
-    sage, gcn    three layers on SLIC superpixels joined where they touch; a superpixel has the mean and deviation of
-                 its colours, its share of the photo, and whether it lies at the border
+    unet         three levels of two 3x3 convolutions, max pooling, transposed convolutions, skip connections
+    sage, gcn    three layers on the adjacency graph of SLIC superpixels; features are the mean and standard deviation
+                 of the colours, the relative area, and whether a superpixel touches the border
 
-BCCD has boxes and no masks, so the masks are drawn from the boxes: the ellipse in each box, red cells first, white
-cells over them, platelets on top. A score says how well a network finds these ellipses, and no more.
+BCCD has boxes but no masks, so masks are drawn from the boxes: the ellipse in each box, first red cells, then white
+cells, then platelets. The scores measure how well a network finds these ellipses.
 
 Protocol: the split of `experiments.detection`, photos at a quarter of their size (160 x 120); `steps` steps of Adam
-with one cycle of the learning rate on the cross-entropy of `batch` photos, mirrored; classes weighted by one over the
-root of their share of the training pixels. The last weights, in half precision, are tested; nothing is selected, and
-the photos for validation are scored beside. Score: for each class the intersection over the union of all pixels of the
-test photos, and the mean of the four. `best possible` gives each superpixel its most frequent class.
+with a one-cycle learning rate on the cross-entropy of `batch` photos, randomly mirrored; classes are weighted by the
+inverse square root of their frequency in the training pixels. The last weights are tested in half precision, without
+model selection; the validation photos are scored as well. Score: intersection over union of each class over all pixels
+of the test photos, and the mean over the four classes. `best possible` assigns each superpixel its most frequent class.
 
-    python -m experiments.sweep cells                        what is missing, one process a run
+    python -m experiments.sweep cells                        run missing runs, one process per run
     python -m experiments.segmentation.cells --model sage
     python -m experiments.segmentation.predict PHOTO --out areas.png
 """
@@ -52,25 +52,25 @@ SHRINK = 4
 
 @dataclass(frozen=True)
 class Config:
-    """One network and its training."""
+    """Network and training options."""
 
     model: Literal["unet", "sage", "gcn", "all"] = "all"
     dataset: Literal["bccd", "random"] = "bccd"
-    """random: generated cells, to see that everything works."""
+    """random: generated cells, for testing."""
     width: int = 8
     """unet: channels of the first level."""
     hidden: int = 64
-    """Graphs: channels of the layers between."""
+    """Graph networks: channels of the hidden layers."""
     segments: int = 600
-    """Graphs: superpixels in a photo, about."""
+    """Graph networks: approximate number of superpixels per photo."""
     batch: int = 4
     steps: int = 300
     lr: float = 0.005
-    """At its peak."""
+    """Peak learning rate."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("width", "hidden", "segments", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -79,7 +79,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     return [replace(config, model=model, seed=config.seed + s) for s in range(seeds) for model in models]
 
@@ -89,7 +89,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 @lru_cache(maxsize=1)
 def photos(dataset: str, root: Path | None = None) -> BoxSet:
-    """The photos, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The photos, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "bccd":
         return load_bccd(root, shrink=SHRINK)
     generator = np.random.default_rng(0)
@@ -130,12 +130,12 @@ def masks(data: BoxSet) -> Tensor:
 
 
 def ready(images: Tensor) -> Tensor:
-    """Bytes as the networks read them."""
+    """Normalise bytes for the networks."""
     return images.float() / 127.5 - 1
 
 
 class Step(NamedTuple):
-    """What a loss is made of: logits are `model(x, graph)`; a target is shares of the classes, a weight that of area.
+    """A training step: logits are `model(x, graph)`; targets are class proportions, weights are relative areas.
 
     Shapes: target (b, 4, h, w) or (n, 4); weight (b, 1, h, w) or (n, 1).
     """
@@ -147,13 +147,13 @@ class Step(NamedTuple):
 
 
 class OnPixels:
-    """Photos as they are."""
+    """Photos as pixels."""
 
     def __init__(self, data: BoxSet, truth: Tensor, config: Config):
         self.x, self.truth = ready(data.images), truth
 
     def draw(self, rows: Sequence[int], mirrored: Sequence[bool]) -> list[Step]:
-        """Some photos, mirrored left to right or not, as one step."""
+        """A batch of photos, randomly mirrored, as one step."""
         x = torch.stack([self.x[i].flip(-1) if m else self.x[i] for i, m in zip(rows, mirrored, strict=True)])
         y = torch.stack([self.truth[i].flip(-1) if m else self.truth[i] for i, m in zip(rows, mirrored, strict=True)])
         target = F.one_hot(y, len(NAMES)).movedim(-1, 1).float()
@@ -165,7 +165,7 @@ class OnPixels:
 
 
 class OnSuperpixels:
-    """Each photo as one graph, which mirroring leaves as it is."""
+    """Each photo as a graph, which is invariant to mirroring."""
 
     def __init__(self, data: BoxSet, truth: Tensor, config: Config):
         from skimage.segmentation import slic
@@ -181,7 +181,7 @@ class OnSuperpixels:
         self.steps = [step._replace(x=(step.x - mean) / std) for step in self.steps]
 
     def draw(self, rows: Sequence[int], mirrored: Sequence[bool]) -> list[Step]:
-        """Some photos, one step each."""
+        """Photos, one step each."""
         return [self.steps[i]._replace(weight=self.steps[i].weight / len(rows)) for i in rows]
 
     def map(self, i: int, values: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class OnSuperpixels:
 
 
 def superpixels(image: np.ndarray, classes: np.ndarray, parts: np.ndarray) -> Step:
-    """The graph of a label map (h, w) of an image (h, w, 3).
+    """The superpixel graph of a label map (h, w) of an image (h, w, 3).
 
     >>> step = superpixels(np.ones((1, 4, 3)), np.array([[0, 2, 2, 2]]), np.array([[0, 0, 1, 1]]))
     >>> step.target.tolist(), step.weight[:, 0].tolist()
@@ -243,7 +243,7 @@ def loss_of(model: nn.Module, step: Step, classes: Tensor) -> Tensor:
 
 
 def fit(model: nn.Module, task: OnPixels | OnSuperpixels, train: range, classes: Tensor, config: Config) -> Any:
-    """Train; what rows say of it. Raises: ArithmeticError where the loss is no longer a number."""
+    """Train. Returns: metrics for the row. Raises: ArithmeticError if the loss becomes NaN or infinite."""
     adam = torch.optim.Adam(model.parameters())
     cycle = torch.optim.lr_scheduler.OneCycleLR(adam, config.lr, config.steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(config.seed)
@@ -279,7 +279,7 @@ def found(model: nn.Module, task: OnPixels | OnSuperpixels, i: int) -> Tensor:
 
 
 def ious(guesses: Sequence[Tensor], truths: Tensor) -> dict[str, float]:
-    """Intersection over union of each class, over all pixels, and their mean; 1 for a class that is nowhere.
+    """Intersection over union of each class over all pixels, and their mean; 1 for absent classes.
 
     >>> ious([torch.tensor([0, 0, 1, 1])], torch.tensor([[0, 1, 1, 1]]))["iou_RBC"]
     0.6666666666666666
@@ -292,7 +292,7 @@ def ious(guesses: Sequence[Tensor], truths: Tensor) -> dict[str, float]:
 
 
 def overlay(photo: Tensor, classes: Tensor, strength: float = 0.45) -> Tensor:
-    """A photo (3, h, w) of bytes with its pixels tinted by class (h, w); the background stays."""
+    """A uint8 photo (3, h, w) with pixels coloured by class (h, w), except the background."""
     tint = torch.tensor(COLOURS)[classes].movedim(-1, 0).float()
     mixed = torch.where(classes > 0, (1 - strength) * photo + strength * tint, photo.float())
     return mixed.round().to(torch.uint8)
@@ -302,7 +302,7 @@ def overlay(photo: Tensor, classes: Tensor, strength: float = 0.45) -> Tensor:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = photos(config.dataset, place.root)
     truth, parts = masks(data), data.parts
     common.seed_everything(config.seed)
@@ -311,7 +311,7 @@ def run(config: Config, place: Place) -> common.Outcome:
     share = F.one_hot(truth[list(parts["train"])], len(NAMES)).float().mean((0, 1, 2))
     weights = share.clamp(min=1e-4).rsqrt()
     metrics = fit(model, task, parts["train"], weights / (weights * share).sum(), config)
-    model.load_state_dict(copy.deepcopy(model).half().state_dict())  # rounded, as they are kept in a file
+    model.load_state_dict(copy.deepcopy(model).half().state_dict())  # rounded as in the saved file
     val, test = ([found(model, task, i) for i in parts[part]] for part in ("val", "test"))
     metrics |= {f"val_{k}": v for k, v in ious(val, truth[list(parts["val"])]).items()}
     metrics |= ious(test, truth[list(parts["test"])])
@@ -327,7 +327,7 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def picture(photo: Tensor, classes: Tensor) -> str:
-    """An overlay as the base64 text of a small JPEG file."""
+    """An overlay as a small JPEG file in base64."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -336,7 +336,7 @@ def picture(photo: Tensor, classes: Tensor) -> str:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = photos(config.dataset, root)
     return common.Data(f"{data.label}, masks drawn from boxes", data.content_hash)
 
@@ -345,7 +345,7 @@ SCORES = {"mean IoU": "mean_iou"} | {name: f"iou_{name}" for name in NAMES}
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for model in dict.fromkeys(row["config"]["model"] for row in rows):
         all_ = [row["metrics"] for row in rows if row["config"]["model"] == model]
         shown = ", ".join(f"{title} {mean_std(100)([m[name] for m in all_])}" for title, name in SCORES.items())
@@ -387,7 +387,7 @@ TABLE = Table(
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """The first test photo: the mask drawn from boxes, and what each network says."""
+    """Draw the first test photo: the mask drawn from boxes, and the prediction of each network."""
     from PIL import Image
 
     first = {row["config"]["model"]: row["metrics"]["pictures"] for row in reversed(rows)}

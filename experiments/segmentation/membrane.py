@@ -1,22 +1,22 @@
-"""Cells and membranes in electron microscopy: a U-Net on pixels, and graph networks on superpixels, by the same loop.
+"""Segmentation of cell membranes in electron microscopy: a U-Net on pixels, and graph networks on superpixels.
 
-    unet              three levels of two 3x3 convolutions, max pooling, transposed convolutions, skips
-    gcn, sage, cheb   three layers on SLIC superpixels joined where they touch; a superpixel has the mean, deviation,
-                      least and largest grey value of its pixels, and its share of the image
+    unet              three levels of two 3x3 convolutions, max pooling, transposed convolutions, skip connections
+    gcn, sage, cheb   three layers on the adjacency graph of SLIC superpixels; features are the mean, standard
+                      deviation, minimum and maximum of the grey values, and the relative area
 
-Protocol: 30 slices of 512 x 512 pixels at half the resolution. The last 6 are for testing, the 4 before them for
-validation. Adam on the cross-entropy of a pixel (of a superpixel: against its share of cell, weighted by its area);
-crops for the U-Net and whole slices for the graphs, turned and mirrored, which leaves the graphs as they are. The
-weights of lowest validation loss, of ten times that it is looked at, are kept. The test slices are read once, at the
-end, at full resolution (probabilities interpolated).
+Protocol: 30 slices of 512 x 512 pixels at half resolution. The last 6 are for testing, the 4 before them for
+validation. Adam on the cross-entropy of pixels (for superpixels, of the proportion of cell pixels, weighted by area);
+crops for the U-Net and whole slices for the graphs, with rotations and reflections (to which the graphs are
+invariant). The validation loss is computed ten times, and the weights with the lowest one are kept. The test slices are
+read once, at the end, at full resolution (with interpolated probabilities).
 
-Scores, means over the test slices: mean IoU of the two classes and the share of wrong pixels, both at probability 1/2;
-for the cells, as connected parts, the adapted Rand error and the variation of information (scikit-image, membranes
-left out), at the threshold of lowest Rand error on the validation slices. `best possible` gives each superpixel its
-majority. `transfer_gap` of a U-Net's row is the largest difference, relative to the largest logit, that
-`gconv.transfer` to a shuffled graph of pixels makes.
+Scores are means over the test slices: mean IoU of the two classes and the fraction of wrong pixels, both at probability
+1/2; for cells as connected components, the adapted Rand error and the variation of information (scikit-image, without
+membranes), at the threshold with the lowest Rand error on the validation slices. `best possible` assigns each
+superpixel its majority class. `transfer_gap` in the row of a U-Net is the largest difference, relative to the largest
+logit, after `gconv.transfer` to a shuffled pixel graph.
 
-    python -m experiments.sweep membrane                      what is missing, one process a run
+    python -m experiments.sweep membrane                      run missing runs, one process per run
     python -m experiments.segmentation.membrane --model cheb
 """
 
@@ -49,27 +49,27 @@ FEATURES = 5
 
 @dataclass(frozen=True)
 class Config:
-    """One network and its training."""
+    """Network and training options."""
 
     model: Literal["unet", "gcn", "sage", "cheb", "all"] = "all"
     dataset: Literal["membrane", "random"] = "membrane"
-    """random: generated cells, to see that everything works."""
+    """random: generated cells, for testing."""
     width: int = 16
     """unet: channels of the first level."""
     hidden: int = 64
-    """Graphs: channels of the layers between."""
+    """Graph networks: channels of the hidden layers."""
     segments: int = 2000
-    """Graphs: superpixels in a slice, about."""
+    """Graph networks: approximate number of superpixels per slice."""
     crop: int = 128
     """unet: side of a crop, at half the resolution; a multiple of 4."""
     batch: int = 4
-    """unet: crops in a step. Graphs: one slice in a step."""
+    """unet: number of crops per step. Graph networks use one slice per step."""
     steps: int = 300
     lr: float = 0.003
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("width", "hidden", "segments", "batch", "steps", "crop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -80,7 +80,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run."""
+    """One configuration per run."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     return [replace(config, model=model, seed=config.seed + s) for s in range(seeds) for model in models]
 
@@ -90,13 +90,13 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 @lru_cache(maxsize=2)
 def slices(dataset: str, root: Path | None = None) -> MaskSet:
-    """The images, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The images, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "membrane":
         return load_membrane(root)
     generator = np.random.default_rng(0)
     places = np.stack(np.meshgrid(np.arange(64), np.arange(64), indexing="ij"), -1).reshape(-1, 1, 2)
     masks = []
-    for _ in range(10):  # the cells of some points; membranes lie where two are about as near
+    for _ in range(10):  # Voronoi cells of random points; membranes are between the cells
         near = np.sort(np.linalg.norm(places - generator.uniform(0, 64, (12, 2)), axis=-1), 1)
         masks.append((near[:, 1] - near[:, 0] > 3).reshape(64, 64))
     grey = np.stack(masks) * 120 + generator.integers(0, 100, (10, 64, 64))
@@ -106,7 +106,7 @@ def slices(dataset: str, root: Path | None = None) -> MaskSet:
 
 
 class Parts(NamedTuple):
-    """Numbers of the slices to train on, to select with and to test on."""
+    """Indices of the slices for training, validation and testing."""
 
     train: range
     val: range
@@ -114,7 +114,7 @@ class Parts(NamedTuple):
 
 
 def split(count: int) -> Parts:
-    """The last fifth is for testing, a seventh before it for validation.
+    """Split: the last fifth is for testing, a seventh before it for validation.
 
     >>> split(30)
     Parts(train=range(0, 20), val=range(20, 24), test=range(24, 30))
@@ -124,7 +124,7 @@ def split(count: int) -> Parts:
 
 
 class Step(NamedTuple):
-    """What a loss is made of: logits are `model(x, graph)`; weights add up to 1."""
+    """A training step: logits are `model(x, graph)`; weights sum to 1."""
 
     x: Tensor
     graph: Graph | None
@@ -133,12 +133,12 @@ class Step(NamedTuple):
 
 
 def halved(images: Tensor) -> Tensor:
-    """(b, h, w) -> (b, h / 2, w / 2), means of four pixels."""
+    """(b, h, w) -> (b, h / 2, w / 2), by averaging four pixels."""
     return F.avg_pool2d(images.float()[:, None], 2)[:, 0]
 
 
 class OnPixels:
-    """Crops of the slices for training, whole slices for everything else."""
+    """Crops of slices for training, whole slices otherwise."""
 
     def __init__(self, data: MaskSet, config: Config):
         train = split(len(data.images)).train
@@ -147,7 +147,7 @@ class OnPixels:
         self.y, self.config = halved(data.masks), config
 
     def draw(self, train: range, generator: torch.Generator) -> Step:
-        """Some crops, turned and mirrored."""
+        """Random crops, rotated and mirrored."""
         side = min(self.config.crop, self.x.shape[-1])
         xs: list[Tensor] = []
         ys: list[Tensor] = []
@@ -173,7 +173,7 @@ class OnPixels:
 
 
 class OnSuperpixels:
-    """Each slice as one graph."""
+    """Each slice as a graph."""
 
     def __init__(self, data: MaskSet, config: Config):
         from skimage.segmentation import slic
@@ -202,7 +202,7 @@ class OnSuperpixels:
 
 
 def superpixels(image: np.ndarray, mask: np.ndarray, parts: np.ndarray) -> Step:
-    """The graph of a label map: parts are joined where two pixels touch.
+    """The superpixel graph of a label map: parts with adjacent pixels are connected.
 
     >>> step = superpixels(np.eye(2), np.eye(2), np.array([[0, 0], [1, 2]]))
     >>> step.graph.edge_index.tolist(), step.target[:, 0].tolist(), step.x[:, 0].tolist()
@@ -221,7 +221,7 @@ def superpixels(image: np.ndarray, mask: np.ndarray, parts: np.ndarray) -> Step:
 
 
 def touching(parts: np.ndarray) -> Graph:
-    """The graph of a label map's parts, joined where two pixels touch.
+    """The adjacency graph of the parts of a label map.
 
     >>> touching(np.array([[0, 0, 1]])).edge_index.tolist()
     [[1, 0], [0, 1]]
@@ -271,14 +271,14 @@ def _twice(i: int, o: int) -> nn.Sequential:
 
 
 def operators(config: Config) -> list[OperatorSpec]:
-    """The graph network as data."""
+    """The operators of the graph network."""
     widths = ((FEATURES, config.hidden), (config.hidden, config.hidden), (config.hidden, 1))
     make: Any = {"gcn": gcn, "sage": sage, "cheb": lambda i, o: cheb(i, o, k=3)}[config.model]
     return [make(i, o) for i, o in widths]
 
 
 class GraphNetwork(nn.Module):
-    """Graph convolutions with ReLU between. Shapes: (n, features) -> logits (n, 1)."""
+    """Graph convolutions with ReLU between them. Shapes: (n, features) -> logits (n, 1)."""
 
     def __init__(self, specs: Sequence[OperatorSpec]):
         super().__init__()
@@ -306,9 +306,9 @@ def loss_of(model: nn.Module, step: Step) -> Tensor:
 
 
 def fit(model: nn.Module, task: OnPixels | OnSuperpixels, parts: Parts, config: Config) -> dict[str, Any]:
-    """Train, and keep the weights of lowest validation loss.
+    """Train, and keep the weights with the lowest validation loss.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     adam = torch.optim.Adam(model.parameters(), config.lr)
     generator = torch.Generator().manual_seed(config.seed)
@@ -338,7 +338,7 @@ def fit(model: nn.Module, task: OnPixels | OnSuperpixels, parts: Parts, config: 
 
 @torch.no_grad()
 def probabilities(model: nn.Module, task: OnPixels | OnSuperpixels, i: int) -> Tensor:
-    """Of being inside of a cell, at full resolution."""
+    """Probabilities of being inside a cell, at full resolution."""
     model.eval()
     step = task.whole(i)
     logits = model(step.x) if step.graph is None else model(step.x, step.graph)
@@ -354,7 +354,7 @@ def doubled(image: Tensor) -> Tensor:
 
 
 def pixel_scores(found: Tensor, mask: Tensor) -> dict[str, float]:
-    """Mean IoU of the two classes, and the share of wrong pixels.
+    """Mean IoU of the two classes, and the fraction of wrong pixels.
 
     >>> pixel_scores(torch.tensor([True, True, False, False]), torch.tensor([True, False, False, False]))
     {'mean_iou': 0.5833333333333333, 'pixel_error': 0.25}
@@ -365,12 +365,12 @@ def pixel_scores(found: Tensor, mask: Tensor) -> dict[str, float]:
 
 
 def cell_scores(found: Tensor, mask: Tensor) -> dict[str, float]:
-    """Adapted Rand error, and the two halves of the variation of information added, of the connected parts."""
+    """Adapted Rand error and variation of information (sum of its two parts) of connected components."""
     from skimage.measure import label
     from skimage.metrics import adapted_rand_error, variation_of_information
 
     truth, guess = (label(v.numpy(), connectivity=1) for v in (mask, found))
-    if not guess.any():  # nothing was found: every pixel of a cell is in one wrong part
+    if not guess.any():  # no membrane was found: all pixels are in one component
         guess = np.ones_like(guess)
     error = float(adapted_rand_error(truth, guess, ignore_labels=(0,))[0])
     return {"rand_error": error, "variation": float(sum(variation_of_information(truth, guess, ignore_labels=(0,))))}
@@ -383,7 +383,7 @@ def scores(maps: Sequence[Tensor], masks: Tensor, threshold: float) -> dict[str,
 
 
 def transfer_gap(model: UNet, seed: int = 0) -> float:
-    """Largest difference of logits between the network and its transfer to a shuffled graph of 16 x 16 pixels."""
+    """Largest difference of the logits of the network and its transfer to a shuffled graph of 16 x 16 pixels."""
     generator = torch.Generator().manual_seed(seed)
     double = copy.deepcopy(model).double().eval()
     image = torch.rand(1, 1, 16, 16, dtype=torch.float64, generator=generator)
@@ -398,7 +398,7 @@ def transfer_gap(model: UNet, seed: int = 0) -> float:
 
 
 def drawing(found: Tensor, mask: Tensor, side: int = 128) -> str:
-    """The upper left corner as hex digits, two pixels a byte: 0 membrane, 1 missed, 2 invented membrane, 3 cell."""
+    """The upper left corner as hex digits, two pixels per byte: 0 membrane, 1 missed, 2 false membrane, 3 cell."""
     codes = (2 * mask.int() + found.int())[:side, :side].flatten().to(torch.uint8).numpy()
     return (codes[::2] * 16 + codes[1::2]).tobytes().hex()
 
@@ -407,7 +407,7 @@ def drawing(found: Tensor, mask: Tensor, side: int = 128) -> str:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = slices(config.dataset, place.root)
     common.seed_everything(config.seed)
     parts, model = split(len(data.images)), network(config)
@@ -427,13 +427,13 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = slices(config.dataset, root)
     return common.Data(data.label, data.content_hash)
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for model in dict.fromkeys(row["config"]["model"] for row in rows):
         found = [row["metrics"] for row in rows if row["config"]["model"] == model]
         shown = (f"{name} {mean_std(1, 3)([m[name] for m in found])}" for name in SCORES.values())
@@ -478,7 +478,7 @@ TABLE = Table(
 
 
 def draw(axes: Any, rows: Sequence[common.Row]) -> None:
-    """A picture a network: the corner of the first test slice, by what is right and wrong."""
+    """Draw a corner of the first test slice for each network, coloured by correct and wrong pixels."""
     colours = np.array([[40, 40, 40], [220, 60, 40], [60, 110, 220], [235, 235, 235]], np.uint8)
     first = {row["config"]["model"]: row["metrics"]["picture"] for row in reversed(rows)}
     names, pictures = [m for m in MODELS if m in first], []

@@ -1,10 +1,10 @@
-"""The cells in a photo as coloured areas: how much of the photo each kind covers, and a picture.
+"""Segment the blood cells in a photo: print the area of each kind, and draw a picture.
 
     python -m experiments.segmentation.predict PHOTO --out areas.png
 
-The photo shows cells as BCCD's do: a red cell is about a sixth as wide as the photo is. It may have another size,
-colour mode or bit depth; its longer side is brought to 160 pixels for the network. The network is the U-Net of
-`experiments.segmentation.cells`, seed 0, which learned ellipses drawn into boxes.
+The photo should be similar to those of BCCD, in which a red cell is about a sixth of the width of the photo. Any size,
+colour mode and bit depth is supported; the longer side is resized to 160 pixels. The network is the U-Net of
+`experiments.segmentation.cells`, seed 0, trained on ellipses drawn into boxes.
 """
 
 from collections.abc import Sequence
@@ -27,30 +27,30 @@ LONG_SIDE = 160
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at, and where the answer goes."""
+    """Input and output."""
 
     photo: Annotated[Path, tyro.conf.Positional]
     """JPEG, PNG, BMP or TIFF file."""
     out: Path | None = None
-    """Picture with the areas to write, .png or .jpg; without it only the shares are printed."""
+    """Picture to write, .png or .jpg; without it only the areas are printed."""
     checkpoint: Path = CHECKPOINT
-    """The network's weights, as `experiments.segmentation.cells` leaves them."""
+    """Weights of the network, as written by `experiments.segmentation.cells`."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         predicting.checked_picture(self.out)
 
 
 def restored(path: Path) -> ColourUNet:
-    """The network in a file. Raises: InputError, OSError."""
+    """Load the network from a file. Raises: InputError, OSError."""
     return predicting.restored(path, ColourUNet(Config().width))
 
 
 @torch.no_grad()
 def predict(model: ColourUNet, photo: Tensor) -> Tensor:
-    """The class of each pixel of a photo (3, h, w) of bytes: (h, w).
+    """The class of each pixel of a uint8 photo (3, h, w), as (h, w).
 
-    Raises: ValueError for a photo of one pixel in one direction per 20 in the other, or less than 16 x 16.
+    Raises: ValueError if one side is more than 20 times the other, or if the photo is smaller than 16 x 16.
     """
     small, _ = predicting.shrunk(photo, LONG_SIDE, 16, "cells")
     h, w = small.shape[-2:]
@@ -59,7 +59,7 @@ def predict(model: ColourUNet, photo: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit with one sentence for what cannot be read or written."""
+    """Command line. Raises: SystemExit with an error message."""
     from PIL import Image
 
     options = tyro.cli(Options, description=__doc__, args=argv)

@@ -1,1 +1,1 @@
-"""Layers and training steps, timed: `python -m experiments.speed`."""
+"""Speed and memory of layers, training steps and models: `python -m experiments.speed`."""

@@ -1,4 +1,4 @@
-"""What `experiments.speed` compares, as data: the cases, their sizes, their goals, and how long each may take."""
+"""The cases of `experiments.speed` as data: sizes, goals and time limits."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -6,13 +6,12 @@ from typing import Any, Literal
 Kind = Literal["limits", "spmm", "layer", "training", "edges", "call", "filter", "signals"]
 LAYERS = ("gcn", "cheb", "sage", "gat", "tag", "appnp")
 MODES = ("default", "max-autotune-no-cudagraphs")
-"""torch.compile's modes in which PyG is measured, too; the faster one counts."""
+"""Modes of torch.compile in which PyG is also measured; the faster one is used."""
 COMPILED = ", compiled "
-"""What stands before the mode in the name of such a side."""
+"""Prefix of the mode in the names of compiled variants."""
 
-# The forms in which PyG takes a graph, for each layer the ones that it has. "cached": the layer keeps its normalised
-# graph. "normalised": done once, outside of the layer, which is told so; TAGConv has no cache. ChebConv takes an
-# edge_index alone.
+# The graph formats that each PyG layer supports. "cached": the layer caches its normalised graph. "normalised": the
+# graph is normalised once, outside the layer (TAGConv has no cache). ChebConv supports only edge_index.
 FORMS: dict[str, tuple[str, ...]] = {
     "gcn": ("PyG edge_index", "PyG edge_index cached", "PyG CSR cached"),
     "cheb": ("PyG edge_index",),
@@ -21,67 +20,67 @@ FORMS: dict[str, tuple[str, ...]] = {
     "tag": ("PyG edge_index", "PyG CSR normalised"),
     "appnp": ("PyG edge_index cached", "PyG CSR cached"),
 }
-# Where PyG's layer also takes the features as a CSR tensor, it has that in the training steps, too.
+# If PyG's layer also accepts features as a CSR tensor, this variant is measured in training steps.
 SPARSE_FEATURES = ("gcn", "gat", "appnp")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison."""
+    """A comparison."""
 
     case: str
     kind: Kind
     compared: bool = True
-    """Whether there is a peer."""
+    """Whether gconv is compared with a peer."""
     group: str = ""
-    """Cases whose geometric mean has a goal, or through which a line is fitted."""
+    """Group of cases with a goal for their geometric mean, or to which an exponent is fitted."""
     op: str = ""
     nodes: int = 0
     edges: int = 0
-    """Directed edges, each beside its reverse."""
+    """Number of directed edges; each has its reverse."""
     channels: tuple[int, ...] = ()
-    """Widths from the signal to the output."""
+    """Channel widths from the input to the output."""
     density: float = 1.0
-    """Share of the features that are not zero."""
+    """Fraction of non-zero features."""
     backward: bool = True
     against: str = ""
-    """The peer to compare with; the fastest where empty."""
+    """The peer to compare with; if empty, the fastest."""
     goal: float = 0.0
-    """How many times faster than that peer gconv should be; 0 for no goal."""
+    """Goal: how many times faster than that peer gconv should be; 0 for none."""
     memory: bool = False
-    """Whether `experiments.speed.memory` takes each side's peak memory."""
+    """Whether `experiments.speed.memory` measures the peak memory of this case."""
     memory_goal: float = 0.0
-    """The share of that peer's peak memory that gconv should stay below; 0 for no goal."""
+    """Goal: maximum fraction of that peer's peak memory; 0 for none."""
     budget: float = 10.0
-    """Seconds that the rounds may take; three rounds are taken anyway."""
+    """Time limit of the rounds in seconds; at least three rounds are run."""
     rounds: int = 40
-    """At most."""
+    """Maximum number of rounds."""
     threads: int = 0
-    """0 for all; one thread is measured in processor time."""
+    """Number of threads, 0 for all; with one thread, processor time is measured."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is."""
+    """The sizes of all cases."""
 
     nodes: int = 170_000
     edges: int = 2_330_000
-    """Plus a self-loop a node: 2.5 million non-zeros."""
+    """Number of edges; with a self-loop per node, 2.5 million non-zeros."""
     widths: tuple[int, ...] = (16, 64, 128, 256)
     cora: tuple[int, int, tuple[int, ...], float] = (2708, 10_556, (1433, 16, 7), 0.0127)
-    """Nodes, edges, widths, share of the features that are not zero."""
+    """Nodes, edges, widths, and fraction of non-zero features."""
     pubmed: tuple[int, int, tuple[int, ...], float] = (19_717, 88_648, (500, 16, 3), 0.1)
     growth: tuple[int, ...] = (1_000, 3_160, 10_000, 31_600, 100_000, 316_000, 1_000_000, 3_160_000, 10_000_000)
-    """Edges, 16 a node."""
+    """Numbers of edges, with 16 edges per node."""
     heard: int = 100_000
-    """Edges from which on memory is measured: below, the noise of a process is as large."""
+    """Number of edges from which memory is measured; for fewer edges it is comparable to the noise of a process."""
     signals: tuple[int, int] = (20_000, 32)
     """Nodes and signals of the filter."""
     batch: tuple[int, int, int] = (5_000, 40_000, 32)
     """Nodes, edges and signals of attention on many signals of one graph."""
     budget: float = 1.0
-    """Times each case's budget."""
+    """Factor for the time limit of each case."""
 
 
 FULL = Sizes()
@@ -93,7 +92,7 @@ MODELS = {"cora": "Cora's size", "pubmed": "PubMed's size"}
 
 
 def cases(sizes: Sizes = FULL, threads: int = 0, seed: int = 0) -> list[Case]:
-    """All comparisons, in the order of the table in docs/results/speed.md."""
+    """All cases, in the order of the table in docs/results/speed.md."""
     found = [Case("limits of the machine", "limits", compared=False, rounds=10, budget=20, threads=threads, seed=seed)]
     large: dict[str, Any] = {"nodes": sizes.nodes, "edges": sizes.edges}
     where = f"{sizes.nodes} nodes, {sizes.edges + sizes.nodes} non-zeros"
@@ -176,7 +175,7 @@ def _within(case: Case, share: float) -> Case:
 
 
 def _widths(op: str, channels: tuple[int, ...]) -> str:
-    """What the sizes are, in words.
+    """A description of the sizes.
 
     >>> _widths("gat", (128, 64)), _widths("appnp", (128, 64)), _widths("cheb", (1433, 16, 7))
     ('128 -> 8 heads of 8', '64 channels, 10 steps', '1433 -> 16 -> 7, K = 3')
@@ -190,7 +189,7 @@ def _widths(op: str, channels: tuple[int, ...]) -> str:
     return " -> ".join(map(str, channels)) + extra
 
 
-# Goals for several cases together: group, what must hold of their geometric mean, in times faster.
+# Goals for groups of cases: group -> geometric mean of how many times faster gconv should be.
 MEANS = {"layers": 6.5, "training": 10.0}
 FLOOR = 1.35
 """The geometric mean over the layers of gconv's time by that of its bare products must not be more."""

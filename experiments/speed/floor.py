@@ -1,8 +1,8 @@
-"""The floor of a layer's time: the products that no implementation of it can do without, run bare.
+"""A lower bound for the time of a layer: only the matrix and sparse products that every implementation needs.
 
-Forward and backward of K terms from i to o channels take the matrix products X [W_1 .. W_K], dY [W_1 .. W_K]^T and
-X^T [dY_1 .. dY_K], each as one product, and sparse products of the narrower width. Here they write into buffers that
-were made beforehand; nothing is normalised, added, saved or allocated, and no Python runs between autograd's nodes.
+Forward and backward pass of K terms from i to o channels need the matrix products X [W_1 .. W_K], dY [W_1 .. W_K]^T
+and X^T [dY_1 .. dY_K], each as one product, and sparse products of the smaller width. Here they write to preallocated
+buffers; nothing is normalised, added, saved or allocated, and there is no overhead of autograd.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from gconv.kernels import CSR, sddmm, spmm_rows, xt_y
 
 
 class Products(NamedTuple):
-    """What a step of a layer, forward and backward, is made of."""
+    """The products of a forward and backward pass of a layer."""
 
     terms: int
-    """Weights W_k; 0 where nothing is mixed."""
+    """Number of weights W_k; 0 if channels are not mixed."""
     sparse: int
-    """Products with S or its transpose, at the output's width."""
+    """Number of products with S or its transpose, at the width of the output."""
     sampled: int = 0
-    """Products sampled at the entries of S: the gradient of learned entries."""
+    """Number of products sampled at the entries of S, for the gradient of learned entries."""
 
 
 PRODUCTS = {
@@ -37,7 +37,7 @@ PRODUCTS = {
 
 
 def floor(case: Case) -> measure.Step:
-    """A step of the bare products of a layer's case."""
+    """A step that computes only the products of a case."""
     need, (n, i, o) = PRODUCTS[case.op], (case.nodes, case.channels[0], case.channels[-1])
     wide = need.terms * o
     x, dy, W, all_dy = torch.randn(n, i), torch.randn(n, o), torch.randn(i, wide), torch.randn(n, wide)

@@ -1,24 +1,24 @@
-"""Layers, training steps and single products in gconv against PyG, torch.sparse, scipy and PyGSP: goals, and what came.
+"""Speed of layers, training steps and single products compared with PyG, torch.sparse, scipy and PyGSP, with goals.
 
-Protocol: one file of cases, `experiments.speed.cases`. All sides of a case run in the same process, on the same data
-and with the same weights; their values and gradients must agree before a clock starts. Then they take turns, one
-measurement each a round, whoever begins alternating. A ratio is the median over rounds of the peer's seconds by
-gconv's, with its quartiles; the peer is the fastest one (by its median), or the one that the case names. PyG runs in
-every form that the layer takes: edge_index, with its cache where there is one, torch's CSR adjacency, and in the
-training steps sparse features where it takes them; and in layers, training steps and single calls each form under
-torch.compile, in the default mode and by max-autotune-no-cudagraphs. A form that torch.compile refuses is named in the
-row. Layers are also compared with their floor: the matrix products and bare sparse products that they need, in buffers
-made beforehand (`experiments.speed.floor`). Peak memory is `experiments.speed.memory`'s, on the same cases.
+Protocol: the cases are listed in `experiments.speed.cases`. All implementations of a case run in the same process, on
+the same data and with the same weights; values and gradients must agree before they are timed. They are timed in
+alternation, one measurement per round, in alternating order. A ratio is the median over rounds of the peer's time
+divided by gconv's, with quartiles; the peer is the fastest one (by its median), or the one named by the case. PyG is
+measured in every variant that the layer supports: edge_index, with caching if available, torch's CSR adjacency, and in
+training steps sparse features if supported; for layers, training steps and single calls also each variant compiled by
+torch.compile, in the default mode and in max-autotune-no-cudagraphs. Variants that torch.compile cannot compile are
+listed in the row. Layers are also compared with the time of the matrix and sparse products alone, in preallocated
+buffers (`experiments.speed.floor`). `experiments.speed.memory` measures peak memory for the same cases.
 
-Large cases run on all threads, in wall time; single calls on one, in processor time. The training steps have no
-optimiser: it would cost both sides the same. Random graphs with power-law degrees, random bags of words.
+Large cases use all threads and wall time, single calls one thread and processor time. Training steps have no optimiser,
+which would cost the same for both. Data: random graphs with power-law degrees, random bags of words.
 
-    python -m experiments.speed                        everything; torch.compile takes a good part of the time
-    python -m experiments.speed --only 'gat layer'     the cases whose name has this in it (a regular expression)
-    python -m experiments.speed --quick                toy sizes, to see that everything works; rows go to runs/
+    python -m experiments.speed                        everything; a large part of the time is spent in torch.compile
+    python -m experiments.speed --only 'gat layer'     cases whose name matches this regular expression
+    python -m experiments.speed --quick                tiny sizes, for testing; rows are written to runs/
 
-Rows hold until their file is removed: a timing is not repeated because some code changed. Official ones are refused
-while other processes are busy.
+Rows remain valid until their file is removed: timings are not repeated when code changes. Official rows are not
+recorded while other processes use the machine.
 """
 
 import re
@@ -41,23 +41,23 @@ from experiments.speed.summary import OURS, remarks
 from gconv.kernels import backend
 
 FLOOR = "floor"
-TOL = {"filter": 1e-10, "layer": 1e-3}  # a layer: gradients that are sums over millions of float32 numbers
+TOL = {"filter": 1e-10, "layer": 1e-3}  # layers have gradients that are sums over millions of float32 values
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which comparisons, and how large."""
+    """Options."""
 
     only: str = ""
-    """A regular expression that the name of a case must contain."""
+    """Run only cases whose name matches this regular expression."""
     quick: bool = False
-    """Toy sizes and three rounds: shows that everything works, and measures nothing."""
+    """Run tiny sizes with three rounds, for testing."""
     threads: int = 0
-    """Threads of the large cases; 0 for all."""
+    """Number of threads of the large cases; 0 for all."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.threads < 0:
             raise ValueError(f"threads must not be negative, not {self.threads}")
         try:
@@ -67,7 +67,7 @@ class Config:
 
 
 def chosen(config: Config) -> list[Case]:
-    """The cases of this command line. Raises: ValueError where there is none."""
+    """The cases selected by the options. Raises: ValueError if there are none."""
     sizes = QUICK if config.quick else FULL
     found = [c for c in cases(sizes, config.threads, config.seed) if re.search(config.only, c.case)]
     if not found:
@@ -79,14 +79,14 @@ def chosen(config: Config) -> list[Case]:
 
 
 def ready(case: Case) -> tuple[dict[str, Side], dict[str, str]]:
-    """The sides of a case, and what torch.compile said of those that it refused; the others are compiled by now."""
+    """The implementations of a case, compiled if necessary, and the errors of torch.compile for those that failed."""
     made, refused = {}, {}
     for name, make in speed_sides.sides(case, MODES).items():
         side = make()
         if COMPILED in name:
             try:
                 side.step()
-            except Exception as error:  # torch.compile documents no class of its errors
+            except Exception as error:  # torch.compile does not document the class of its errors
                 refused[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
                 continue
         made[name] = side
@@ -94,7 +94,7 @@ def ready(case: Case) -> tuple[dict[str, Side], dict[str, str]]:
 
 
 def control(case: Case, made: dict[str, Side]) -> float:
-    """The largest relative difference of any side from gconv. Raises: ValueError where it is more than rounding."""
+    """The largest relative difference of any implementation from gconv. Raises: ValueError if it exceeds rounding."""
     ours, worst = made[OURS].numbers(), 0.0
     for name, side in made.items():
         if name == OURS:
@@ -109,7 +109,7 @@ def control(case: Case, made: dict[str, Side]) -> float:
 
 
 def compared(times: dict[str, np.ndarray], against: str = "") -> dict[str, Any]:
-    """Medians and quartiles of every side, the peer that counts, and how many times faster than each gconv is.
+    """Medians and quartiles of all implementations, the relevant peer, and how many times faster than each gconv is.
 
     >>> times = {"gconv": np.array([1.0, 1.0]), "slow": np.array([9.0, 9.0]), "fast": np.array([2.0, 2.0])}
     >>> found = compared(times)
@@ -143,7 +143,7 @@ def compared(times: dict[str, np.ndarray], against: str = "") -> dict[str, Any]:
 
 
 def run(case: Case) -> common.Outcome:
-    """Check, time, and weigh."""
+    """Check the results, then measure time."""
     common.seed_everything(case.seed, deterministic=False)
     clock = time.process_time if case.threads == 1 else time.perf_counter
     with measure.threads(case.threads):
@@ -171,7 +171,7 @@ def _goal(times: float) -> str:
 
 
 def reached(case: Case) -> dict[str, float]:
-    """The machine's limits as this run finds them: GB/s of a copy, GFLOP/s of a matrix product."""
+    """The measured limits of the machine: GB/s of a copy, GFLOP/s of a matrix product."""
     size = 2048 if case.budget >= 10 else 128
     steps = speed_sides.limits(size // 8, size)
     times = measure.take_turns({name: step for name, (step, _) in steps.items()}, case.rounds, budget=case.budget)
@@ -183,7 +183,7 @@ def reached(case: Case) -> dict[str, float]:
 
 
 def report(rows: list[common.Row]) -> None:
-    """Print what the rows say."""
+    """Print a summary of the rows."""
     for row in rows:
         m = row["metrics"]
         print(row["config"]["case"])
@@ -201,7 +201,7 @@ def report(rows: list[common.Row]) -> None:
 
 
 def announced(case_run: Callable[[Case], common.Outcome], todo: list[Case]) -> Callable[[Case], common.Outcome]:
-    """`run`, saying which case starts and how long the rest may take: a case's budget, and as long to set it up."""
+    """`run` with messages about the current case and the remaining time: twice the time limits of the cases."""
     from rich.console import Console
 
     console, started, spent = Console(stderr=True), time.perf_counter(), [0.0]
@@ -219,12 +219,12 @@ def announced(case_run: Callable[[Case], common.Outcome], todo: list[Case]) -> C
 
 
 def data(case: Case) -> common.Data:
-    """What is compared on; the sizes and the seed decide it."""
+    """The data of a case, determined by the sizes and the seed."""
     return common.Data("random power-law graphs and bags of words", "generated")
 
 
 def place(quick: bool, options: common.Options, name: str = "speed") -> common.Results:
-    """Where rows go: those of toy sizes never to the experiment's own."""
+    """The file for rows; rows of tiny sizes are never written to the experiment's own file."""
     toy = Path(ROOT / "runs" / f"{name}_quick.jsonl")
     return common.Results(toy) if quick and options.results is None else measure.timings(options, name)
 

@@ -1,20 +1,20 @@
-"""Peak memory of gconv and of every form of its peers, beside what any implementation must hold.
+"""Peak memory of gconv and of every variant of its peers, compared with the minimum that any implementation needs.
 
-Protocol: the cases of `experiments.speed` that say so, each side in a process of its own. Weighed is what is resident,
-from before the side's layer and its form of the graph are made to the end of the second step; and a third step alone.
-Where there is a goal, the median of three processes: the C library uses its room again in one way or another.
-The data are there before: x, the gradient that comes back, edge_index. x needs a gradient, and a step hands out the
-value and all gradients together.
+Protocol: the cases of `experiments.speed` that are marked for it, each implementation in a separate process. Measured
+is resident memory, from before the layer and its graph are created to the end of the second step, and for a third step
+alone. If there is a goal, the median of three processes is used, since the C library reuses memory irregularly. The
+data (x, the incoming gradient, edge_index) exist before. x requires a gradient, and a step returns the value and all
+gradients.
 
-The goal is a share of the peer that counts in the row of `experiments.speed`: PyG's fastest form, or the named one. Its
-usual form, edge_index, which writes out a message for each edge, stands beside it. The floor (`floor`) is what is
-left where nothing is wasted, so its share of the fastest form says which goals are within reach.
+The goal is a fraction of the memory of the peer in the row of `experiments.speed`: PyG's fastest variant, or the one
+named. PyG's usual variant, edge_index, which stores a message for each edge, is given as well. The floor (`floor`) is
+the minimum that any implementation needs, and shows which goals can be reached.
 
-    python -m experiments.speed.memory                      everything: 10 minutes or so on two cores
-    python -m experiments.speed.memory --only 'gat layer'   the cases whose name has this in it (a regular expression)
-    python -m experiments.speed.memory --quick              toy sizes, to see that everything works; rows go to runs/
+    python -m experiments.speed.memory                      everything: about 10 minutes on two cores
+    python -m experiments.speed.memory --only 'gat layer'   cases whose name matches this regular expression
+    python -m experiments.speed.memory --quick              tiny sizes, for testing; rows are written to runs/
 
-Rows hold until their file is removed.
+Rows remain valid until their file is removed.
 """
 
 import json
@@ -32,11 +32,11 @@ from experiments.speed.summary import OURS, memory_remarks
 from gconv.kernels import backend
 
 MIB = 1 << 20
-OFTEN = 3  # processes of a side where there is a goal
+OFTEN = 3  # processes per implementation if there is a goal
 
 
 def chosen(config: Config) -> list[Case]:
-    """The cases of this command line. Raises: ValueError where there is none."""
+    """The cases selected by the options. Raises: ValueError if there are none."""
     listed = [c for c in cases(QUICK if config.quick else FULL, config.threads, config.seed) if c.memory]
     found = [c for c in listed if re.search(config.only, c.case)]
     if not found:
@@ -45,16 +45,16 @@ def chosen(config: Config) -> list[Case]:
 
 
 def floor(case: Case) -> dict[str, float]:
-    """MiB at the end of a step: "results", which the caller gets, and the "structure" of who gathers row by row.
+    """Minimum MiB at the end of a step: "results" returned to the caller, and "structure" for row-by-row aggregation.
 
-    results     Y (n, o); with a backward pass dX (n, i), and dW for each weight W, which the side holds too: float32
-    structure   where each row of S begins, int32 (n + 1), and its columns, int32 (e,): a message needs its source.
-                No more, because the graphs are undirected (S^T has the same arrays), their weights are ones (a value of
-                S is a product of numbers of its two nodes, one a node, float32) and loops need no entry
+    results     Y (n, o); with a backward pass dX (n, i), and dW for each weight W, which is also stored: float32
+    structure   row pointers of S, int32 (n + 1), and column indices, int32 (e,). This suffices because the graphs are
+                undirected (S^T has the same arrays), their weights are ones (an entry of S is a product of one float32
+                value per node) and self-loops need no entry
 
-    Nothing is added for what autograd keeps: X and dY are data, and all else can be made again from them. Nor for what
-    is made on the way, which can be a few rows or channels at a time. The results alone bound any implementation; one
-    that reads edge_index itself, as PyG's usual form does, needs no structure of its own.
+    Tensors saved by autograd are not counted, since X and dY are data and everything else can be recomputed; nor are
+    intermediate results, which can be computed for a few rows or channels at a time. The results alone are a bound for
+    any implementation; one that uses edge_index directly, as PyG's usual variant, needs no structure of its own.
     """
     weights = 0
     if case.kind != "spmm":
@@ -67,7 +67,7 @@ def floor(case: Case) -> dict[str, float]:
 
 
 def counts(case: Case) -> str:
-    """The peer that counts: by the row of `experiments.speed`, or timed here where it has none."""
+    """The relevant peer: from the row of `experiments.speed`, or timed here if there is none."""
     if case.against:
         return case.against
     for row in common.Results(common.RESULTS / "speed.jsonl").rows():
@@ -78,7 +78,7 @@ def counts(case: Case) -> str:
 
 
 def run(case: Case) -> common.Outcome:
-    """Weigh all sides, one after another."""
+    """Measure the memory of all implementations, one after another."""
     peer, names = counts(case), [*speed_sides.sides(case)]
     usual = next(name for name in names if name.startswith("PyG edge_index"))
     given, often = json.dumps(asdict(case)), OFTEN if case.memory_goal else 1
@@ -86,7 +86,7 @@ def run(case: Case) -> common.Outcome:
     found = {name: [weigh(name, given) for _ in range(often)] for name in names}
     peaks = {name: sorted(one["peak_mb"] for one in each) for name, each in found.items()}
     steps = {name: median(one["step_peak_mb"] for one in each) for name, each in found.items()}
-    mb = {name: max(median(each), 0.1) for name, each in peaks.items()}  # finer than a page or two is not to be had
+    mb = {name: max(median(each), 0.1) for name, each in peaks.items()}  # the resolution is a page or two
     parts = floor(case)
     least = sum(parts.values())
     share = mb[OURS] / mb[peer]
@@ -115,15 +115,15 @@ def run(case: Case) -> common.Outcome:
 
 
 def peak(side: str, case: Case) -> dict[str, float]:
-    """Peak memory of one side in this process."""
+    """Peak memory of one implementation in this process."""
     with measure.threads(case.threads):
-        speed_sides.sides(replace(case, nodes=50, edges=100))[side]().step()  # what is imported is not weighed
-        make = speed_sides.sides(case)[side]  # the data are there, the side is not
+        speed_sides.sides(replace(case, nodes=50, edges=100))[side]().step()  # imports are not measured
+        make = speed_sides.sides(case)[side]  # the data exist, the layer does not
         return measure.peak_of_steps(lambda: make().step, 2)
 
 
 def report(rows: list[common.Row]) -> None:
-    """Print what the rows say."""
+    """Print a summary of the rows."""
     for row in rows:
         m = row["metrics"]
         print(row["config"]["case"])
@@ -136,7 +136,7 @@ def report(rows: list[common.Row]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--peak-of"]:  # how this script calls itself
+    if argv[:1] == ["--peak-of"]:  # used when this script starts itself in a new process
         given = json.loads(argv[2])
         print(json.dumps(peak(argv[1], Case(**given | {"channels": tuple(given["channels"])}))))
         return

@@ -1,19 +1,18 @@
-"""Through gconv, a convolution costs at most 5 % more than the bare torch call, and a GCN step at most half of PyG's.
+"""The overhead of gconv: convolutions and single calls compared with direct calls of torch or PyG; a GCN training step.
 
-Protocol: the two sides start from the same weights, and their values and gradients must agree before a clock starts.
-Then they take turns, one measurement each, whoever begins alternating; the ratio is the median over these pairs, so
-what else the machine does meets both sides alike, and its quartiles are recorded. A measurement repeats a short call
-until it lasts. Convolutions and single calls run on one thread and are measured in processor time, which waiting for a
-busy machine does not lengthen; what gconv adds to a call, in microseconds, stays the same on any number of threads. A
-training step runs on all threads and is measured in wall time. Peak memory is that of a process of its own for each
-side: resident, from before its first step to the end of its third.
+Protocol: both implementations start from the same weights, and their values and gradients must agree before they are
+timed. They are timed in alternation, one measurement each, in alternating order; the ratio is the median over pairs, so
+that other load affects both alike, and quartiles are recorded. Short calls are repeated within a measurement.
+Convolutions and single calls use one thread and processor time, which is not affected by waiting; the overhead of a
+call in microseconds does not depend on the number of threads. Training steps use all threads and wall time. Peak memory
+is the resident memory of a separate process for each, from before its first step to the end of its third.
 
     python -m experiments.speed.overhead                      everything, some minutes
-    python -m experiments.speed.overhead --only conv          the convolutions of the chapter's network
+    python -m experiments.speed.overhead --only conv          the convolutions of `experiments.images.cifar10_cnn`
     python -m experiments.speed.overhead --only gcn           a training step of a two-layer GCN on a large random graph
-    python -m experiments.speed.overhead --only call          one call on next to nothing: the fixed price of a call
+    python -m experiments.speed.overhead --only call          single calls on tiny inputs, where overhead dominates
 
-Rows hold until their file is removed: a timing is not repeated because some code changed.
+Rows remain valid until their file is removed: timings are not repeated when code changes.
 """
 
 import json
@@ -45,29 +44,29 @@ from gconv.kernels import backend
 from gconv.operators import conv2d, gcn
 
 Only = Literal["all", "conv", "gcn", "call"]
-SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # channels in, channels out, pixels a side
+SIZES = ((3, 64, 32), (64, 128, 16), (128, 256, 8))  # input channels, output channels, pixels per side
 CHANNELS, HIDDEN, CLASSES = 128, 256, 40
 TOL = {"conv": 1e-4, "gcn": 1e-4, "call": 1e-5}
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is compared, and how often."""
+    """Options."""
 
     only: Only = "all"
-    """Which cases."""
+    """Cases to run."""
     pairs: int = 0
-    """Measurements of each side; 0 for 40 (conv), 7 (gcn) and 100 (call)."""
+    """Number of measurements; 0 for 40 (conv), 7 (gcn) and 100 (call)."""
     threads: int = 1
-    """Threads of conv and call; with more than one they are measured in wall time."""
+    """Number of threads of conv and call; with more than one, wall time is measured."""
     nodes: int = 170_000
-    """Nodes of the random graph."""
+    """Number of nodes of the random graph."""
     edges: int = 2_300_000
-    """Directed edges of the random graph."""
+    """Number of directed edges of the random graph."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.pairs < 0 or self.threads < 1:
             raise ValueError(f"pairs must not be negative and threads at least 1, not {self.pairs} and {self.threads}")
         if self.nodes < 2 or not 2 <= self.edges <= self.nodes * (self.nodes - 1) // 4:
@@ -78,23 +77,23 @@ class Config:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison."""
+    """A comparison."""
 
     case: str
     kind: Only
     pairs: int
     seed: int
     channels: tuple[int, int] = (0, 0)
-    """In and out; the two ends of the network in a training step."""
+    """Input and output channels; for a training step, those of the network."""
     sites: int = 0
-    """Pixels a side, or nodes."""
+    """Pixels per side, or number of nodes."""
     batch: int = 1
     channels_last: bool = False
     backward: bool = False
     edges: int = 0
     peer: str = "torch"
     threads: int = 0
-    """0 for all."""
+    """Number of threads; 0 for all."""
 
     @property
     def clock(self) -> Callable[[], float]:
@@ -102,7 +101,7 @@ class Case:
 
 
 class Sides(NamedTuple):
-    """What is compared: a step of each side, what it computes for the control, and the lowerings that gconv chose."""
+    """A comparison: a step of each implementation, its results for the check, and the lowerings chosen by gconv."""
 
     bare: Step
     ours: Step
@@ -111,7 +110,7 @@ class Sides(NamedTuple):
 
 
 def cases(config: Config) -> list[Case]:
-    """All comparisons of this command line."""
+    """All comparisons selected by the options."""
     chosen: list[Case] = []
     many = f", {config.threads} threads" if config.threads > 1 else ""
     if config.only in ("all", "conv"):
@@ -143,7 +142,7 @@ def cases(config: Config) -> list[Case]:
 
 
 def conv_sides(case: Case) -> Sides:
-    """GConv(conv2d) and nn.Conv2d; as in training, the gradient in x is left out where x is the image itself."""
+    """GConv(conv2d) and nn.Conv2d; as in training, there is no gradient with respect to x if x is the image."""
     i, o = case.channels
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
     ours = GConv(conv2d(i, o, 3, padding=1)).to(memory_format=layout)  # type: ignore[call-overload]
@@ -169,7 +168,7 @@ def conv_sides(case: Case) -> Sides:
 
 
 def _call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The value and the gradients, without a backward pass where there is no dy."""
+    """The value and the gradients; only the value if there is no dy."""
     if dy is None:
         with torch.no_grad():
             return run(), ()
@@ -178,7 +177,7 @@ def _call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) ->
 
 
 def call_sides(case: Case) -> Sides:
-    """The same, and a GCN layer, on next to nothing."""
+    """The same, and a GCN layer, on tiny inputs."""
     if not case.edges:
         return conv_sides(case)
     from torch_geometric.nn import GCNConv
@@ -205,14 +204,14 @@ def call_sides(case: Case) -> Sides:
 
 
 def _same_gcn(ours: GConv, bare: Any) -> None:
-    """Give PyG's layer our weights."""
+    """Copy gconv's weights to a PyG layer."""
     with torch.no_grad():
         bare.lin.weight.copy_(ours.weight[0].T)  # type: ignore[index]
         bare.bias.copy_(ours.bias)
 
 
 class Task(NamedTuple):
-    """Classify every node of a random graph by random features."""
+    """Node classification on a random graph with random features."""
 
     x: Tensor
     label: Tensor
@@ -262,10 +261,10 @@ class Training:
         return loss
 
     def numbers(self) -> dict[str, Tensor]:
-        """What both sides must agree on.
+        """The results on which both implementations must agree.
 
-        The gradients are taken through tanh: rounding alone switches some of millions of rectifiers, and each is a
-        jump of the gradient.
+        Gradients are computed with tanh instead of ReLU, since rounding switches some of millions of ReLUs, and each
+        is a jump of the gradient.
         """
         with torch.no_grad():
             value = self.forward()
@@ -295,18 +294,18 @@ def gcn_sides(case: Case) -> Sides:
 
 
 def control(case: Case, sides: Sides) -> float:
-    """The largest relative difference between the two sides. Raises: ValueError where it is more than rounding."""
+    """The largest relative difference between the two. Raises: ValueError if it exceeds rounding."""
     return max((gap(case.case, *compared, TOL[case.kind]) for compared in sides.numbers()), default=0.0)
 
 
 def peak(case: Case, side: Literal["ours", "bare"]) -> dict[str, float]:
-    """MiB resident above the start in this process, at best a new one: at the peak of three steps, and of a fourth."""
+    """Peak resident memory in MiB above the start of this process: of three steps, and of a fourth."""
     training = Training(case, side)
     return peak_of_steps(lambda: training.step)
 
 
 def run(case: Case) -> common.Outcome:
-    """Compare."""
+    """Run a comparison."""
     common.seed_everything(case.seed, deterministic=False)
     with threads(case.threads):
         sides = {"conv": conv_sides, "gcn": gcn_sides, "call": call_sides}[case.kind](case)
@@ -325,7 +324,7 @@ def run(case: Case) -> common.Outcome:
 
 
 def data(case: Case) -> common.Data:
-    """What is compared on; the sizes and the seed decide it."""
+    """The data of a comparison, determined by the sizes and the seed."""
     what = f"random power-law graph, {case.sites} nodes, {case.edges} edges" if case.edges else "random images"
     return common.Data(what, "generated")
 
@@ -333,7 +332,7 @@ def data(case: Case) -> common.Data:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--peak-of"]:  # how this script calls itself
+    if argv[:1] == ["--peak-of"]:  # used when this script starts itself in a new process
         side, case = argv[1], json.loads(argv[2])
         print(json.dumps(peak(Case(**case | {"channels": tuple(case["channels"])}), side)))  # type: ignore[arg-type]
         return
@@ -346,7 +345,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def show(rows: list[common.Row]) -> None:
-    """Print what the rows say."""
+    """Print a summary of the rows."""
     for row in rows:
         m = row["metrics"]
         ratio = f"{m['ratio']:.3f} [{m['ratio_low']:.3f}, {m['ratio_high']:.3f}]"

@@ -1,12 +1,12 @@
-"""What bounds a step: where the time of a case of `experiments.speed` goes, in gconv and in its fastest peer.
+"""Profiles of cases of `experiments.speed`, for gconv and its fastest peer.
 
-Protocol: on one thread, after some steps to warm up, steps run under Python's profiler until they have lasted; a piece
-is a function with the time in itself, compiled kernels under the function that calls them, and what autograd runs in
-C++ as `run_backward`. The profiler makes Python dearer than it is: shares of small steps are upper bounds for calls.
+Protocol: with one thread and after a warm-up, steps run under Python's profiler for a few seconds. Times are those
+spent in a function itself; compiled kernels are attributed to the function that calls them, and C++ code of autograd to
+`run_backward`. The profiler slows down Python code, so shares of Python functions in small steps are upper bounds.
 
     python -m experiments.speed.profiles                     the cases that miss their goal in experiments.speed
-    python -m experiments.speed.profiles --only 'gat layer'  the cases whose name has this in it (a regular expression)
-    python -m experiments.speed.profiles --quick             toy sizes; rows go to runs/
+    python -m experiments.speed.profiles --only 'gat layer'  cases whose name matches this regular expression
+    python -m experiments.speed.profiles --quick             tiny sizes; rows are written to runs/
 """
 
 import cProfile
@@ -29,12 +29,12 @@ LASTS = 2.0  # seconds
 
 @dataclass(frozen=True)
 class Config:
-    """Which steps."""
+    """Options."""
 
     only: str = ""
-    """A regular expression that the name of a case must contain; none: the cases that miss their goal."""
+    """Regular expression for the names of cases; if empty, the cases that miss their goal."""
     quick: bool = False
-    """Toy sizes: shows that everything works, and measures nothing."""
+    """Run tiny sizes, for testing."""
     seed: int = 0
 
 
@@ -54,7 +54,7 @@ def missed() -> set[str]:
 
 
 def chosen(config: Config) -> list[Profiled]:
-    """What is to be profiled."""
+    """The steps to be profiled."""
     listed = [case for case in cases(QUICK if config.quick else FULL, 1, config.seed) if case.compared]
     names = {case.case for case in listed if re.search(config.only, case.case)} if config.only else missed()
     sides = ((True, "gconv"), (False, "fastest peer"))
@@ -62,7 +62,7 @@ def chosen(config: Config) -> list[Profiled]:
 
 
 def label(function: tuple[str, int, str]) -> str:
-    """How a function of the profiler is called here.
+    """A short name for a function in the profiler's output.
 
     >>> label(("~", 0, "<built-in method torch.mm>")), label(("/x/gconv/kernels/native.py", 3, "spmm"))
     ('torch.mm', 'native.spmm')
@@ -77,7 +77,7 @@ def label(function: tuple[str, int, str]) -> str:
 
 
 def pieces(step: Callable[[], object], lasts: float) -> tuple[dict[str, float], int]:
-    """Seconds by piece, of all steps, and how many steps there were."""
+    """Seconds by function over all steps, and the number of steps."""
     profile, steps, end = cProfile.Profile(), 0, time.perf_counter() + lasts
     while steps < 3 or time.perf_counter() < end:
         profile.runcall(step)
@@ -90,7 +90,7 @@ def pieces(step: Callable[[], object], lasts: float) -> tuple[dict[str, float], 
 
 
 def run(profiled: Profiled) -> common.Outcome:
-    """Find the side, warm it up, and profile it."""
+    """Warm up and profile one implementation."""
     case = replace(profiled.of, threads=1)
     common.seed_everything(case.seed, deterministic=False)
     with measure.threads(1):

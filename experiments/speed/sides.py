@@ -1,6 +1,6 @@
-"""The sides of each comparison of `experiments.speed`: gconv, and every peer on the same data with the same weights.
+"""The implementations in each comparison of `experiments.speed`: gconv and its peers, with the same data and weights.
 
-Where PyG has the layer, `gconv.export` makes it of ours; gradients are compared in PyG's shapes, by exporting a layer
+PyG layers are created from gconv layers by `gconv.export`; gradients are compared in PyG's shapes, by exporting a layer
 whose weights are the gradients.
 """
 
@@ -25,17 +25,17 @@ Numbers = dict[str, Tensor]
 
 
 class Side(NamedTuple):
-    """What the clock runs, and what it computes, under names that all sides of a case share."""
+    """The timed step, and its results, under names common to all implementations of a case."""
 
     step: measure.Step
     numbers: Callable[[], Numbers]
 
 
-Sides = dict[str, Callable[[], Side]]  # each is made when it is needed: a process that measures memory makes one
+Sides = dict[str, Callable[[], Side]]  # created on demand: a process that measures memory creates only one
 
 
 def sides(case: Case, modes: Sequence[str] = ()) -> Sides:
-    """All sides of a case; gconv is the first. Layers and training steps also have PyG in these torch.compile modes."""
+    """All implementations of a case, gconv first; for layers and training steps also PyG compiled in these modes."""
     makers: Mapping[str, Callable[[Case, Sequence[str]], Sides]] = {
         "spmm": products,
         "layer": layers,
@@ -55,19 +55,19 @@ def edge_index(nodes: int, edges: int, seed: int) -> Tensor:
 
 
 def signal(case: Case) -> tuple[Tensor, Tensor]:
-    """A signal, and a gradient that comes back."""
+    """A signal, and an incoming gradient."""
     generator = torch.Generator().manual_seed(case.seed)
     x = torch.randn(case.nodes, case.channels[0], generator=generator)
     return x.requires_grad_(case.backward), torch.randn(case.nodes, case.channels[-1], generator=generator)
 
 
 def compiled(op: str, modes: Sequence[str], theirs: Callable[[str, str], Side]) -> Sides:
-    """PyG's forms of a layer under torch.compile."""
+    """PyG's variants of a layer, compiled by torch.compile."""
     return {f"{form}{COMPILED}{mode}": partial(theirs, form, mode) for form in FORMS[op] for mode in modes}
 
 
 def under(mode: str, module: nn.Module) -> nn.Module:
-    """The module, compiled where there is a mode. torch keeps as many compiled forms of a case as it has sides."""
+    """The module, compiled if a mode is given. The cache of torch.compile is enlarged for all variants of a case."""
     if not mode:
         return module
     torch._dynamo.config.recompile_limit = 64
@@ -76,7 +76,7 @@ def under(mode: str, module: nn.Module) -> nn.Module:
 
 
 def call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The value and the gradients, without a backward pass where there is no dy."""
+    """The value and the gradients; only the value if there is no dy."""
     if dy is None:
         with torch.no_grad():
             return run(), ()
@@ -88,7 +88,7 @@ def call(run: Callable[[], Tensor], leaves: list[Tensor], dy: Tensor | None) -> 
 
 
 def products(case: Case, _: Sequence[str] = ()) -> Sides:
-    """gcn's matrix times a signal, and back."""
+    """The product of GCN's matrix and a signal, and its backward pass."""
     index = edge_index(case.nodes, case.edges, case.seed)
     x, dy = signal(case)
 
@@ -138,7 +138,7 @@ def _tensors(found: tuple[np.ndarray, tuple[np.ndarray, ...]]) -> tuple[Tensor, 
 
 
 def named(found: tuple[Tensor, tuple[Tensor, ...]], leaves: list[str]) -> Numbers:
-    """The value, and the gradients by the name of their leaf."""
+    """The value, and the gradients by the names of their leaves."""
     y, grads = found
     return {"value": y} | {f"gradient in {leaf}": g for leaf, g in zip(leaves, grads, strict=False)}
 
@@ -161,12 +161,12 @@ def spec(op: str, i: int, o: int) -> OperatorSpec:
 
 
 def is_linear(layer: GConv) -> bool:
-    """Whether it is a filter of one term: the matrix alone."""
+    """Whether the operator is a filter with one term, that is, only a matrix."""
     return layer.spec.name == "cheb" and dict(layer.spec.arguments)["k"] == 1
 
 
 def peer(layer: GConv) -> nn.Module:
-    """PyG's layer with our weights; torch's, where the layer is a matrix alone."""
+    """PyG's layer with gconv's weights; torch's linear layer if the operator is only a matrix."""
     if not is_linear(layer):
         return export(layer, "pyg")
     assert layer.weight is not None and layer.bias is not None
@@ -178,7 +178,7 @@ def peer(layer: GConv) -> nn.Module:
 
 
 def in_peers_shapes(layer: GConv, numbers: dict[str, Tensor]) -> Numbers:
-    """Numbers for each of our parameters, in the shapes and under the names of the peer's."""
+    """Values of each gconv parameter, in the shapes and under the names of the peer."""
     twin = copy.deepcopy(layer)
     with torch.no_grad():
         for name, p in twin.named_parameters():
@@ -187,7 +187,7 @@ def in_peers_shapes(layer: GConv, numbers: dict[str, Tensor]) -> Numbers:
 
 
 def graph_for(form: str, op: str, layer: nn.Module, index: Tensor, nodes: int) -> Tensor:
-    """The graph in one of PyG's forms, and the layer told of it."""
+    """The graph in one of PyG's formats, with the layer configured for it."""
     if "cached" in form and hasattr(layer, "cached"):
         layer.cached = True  # type: ignore[assignment]
     if "normalised" not in form:
@@ -200,7 +200,7 @@ def graph_for(form: str, op: str, layer: nn.Module, index: Tensor, nodes: int) -
 
 
 def layers(case: Case, modes: Sequence[str] = ()) -> Sides:
-    """One layer, forward or forward and backward; the signal has a gradient, as inside a network."""
+    """A layer, forward or forward and backward; x requires a gradient, as inside a network."""
     index = edge_index(case.nodes, case.edges, case.seed)
     x, dy = signal(case)
     back = dy if case.backward else None
@@ -239,8 +239,8 @@ def layers(case: Case, modes: Sequence[str] = ()) -> Sides:
 
 
 def batches(case: Case, _: Sequence[str] = ()) -> Sides:
-    """Attention on many signals of one graph, forward and backward. PyG takes one signal: in turn, or as one large
-    graph of as many copies, made beforehand.
+    """Attention on a batch of signals on one graph, forward and backward. PyG processes one signal at a time, or one
+    large graph with a copy for each signal, created beforehand.
     """
     many, i, o = case.channels
     index = edge_index(case.nodes, case.edges, case.seed)
@@ -276,7 +276,7 @@ def batches(case: Case, _: Sequence[str] = ()) -> Sides:
 
 
 class Network(nn.Module):
-    """Two layers with weights, ReLU between them; appnp's propagation follows two matrices, as in its paper."""
+    """Two layers with a ReLU between them; for appnp, propagation follows two linear layers, as in its paper."""
 
     def __init__(self, parts: list[nn.Module]):
         super().__init__()
@@ -299,16 +299,17 @@ def parts(case: Case) -> list[GConv]:
 
 
 def features(case: Case) -> Tensor:
-    """Bags of words: few ones a row, divided by their number."""
+    """Bags of words: a few ones per row, divided by their number."""
     generator = torch.Generator().manual_seed(case.seed)
     x = (torch.rand(case.nodes, case.channels[0], generator=generator) < case.density).float()
     return x / x.sum(1, keepdim=True).clamp(min=1)
 
 
 def trainings(case: Case, modes: Sequence[str] = ()) -> Sides:
-    """Forward, mean cross-entropy of all nodes, backward: the gradients of the weights; no optimiser on either side.
+    """Forward pass, mean cross-entropy of all nodes, backward pass to the weights; without an optimiser.
 
-    What a user may do once, before training, is done on both sides: PyG's caches and sparse features, `constant` here.
+    Preparations that a user can make once before training are made for both: PyG's caches and sparse features, and
+    `gconv.constant`.
     """
     index = edge_index(case.nodes, case.edges, case.seed)
     x, label = features(case), torch.randint(case.channels[-1], (case.nodes,))
@@ -327,7 +328,7 @@ def trainings(case: Case, modes: Sequence[str] = ()) -> Sides:
             loss.backward()
             return loss.detach()
 
-        def numbers() -> Numbers:  # gradients through tanh: rounding alone switches some rectifiers
+        def numbers() -> Numbers:  # gradients with tanh, since rounding switches some ReLUs
             found = {"loss": step(), "loss with tanh": step(torch.tanh)}
             for number, part in enumerate(network.parts):
                 grads = {name: p.grad for name, p in part.named_parameters() if p.grad is not None}
@@ -356,7 +357,7 @@ def trainings(case: Case, modes: Sequence[str] = ()) -> Sides:
 
 
 def _csr(x: Tensor) -> Tensor:
-    measure.adjacency(torch.zeros(2, 0, dtype=torch.int64), 1)  # torch's notices on CSR tensors are off from here on
+    measure.adjacency(torch.zeros(2, 0, dtype=torch.int64), 1)  # disables torch's warnings about CSR tensors
     return x.to_sparse_csr()
 
 
@@ -373,7 +374,7 @@ def _heat(z: Any) -> Any:
 def filters(case: Case, _: Sequence[str] = ()) -> Sides:
     """exp(-5 L), L the normalised Laplacian, by a Chebyshev polynomial of order 30; a column for each signal."""
     met, index = edge_index(case.nodes, case.edges, case.seed).unique(return_inverse=True)
-    nodes, (many,) = len(met), case.channels  # without isolated ones, about which conventions differ
+    nodes, (many,) = len(met), case.channels  # without isolated nodes, for which conventions differ
     x = torch.randn(nodes, many, dtype=torch.float64, generator=torch.Generator().manual_seed(case.seed))
 
     def ours() -> Side:
@@ -390,7 +391,7 @@ def filters(case: Case, _: Sequence[str] = ()) -> Sides:
         import pygsp
 
         graph = pygsp.graphs.Graph(adjacency(), lap_type="normalized")
-        graph._lmax, graph._lmax_method = 2.0, "bounds"  # the same interval for all sides
+        graph._lmax, graph._lmax_method = 2.0, "bounds"  # the same interval for all implementations
         filters, values = pygsp.filters.Heat(graph, 2 * TIME), x.numpy()  # PyGSP divides its scale by the interval
         step = partial(filters.filter, values, method="chebyshev", order=ORDER)
         return Side(step, lambda: {"value": torch.from_numpy(step())})
@@ -421,7 +422,7 @@ def filters(case: Case, _: Sequence[str] = ()) -> Sides:
 
 
 def limits(megabytes: int, size: int) -> dict[str, tuple[measure.Step, float]]:
-    """Steps that reach the machine's limits, with their work: bytes read and written, floating point operations."""
+    """Steps limited by the machine, with their bytes read and written and floating point operations."""
     source, target = torch.ones(megabytes << 18), torch.empty(megabytes << 18)
     a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
     return {
@@ -431,7 +432,7 @@ def limits(megabytes: int, size: int) -> dict[str, tuple[measure.Step, float]]:
 
 
 def work(case: Case) -> dict[str, float]:
-    """Floating point operations of a forward pass, and the bytes of all that it must read or write, once each."""
+    """Floating point operations of a forward pass, and the bytes that it must read or write, counted once each."""
     item, n = 4.0, case.nodes
     nnz = case.edges + n
     structure = 8.0 * nnz + 4.0 * n

@@ -1,6 +1,6 @@
-"""What rows of `experiments.speed` and `experiments.speed.memory` say together, and pictures of them.
+"""Summaries and figures of the rows of `experiments.speed` and `experiments.speed.memory`.
 
-Goals for several cases, geometric means, fitted exponents.
+Goals for groups of cases, geometric means, fitted exponents.
 """
 
 import math
@@ -41,7 +41,7 @@ def growth(rows: Sequence[Row], group: str, axis: str) -> Growth:
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """Geometric means and fitted exponents, each beside its goal."""
+    """Sentences with geometric means and fitted exponents, and their goals."""
     said = []
     for group, goal in MEANS.items():
         if not math.isnan(got := mean(rows, group)):
@@ -55,7 +55,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def memory_remarks(rows: Sequence[Row]) -> list[str]:
-    """Geometric means of shares, goals that are out of reach, and fitted exponents, each beside its goal."""
+    """Sentences with geometric means of memory shares, goals that cannot be reached, and fitted exponents."""
     said = []
     for form, metric in (("the fastest form's", "memory_share"), ("the usual form's", "usual_share")):
         if not math.isnan(got := mean(rows, "layers", metric)):
@@ -76,7 +76,7 @@ def memory_remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def _grown(rows: Sequence[Row], unit: str) -> list[str]:
-    """Fitted exponents of one unit."""
+    """Sentences with the fitted exponents of time or memory."""
     said = []
     for group, axis in (("edges", "edges"), ("spmm", "width")):
         found = growth(rows, group, axis).get(unit, {})
@@ -101,7 +101,7 @@ def _grown(rows: Sequence[Row], unit: str) -> list[str]:
 
 
 def grown(group: str, axis: str, unit: str) -> Draw:
-    """Milliseconds or MiB of gconv and its peer against edges or width, each with its fitted exponent."""
+    """Plot milliseconds or MiB of gconv and its peer against edges or width, with fitted exponents."""
 
     def draw(axes: Any, rows: Sequence[Row]) -> None:
         for side, (sizes, values) in growth(rows, group, axis).get(unit, {}).items():
@@ -116,7 +116,7 @@ def grown(group: str, axis: str, unit: str) -> Draw:
 
 
 def ratios(axes: Any, rows: Sequence[Row]) -> None:
-    """A bar a comparison with a goal: times faster than the peer, its quartiles, and the goal as a tick."""
+    """Draw a bar for each comparison with a goal: times faster than the peer, quartiles, and the goal as a mark."""
     rows = [row for row in rows if row["config"].get("goal")]
     axes.figure.set_size_inches(9, 1.5 + 0.2 * len(rows))
     for place, row in enumerate(reversed(rows)):
@@ -130,7 +130,7 @@ def ratios(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def roofline(axes: Any, rows: Sequence[Row]) -> None:
-    """GFLOP/s of forward passes against their FLOP a byte, below what the machine's memory and products allow."""
+    """Roofline plot: GFLOP/s of forward passes against FLOP per byte, with the limits of the machine."""
     limits = next((row["metrics"] for row in rows if "copy_gb_s" in row["metrics"]), None)
     found = [row for row in rows if "flops" in row["metrics"] and row["config"]["group"] != "spmm"]
     for row in found:

@@ -1,16 +1,16 @@
-"""Whole models through `gconv.convert`: the same losses to rounding; seconds an epoch and peak memory before and after.
+"""Whole models before and after `gconv.convert`: losses, seconds per epoch and peak memory.
 
-Protocol: the networks of PyG's examples for GCN, GAT, Chebyshev, SAGE and APPNP, written as the examples write them, on
-Cora where its files are and on a random power-law graph; and a ConvNeXt-like network of torch.nn layers with 31 x 31
-depthwise kernels on random images. `gconv.convert` is the only change; a third side is the model under torch.compile,
-in the faster of its default mode and max-autotune-no-cudagraphs. First, without dropout, five steps of Adam from
-the same weights: their losses must agree. Then the two take turns, an epoch each, whoever begins alternating, in wall
-time on all threads; an epoch is one step of Adam on the whole graph, or on the batch of images. Peak memory is that of
-a process of its own for each: resident, from before its first epoch to the end of the second.
+Protocol: the networks of PyG's examples for GCN, GAT, Chebyshev, SAGE and APPNP, on Cora if its files are available and
+on a random power-law graph; and a ConvNeXt-like network of torch.nn layers with 31 x 31 depthwise kernels on random
+images. `gconv.convert` is the only change. The original model is also compiled by torch.compile, in the faster of its
+default mode and max-autotune-no-cudagraphs. First, the losses of five steps of Adam from the same weights, without
+dropout, must agree. Then epochs are timed in alternation, in alternating order, with all threads and wall time; an
+epoch is one step of Adam on the whole graph or on the batch of images. Peak memory is the resident memory of a separate
+process for each, from before its first epoch to the end of the second.
 
     python -m experiments.speed.whole_models                everything: some minutes on two cores
-    python -m experiments.speed.whole_models --only 'GAT'   models whose name has this in it (a regular expression)
-    python -m experiments.speed.whole_models --quick        toy sizes, to see that everything works; rows go to runs/
+    python -m experiments.speed.whole_models --only 'GAT'   models whose name matches this regular expression
+    python -m experiments.speed.whole_models --quick        tiny sizes, for testing; rows are written to runs/
 """
 
 import json
@@ -36,27 +36,27 @@ from experiments.speed.sides import under
 from gconv.kernels import backend
 
 GRAPHS = ("GCN", "GAT", "Cheb", "SAGE", "APPNP")
-TOL = 1e-3  # of losses after several steps of Adam, which divides small gradients by small numbers
+TOL = 1e-3  # for losses after several steps of Adam, which divides small gradients by small numbers
 STEPS = 5
 Side = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which models."""
+    """Options."""
 
     only: str = ""
-    """A regular expression that the name of a case must contain."""
+    """Run only models whose name matches this regular expression."""
     quick: bool = False
-    """Toy sizes: shows that everything works, and measures nothing."""
+    """Run tiny sizes, for testing."""
     threads: int = 0
-    """0 for all."""
+    """Number of threads; 0 for all."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One model on one data set."""
+    """A model and a data set."""
 
     case: str
     model: str
@@ -64,28 +64,28 @@ class Case:
     nodes: int = 0
     edges: int = 0
     channels: tuple[int, int, int] = (0, 0, 0)
-    """In, hidden, classes."""
+    """Number of inputs, hidden channels and classes."""
     images: tuple[int, int] = (0, 0)
-    """How many, pixels a side."""
+    """Number of images, pixels per side."""
     budget: float = 15.0
-    """Seconds that the rounds may take; three rounds are taken anyway."""
+    """Time limit of the rounds in seconds; at least three rounds are run."""
     rounds: int = 30
     threads: int = 0
     seed: int = 0
 
 
 class Task(NamedTuple):
-    """What a model is trained on."""
+    """The training data of a model."""
 
     inputs: tuple[Tensor, ...]
     label: Tensor
     rows: Tensor | None
-    """The nodes whose label counts."""
+    """The nodes with labels used in the loss."""
     seen: common.Data
 
 
 def cases(config: Config, root: Path | None = None) -> list[Case]:
-    """The models of this command line; those on Cora only where it is."""
+    """The models selected by the options; those on Cora only if it is available."""
     quick, how = config.quick, {"threads": config.threads, "seed": config.seed}
     budget = {"budget": 0.1, "rounds": 3} if quick else {}
     found = []
@@ -113,7 +113,7 @@ def _hidden(model: str) -> int:
     return 64 if model in ("GAT", "APPNP") else 16
 
 
-# -- the models, as their users write them -------------------------------------------------------------------------
+# -- models as written by users of PyG and torch -----------------------------------------------------------------------
 
 
 def build(case: Case) -> nn.Module:
@@ -126,7 +126,7 @@ def build(case: Case) -> nn.Module:
 
 
 def network(model: str, i: int, h: int, o: int) -> nn.Module:
-    """PyG's example of that name."""
+    """The network of PyG's example of this name."""
     from torch_geometric import nn as pyg
 
     class TwoLayers(nn.Module):
@@ -167,7 +167,7 @@ def network(model: str, i: int, h: int, o: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A 31 x 31 depthwise convolution, then a small network at every pixel, added to the input."""
+    """A 31 x 31 depthwise convolution and an MLP at every pixel, with a skip connection."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -181,7 +181,7 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Patches of 4 x 4 pixels, two stages of two blocks, the mean of all places, a linear classifier."""
+    """Patches of 4 x 4 pixels, two stages of two blocks, global average pooling, a linear classifier."""
 
     def __init__(self, i: int, h: int, o: int):
         super().__init__()
@@ -200,7 +200,7 @@ class ConvNeXt(nn.Module):
 
 @lru_cache(maxsize=1)
 def load_cora(root: Path | None) -> Task:
-    """Cora, its rows divided by their sums; the loss counts the training papers. Raises: DataUnavailable."""
+    """Cora with row-normalised features; the loss is that of the training papers. Raises: DataUnavailable."""
     found = load_planetoid("Cora", root)
     x = found.data.x / found.data.x.sum(1, keepdim=True).clamp(min=1e-12)
     rows = found.data.train_mask.nonzero()[:, 0]
@@ -228,7 +228,7 @@ def task(case: Case, root: Path | None = None) -> Task:
 
 
 class Training:
-    """A model and its epochs."""
+    """A model with its training data and epochs."""
 
     def __init__(self, model: nn.Module, task: Task):
         self.model, self.task = model, task
@@ -243,7 +243,7 @@ class Training:
         return loss.detach()
 
     def losses(self, epochs: int) -> Tensor:
-        """Without dropout, which draws its own numbers on either side."""
+        """Disable dropout, whose random numbers would differ."""
         self.model.eval()
         found = torch.stack([self.epoch() for _ in range(epochs)])
         self.model.train()
@@ -251,7 +251,7 @@ class Training:
 
 
 def sides(case: Case, root: Path | None = None) -> dict[Side, Training]:
-    """The model before and after."""
+    """The model before and after conversion."""
     seen, model = task(case, root), build(case)
     twin = gconv.convert(model)
     return {"before": Training(model, seen), "after": Training(twin, seen)}
@@ -260,7 +260,7 @@ def sides(case: Case, root: Path | None = None) -> dict[Side, Training]:
 def agreed(case: Case, before: Training, after: Training) -> tuple[Tensor, float]:
     """The losses, and the largest relative difference of any loss or first gradient.
 
-    Raises: ValueError where it is more than rounding.
+    Raises: ValueError if it exceeds rounding.
     """
     gap = 0.0
     first = before.losses(1), after.losses(1)
@@ -272,7 +272,7 @@ def agreed(case: Case, before: Training, after: Training) -> tuple[Tensor, float
 
 
 def run(case: Case, *, root: Path | None = None) -> common.Outcome:
-    """Check the losses, then time epochs in turns, then weigh both."""
+    """Check the losses, then time epochs in alternation, then measure memory."""
     common.seed_everything(case.seed, deterministic=False)
     with measure.threads(case.threads):
         made = sides(case, root)
@@ -304,7 +304,7 @@ def run(case: Case, *, root: Path | None = None) -> common.Outcome:
 
 
 def peak(side: Side, case: Case, root: Path | None) -> dict[str, float]:
-    """Peak memory of one side in this process."""
+    """Peak memory of one model in this process."""
     with measure.threads(case.threads):
         seen, model = task(case, root), build(case)
         return measure.peak_of_steps(
@@ -315,7 +315,7 @@ def peak(side: Side, case: Case, root: Path | None) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--peak-of"]:  # how this script calls itself
+    if argv[:1] == ["--peak-of"]:  # used when this script starts itself in a new process
         given = json.loads(argv[2])
         case = Case(**given | {key: tuple(given[key]) for key in ("channels", "images")})
         print(json.dumps(peak(argv[1], case, Path(argv[3]) if argv[3:] else None)))  # type: ignore[arg-type]
@@ -344,7 +344,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def seen_by(case: Case, root: Path | None) -> common.Data:
-    """What a case's row says of its data."""
+    """The label and hash of the data of a case."""
     return load_cora(root).seen if case.data == "Cora" else common.Data(case.data, "generated")
 
 

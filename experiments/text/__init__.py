@@ -1,1 +1,1 @@
-"""Experiments on text."""
+"""Text classification."""

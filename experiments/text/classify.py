@@ -1,22 +1,22 @@
-"""Texts by class: convolutions along the words, and graph convolutions on documents and words, by the same loop.
+"""Text classification: 1-D convolutions along the words, and graph convolutions on documents and words.
 
     kim         Kim 2014 with random vectors: widths 3, 4 and 5, the maximum over the sentence, a linear layer
-    separable   four depthwise separable convolutions of width 5 with skips, the maximum over the sentence
+    separable   four depthwise separable convolutions of width 5 with skip connections, the maximum over the sentence
     textgcn     Yao, Mao and Luo 2019: two gcn layers on the graph of documents and words, no features (X = I)
     sgc         Wu et al. 2019: S^2 X W on the same graph
 
-The graph joins a document and a word by tf-idf, and two words by their pointwise mutual information in windows of 20
-words, where it is positive. It holds the words of the test documents (not their labels), so textgcn and sgc are
-transductive: a new document needs a new graph. kim and separable read nothing of the test documents before the end;
-words that occur once or never in the training documents are one word to them.
+Edges between documents and words are weighted by tf-idf, edges between words by their pointwise mutual information in
+windows of 20 words if it is positive. The graph contains the words of the test documents (not their labels), so
+textgcn and sgc are transductive: a new document needs a new graph. kim and separable do not use the test documents
+before the end; they map all words that occur less than twice in the training documents to the same word.
 
-Protocol: MR and R8 with Text GCN's split, TREC with its own. One tenth of the training documents, chosen by the seed,
-is for validation; Adam on the cross-entropy of the others, in batches of 50 or, on the graph, all at once; the epoch of
-lowest validation loss is kept, and training stops when `patience` epochs bring no better one. The test documents are
-scored once, with the kept weights. Three seeds. Settings: Kim's and Text GCN's, but Adam in place of Adadelta and of
-SGC's LBFGS; nothing is tuned.
+Protocol: MR and R8 with Text GCN's split, TREC with its own. A tenth of the training documents, chosen by the seed, is
+used for validation; Adam on the cross-entropy of the others, in batches of 50 or, on the graph, full-batch; the epoch
+with the lowest validation loss is kept, and training stops after `patience` epochs without improvement. The test
+documents are scored once, with the kept weights. Three seeds. Settings are those of Kim and Text GCN, with Adam instead
+of Adadelta and of SGC's LBFGS, not tuned.
 
-    python -m experiments.sweep text                            what is missing, one process a run
+    python -m experiments.sweep text                            run missing runs, one process per run
     python -m experiments.text.classify --model kim --dataset TREC
 """
 
@@ -50,29 +50,29 @@ DATASETS = ("TREC", "MR", "R8")
 
 @dataclass(frozen=True)
 class Config:
-    """One network on one set; None is the model's own setting (`SETTINGS`)."""
+    """Network and training options; None selects the value in `SETTINGS`."""
 
     model: Literal["kim", "separable", "textgcn", "sgc", "all"] = "all"
     dataset: Literal["TREC", "MR", "R8", "random", "all"] = "all"
-    """random: generated texts, to see that everything works."""
+    """random: generated texts, for testing."""
     width: int = 300
-    """kim, separable: length of a word's vector."""
+    """kim, separable: length of the word vectors."""
     hidden: int | None = None
-    """Channels of the layers between."""
+    """Number of hidden channels."""
     length: int = 128
-    """kim, separable: only so many first words of a document."""
+    """kim, separable: maximum number of words of a document."""
     dropout: float | None = None
     lr: float | None = None
     batch: int | None = None
-    """Training documents in a step; 0 is all."""
+    """Number of training documents per step; 0 for all."""
     epochs: int | None = None
-    """At most."""
+    """Maximum number of epochs."""
     patience: int | None = None
-    """Epochs without a lower validation loss after which training stops."""
+    """Number of epochs without a lower validation loss after which training stops."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         if self.width < 1 or self.length < 1:
             raise ValueError(f"width and length must be at least 1, not {self.width} and {self.length}")
         for name, least in (("hidden", 1), ("batch", 0), ("epochs", 1), ("patience", 1)):
@@ -95,7 +95,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run, with all settings."""
+    """One configuration per run, with all settings."""
     runs: list[Config] = []
     for dataset in DATASETS if config.dataset == "all" else (config.dataset,):
         for model in MODELS if config.model == "all" else (config.model,):
@@ -109,7 +109,7 @@ def expand(config: Config, seeds: int) -> list[Config]:
 
 @lru_cache(maxsize=2)
 def texts(dataset: str, root: Path | None = None) -> TextSet:
-    """The documents, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The documents, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset != "random":
         return load_text(dataset, root)
     generator = np.random.default_rng(0)
@@ -122,9 +122,9 @@ def texts(dataset: str, root: Path | None = None) -> TextSet:
 
 
 def numbered(data: TextSet, length: int) -> tuple[Tensor, Tensor, int]:
-    """Documents as numbers of words (n, length), lengths (n,), and how many words there are.
+    """Documents as word indices (n, length), lengths (n,), and the size of the vocabulary.
 
-    0 is no word, and 1 every word that the training documents have less than twice.
+    0 is padding, and 1 stands for all words that occur less than twice in the training documents.
     """
     train = (data.documents[i] for i in (~data.test).nonzero()[:, 0].tolist())
     counts = Counter(word for document in train for word in document)
@@ -137,11 +137,11 @@ def numbered(data: TextSet, length: int) -> tuple[Tensor, Tensor, int]:
 
 
 def word_graph(documents: Sequence[Sequence[str]], window: int = 20) -> Graph:
-    """The graph of documents and words, the documents first.
+    """The graph of documents and words, documents first.
 
-    Weights: tf-idf, f log(n / n_w), between a document and a word that it has f times, of n documents n_w having it;
-    log(p(v, w) / (p(v) p(w))) between two words, p the share of the windows of so many words that hold them, where that
-    is positive.
+    Weights: tf-idf, f log(n / n_w), between a document and a word that occurs in it f times, where n_w of n documents
+    contain the word; log(p(v, w) / (p(v) p(w))) between two words if it is positive, where p is the fraction of windows
+    that contain them.
 
     >>> g = word_graph([["a", "b"], ["a", "c"]])
     >>> g.size, g.edge_index[:, g.target < 2].tolist()
@@ -174,7 +174,7 @@ def word_graph(documents: Sequence[Sequence[str]], window: int = 20) -> Graph:
 
 @lru_cache(maxsize=1)
 def graph_of(dataset: str, root: Path | None = None) -> Graph:
-    """`word_graph` of all documents, made once a process."""
+    """`word_graph` of all documents, created once per process."""
     return word_graph(texts(dataset, root).documents)
 
 
@@ -182,12 +182,12 @@ def graph_of(dataset: str, root: Path | None = None) -> Graph:
 
 
 def operators(config: Config, i: int, o: int) -> list[OperatorSpec]:
-    """The network as data, from i channels to o classes."""
+    """The operators of the network, from i channels to o classes."""
     h: Any = config.hidden
     match config.model:
-        case "kim":  # side by side
+        case "kim":  # in parallel
             return [conv1d(i, h, k, padding=k - 1) for k in (3, 4, 5)] + [pointwise(3 * h, o, ndim=1)]
-        case "separable":  # one after the other
+        case "separable":  # in sequence
             blocks = [separable(a, h, 5, padding=2, ndim=1) for a in (i, h, h, h)]
             return [*blocks, pointwise(h, o, ndim=1)]
         case "textgcn":
@@ -198,7 +198,7 @@ def operators(config: Config, i: int, o: int) -> list[OperatorSpec]:
 
 
 class OnWords(nn.Module):
-    """Convolutions along the words. A document's scores do not depend on the others of its batch."""
+    """Convolutions along the words. The scores of a document do not depend on the other documents of its batch."""
 
     def __init__(self, config: Config, data: TextSet):
         super().__init__()
@@ -230,13 +230,13 @@ class OnWords(nn.Module):
 
 
 def largest(x: Tensor, lengths: Tensor) -> Tensor:
-    """Maximum over the first places: (b, c, n), (b,) -> (b, c); of the first place alone where there are none."""
+    """Maximum over the first positions: (b, c, n), (b,) -> (b, c); of the first position only if the length is 0."""
     there = torch.arange(x.shape[-1]) < lengths.clamp(min=1)[:, None]
     return x.masked_fill(~there[:, None], -math.inf).amax(-1)
 
 
 class OnGraph(nn.Module):
-    """Graph convolutions on documents and words, each node its own feature: X = I, in CSR."""
+    """Graph convolutions on documents and words, with one-hot features, X = I, in CSR."""
 
     def __init__(self, config: Config, data: TextSet, graph: Graph):
         super().__init__()
@@ -262,12 +262,12 @@ class OnGraph(nn.Module):
 
 def _diagonal(values: Tensor) -> Tensor:
     n = len(values)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's notice that CSR tensors are in beta
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch's warning that CSR tensors are in beta
         return torch.sparse_csr_tensor(torch.arange(n + 1), torch.arange(n), values, (n, n), check_invariants=False)
 
 
 def network(config: Config, root: Path | None = None) -> OnWords | OnGraph:
-    """The network of a configuration, on its texts."""
+    """The network of a configuration."""
     data = texts(config.dataset, root)
     if config.model in ("kim", "separable"):
         return OnWords(config, data)
@@ -278,7 +278,7 @@ def network(config: Config, root: Path | None = None) -> OnWords | OnGraph:
 
 
 class Parts(NamedTuple):
-    """Numbers of the documents to train on, to select with and to test on."""
+    """Indices of the documents for training, validation and testing."""
 
     train: Tensor
     val: Tensor
@@ -286,7 +286,7 @@ class Parts(NamedTuple):
 
 
 def split(data: TextSet, seed: int) -> Parts:
-    """A tenth of the training documents, by the seed, for validation."""
+    """Split off a tenth of the training documents, chosen by the seed, for validation."""
     known = (~data.test).nonzero()[:, 0]
     known = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
     return Parts(known[len(known) // 10 :], known[: len(known) // 10], data.test.nonzero()[:, 0])
@@ -294,15 +294,15 @@ def split(data: TextSet, seed: int) -> Parts:
 
 @torch.no_grad()
 def score(model: nn.Module, documents: Tensor, batch: int) -> Tensor:
-    """Scores of documents, in eval mode."""
+    """Class scores of documents, in eval mode."""
     model.eval()
     return torch.cat([model(part) for part in documents.split(batch or len(documents))])
 
 
 def fit(model: nn.Module, data: TextSet, config: Config) -> dict[str, Any]:
-    """Train, keep the epoch of lowest validation loss, and score the test documents once.
+    """Train, keep the epoch with the lowest validation loss, and score the test documents once.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     parts, batch = split(data, config.seed), config.batch or 0
     adam = torch.optim.Adam(model.parameters(), config.lr or 1e-3)
@@ -347,7 +347,7 @@ def fit(model: nn.Module, data: TextSet, config: Config) -> dict[str, Any]:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data = texts(config.dataset, place.root)
     common.seed_everything(config.seed)
     model = network(config, place.root)
@@ -356,13 +356,13 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = texts(config.dataset, root)
     return common.Data(data.label, data.content_hash)
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network and set."""
+    """Print one line per network and set."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["config"]["dataset"], row["config"]["model"]), []).append(row["metrics"])

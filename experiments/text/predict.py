@@ -1,12 +1,12 @@
-"""What kind of answer an English question asks for, of TREC's six kinds: the probabilities, and a picture.
+"""Predict the kind of answer that an English question asks for, one of TREC's six kinds.
 
     python -m experiments.text.predict "who wrote hamlet ?"
     python -m experiments.text.predict "how far is the moon ?" --out words.png
-    python -m experiments.text.predict --train                         train the network, a minute or two, into runs/
+    python -m experiments.text.predict --train                         train the network (minutes), save to runs/
 
-The network is Kim's of `experiments.text.classify`, a small one with random vectors, trained on TREC's questions. The
-picture shows what each word does to the answer: how much the probability of the class falls when the word is exchanged
-for one that the network does not know. A network is two files, NAME.safetensors and NAME.json with its words.
+The network is a small version of `kim` in `experiments.text.classify`, trained on TREC's questions. The figure shows
+the effect of each word: the decrease of the probability of the class if the word is replaced by an unknown one. A
+network consists of two files, NAME.safetensors and NAME.json with its vocabulary.
 """
 
 import re
@@ -40,21 +40,21 @@ MOST_WORDS = 100
 
 @dataclass(frozen=True)
 class Options:
-    """What to answer, and where the answer goes."""
+    """Input and output."""
 
     text: Annotated[str | None, tyro.conf.Positional] = None
     """A question, in quotation marks."""
     out: Path | None = None
-    """Picture to write, .png or .jpg: what each word does to the answer."""
+    """Figure to write, .png or .jpg: the effect of each word."""
     checkpoint: Path | None = None
-    """The network's weights; the file with the same name and .json belongs to it (default: the committed ones)."""
+    """Weights of the network; NAME.json must be in the same folder (default: the committed network)."""
     train: bool = False
-    """Train the network and write the checkpoint, in place of answering."""
+    """Train the network and write the checkpoint instead of predicting."""
     data_root: Path | None = None
-    """--train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    """For --train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         predicting.checked_picture(self.out)
 
 
@@ -63,7 +63,7 @@ SIGNS = {"?": "\\?", "(": "\\(", ")": "\\)", '"': "``"}
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Words as TREC's file has them: lower case, signs and endings apart.
+    """Split a text into words as in TREC's file: lower case, punctuation and endings separated.
 
     >>> words_of("Who didn't like Hamlet's end?")
     ('who', 'did', "n't", 'like', 'hamlet', "'s", 'end', '\\\\?')
@@ -72,14 +72,14 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def known_words(data: TextSet) -> list[str]:
-    """The words that a network on these texts knows: those that the training documents have at least twice."""
+    """The vocabulary: words that occur at least twice in the training documents."""
     train = (data.documents[i] for i in (~data.test).nonzero()[:, 0].tolist())
     counts = Counter(word for document in train for word in document)
     return sorted(word for word, count in counts.items() if count > 1)
 
 
 def reading(words: Sequence[str], classes: Sequence[str], documents: Sequence[Sequence[str]] = ()) -> TextSet:
-    """Documents to be scored, as texts whose training part knows just these words."""
+    """Documents to be scored, as texts whose training part has exactly this vocabulary."""
     return TextSet(
         label="given", classes=tuple(classes), content_hash="given", source="given",
         documents=((*words, *words), *map(tuple, documents)), labels=torch.zeros(1 + len(documents), dtype=torch.int64),
@@ -88,7 +88,7 @@ def reading(words: Sequence[str], classes: Sequence[str], documents: Sequence[Se
 
 
 def load(path: Path, documents: Sequence[Sequence[str]] = ()) -> tuple[OnWords, list[str], list[str]]:
-    """The network of a file, made to read some documents; its words and classes. Raises: ValueError."""
+    """Load a network for some documents, with its vocabulary and classes. Raises: ValueError."""
     command = "python -m experiments.text.predict --train"
     text = predicting.described(path, FORMAT, "a network for texts", command)
     try:
@@ -103,7 +103,7 @@ def load(path: Path, documents: Sequence[Sequence[str]] = ()) -> tuple[OnWords, 
 
 
 def checked(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
-    """The words of a text, if the network can read it. Raises: ValueError that says why not."""
+    """The words of a text. Raises: ValueError if the network cannot process it, with the reason."""
     text = " ".join((text or "").split())
     said = repr(text if len(text) < 40 else text[:37] + "...")
     if not text:
@@ -122,7 +122,7 @@ def checked(text: str | None, known: Sequence[str]) -> tuple[str, ...]:
 
 @torch.no_grad()
 def predict(model: OnWords, words: Sequence[str], known: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities of the classes, and by how much each word raises that of the likeliest: (classes,), (words,)."""
+    """Class probabilities, and the contribution of each word to the most likely class: (classes,), (words,)."""
     number = {word: i for i, word in enumerate(known, 2)}
     ids = torch.tensor([number.get(word, 1) for word in words])
     without = ids.repeat(len(words) + 1, 1)
@@ -134,7 +134,7 @@ def predict(model: OnWords, words: Sequence[str], known: Sequence[str]) -> tuple
 
 
 def learn(options: Options, config: Config = SMALL) -> None:
-    """Train the network, say how often it is right on the test questions, and write its files."""
+    """Train the network, print its accuracy on the test questions, and write its files."""
     data = texts(config.dataset, options.data_root)
     seed_everything(config.seed)
     model = OnWords(config, data)
@@ -146,7 +146,7 @@ def learn(options: Options, config: Config = SMALL) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit, with one sentence where something cannot be done."""
+    """Command line. Raises: SystemExit with an error message."""
     options = tyro.cli(Options, description=__doc__, args=argv)
     with predicting.one_sentence():
         if options.train:

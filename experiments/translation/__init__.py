@@ -1,1 +1,1 @@
-"""Translation of sentences by convolutions, attention and graph convolutions."""
+"""Translation with convolutions, attention and graph convolutions."""

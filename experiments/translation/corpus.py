@@ -1,4 +1,4 @@
-"""Sentence pairs, their subword units by byte pair encoding, and batches of similar length."""
+"""Sentence pairs, subword units by byte pair encoding, and batches of sentences of similar length."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -18,13 +18,13 @@ PAD, START, END, UNKNOWN = range(4)
 
 @lru_cache(maxsize=2)
 def corpus(dataset: str, root: Path | None = None) -> TranslationSet:
-    """The sentences, read once a process. Raises: DataUnavailable, DataCorrupt."""
+    """The sentences, loaded once per process. Raises: DataUnavailable, DataCorrupt."""
     if dataset == "multi30k":
         return load_multi30k(root)
     generator = np.random.default_rng(0)
     words = [consonant + vowel for consonant in "bdfgk" for vowel in "aiu"]
     sources = [list(generator.choice(words, generator.integers(3, 7))) for _ in range(180)]
-    # a made-up language: the last word first, and every word turned around
+    # an artificial language: words in reverse order, each spelled backwards
     pairs = [(" ".join(s) + ".", " ".join(w[::-1] for w in s[::-1]) + ".") for s in sources]
     train, val, test = (Pairs(*zip(*part, strict=True)) for part in (pairs[:160], pairs[160:170], pairs[170:]))
     return TranslationSet(label="generated language", classes=("a", "b"), content_hash="generated", source="generated",
@@ -32,7 +32,7 @@ def corpus(dataset: str, root: Path | None = None) -> TranslationSet:
 
 
 def learn_units(sentences: Iterable[str], size: int) -> Tokenizer:
-    """Byte pair encoding with at most so many units. "▁" marks the start of a word; punctuation stands alone.
+    """Byte pair encoding with a maximum number of units. "▁" marks the start of a word; punctuation is separate.
 
     >>> units = learn_units(["a dog, a dog", "dogs"], 16)
     >>> units.encode("a dog, dogs").tokens, units.decode(units.encode("a dog, dogs").ids)
@@ -50,20 +50,20 @@ def learn_units(sentences: Iterable[str], size: int) -> Tokenizer:
 
 @lru_cache(maxsize=2)
 def units_of(dataset: str, size: int, root: Path | None = None) -> Tokenizer:
-    """The joint units of both languages, learnt from the training pairs alone, once a process."""
+    """The joint units of both languages, learned from the training pairs, once per process."""
     train = corpus(dataset, root).train
     return learn_units((*train.source, *train.target), size)
 
 
 class Coded(NamedTuple):
-    """Pairs as numbers of units: each source ends with END; each target starts with START and ends with END."""
+    """Pairs as unit indices: each source ends with END; each target starts with START and ends with END."""
 
     source: list[Tensor]
     target: list[Tensor]
 
 
 def code(units: Tokenizer, pairs: Pairs) -> Coded:
-    """Pairs as numbers."""
+    """Encode pairs."""
     source, target = (units.encode_batch(list(side)) for side in pairs)
     return Coded(
         [torch.tensor([*one.ids, END]) for one in source], [torch.tensor([START, *one.ids, END]) for one in target]
@@ -71,14 +71,14 @@ def code(units: Tokenizer, pairs: Pairs) -> Coded:
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of different lengths as one tensor, PAD behind the short ones."""
+    """Rows of different lengths as one tensor, padded with PAD at the end."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=PAD)
 
 
 def batches(data: Coded, tokens: int, generator: torch.Generator | None = None) -> list[list[int]]:
-    """Numbers of pairs of similar length, at most so many tokens with their padding in a batch (or a single pair).
+    """Batches of indices of pairs of similar length, with a maximum number of tokens including padding.
 
-    With a generator, pairs of equal lengths are shuffled, and so are the batches.
+    A single longer pair forms a batch. With a generator, pairs of equal lengths and batches are shuffled.
 
     >>> some = [torch.zeros(n) for n in (2, 9, 3, 2)]
     >>> batches(Coded(some, some), 9)

@@ -1,12 +1,12 @@
-"""Four encoder-decoders whose layers differ only in how positions of a sentence are mixed.
+"""Four encoder-decoders whose layers differ only in how the positions of a sentence are mixed.
 
-    conv         gated convolutions (ConvS2S): Y = GLU(sum_k S_k X W_k + b); in the decoder, of the past alone
-    transformer  self-attention and a network on each position
-    light        lightweight convolution: depthwise, the taps of a head positive with sum 1; and that network
-    graph        the encoder of `conv` as a graph convolution: neighbours, and skip edges to words farther off
+    conv         gated convolutions (ConvS2S): Y = GLU(sum_k S_k X W_k + b); causal in the decoder
+    transformer  self-attention and a feed-forward network on each position
+    light        lightweight convolutions: depthwise, with the taps of a head positive and summing to 1; feed-forward
+    graph        `conv` with a graph convolution as its encoder: neighbours, and skip edges to more distant words
 
-Every layer adds its result to what it reads, after a layer norm of its input. All decoders look at the encoder's output
-by attention, all networks have the same sinusoidal positions and one embedding for both languages and the output.
+Layers are pre-norm with skip connections. All decoders attend to the output of the encoder; all networks have the same
+sinusoidal positional encodings and one embedding for both languages and the output.
 """
 
 import math
@@ -28,27 +28,27 @@ State = list[tuple[Tensor, ...]]
 
 
 class Sentences(NamedTuple):
-    """What layers know of a batch of sentences: where there are words (b, n), and their graph."""
+    """Information on a batch of sentences: a mask of words (b, n), and their graph."""
 
     there: Tensor
     graph: Graph | None = None
 
 
 class Memory(NamedTuple):
-    """The encoder's output: keys and values (b, n, d), and where there are words (b, n)."""
+    """The output of the encoder: keys and values (b, n, d), and a mask of words (b, n)."""
 
     keys: Tensor
     values: Tensor
     there: Tensor
 
     def repeated(self, times: int) -> "Memory":
-        """Each sentence so many times in a row."""
+        """Repeat each sentence a number of times."""
         return Memory(*(t.repeat_interleave(times, 0) for t in self))
 
 
 def sentence_graph(lengths: Tensor, skips: tuple[int, ...] = SKIPS) -> Graph:
-    """The disjoint union of sentences: edges from the words before and after (types 0 and 1), and, skipping some, from
-    words farther before and after (2 and 3).
+    """The disjoint union of sentences: edges from the previous and next words (types 0 and 1), and skip edges from
+    more distant words before and after (types 2 and 3).
 
     >>> g = sentence_graph(torch.tensor([3, 1]), (2,))
     >>> list(zip(*g.edge_index.tolist(), g.edge_type.tolist()))
@@ -65,17 +65,17 @@ def sentence_graph(lengths: Tensor, skips: tuple[int, ...] = SKIPS) -> Graph:
 
 
 def positions(start: int, length: int, width: int) -> Tensor:
-    """Sines and cosines of the places start .. start + length - 1: (length, width)."""
+    """Sines and cosines of the positions start .. start + length - 1: (length, width)."""
     place = torch.arange(start, start + length)[:, None]
     angle = place * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 
-# -- mixing along a sentence: (x (b, n, d), sentences, what is kept of the past) -> (y (b, n, d), what to keep) -------
+# -- mixing along a sentence: (x (b, n, d), sentences, state of the past) -> (y (b, n, d), new state) -------
 
 
 class Gated(nn.Module):
-    """Y = GLU(conv(X)), of all words around or, causal, of the last ones."""
+    """Y = GLU(conv(X)), of all surrounding words or, if causal, of the previous ones."""
 
     def __init__(self, width: int, kernel: int, causal: bool):
         super().__init__()
@@ -83,7 +83,7 @@ class Gated(nn.Module):
         self.conv, self.kernel = GConv(conv1d(width, 2 * width, kernel, padding=(pads,))), kernel
 
     def forward(self, x: Tensor, sentences: Sentences | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A causal layer keeps the words that its next call reads."""
+        """Apply the layer; a causal layer returns the words that its next call needs."""
         y, kept = _along(self.conv, x, self.kernel, sentences, past)
         return F.glu(y, -1), kept
 
@@ -91,19 +91,19 @@ class Gated(nn.Module):
 def _along(
     conv: GConv, x: Tensor, kernel: int, sentences: Sentences | None, past: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """A convolution along the words, without what lies behind the end of a sentence or, causal, after the past."""
+    """A convolution along the words that ignores positions after the end of a sentence and, if causal, future words."""
     n = x.shape[1]
     if sentences is not None:
         x = x * sentences.there[..., None]
     elif past is not None:
         x = torch.cat([past, x], 1)
-    # im2col: on sentences up to 1.5 times faster than the planned lowering, forward and backward together
+    # im2col is up to 1.5 times faster on sentences than the planned lowering, forward and backward together
     y = conv(x.mT, lowering="im2col" if isinstance(conv.spec.mixing, Dense) else None)
     return y.mT[:, -n:], x[:, max(0, x.shape[1] - kernel + 1) :]
 
 
 class SelfAttention(nn.Module):
-    """Scaled dot products with some heads."""
+    """Scaled dot-product attention with several heads."""
 
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
@@ -111,7 +111,7 @@ class SelfAttention(nn.Module):
         self.heads, self.causal = heads, causal
 
     def forward(self, x: Tensor, sentences: Sentences | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A causal layer keeps keys and values."""
+        """Apply the layer; a causal layer returns keys and values for its next call."""
         q, *kv = self.read(x).chunk(3, -1)
         kept = torch.cat(kv, -1)
         if past is not None:
@@ -128,9 +128,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, there: Tensor | None, c
 
 
 class SharedSoftmax(nn.Module):
-    """Numbers (taps, heads) -> a depthwise weight whose taps are positive and sum to 1, the same in a head's channels.
+    """Parameters (taps, heads) -> a depthwise weight with positive taps that sum to 1, shared by channels of a head.
 
-    A parametrisation of the layer's weight: the spec says depthwise, and nothing of this.
+    A parametrisation of the weight of a `depthwise` layer.
     """
 
     def __init__(self, heads: int):
@@ -142,7 +142,7 @@ class SharedSoftmax(nn.Module):
         return raw.softmax(0).repeat_interleave(self.each, 1)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """What it starts from: nearly equal taps."""
+        """Initial parameters, with nearly equal taps."""
         self.each = weight.shape[1] // self.heads
         return weight[:, :: self.each]
 
@@ -158,30 +158,30 @@ class Light(nn.Module):
         register_parametrization(self.conv, "weight", SharedSoftmax(heads))
 
     def forward(self, x: Tensor, sentences: Sentences | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A causal layer keeps the words that its next call reads."""
+        """Apply the layer; a causal layer returns the words that its next call needs."""
         y, kept = _along(self.conv, F.glu(self.read(x.mT).mT, -1), self.kernel, sentences, past)
         return self.write(y.mT).mT, kept
 
 
 class OnGraph(nn.Module):
-    """Y = GLU(sum over relations r of the mean over edges of type r, times W_r, + X W + b), on all words at once."""
+    """Y = GLU(sum over edge types r of the mean over edges of type r, times W_r, + X W + b), on all words at once."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = GConv(relational(width, 2 * width, num_relations=4))
 
     def forward(self, x: Tensor, sentences: Sentences | None, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Only in an encoder."""
+        """Apply the layer; only for encoders."""
         assert sentences is not None and sentences.graph is not None
         y = F.glu(self.conv(x[sentences.there], sentences.graph), -1)
         return x.new_zeros(x.shape).masked_scatter(sentences.there[..., None], y), x[:, :0]
 
 
-# -- looking at the encoder's output ----------------------------------------------------------------------------------
+# -- attention to the encoder's output --------------------------------------------------------------------------------
 
 
 class Look(nn.Module):
-    """Attention with some heads, keys and values each by a matrix of its own (kept while a sentence grows)."""
+    """Attention with several heads; keys and values are computed once per sentence by separate matrices."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -196,7 +196,7 @@ class Look(nn.Module):
 
 
 class PlainLook(nn.Module):
-    """ConvS2S: one head, the keys the encoder's output itself, the values with the words' embeddings added."""
+    """ConvS2S attention: one head; keys are the encoder's output, and values include the word embeddings."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -211,7 +211,7 @@ class PlainLook(nn.Module):
 
 
 class Layer(nn.Module):
-    """Mixing along the sentence; in a decoder a look at the other language; perhaps a network on each position."""
+    """Mixing along the sentence, attention to the source in a decoder, optionally a feed-forward network."""
 
     def __init__(self, width: int, mix: nn.Module, look: nn.Module | None, feed: int, dropout: float):
         super().__init__()
@@ -224,7 +224,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, sentences: Sentences | None, memory: Memory | None = None, past: tuple[Any, ...] = (None, None)
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(b, n, d) -> (b, n, d), and what a decoder's layer keeps for the next word."""
+        """(b, n, d) -> (b, n, d), and the state of a decoder layer for the next word."""
         norms = iter(self.norms)
         y, kept = self.mix(next(norms)(x), sentences, past[0])
         x, keep = x + self.drop(y), [kept]
@@ -243,8 +243,8 @@ class Network(nn.Module):
     Args:
         model: one of `MODELS`.
         vocabulary: number of units.
-        width, heads, feed: channels, heads of attention and of light taps, channels in the network on each position.
-        layers: of the encoder; the decoder of conv and graph has one more.
+        width, heads, feed: channels, heads of attention and of lightweight convolutions, feed-forward width.
+        layers: number of encoder layers; the decoder of conv and graph has one more.
         skips: distances of the graph's skip edges.
     """
 
@@ -278,12 +278,12 @@ class Network(nn.Module):
         self.drop, self.skips, self.scale = nn.Dropout(dropout), skips if model == "graph" else (), width**0.5
 
     def embed(self, words: Tensor, start: int = 0) -> Tensor:
-        """(b, n) -> (b, n, d), the first word at the place `start`."""
+        """(b, n) -> (b, n, d), with the first word at position `start`."""
         x = self.embedding(words) * self.scale
         return self.drop(x + positions(start, words.shape[1], x.shape[-1]).to(x))
 
     def encode(self, source: Tensor) -> Memory:
-        """(b, n) -> what the decoder looks at."""
+        """(b, n) -> the output of the encoder, to which the decoder attends."""
         there = source != PAD
         sentences = Sentences(there, sentence_graph(there.sum(1), self.skips) if self.skips else None)
         x = first = self.embed(source)
@@ -295,7 +295,7 @@ class Network(nn.Module):
     def decode(
         self, target: Tensor, memory: Memory, state: State | None = None, start: int = 0
     ) -> tuple[Tensor, State]:
-        """(b, m) -> (b, m, d), what the next word is read off; with a state, of the words after those it has seen."""
+        """(b, m) -> (b, m, d), from which the next word is predicted; with a state, only for new words."""
         x, kept = self.embed(target, start), []
         for number, layer in enumerate(self.decoder):
             x, keep = layer(x, None, memory, (None, None) if state is None else state[number])
@@ -307,6 +307,6 @@ class Network(nn.Module):
         return F.linear(x, self.embedding.weight)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Logits of the word after each word of the target that is there: (words, vocabulary), row by row."""
+        """Logits of the next word after each target word: (words, vocabulary), row by row."""
         x, _ = self.decode(target, self.encode(source))
         return self.logits(x[target != PAD])

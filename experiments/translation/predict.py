@@ -2,10 +2,10 @@
 
     python -m experiments.translation.predict "Two dogs run through the snow."
     python -m experiments.translation.predict "A man sleeps." --picture words.png
-    python -m experiments.translation.predict --train                train the small network into runs/
+    python -m experiments.translation.predict --train                train the small network, save to runs/
 
-The small network has 0.4M parameters, in float16, and knows descriptions of pictures alone. A checkpoint is two files:
-NAME.safetensors with the weights, and NAME.json with configuration and units.
+The small network has 0.4M parameters, in float16, and is trained only on descriptions of pictures. A checkpoint
+consists of two files: NAME.safetensors with the weights, and NAME.json with the configuration and the units.
 """
 
 import json
@@ -42,38 +42,38 @@ class Options:
 
     sentences: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     checkpoint: Path | None = None
-    """Weights; the file with the same name and .json belongs to it (default: experiments/checkpoints, else runs)."""
+    """Weights; NAME.json must be in the same folder (default: experiments/checkpoints, else runs)."""
     beam: int = 5
     picture: Path | None = None
-    """PNG file: which English words the network looked at for each German one, of the first sentence."""
+    """PNG file to write: the attention of each German word to the English words, for the first sentence."""
     train: bool = False
-    """Train the small network and write the checkpoint, in place of translating."""
+    """Train the small network and write the checkpoint instead of translating."""
     data_root: Path | None = None
-    """--train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
+    """For --train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
     small: Annotated[Config, tyro.conf.Suppress] = field(default_factory=lambda: SMALL)
 
 
 def save(model: Network, units: Tokenizer, config: Config, path: Path, **about: Any) -> None:
-    """Write a checkpoint, the weights in float16."""
+    """Write a checkpoint with weights in float16."""
     text = {"format": FORMAT, "config": asdict(config), "about": about, "units": json.loads(units.to_str())}
     predicting.written(model, path, text)
 
 
 def load(path: Path) -> tuple[Network, Tokenizer]:
-    """Network and units of a checkpoint. Raises: ValueError, in one sentence, for files that are not one."""
+    """Load network and units from a checkpoint. Raises: ValueError for other files."""
     command = "python -m experiments.translation.predict --train"
     text = predicting.described(path, FORMAT, "a translation network", command)
     try:
         config, units = Config(**text["config"]), Tokenizer.from_str(json.dumps(text["units"]))
         model = network(config, units.get_vocab_size())
-    except Exception as error:  # tokenizers raises Exception itself
+    except Exception as error:  # tokenizers raises plain Exception
         said = str(error).splitlines()[0]
         raise ValueError(f"{path.with_suffix('.json')} describes no network of this version ({said})") from None
     return predicting.fitting(path, model), units
 
 
 def check(sentence: str, units: Tokenizer) -> str:
-    """The sentence, if it can be translated. Raises: ValueError that says why not."""
+    """Check and return a sentence. Raises: ValueError if it cannot be translated, with the reason."""
     text = " ".join(sentence.split())
     said = repr(text if len(text) < 40 else text[:37] + "...")
     if not text:
@@ -93,7 +93,7 @@ def check(sentence: str, units: Tokenizer) -> str:
 
 @torch.no_grad()
 def alignment(model: Network, source: Tensor, target: Tensor) -> Tensor:
-    """How much each unit of the target looked at each of the source, mean over layers and heads: (m, n)."""
+    """Attention of each target unit to each source unit, mean over layers and heads: (m, n)."""
     found: list[Tensor] = []
 
     def seen(look: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
@@ -113,11 +113,11 @@ def alignment(model: Network, source: Tensor, target: Tensor) -> Tensor:
 
 
 def draw(model: Network, units: Tokenizer, sentence: str, translation: str, path: Path) -> None:
-    """The alignment as a picture."""
+    """Draw the alignment."""
     from matplotlib.figure import Figure
 
     source, target = (units.encode(text) for text in (sentence, translation))
-    # the unit that is written is read off the place of the one before
+    # each unit is predicted at the position of the previous one
     weights = alignment(model, torch.tensor([*source.ids, END]), torch.tensor([START, *target.ids]))
     canvas = Figure(figsize=(1 + 0.4 * len(source.ids), 1 + 0.4 * len(target.ids)), layout="constrained")
     axes = canvas.subplots()
@@ -128,7 +128,7 @@ def draw(model: Network, units: Tokenizer, sentence: str, translation: str, path
 
 
 def train(options: Options) -> None:
-    """Train the small network, say its BLEU on the validation pairs, and write the checkpoint."""
+    """Train the small network, print its BLEU on the validation pairs, and write the checkpoint."""
     config = options.small
     data, units = corpus(config.dataset, options.data_root), units_of(config.dataset, config.units, options.data_root)
     seed_everything(config.seed)
@@ -143,7 +143,7 @@ def train(options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line. Raises: SystemExit, with one sentence where something cannot be done."""
+    """Command line. Raises: SystemExit with an error message."""
     options = tyro.cli(Options, description=__doc__, args=argv)
     if options.beam < 1:
         sys.exit(f"error: --beam must be at least 1, not {options.beam}")

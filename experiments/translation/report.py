@@ -1,4 +1,4 @@
-"""Table and figure of the translations."""
+"""Table and figure of `experiments.translation.train`."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ PUBLISHED = (Published("transformer", "BLEU", 41.02, None, "LividWo/Revisit-MMT"
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
-    """What is missing, how BLEU was computed, and some translations of the first network with rows."""
+    """Sentences on missing runs, the BLEU signature, and some translations of the first network with rows."""
     runs, there = [(c.model, c.seed) for c in expand(Config(), 3)], {(r["config"]["model"], r["seed"]) for r in rows}
     short = {m: sum(model == m and (model, seed) not in there for model, seed in runs) for m in MODELS}
     missing = ", ".join(f"{model} ({count})" for model, count in short.items() if count)

@@ -1,4 +1,4 @@
-"""Beam search over a batch of sentences at once, one word a step."""
+"""Beam search over a batch of sentences, one word per step."""
 
 import torch
 from tokenizers import Tokenizer
@@ -12,10 +12,10 @@ from experiments.translation.networks import Network
 def beam_search(network: Network, source: Tensor, beam: int = 5, most: int | None = None) -> list[list[int]]:
     """The best translation of each sentence.
 
-    Of each sentence the `beam` most probable beginnings are kept. One that ends leaves them, and a sentence is done
-    when `beam` of them have ended; the best by log-probability / number of words, END counted, is taken. No sentence
-    becomes longer than `most` words, by default ten and twice as many as its source has. Results do not depend on the
-    other sentences of the batch.
+    The `beam` most probable prefixes of each sentence are kept. Finished ones are removed, and a sentence is done when
+    `beam` of them have finished; the one with the highest log-probability / number of words (including END) is chosen.
+    Translations have at most `most` words, by default ten plus twice the number of source words. Results do not depend
+    on the other sentences of the batch.
 
     Shapes: source (b, n), each row with END and then PAD.
     """
@@ -24,7 +24,7 @@ def beam_search(network: Network, source: Tensor, beam: int = 5, most: int | Non
     memory = network.encode(source).repeated(beam)
     words = torch.full((b, beam, 1), START)
     score = torch.full((b, beam), -torch.inf)
-    score[:, 0] = 0  # all beams are the same at first
+    score[:, 0] = 0  # initially all beams are equal
     ended = torch.full((b, beam, int(limit.max()) + 1), PAD)
     ended_score = torch.full((b, beam), -torch.inf)
     first, state = torch.arange(b)[:, None], None

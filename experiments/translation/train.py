@@ -1,24 +1,24 @@
-"""Translation of Multi30k, English to German: convolutions, attention, lightweight and graph convolution, by one loop.
+"""Translation of Multi30k, English to German: convolutions, attention, lightweight and graph convolutions.
 
     conv         ConvS2S: gated convolutions, 4 layers of width 5 in the encoder, 5 causal ones of width 3 in the
                  decoder, attention in each
     transformer  4 + 4 layers, 4 heads; within 3 % of conv's number of parameters
-    light        the transformer with lightweight convolutions (widths 3 to 9) in place of self-attention
-    graph        conv, with a graph convolution over the sentence for its encoder: as many parameters, but edges to
-                 neighbours and skip edges over 2, 4 and 8 words (the mean over the three, one matrix a direction)
+    light        the transformer with lightweight convolutions (widths 3 to 9) instead of self-attention
+    graph        conv with a graph convolution over the sentence as its encoder: equally many parameters, with edges to
+                 neighbours and skip edges over 2, 4 and 8 words (the mean over the three, one matrix per direction)
 
-Protocol: joint byte pair encoding with 4,000 units, learnt from the training pairs. 20 epochs in batches of at most
-1,250 tokens with padding, about as many updates as were published (8,000). Adam (0.9, 0.98) on the cross-entropy with
-labels smoothed by 0.1; the learning rate rises in a straight line to its peak and falls with the square root of the
-step. The epoch of lowest validation loss is kept. The test sentences are translated once, at the end, by beam search
-with 5 beams; BLEU by sacrebleu on the raw text, its signature in the row. Three seeds for conv and transformer, one for
-the others.
+Protocol: joint byte pair encoding with 4,000 units, learned from the training pairs. 20 epochs in batches of at most
+1,250 tokens including padding, about as many updates as published (8,000). Adam (0.9, 0.98) on the cross-entropy with
+label smoothing 0.1; the learning rate increases linearly to its peak and then decreases with the inverse square root of
+the step. The epoch with the lowest validation loss is kept. The test sentences are translated once, at the end, by beam
+search with 5 beams; BLEU by sacrebleu on the raw text, with its signature in the row. Three seeds for conv and
+transformer, one for the others.
 
-Settings: those of the published tiny transformer (width 128, 256 on each position, dropout 0.3). Other than there:
-4,000 units for about 10,000 (and so 1.8M parameters for 2.6M), batches of 1,250 tokens for 8,192, layer norms before
-the layers, a lower learning rate with half the warm-up, text with capitals and not tokenised. Nothing is tuned.
+Settings: those of the published tiny transformer (width 128, feed-forward width 256, dropout 0.3), with these
+differences: 4,000 units instead of about 10,000 (and so 1.8M parameters instead of 2.6M), batches of 1,250 tokens
+instead of 8,192, pre-norm layers, a lower learning rate with half the warm-up, cased and untokenised text. Not tuned.
 
-    python -m experiments.sweep translation                       what is missing, one process a run
+    python -m experiments.sweep translation                       run missing runs, one process per run
     python -m experiments.translation.train --model conv --epochs 5
 """
 
@@ -49,34 +49,34 @@ SAVED_EVERY = 60.0  # seconds between checkpoints
 
 @dataclass(frozen=True)
 class Config:
-    """One network and its training."""
+    """Network and training options."""
 
     model: Literal["conv", "transformer", "light", "graph", "all"] = "all"
     dataset: Literal["multi30k", "random"] = "multi30k"
-    """random: a generated language, to see that everything works."""
+    """random: a generated language, for testing."""
     units: int = 4000
-    """Of the byte pair encoding, at most."""
+    """Maximum number of units of the byte pair encoding."""
     width: int = 128
     heads: int = 4
-    """Of attention, and of light taps."""
+    """Number of heads of attention and of lightweight convolutions."""
     feed: int = 256
-    """transformer, light: channels of the network on each position."""
+    """transformer, light: width of the feed-forward network."""
     layers: int = 4
-    """Of the encoder and, one more for conv and graph, of the decoder."""
+    """Number of layers of the encoder and of the decoder (one more for conv and graph)."""
     dropout: float = 0.3
     epochs: int = 20
     tokens: int = 1250
-    """In a batch, with padding, at most."""
+    """Maximum number of tokens per batch, including padding."""
     lr: float = 0.002
-    """At its peak."""
+    """Peak learning rate."""
     warmup: int = 1000
-    """Steps up to the peak."""
+    """Number of steps until the peak."""
     smoothing: float = 0.1
     beam: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
+        """Check the options."""
         for name in ("heads", "feed", "layers", "epochs", "tokens", "warmup", "beam"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -89,7 +89,7 @@ class Config:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration a run; of all models, light and graph have one seed."""
+    """One configuration per run; if all models are run, light and graph have one seed."""
     models: Any = MODELS if config.model == "all" else (config.model,)
     several = ("conv", "transformer") if config.model == "all" else models
     runs = [(s, m) for s in range(seeds) for m in models if s == 0 or m in several]
@@ -104,7 +104,7 @@ def network(config: Config, vocabulary: int) -> Network:
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """Of a step, counted from 1.
+    """The learning rate of a step, counted from 1.
 
     >>> [learning_rate(s, Config(lr=0.002, warmup=100)) for s in (50, 100, 400)]
     [0.001, 0.002, 0.001]
@@ -113,7 +113,7 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 def loss_of(model: Network, data: Coded, some: Sequence[int], smoothing: float = 0.0) -> tuple[Tensor, int]:
-    """Mean cross-entropy of the next word over the words of some pairs, and how many words that are."""
+    """Mean cross-entropy of the next word over some pairs, and the number of words."""
     source, target = (padded([side[i] for i in some]) for side in data)
     before, after = target[:, :-1], target[:, 1:]
     there = after != PAD
@@ -123,16 +123,16 @@ def loss_of(model: Network, data: Coded, some: Sequence[int], smoothing: float =
 
 @torch.no_grad()
 def validate(model: Network, data: Coded, tokens: int) -> float:
-    """Mean cross-entropy of a word, in eval mode, without smoothing."""
+    """Mean cross-entropy per word, in eval mode, without label smoothing."""
     model.eval()
     parts = [loss_of(model, data, some) for some in batches(data, tokens)]
     return sum(loss.item() * count for loss, count in parts) / sum(count for _, count in parts)
 
 
 def fit(model: Network, train: Coded, val: Coded, config: Config, path: Path | None = None) -> dict[str, Any]:
-    """Train, and keep the epoch of lowest validation loss; with a path, resume after a kill with the same numbers.
+    """Train, and keep the epoch with the lowest validation loss; with a path, an interrupted run can be resumed.
 
-    Raises: ArithmeticError where the loss is no longer a number.
+    Raises: ArithmeticError if the loss becomes NaN or infinite.
     """
     adam = torch.optim.Adam(model.parameters(), config.lr, (0.9, 0.98), 1e-9)
     kept = {name: t.clone() for name, t in model.state_dict().items()}
@@ -196,7 +196,7 @@ def bleu(found: Sequence[str], wanted: Sequence[str], lower: bool = False) -> tu
 
 
 def samples(source: Sequence[str], found: Sequence[str], wanted: Sequence[str], count: int = 2) -> list[list[str]]:
-    """Some sentences with reference and translation: the first ones, those best and those worst by chrF."""
+    """Some sentences with reference and translation: the first ones, and the best and worst ones by chrF."""
     from sacrebleu.metrics import CHRF
 
     chrf = CHRF()
@@ -206,7 +206,7 @@ def samples(source: Sequence[str], found: Sequence[str], wanted: Sequence[str], 
 
 
 def multiply_adds(model: Network, words: int = 15) -> int:
-    """Products of one pass over a sentence and its translation, so many units each, sparse sums left out."""
+    """Multiply-adds of one pass over a sentence and its translation of given length, without sparse sums."""
     some = torch.full((1, words), PAD + 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(some, some)
@@ -214,7 +214,7 @@ def multiply_adds(model: Network, words: int = 15) -> int:
 
 
 def run(config: Config, place: Place) -> common.Outcome:
-    """One network, one seed."""
+    """Run one network with one seed."""
     data, units = corpus(config.dataset, place.root), units_of(config.dataset, config.units, place.root)
     common.seed_everything(config.seed)
     model = network(config, units.get_vocab_size())
@@ -228,20 +228,20 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def scores(model: Network, units: Tokenizer, pairs: Any, beam: int) -> tuple[dict[str, Any], list[str]]:
-    """BLEU with capitals and without, with signatures, and the translations."""
+    """Cased and uncased BLEU with signatures, and the translations."""
     found = translate(model, units, list(pairs.source), beam)
     (score, signature), (lower, lower_signature) = (bleu(found, pairs.target, lower) for lower in (False, True))
     return {"bleu": score, "signature": signature, "bleu_lower": lower, "signature_lower": lower_signature}, found
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """What a run sees."""
+    """The data of a run."""
     data = corpus(config.dataset, root)
     return common.Data(data.label, data.content_hash)
 
 
 def report(rows: list[common.Row]) -> None:
-    """A line a network."""
+    """Print one line per network."""
     for model in dict.fromkeys(row["config"]["model"] for row in rows):
         found = [row["metrics"] for row in rows if row["config"]["model"] == model]
         score = mean_std()([m["test_bleu"] for m in found])
