@@ -10,7 +10,7 @@ python -m gconv doctor              what is installed and compiled, and how to m
 python -m gconv propagate E X --out DIR   S^k X of a graph and features larger than memory, on disk (--help)
 python -m gconv calibrate           measure this machine for plans (`python -m gconv.calibrate`)
 
-Help is printed without importing torch, but for that of calibrate and propagate.
+Help is printed without importing torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ import argparse
 import importlib.metadata
 import inspect
 import platform
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 EXTRAS = {"graph": ("torch-geometric", "networkx", "scipy"), "experiments": ("matplotlib", "pandas", "tyro")}
+OWN_OPTIONS = {
+    "calibrate": "calibrate/__main__.py",
+    "propagate": "external/command.py",
+}  # commands with a parser of their own
 
 
 def info() -> str:
@@ -167,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         print(gconv.__version__)
         return
-    if rest and given.command not in ("calibrate", "propagate"):
+    if rest and given.command not in OWN_OPTIONS:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     match given.command:
         case None:
@@ -183,14 +189,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             text, well = doctor()
             print(text)
             sys.exit(not well)
+        case "calibrate" | "propagate" if not {"-h", "--help"}.isdisjoint(rest):  # which needs no torch
+            runpy.run_path(str(Path(__file__).parent / OWN_OPTIONS[given.command]))["main"](rest)
         case "calibrate":
-            from gconv import calibrate
+            from gconv.calibrate.__main__ import main as calibrate
 
-            calibrate.main(rest)
+            calibrate(rest)
         case "propagate":
-            from gconv.external import command as propagate
+            from gconv.external.command import main as propagate
 
-            propagate.main(rest)
+            propagate(rest)
 
 
 if __name__ == "__main__":

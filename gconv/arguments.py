@@ -63,6 +63,20 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def absence(device: Any) -> str:
+    """Why no tensor can be made on a device, in a sentence; nothing where one can.
+
+    >>> absence("cpu"), absence("cuda:4096")[:29]
+    ('', "The device 'cuda:4096' cannot")
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        return f"The device {str(device)!r} cannot be used by torch {torch.__version__} here: {reason}."
+    return ""
+
+
 def near(word: str, known: Sequence[str], meanings: Mapping[str, str] | None = None) -> str:
     """A question that names the nearest of the known words, or nothing.
 
@@ -170,6 +184,9 @@ def checked(function: F) -> F:
         try:
             return function(*args, **kwargs)
         except Exception as error:
+            for key, value in bound.items():
+                if torch.device in _parts(hints.get(key)) and value is not None and (reason := absence(value)):
+                    raise ValueError(f"{name}: {key}: {reason}") from error
             if type(error) not in RAW_ERRORS:
                 raise
             for key, value in bound.items():
@@ -255,7 +272,8 @@ def _accepts_one(value: Any, hint: Any) -> bool:
 
 
 def _refusal(name: str, key: str, value: Any, hint: Any) -> Exception:
-    words = any(get_origin(part) is Literal for part in _parts(hint)) and isinstance(value, str)
+    listed = {type(word) for part in _parts(hint) if get_origin(part) is Literal for word in get_args(part)}
+    words = type(value) in listed
     if torch.device in _parts(hint):
         what = "a device such as 'cpu' or 'cuda:0'"
         words = isinstance(value, str)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from gconv.rates import TYPES, price
 from gconv.spec import Inadmissible
 
 Name = TypeVar("Name", bound=Hashable)
+CPU = torch.device("cpu")
 SKIP, LONG = 20.0, 0.03  # a candidate is not measured where it should take so many times the best, and so many seconds
 CLOSE = 1.5  # and has all its turns where it takes at most so many times the best in the first ones
 
@@ -100,7 +102,7 @@ def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
 def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
     """Seconds: what a call costs by itself, and its work at the machine's rates."""
     steps = tuple((work.kind, float(work.amount), float(work.size), float(work.table)) for work in cost.work)
-    return price(option.name, form, " back" if p.dx else " weight" if p.dw or p.ds else "", steps)
+    return price(option.name, form, " back" if p.dx else " weight" if p.dw or p.ds else "", steps, p.device)
 
 
 def node_order(S: Basis) -> str:
@@ -130,7 +132,8 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
     all_three = *gradients, gradients[1] and bool(S.learned)
     if call.kind not in ("eager", "transformed"):
         if call.kind == "compiled" and is_static((*x.shape, *x.stride())):
-            lowering = _planned(S, mixing, tuple(x.shape), x.stride(), x.dtype, lowering, all_three) or lowering
+            given = tuple(x.shape), x.stride(), x.dtype, x.device.type
+            lowering = _planned(S, mixing, *given, lowering, all_three) or lowering
         if call.kind != "watched" or not is_static(x.shape):
             return _by_form(S, mixing, x, lowering)
     constancy = _constancy(call)
@@ -158,6 +161,7 @@ def _planned(
     shape: tuple[int, ...],
     stride: tuple[int, ...],
     dtype: torch.dtype,
+    device: str,
     lowering: str | None,
     gradients: tuple[bool, bool, bool],
 ) -> str | None:
@@ -167,7 +171,7 @@ def _planned(
     with untraced():
         x = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         try:
-            return _make(S, mixing, x, lowering, gradients).chosen.name
+            return _make(S, mixing, x, lowering, gradients, device=device).chosen.name
         except Inadmissible:
             return None
 
@@ -224,6 +228,7 @@ def _make(
     forced: str | None,
     gradients: tuple[bool, bool, bool],
     constancy: tuple[float, bool] = (1.0, False),
+    device: str | None = None,
 ) -> Plan:
     k, m, n = S.shape
     i = x.shape[-1]
@@ -235,7 +240,8 @@ def _make(
     kind = str(x.dtype).removeprefix("torch.")
     kind = kind if kind in TYPES else "float32"  # no other type is measured
     last = strides(x)[-1] == 1 or i == 1
-    problem = Problem(b, i, o, x.element_size(), *constancy, dx, dw and mixing.shape is not None, kind, last, ds)
+    dw, device = dw and mixing.shape is not None, device or x.device.type
+    problem = Problem(b, i, o, x.element_size(), *constancy, dx, dw, kind, last, ds, device)
     candidates, admitted = [], {}
     for option in LOWERINGS:
         reason = option.refuses(S, mixing) or (option.limit and option.limit(S, mixing, problem))
@@ -281,40 +287,47 @@ def measured(made: Plan, S: Basis, call: Call, rounds: int = 5, axes: int = 0) -
     names = [c.name for c in made.candidates if c.cost and c.seconds <= max(LONG, SKIP * best)]
     options = [option for option in LOWERINGS if option.name in names]
     steps = {(o.name, back): step_of(o, S, call, back, axes) for o in options for back in backs}
-    least = take_turns(steps, 2)
+    device = call.x.device
+    least = take_turns(steps, 2, device=device)
     limit = CLOSE * min(least[name, backs[-1]] for name in names)
     again = {key: step for key, step in steps.items() if least[key[0], backs[-1]] <= limit}
     if len(again) > len(backs):
-        least |= {key: min(least[key], seconds) for key, seconds in take_turns(again, rounds).items()}
+        least |= {key: min(least[key], seconds) for key, seconds in take_turns(again, rounds, device=device).items()}
     took = {name: tuple(least[name, back] for back in backs) for name in names}
     return replace(made, candidates=tuple(replace(c, measured=took.get(c.name, ())) for c in made.candidates))
 
 
-def take_turns(steps: Mapping[Name, Callable[[], object]], rounds: int, lasts: float = 2e-3) -> dict[Name, float]:
+def take_turns(
+    steps: Mapping[Name, Callable[[], object]], rounds: int, lasts: float = 2e-3, device: torch.device = CPU
+) -> dict[Name, float]:
     """Seconds a call of each step: the least of its rounds, in which a short step is repeated until it lasts.
 
-    The order of the turns is reversed from round to round.
+    The order of the turns is reversed from round to round. On a device other than the CPU its queue is waited for.
     """
     calls, least = {}, {}
     for name, step in steps.items():
         step()
-        took = _seconds(step, 1)
+        took = _seconds(step, 1, device)
         calls[name] = max(1, min(1000, int(lasts / max(took, 1e-7))))
         if calls[name] > 1:  # the first calls may have been slow
-            took = _seconds(step, calls[name])
+            took = _seconds(step, calls[name], device)
             calls[name] = max(1, min(1000, int(lasts / max(took, 1e-7))))
         least[name] = took
     for turn in range(rounds):
         for name in list(steps)[:: -1 if turn % 2 else 1]:
-            least[name] = min(least[name], _seconds(steps[name], calls[name]))
+            least[name] = min(least[name], _seconds(steps[name], calls[name], device))
     return least
 
 
-def _seconds(step: Callable[[], object], calls: int) -> float:
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+def _seconds(step: Callable[[], object], calls: int, device: torch.device) -> float:
+    alone = device.type == "cpu"
+    clock = time.process_time if alone and torch.get_num_threads() == 1 else time.perf_counter
+    wait: Callable[[], object] = (lambda: None) if alone else partial(torch.accelerator.synchronize, device)
+    wait()
     start = clock()
     for _ in range(calls):
         step()
+    wait()
     return (clock() - start) / calls
 
 

@@ -28,6 +28,7 @@ depends on the kind of work:
 gconv/calibration.json in the user's cache folder. Without such a file, without a home folder, and (with one warning)
 where the file cannot be used, plans take the built-in rates: rates.json beside this module, which that command wrote
 for one thread of an AMD EPYC (Zen 4, AVX-512). With more threads plans use these too, and predict the times of one.
+`--device cuda` measures a GPU, for layers that run there; until then they are planned with the rates of the CPU.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ FORMAT = 2
 MAX_BYTES, MAX_THREADS, MAX_POINTS = 1 << 24, 1 << 16, 1 << 12  # of a calibration file; of one curve
 SMALLEST, LARGEST = 1e-30, 1e30  # sizes and rates
 TYPES = ("float32", "float64", "bfloat16")
+DEVICES = ("cuda", "xpu")  # beside the CPU
 WIDE = 64.0  # columns at which products of matrices in two types are compared
 TABLES = {"near": 2.0**18, "middle": 2.0**22, "far": 2.0**26}  # bytes of what a sparse product gathers from
 
@@ -126,17 +128,22 @@ def path() -> Path | None:
         return Path(given) if given else None
 
 
-def rates() -> Rates:
-    """The rates for the number of threads in use: those of the file, of its nearest number of threads, or defaults.
+def rates(device: str = "cpu") -> Rates:
+    """The rates of a type of device: those of the file, or defaults.
 
-    The file is read once. One that cannot be used is one warning, and then plans take the built-in rates.
+    On the CPU, and where the file has none of the device, they are those of the nearest number of threads. The file is
+    read once. One that cannot be used is one warning, and then plans take the built-in rates.
     """
     found = _read(path())
+    if device in found:
+        return found[device]
     threads = torch.get_num_threads()
-    return found[min(found, key=lambda have: (abs(math.log(have / threads)), have))]
+    return found[min((key for key in found if isinstance(key, int)), key=lambda n: (abs(math.log(n / threads)), n))]
 
 
-def price(name: str, form: str, passes: str, steps: tuple[tuple[str, float, float, float], ...]) -> float:
+def price(
+    name: str, form: str, passes: str, steps: tuple[tuple[str, float, float, float], ...], device: str = "cpu"
+) -> float:
     """Seconds of a call of a lowering: its overhead, and its steps (kind, amount, size, table).
 
     Args:
@@ -144,8 +151,9 @@ def price(name: str, form: str, passes: str, steps: tuple[tuple[str, float, floa
         form: of its overhead, words after spaces; where it was not measured so, with fewer of them.
         passes: "", " weight" or " back".
         steps: its work.
+        device: its type, "cpu" or "cuda".
     """
-    now = rates()
+    now = rates(device)
     return now.overhead(name, form, passes) + sum(now.seconds(*step) for step in steps)
 
 
@@ -155,7 +163,7 @@ price._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @function("calibrations")
-def _read(where: Path | None) -> dict[int, Rates]:
+def _read(where: Path | None) -> Mapping[int | str, Rates]:
     try:
         if where is None or not where.exists():
             return DEFAULTS
@@ -178,7 +186,7 @@ def read_bounded(where: Path) -> str:
     return content.decode("utf-8")
 
 
-def _unusable(where: Path | None, why: str) -> dict[int, Rates]:
+def _unusable(where: Path | None, why: str) -> Mapping[int | str, Rates]:
     warnings.warn(
         f"The calibration {where} cannot be used ({why}), so plans take the built-in rates; "
         "`python -m gconv.calibrate` writes it anew.",
@@ -187,8 +195,8 @@ def _unusable(where: Path | None, why: str) -> dict[int, Rates]:
     return DEFAULTS
 
 
-def parse(data: Any, source: str) -> dict[int, Rates]:
-    """Rates by number of threads, from what the file holds.
+def parse(data: Any, source: str) -> dict[int | str, Rates]:
+    """Rates by number of threads of the CPU, and by the type of other devices, from what the file holds.
 
     Raises:
         ValueError: if it is not a calibration.
@@ -197,7 +205,11 @@ def parse(data: Any, source: str) -> dict[int, Rates]:
         raise ValueError(f"it is not a calibration of format {FORMAT}")
     if not data["threads"]:
         raise ValueError("it has no rates")
-    return {_thread_count(key): _rates_of(numbers, source) for key, numbers in data["threads"].items()}
+    others = data.get("devices", {})
+    if not isinstance(others, dict) or not all(key in DEVICES for key in others):
+        raise ValueError(f"its devices are not among {', '.join(DEVICES)}")
+    found: dict[int | str, Rates] = {_thread_count(key): _rates_of(n, source) for key, n in data["threads"].items()}
+    return found | {key: _rates_of(numbers, source) for key, numbers in others.items()}
 
 
 def _thread_count(key: Any) -> int:

@@ -14,6 +14,7 @@ from limits import processes
 
 from gconv import GConv, calibrate, rates
 from gconv import plan as plan_module
+from gconv.calibrate.__main__ import main
 from gconv.operators import conv2d
 
 ROOT = Path(rates.__file__).parents[1]
@@ -65,6 +66,8 @@ DAMAGED = {
         {"format": rates.FORMAT, "threads": {"1": ENTRY | {"overheads": {"dense": "x"}}}}
     ),
     "NUL bytes": b"\0" * 100,
+    "another device": json.dumps({"format": rates.FORMAT, "threads": {"1": ENTRY}, "devices": {"tpu": ENTRY}}),
+    "a device without rates": json.dumps({"format": rates.FORMAT, "threads": {"1": ENTRY}, "devices": {"cuda": {}}}),
     "nothing": "",
     "too large": " " * ((1 << 24) + 1),
 }
@@ -110,11 +113,11 @@ def test_a_user_without_a_name_and_a_home(fresh, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     assert rates.path() is None
     a_layer_runs()
-    monkeypatch.setattr(calibrate, "measure", lambda say: rates.DEFAULTS[1])
+    monkeypatch.setattr(calibrate, "measure", lambda say, device: rates.DEFAULTS[1])
     with pytest.raises(
         SystemExit, match=r"cannot write the calibration: there is no home folder; GCONV_CALIBRATION=path"
     ):
-        calibrate.main([])
+        main([])
     monkeypatch.setenv("GCONV_CALIBRATION", "~/c.json")
     assert rates.path() == Path("~/c.json"), "there is nothing to put in place of ~"
 
@@ -146,6 +149,47 @@ def test_storing_keeps_what_is_sound_of_a_damaged_file(fresh):
     fresh.write_bytes(b"\xff")
     calibrate.store(rates.DEFAULTS[1])
     a_layer_runs()
+
+
+def test_a_gpu_has_rates_of_its_own_beside_those_of_the_cpu(fresh):
+    calibrate.store(rates.DEFAULTS[1])
+    slow = rates.Rates(rates.DEFAULTS[1].curves, {name: 9.0 for name in rates.DEFAULTS[1].overheads})
+    calibrate.store(slow, "cuda:1")
+    calibrate.store(rates.DEFAULTS[1])  # keeps it
+    rates._read.cache_clear()
+    assert set(rates.rates("cuda").overheads.values()) == {9.0}
+    assert rates.rates().overheads == rates.rates("xpu").overheads == rates.DEFAULTS[1].overheads
+    assert rates.price("dense", "", "", (), "cuda") == 9.0 > rates.price("dense", "", "", ())
+    assert "rates from" in calibrate.table(rates.rates("cuda"), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("gpu", "Rates are measured for cpu, cuda, xpu, not for 'gpu'"),
+        ("cpu:x", "The device 'cpu:x' cannot be used"),
+        pytest.param(
+            "cuda",
+            "The device 'cuda' cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_an_absent_device_is_refused_before_anything_is_measured(fresh, capsys, device, says):
+    with pytest.raises(SystemExit) as end:
+        main(["--device", device])
+    assert end.value.code == 2 and says in capsys.readouterr().err and not fresh.exists()
+    with pytest.raises(ValueError, match=says):
+        calibrate.measure(device=device)
+
+
+def test_a_device_s_queue_is_waited_for_before_the_clock_stops(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: waits.append(device.type))
+    plan_module.take_turns({"a": lambda: None}, 1, 1e-9, torch.device("cuda"))
+    assert waits == ["cuda"] * 4
+    plan_module.take_turns({"a": lambda: None}, 1, 1e-9)
+    assert len(waits) == 4
 
 
 def test_a_failed_store_leaves_the_file_as_it_was(fresh, monkeypatch):

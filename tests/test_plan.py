@@ -12,6 +12,7 @@ from experiments.harness import measure
 from gconv import GConv, Graph, Grid, Inadmissible, calibrate, rates
 from gconv.basis import Shifts
 from gconv.calibrate import simplify
+from gconv.calibrate.__main__ import main as calibrate_command
 from gconv.call import Call
 from gconv.lowering import LOWERINGS, fixed, im2col
 from gconv.lowering.base import Problem
@@ -343,13 +344,13 @@ def test_measuring_leaves_out_what_is_predicted_to_be_far_too_slow():
 
 def test_calibrating_writes_a_file_that_serves(calibrated, monkeypatch, capsys):
     calibrated(text="{")
-    monkeypatch.setattr(calibrate, "measure", lambda say: rates.DEFAULTS[1])
-    calibrate.main([])
+    monkeypatch.setattr(calibrate, "measure", lambda say, device: rates.DEFAULTS[1])
+    calibrate_command([])
     assert "stored in" in capsys.readouterr().out
     rates._read.cache_clear()
     found = rates.rates()
     assert found.overheads == rates.DEFAULTS[1].overheads and found.source == str(rates.path())
-    calibrate.main(["--show"])
+    calibrate_command(["--show"])
     assert f"rates from {rates.path()}" in capsys.readouterr().out
 
 
@@ -415,7 +416,8 @@ def test_the_plan_knows_whom_torch_hands_a_convolution_to(side):
 def test_calibrating_measures_every_kind_of_rate(monkeypatch):
     """Each step runs once, whatever it takes."""
 
-    def once(steps, rounds, lasts):
+    def once(steps, rounds, lasts, device):
+        assert device.type == "cpu"
         for step in steps.values():
             step()
         return {name: 1e-3 * (1 + k) for k, name in enumerate(steps)}

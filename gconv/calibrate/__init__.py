@@ -1,46 +1,69 @@
 """Measure this machine once, so that plans price work as it does here.
 
-    python -m gconv.calibrate           measure for the number of threads in use (a minute or so), store, print
-    python -m gconv.calibrate --show    print what plans use now
+    python -m gconv.calibrate                 measure for the number of threads in use (a minute or so), store, print
+    python -m gconv.calibrate --device cuda   the same on a GPU, for the layers that run there
+    python -m gconv.calibrate --show          print what plans use now
 
 Every rate is the best of some rounds, so that what else the machine does matters little; with one thread they are
 measured in processor time. The file keeps the numbers of other thread counts (OMP_NUM_THREADS=1 python -m ... for one
-thread). Running layers take it up when they are made anew: a process reads it once.
+thread) and devices. Running layers take it up when they are made anew: a process reads it once.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gconv.arguments import absence
 from gconv.calibrate.calls import overheads as calls
 from gconv.calibrate.convolutions import apart, conv, onednn, single
 from gconv.calibrate.sections import Steps, gather, gemm, rest, stream
 from gconv.calibrate.simplify import simplified
 from gconv.plan import take_turns
-from gconv.rates import FORMAT, TABLES, TYPES, Curve, Rates, parse, path, rates, read_bounded, words
+from gconv.rates import DEVICES, FORMAT, TABLES, TYPES, Curve, Rates, parse, path, read_bounded, words
 
 ROUNDS, LASTS = 5, 3e-3
 
 
-def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rates:
-    """The rates of this machine, for the number of threads in use.
+def usable(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: if this torch or this machine has no such device, or there is no calibration for its kind.
+
+    >>> usable("gpu")
+    Traceback (most recent call last):
+        ...
+    ValueError: Rates are measured for cpu, cuda, xpu, not for 'gpu'.
+    """
+    if name.split(":")[0] not in ("cpu", *DEVICES):
+        raise ValueError(f"Rates are measured for {', '.join(('cpu', *DEVICES))}, not for {name!r}.")
+    if reason := absence(name):
+        raise ValueError(reason)
+    return torch.device(name)
+
+
+def measure(say: Callable[[float, str], None] = lambda share, text: None, device: str = "cpu") -> Rates:
+    """The rates of this machine, on the CPU for the number of threads in use.
 
     Everything has its turn in each of the rounds, so that what else the machine does for a while matters little.
 
     Args:
         say: is told which share is done, and what comes next.
+        device: where: "cpu", "cuda", "cuda:1".
+
+    Raises:
+        ValueError: if there is no such device.
     """
+    place = usable(device)
     curves: dict[str, Curve] = {}
     torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
     state = torch.random.get_rng_state()
@@ -50,13 +73,15 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rat
     sections |= {"convolutions": conv(), "channels by themselves": single()}
     sections |= {f"sparse products, {place} tables": gather(place) for place in TABLES}
     sections |= {"oneDNN": onednn(), "groups": apart(), "streams": stream(), "the rest": rest(), "calls": calls(curves)}
-    steps = {name: next(section) for name, section in sections.items()}
+    here: AbstractContextManager[object] = nullcontext() if place.type == "cpu" else place
+    with here:  # where each section makes its tensors, before the clock runs
+        steps = {name: next(section) for name, section in sections.items()}
     took: dict[str, dict[str, float]] = {name: {} for name in sections}
     for turn in range(ROUNDS):
         for k, name in enumerate(sections):
             say((turn + k / len(sections)) / ROUNDS, name)
             with torch.no_grad():
-                now = take_turns(steps[name], 1, LASTS)
+                now = take_turns(steps[name], 1, LASTS, place)
             took[name] = {step: min(seconds, took[name].get(step, seconds)) for step, seconds in now.items()}
     say(1.0, "done")
     torch.random.set_rng_state(state)
@@ -69,8 +94,10 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None) -> Rat
     return simplified(Rates(curves, overheads, "measured now"))
 
 
-def store(found: Rates) -> Path:
-    """Put rates into the calibration's file, beside those of other numbers of threads. Returns its path.
+def store(found: Rates, device: str = "cpu") -> Path:
+    """Put rates into the calibration's file, which keeps those of other numbers of threads and devices.
+
+    Returns its path.
 
     The file is replaced whole. Calibrations that are stored at the same time wait for each other, so none is lost.
 
@@ -84,12 +111,14 @@ def store(found: Rates) -> Path:
     overheads = {name: float(f"{seconds:.4g}") for name, seconds in found.overheads.items()}
     where.parent.mkdir(parents=True, exist_ok=True)
     with _locked(where.with_name(f"{where.name}.lock")):
-        threads = _stored(where)
-        threads[str(torch.get_num_threads())] = {"curves": curves, "overheads": overheads}
+        kept = _stored(where)
+        kind = device.split(":")[0]
+        part, key = ("threads", str(torch.get_num_threads())) if kind == "cpu" else ("devices", kind)
+        kept[part][key] = {"curves": curves, "overheads": overheads}
         handle, trial = tempfile.mkstemp(prefix=f"{where.name}.", suffix=".tmp", dir=where.parent)
         try:
             with open(handle, "w", encoding="utf-8") as file:
-                file.write(text(threads))
+                file.write(text(kept))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(trial, where)
@@ -99,31 +128,35 @@ def store(found: Rates) -> Path:
     return where
 
 
-def text(threads: Mapping[str, Any]) -> str:
+def text(kept: Mapping[str, Mapping[str, Any]]) -> str:
     """A calibration's file, a curve or an overhead a line."""
-    parts = []
-    for key, numbers in threads.items():
-        named = [
-            f'"{part}": {{\n' + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in numbers[part].items()) + "}"
-            for part in ("curves", "overheads")
-        ]
-        parts.append(f"{json.dumps(key)}: {{" + ",\n".join(named) + "}")
-    return f'{{"format": {FORMAT}, "threads": {{\n' + ",\n".join(parts) + "}}\n"
+    entries = {part: ",\n".join(f"{json.dumps(key)}: {_lines(n)}" for key, n in kept[part].items()) for part in kept}
+    parts = (f'"{part}": {{\n{lines}}}' for part, lines in entries.items() if lines)
+    return f'{{"format": {FORMAT}, ' + ", ".join(parts) + "}\n"
 
 
-def _stored(where: Path) -> dict[str, Any]:
-    """What the file holds for each number of threads; a damaged entry, or a damaged file, is dropped."""
-    kept: dict[str, Any] = {}
+def _lines(numbers: Mapping[str, Any]) -> str:
+    named = (
+        f'"{part}": {{\n' + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in numbers[part].items()) + "}"
+        for part in ("curves", "overheads")
+    )
+    return "{" + ",\n".join(named) + "}"
+
+
+def _stored(where: Path) -> dict[str, dict[str, Any]]:
+    """What the file holds for threads and devices; a damaged entry, or a damaged file, is dropped."""
+    kept: dict[str, dict[str, Any]] = {"threads": {}, "devices": {}}
     try:
-        entries = json.loads(read_bounded(where))["threads"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        data = json.loads(read_bounded(where))
+        entries = [(part, *entry) for part in kept for entry in data.get(part, {}).items()]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return kept
-    for key, numbers in entries:
+    for part, key, numbers in entries:
         try:
-            parse({"format": FORMAT, "threads": {key: numbers}}, str(where))
+            parse({"format": FORMAT, "threads": {"1": numbers}} | {part: {key: numbers}}, str(where))
         except (ValueError, RecursionError):
             continue
-        kept[key] = numbers
+        kept[part][key] = numbers
     return kept
 
 
@@ -140,9 +173,10 @@ def _locked(where: Path) -> Iterator[None]:
         yield
 
 
-def table(found: Rates) -> str:
+def table(found: Rates, device: str = "cpu") -> str:
     """The rates as text."""
-    lines = [f"rates from {found.source}, {torch.get_num_threads()} threads; a second, by size"]
+    where = f"{torch.get_num_threads()} threads" if device == "cpu" else device
+    lines = [f"rates from {found.source}, {where}; a second, by size"]
     for kind, curve in found.curves.items():
         lines.append(f"  {kind:22s}" + "".join(f"  {size:>9.9g}: {rate:8.3g}" for size, rate in curve))
     lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and with that in x")
@@ -150,28 +184,3 @@ def table(found: Rates) -> str:
         each = (found.overhead(lowering, form, passes) * 1e6 for passes in ("", " weight", " back"))
         lines.append(f"  {lowering + form:30s}" + "".join(f"  {us:8.1f}" for us in each))
     return "\n".join(lines)
-
-
-def _bar(share: float, text: str) -> None:
-    """Progress, on the line that is there."""
-    done = round(30 * share)
-    print(f"\rmeasuring [{'#' * done}{' ' * (30 - done)}] {text:40.40s}", end="", file=sys.stderr, flush=True)
-    if share == 1:
-        print(file=sys.stderr)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m gconv.calibrate", description="Measure this machine for plans.")
-    parser.add_argument("--show", action="store_true", help="measure nothing, print the rates that plans use")
-    if parser.parse_args(argv).show:
-        print(table(rates()))
-        return
-    found = measure(_bar)
-    try:
-        where = store(found)
-    except OSError as error:
-        place = path() or "the calibration"
-        sys.exit(f"error: cannot write {place}: {error.strerror or error}; GCONV_CALIBRATION=path names another file")
-    print(table(found))
-    print(f"stored in {where}")

@@ -8,7 +8,7 @@ from dataclasses import astuple, replace
 import torch
 from torch import Tensor
 
-from gconv.calibrate.sections import PATH, SMALL, Steps
+from gconv.calibrate.sections import SMALL, Steps, path_graph
 from gconv.call import Call
 from gconv.domains import Graph
 from gconv.lowering import LOWERINGS
@@ -41,8 +41,9 @@ def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
     sparse = ("sparse:aggregate", "sparse:transform", "dense")
     recurrence = ("recurrence:aggregate", "recurrence:transform", "dense")
     grid = ("im2col", "fft", *sparse)
-    labelled = Graph(PATH.edge_index, PATH.size, edge_attr=torch.rand(PATH.num_edges, 2))
-    typed = Graph(PATH.edge_index, PATH.size, edge_type=torch.arange(PATH.num_edges) % 2)
+    path = path_graph()
+    labelled = Graph(path.edge_index, path.size, edge_attr=torch.rand(path.num_edges, 2))
+    typed = Graph(path.edge_index, path.size, edge_type=torch.arange(path.num_edges) % 2)
     one, two = torch.randn(4, 2), torch.randn(2, 4, 2)
     image, images = torch.randn(1, 2, 4, 4), torch.randn(2, 2, 4, 4)
     return [
@@ -51,17 +52,17 @@ def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
         (GConv(conv2d(4, 4, 3, groups=2)), torch.randn(2, 4, 4, 4), None, grid),
         (GConv(separable(2, 2, 3)), images, None, ("native", *grid)),
         (GConv(avg_pool2d(2)), images, None, ("native", *grid)),
-        *[(GConv(gcn(2, 2)), x, PATH, sparse) for x in (one, two)],
-        *[(GConv(sage(2, 2)), x, PATH, sparse) for x in (one, two)],
+        *[(GConv(gcn(2, 2)), x, path, sparse) for x in (one, two)],
+        *[(GConv(sage(2, 2)), x, path, sparse) for x in (one, two)],
         *[(GConv(relational(2, 2, num_relations=2)), x, typed, sparse) for x in (one, two)],
-        *[(GConv(gin()), x, PATH, sparse) for x in (one, two)],
-        (GConv(gat(2, 2, heads=2)), one, PATH, sparse),
-        (GConv(gatv2(2, 2, heads=2)), one, PATH, sparse),
+        *[(GConv(gin()), x, path, sparse) for x in (one, two)],
+        (GConv(gat(2, 2, heads=2)), one, path, sparse),
+        (GConv(gatv2(2, 2, heads=2)), one, path, sparse),
         (GConv(monet(2, 2, dim=2, kernel_size=2)), one, labelled, sparse),
-        (GConv(agnn()), one, PATH, sparse),
-        *[(GConv(cheb(2, 2, k=3)), x, PATH, recurrence) for x in (one, two)],
-        *[(GConv(appnp(k=3)), x, PATH, recurrence) for x in (one, two)],
-        (GConv(spectral(2, 2, k=2)), one, PATH, ("gft",)),
+        (GConv(agnn()), one, path, sparse),
+        *[(GConv(cheb(2, 2, k=3)), x, path, recurrence) for x in (one, two)],
+        *[(GConv(appnp(k=3)), x, path, recurrence) for x in (one, two)],
+        (GConv(spectral(2, 2, k=2)), one, path, ("gft",)),
         (GConv(conv2d(2, 2, 3)), image, None, ("native",)),
         (GConv(conv1d(2, 2, 3)), image[..., 0], None, ("native",)),
     ]

@@ -23,7 +23,11 @@ Steps = dict[str, Callable[[], object]]
 Section = Generator[Steps, dict[str, float], dict[str, Curve]]  # steps -> seconds -> curves
 SMALL = 1e-6  # seconds; no call costs less
 NEVER = 1e14  # a rate at which work costs nothing
-PATH = Graph(torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]), 4)
+
+
+def path_graph() -> Graph:
+    """Four nodes in a row."""
+    return Graph(torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]]), 4)
 
 
 def steps_of(name: str, run: Callable[[Tensor, Tensor], Tensor], x: Tensor, W: Tensor) -> Steps:
@@ -150,8 +154,8 @@ def rest() -> Section:
         steps[f"heads {c}"] = partial(torch.bmm, torch.randn(4, 1024, 32), torch.randn(4, 32, c))
     taps, one, signal = GConv(conv2d(2, 2, 9)), GConv(conv2d(2, 2, 1)), torch.randn(1, 2, 9, 9)
     steps |= {f"taps {k}": partial(layer, signal, lowering="im2col") for k, layer in ((81, taps), (1, one))}
-    layers = {terms: GConv(cheb(2, 2, k=terms, bias=False)) for terms in (2, 10)}
-    steps |= {f"terms {k}": partial(layer, x[:4, :2].contiguous(), PATH) for k, layer in layers.items()}
+    layers, graph = {terms: GConv(cheb(2, 2, k=terms, bias=False)) for terms in (2, 10)}, path_graph()
+    steps |= {f"terms {k}": partial(layer, x[:4, :2].contiguous(), graph) for k, layer in layers.items()}
     took = yield steps
     found: dict[str, Curve] = {kind: ((1.0, work[kind] / took[kind]),) for kind in work}
     found["turn"] = tuple((float(t.shape[1]), 4.0 * t.numel() / took[f"turn {t.shape[1]}"]) for t in turns)

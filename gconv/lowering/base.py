@@ -63,6 +63,7 @@ class Problem:
         kind: of the numbers.
         last: whether the channels of a site lie side by side in memory.
         ds: whether the gradient in what S learns will be wanted.
+        device: its type, "cpu" or "cuda".
     """
 
     b: int
@@ -76,6 +77,7 @@ class Problem:
     kind: str = "float32"
     last: bool = True
     ds: bool = False
+    device: str = "cpu"
 
     @property
     def passes(self) -> int:
