@@ -27,8 +27,14 @@ ValueError: There is no data set 'corra'. Did you mean 'cora'? Known: cifar10, c
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
+
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-2:] in (["datasets", "-h"], ["datasets", "--help"]):  # needs no torch
+    import runpy
+
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from .cifar10 import channel_stats, load_cifar10, normalise
 from .embedded import load_citation_like, load_digits, load_digits_knn, load_karate

@@ -9,8 +9,6 @@ from typing import Annotated
 
 import tyro
 
-from . import NAMES, DataError, load
-
 
 @dataclass(frozen=True)
 class Options:
@@ -25,6 +23,8 @@ class Options:
 def main() -> int:
     """Command line. Returns: 0, or 1 with a message if the data is missing or damaged."""
     options = tyro.cli(Options, prog="python -m datasets")
+    from datasets import NAMES, DataError, load  # after the parser, so that --help needs no torch
+
     if not options.name:
         print("\n".join(NAMES))
         return 0

@@ -1,1 +1,8 @@
 """Experiments: one folder per family, with a shared harness. Example: `python -m experiments.citation --help`."""
+
+import sys
+
+if sys.argv[:1] == ["-m"] and not {"-h", "--help"}.isdisjoint(sys.orig_argv):  # which needs no torch
+    from experiments.help_first import print_help
+
+    print_help(sys.orig_argv)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from limits import fresh
+from limits import ROOT, fresh
 
 import gconv
 from gconv import __main__ as command_line
@@ -92,11 +92,11 @@ def test_calibrate_takes_its_own_arguments(capsys):
 
 
 def test_help_needs_no_torch():
-    """As the command `gconv` does it; `calibrate --help` is the calibration's own."""
+    """As the command `gconv` does it."""
     code = """
 import runpy, sys
 import gconv_command
-for words in ([], ["operators"], ["explain"], ["plan"], ["doctor"]):
+for words in ([], ["operators"], ["explain"], ["plan"], ["doctor"], ["calibrate"], ["propagate"]):
     sys.argv = ["gconv", *words, "--help"]
     try:
         gconv_command.main()
@@ -106,14 +106,15 @@ assert not {"torch", "numpy", "gconv"} & set(sys.modules), sorted(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: python -m gconv") == 5
+    assert done.stdout.count("usage: python -m gconv") == 7
+    assert "--device" in done.stdout and "--memory MEMORY" in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["plan"]])
+@pytest.mark.parametrize("words", ["gconv", "gconv plan", "gconv propagate", "gconv.calibrate", "datasets"])
 def test_help_of_the_module_needs_no_torch(words):
-    command = [sys.executable, "-X", "importtime", "-m", "gconv", *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0 and done.stdout.startswith("usage: python -m gconv"), done.stderr
+    command = [sys.executable, "-X", "importtime", "-m", *words.split(), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {words}"), done.stderr
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "runpy" in imported and not {"torch", "numpy", "gconv.module"} & imported
 

@@ -24,13 +24,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from gconv.external.features import features_from_text, is_text
-from gconv.external.files import DiskError, in_words
-from gconv.external.graph import DiskGraph
-from gconv.external.product import Norm, propagate
+if TYPE_CHECKING:  # --help needs neither torch nor the package
+    from gconv.external.product import Norm
 
 SCALINGS: dict[str, tuple[Norm, bool]] = {
     "gcn": ("sym", True),
@@ -83,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--undirected", action="store_true", help="add the reverse of each edge")
     add("--duplicates", choices=("keep", "drop", "refuse"), default="keep", help="repeated edges (keep)")
     given = parser.parse_args(argv)
+    from gconv.external.files import DiskError
+
     lines = _Lines()
     try:
         _run(given, lines)
@@ -95,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(given: argparse.Namespace, lines: _Lines) -> None:
-    from gconv.external.features import Features
+    import torch
+
+    from gconv.external.features import Features, features_from_text, is_text
+    from gconv.external.files import in_words
+    from gconv.external.graph import DiskGraph
+    from gconv.external.product import propagate
 
     out, features = Path(given.out), given.features
     if is_text(features):
