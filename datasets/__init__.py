@@ -36,6 +36,8 @@ if sys.argv[:1] == ["-m"] and sys.orig_argv[-2:] in (["datasets", "-h"], ["datas
 
     runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
+from gconv.arguments import checked
+
 from .cifar10 import channel_stats, load_cifar10, normalise
 from .embedded import load_citation_like, load_digits, load_digits_knn, load_karate
 from .images import SuperpixelSet, grid_graph, knn_graph, superpixel_graph, superpixel_set
@@ -63,6 +65,7 @@ PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 NAMES = ("cifar10", *PLANETOID, *EMBEDDED)
 
 
+@checked
 def load(name: str, root: str | Path | None = None, **options: Any) -> ImageSet | GraphSet:
     """Load a data set by name (case-insensitive); `options` are those of its loader (`limit`, `seed`, ...).
 

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from .photos import decode_photo
 from .root import DataCorrupt, DataUnavailable, Loaded, data_root, hash_parts, locate, read
 
@@ -45,6 +47,7 @@ class BoxSet(Loaded):
     left_out: int = 0
 
 
+@checked
 def load_bccd(root: str | Path | None = None, shrink: int = 1) -> BoxSet:
     """Load the photos with their boxes.
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from . import pickles
 from .root import DataCorrupt, ImageSet, data_root, ensure, fetch, hash_parts, locate, read
 
@@ -38,6 +40,7 @@ ARCHIVE = URL.rsplit("/", 1)[-1]
 JPEG_COPY = "5520b31e4a6365b1"
 
 
+@checked
 def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> ImageSet:
     """CIFAR-10 as tensors, loaded without executing anything from its files.
 
@@ -94,6 +97,7 @@ def load_cifar10(root: str | Path | None = None, limit: int | None = None) -> Im
     )
 
 
+@checked
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (population) standard deviation of each channel on the [0, 1] scale, exact and with little memory.
 
@@ -113,6 +117,7 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), (counts * (values - mean[:, None]) ** 2).sum(1).div(total).sqrt().float()
 
 
+@checked
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 images to float32, (image / 255 - mean) / std by channel; use it on batches, not on the whole data set.
 
@@ -121,6 +126,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     >>> normalise(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([0.5]), torch.tensor([0.25])).item()
     2.0
     """
+    if images.ndim != 4 or not mean.shape == std.shape == images.shape[1:2]:
+        raise ValueError(
+            f"expected images (b, c, h, w) and a mean and std (c,), not {tuple(images.shape)}, {tuple(mean.shape)} and "
+            f"{tuple(std.shape)}."
+        )
     mean, std = (v.to(images.device).view(-1, 1, 1) for v in (mean, std))
     return images.float().div_(255).sub_(mean).div_(std)
 

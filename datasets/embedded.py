@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from .root import GraphSet, ImageSet, hash_parts
 
 _DIGITS = "scikit-learn load_digits (UCI optdigits, test part)"
 
 
+@checked
 def load_digits(seed: int = 0, test_fraction: float = 0.2) -> ImageSet:
     """Handwritten digits with a stratified split.
 
@@ -24,7 +27,7 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> ImageSet:
 
     Shapes: images (b, 1, 8, 8) float32 in [0, 1]; 1437 train and 360 test at the default; labels 0..9.
 
-    Raises: ValueError: test_fraction out of range.
+    Raises: ValueError: test_fraction or seed out of range.
 
     >>> digits = load_digits()
     >>> tuple(digits.train_images.shape), digits.test_images.max().item()
@@ -32,6 +35,7 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> ImageSet:
     """
     from sklearn.model_selection import train_test_split
 
+    _check_seed(seed)
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction is in (0, 1), not {test_fraction}.")
     x, y = _digits()
@@ -50,6 +54,7 @@ def load_digits(seed: int = 0, test_fraction: float = 0.2) -> ImageSet:
     )
 
 
+@checked
 def load_digits_knn(k: int = 8, seed: int = 0) -> GraphSet:
     """The digits as one graph: each image is a node, connected to the k most similar images (symmetrised).
 
@@ -61,11 +66,12 @@ def load_digits_knn(k: int = 8, seed: int = 0) -> GraphSet:
 
     Shapes: x (1797, 64) float32 in [0, 1]; edge_index (2, e), both directions; y 0..9.
 
-    Raises: ValueError: k out of range.
+    Raises: ValueError: k or seed out of range.
 
     >>> load_digits_knn().data.num_edges // 2
     9929
     """
+    _check_seed(seed)
     x, y = _digits()
     if not 1 <= k < len(y):
         raise ValueError(f"k must be in 1..{len(y) - 1}, not {k}.")
@@ -101,6 +107,7 @@ def load_karate() -> GraphSet:
     return _graph_set("karate", source, names, graph.x, graph.edge_index, graph.y, masks)
 
 
+@checked
 def load_citation_like(
     nodes: int = 1500,
     classes: int = 5,
@@ -148,6 +155,12 @@ def load_citation_like(
         )
     if not (0 <= homophily <= 1 and 0 <= topic <= 1 and 0 < degree < nodes / classes):
         raise ValueError(f"homophily and topic are in [0, 1], degree in (0, {nodes / classes:g}).")
+    if min(validation, test) < 0 or not 0 < words_per_node < float("inf"):
+        raise ValueError(
+            f"validation and test are at least 0 and words_per_node is positive, not {validation}, {test} and "
+            f"{words_per_node}."
+        )
+    _check_seed(seed)
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(nodes) % classes)
     inside = degree * homophily * classes / nodes
@@ -173,6 +186,11 @@ def load_citation_like(
     )
     names = tuple(f"topic {c}" for c in range(classes))
     return _graph_set("citation-like", source, names, x, edge_index, labels, masks)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is in 0..{2**32 - 1}, not {seed}.")
 
 
 def _digits() -> tuple[Tensor, Tensor]:

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from .root import choose, data_root, hash_parts, read, write_atomic
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _FIELDS = ("x", "pos", "edge_index", "nodes", "edges")
 
 
+@checked
 def grid_graph(image: Tensor, neighbours: Literal[4, 8] = 8, y: int | None = None) -> Data:
     """The pixel grid: a node for each pixel, connected to its 4 or 8 neighbours (fewer at the border).
 
@@ -56,6 +59,7 @@ def grid_graph(image: Tensor, neighbours: Literal[4, 8] = 8, y: int | None = Non
     return _graph(x, pos, np.concatenate(pairs, 1), y)
 
 
+@checked
 def knn_graph(image: Tensor, k: int = 8, colour: float = 0.0, y: int | None = None) -> Data:
     """Each pixel connected to its k nearest pixels by position, or by position and colour; symmetrised.
 
@@ -76,11 +80,12 @@ def knn_graph(image: Tensor, k: int = 8, colour: float = 0.0, y: int | None = No
     True
     """
     x, pos, _ = _pixels(image)
-    if colour < 0:
+    if not 0 <= colour < math.inf:
         raise ValueError(f"colour is a weight of at least 0, not {colour}.")
     return _graph(x, pos, _nearest(np.concatenate([pos, colour * x], 1) if colour else pos, k), y)
 
 
+@checked
 def superpixel_graph(
     image: Tensor,
     segments: int = 75,
@@ -113,7 +118,7 @@ def superpixel_graph(
     from skimage.segmentation import slic
 
     choose(edges, ("adjacency", "knn"), "kind of superpixel edge")
-    if segments < 1 or compactness <= 0 or k < 1:
+    if segments < 1 or not 0 < compactness < math.inf or k < 1:
         raise ValueError(f"segments, compactness and k are positive, not {segments}, {compactness}, {k}.")
     x, pos, (h, w) = _pixels(image)
     seen, lab, scale = _as_seen(x.reshape(h, w, -1))
@@ -184,6 +189,7 @@ class SuperpixelSet(Sequence["Data"]):
         return Data(x=self.x[n0:n1], edge_index=edge_index, edge_attr=attr, pos=pos, y=self.labels[index : index + 1])
 
 
+@checked
 def superpixel_set(
     images: Tensor,
     labels: Tensor,
@@ -223,7 +229,7 @@ def superpixel_set(
     from rich.console import Console
     from rich.progress import track
 
-    if images.ndim != 4 or len(images) != len(labels) or not len(images) or chunk < 1:
+    if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(images) or chunk < 1:
         raise ValueError(
             f"expected images (b, c, h, w), one label for each and chunk >= 1, "
             f"not {tuple(images.shape)}, {tuple(labels.shape)} and {chunk}."

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from .root import DataCorrupt, DataUnavailable, Loaded, data_root, hash_parts, locate, read
 
 SOURCE = "https://github.com/zhixuhao/unet"
@@ -34,6 +36,7 @@ class MaskSet(Loaded):
     masks: Tensor
 
 
+@checked
 def load_membrane(root: str | Path | None = None) -> MaskSet:
     """Load the 30 slices in order.
 

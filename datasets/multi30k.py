@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gconv.arguments import checked
+
 from .root import DataCorrupt, DataUnavailable, Loaded, data_root, hash_parts, locate, read
 
 PARTS = ("train", "val", "test_2016_flickr")
@@ -39,6 +41,7 @@ class TranslationSet(Loaded):
     test: Pairs
 
 
+@checked
 def load_multi30k(root: str | Path | None = None) -> TranslationSet:
     """Load English to German sentence pairs, with the split of task 1.
 

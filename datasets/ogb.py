@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from datasets.root import DataCorrupt, DataUnavailable, data_root
+from gconv.arguments import checked
 
 SPLITS = {"arxiv": "time", "products": "sales_ranking", "papers100M": "time"}
 
@@ -44,6 +45,7 @@ class OGB:
     test: Tensor
 
 
+@checked
 def load_ogb(name: str, root: str | Path | None = None) -> OGB:
     """Load one of "arxiv", "products" and "papers100M".
 

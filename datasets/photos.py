@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from gconv.arguments import checked
 
 from .root import DataCorrupt, read
 
@@ -18,7 +21,8 @@ MAX_PIXELS = 2**26
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
-def read_photo(path: str | Path) -> Tensor:
+@checked
+def read_photo(path: str | PathLike[str]) -> Tensor:
     """Read a photo, rotated according to its orientation tag; transparency is dropped.
 
     Shapes: (3, h, w) uint8.
@@ -27,8 +31,8 @@ def read_photo(path: str | Path) -> Tensor:
         DataCorrupt: the file cannot be read, is not a photo, is damaged, has more than 2^26 pixels, or has pixels that
             are not grey, colour or palette values of 1, 8 or 16 bits.
     """
-    path = Path(path)
-    return decode_photo(read(path, 2**27), path)
+    place = Path(path)
+    return decode_photo(read(place, 2**27), place)
 
 
 def decode_photo(blob: bytes, path: Path) -> Tensor:

