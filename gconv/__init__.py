@@ -1,6 +1,7 @@
 """Convolutions on grids and graphs as one operator, Y = sum_k S_k X W_k + b, for PyTorch.
 
-S_k, the structure, says which site feeds which through tap k; W_k mixes the channels. A layer is made of a spec:
+The structure S_k says which input site feeds which output site through tap k; W_k mixes the channels. A spec describes
+an operator, and GConv makes a layer of it:
 
 >>> import torch
 >>> from gconv import GConv, Graph
@@ -9,35 +10,35 @@ S_k, the structure, says which site feeds which through tap k; W_k mixes the cha
 >>> layer = GConv(cheb(16, 32, k=3))
 >>> layer(torch.randn(3, 16), path).shape  # or layer(x, edge_index); on grids GConv(conv2d(3, 64, 3))(images)
 torch.Size([3, 32])
->>> A = layer.at(path)  # a LinearMap: A @ x, A.T, and what gconv.analysis asks
+>>> A = layer.at(path)  # a LinearMap: A @ x, A.T, and the argument of the functions in gconv.analysis
 >>> A.shape
 (96, 48)
->>> layer.plan(torch.randn(3, 16), path).chosen.name  # print the plan: every candidate, its cost, why it was rejected
+>>> layer.plan(torch.randn(3, 16), path).chosen.name  # print(plan) lists all candidates with their costs
 'recurrence:aggregate'
 
-Layers           GConv(spec); gconv.operators has the specs, list_operators() their names, cite(name) their sources
-Domains          Graph, Bipartite (from sources to targets), Grid, grid_graph, Pixels (no grids), Surface (meshes)
+Layers           GConv(spec); gconv.operators makes the specs, list_operators() names them, cite(name) gives the paper
+Domains          Graph, Bipartite (from sources to targets), Grid, grid_graph, Pixels (irregular), Surface (meshes)
 Other models     convert(model), export(layer, "torch" or "pyg"), as_linear_map(module, domain), summary(model, x),
                  adapt(model, rank=4), merge, unmerge, transfer(model, domain), save(module, path), load(path),
-                 twin(layer): a Twin, the same layer of grids on a graph
-Questions        gconv.analysis: matrix, norm, singular_values, frequency_response, receptive_field, cost, ...
+                 twin(layer): a Twin, a layer on grids as the same layer on a graph
+Analysis         gconv.analysis: matrix, norm, singular_values, frequency_response, receptive_field, cost, ...
 Large graphs     graph.sample(seeds, fanouts), graph.blocks_of(batch), apply_blocks(net, x, blocks)
-                 gconv.external: DiskGraph.build, propagate(graph, x, k, out), Rows: beyond memory
+                 gconv.external: DiskGraph.build, propagate(graph, x, k, out), Rows: data larger than memory
 Processes        gconv.parallel: shard(domain), distribute(model, partition), halo(S, partition)
-Speed, memory    constant(x), features that never change; cache_info(), clear_cache(); portable(), torch's operators
-                 alone; backend(), which kernels run
+Speed, memory    constant(x): features that do not change; cache_info(), clear_cache(); portable(): torch operators
+                 only; backend(): which kernels run
 Errors           InputError, NotLinear, OutsideFamily, Inadmissible
-Your operators   gconv.spec.register, gconv.basis, gconv.mixing, gconv.laplacian; gconv.testing holds them to the laws
+Your operators   gconv.spec.register, gconv.basis, gconv.mixing, gconv.laplacian; gconv.testing checks them by laws
 
 The packages, each of which imports only those before it: caches, kernels (products for the CPU and CUDA), domains,
-basis (S in its closed forms), laplacian, mixing (W), spec, lowering (ways to compute), plan (which way), linear
+basis (the forms of S), laplacian, mixing (W), spec, lowering (algorithms), plan (which algorithm), linear
 (LinearMap), module (GConv), minibatch, operators, blocks, interop, adapters, saving, transfer, analysis, summary,
 parallel, external, testing, calibrate.
 """
 
 import sys
 
-if sys.argv[:1] == ["-m"] and sys.orig_argv[-1] in ("-h", "--help"):  # which needs none of what follows
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-1] in ("-h", "--help"):  # print help without importing torch
     from gconv.help_first import print_help
 
     print_help(sys.orig_argv)
@@ -58,7 +59,7 @@ from gconv.summary import summary
 from gconv.transfer import Pixels, Surface, transfer
 
 __version__ = "0.1.0"
-NUMERICS = 1  # raised by hand when the numbers that layers compute may move beyond rounding; rows record it
+NUMERICS = 1  # incremented by hand when results of layers may change by more than rounding; result rows record it
 __all__ = [
     "Bipartite",
     "CacheInfo",

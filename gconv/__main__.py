@@ -1,13 +1,13 @@
-"""The command line: what runs here, what an operator is, what is missing.
+"""The command line: show versions, list and explain operators, print plans, check the installation.
 
-python -m gconv                     versions, kernels, devices, and the rates that plans use
-python -m gconv operators grid      the operators on grids, a line each (or: graph; all without a word)
+python -m gconv                     versions, kernels, devices, and the throughputs that plans use
+python -m gconv operators grid      the operators on grids, one per line (or: graph; default: all)
 python -m gconv explain cheb        equation, meaning, traps, parts and source of an operator
 python -m gconv plan "conv2d(3, 8, 3, padding=1)" 16 3 32 32     how a layer runs on an input of this shape
 python -m gconv plan "gcn(16, 7)" 10000 16 --edges 50000         the same on a random graph
-python -m gconv doctor              what is installed and compiled, and how to mend what is not; exit 1 if gconv
-                                    runs slower than it could
-python -m gconv propagate E X --out DIR   S^k X of a graph and features larger than memory, on disk (--help)
+python -m gconv doctor              check the installation and say how to fix it; exit status 1 if the compiled
+                                    kernels are missing or disabled
+python -m gconv propagate E X --out DIR   S^k X for a graph and features larger than memory, on disk (--help)
 python -m gconv calibrate           measure this machine for plans (`python -m gconv.calibrate`)
 
 Help is printed without importing torch.
@@ -32,7 +32,7 @@ OWN_OPTIONS = {
 
 
 def info() -> str:
-    """Versions, kernels, devices and rates, a line each."""
+    """Versions, kernels, devices and source of the throughputs, one per line."""
     import torch
 
     import gconv
@@ -59,7 +59,7 @@ def _rates() -> str:
 
 
 def operators(domain: str) -> str:
-    """Name and first line of the docstring of each operator on a domain."""
+    """The operators on a kind of domain, one per line: the name and the first line of the docstring."""
     import gconv
     from gconv.spec import operator
 
@@ -69,10 +69,10 @@ def operators(domain: str) -> str:
 
 
 def explain(name: str) -> str:
-    """What an operator is: its docstring, the parts of its first sample, and its source.
+    """An operator's signature and docstring, the structure and mixing of its first sample, and its source.
 
     Raises:
-        ValueError: if there is no such operator; the message has the nearest names.
+        ValueError: if there is no such operator; the message suggests the closest name.
     """
     from gconv.spec import operator
 
@@ -90,10 +90,10 @@ def _text(name: str) -> str:
 
 
 def plan(text: str, shape: Sequence[int], edges: int) -> str:
-    """The plan of a layer, given as `name(arguments)`, for an input of this shape, gradients included.
+    """The plan of a layer, given as `name(arguments)`, for an input of this shape, with gradients.
 
     Raises:
-        ValueError: if the text is no operator with its arguments, or the input does not fit.
+        ValueError: if the text is not an operator with its arguments, or the input does not fit.
     """
     import torch
 
@@ -117,14 +117,14 @@ def plan(text: str, shape: Sequence[int], edges: int) -> str:
 
 
 def checks() -> Iterator[tuple[bool, str, str]]:
-    """What was looked at: whether it is well, what it is, and what to do if not."""
+    """The checks of the installation: (whether it passed, what was checked, what to do otherwise)."""
     from gconv import rates
     from gconv.kernels import native
 
     built = native.load() is not None
     yield built, "compiled kernels", "install a C compiler with OpenMP and run `pip install -e .` again"
     if built:
-        yield native.LIBRARY is not None, "kernels in use", "unset GCONV_KERNELS, or set it to another value than off"
+        yield native.LIBRARY is not None, "kernels in use", "unset GCONV_KERNELS, or set it to a value other than off"
     stored = rates.path()
     well = stored is not None and stored.exists()
     yield (
@@ -145,7 +145,7 @@ def _installed(package: str) -> bool:
 
 
 def doctor() -> tuple[str, bool]:
-    """The checks as text, and whether the compiled kernels run."""
+    """The checks as text, and whether the compiled kernels are in use."""
     found = list(checks())
     lines = [f"ok     {what}" if well else f"to do  {what}: {cure}" for well, what, cure in found]
     return "\n".join(lines), all(well for well, what, _ in found if "kernels" in what)
@@ -159,14 +159,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", metavar="command")
     listed = commands.add_parser("operators", help="list the operators")
     listed.add_argument("domain", nargs="?", choices=("grid", "graph", "all"), default="all")
-    commands.add_parser("explain", help="say what an operator is").add_argument("name")
-    planned = commands.add_parser("plan", help="say how a layer runs")
+    commands.add_parser("explain", help="describe an operator").add_argument("name")
+    planned = commands.add_parser("plan", help="print the plan of a layer")
     planned.add_argument("spec", help="such as 'cheb(16, 32, k=3)'")
-    planned.add_argument("shape", nargs="+", type=int, help="of the input: batch, channels, sides; or nodes, channels")
-    planned.add_argument("--edges", type=int, default=10000, help="of the random graph (10000)")
-    commands.add_parser("doctor", help="say what is missing, and what to do")
+    planned.add_argument(
+        "shape", nargs="+", type=int, help="shape of the input: batch, channels, grid; or nodes, channels"
+    )
+    planned.add_argument("--edges", type=int, default=10000, help="number of edges of the random graph (10000)")
+    commands.add_parser("doctor", help="check the installation")
     commands.add_parser("calibrate", help="measure this machine for plans", add_help=False)
-    commands.add_parser("propagate", help="S^k X of a graph larger than memory", add_help=False)
+    commands.add_parser("propagate", help="S^k X for a graph larger than memory", add_help=False)
     given, rest = parser.parse_known_args(argv)
     if given.version:
         import gconv

@@ -1,4 +1,4 @@
-"""Low-rank adapters: fine-tune a frozen model by small additions to its mixings, and fold them into the weights."""
+"""Low-rank adapters (LoRA): fine-tune a frozen model by low-rank updates of its weights, and merge them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from gconv.mixing import Separable
 from gconv.module import GConv
 
 Model = TypeVar("Model", bound=nn.Module)
-KEPT = "_merged_adapters"  # attribute of a merged layer: the adapters by the name of their parameter
+MERGED = "_merged_adapters"  # attribute of a merged layer: its adapters by parameter name
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a parameter holds its matrices W_k (i, o).
+    """How a parameter stores its matrices W_k (i, o).
 
     Args:
-        groups: the parameter is (g a, b, *kernel) as in torch's convolutions, g groups of (a, b) matrices a tap; None:
-            the last two axes are a matrix.
-        transposed: the matrices are stored as (o, i).
-        skip: leading rows that belong to no matrix.
+        groups: None if the last two axes are the matrix. A number g if the parameter is (g a, b, *kernel) as in torch's
+            convolutions: g matrices (a, b) for each tap.
+        transposed: whether the matrices are stored as (o, i).
+        skip: number of leading rows that are not part of a matrix.
     """
 
     groups: int | None = None
@@ -50,7 +50,7 @@ class Layout:
         return (*shape[:-2], shape[-1], shape[-2]) if self.transposed else shape
 
     def place(self, matrices: Tensor) -> Tensor:
-        """Matrices (..., i, o) in the shape of the parameter."""
+        """Matrices (..., i, o) rearranged to the shape of the parameter."""
         matrices = matrices.mT if self.transposed else matrices
         if self.groups is None:
             return F.pad(matrices, (0, 0, self.skip, 0)) if self.skip else matrices
@@ -61,15 +61,15 @@ class Layout:
 class LowRank(nn.Module):
     """The parametrization of an adapted weight: W_k + scale A_k B_k.
 
-    B starts at zero, so that the layer computes the same at first. Where A_k and B_k together have no fewer numbers
-    than W_k (filters of a depthwise convolution, a first layer with few channels), the whole difference is learned:
+    B is initialised to zero, so that the layer's output is unchanged at first. If A_k and B_k have at least as many
+    entries as W_k (depthwise convolutions, a first layer with few channels), a full-rank update is learned instead:
     W_k + scale A_k.
 
     Args:
         weight: the parameter that is adapted.
-        rank: r, columns of A_k and rows of B_k.
-        scale: factor of the difference.
-        layout: how the parameter holds its matrices.
+        rank: r, the number of columns of A_k and rows of B_k.
+        scale: factor of the update.
+        layout: how the parameter stores its matrices.
 
     Shapes: A (..., i, r), B (..., r, o); without B, A (..., i, o).
     """
@@ -78,13 +78,13 @@ class LowRank(nn.Module):
         super().__init__()
         self.layout = Layout() if layout is None else layout
         self.scale = scale
-        self.order: tuple[str, ...] = ()  # of the parameters of the layer, which merging restores
+        self.order: tuple[str, ...] = ()  # the layer's parameter names in their original order; restored by `merge`
         *axes, i, o = self.layout.stack(weight)
         rank = min(rank, i, o)
-        whole = rank * (i + o) >= i * o
-        new = weight.new_zeros if whole else weight.new_empty
-        self.A = nn.Parameter(new(*axes, i, o if whole else rank))
-        if whole:
+        full = rank * (i + o) >= i * o
+        new = weight.new_zeros if full else weight.new_empty
+        self.A = nn.Parameter(new(*axes, i, o if full else rank))
+        if full:
             self.register_parameter("B", None)
         else:
             nn.init.uniform_(self.A, -1 / math.sqrt(i), 1 / math.sqrt(i))
@@ -92,14 +92,13 @@ class LowRank(nn.Module):
 
     @property
     def rank(self) -> int | None:
-        """r; None where the whole difference is learned."""
+        """r; None if the update has full rank."""
         return None if self.B is None else self.B.shape[-2]
 
     def difference(self) -> Tensor:
-        """What is added, in the shape of the parameter."""
-        with torch.autocast(
-            "cpu" if self.A.is_meta else self.A.device.type, enabled=False
-        ):  # the sum is rounded once, by the layer
+        """The update scale A_k B_k, in the shape of the parameter."""
+        # without autocast, so that the sum with the weight is rounded once, by the layer
+        with torch.autocast("cpu" if self.A.is_meta else self.A.device.type, enabled=False):
             product = self.A if self.B is None else self.A @ self.B
             return self.layout.place(product if self.scale == 1.0 else self.scale * product)
 
@@ -110,7 +109,7 @@ class LowRank(nn.Module):
         return f"rank={self.rank}, scale={self.scale}"
 
 
-# -- what became of each layer -------------------------------------------------------------------------------------
+# -- the report ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,11 @@ class Adapted:
     """One layer of an adapted model.
 
     Args:
-        path: its place in the model; "" is the model itself.
+        path: its path in the model; "" is the model itself.
         layer: its class, or its operator.
         parameters: names of the parameters that have an adapter.
-        added: how many numbers the adapters have.
-        reason: why there is none.
+        added: number of entries of the adapters.
+        reason: why the layer has no adapter.
     """
 
     path: str
@@ -140,11 +139,11 @@ class Adapted:
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """The layers of an adapted model, in its order; calling it returns it, as `model.report()`.
+    """The layers of an adapted model, in order. Calling the report returns it, so that `model.report()` works.
 
     Args:
         entries: one for each layer.
-        trained, frozen: numbers that require gradients, and those that do not.
+        trained, frozen: how many entries of the parameters require gradients, and how many do not.
     """
 
     entries: tuple[Adapted, ...]
@@ -180,32 +179,32 @@ def adapt(
     scale: float = 1.0,
     bias: bool = False,
 ) -> Model:
-    """A copy of a model with a low-rank adapter on the mixing of each layer; only the adapters are trained.
+    """A copy of a model with a low-rank adapter on the weight of each layer; only the adapters require gradients.
 
     Equation: Y = sum_k S_k X (W_k + scale A_k B_k) + b, A_k (i, r), B_k (r, o), B_k = 0 at first.
 
-    Meaning: the structure S_k is untouched, so stride, dilation, groups and the borders of a grid, and the degrees,
-    polynomials and attention of a graph, are those of the layer. Works on layers of gconv, torch.nn and PyG, converted
-    or not, and on models of them. The copy computes what the model does until it is trained. `report()` of the copy
-    says which layers have adapters, and why others have none.
+    Meaning: the structure S_k does not change: stride, dilation, groups and padding on grids, degrees, polynomials and
+    attention on graphs. It works for layers of gconv, torch.nn and PyG, converted or not, and for models of them. The
+    copy has the same outputs as the model until it is trained. `report()` of the copy lists the layers with adapters,
+    and why others have none.
 
-    The adapters are parametrizations of torch (`torch.nn.utils.parametrize`): optimisers, state_dict, deepcopy,
-    autocast, compilers and `LinearMap`s see W_k + scale A_k B_k as the weight. `merge` folds them in.
+    The adapters are torch parametrizations (`torch.nn.utils.parametrize`): optimisers, state_dict, deepcopy, autocast,
+    compilers and `LinearMap`s see W_k + scale A_k B_k as the weight. `merge` adds them to the weights.
 
-    Traps: batch norm still updates its running statistics in train mode. torch refuses to pickle parametrized modules:
-    use `gconv.save`, or the state_dict. Where A_k and B_k have no fewer numbers than W_k, the whole difference is
-    learned. An operator whose weight is diag(d_k) P (`separable`) has its adapter on P.
+    Traps: batch norm still updates its running statistics in train mode. torch cannot pickle parametrized modules: use
+    `gconv.save`, or the state_dict. If A_k and B_k have at least as many entries as W_k, the update has full rank. An
+    operator whose weight is diag(d_k) P (`separable`) has its adapter on P.
 
     Args:
         model: any module. It is not changed.
-        rank: r; at most the smaller of i and o is used.
-        layers: paths of the layers to adapt, or of modules that hold them; default: all.
+        rank: r, reduced to min(i, o) where that is smaller.
+        layers: paths of the layers to adapt, or of modules that contain them; default: all.
         scale: factor of the adapters, e.g. alpha / r of the paper.
-        bias: also train the biases of the adapted layers.
+        bias: whether the biases of the adapted layers are trained, too.
 
     Raises:
-        TypeError: if model is no module, or an argument is of another type.
-        ValueError: if a path names no module, a layer has an adapter already, or nothing can be adapted.
+        TypeError: if model is not a module, or an argument has the wrong type.
+        ValueError: if a path is not in the model, a layer has an adapter already, or no layer can be adapted.
 
     >>> import gconv
     >>> from gconv.operators import conv2d
@@ -262,7 +261,7 @@ def _read_layers(model: nn.Module, layers: Iterable[str] | None) -> set[str] | N
 
 
 def _adapt_layers(twin: nn.Module, rank: int, scale: float, bias: bool, wanted: set[str] | None) -> Iterator[Adapted]:
-    inside: set[int] = set()  # parts of layers that were read with them
+    inside: set[int] = set()  # ids of submodules of layers that have been handled
     for path, module in list(twin.named_modules()):
         if id(module) in inside or "parametrizations" in path.split("."):
             continue
@@ -293,17 +292,17 @@ def _adapt_layers(twin: nn.Module, rank: int, scale: float, bias: bool, wanted: 
 
 
 def attach(module: nn.Module, name: str, rank: int | None, scale: float) -> None:
-    """Give one parameter of a layer an adapter; rank None learns the whole difference.
+    """Give one parameter of a layer an adapter; with rank None, a full-rank update.
 
     Raises:
-        ValueError: if the parameter does not hold the layer's mixing.
+        ValueError: if the parameter is not a weight that mixes channels.
     """
     try:
         layouts = {n: layout for owner, n, layout in _places(module).places if not owner}
     except LeftAlone as reason:
         raise ValueError(f"{_name(module)} can have no adapter: {reason}.") from None
     if name not in layouts:
-        raise ValueError(f"{_name(module)} has no mixing in {shown(name)} that an adapter could be on.")
+        raise ValueError(f"{_name(module)} has no weight {shown(name)} that an adapter could update.")
     weight = module.get_parameter(name)
     adapter = LowRank(weight, max(weight.shape) if rank is None else rank, scale, layouts[name])
     adapter.order = tuple(module._parameters)
@@ -316,29 +315,29 @@ def _name(module: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """Parameters of a layer that hold its mixing: (submodule, name, layout); and ids of layers that are inside it."""
+    """The weights of a layer as (submodule, name, layout), and the ids of separate layers inside it."""
 
     places: list[tuple[str, str, Layout]]
     inner: set[int]
 
 
 def _places(module: nn.Module) -> _Found:
-    """Where the mixing of a layer is stored.
+    """Where the weights of a layer are stored.
 
     Raises:
-        LeftAlone: if it has none, or not as parameters.
+        LeftAlone: if it has none, or they are not parameters.
     """
     if isinstance(module, GConv):
         weight = module._parameters.get("weight")
         _refuse_parametrized(module)
         if weight is None:
-            raise LeftAlone("nothing to learn: its mixing passes channels as they are")
+            raise LeftAlone("nothing to learn: it has no weight")
         mixing = module.spec.mixing
         return _Found([("", "weight", Layout(skip=mixing.taps if isinstance(mixing, Separable) else 0))], set())
     peer, spec = describe(module)
     inner = {id(part) for key in peer.inner for part in module.get_submodule(key).modules()}
     if spec.mixing.shape is None:
-        raise LeftAlone("nothing to learn: its mixing passes channels as they are")
+        raise LeftAlone("nothing to learn: it has no weight")
     for part in module.modules():
         if id(part) not in inner:
             _refuse_parametrized(part)
@@ -351,14 +350,14 @@ def _places(module: nn.Module) -> _Found:
             W = peer.weights(module)["weight"]
             assert W is not None
             grads = torch.autograd.grad(W.sum(), list(named.values()), allow_unused=True)
-    except RuntimeError:  # W does not depend on a parameter
-        raise LeftAlone("its weight is no parameter of its own") from None
+    except RuntimeError:  # W does not depend on any parameter
+        raise LeftAlone("its weight is not a parameter") from None
     finally:
         for name, p in named.items():
             p.requires_grad_(flags[name])
     read = [name for name, grad in zip(named, grads, strict=True) if grad is not None and named[name].ndim > 1]
     if not read:
-        raise LeftAlone("its weight is no parameter of its own")
+        raise LeftAlone("its weight is not a parameter")
     places = []
     for full in read:
         owner, _, name = full.rpartition(".")
@@ -384,16 +383,16 @@ def _refuse_parametrized(module: nn.Module) -> None:
 
 @checked
 def merge(model: Model) -> Model:
-    """A copy of an adapted model with the adapters folded into the weights: plain layers, as fast as before.
+    """A copy of an adapted model with the adapters added to the weights: plain layers, as fast as before.
 
     Equation: W_k := W_k + scale A_k B_k.
 
-    Meaning: the same function; equal up to the rounding of one sum. Names in the state_dict are those of the model
-    that was adapted. The copy remembers its adapters, outside of its state_dict, for `unmerge`. Parameters that were
-    frozen stay frozen. Weights that several layers shared are apart in the copy.
+    Meaning: the same function, up to the rounding of one sum. The names in the state_dict are those of the original
+    model. The copy keeps its adapters, outside of the state_dict, for `unmerge`. Frozen parameters stay frozen. Weights
+    that several layers shared are separate in the copy.
 
     Args:
-        model: what `adapt` returned, trained or not. It is not changed.
+        model: the result of `adapt`, trained or not. It is not changed.
 
     Raises:
         ValueError: if no layer has an adapter.
@@ -409,16 +408,17 @@ def merge(model: Model) -> Model:
     found = False
     for module in list(twin.modules()):
         for name, adapter in adapters(module).items():
-            if not vars(module).get(KEPT):
-                _own_class(module)
+            if not vars(module).get(MERGED):
+                _make_class_unique(module)
             found = True
             chain: Any = module.parametrizations[name]  # type: ignore[index]
-            # apart from other layers that hold the same tensor
+            # a copy, because other layers may hold the same tensor
             chain.original = nn.Parameter(chain.original.detach().clone(), chain.original.requires_grad)
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-            names = sorted(module._parameters, key=adapter.order.index)
+            order = {key: number for number, key in enumerate(adapter.order)}
+            names = sorted(module._parameters, key=lambda key: order.get(key, len(order)))
             module._parameters = {key: module._parameters[key] for key in names}
-            vars(module).setdefault(KEPT, {})[name] = adapter
+            vars(module).setdefault(MERGED, {})[name] = adapter
     if not found:
         raise ValueError("merge takes a model with adapters, as gconv.adapt returns it, but no layer has any.")
     vars(twin).pop("report", None)
@@ -427,15 +427,14 @@ def merge(model: Model) -> Model:
 
 @checked
 def unmerge(model: Model) -> Model:
-    """The inverse of `merge`: a copy whose adapters are apart from the weights again, so that they can be trained on.
+    """The inverse of `merge`: a copy with separate adapters again, for further training.
 
-    Equation: W_k := W_k - scale A_k B_k, with A_k and B_k as they were when they were merged.
+    Equation: W_k := W_k - scale A_k B_k, with the A_k and B_k that were merged.
 
-    Meaning: the same function; the weights are those before `merge` up to rounding, and keep what has been learned
-    since.
+    Meaning: the same function. The weights are those before `merge`, up to rounding, plus any change since.
 
     Args:
-        model: what `merge` returned. It is not changed.
+        model: the result of `merge`. It is not changed.
 
     Raises:
         ValueError: if no layer of the model has been merged.
@@ -449,7 +448,7 @@ def unmerge(model: Model) -> Model:
     twin = _copied(model, "unmerge")
     found = False
     for module in list(twin.modules()):
-        for name, adapter in vars(module).pop(KEPT, {}).items():
+        for name, adapter in vars(module).pop(MERGED, {}).items():
             found = True
             weight = module._parameters[name]
             assert weight is not None
@@ -458,12 +457,15 @@ def unmerge(model: Model) -> Model:
                 weight.sub_(adapter.difference())
             parametrize.register_parametrization(module, name, adapter)
     if not found:
-        raise ValueError("unmerge takes what gconv.merge returned, but no layer of this model was merged.")
+        raise ValueError("unmerge takes the result of gconv.merge, but no layer of this model was merged.")
     return twin
 
 
-def _own_class(module: nn.Module) -> None:
-    """Give a copy a class of its own: torch's copies share one, whose properties merging would delete."""
+def _make_class_unique(module: nn.Module) -> None:
+    """Give a parametrized module its own class.
+
+    Deep copies share one class, and removing a parametrization deletes a property of that class.
+    """
     cls = type(module)
     body = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
     module.__class__ = type(cls.__name__, cls.__bases__, body)
@@ -476,7 +478,7 @@ def _copied(model: Model, name: str) -> Model:
 
 
 def adapters(module: nn.Module) -> dict[str, LowRank]:
-    """The adapters of one layer, by the name of the parameter that they adapt.
+    """The adapters of one layer, by parameter name.
 
     >>> from gconv.operators import cheb
     >>> adapters(adapt(GConv(cheb(8, 8, k=3)), rank=2))

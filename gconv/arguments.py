@@ -1,4 +1,4 @@
-"""Checks of what callers give: numbers of any library as Python's own, and errors that name function and argument."""
+"""Argument checks: conversion of numbers of numpy and torch to Python's, and errors that name function and argument."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import torch
 from torch import SymInt, Tensor, nn
 
 MAX_DEPTH = 16  # of tuples in tuples
-MAX_LENGTH, MAX_WORD = 4096, 100  # of a tuple, of a word
+MAX_LENGTH, MAX_CHARACTERS = 4096, 100  # of a tuple, of a string
 MAX_INTEGER = 2**63 - 1
 
 
 def integer(value: Any, name: str, least: int | None = None) -> int:
-    """`value` as an int: Python's, numpy's and torch's integers, but no float, bool or text.
+    """`value` as an int: accepts integers of Python, numpy and torch, but no float, bool or string.
 
     Raises:
         TypeError: if it is not an integer.
-        ValueError: if it is less than `least` or does not fit into 64 bits.
+        ValueError: if it is less than `least` or does not fit in 64 bits.
 
     >>> integer(3, "size")
     3
@@ -35,13 +35,13 @@ def integer(value: Any, name: str, least: int | None = None) -> int:
         ...
     TypeError: size must be an integer, but it is 2.7.
     """
-    if type(value) is SymInt:  # a size that an exporter keeps open is not fixed by a look at it
+    if type(value) is SymInt:  # operator.index would specialise a dynamic size
         return value  # type: ignore[return-value]
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = value if type(value) is int else operator.index(value)  # which would fix a compiler's
-    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises any of them
+        number = value if type(value) is int else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor with several entries raises any of these
         raise TypeError(f"{name} must be an integer, but it is {shown(value)}.") from None
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, but it is {shown(number)}.")
@@ -51,7 +51,7 @@ def integer(value: Any, name: str, least: int | None = None) -> int:
 
 
 def shown(value: Any) -> str:
-    """A short repr for a message, whatever the value."""
+    """A short repr of any value, for error messages."""
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         return f"an integer of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
@@ -78,7 +78,7 @@ def absence(device: Any) -> str:
 
 
 def near(word: str, known: Sequence[str], meanings: Mapping[str, str] | None = None) -> str:
-    """A question that names the nearest of the known words, or nothing.
+    """A question that suggests the closest of the known words, or an empty string.
 
     >>> near("K", ["in_channels", "k"])
     "; did you mean 'k'?"
@@ -97,16 +97,16 @@ def bind(
     kwargs: Mapping[str, Any],
     meanings: Mapping[str, str] | None = None,
 ) -> inspect.BoundArguments:
-    """`signature.bind`, with an error that names the function, the word and the nearest one.
+    """`signature.bind`, with errors that name the function and the argument and suggest the closest known one.
 
     Args:
         signature: of the function.
         name: of the function.
-        args, kwargs: what it was called with.
-        meanings: other libraries' words for its arguments.
+        args, kwargs: the arguments of the call.
+        meanings: names that other libraries use -> the function's own.
 
     Raises:
-        TypeError: if an argument is unknown, missing, given twice or one too many.
+        TypeError: if an argument is unknown, missing or given twice, or there are too many.
     """
     try:
         return signature.bind(*args, **kwargs)
@@ -137,15 +137,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checked(function: F) -> F:
-    """Decorates a public function: an argument that is not of its annotated type is named in one sentence.
+    """Decorates a public function: checks arguments against their annotations, with a one-sentence error.
 
-    Flags, numbers, words, paths, devices and dtypes are checked before the call. Tensors, modules and sequences are
+    Flags, numbers, strings, paths, devices and dtypes are checked before the call. Tensors, modules and sequences are
     checked only if the call fails with an error that names neither the function nor the argument, so that the
-    function's own, more specific messages come first. An unknown keyword is answered with the nearest argument.
+    function's own, more specific messages come first. For an unknown keyword the closest argument is suggested.
 
     Raises:
-        TypeError: if an argument is of another type, unknown or missing.
-        ValueError: if a word is not one of those that the annotation lists.
+        TypeError: if an argument has the wrong type, is unknown or is missing.
+        ValueError: if a string is not one of those that the annotation lists.
 
     >>> @checked
     ... def scale(x: Tensor, by: float = 1.0, inplace: bool = False) -> Tensor:
@@ -167,7 +167,7 @@ def checked(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not hints:  # not when the module is imported, where names of other modules may be missing yet
+        if not hints:  # lazily: at import time the names in annotations may not be defined yet
             hints.update(_evaluated(function))
         try:
             bound = signature.bind(*args, **kwargs).arguments
@@ -204,7 +204,7 @@ NUMBERS = (bool, int, float, str, None, NoneType)
 
 
 def _evaluated(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of the arguments of a function; those that name what is not imported are left out."""
+    """The annotations of a function's arguments, without those that cannot be evaluated."""
     known = {}
     for key, hint in function.__annotations__.items():
         try:
@@ -219,7 +219,7 @@ def _parts(hint: Any) -> tuple[Any, ...]:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether an annotation lists flags, numbers, words, paths, devices and dtypes alone."""
+    """Whether an annotation consists of flags, numbers, strings, paths, devices and dtypes."""
     return all(
         part in NUMBERS
         or part in (torch.device, torch.dtype)
@@ -230,7 +230,7 @@ def _is_plain(hint: Any) -> bool:
 
 
 def accepts(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type, with numbers of numpy and torch among the numbers."""
+    """Whether a value has the annotated type; numbers of numpy and torch count as numbers."""
     parts = _parts(hint)
     if torch.device in parts and isinstance(value, str):
         try:
@@ -268,7 +268,7 @@ def _accepts_one(value: Any, hint: Any) -> bool:
             return True
     if isinstance(hint, TypeVar):
         return hint.__bound__ is None or accepts(value, hint.__bound__)
-    return True  # Any, type variables, callables: the function itself says what it takes
+    return True  # Any, callables: checked by the function itself
 
 
 def _refusal(name: str, key: str, value: Any, hint: Any) -> Exception:
@@ -283,10 +283,10 @@ def _refusal(name: str, key: str, value: Any, hint: Any) -> Exception:
 
 
 def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
-    """Decorates a class: an unknown keyword is answered with the nearest one, or with the one that it means.
+    """Decorates a class: for an unknown keyword of the constructor, the error suggests the right one.
 
     Args:
-        meanings: other libraries' words for the arguments.
+        meanings: names that other libraries use -> the argument's name.
     """
 
     def decorate(cls: type[C]) -> type[C]:
@@ -297,8 +297,9 @@ def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
         def explained(self: C, *args: Any, **kwargs: Any) -> None:
             for word in kwargs:
                 if word not in known:
-                    guess = near(word, known, meanings) or ";"
-                    raise TypeError(f"{cls.__name__}: unknown {word!r}{guess} Its arguments are {', '.join(known)}.")
+                    guess = near(word, known, meanings)
+                    listed = f"{' Its' if guess else '; its'} arguments are {', '.join(known)}"
+                    raise TypeError(f"{cls.__name__}: unknown {word!r}{guess}{listed}.")
             try:
                 init(self, *args, **kwargs)
             except Exception as error:
@@ -317,18 +318,19 @@ def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
 
 
 def plain(value: Any, name: str, depth: int = 0) -> Any:
-    """Numbers and sequences of any library as Python's own numbers and tuples; what is neither stays as it is.
+    """Converts numbers and sequences of numpy and torch to Python's numbers and tuples; other values are unchanged.
 
     Raises:
-        ValueError: if a number is not finite, an integer does not fit into 64 bits, or tuples are nested too deeply.
-        TypeError: if a value cannot be part of a spec, because it has no hash.
+        ValueError: if a number is not finite, an integer does not fit in 64 bits, or a sequence is too long or nested
+            too deeply.
+        TypeError: if a value cannot be part of a spec, because it is not hashable.
     """
     if value is None or isinstance(value, bool):
         return value
     if hasattr(value, "tolist") and hasattr(value, "ndim"):  # arrays and scalars of numpy, tensors of torch
         try:
             value = value.tolist()
-        except (RuntimeError, NotImplementedError):  # a tensor without numbers: meta, fake
+        except (RuntimeError, NotImplementedError):  # a tensor without data: meta, fake
             raise TypeError(f"{name} must be a number, but it is {shown(value)} without values.") from None
         if value is None or isinstance(value, bool):
             return value
@@ -353,27 +355,27 @@ def plain(value: Any, name: str, depth: int = 0) -> Any:
     try:
         hash(value)
     except TypeError:
-        raise TypeError(f"{name} must be a number, a word or a tuple of them, but it is {shown(value)}.") from None
+        raise TypeError(f"{name} must be a number, a string or a tuple of them, but it is {shown(value)}.") from None
     return value
 
 
 def _check_length(value: Sequence[Any], name: str) -> None:
-    longest = MAX_WORD if isinstance(value, str) else MAX_LENGTH
+    longest = MAX_CHARACTERS if isinstance(value, str) else MAX_LENGTH
     if len(value) > longest:
-        kind, unit = ("word", "characters") if isinstance(value, str) else ("sequence", "entries")
-        raise ValueError(f"{name} must not be a {kind} of more than {longest} {unit}, but it has {len(value)}.")
+        unit = "characters" if isinstance(value, str) else "entries"
+        raise ValueError(f"{name} must have at most {longest} {unit}, but it has {len(value)}.")
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type: int, float, bool, str, None, Literal, tuples and unions of them.
+    """Whether a value has the annotated type: int, float, bool, str, None, Literal, tuples and unions of them.
 
-    Annotations of other kinds fit everything.
+    Other annotations accept any value.
     """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(fits(value, part) for part in args)
     if origin is Literal:
-        return any(type(value) is type(word) and value == word for word in args)
+        return any(type(value) is type(option) and value == option for option in args)
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
@@ -389,7 +391,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def described(hint: Any) -> str:
-    """An annotated type in words.
+    """A description of an annotated type, for error messages.
 
     >>> described(int | None), described(Literal["sym", "rw"] | None)
     ('an integer or None', "'sym', 'rw' or None")
@@ -413,7 +415,7 @@ def _words(hint: Any) -> list[str]:
         int: "an integer",
         float: "a number",
         bool: "True or False",
-        str: "a word",
+        str: "a string",
         NoneType: "None",
         None: "None",
         Any: "value",

@@ -1,11 +1,11 @@
-"""Blocks of well-known networks, each a few layers in a row: torch modules whose convolutions are `GConv` layers.
+"""Building blocks of well-known networks: torch modules whose convolutions are `GConv` layers.
 
-A block is a composition, not an operator: between its linear maps stand normalisations and nonlinearities.
+A block is a composition of layers with normalisations and nonlinearities between them, not an operator.
 
-    mobilenet_unit      a filter a channel, then a matrix for the channels
-    inverted_residual   the same between two matrices, wide in the middle, added to its input
-    shufflenet_unit     grouped matrices, between which the channels are shuffled
-    low_rank_conv2d     a column, then a row: a kernel of low rank
+    mobilenet_unit      a depthwise convolution, then a pointwise one
+    inverted_residual   pointwise expansion, depthwise convolution, pointwise projection; with a residual connection
+    shufflenet_unit     grouped pointwise convolutions with a channel shuffle between them
+    low_rank_conv2d     a k x 1 convolution, then a 1 x k one: a kernel of low rank
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Shortcut", "inverted_residual", "low_rank_conv2d", "mobilenet_unit",
 
 
 class Shortcut(nn.Module):
-    """A branch beside a shortcut: their sum, or their channels one after the other.
+    """A residual block: the sum, or the concatenation, of a body and a shortcut.
 
     Equation: y = body(x) + shortcut(x), or [shortcut(x) | body(x)] with join="cat".
 
     Args:
-        body, shortcut: modules of images; the shortcut is the identity by default.
-        join: "add" or "cat".
+        body, shortcut: modules that take images; the shortcut is the identity by default.
+        join: "add", or "cat" to concatenate the channels.
 
     Shapes: x (b, i, h, w) -> (b, o, h', w').
 
@@ -49,8 +49,8 @@ class Shortcut(nn.Module):
         self.body, self.shortcut, self.join = body, shortcut, join
 
     def forward(self, x: Tensor) -> Tensor:
-        y, aside = self.body(x), self.shortcut(x)
-        return torch.cat([aside, y], -3) if self.join == "cat" else aside + y
+        y, shortcut = self.body(x), self.shortcut(x)
+        return torch.cat([shortcut, y], -3) if self.join == "cat" else shortcut + y
 
     def extra_repr(self) -> str:
         return f"join={self.join!r}"
@@ -62,19 +62,19 @@ def mobilenet_unit(in_channels: int, out_channels: int, stride: int = 1, kernel_
 
     Equation: y = relu(norm(relu(norm(sum_k S_k x D_k)) P)), D_k diagonal, P (i, o).
 
-    Meaning: where and what apart: first each channel looks around on its own, then the channels meet in each pixel. It
-    has k^2 i + i o numbers where a convolution has k^2 i o. `gconv.operators.separable` is the same without what stands
-    between, as one linear map.
+    Meaning: first each channel is filtered spatially on its own, then the channels are mixed at each pixel. The
+    convolutions have k^2 i + i o weights instead of k^2 i o. `gconv.operators.separable` is the same without the
+    normalisation and ReLU in between, as one linear map.
 
     Args:
         in_channels, out_channels: i, o.
         stride: of the depthwise convolution.
-        kernel_size: odd; the padding is half of it.
+        kernel_size: k, odd; the padding is (k - 1) / 2.
 
     Shapes: x (b, i, h, w) -> (b, o, ceil(h / stride), ceil(w / stride)).
 
     Raises:
-        TypeError, ValueError: if a number is none or out of range, or the kernel is even.
+        TypeError, ValueError: if an argument is not an integer or is out of range, or the kernel size is even.
 
     >>> mobilenet_unit(8, 16, stride=2)(torch.zeros(2, 8, 6, 6)).shape
     torch.Size([2, 16, 3, 3])
@@ -95,24 +95,24 @@ def mobilenet_unit(in_channels: int, out_channels: int, stride: int = 1, kernel_
 def inverted_residual(
     in_channels: int, out_channels: int, stride: int = 1, expansion: int = 6, kernel_size: int = 3
 ) -> nn.Module:
-    """MobileNetV2's unit: widen, depthwise convolution, narrow; added to its input where the shapes allow.
+    """MobileNetV2's unit: expansion, depthwise convolution, projection; with a residual connection if shapes agree.
 
     Equation: y = x + norm(relu6(norm(sum_k S_k relu6(norm(x P)) D_k)) Q), P (i, t i), D_k diagonal, Q (t i, o); without
     x where the stride is not 1 or i != o, and without P where t = 1.
 
-    Meaning: the narrow ends are linear, so that nothing of the few channels is cut off; the filters work in the wide
-    middle.
+    Meaning: there is no nonlinearity after the projection, which would discard information where there are few
+    channels; the spatial filters act on the expanded channels.
 
     Args:
         in_channels, out_channels: i, o.
         stride: of the depthwise convolution.
-        expansion: t, how much wider the middle is.
-        kernel_size: odd; the padding is half of it.
+        expansion: t, the factor by which the channels are expanded.
+        kernel_size: k, odd; the padding is (k - 1) / 2.
 
     Shapes: x (b, i, h, w) -> (b, o, ceil(h / stride), ceil(w / stride)).
 
     Raises:
-        TypeError, ValueError: if a number is none or out of range, or the kernel is even.
+        TypeError, ValueError: if an argument is not an integer or is out of range, or the kernel size is even.
 
     >>> inverted_residual(8, 8)(torch.zeros(2, 8, 6, 6)).shape
     torch.Size([2, 8, 6, 6])
@@ -142,21 +142,21 @@ def shufflenet_unit(
     Equation: y = relu(x + norm(norm(sum_k S_k shuffle(relu(norm(x P))) D_k) Q)), P (i, o / 4) and Q (o / 4, o) block
     diagonal in g blocks; at stride 2 y = relu([pool(x) | ...]) with Q (o / 4, o - i).
 
-    Meaning: block diagonal matrices are cheap but never let the groups meet; the shuffle in between does.
+    Meaning: grouped convolutions are cheap but do not mix channels of different groups; the shuffle between them does.
 
-    Traps: no ReLU after the depthwise convolution; the ReLU comes after the shortcut. The paper's very first unit does
-    not group its first convolution: grouped_first=False.
+    Traps: no ReLU follows the depthwise convolution; the last ReLU follows the shortcut. In the first unit of the
+    paper's network the first convolution is not grouped: grouped_first=False.
 
     Args:
-        in_channels, out_channels: i, o; the same at stride 1, o > i at stride 2.
+        in_channels, out_channels: i, o; i = o at stride 1, o > i at stride 2.
         groups: g; divides i, o / 4 and, at stride 2, o - i.
         stride: 1 or 2.
-        grouped_first: whether P is in groups.
+        grouped_first: whether P is grouped.
 
     Shapes: x (b, i, h, w) -> (b, o, h, w), at stride 2 (b, o, ceil(h / 2), ceil(w / 2)).
 
     Raises:
-        TypeError, ValueError: if a number is none, or the channels do not fit the stride or the groups.
+        TypeError, ValueError: if an argument is not an integer, or the channels do not fit the stride or the groups.
 
     >>> shufflenet_unit(12, 24, groups=3, stride=2)(torch.zeros(2, 12, 6, 6)).shape
     torch.Size([2, 24, 3, 3])
@@ -171,7 +171,7 @@ def shufflenet_unit(
         wanted = "as many channels out as in" if stride == 1 else "more channels out than in"
         raise ValueError(f"At stride {stride} the unit has {wanted}, but they are {out_channels} and {in_channels}.")
     if out_channels % 4:
-        raise ValueError(f"The unit narrows to a quarter of its channels out, but 4 does not divide {out_channels}.")
+        raise ValueError(f"out_channels must be a multiple of 4, but it is {out_channels}.")
     narrow, last = out_channels // 4, out_channels if stride == 1 else out_channels - in_channels
     body = nn.Sequential(
         GConv(conv2d(in_channels, narrow, 1, groups=groups if grouped_first else 1, bias=False)),
@@ -201,19 +201,19 @@ def low_rank_conv2d(
 
     Equation: y = sum_b S_b (sum_a S_a x V_a) H_b + b, so that W_(a, b) = V_a H_b, V_a (i, r), H_b (r, o).
 
-    Meaning: k r (i + o) numbers instead of k^2 i o. Every kernel of rank r in this sense is met exactly; W's best
-    one comes from the singular value decomposition of W laid out as (k i, k o).
+    Meaning: k r (i + o) weights instead of k^2 i o. Every kernel of rank r in this sense can be represented exactly;
+    the best approximation of a kernel W comes from the singular value decomposition of W reshaped to (k i, k o).
 
-    Traps: two linear maps with nothing between them are one: this is a linear layer.
+    Traps: there is no nonlinearity between the two convolutions: the block is linear.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias: as conv2d's, one number for both axes.
+        in_channels, out_channels, kernel_size, stride, padding, bias: as for conv2d, one number for both axes.
         rank: r, channels between the two.
 
-    Shapes: x (b, i, h, w) -> (b, o, h', w'), those of conv2d.
+    Shapes: x (b, i, h, w) -> (b, o, h', w'), as for conv2d.
 
     Raises:
-        TypeError, ValueError: if a number is none or out of range.
+        TypeError, ValueError: if an argument is not an integer or is out of range.
 
     >>> layer = low_rank_conv2d(8, 16, 5, rank=4, padding=2)
     >>> layer(torch.zeros(1, 8, 6, 6)).shape, sum(p.numel() for p in layer.parameters())
@@ -229,7 +229,7 @@ def low_rank_conv2d(
 
 
 def _half(kernel_size: int) -> int:
-    """The padding that keeps the grid."""
+    """The padding that keeps the size of the grid."""
     size = integer(kernel_size, "kernel_size")
     if size < 1 or size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd positive integer here, but it is {kernel_size!r}.")

@@ -1,13 +1,13 @@
-"""Everything that gconv keeps between calls, in one list: `cache_info` shows it and `clear_cache` empties it.
+"""The caches of gconv, in one registry: `cache_info` lists them and `clear_cache` empties them.
 
-    Cache        results by value, such as plans and the structures of grids: a bounded number, the oldest is dropped
-    WeakCache    results by the identity of a tensor; they go with the tensor
-    function     what a pure function returned
-    Holders      results that graphs, layers and structures hold themselves; they go with these objects
-    register     anything else, such as the pool of buffers
+    Cache        results by value, such as plans and the structures of grids: at most `bound` entries, oldest evicted
+    WeakCache    results by the identity of a tensor, dropped with the tensor
+    function     decorator: the results of a pure function
+    Holders      results stored on graphs, layers and structures, dropped with these objects
+    register     anything else, such as the pool of free buffers
 
-Reading a cache is a plain look-up in a dictionary. All of them may be read, written and emptied by several threads at
-once, and by forked processes.
+Reading a cache is a plain dictionary look-up. All caches may be read, written and cleared from several threads at once,
+and in forked processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 
 class CacheInfo(NamedTuple):
-    """What a cache holds: its entries, the bytes of their tensors and buffers, and its bound in words.
+    """The contents of a cache: number of entries, bytes of their tensors and buffers, and the bound as text.
 
     >>> CacheInfo(entries=2, bytes=1024, bound="64 entries").bytes
     1024
@@ -45,16 +45,16 @@ class CacheInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class _Entry:
-    held: Any  # the cache itself, by which tests find it
+    held: Any  # the cache itself; tests find it by this
     entries: Callable[[], int]
     values: Callable[[], Iterable[Any]]
-    keys: Callable[[], Iterable[Any]]  # what belongs to others, and is not counted
+    keys: Callable[[], Iterable[Any]]  # objects of the user, whose bytes are not counted
     clear: Callable[[], object]
     bound: str
 
 
 _ENTRIES: dict[str, _Entry] = {}
-_lock = RLock()  # reentrant: a garbage collection may drop entries while it is held
+_lock = RLock()  # reentrant: a garbage collection may remove entries while it is held
 
 
 def _after_fork() -> None:
@@ -75,21 +75,21 @@ def register(
     bound: str,
     keys: Callable[[], Iterable[Any]] = tuple,
 ) -> None:
-    """Enter a cache into the list.
+    """Add a cache to the registry.
 
     Args:
         name: what it holds.
-        held: the object that holds it.
-        entries, values: how many entries, and what is in them.
+        held: the object that holds the entries.
+        entries, values: return the number of entries, and their values.
         clear: empties it.
-        bound: how much it may hold, in words.
-        keys: objects of the user; the bytes of their tensors do not count.
+        bound: its limit, as text.
+        keys: returns objects of the user; the bytes of their tensors are not counted.
     """
     _ENTRIES[name] = _Entry(held, entries, values, keys, clear, bound)
 
 
 class Cache(dict[K, V], Generic[K, V]):
-    """Results by value: a dictionary of at most `bound` entries, which drops the oldest.
+    """A dictionary of at most `bound` entries; the oldest entry is evicted first.
 
     >>> squares = Cache("squares, in an example", 2)
     >>> for n in 1, 2, 3:
@@ -112,7 +112,7 @@ class Cache(dict[K, V], Generic[K, V]):
 
 
 class WeakCache(WeakIdKeyDictionary):
-    """Results by the identity of a tensor; each goes with its tensor."""
+    """Results by the identity of a tensor; an entry is dropped with its tensor."""
 
     def __init__(self, name: str, clear: Callable[[], object] | None = None) -> None:
         super().__init__()
@@ -131,14 +131,14 @@ class WeakCache(WeakIdKeyDictionary):
 
 
 def function(name: str, bound: int | None = None, stays: bool = False) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A decorator: a pure function whose results are cached, at most `bound` of them.
+    """A decorator that caches the results of a pure function, at most `bound` of them.
 
-    With `stays`, `clear_cache` leaves them, such as classes, of which there must not be two.
+    With `stays`, `clear_cache` keeps them: for results that must be unique, such as classes.
     """
 
     def decorate(compute: Callable[P, T]) -> Callable[P, T]:
         made: Any = lru_cache(bound)(compute)
-        limit = "one entry an argument" if bound is None else f"{bound} entries"
+        limit = "one entry per argument" if bound is None else f"{bound} entries"
         register(
             name, made, lambda: made.cache_info().currsize, tuple, (lambda: None) if stays else made.cache_clear, limit
         )
@@ -148,13 +148,13 @@ def function(name: str, bound: int | None = None, stays: bool = False) -> Callab
 
 
 class Holders(Generic[T]):
-    """Results that objects hold themselves, in dictionaries; they go with the objects.
+    """Results that objects store in their own dictionaries; they are dropped with the objects.
 
     Args:
-        name: what they are.
-        owner: what holds them, in words.
-        caches: the dictionaries of an object.
-        own: tensors of an object that are no results.
+        name: what the results are.
+        owner: what the objects are, in the plural.
+        caches: returns the dictionaries of an object.
+        own: returns tensors of an object that are not results, and so are not counted.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Holders(Generic[T]):
         register(name, self, self._count, self._values, self._clear, bound, self._owned)
 
     def add(self, holder: T) -> None:
-        """List an object that holds results from now on."""
+        """Include an object."""
         self._live[id(holder)] = holder
 
     def _all(self) -> list[Any]:
@@ -191,7 +191,10 @@ class Holders(Generic[T]):
 
 
 def _count_bytes(values: Iterable[Any], seen: set[int]) -> int:
-    """Bytes of the tensors and arrays that values lead to through containers and objects of gconv; each counts once."""
+    """Bytes of the tensors and arrays reachable from values through containers and gconv's objects; each counts once.
+
+    `seen` holds the addresses of storages and the ids of objects that are counted already.
+    """
     total, stack = 0, list(values)
     while stack:
         value = stack.pop()
@@ -229,11 +232,11 @@ def _parts(value: Any) -> Iterable[Any]:
 
 
 def cache_info() -> dict[str, CacheInfo]:
-    """What gconv keeps between calls: the entries, bytes and bound of each cache, by its name.
+    """The entries, bytes and bound of each of gconv's caches, by name.
 
-    Plans, structures of grids and other results by value have a bounded number of entries each. Free buffers for large
-    results of the CPU take 512 MiB at most. All else belongs to a graph, tensor or layer of yours and goes with it.
-    A buffer that two caches share counts in the first of them.
+    Caches by value (plans, structures of grids) have a bounded number of entries each. Free buffers for large results
+    on the CPU take at most 512 MiB. Everything else belongs to a graph, tensor or layer and is dropped with it.
+    A buffer that two caches share is counted in the first.
 
     >>> from gconv import GConv, Graph
     >>> from gconv.operators import gcn
@@ -252,10 +255,10 @@ def cache_info() -> dict[str, CacheInfo]:
 
 
 def clear_cache() -> None:
-    """Drop everything that gconv keeps between calls; layers and graphs compute it again when they need it.
+    """Empty gconv's caches; layers and graphs recompute what they need.
 
-    Structures that functions of torch.compile read stay, and go with their layers. Tensors that were declared by
-    `gconv.constant` stay constant.
+    Structures that functions compiled by torch.compile read are kept until their layers are deleted. Tensors that were
+    declared by `gconv.constant` stay constant.
 
     >>> clear_cache()
     """

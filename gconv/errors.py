@@ -1,4 +1,4 @@
-"""Errors about the input of a call, which are also of the class that torch's own layers raise for the same mistake."""
+"""Errors about the input of a call. They also derive from the class that torch's layers raise for the same mistake."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class InputError(ValueError, RuntimeError):
 
 
 class InputTypeError(TypeError, RuntimeError):
-    """The dtype of an input does not fit the layer; torch raises a RuntimeError here, too."""
+    """The dtype of an input does not fit the layer. torch's layers raise a RuntimeError here."""
 
 
 def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
-    """A class of errors that are of either class; one of the two, where it is the other already.
+    """An exception class derived from both; if one is a subclass of the other, that one.
 
     >>> error = both(ValueError, AssertionError)
     >>> issubclass(error, ValueError) and issubclass(error, AssertionError)

@@ -9,10 +9,10 @@ COMMANDS = {"gconv": "__main__.py", "gconv.calibrate": "calibrate/__main__.py"}
 
 
 def print_help(argv: Sequence[str]) -> None:
-    """Run the command line now if it is asked for help, which ends the process; otherwise do nothing.
+    """Run the command line if it was asked for help, which ends the process; otherwise do nothing.
 
     Args:
-        argv: as the interpreter got it, `sys.orig_argv`.
+        argv: the command line of the interpreter, `sys.orig_argv`.
     """
     at = argv.index("-m") if "-m" in argv else len(argv)
     words = list(argv[at + 1 :])

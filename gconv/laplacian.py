@@ -1,19 +1,19 @@
-"""Adjacencies and Laplacians: the only place where a degree is inverted, and where each convention is decided.
+"""Adjacency matrices and Laplacians. All conventions about degrees and self-loops are decided here.
 
     A[i, j]   sum of the weights of the edges j -> i
-    D         diagonal of degrees: "in" sums the weights that arrive (rows of A), "out" those that leave (columns)
+    D         diagonal matrix of degrees: "in" sums the weights of incoming edges (rows of A), "out" of outgoing ones
     sym       D^-1/2 A D^-1/2      row  D^-1 A (rows sum to 1)      col  A D^-1 (columns sum to 1)
     both      D_in^-1/2 A D_out^-1/2, for directed graphs
     L         D - A,  I - sym,  I - row,  I - col
 
-Between two sets of nodes (a Bipartite) A is (n_target, n_source), and normalisation reads the degrees of both sets:
-row divides by what arrives at a target, col by what leaves a source, both by the roots of the two. sym, which takes
-one degree for both ends, and L, which subtracts A from its degrees, are functions of a square A and are refused. A
-self-loop leads from source i to target i, where both exist, as in PyG; that a target reads its own features is no loop.
+On a Bipartite, A is (n_target, n_source), and normalisation uses the degrees of both sets: "row" divides by the
+in-degree of the target, "col" by the out-degree of the source, "both" by the square roots of both. "sym" and L require
+a square A and raise an error. A self-loop is an edge from source i to target i, where both exist, as in PyG; the tap
+through which a target reads its own features is not a self-loop.
 
-Degrees contain the edge weights, and the loops that were added. The inverse of a zero degree is 0, so the row of an
+Degrees include the edge weights and the self-loops that were added. The inverse of a zero degree is 0, so the row of an
 isolated node is empty in A and has diagonal 1 in a normalised L (PyG's convention; scipy and networkx put 0 there).
-Everything is computed in float64, cast once, and kept on the graph.
+Everything is computed in float64, cast once, and cached on the graph.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
-from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, varies, wrapped
+from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, varies
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -37,15 +37,16 @@ Degree = Literal["in", "out"]
 
 
 def pattern(graph: Edges, loops: Loops = "keep", by_rows: bool = False) -> tuple[Pattern, Tensor]:
-    """The edges as entries (target, source), and for each entry the number of its edge (-1 for an added loop).
+    """The edges as entries (target, source), and the index of the edge of each entry (-1 for an added loop).
 
     Args:
         graph: a Graph or a Bipartite.
-        loops: "keep" the edges as they are; "remove" self-loops; "fill": one loop a node, existing ones keep their edge
-            (of several the last); "replace": existing loops go, one new loop a node comes; "add": one new loop a node
-            comes beside those there are; "own": one entry a node through which it reads itself, which between two sets
-            of nodes is what a target reads of its own features.
-        by_rows: list them row by row, as the kernels want values that change at every call.
+        loops: "keep": the edges unchanged. "remove": without self-loops. "fill": exactly one loop per node; an existing
+            loop keeps its edge index (of several loops, the last). "replace": existing loops are removed and one new
+            loop per node is added. "add": one new loop per node in addition to existing ones. "own": one entry per node
+            that reads the node's own features; on a Bipartite, those of the target.
+        by_rows: whether the entries are sorted by row, which the kernels need; it saves sorting values that change with
+            every call.
     """
 
     def make() -> tuple[Pattern, Tensor]:
@@ -59,10 +60,10 @@ def pattern(graph: Edges, loops: Loops = "keep", by_rows: bool = False) -> tuple
 
 
 def _rows(graph: Edges, loops: Loops) -> ByRows:
-    """The same entries row by row, without their list and the numbers of their edges: for values that need neither."""
+    """The same entries sorted by row, without the index of each edge, in less memory (`ByRows`)."""
 
     if loops == "fill":
-        loops = "replace"  # the same but for the numbers
+        loops = "replace"  # which differs in the edge indices only
 
     def make() -> ByRows:
         _, source, target = _listed(graph, loops)
@@ -76,7 +77,7 @@ def _single(graph: Edges, source: Tensor, target: Tensor) -> Pattern:
 
 
 def _listed(graph: Edges, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
-    """The number, source and target of each edge, in the order of the edges; loops last."""
+    """The index, source and target of each edge, in the order of the edges; added loops last."""
     source, target = graph.source, graph.target
     edge = torch.arange(graph.num_edges, device=graph.device)
     if isinstance(graph, Bipartite):
@@ -91,7 +92,7 @@ def _listed(graph: Edges, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
     own = torch.full_like(node, -1)
     if loops == "fill":
         own = own.scatter_reduce(0, source, edge.masked_fill(plain, -1), "amax")
-    if not (bool(plain.all()) if readable(plain) else _has_no_numbers(plain)):
+    if not (bool(plain.all()) if readable(plain) else _cannot_select()):
         edge = edge[plain]
         source, target = source[edge], target[edge]
     if loops != "remove":
@@ -102,7 +103,7 @@ def _listed(graph: Edges, loops: Loops) -> tuple[Tensor, Tensor, Tensor]:
 def _listed_between(
     graph: Bipartite, loops: Loops, edge: Tensor, source: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_listed` between two sets of nodes, where a loop joins the nodes that are in both."""
+    """`_listed` on a Bipartite, where a loop connects a node that is in both sets with itself."""
     if loops == "keep":
         return edge, source, target
     if loops == "own":
@@ -123,16 +124,16 @@ def _listed_between(
 
 
 def _own(graph: Edges) -> tuple[Tensor, Tensor]:
-    """The place of each target's own features in the signal, and its number."""
+    """For each target, the row of its own features in the signal, and its index."""
     m, n = graph.sites
     if not graph.square and graph.with_targets is not graph:  # type: ignore[attr-defined]
-        raise ValueError(f"Signals on {graph!r} hold the sources alone; graph.with_targets holds the targets too.")
+        raise ValueError(f"Signals on {graph!r} hold the sources only; use graph.with_targets, which has both.")
     node = torch.arange(m, device=graph.device)
     return node + (n - m), node
 
 
 def itself(graph: Edges, dtype: torch.dtype) -> Identity | Taps:
-    """The tap through which a node reads its own features: the identity; between two sets of nodes, the targets' rows.
+    """The tap that reads each node's own features: the identity, or on a Bipartite the rows of the targets.
 
     >>> block = Bipartite(torch.tensor([[0, 2], [0, 1]]), sizes=(3, 2))
     >>> itself(block.with_targets, torch.float32).expand(torch.arange(5.0)[:, None]).flatten()
@@ -147,23 +148,26 @@ def itself(graph: Edges, dtype: torch.dtype) -> Identity | Taps:
     return graph.memo(("itself", dtype), make)
 
 
-def _has_no_numbers(plain: Tensor) -> bool:
-    """Whether the sizes of what is selected by a mask can't be known, or traced either: then nothing is left out."""
+def _cannot_select() -> bool:
+    """Whether a mask that is not readable cannot select entries (fake tensors, vmap), so that none are dropped.
+
+    Compilers and torch.jit.trace can record a selection of unknown size.
+    """
     return not torch.compiler.is_compiling() and not is_jit_tracing()
 
 
 def _one_tap(row: Tensor) -> Tensor:
-    """The tap of entries that are all in the first one; a single number in memory."""
+    """Tap 0 for every entry, as an expanded tensor that stores a single number."""
     return row.new_zeros(1).expand(row.shape[0])
 
 
 def _inverse(degree: Tensor) -> Tensor:
-    """One over each degree, of either sign; 0 for 0."""
+    """1 / degree, for either sign; 0 for a zero degree."""
     return degree.sign() / degree.abs().clamp(min=torch.finfo(degree.dtype).tiny)
 
 
 def _inverse_root(degree: Tensor, what: str) -> Tensor:
-    """One over the root of each degree; 0 for 0."""
+    """degree^-1/2; 0 for a zero degree."""
     if readable(degree) and bool((degree < 0).any()):
         node = int((degree < 0).nonzero()[0])
         raise ValueError(
@@ -176,7 +180,7 @@ def _inverse_root(degree: Tensor, what: str) -> Tensor:
 def _normalised(
     entries: Pattern, w: Tensor, norm: Norm, degree: Degree, known: Callable[[Degree], Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The normalised values, and the degrees; `known` has them where entries are missing."""
+    """The normalised values, and the degrees. `known` returns the degrees where some edges were not sampled."""
 
     def summed(end: Degree) -> Tensor:
         if known is not None:
@@ -200,24 +204,30 @@ def _normalised(
 
 
 def normalised(entries: Pattern, w: Tensor, norm: Norm = "sym", degree: Degree = "in") -> Tensor:
-    """The values of a normalised A whose weights w (e,) are no property of the graph: learned ones, say."""
+    """The values of a normalised A for weights w (e,) that are not the graph's own, such as learned ones."""
     return _normalised(entries, w, norm, degree)[0]
 
 
 def counts(row: Tensor, rows: int) -> Tensor:
-    """(rows,) how often each number occurs; as torch.bincount, of a size that does not depend on the numbers."""
+    """(rows,) how often each index occurs: torch.bincount with an output size that does not depend on the data."""
     return row.new_zeros(rows).index_add(0, row, torch.ones_like(row))
 
 
 def _whole_degree(graph: Edges, end: Degree, loops: Loops, fill: float, weighted: bool) -> Tensor:
-    """The degrees of the graph that a block was sampled from; of the columns of its targets too."""
+    """The degrees in the graph that a block was sampled from, followed by those of targets that are columns, too."""
     assert graph.whole is not None
     d = graph.whole.degree(end, loops, fill, weighted)
     return torch.cat([d, d[: graph.sites[1] - len(d)]])
 
 
 def scaled(graph: Edges, edge: Tensor, w: Tensor) -> Tensor:
-    """Values w of entries whose edges these are (-1: an added loop), such that sums over a sampled block estimate."""
+    """Values w of entries, scaled so that sums over a sampled block are unbiased estimates of those over the graph.
+
+    Args:
+        graph: any domain; nothing is scaled unless it was sampled.
+        edge: the index of each entry's edge, -1 for an added loop, which is not scaled.
+        w: the values.
+    """
     if graph.whole is None or graph.whole.scale is None:
         return w
     scale = graph.whole.scale.to(w.dtype)
@@ -225,10 +235,10 @@ def scaled(graph: Edges, edge: Tensor, w: Tensor) -> Tensor:
 
 
 def mean(entries: Pattern, dtype: torch.dtype, graph: Edges | None = None, loops: Loops = "keep") -> Tensor:
-    """(e,) one over the number of entries in the row of each entry (of its tap): values that average.
+    """(e,) 1 / (number of entries in the same row and tap): values that average over the neighbours.
 
-    In float32 for float16, which rounds a share of many entries coarsely, or to 0. With a graph that is a sampled
-    block, the entries of the whole graph count: for values of `adjacency`, which are scaled.
+    In float32 for float16, where 1 / n is rounded coarsely, or to 0, for large n. For a sampled block the entries of
+    the whole graph are counted, to go with the scaled values of `adjacency`.
     """
     k, m, _ = entries.shape
     dtype = torch.float32 if dtype == torch.float16 else dtype
@@ -240,7 +250,7 @@ def mean(entries: Pattern, dtype: torch.dtype, graph: Edges | None = None, loops
 
 
 def diagonal(graph: Edges) -> Pattern:
-    """One entry a node, where it reads itself: on the diagonal, or in a column of the targets' own features."""
+    """One entry per node that reads its own features: on the diagonal, or on a Bipartite in the targets' columns."""
 
     def make() -> Pattern:
         near, far = _own(graph)
@@ -249,9 +259,10 @@ def diagonal(graph: Edges) -> Pattern:
     return graph.memo("diagonal", make)
 
 
-def _kept(graph: Edges, key: tuple[object, ...], dtype: torch.dtype, make: object) -> Taps:
-    """The Taps that `make` computes; kept on the graph unless its weights are being learned."""
-    assert callable(make)
+def _cached(
+    graph: Edges, key: tuple[object, ...], dtype: torch.dtype, make: Callable[[], tuple[Pattern, Tensor]]
+) -> Taps:
+    """The Taps that `make` computes, cached on the graph unless its weights require a gradient."""
 
     def taps() -> Taps:
         entries, wide = make()
@@ -273,24 +284,24 @@ def adjacency(
     weighted: bool = True,
     summed: bool = True,
 ) -> Taps:
-    """A, or a normalised A, as one tap.
+    """The adjacency matrix A, or a normalised A, as one tap.
 
-    Of a sampled block: normalised by the degrees of its whole graph, and scaled where edges were left out.
+    For a sampled block it is normalised by the degrees in the whole graph, and scaled where edges were not sampled.
 
     Args:
         graph: a Graph or a Bipartite.
         dtype: of the values.
-        loops: what happens to self-loops, see `pattern`.
-        fill: weight of a loop that is added.
+        loops: how self-loops are treated, see `pattern`.
+        fill: weight of added loops.
         norm: "sym", "row", "col", "both" or None.
-        degree: which degree normalises both ends; "both" takes the in-degree of the target and the out-degree of the
-            source.
-        weighted: False reads every edge as 1.
-        summed: False for a maximum, whose values are not scaled.
+        degree: the degree used by "sym", "row" and "col"; "both" uses the in-degree of the target and the out-degree of
+            the source.
+        weighted: if False, every edge has weight 1.
+        summed: if False, values are not scaled for sampling: for a maximum.
 
     Raises:
-        ValueError: if a degree whose root is needed is negative, or a Bipartite is to be normalised by one degree at
-            both ends.
+        ValueError: if a degree is negative where its square root is needed, or if the norm uses one degree for both
+            ends of an edge and the domain is a Bipartite.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
     >>> adjacency(path, torch.float32, loops="fill", norm="sym").expand(torch.eye(2))[0]
@@ -304,27 +315,27 @@ def adjacency(
         )
 
     def make() -> tuple[Pattern, Tensor]:
-        weighs = weighted and graph.edge_weight is not None
+        has_weights = weighted and graph.edge_weight is not None
         known = None if graph.whole is None else lambda end: _whole_degree(graph, end, loops, fill, weighted)
-        partly = graph.whole is not None and graph.whole.scale is not None
-        if not weighs and not partly and (fill == 1 or loops in ("keep", "remove")):
+        sampled = graph.whole is not None and graph.whole.scale is not None
+        if not has_weights and not sampled and (fill == 1 or loops in ("keep", "remove")):
             rows = _rows(graph, loops)
             entries = rows.written()
             return rows, _normalised(entries, torch.ones_like(entries.row, dtype=torch.float64), norm, degree, known)[0]
         entries, edge = pattern(graph, loops)
-        if weighs:
+        if has_weights:
             w = graph.weights(torch.float64)
-            w = torch.cat([w, w.new_full((1,), fill)])[edge]  # -1 reads the fill
+            w = torch.cat([w, w.new_full((1,), fill)])[edge]  # index -1, an added loop, reads the fill
         else:
             w = torch.ones_like(edge, dtype=torch.float64).masked_fill(edge < 0, fill)
         w = _normalised(entries, w, norm, degree, known)[0]
         return entries, scaled(graph, edge, w) if summed else w
 
-    return _kept(graph, ("adjacency", loops, fill, norm, degree, weighted, summed), dtype, make)
+    return _cached(graph, ("adjacency", loops, fill, norm, degree, weighted, summed), dtype, make)
 
 
 def degrees(graph: Edges, dtype: torch.dtype, *, degree: Degree = "in", weighted: bool = True) -> Taps:
-    """D, the diagonal of degrees, as one tap.
+    """D, the diagonal matrix of degrees, as one tap.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
     >>> degrees(path, torch.float32).expand(torch.ones(3, 1)).flatten()
@@ -332,7 +343,7 @@ def degrees(graph: Edges, dtype: torch.dtype, *, degree: Degree = "in", weighted
     """
 
     if not graph.square and degree == "out":
-        raise ValueError("Targets have no edges that leave them: between two sets of nodes D holds in-degrees.")
+        raise ValueError("The targets of a Bipartite have no outgoing edges: use degree='in'.")
 
     def make() -> tuple[Pattern, Tensor]:
         w = graph.weights(torch.float64)
@@ -342,11 +353,11 @@ def degrees(graph: Edges, dtype: torch.dtype, *, degree: Degree = "in", weighted
             d = _whole_degree(graph, degree, "keep", 1.0, weighted)[: len(d)]
         return diagonal(graph), d
 
-    return _kept(graph, ("degrees", degree, weighted), dtype, make)
+    return _cached(graph, ("degrees", degree, weighted), dtype, make)
 
 
 def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
-    """(n,) from how many nodes each node is reached in at most `steps` steps, itself among them.
+    """(n,) the number of nodes, itself included, from which a node is reached in at most `steps` steps.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 2]]))
     >>> reach(path, 1, torch.float32), reach(path, 2, torch.float32)
@@ -361,7 +372,7 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
         row, col = node, node  # row is reached from col; sorted by row
         for _ in range(steps):
             count = counts(row, n)
-            many = count[source]  # how many pairs an edge carries on
+            many = count[source]  # number of pairs that each edge extends
             first = torch.repeat_interleave(count.cumsum(0)[source] - many.cumsum(0), many)
             pair = torch.unique(
                 torch.repeat_interleave(target, many) * n
@@ -374,17 +385,17 @@ def reach(graph: Graph, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 def relations(graph: Edges, dtype: torch.dtype, count: int, *, average: bool, weighted: bool = False) -> Taps:
-    """One adjacency for each label of `edge_type`.
+    """One adjacency matrix for each relation, the label in `edge_type`.
 
     Args:
         graph: a graph whose edges are labelled.
         dtype: of the values.
-        count: labels, 0 to count - 1.
-        average: divides each row of each adjacency by the number of its edges.
-        weighted: False reads every edge as 1.
+        count: the number of relations, labels 0 to count - 1.
+        average: whether each row of each matrix is divided by its number of edges.
+        weighted: if False, every edge has weight 1.
 
     Raises:
-        ValueError: if the graph has no labels, or one that is too large.
+        ValueError: if the graph has no labels, or a label is not less than count.
 
     >>> triangle = Graph(torch.tensor([[0, 1, 2], [2, 2, 0]]), edge_type=torch.tensor([0, 0, 1]))
     >>> relations(triangle, torch.float32, 2, average=True).expand(torch.eye(3))[0, 2]
@@ -407,28 +418,28 @@ def relations(graph: Edges, dtype: torch.dtype, count: int, *, average: bool, we
         w = w if weighted else torch.ones_like(w)
         return entries, w * mean(entries, w.dtype) if average else w
 
-    return _kept(graph, ("relations", count, average, weighted), dtype, make)
+    return _cached(graph, ("relations", count, average, weighted), dtype, make)
 
 
 def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps, Taps]:
-    """A hypergraph's B^-1 H^T, nodes to hyperedges, and D^-1 H (or D^-1 H W), hyperedges to nodes.
+    """A hypergraph's B^-1 H^T, from nodes to hyperedges, and D^-1 H (or D^-1 H W), from hyperedges to nodes.
 
-    An edge v -> v with label e says that v is in hyperedge e, its weight is that of the hyperedge. B counts the nodes
-    of a hyperedge, D sums the weights of the hyperedges of a node. Labels count within a part of a union. (An edge
-    u -> v with u other than v: u sends into e, v receives from it.)
+    An edge v -> v with label e means that node v is in hyperedge e; its weight is the weight of the hyperedge. B counts
+    the nodes of a hyperedge, D sums the weights of a node's hyperedges. In a union of graphs, labels are separate for
+    each part. (An edge u -> v with u != v means that u sends to hyperedge e and v receives from it.)
 
     Args:
         graph: a graph whose edges are labelled.
         dtype: of the values.
-        weighted: whether the weights multiply too, D^-1 H W; D contains them anyway.
+        weighted: whether to multiply by the weights, D^-1 H W; D contains them in either case.
 
     Raises:
         ValueError: if the graph has no labels.
     """
     label = graph.edge_type
     if label is None:
-        raise ValueError("A hypergraph needs the number of its hyperedge on every edge: give the graph an edge_type.")
-    n, most = graph.size, graph.num_edges  # any number of hyperedges gives the same shapes
+        raise ValueError("A hypergraph needs the index of its hyperedge on every edge: give the graph an edge_type.")
+    n, most = graph.size, graph.num_edges  # without data: an upper bound, which does not change the shape of the output
     if not shapes_only(label):
         most = int(label.max()) + 1 if graph.num_edges else 0
     parts = len(graph.ptr) - 1
@@ -445,7 +456,7 @@ def incidence(graph: Graph, dtype: torch.dtype, *, weighted: bool) -> tuple[Taps
         one = _inverse(w.new_zeros(n).index_add(0, graph.target, w))[graph.target]
         return entries, one * w if weighted else one
 
-    return _kept(graph, ("into",), dtype, into), _kept(graph, ("back", weighted), dtype, back)
+    return _cached(graph, ("into",), dtype, into), _cached(graph, ("back", weighted), dtype, back)
 
 
 def laplacian(
@@ -456,18 +467,19 @@ def laplacian(
     degree: Degree = "out",
     lmax: float | Literal["bound", "exact"] | None = None,
 ) -> Taps:
-    """L, or with lmax the rescaled 2 L / lmax - I, whose spectrum is in [-1, 1]; self-loops do not count.
+    """L, or with lmax the rescaled 2 L / lmax - I, whose spectrum is in [-1, 1]; self-loops are ignored.
 
     Args:
         graph: any graph.
         dtype: of the values.
         norm: "sym", "row", "col", or None for D - A.
-        degree: which degree normalises; PyG's Laplacian takes "out".
+        degree: the degree used; PyG's Laplacian uses "out".
         lmax: None for L itself; a number; "bound" for PyG's 2 max(L_ij) (2 for the normalised ones); "exact" for
             the largest eigenvalue.
 
     Raises:
-        ValueError: if a degree whose root is needed is negative, or lmax is not positive.
+        ValueError: if a degree is negative where its square root is needed, if lmax is not positive or much smaller
+            than the largest entry of L, or if it is "exact" and L is not symmetric.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 0]]))
     >>> laplacian(path, torch.float32, norm=None).expand(torch.eye(2))[0]
@@ -493,7 +505,7 @@ def laplacian(
             values = values * (2 / top) - torch.where(off, 0.0, 1.0)
         return kept, values
 
-    return _kept(graph, ("laplacian", norm, degree, lmax), dtype, make)
+    return _cached(graph, ("laplacian", norm, degree, lmax), dtype, make)
 
 
 def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) -> float | Tensor | None:
@@ -510,15 +522,20 @@ def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) ->
     if largest > 1e3 * lmax:  # a symmetric matrix has an eigenvalue as large as its largest diagonal entry
         raise ValueError(
             f"lambda_max is {lmax:g}, but the Laplacian has entries up to {largest:g}: it must be about the largest "
-            "eigenvalue, or polynomials of 2 L / lambda_max - I grow beyond all numbers."
+            "eigenvalue, or polynomials of 2 L / lambda_max - I overflow."
         )
     return float(lmax)
 
 
 def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
-    """The largest eigenvalue of L, from the eigenbasis for up to 1,000 nodes, else by Lanczos (scipy)."""
+    """The largest eigenvalue of L, from the eigenbasis for up to 1,000 nodes, else by Lanczos (scipy).
+
+    Raises:
+        ValueError: if L is not symmetric.
+    """
 
     def compute() -> float:
+        _check_symmetric(graph, norm, "The largest eigenvalue of a Laplacian")
         if graph.size <= 1000:
             return float(eigenbasis(graph, norm)[0][-1].detach()) if graph.size else 0.0
         import scipy.sparse
@@ -529,14 +546,23 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
         matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
         return float(eigsh(matrix, k=1, which="LA", return_eigenvectors=False)[0])
 
-    return compute() if wrapped(graph.edge_weight) else graph.memo(("lmax", norm), compute)
+    return compute() if varies(graph.edge_weight) else graph.memo(("lmax", norm), compute)
+
+
+def _check_symmetric(graph: Graph, norm: Norm, what: str) -> None:
+    """Raises: ValueError if L is not symmetric."""
+    if norm not in ("sym", None) or not graph.is_undirected:
+        raise ValueError(
+            f"{what} needs a symmetric Laplacian: an undirected graph (each edge with its reverse, of the same weight) "
+            f"and norm 'sym' or None; this one is {'un' if graph.is_undirected else ''}directed with norm {norm!r}."
+        )
 
 
 def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,) ascending and eigenvectors (n, n) of L, in float64; O(n^3) once for each graph.
+    """Eigenvalues (n,) ascending and eigenvectors (n, n) of L, in float64; O(n^3), cached on the graph.
 
-    Both are constants: a gradient in the edge weights goes through `function_of_laplacian`. The eigenvectors of a
-    disjoint union are each zero outside of one part.
+    Neither carries a gradient; use `function_of_laplacian` to differentiate in the edge weights. In a disjoint union
+    each eigenvector is zero outside of one part.
 
     Raises:
         ValueError: if the graph is directed: a Fourier basis needs a symmetric Laplacian ("sym" or None).
@@ -546,13 +572,8 @@ def eigenbasis(graph: Graph, norm: Norm = "sym") -> tuple[Tensor, Tensor]:
 
 
 def _eigenbasis(graph: Graph, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Eigenvalues and eigenvectors as constants, the part of each, and L as a dense matrix."""
-    if norm not in ("sym", None) or not graph.is_undirected:
-        raise ValueError(
-            "A graph Fourier basis needs a symmetric Laplacian: an undirected graph (each edge with its reverse, of "
-            f"the same weight) and norm 'sym' or None; this one is "
-            f"{'un' if graph.is_undirected else ''}directed with norm {norm!r}."
-        )
+    """Eigenvalues and eigenvectors without gradients, the part of the union that each belongs to, and L as a matrix."""
+    _check_symmetric(graph, norm, "A graph Fourier basis")
 
     def compute() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n = graph.size
@@ -578,16 +599,16 @@ def _eigenbasis(graph: Graph, norm: Norm) -> tuple[Tensor, Tensor, Tensor, Tenso
 def function_of_laplacian(
     graph: Graph, norm: Norm, response: Response, dtype: torch.dtype, *, by_largest: bool = False
 ) -> Diagonal:
-    """f_k(L) in the eigenbasis of L; its derivative in the edge weights is finite at repeated eigenvalues too.
+    """f_k(L) in the eigenbasis of L; its derivative in the edge weights is finite at repeated eigenvalues, too.
 
-    Of a directed change of the weights, the gradient is that of f((L + L^T) / 2).
+    The gradient in the weight of each directed edge is that of f((L + L^T) / 2).
 
     Args:
         graph: an undirected graph.
         norm: "sym" or None.
         response: f_1, ..., f_k.
         dtype: of the result.
-        by_largest: takes f_k(L / lmax), with the largest eigenvalue of each part of a union.
+        by_largest: whether to return f_k(L / lmax) instead, with the largest eigenvalue of each part of a union.
     """
     values, U, part, L = _eigenbasis(graph, norm)
     moved = change(L)
@@ -603,9 +624,9 @@ def function_of_laplacian(
 
 
 def _largest(values: Tensor, part: Tensor, parts: int, E: Tensor | None) -> Tensor:
-    """(parts,) the largest eigenvalues, 1 where it is 0; with E also their first and second derivatives.
+    """(parts,) the largest eigenvalue of each part, 1 where it is 0; with E, differentiable twice.
 
-    A repeated one has none; the derivative of the mean of its copies is taken.
+    A repeated eigenvalue is not differentiable; the derivative of the mean of its copies is used.
     """
     low = values.new_full((parts,), -torch.inf)
     top = low.scatter_reduce(0, part, values, "amax")
@@ -621,7 +642,7 @@ def _largest(values: Tensor, part: Tensor, parts: int, E: Tensor | None) -> Tens
 
 
 def inverse_root_degree(graph: Graph) -> Tensor:
-    """(n,) d^-1/2 in float64, with d the out-degrees without loops; 0 at an isolated node.
+    """(n,) d^-1/2 in float64, d the out-degrees without self-loops; 0 for an isolated node.
 
     >>> inverse_root_degree(Graph(torch.tensor([[0, 1], [1, 0]]), 3))
     tensor([1., 1., 0.], dtype=torch.float64)

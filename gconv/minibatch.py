@@ -18,16 +18,17 @@ def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> 
     Equation: h = x; for each module in turn h = layer(h, block), with the next block, where it is a layer on graphs,
     and h = module(h) where it is not.
 
-    Meaning: with all neighbours, and modules between the layers that treat each row alone, the rows of the seeds are
-    those that the network has on the whole graph. A network with a forward of its own calls `layer(x, block)` itself.
+    Meaning: if all neighbours were sampled, and the modules between the layers act on each row separately, the result
+    is the network's output on the whole graph at the seeds. A network with its own forward calls `layer(x, block)`.
 
     Args:
-        net: a Sequential, or Sequentials in it, of `GConv` layers and modules of one tensor.
+        net: a Sequential, possibly nested, of `GConv` layers and modules that take one tensor.
         x: (*b, n_source, i) the features of the nodes `blocks[0].n_id`.
-        blocks: what `Graph.sample` or `Graph.blocks_of` returned; one for each layer on graphs.
+        blocks: the result of `Graph.sample` or `Graph.blocks_of`; one for each layer on graphs.
 
     Raises:
-        TypeError, ValueError: if net is no Sequential, or the number of blocks is not that of its layers on graphs.
+        TypeError, ValueError: if net is not a Sequential, or the number of blocks differs from the number of layers on
+            graphs.
 
     >>> import torch
     >>> from gconv import Graph
@@ -51,7 +52,7 @@ def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> 
 
 
 def modules_of(net: nn.Sequential) -> Iterator[nn.Module]:
-    """The modules of a Sequential, and of the Sequentials in it, in their order."""
+    """The modules of a Sequential in order, nested Sequentials flattened."""
     for module in net:
         if isinstance(module, nn.Sequential):
             yield from modules_of(module)

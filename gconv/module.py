@@ -1,4 +1,4 @@
-"""GConv: a spec with weights, as a torch module. The only forward pass of the library."""
+"""GConv: a spec with weights, as a torch module. It has the only forward pass of the library."""
 
 from __future__ import annotations
 
@@ -49,67 +49,65 @@ from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_o
 _GRID_BASES: Cache[Hashable, Basis] = Cache("structures on grids", 64)
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 _GRID_TARGETS: Cache[Hashable, Domain] = Cache("output grids", 64)
-Pair = tuple[Tensor, Tensor | None]  # of signals: of the sources and of the targets
-_LEFT = (
-    SimpleNamespace()
-)  # S on grids that compiled functions read, as long as the structures that they are made of live
-_LEFT_NAMES: dict[Hashable, str] = {}  # where they are, by the structure's id, which is valid as long
+Pair = tuple[Tensor, Tensor | None]  # signals of the sources and of the targets
+_TRACED = SimpleNamespace()  # S on grids, as attributes that compiled functions read; deleted with the structures
+_TRACED_NAMES: dict[Hashable, str] = {}  # the attribute names, by the id of the structure and what S depends on
 _NUMBERS = count()
 NOT_SCRIPTABLE = (
-    "torch.jit.script cannot compile {}, whose forward is chosen call by call: use torch.jit.trace, torch.export or "
-    "torch.compile. A converted model can be scripted as the model it was: gconv.interop.restore(model)."
+    "torch.jit.script cannot compile {}, whose forward is selected in each call: use torch.jit.trace, torch.export or "
+    "torch.compile. A converted model can be converted back before scripting: gconv.interop.restore(model)."
 )
-Decided = dict[Hashable, tuple[Basis | None, Run]]  # by what a call depends on: S, where it is fixed, and the lowering
-Edged = dict[str, Tensor | None]
+Decisions = dict[Hashable, tuple[Basis | None, Run]]  # S if it is fixed, and the lowering, by what a call depends on
+EdgeData = dict[str, Tensor | None]
 NOT_DECIDED = None, None
-register(  # they stay, since functions that were compiled find their structures by these names
+register(  # clear_cache keeps them, because compiled functions find their structures by these names
     "grid structures of compiled functions",
-    _LEFT_NAMES,
-    _LEFT_NAMES.__len__,
-    lambda: list(vars(_LEFT).values()),
+    _TRACED_NAMES,
+    _TRACED_NAMES.__len__,
+    lambda: list(vars(_TRACED).values()),
     lambda: None,
     "as long as the layers live",
 )
-THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)  # in C, as every call asks it
+THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)  # in C, because every call uses it
 AT_IMPORT = THREADS()
-"""How many threads Python runs; how many it ran before, which are those of servers, notebooks and test runners.
+"""The number of Python threads now, and when gconv was imported (threads of servers, notebooks and test runners).
 
-Where there are more, layers compute with views of their parameters. torch 2.13 makes what accumulates the gradient of a
-leaf under a lock in which it waits for the interpreter's, and an autograd function in Python waits for that lock while
-it holds the interpreter's: two threads that shared a layer waited for each other without end. A view is made without
-the interpreter's lock, and has its node from the start.
+If threads were started since, layers compute with views of their parameters, which avoids a deadlock in torch 2.13: it
+creates the gradient accumulator of a leaf while holding a mutex and then waits for the GIL, whereas an autograd
+function in Python holds the GIL and waits for the mutex, so that two threads that share a layer block each other.
+Creating a view does not take the GIL, and its autograd node exists from the start.
 """
-KEPT = 64  # shapes of signals whose way a layer remembers
+MAX_SHAPES = 64  # number of signal shapes for which a layer caches its decisions
 
 
 def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
-    """S on a domain; what depends on the domain alone is made once and cached."""
+    """S on a domain, cached if it depends on the domain only."""
     x = call.x
     if torch.compiler.is_dynamo_compiling():
         return _bind_in_trace(structure, domain, theta, call)
     if structure.kind != "fixed":
-        return _made(structure, domain if type(x) in PLAIN else faked(domain, x), theta, call)
+        return _compute_basis(structure, domain if type(x) in PLAIN else faked(domain, x), theta, call)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Edges):
         if domain.learned:
-            return _made(structure, faked(domain, x), theta, call)
-        return faked(domain.memo(key, lambda: _made(structure, domain, theta, call)), x)
+            return _compute_basis(structure, faked(domain, x), theta, call)
+        return faked(domain.memo(key, lambda: _compute_basis(structure, domain, theta, call)), x)
     if _is_open(domain):
-        return _made(structure, domain, theta, call)
+        return _compute_basis(structure, domain, theta, call)
     made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
     if made is None:
         with lasting():
-            made = _made(structure, domain, theta, Call(torch.empty(0, dtype=x.dtype, device=x.device)))
+            made = _compute_basis(structure, domain, theta, Call(torch.empty(0, dtype=x.dtype, device=x.device)))
         _GRID_BASES[domain, key] = made
     return faked(made, x)
 
 
 def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
-    """The same for a compiler: what depends on a domain from outside of the trace is made outside of it."""
+    """`bind` under torch.compile: S on a domain that was created outside of the trace is built outside, too."""
     x = call.x
     if isinstance(domain, Grid):
         if structure.kind == "fixed" and is_static(domain.shape):
-            return getattr(_LEFT, _grid_basis(structure, domain.shape, x.dtype, x.device))
+            return getattr(_TRACED, _grid_basis(structure, domain.shape, x.dtype, x.device))
     elif structure.kind == "fixed" and not domain.learned:
         found = _graph_basis(structure, domain, x.dtype, x.device)
         if found is not None:
@@ -118,29 +116,32 @@ def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, c
         given = theta if call.weight is None else {**theta, "weight": call.weight}
         shapes = tuple((name, tuple(t.shape)) for name, t in given.items())
         _prepare_graph(structure, domain, shapes, x.shape[-1], x.dtype, x.device)
-    return _made(structure, domain, theta, call)
+    return _compute_basis(structure, domain, theta, call)
 
 
 @at_trace_time
 def _grid_basis(structure: Structure, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
-    """Where S on a grid was left. Names are never used again: a compiled function either finds its own S, or none."""
+    """The attribute of `_TRACED` that holds S on a grid.
+
+    Names are never reused: a compiled function finds its own S, or none.
+    """
     key = id(structure), shape, dtype, device
-    name = _LEFT_NAMES.get(key)
+    name = _TRACED_NAMES.get(key)
     if name is None:
         with untraced():
             S = bind(structure, Grid(shape), {}, Call(torch.empty(0, dtype=dtype, device=device)))
-        name = _LEFT_NAMES[key] = leave(_LEFT, str(next(_NUMBERS)), S)
+        name = _TRACED_NAMES[key] = leave(_TRACED, str(next(_NUMBERS)), S)
         finalize(structure, _drop, key).atexit = False
     return name
 
 
 def _drop(key: Hashable) -> None:
-    vars(_LEFT).pop(_LEFT_NAMES.pop(key), None)
+    vars(_TRACED).pop(_TRACED_NAMES.pop(key), None)
 
 
 @at_trace_time
 def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Where S was left on a graph from outside of the trace; None on one that was made within it."""
+    """The attribute of a graph that holds S; None if the graph was created within the trace."""
     if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
         return None
     with untraced():
@@ -152,17 +153,17 @@ def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device:
 def _prepare_graph(
     structure: Structure, graph: Edges, shapes: Shapes, i: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Lets a graph from outside of the trace derive what an S that is learned needs of it."""
+    """Makes a graph from outside of the trace compute and cache what a learned S needs, before it is traced."""
     if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
         return
     with untraced(), torch.no_grad():
         theta = {name: torch.ones(shape, dtype=dtype, device=device) for name, shape in shapes}
         call = Call(torch.ones(graph.sites[1], i, dtype=dtype, device=device), weight=theta.get("weight"))
-        _made(structure, graph, theta, call)
+        _compute_basis(structure, graph, theta, call)
 
 
-def _made(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
-    """What the structure makes of a domain. Raises: TypeError where it is no Basis of its taps."""
+def _compute_basis(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
+    """S from `structure.basis`. Raises: TypeError if it is not a Basis with the structure's number of taps."""
     try:
         S = structure.basis(domain, theta, call)
     except KeyError as error:
@@ -193,7 +194,7 @@ def leads_to(structure: Structure, domain: Domain) -> Domain:
 
 
 def _is_open(domain: Grid) -> bool:
-    """Whether an exporter keeps a size of the grid open, so that nothing can be cached under it."""
+    """Whether a size of the grid is dynamic (a SymInt of an exporter), so that S cannot be cached by the grid."""
     return any(isinstance(size, SymInt) for size in domain.shape)
 
 
@@ -202,7 +203,7 @@ def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
     if isinstance(spec, OperatorSpec):
         if not arguments:
             return
-        raise TypeError(f"GConv takes one spec, but {len(arguments)} more arguments were given beside {spec}.")
+        raise TypeError(f"GConv takes one spec, but it was given {spec} and {len(arguments)} more arguments.")
     name = getattr(spec, "__name__", "")
     if name in list_operators():
         call = f"{name}({', '.join(map(repr, arguments)) or '...'})"
@@ -211,7 +212,10 @@ def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
 
 
 def dropped(S: Basis, share: float) -> Basis:
-    """S without a share of its sparse entries, the others scaled up; beside them, what a node reads of itself stays."""
+    """S with dropout on its sparse entries, the others scaled by 1 / (1 - share).
+
+    In a stack, taps that are not sparse, such as the identity through which a node reads itself, are unchanged.
+    """
     if isinstance(S, Stack):
         return Stack(tuple(part if isinstance(part, Taps) else dropped(part, share) for part in S.parts))
     if isinstance(S, AttentionTaps):
@@ -220,7 +224,7 @@ def dropped(S: Basis, share: float) -> Basis:
 
 
 def _read_sides(S: Basis, W: Tensor, domain: Bipartite, sides: tuple[int, int]) -> tuple[Dense, Tensor]:
-    """W (k, i, o) without the rows that read the zeros which fill up the narrower signal."""
+    """W (k, i, o) with zeros in the rows that multiply the zero padding of the signal with fewer channels."""
     found = entries(S, W.dtype, W.device).pattern
     ends = found.col < domain.sizes[0], found.col >= domain.sizes[0]
     channel = torch.arange(W.shape[1], device=W.device)
@@ -239,29 +243,29 @@ class GConv(nn.Module):
 
     Equation: Y = sum_k S_k X W_k + b.
 
-    Operators on grids take images as torch does, `layer(x)` with x (b, c, *grid) or (c, *grid). Operators on graphs
-    take `layer(x, graph)` with x (*b, n, c): any number of signals on one graph in one call. The graph may be a
-    `Graph`, an `edge_index` (with `edge_weight=`, ...), a torch sparse adjacency, a PyG `Data` or `Batch`, a networkx
-    graph, a scipy sparse matrix or a PyGSP graph.
-    Between two sets of nodes x is a pair: `layer((x_source, x_target), bipartite)`, or with an `edge_index`; x_source
-    alone where the operator reads nothing of the targets; a target of None stands for zeros.
+    Operators on grids take images as in torch, `layer(x)` with x (b, c, *grid) or (c, *grid). Operators on graphs take
+    `layer(x, graph)` with x (*b, n, c): any number of signals on one graph in one call. The graph may be a `Graph`, an
+    `edge_index` (with `edge_weight=`, ...), a torch sparse adjacency, a PyG `Data` or `Batch`, a networkx graph, a
+    scipy sparse matrix or a PyGSP graph.
+    Between two sets of nodes x is a pair: `layer((x_source, x_target), bipartite)`, or with an `edge_index`. If the
+    operator does not read the targets' features, x_source alone is accepted; an x_target of None stands for zeros.
 
-    Traps: `torch.compile(layer, fullgraph=True)` needs no call beforehand: what S needs of a `Graph` from outside is
-    derived as the compiler traces, and is a constant then; make the `Graph` outside of the compiled function.
-    torch.jit.trace, torch.export and the ONNX exporters get operators of torch alone (`gconv.portable` asks for them in
-    other calls); torch.jit.script cannot read a layer.
+    Traps: `torch.compile(layer, fullgraph=True)` needs no call beforehand: S is computed from a `Graph` during tracing
+    and becomes a constant. Create the `Graph` outside of the compiled function. torch.jit.trace, torch.export and the
+    ONNX exporters record torch operators only (`gconv.portable` requests them in other calls); torch.jit.script is not
+    supported.
 
-    torch.func's transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward mode run on
-    graphs through torch's own operators, which hold a row of x for each edge. Under vmap over edge weights nobody can
-    look at numbers, so that a check of them, or an operator that needs an eigenvalue, is left out or refused.
+    torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward-mode
+    differentiation on graphs use torch's own operators, which store a row of x for each edge. Under vmap over edge
+    weights the values cannot be read: checks of them are skipped, and operators that need an eigenvalue raise an error.
 
     Args:
-        spec: what the factories of `gconv.operators` return.
+        spec: the result of a factory in `gconv.operators`.
         device, dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: before any number is computed, if x, the graph and the spec do not fit each other.
-        Inadmissible: if `lowering=` names one that cannot run this structure.
+        TypeError, ValueError: if x, the graph and the spec do not fit each other; before anything is computed.
+        Inadmissible: if `lowering=` cannot run this structure.
 
     >>> from gconv.operators import cheb, conv2d
     >>> GConv(conv2d(3, 8, 3, padding=1))(torch.zeros(2, 3, 6, 6)).shape
@@ -283,12 +287,12 @@ class GConv(nn.Module):
         _check_spec(spec, arguments)
         self.spec = spec
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
-        self._images: Decided = {}
-        self._graphs: WeakKeyDictionary[Edges, Decided] = WeakKeyDictionary()
+        self._images: Decisions = {}
+        self._graphs: WeakKeyDictionary[Edges, Decisions] = WeakKeyDictionary()
         _LAYERS.add(self)
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         if weight is not None and spec.structure.domain == "graph":
-            weight = weight.contiguous()  # only torch's kernels for grids want taps innermost
+            weight = weight.contiguous()  # the layout with taps innermost is only for torch's kernels on grids
         self.weight = None if weight is None else nn.Parameter(weight)
         self._structure = tuple(spec.structure.parameters())
         for name, p in spec.structure.parameters().items():
@@ -319,14 +323,14 @@ class GConv(nn.Module):
 
         Args:
             x: images (b, c, *grid), a signal (*b, n, i), or a pair (x_source, x_target).
-            domain: nothing for images; else any graph, an edge_index or a `Bipartite`.
-            edge_weight, edge_attr, edge_type: what the edges of a bare edge_index carry.
-            lowering: the name of the algorithm that runs, by default the planned one.
+            domain: not needed for images; otherwise any graph, an edge_index or a `Bipartite`.
+            edge_weight, edge_attr, edge_type: data of the edges, if the graph is an edge_index.
+            lowering: the name of the algorithm to run; by default the planner chooses.
         """
         if more and any(value is not None for value in more):
-            raise TypeError("What the edges carry is given by name: layer(x, graph, edge_weight=w).")
+            raise TypeError("Data of the edges is given by keyword: layer(x, graph, edge_weight=w).")
         if lowering is not None and not isinstance(lowering, str):
-            raise TypeError(f"lowering must be the name of one, such as 'dense', but it is {shown(lowering)}.")
+            raise TypeError(f"lowering must be a name, such as 'dense', but it is {shown(lowering)}.")
         carried = not (edge_weight is edge_attr is edge_type is None)
         edges = {"edge_weight": edge_weight, "edge_attr": edge_attr, "edge_type": edge_type} if carried else {}
         if isinstance(x, tuple) or type(domain) is Bipartite:
@@ -336,7 +340,7 @@ class GConv(nn.Module):
         if type(domain) is Tensor and x.ndim > 1 and x.is_floating_point() and self.spec.structure.domain == "graph":
             n = x.shape[-2]
             domain, edges = (None if edges else recall(domain, n)) or read_graph(domain, n, **edges), {}
-        decided = None if edges else self._images if domain is None else self._decided_on(domain)
+        decided = None if edges else self._images if domain is None else self._decisions_for(domain)
         if decided is None:
             return self._run(x, domain, edges, lowering)
         grad = torch.is_grad_enabled(), x.requires_grad
@@ -350,8 +354,8 @@ class GConv(nn.Module):
         y = run(self._basis(domain, call, True) if S is None else S, call)
         return self._cast(y) if torch.is_autocast_enabled(y.device.type) else y
 
-    def _traced(self, x: Any, domain: Any, edges: Edged, lowering: str | None) -> Tensor:
-        """A call that something watches or traces, or of a tensor of another class: nothing is remembered."""
+    def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
+        """A call that is not plain eager, or with a tensor subclass: no decision is cached."""
         if not is_jit_tracing():
             return self._run(x, domain, edges, lowering)
         with tracing():
@@ -361,19 +365,19 @@ class GConv(nn.Module):
         self,
         x: Tensor,
         domain: Any,
-        edges: Edged,
+        edges: EdgeData,
         lowering: str | None = None,
-        decided: Decided | None = None,
+        decided: Decisions | None = None,
         key: Hashable = None,
     ) -> Tensor:
-        """A call that is checked and planned; in `decided`, S and the lowering are kept under `key`."""
+        """Check the arguments, plan and run; S and the lowering are cached in `decided` under `key`."""
         self._check_signal(x)
         structure = self.spec.structure
         signal, place = self._enter(x, domain, **edges)
         alone = structure.kind == "adaptive" and not structure.many  # its basis takes one signal
         if x.ndim > 2 and (alone or (structure.many and not x.numel())):
             signals = x.flatten(0, -3)
-            some = signals if len(signals) else signals.sum(0, keepdim=True)  # zeros, with a gradient in x
+            some = signals if len(signals) else signals.sum(0, keepdim=True)  # zeros that depend on x, for gradients
             each = torch.stack([self._run(one, place, {}, lowering) for one in some])
             return each[: len(signals)].unflatten(0, x.shape[:-2])
         call = self._call(signal)
@@ -383,15 +387,15 @@ class GConv(nn.Module):
         images = isinstance(target, Grid)
         call = call.at(x) if images else call
         run = on_images(chosen, S, call, target.shape) if isinstance(target, Grid) else chosen.run
-        fixed = structure.kind == "fixed"
-        if decided is not None and (place is domain or (images and fixed)):
-            if len(decided) >= KEPT:
+        same = structure.kind == "fixed" and not structure.dropout  # whether S is the same in the next call
+        if decided is not None and (place is domain or (images and same)):
+            if len(decided) >= MAX_SHAPES:
                 decided.clear()
-            decided[key] = S if fixed else None, run
+            decided[key] = S if same else None, run
         return self._cast(run(S, call))
 
     def _call(self, x: Tensor, kind: CallKind | None = None, constant: Constant | None = None) -> Call:
-        """One call on a signal."""
+        """The `Call` for a signal."""
         if kind is None:
             kind = call_kind()
             constant = constant_of(x) if kind == "eager" else None
@@ -408,7 +412,7 @@ class GConv(nn.Module):
         return Call(x, mixing, weight, bias, weight, kind, constant)
 
     def _fits(self, x: Tensor) -> bool:
-        """Whether the parameters have the shapes they were made with, and the weight the type and device of x."""
+        """Whether the parameters have their original shapes, and the weight has the dtype and device of x."""
         weight = self.weight
         if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
             return False
@@ -419,14 +423,14 @@ class GConv(nn.Module):
         return True
 
     def _cast(self, y: Tensor) -> Tensor:
-        """y in the type that torch's own layers give under autocast, whichever lowering made it."""
+        """y in the dtype that torch's layers return under autocast, for any lowering."""
         kind = y.device.type
         if y.is_meta or not torch.is_autocast_enabled(kind) or self.weight is None or y.dtype != torch.float32:
             return y
         return y.to(torch.get_autocast_dtype(kind))
 
-    def _decided_on(self, domain: Any) -> Decided | None:
-        """What was decided for calls on this domain; None where nothing may be kept of it."""
+    def _decisions_for(self, domain: Any) -> Decisions | None:
+        """The cached decisions for this domain; None if nothing may be cached."""
         if not isinstance(domain, Edges) or domain.learned:
             return None
         decided = self._graphs.get(domain)
@@ -444,18 +448,18 @@ class GConv(nn.Module):
         measure: bool | int = False,
         **edges: Tensor,
     ) -> Plan:
-        """How `layer(x, domain)` will run: print it to see every candidate, its cost, and why it was rejected.
+        """How `layer(x, domain)` will run. Printed, it lists all candidates with their cost or why they were rejected.
 
-        With gradients enabled the plan is for training: the backward pass counts too, for the weight, and for x if it
-        requires a gradient. `measure` runs every admitted candidate, in 5 rounds or as many as it says, and the plan
-        shows what each took; those that are predicted to be far too slow are left out.
+        With gradients enabled the plan is for training: it includes the backward pass for the weight, and for x if x
+        requires a gradient. `measure` times every admitted candidate in 5 rounds, or in as many as given, except those
+        that are predicted to be much slower than the best.
         """
         if isinstance(x, tuple) or type(domain) is Bipartite:
             (x, domain), edges = self._between(x, domain, **edges), {}
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2 and not self.spec.structure.many:
-            signal = signal.new_zeros(signal.shape[-2:]).requires_grad_(x.requires_grad)  # its numbers do not matter
+            signal = signal.new_zeros(signal.shape[-2:]).requires_grad_(x.requires_grad)  # a plan reads no values
         call = self._call(signal)
         S = self._basis(place, call)
         made = replace(plan(S, call, lowering), rows=node_order(S))
@@ -470,9 +474,9 @@ class GConv(nn.Module):
         """The layer on a domain as a `LinearMap`, without its bias.
 
         Args:
-            domain: a Grid, any graph, or a Bipartite; there the map takes the sources' signal, or where the operator
-                reads the targets too, a stacked one (`Bipartite.stack`).
-            x: (*b, n, i), needed where the structure is adaptive; it is frozen at this x, (n, i).
+            domain: a Grid, any graph, or a Bipartite. On a Bipartite the map takes the sources' signal, or if the
+                operator reads the targets, too, the stacked signal (`Bipartite.stack`).
+            x: (*b, n, i); required if the structure is adaptive, which is frozen at this x, then (n, i).
 
         Raises:
             NotLinear: if a tap reduces with max.
@@ -516,7 +520,7 @@ class GConv(nn.Module):
         return LinearMap(S, own, W, i, signal.dtype, signal.device, self.spec.name)
 
     def _basis(self, domain: Domain, call: Call, checked: bool = False) -> Basis:
-        """S for a call; `checked` before, where it depends on parameters."""
+        """S for a call. With `checked`, the structure's result was validated in an earlier call."""
         structure = self.spec.structure
         theta = {name: getattr(self, name) for name in self._structure}
         if theta and call.kind == "eager" and THREADS() > AT_IMPORT and torch.is_grad_enabled():
@@ -527,7 +531,7 @@ class GConv(nn.Module):
         return dropped(S, drop) if drop and self.training else S
 
     def _enter(self, x: Tensor, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Domain]:
-        """x as (*b, n, c) and its domain; on grids by views alone."""
+        """x as (*b, n, c) and its domain; on grids a view of x."""
         structure = self.spec.structure
         if structure.domain == "grid" or (structure.domain == "any" and (domain is None or isinstance(domain, Grid))):
             given = [name for name, value in edges.items() if value is not None]
@@ -548,7 +552,7 @@ class GConv(nn.Module):
         return x, graph
 
     def _view(self, domain: Bipartite) -> Bipartite:
-        """The domain as this operator reads it: the sources alone, or the targets' features too."""
+        """The domain with the targets' features, `domain.with_targets`, if this operator reads them; else as it is."""
         structure = self.spec.structure
         reads = structure.reads
         if reads is None and domain.whole is not None:
@@ -563,7 +567,7 @@ class GConv(nn.Module):
         return domain.with_targets if reads == "both" else domain
 
     def _between(self, x: Any, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Bipartite]:
-        """One signal on two sets of nodes, and the domain, from what a call was given."""
+        """One signal on two sets of nodes, and the domain, from the arguments of a call."""
         name, sides = self.spec.name, self.spec.sides
         given = [key for key, value in edges.items() if value is not None]
         pair = x if isinstance(x, tuple) else None
@@ -572,23 +576,23 @@ class GConv(nn.Module):
         if isinstance(domain, Tensor) and pair is not None:
             if not all(isinstance(part, Tensor) and part.ndim > 1 for part in pair):
                 raise TypeError(
-                    f"Beside a bare edge_index {name} takes two tensors, (x_source, x_target), which say how many "
-                    "nodes there are; give a Bipartite where x_target is None."
+                    f"With an edge_index {name} takes two tensors, (x_source, x_target), from which the numbers of "
+                    "nodes are read; use a Bipartite if x_target is None."
                 )
             domain = read_bipartite(domain, (pair[0].shape[-2], pair[1].shape[-2]), **edges)
         elif not isinstance(domain, Bipartite):
             raise TypeError(
-                "A pair of signals lives on a gconv.Bipartite, or beside an edge_index from sources to targets; "
+                "A pair of signals needs a gconv.Bipartite or an edge_index from sources to targets, but "
                 f"a {type(domain).__name__} was given."
             )
         elif given:
             raise TypeError(
-                f"{', '.join(given)} can only be given beside a bare edge_index; put it into the Bipartite instead."
+                f"{', '.join(given)} can only be given with an edge_index; put it into the Bipartite instead."
             )
         view = self._view(domain)
         block = pair is None and domain.whole is not None and view is not domain
         if block and isinstance(x, Tensor) and x.ndim > 1 and x.shape[-2] == domain.sizes[0]:
-            pair = x, x[..., : domain.sizes[1], :]  # of a sampled block: its targets are the first of its sources
+            pair = x, x[..., : domain.sizes[1], :]  # the targets of a sampled block are the first of its sources
         if pair is None:
             n = view.sites[1]
             if isinstance(x, Tensor) and (x.ndim < 2 or x.shape[-2] != n):
@@ -623,7 +627,7 @@ class GConv(nn.Module):
         if domain is not None and (not isinstance(domain, Grid) or domain != grid):
             what = shown(domain) if isinstance(domain, Tensor) else f"a {domain!r}"
             raise ValueError(
-                f"{self.spec.name} reads its grid off the images, {grid.shape}; {what} was given beside them."
+                f"{self.spec.name} reads its grid off the images, {grid.shape}, but {what} was given as well."
             )
         c = x.shape[-d - 1]
         try:
@@ -658,33 +662,30 @@ class GConv(nn.Module):
             raise InputError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GConv:
-        """Let `model.to(memory_format=torch.channels_last)` reach the weight.
-
-        torch's kernels then want it stored as (o, k, i) instead of (o, i, k).
-        """
+        """Apply `model.to(memory_format=torch.channels_last)` to the weight: it is then stored as (o, k, i)."""
         super()._apply(fn, recurse)
         self._like = fn(self._like)
-        self._images.clear()  # the format of the weight takes part in that of the result
+        self._images.clear()  # the memory format of the weight affects that of the result
         if isinstance(self.spec.mixing, Dense) and self.spec.structure.domain == "grid" and self.weight is not None:
             first = torch.empty(1, 2, 2, 2, device=self.weight.device)
             formats = [fn(first), fn(first.contiguous(memory_format=torch.channels_last))]
             last = [t.is_contiguous(memory_format=torch.channels_last) for t in formats]
-            if last[0] == last[1]:  # fn sets the format, whatever it was
+            if last[0] == last[1]:  # fn sets the memory format
                 order, back = ((2, 0, 1), (1, 2, 0)) if last[0] else ((2, 1, 0), (2, 1, 0))
                 self.weight.data = self.weight.data.permute(order).contiguous().permute(back)
         return self
 
     def __prepare_scriptable__(self) -> GConv:
-        """What torch.jit.script asks for first."""
+        """Called first by torch.jit.script. Raises: TypeError."""
         raise TypeError(NOT_SCRIPTABLE.format("a GConv"))
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        del state["_images"], state["_graphs"]  # what was decided is decided again
+        del state["_images"], state["_graphs"]  # caches
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_like": torch.empty(0), **state})  # layers stored before there was one
+        super().__setstate__({"_like": torch.empty(0), **state})  # layers pickled by older versions have no _like
         self._images, self._graphs = {}, WeakKeyDictionary()
         _LAYERS.add(self)
 
@@ -697,17 +698,17 @@ class GConv(nn.Module):
 
         Equation: the same Y = sum_k S_k X W_k + b; the layer's weight, rearranged, is W (k, i, o).
 
-        Traps: calls are those of a GConv. A layer on graphs takes (x, graph); nn.Linear, which mixes the last axis,
+        Traps: the result is called as a GConv: layers on graphs take (x, graph); nn.Linear, which mixes the last axis,
         becomes `pointwise`, which takes images (b, c, n) or a signal with a graph. Where PyG's convention depends on
-        the graph (loops of weight 1 in an improved GCN on a graph without weights), the operator's own holds.
-        `gconv.convert` keeps calls and conventions.
+        the graph (loops of weight 1 in an improved GCN on a graph without weights), the operator's convention is used.
+        `gconv.convert` keeps both the call and the conventions.
 
         Args:
             layer: it is not changed.
 
         Raises:
-            TypeError: if it is no module.
-            OutsideFamily: if the layer is not of the family, or does more than this equation; the message says what.
+            TypeError: if it is not a module.
+            OutsideFamily: if the layer is not of this form, or does more than this equation; the message says what.
 
         >>> torch_layer = nn.Conv2d(3, 8, 3, padding=1)
         >>> layer, x = GConv.from_torch(torch_layer), torch.rand(1, 3, 6, 6)

@@ -1,4 +1,7 @@
-"""The planner: candidates, who is admitted, what each costs, and the winner. It sees forms and sizes, never names."""
+"""The planner: it lists the lowerings that can run a call, predicts their times and chooses the fastest.
+
+It reads the form and the sizes of S and the mixing, not the name of the operator.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ from gconv.spec import Inadmissible
 
 Name = TypeVar("Name", bound=Hashable)
 CPU = torch.device("cpu")
-SKIP, LONG = 20.0, 0.03  # a candidate is not measured where it should take so many times the best, and so many seconds
-CLOSE = 1.5  # and has all its turns where it takes at most so many times the best in the first ones
+SKIP, LONG = 20.0, 0.03  # not measured: candidates predicted to take this many times the best, and this many seconds
+CLOSE = 1.5  # measured in all rounds: candidates that take at most this many times the best in the first rounds
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One lowering in a plan: its cost and predicted seconds, or why it was rejected.
+    """One lowering in a plan: its cost and predicted seconds, or the reason for its rejection.
 
-    Where it was measured, `measured` holds the seconds of the forward pass, and of it with the backward pass where the
-    plan is for one.
+    `measured` is empty, or holds the measured seconds of the forward pass and, if the plan is for training, of forward
+    and backward pass together.
     """
 
     name: str
@@ -63,7 +66,7 @@ class Plan:
     candidates: tuple[Candidate, ...]
     chosen: Lowering
     rows: str = ""
-    """In which order the rows of S are gone through, where that has been weighed."""
+    """The schedule of the rows of S, if one was considered."""
 
     def __str__(self) -> str:
         lines = [self.title]
@@ -82,7 +85,7 @@ class Plan:
 
 
 def _steps(measured: tuple[float, ...]) -> tuple[float, ...]:
-    """Of forward, and forward with backward: forward, and backward."""
+    """Seconds of the forward and the backward pass, from those of the forward pass and of both together."""
     return (measured[0], max(0.0, measured[1] - measured[0])) if len(measured) == 2 else measured
 
 
@@ -90,29 +93,28 @@ _PLANS: Cache[Hashable, Plan] = Cache("plans", 4096)
 
 
 def form(S: Basis, mixing: Mixing, signals: int = 1) -> str:
-    """What else a call by itself depends on: words, the most telling first.
+    """Words that select the fixed overhead of a call, the most important first; see `gconv.rates.Rates.overhead`.
 
-    Recurrences, signals on a grid and channels in groups take more steps, as do many signals at once; a structure that
-    is learned is a tensor of its own, one in parts has several products, whose weights are laid out anew if one of
-    them has several taps, and channels that are not mixed have none.
+    The overhead depends on the number of steps (recurrences, grids, groups, several signals), on whether the structure
+    is learned, on whether it is a stack with several products, and on whether channels are mixed.
     """
     return S.overhead(mixing, " many" if signals > 1 else "")
 
 
 def predict(option: Lowering, cost: Cost, p: Problem, form: str = "") -> float:
-    """Seconds: what a call costs by itself, and its work at the machine's rates."""
+    """The predicted seconds of a call: its fixed overhead, and its work at the measured throughputs."""
     steps = tuple((work.kind, float(work.amount), float(work.size), float(work.table)) for work in cost.work)
     return price(option.name, form, " back" if p.dx else " weight" if p.dw or p.ds else "", steps, p.device)
 
 
 def node_order(S: Basis) -> str:
-    """What `gconv.kernels.order` knows of the patterns of S that large products have gone through."""
+    """The state of `gconv.kernels.order` for the patterns of S that were used in large products, as text."""
     states = [order.known(csr.col) for csr in S.patterns]
     return "; ".join(dict.fromkeys(str(state) for state in states if state is not None))
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
-    """How x lies in memory; a sparse signal (which `X W` takes, too) counts as channels last."""
+    """The strides of x; a sparse signal, which `X W` accepts, too, counts as channels last."""
     return x.stride() if x.layout is torch.strided else (1,)
 
 
@@ -121,12 +123,12 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
 
     Args:
         S: the structure on its domain.
-        call: of its signal (*b, n, i) only shape, dtype, device and layout are read. The backward pass of the gradients
-            that it will be asked for counts too.
-        lowering: force one by name; "sparse" and "recurrence" leave the association open.
+        call: only shape, dtype, device and layout of its signal (*b, n, i) are read. The predicted time includes the
+            backward pass for the gradients that will be needed.
+        lowering: the name of the lowering to use; "sparse" and "recurrence" leave the order of the products open.
 
     Raises:
-        Inadmissible: if the lowering that was asked for is unknown or cannot run this structure.
+        Inadmissible: if the requested lowering is unknown or cannot run this structure.
     """
     x, mixing, gradients = call.x, call.mixing, call.gradients
     all_three = *gradients, gradients[1] and bool(S.learned)
@@ -146,7 +148,7 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
 
 
 def is_static(sizes: Iterable[int]) -> bool:
-    """Whether these are numbers, and none is a symbol that a compiler or exporter has put in place of a size."""
+    """Whether all sizes are plain integers, not symbols of a compiler or exporter."""
     if not torch.compiler.is_compiling():
         return all(type(size) is int for size in sizes)
     from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -165,7 +167,7 @@ def _planned(
     lowering: str | None,
     gradients: tuple[bool, bool, bool],
 ) -> str | None:
-    """The name of the lowering for such a signal; None where S or mixing is made in the trace, or none is admitted."""
+    """The name of the lowering for such a signal; None if S or mixing is created in the trace, or none is admitted."""
     if not (getattr(S, "__dict__", None) and getattr(mixing, "__dict__", None)):
         return None
     with untraced():
@@ -177,10 +179,10 @@ def _planned(
 
 
 def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
-    """A plan that depends on no size: for calls that are traced, and run at other sizes later.
+    """A plan that does not depend on sizes: for traced calls, which may run at other sizes later.
 
-    Kernels of torch come before recurrences, and these before sparse products; the channels are mixed first where they
-    become fewer. The transforms of `fft` come last, since not every exporter knows complex numbers.
+    torch's kernels are preferred to recurrences, and these to sparse products; the channels are mixed first if that
+    reduces their number. `fft` comes last, because not every exporter supports complex numbers.
     """
     reasons = [option.refuses(S, mixing) for option in LOWERINGS]
     k, i = S.shape[0], x.shape[-1]
@@ -210,11 +212,11 @@ def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
 
 def _rejected(reasons: list[str | None]) -> list[Candidate]:
     named = zip(LOWERINGS, reasons, strict=True)
-    return [Candidate(option.name, None, math.inf, reason or "it depends on no size") for option, reason in named]
+    return [Candidate(option.name, None, math.inf, reason or "no cost without sizes") for option, reason in named]
 
 
 def _constancy(call: Call) -> tuple[float, bool]:
-    """What a plan may know of a constant signal: the share of it that a product reads, and that it is constant."""
+    """The share of a constant signal that a product reads, and whether the signal is constant."""
     found = call.constant
     if found is None:
         return 1.0, False
@@ -238,7 +240,7 @@ def _make(
         b *= int(extent)
     dx, dw, ds = gradients
     kind = str(x.dtype).removeprefix("torch.")
-    kind = kind if kind in TYPES else "float32"  # no other type is measured
+    kind = kind if kind in TYPES else "float32"  # other types are not measured
     last = strides(x)[-1] == 1 or i == 1
     dw, device = dw and mixing.shape is not None, device or x.device.type
     problem = Problem(b, i, o, x.element_size(), *constancy, dx, dw, kind, last, ds, device)
@@ -257,7 +259,7 @@ def _make(
         if not admitted:
             raise Inadmissible(_refusal(forced, candidates))
     least = min(seconds for seconds, _ in admitted.values())
-    chosen = next(option for seconds, option in admitted.values() if seconds == least)  # as a compiler can follow
+    chosen = next(option for seconds, option in admitted.values() if seconds == least)  # torch.compile can trace this
     return Plan(title, tuple(candidates), chosen)
 
 
@@ -270,12 +272,12 @@ def _refusal(forced: str, candidates: list[Candidate]) -> str:
 
 
 def measured(made: Plan, S: Basis, call: Call, rounds: int = 5, axes: int = 0) -> Plan:
-    """The same plan with the seconds that each admitted candidate took, the least of some interleaved rounds.
+    """The plan with the measured seconds of each admitted candidate, the minimum over interleaved rounds.
 
     Args:
         made: the plan.
-        S, call: what it is for.
-        rounds: how often each candidate that may be the best has its turn; the others have two.
+        S, call: the structure and the call that it is for.
+        rounds: number of rounds for candidates that may be the fastest; two for the others.
         axes: as in `step_of`.
     """
     to_x, to_w = call.gradients
@@ -300,9 +302,10 @@ def measured(made: Plan, S: Basis, call: Call, rounds: int = 5, axes: int = 0) -
 def take_turns(
     steps: Mapping[Name, Callable[[], object]], rounds: int, lasts: float = 2e-3, device: torch.device = CPU
 ) -> dict[Name, float]:
-    """Seconds a call of each step: the least of its rounds, in which a short step is repeated until it lasts.
+    """Seconds per call of each step, the minimum over rounds.
 
-    The order of the turns is reversed from round to round. On a device other than the CPU its queue is waited for.
+    In each round a short step is repeated until it has taken about `lasts` seconds. Every other round runs the steps in
+    reverse order. On a device other than the CPU, times include the synchronisation.
     """
     calls, least = {}, {}
     for name, step in steps.items():
@@ -332,10 +335,13 @@ def _seconds(step: Callable[[], object], calls: int, device: torch.device) -> fl
 
 
 def step_of(option: Lowering, S: Basis, call: Call, back: bool, axes: int = 0) -> Callable[[], object]:
-    """A forward pass of a lowering, with `back` also the gradients in x, W and S where they require one.
+    """A function that runs a lowering forward and, with `back`, computes the gradients in x, W and S that are required.
 
     Args:
-        axes: of the grid, where x is images (b, c, *grid), which a lowering that works on images takes as they are.
+        option: the lowering.
+        S, call: its arguments.
+        back: whether to include the backward pass.
+        axes: number of axes of the grid if x is images (b, c, *grid), which lowerings on images take unchanged; else 0.
     """
 
     def run() -> Tensor:
@@ -376,11 +382,11 @@ def evaluate(
 
 
 def backward(S: Basis, mixing: Mixing, W: Tensor, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients by hand, from the same engine: dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY (W dense).
+    """The gradients without autograd: dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY, for a dense mixing.
 
     Args:
         S, mixing, W, x: as in `evaluate`, with a dense mixing.
-        dy: the gradient that arrives at the output, (*b, m, o).
+        dy: the gradient with respect to the output, (*b, m, o).
 
     Returns:
         (dX, dW), shaped as x and W.
@@ -389,7 +395,7 @@ def backward(S: Basis, mixing: Mixing, W: Tensor, x: Tensor, dy: Tensor) -> tupl
         TypeError: if the mixing is not dense.
     """
     if not mixing.is_dense:
-        raise TypeError(f"The rule by hand is written for a dense mixing, not for {type(mixing).__name__}.")
+        raise TypeError(f"backward supports a dense mixing only, not {type(mixing).__name__}.")
     flipped, W_t = mixing.transpose(W, x.shape[-1])
     dx = evaluate(S.T, flipped, W_t, dy)
     dw = torch.einsum("...kmi,...mo->kio", S.expand(x), dy)

@@ -1,28 +1,29 @@
-"""How fast this machine does what the lowerings are made of: measured rates, read lazily, and defaults.
+"""Throughputs of this machine, from which the planner predicts times: measured ones from a file, or built-in defaults.
 
-A rate is a curve: points (size, amount a second), straight lines between them on logarithmic scales. What the size is
-depends on the kind of work:
+A throughput is a curve: points (size, amount per second), interpolated linearly on logarithmic scales. What amount and
+size are depends on the kind of work:
 
-    gemm TYPE            flops              by the columns of W, or by the smaller of its sides (bfloat16, `widened`:
-                                            through float32)
-    gemm TYPE inner      flops              what few rows of W take besides
-    gemm heads           flops              a product for each head, by the columns of its W
-    conv                 flops              a convolution in float32 or a gradient of it, by the channels out of a
-                                            group; in another type as much slower as its products of matrices are
-    single               flops              each channel by itself, by the square of the kernel's side
-    transposed           calls              what a transposed one takes more than a plain one, by stride
-    onednn               calls              what its calls take besides: forward, with one gradient, with two
-    image                images             beyond their arithmetic, by oneDNN: a single number
-    group                calls              a group more, by torch's own: forward, and for a gradient
-    columns              bytes              what the taps of a transposed one write, by torch's own: the same
-    gather near, middle, far   bytes        by the bytes of a row; tables of `TABLES` bytes
-    sampled              bytes              the product for what a structure learns; by the bytes of a row
-    stream               bytes              by the bytes of the array
-    turn                 bytes              laying channels side by side, by how many share a place of the nearest cache
-    scatter, back        bytes              max over entries, and its gradient; by the bytes of a row
-    pool sum, max, back  sites out          times channels; by the taps; `volume`: in 3-D
-    fft, mix             flops              transforms: a single number; mixing in between: by channels times signals
-    call, slice          library calls      a term of a recurrence and what one tap reads: single numbers
+    gemm TYPE            flops         a matrix product X W, by the columns of W; for bfloat16 (`widened`: computed in
+                                       float32) by the smaller side of W
+    gemm TYPE inner      flops         additional time if W has few rows
+    gemm heads           flops         one product per head, by the columns of each W
+    conv                 flops         a float32 convolution or its gradient, by the output channels per group; other
+                                       types are slower by the ratio of their matrix products
+    single               flops         depthwise convolutions, by the square of the kernel size
+    transposed           calls         additional time of a transposed convolution, by stride
+    onednn               calls         overhead of oneDNN's calls: forward, with one gradient, with two
+    image                images        overhead per image in oneDNN: a single number
+    group                calls         overhead per group outside of oneDNN: forward, and for each gradient
+    columns              bytes         written by the taps of a transposed convolution outside of oneDNN: the same
+    gather near, middle, far   bytes   rows read through an index from tables of `TABLES` bytes, by the bytes of a row
+    sampled              bytes         sampled products (gradients of a learned structure), by the bytes of a row
+    stream               bytes         a pass over an array, by the bytes of the array
+    turn                 bytes         a change of memory layout to channels last, by how many channels fall into the
+                                       same set of the L1 cache
+    scatter, back        bytes         max over entries, and its gradient, by the bytes of a row
+    pool sum, max, back  sites out     times channels, by the number of taps; `volume`: in 3-D
+    fft, mix             flops         transforms: a single number; products of spectra: by channels times signals
+    call, slice          library calls one term of a recurrence, and the slice of one tap: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
 gconv/calibration.json in the user's cache folder. Without such a file, without a home folder, and (with one warning)
@@ -52,15 +53,15 @@ from gconv.caches import function
 Curve = tuple[tuple[float, float], ...]
 FORMAT = 2
 MAX_BYTES, MAX_THREADS, MAX_POINTS = 1 << 24, 1 << 16, 1 << 12  # of a calibration file; of one curve
-SMALLEST, LARGEST = 1e-30, 1e30  # sizes and rates
+SMALLEST, LARGEST = 1e-30, 1e30  # limits for sizes and throughputs
 TYPES = ("float32", "float64", "bfloat16")
-DEVICES = ("cuda", "xpu")  # beside the CPU
-WIDE = 64.0  # columns at which products of matrices in two types are compared
+DEVICES = ("cuda", "xpu")  # other than the CPU
+COMPARED_COLUMNS = 64.0  # columns of W at which matrix products in two types are compared
 TABLES = {"near": 2.0**18, "middle": 2.0**22, "far": 2.0**26}  # bytes of what a sparse product gathers from
 
 
 def at(curve: Curve, size: float) -> float:
-    """The value of a curve, that of its nearest end outside of it.
+    """The value of a curve at a size, constant beyond its ends.
 
     >>> at(((1.0, 10.0), (100.0, 1000.0)), 10.0), at(((1.0, 10.0),), 7.0)
     (100.0, 10.0)
@@ -76,12 +77,12 @@ def at(curve: Curve, size: float) -> float:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a plan prices work with.
+    """Throughputs and overheads for predicting times.
 
     Args:
-        curves: kind of work -> how much of it a second, by its size.
-        overheads: lowering, "LOWERING weight" with the gradient in the weight, "LOWERING back" with that in x too ->
-            seconds of a call on next to nothing.
+        curves: kind of work -> amount per second, by size.
+        overheads: seconds of a call on tiny inputs, by "LOWERING" for the forward pass, "LOWERING weight" with the
+            gradient in the weight, and "LOWERING back" with the gradient in x, too.
         source: where the numbers come from.
     """
 
@@ -90,25 +91,25 @@ class Rates:
     source: str = "defaults"
 
     def seconds(self, kind: str, amount: float, size: float = 1.0, table: float = 0.0) -> float:
-        """How long an amount of work takes; "gather" reads rows of `size` bytes at random places of a table."""
+        """The time that an amount of work takes; "gather" reads rows of `size` bytes at random from a table."""
         if not amount:
             return 0.0
-        if kind.startswith("conv "):  # one curve, for float32
-            wide, own = (at(self.curves[f"gemm {type}"], WIDE) for type in ("float32", kind[5:]))
-            return amount * wide / own / at(self.curves["conv"], size)
+        if kind.startswith("conv "):  # the curve is for float32
+            float32, own = (at(self.curves[f"gemm {type}"], COMPARED_COLUMNS) for type in ("float32", kind[5:]))
+            return amount * float32 / own / at(self.curves["conv"], size)
         if kind != "gather":
             return amount / at(self.curves[kind], size)
         return amount / at(tuple((TABLES[p], at(self.curves[f"gather {p}"], size)) for p in TABLES), table)
 
     def overhead(self, name: str, form: str, passes: str) -> float:
-        """Of a call: what was measured for the form, or for the form with fewer of its words at the end."""
+        """The overhead of a call: the one measured for the form, or for the form without some of its last words."""
         while form and f"{name}{form}{passes}" not in self.overheads:
             form = form[: form.rindex(" ")]
         return self.overheads.get(f"{name}{form}{passes}", 0.0)
 
 
 def words(name: str) -> tuple[str, str, str]:
-    """What `Rates.overhead` takes for a name of an overhead: lowering, form and passes.
+    """The arguments of `Rates.overhead` from the name of an overhead: lowering, form and passes.
 
     >>> words("dense heads many back"), words("dense weight"), words("im2col")
     (('dense', ' heads many', ' back'), ('dense', '', ' weight'), ('im2col', '', ''))
@@ -119,7 +120,7 @@ def words(name: str) -> tuple[str, str, str]:
 
 
 def path() -> Path | None:
-    """Where the calibration is stored; None where there is neither $GCONV_CALIBRATION nor a home folder."""
+    """The file of the calibration; None if there is neither $GCONV_CALIBRATION nor a home folder."""
     given = os.environ.get("GCONV_CALIBRATION")
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
@@ -148,7 +149,7 @@ def price(
 
     Args:
         name: of the lowering.
-        form: of its overhead, words after spaces; where it was not measured so, with fewer of them.
+        form: words, each after a space, that select the overhead, see `Rates.overhead`.
         passes: "", " weight" or " back".
         steps: its work.
         device: its type, "cpu" or "cuda".
@@ -157,8 +158,8 @@ def price(
     return now.overhead(name, form, passes) + sum(now.seconds(*step) for step in steps)
 
 
-# As torch.compiler.assume_constant_result does, which would import the compiler: it can neither read files nor should
-# it watch all these numbers.
+# The same as torch.compiler.assume_constant_result, without importing the compiler, which cannot read files and should
+# not guard on all these numbers.
 price._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -170,7 +171,7 @@ def _read(where: Path | None) -> Mapping[int | str, Rates]:
         return parse(json.loads(read_bounded(where)), str(where))
     except (NotADirectoryError, FileNotFoundError):
         return DEFAULTS
-    except Exception as error:  # whatever is wrong with the file, a layer runs without it
+    except Exception as error:  # layers work without the file, whatever is wrong with it
         why = getattr(error, "strerror", None) or str(error).splitlines()[:1] or type(error).__name__
         return _unusable(where, why if isinstance(why, str) else why[0][:200])
 
@@ -188,8 +189,8 @@ def read_bounded(where: Path) -> str:
 
 def _unusable(where: Path | None, why: str) -> Mapping[int | str, Rates]:
     warnings.warn(
-        f"The calibration {where} cannot be used ({why}), so plans take the built-in rates; "
-        "`python -m gconv.calibrate` writes it anew.",
+        f"The calibration {where} cannot be used ({why}), so plans use the built-in rates; "
+        "`python -m gconv.calibrate` writes a new one.",
         stacklevel=2,
     )
     return DEFAULTS
@@ -246,14 +247,14 @@ def _curve(kind: str, points: Any) -> Curve:
 
 
 def _number(what: str, value: Any, least: float = SMALLEST) -> float:
-    """A number between `least` and `LARGEST`; compared before it is converted, so that no integer is too long."""
+    """A number from `least` to `LARGEST`; compared before the conversion, which huge integers overflow."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
         raise ValueError(f"{what}: a number is not from {least:g} to {LARGEST:g}")
     return float(value)
 
 
 def _built_in() -> str:
-    content = pkgutil.get_data("gconv", "rates.json")  # also from a zip archive
+    content = pkgutil.get_data("gconv", "rates.json")  # works in zip archives, too
     if content is None:
         raise ImportError("gconv/rates.json is missing; install gconv again.")
     return content.decode("utf-8")

@@ -1,4 +1,4 @@
-"""Models as files: weights as safetensors, the layers as data in their metadata. Loading executes nothing."""
+"""Saving and loading models: weights as safetensors, the layers as JSON in the metadata. Loading executes no code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gconv.spec import OperatorSpec
 
 VERSION = 1
 MAX_HEADER_BYTES = 1 << 24
-KEY = "gconv"  # of the description in the file's metadata
+KEY = "gconv"  # key of the description in the file's metadata
 Node = dict[str, Any]
 
 CONTAINERS: dict[str, type[nn.Module]] = {
@@ -52,13 +52,13 @@ LAYERS: dict[str, type[nn.Module]] = {
         *("Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Softsign", "Softmax", "LogSoftmax"),
     ]
 } | {"Shortcut": Shortcut}
-PARTS = {"gconv", "parametrizations"}  # children that belong to the layer
-IGNORED = {"inplace", "p", "momentum"}  # arguments that do not change what a trained network computes in eval mode
+PARTS = {"gconv", "parametrizations"}  # names of submodules that are part of a layer
+IGNORED = {"inplace", "p", "momentum"}  # arguments that do not change the output of a trained network in eval mode
 
 
 @function("parameters of constructors")
 def _arguments(name: str) -> tuple[str, ...]:
-    """The arguments of a layer's class that say what it computes."""
+    """The constructor arguments of a layer's class that are stored."""
     names = tuple(inspect.signature(LAYERS[name]).parameters)
     left_out = ("device", "dtype", "body", "shortcut", "args", "kwargs")
     return tuple(n for n in names if n not in left_out and not n.startswith("_"))
@@ -68,7 +68,7 @@ def _arguments(name: str) -> tuple[str, ...]:
 
 
 def describe_module(module: nn.Module) -> Node:
-    """A module as data that JSON can hold: layers with their arguments or specs, and their children.
+    """A description of a module for JSON: layers with their arguments or specs, and their children.
 
     >>> from gconv.operators import cheb
     >>> describe_module(nn.Sequential(GConv(cheb(2, 3, k=4))))["children"]["0"]["operator"]["k"]
@@ -110,7 +110,7 @@ def _describe(module: nn.Module, path: str, seen: dict[int, str]) -> Node:
 
 def _read_argument(module: nn.Module, name: str) -> Any:
     value = getattr(module, name, None)
-    if isinstance(value, Tensor) or (name == "bias" and value is None):  # given as whether it exists
+    if isinstance(value, Tensor) or (name == "bias" and value is None):  # the argument says whether it exists
         return value is not None
     if name == "num_parameters":
         return module.get_parameter("weight").numel()
@@ -122,22 +122,22 @@ def _read_argument(module: nn.Module, name: str) -> Any:
 
 @checked
 def save(module: nn.Module, path: str | PathLike[str]) -> None:
-    """Write a model into a file: its weights as safetensors, its layers as data in the metadata.
+    """Write a model to a file: its weights as safetensors, its layers as JSON in the metadata.
 
     Meaning: any reader of safetensors can read the tensors, by their names in the state_dict; `gconv.load` restores
-    the model. The file is replaced whole: a crash leaves the former one. Adapters, tied weights, shared layers, frozen
-    parameters and the mode (train or eval) of each layer are kept.
+    the model. The file is replaced atomically: if saving fails, the former file is unchanged. Adapters, tied weights,
+    shared layers, frozen parameters and the mode (train or eval) of each layer are stored.
 
-    Traps: an optimiser's state is not part of a model. Hooks and parametrizations other than adapters are not stored;
-    such a model, and one with classes of its own, is loaded by `gconv.load(path, into=model)`.
+    Traps: the state of optimisers is not stored, nor are hooks and parametrizations other than adapters. A model with
+    these, or with user-defined classes, is loaded by `gconv.load(path, into=model)`.
 
     Args:
         module: any module.
-        path: of the file; ".safetensors" is the usual ending.
+        path: of the file; the usual suffix is ".safetensors".
 
     Raises:
-        TypeError: if module is no module.
-        InputError: if a parameter has no values yet, or is not a dense tensor.
+        TypeError: if module is not a module.
+        InputError: if a parameter is not initialised, or is not a dense tensor.
         OSError: if the file cannot be written.
 
     >>> import tempfile, gconv
@@ -181,17 +181,17 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
 
 
 def _tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of the state_dict, each once, and the other names of tied ones."""
+    """The tensors of the state_dict, tied ones once, and the other names of tied tensors -> the stored name."""
     tensors: dict[str, Tensor] = {}
     same: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{name} of the model is a {type(value).__name__}, but files hold tensors alone.")
+            raise InputError(f"{name} of the model is a {type(value).__name__}, but only tensors can be stored.")
         if is_lazy(value) or value.is_meta:
             raise InputError(f"{name} of the model has no values yet: run the model once, or load its weights.")
         if value.layout != torch.strided or value.is_quantized:
-            raise InputError(f"{name} of the model is not a dense tensor: value.to_dense() makes it one.")
+            raise InputError(f"{name} of the model is not a dense tensor: convert it, e.g. by to_dense().")
         if id(value) in first:
             same[name] = first[id(value)]
             continue
@@ -201,7 +201,7 @@ def _tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the description and of all tensors, by name."""
+    """SHA-256 of the description and of all tensors, sorted by name."""
     described = {key: value for key, value in about.items() if key != "digest"}
     total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -217,21 +217,21 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 @checked
 def load(path: str | PathLike[str], *, into: nn.Module | None = None) -> nn.Module:
-    """The model that `gconv.save` wrote.
+    """Load a model that `gconv.save` wrote.
 
-    Meaning: the file is data. Layers are made by name from gconv's registered operators and a fixed list of torch.nn's
-    classes (containers, convolutions, pools, norms, activations), with checked arguments; nothing is unpickled,
-    imported or executed. Models with classes of their own are built by their own code and given as `into`.
+    Meaning: layers are created by name from gconv's registered operators and a fixed list of torch.nn classes
+    (containers, convolutions, pooling, norms, activations), with checked arguments; nothing is unpickled, imported or
+    executed. For models with user-defined classes, create the model and pass it as `into`.
 
-    Traps: tensors lie on the CPU, in the memory format that new layers have.
+    Traps: the tensors are on the CPU, in the memory format of new layers.
 
     Args:
         path: of the file.
-        into: a model of the same layers; its weights are replaced, all or none, and it is returned.
+        into: a model with the same layers. Its weights are replaced, all or none, and it is returned.
 
     Raises:
-        InputError: if the file is damaged, is of another format or version, describes an unknown operator or layer,
-            needs `into`, or holds another network than `into`.
+        InputError: if the file is damaged, has another format or version, describes an unknown operator or layer,
+            needs `into`, or describes another network than `into`.
         OSError: if the file cannot be read.
 
     >>> import tempfile, gconv
@@ -247,10 +247,10 @@ def load(path: str | PathLike[str], *, into: nn.Module | None = None) -> nn.Modu
     about = _read_header(path)
     tensors = _read_tensors(path)
     if _digest(about, tensors) != about["digest"]:
-        raise InputError(f"{_file(path)} is damaged: what it holds is not what was written.")
+        raise InputError(f"{_file(path)} is damaged: its content does not match its checksum.")
     for name, first in about["same"].items():
         if first not in tensors or name in tensors:
-            raise InputError(f"{_file(path)} is damaged: its tied tensors {shown(name)} and {shown(first)} are none.")
+            raise InputError(f"{_file(path)} is damaged: it has no tied tensors {shown(name)} and {shown(first)}.")
         tensors[name] = tensors[first]
     if into is not None:
         _compare(about["module"], describe_module(into), path)
@@ -276,12 +276,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_header(path: str | PathLike[str]) -> dict[str, Any]:
-    """What the metadata says, checked. Raises: InputError."""
+    """The description in the metadata, checked. Raises: InputError."""
     with open(path, "rb") as file:
         total = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if total < 8 or length > total - 8 or length < 2:
-            raise InputError(f"{_file(path)} is no safetensors file, or it is truncated.")
+            raise InputError(f"{_file(path)} is not a safetensors file, or it is truncated.")
         if length > MAX_HEADER_BYTES:
             raise InputError(f"{_file(path)} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read.")
         raw = file.read(length)
@@ -325,7 +325,7 @@ def _read_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, path: Any, exact: bool) -> None:
-    """Whether names, shapes and types are those of the module. Raises: InputError."""
+    """Check that names, shapes and dtypes are those of the module. Raises: InputError."""
     expected = module.state_dict(keep_vars=True)
     owner = "the model" if exact else "its own description"
     lacking = [name for name in expected if name not in tensors]
@@ -346,7 +346,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, path: Any, 
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], same: Mapping[str, str], frozen: set[str]) -> None:
-    """Give a module on the meta device its tensors, in the strides that it was made with."""
+    """Replace the meta tensors of a module by the loaded ones, with the strides of the meta tensors."""
     made: dict[str, Tensor] = {}
     for prefix, part in module.named_modules():
         for group in (part._parameters, part._buffers):
@@ -365,18 +365,19 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], same: Mapping[str, s
 
 
 def _build(node: Any, path: str, made: dict[str, nn.Module]) -> nn.Module:
-    """A module on the meta device. Raises: InputError."""
+    """Create a module on the meta device from its description. Raises: InputError."""
     place = f"its layer {shown(path)}" if path else "its model"
     if not isinstance(node, dict) or not isinstance(node.get("kind"), str):
         raise InputError(f"the description of {place} cannot be read.")
     kind, children = node["kind"], node.get("children", {})
     if kind == "same":
         if node.get("path") not in made:
-            raise InputError(f"{place} is said to be a layer that there is not.")
+            raise InputError(f"{place} refers to a layer that does not exist.")
         return made[node["path"]]
     if kind == "other":
         raise InputError(
-            f"{place} is {shown(node.get('class'))}, which no file can make: build the model, and give it as into=."
+            f"{place} is {shown(node.get('class'))}, which cannot be created from a file: create the model and pass it "
+            "as into=."
         )
     if not isinstance(children, dict) or not all(isinstance(key, str) and key and "." not in key for key in children):
         raise InputError(f"the description of {place} cannot be read.")
@@ -388,7 +389,7 @@ def _build(node: Any, path: str, made: dict[str, nn.Module]) -> nn.Module:
         module = _make(node, kind, parts)
         _attach_adapters(module, node.get("adapters", {}))
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, AssertionError) as error:
-        raise InputError(f"{place} cannot be made: {_first_line(error)}.") from None
+        raise InputError(f"{place} cannot be created: {_first_line(error)}.") from None
     made[path] = module
     return module
 
@@ -427,14 +428,14 @@ def _argument(value: Any, depth: int = 0) -> Any:
         return tuple(_argument(part, depth + 1) for part in value)
     if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 100):
         return value
-    raise ValueError(f"{shown(value)} is no argument of a layer")
+    raise ValueError(f"{shown(value)} is not an argument of a layer")
 
 
 def _attach_adapters(module: nn.Module, found: Any) -> None:
     for name, about in dict(found).items():
         rank, scale = about["rank"], about["scale"]
         if not (rank is None or (type(rank) is int and rank > 0)) or type(scale) is not float:
-            raise ValueError("an adapter's rank or scale is none")
+            raise ValueError("the rank or scale of an adapter is not a number")
         attach(module, name, rank, scale)
 
 
@@ -451,14 +452,14 @@ def _restore_modes(module: nn.Module, node: Node) -> None:
 
 
 def _compare(ours: Any, theirs: Node, path: Any) -> None:
-    """Whether the file describes the layers of a model. Raises: InputError."""
-    for place, a, b in _pairs(ours, theirs, ""):
+    """Check that the file describes the layers of the model. Raises: InputError."""
+    for place, a, b in _differences(ours, theirs, ""):
         at = f"its layer {shown(place)}" if place else "the model"
         raise InputError(f"{_file(path)} holds another network: {at} is {a} there, but {b} in the model it is for.")
 
 
-def _pairs(a: Any, b: Any, path: str) -> Iterator[tuple[str, str, str]]:
-    """The places where two descriptions differ, with what is there."""
+def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, str, str]]:
+    """The layers in which two descriptions differ: (path, layer in a, layer in b)."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         if a is not b:
             yield path, _shown_node(a), _shown_node(b)
@@ -470,7 +471,7 @@ def _pairs(a: Any, b: Any, path: str) -> Iterator[tuple[str, str, str]]:
     if not isinstance(inside, dict):
         inside = {}
     for key in [*inside, *(key for key in others if key not in inside)]:
-        yield from _pairs(inside.get(key), others.get(key), f"{path}.{key}" if path else key)
+        yield from _differences(inside.get(key), others.get(key), f"{path}.{key}" if path else key)
 
 
 def _essential(node: Node) -> Any:

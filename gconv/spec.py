@@ -1,9 +1,9 @@
-"""OperatorSpec: a convolution as data, and the registry of all of them.
+"""OperatorSpec: a convolution as data, and the registry of operators.
 
     Y = sum_k S_k X W_k + b
 
-A spec is a structure (which site feeds which, through which tap), a mixing (what happens to the channels) and a flag
-for the bias. It holds no weights and no domain.
+A spec consists of a structure (which input site feeds which output site through which tap), a mixing (the linear map of
+the channels) and a flag for the bias. It holds no weights and no domain.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class NotLinear(ValueError):
 
 
 class OutsideFamily(ValueError):
-    """The convolution is not of the form sum_k S_k X W_k; the message says which assumption fails.
+    """The convolution does not have the form sum_k S_k X W_k; the message says which assumption fails.
 
     >>> import gconv
     >>> try:
@@ -60,7 +60,7 @@ class OutsideFamily(ValueError):
 
 
 class Inadmissible(ValueError):
-    """The lowering that was asked for cannot run this structure; the message says why.
+    """The requested lowering cannot run this structure; the message says why.
 
     >>> from gconv import GConv
     >>> from gconv.operators import conv2d
@@ -74,9 +74,12 @@ class Inadmissible(ValueError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A learned tensor of a structure: its shape and how it starts.
+    """A learned tensor of a structure: its shape and its initialisation.
 
-    "uniform" within a bound, or "constant": one number, or all of them in row-major order.
+    Args:
+        shape: of the tensor.
+        init: "uniform" in [-value, value], or "constant".
+        value: the bound; or the constant, or all entries in row-major order.
     """
 
     shape: tuple[int, ...]
@@ -84,7 +87,7 @@ class Parameter:
     value: float | tuple[float, ...] = 1.0
 
     def start(self, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-        """A tensor to start from."""
+        """An initial tensor."""
         if isinstance(self.value, tuple):
             return torch.tensor(self.value, dtype=dtype, device=device).reshape(self.shape)
         empty = torch.empty(self.shape, dtype=dtype, device=device)
@@ -100,21 +103,21 @@ SQUARE = "its structure is a function of a square matrix (its powers, its eigenv
 
 
 class Structure(ABC):
-    """The site part of an operator: frozen, hashable, without numbers. Derive from `GraphStructure` or `GridStructure`.
+    """The site part of an operator: frozen, hashable, without weights. Derive from `GraphStructure` or `GridStructure`.
 
-    A subclass gives `taps` and `basis`, and what differs from the defaults, each as a class attribute (without an
-    annotation, which would make it a field of the dataclass), a field or a property:
+    A subclass defines `taps` and `basis`, and overrides the defaults of the following where needed, each as a class
+    attribute (without an annotation, which would make it a field of the dataclass), a field or a property:
 
     domain: "graph", "grid" or "any".
-    kind: what S depends on: "fixed" the domain alone; "learned" also on parameters; "adaptive" on x as well.
-    many: of an adaptive structure, whether `basis` takes signals (*b, n, i) and gives each matrices of its own, in one
-        call; otherwise it is called for one signal (n, i) after the other.
-    dropout: the share of S's values that training drops.
-    nodes: the size of the one graph that its parameters belong to; None where they fit any graph.
-    reads: what it reads between two sets of nodes (a `Bipartite`): "source", the sources' features alone, or "both",
-        the targets' too; None for what needs a square domain, of which `square` gives the reason.
-    reads_block: the same on a block sampled from one graph, which knows the degrees of the whole graph and whose
-        targets are the first of its sources; it counts where `reads` is None.
+    kind: what S depends on: "fixed": the domain only; "learned": also parameters; "adaptive": also x.
+    many: for an adaptive structure, whether `basis` takes signals (*b, n, i) and returns separate matrices for each in
+        one call; otherwise it is called for each signal (n, i) separately.
+    dropout: the share of S's values that is dropped in training.
+    nodes: the size of the graph that its parameters belong to; None if they fit any graph.
+    reads: what it reads on a `Bipartite`: "source": the sources' features; "both": also the targets' features; None if
+        it needs a square domain; `square` is then the reason.
+    reads_block: the same for a block sampled from one graph, which knows the degrees of the whole graph and whose
+        targets are the first of its sources; used if `reads` is None.
     """
 
     if TYPE_CHECKING:  # read-only, so that a property may stand for each of them
@@ -149,14 +152,18 @@ class Structure(ABC):
         kind, many, dropout, nodes, reads, reads_block, square = "fixed", False, 0.0, None, None, None, SQUARE
 
     def parameters(self) -> dict[str, Parameter]:
-        """What it learns, by name."""
+        """The learned parameters, by name."""
         return {}
 
     @abstractmethod
     def basis(self, domain: Any, theta: Theta, call: Call) -> Basis:
-        """S on a domain, for one call: theta holds the structure's parameters, `call.x` is the signal (*b, n, i).
+        """S on a domain.
 
-        Where S depends on x, that is one signal (n, i), unless the structure says that it takes `many`.
+        Args:
+            domain: where the operator is applied.
+            theta: the structure's parameters, by name.
+            call: the current call; `call.x` is the signal (*b, n, i). For an adaptive structure it is a single signal
+                (n, i), unless `many` is set.
         """
 
     def target(self, domain: Any) -> Domain:
@@ -165,7 +172,7 @@ class Structure(ABC):
 
 
 class GraphStructure(Structure):
-    """A structure on graphs, whose output lives on the same graph."""
+    """A structure on graphs, whose output is a signal on the same graph."""
 
     domain: ClassVar[Literal["graph"]] = "graph"
 
@@ -189,12 +196,13 @@ class OperatorSpec:
     """A convolution as data.
 
     Args:
-        name: the factory that made it.
-        arguments: what the factory was given; name and arguments are the whole identity of a spec.
+        name: of the factory.
+        arguments: of the factory; two specs are equal if name and arguments (and bias and init) are.
         structure, mixing: the two parts.
-        bias: whether one number a channel is added.
-        init: how weights start: "fan_in" as torch's layers do, "glorot" (with zero bias) as the graph papers do.
-        sides: channels of the sources and of the targets, where in_channels was a pair.
+        bias: whether a learned number is added to each channel.
+        init: initialisation of the weight: "fan_in" as in torch's layers, "glorot" (with zero bias) as in the graph
+            papers.
+        sides: channels of the sources and of the targets, if in_channels was a pair.
 
     >>> from gconv.operators import cheb
     >>> cheb(16, 32, k=3)
@@ -227,14 +235,14 @@ class OperatorSpec:
         one = self.structure.reads != "both" or getattr(self.mixing, "i", None) != max(self.sides or (0,))
         if self.sides is not None and one:
             raise ValueError(
-                f"in_channels={self.sides} gives sources and targets channels of their own, but {self.name} with these "
+                f"in_channels={self.sides} gives sources and targets different channels, but {self.name} with these "
                 "options reads one signal: give one number."
             )
 
     def _check_parts(self) -> None:
-        """Whether structure and mixing have what the engine asks them for. Raises: TypeError."""
+        """Check that structure and mixing have the attributes that the engine needs. Raises: TypeError."""
         if not isinstance(self.name, str):
-            raise TypeError(f"The name of an operator is a word, but a {type(self.name).__name__} was given.")
+            raise TypeError(f"The name of an operator must be a string, but it is a {type(self.name).__name__}.")
         if not isinstance(self.structure, Structure):
             raise TypeError(
                 f"{self.name}: its structure, a {type(self.structure).__name__}, must be derived from "
@@ -256,14 +264,12 @@ class OperatorSpec:
             except TypeError as error:
                 raise TypeError(
                     f"{self.name}: its {role}, a {type(part).__name__}, cannot be hashed ({error}); make it a frozen "
-                    "dataclass whose fields are numbers, words and tuples of them."
+                    "dataclass whose fields are numbers, strings and tuples of them."
                 ) from None
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         """A spec has no weights, so it cannot be applied. Raises: TypeError."""
-        raise TypeError(
-            f"{self} is a spec, which has no weights: make a layer of it, layer = GConv({self}), and call that."
-        )
+        raise TypeError(f"{self} is a spec, which has no weights: make a layer, layer = GConv({self}), and call that.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON can hold."""
@@ -274,21 +280,21 @@ class OperatorSpec:
         """The spec that `to_dict` described.
 
         Raises:
-            ValueError: if this is no such description, the operator is unknown, or a value does not fit.
+            ValueError: if data is not such a description, the operator is unknown, or an argument has a wrong value.
             TypeError: if an argument is unknown or missing.
         """
         if not isinstance(data, Mapping) or not all(isinstance(key, str) for key in data):
-            kind = "a mapping whose keys are not words" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+            kind = "a mapping whose keys are not strings" if isinstance(data, Mapping) else f"a {type(data).__name__}"
             raise ValueError(f'from_dict takes what to_dict returns, such as {{"operator": "gcn", ...}}, not {kind}.')
         rest = {key: value for key, value in data.items() if key != "operator"}
         return operator(data.get("operator", "")).factory(**rest)
 
     @classmethod
     def parse(cls, text: str) -> OperatorSpec:
-        """The spec of a printed one, e.g. `"cheb(16, 32, k=3)"`; only literals are read, nothing is executed.
+        """The spec from its repr, e.g. `"cheb(16, 32, k=3)"`; only literals are read, nothing is executed.
 
         Raises:
-            ValueError: if the text is not a call of a known operator with literals, or longer than any printed spec.
+            ValueError: if the text is not a call of a known operator with literals, or too long.
         """
         if not isinstance(text, str):
             raise ValueError(
@@ -336,13 +342,13 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Sample:
-    """One case that every law runs on.
+    """A test case of an operator, on which all laws run.
 
     Args:
         spec: the operator.
-        domain: makes the domain.
+        domain: returns the domain.
         channels: of the input.
-        row_stochastic: declares that the rows of S sum to 1.
+        row_stochastic: whether the rows of S sum to 1.
     """
 
     spec: OperatorSpec
@@ -357,7 +363,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Operator:
-    """An entry of the registry: a factory with its samples and source."""
+    """An entry of the registry: a factory, its samples and its source."""
 
     name: str
     factory: Callable[..., OperatorSpec]
@@ -378,17 +384,17 @@ def register(
     citation: str,
     init: Literal["fan_in", "glorot"] = "fan_in",
 ) -> Callable[[Callable[P, Parts]], Callable[P, OperatorSpec]]:
-    """Enter a factory into the registry.
+    """A decorator that adds a factory to the registry.
 
-    The factory returns `(structure, mixing, bias)`; what it was given becomes the identity of the spec. Numbers and
-    arrays of numpy and torch, and lists, reach it as Python's own numbers and tuples. Each argument is held to its
-    annotation (int, float, bool, str, None, Literal, and tuples and unions of them). A definition that is run again in
-    the same module, as in a notebook, replaces the former one with a warning.
+    The factory returns `(structure, mixing, bias)`; its name and arguments identify the spec. Numbers and arrays of
+    numpy and torch, and lists, are converted to Python's numbers and tuples first. Each argument is checked against its
+    annotation (int, float, bool, str, None, Literal, and tuples and unions of them). Defining an operator again in the
+    same module, as in a notebook, replaces it with a warning.
 
     Args:
-        samples: makes the cases that the laws run on, given the registered factory.
+        samples: takes the registered factory and returns the test cases.
         citation: the source, one line.
-        init: how weights start.
+        init: initialisation of the weight, see `OperatorSpec`.
 
     Raises:
         ValueError: if another module has registered an operator of this name.
@@ -411,7 +417,7 @@ def register(
             except (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError, RecursionError) as error:
                 _check_types(make, arguments)
                 what = ", ".join(f"{key}={given.shown(value)}" for key, value in arguments.items())
-                raise ValueError(f"{name} cannot be made of {what}: {error or type(error).__name__}.") from error
+                raise ValueError(f"{name} does not accept {what}: {error or type(error).__name__}.") from error
             _check_types(make, arguments)
             return OperatorSpec(name, tuple(arguments.items()), structure, mixing, bias, init, sides)
 
@@ -426,7 +432,7 @@ def register(
                 )
             warnings.warn(
                 f"The operator {name} was defined before in {make.__module__}; this definition replaces it. "
-                "Specs and layers that were made keep the former one.",
+                "Existing specs and layers keep the former one.",
                 stacklevel=2,
             )
         _OPERATORS[name] = Operator(name, factory, partial(samples, factory), citation)
@@ -436,7 +442,7 @@ def register(
 
 
 def _read_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments as Python's own numbers, words and tuples; 0 and 1 as truth values where those are asked for."""
+    """The arguments as Python's numbers, strings and tuples; 0 and 1 as bool where the annotation is bool."""
     read = {key: given.plain(value, f"{make.__name__}: {key}") for key, value in arguments.items()}
     flags = (key for key, hint in _hints(make).items() if hint is bool)
     return read | {key: bool(read[key]) for key in flags if type(read.get(key)) is int and read[key] in (0, 1)}
@@ -451,7 +457,7 @@ def _check_finite(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Non
 
 
 def _check_types(make: Callable[..., Any], arguments: Mapping[str, Any], only: tuple[type, ...] = ()) -> None:
-    """Hold arguments to their annotations. Raises: ValueError, as every other check of an operator's arguments."""
+    """Check arguments against their annotations. Raises: ValueError, like all checks of an operator's arguments."""
     for key, hint in _hints(make).items():
         if key in arguments and (not only or hint in only) and not given.fits(arguments[key], hint):
             raise ValueError(
@@ -463,7 +469,7 @@ def _check_types(make: Callable[..., Any], arguments: Mapping[str, Any], only: t
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(make)
-    except Exception:  # annotations that name what cannot be found are not checked
+    except Exception:  # annotations that cannot be evaluated are not checked
         return {}
 
 
@@ -471,11 +477,11 @@ def operator(name: str) -> Operator:
     """The registered operator of this name.
 
     Raises:
-        ValueError: if there is none; the message names the nearest, or all.
+        ValueError: if there is none; the message suggests the closest name, or lists all.
     """
     if not isinstance(name, str) or name not in _OPERATORS:
         near = given.near(name, list(_OPERATORS)) if isinstance(name, str) else ""
-        rest = f"{near} list_operators() has all." if near else f"; there are {', '.join(sorted(_OPERATORS))}."
+        rest = f"{near} list_operators() names all." if near else f"; there are {', '.join(sorted(_OPERATORS))}."
         raise ValueError(
             f"There is no operator named {name[:60] if isinstance(name, str) else given.shown(name)!r}{rest}"
         )

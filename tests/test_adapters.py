@@ -295,3 +295,9 @@ def test_transposed_layout_of_graphs():
     part = adapters(twin.lin)["weight"]
     assert part.A.shape == (6, 2) and part.B.shape == (2, 5)
     assert conv_transpose2d(2, 2, 2).mixing.shape == (4, 2, 2)
+
+
+def test_a_parameter_that_was_added_later_survives_merging():
+    layer = adapt(GConv(cheb(3, 4, k=2)), rank=1)
+    layer.register_parameter("extra", nn.Parameter(torch.ones(1)))
+    assert list(dict(gconv.merge(layer).named_parameters())) == ["weight", "bias", "extra"]

@@ -12,6 +12,7 @@ from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, SAGEConv
 import gconv
 from gconv import Bipartite, GConv, Graph, Grid, NotLinear, list_operators
 from gconv.analysis import adjoint_gap, affine, matrix, norm, norm_bound, receptive_field, singular_values
+from gconv.linear.program import Program, Slot, Step
 from gconv.operators import avg_pool2d, cheb, conv2d, conv_transpose2d, gat, gcn, max_pool2d, sage
 from gconv.spec import operator
 
@@ -391,3 +392,11 @@ def peak(call):
         top = max(top, total)
     del result
     return top
+
+
+def test_a_program_in_another_dtype_converts_lists_of_tensors_among_keywords():
+    step = Step(lambda v, factors: v * factors[0], (Slot(0),), {"factors": [torch.tensor(2.0)]}, (1,))
+    program = Program.of([step], 1, (torch.Size([2]), torch.Size([2])), torch.float32, torch.device("cpu"))
+    converted = program.to(torch.float64)
+    assert [t.dtype for t in converted.constants()] == [torch.float64]
+    assert torch.equal(converted.run(torch.ones(2, dtype=torch.float64)), torch.full((2,), 2.0, dtype=torch.float64))

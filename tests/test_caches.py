@@ -136,11 +136,11 @@ def test_caches_by_value_are_bounded_and_drop_the_oldest():
 
 def test_free_buffers_are_listed_and_released():
     memory.release()
-    large = memory.empty(torch.ones(1), (memory.LARGE,))
-    pooled = large.untyped_storage().nbytes() == 4 * memory.LARGE and memory._ADVICE is not None
+    large = memory.empty(torch.ones(1), (memory.MIN_BYTES_POOLED,))
+    pooled = large.untyped_storage().nbytes() == 4 * memory.MIN_BYTES_POOLED and memory._ADVICE is not None
     del large
     if pooled:
-        assert cache_info()["free buffers"].bytes >= 4 * memory.LARGE
+        assert cache_info()["free buffers"].bytes >= 4 * memory.MIN_BYTES_POOLED
     clear_cache()
     assert cache_info()["free buffers"] == (0, 0, "512 MiB")
 

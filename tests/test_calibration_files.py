@@ -76,7 +76,7 @@ DAMAGED = {
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_one_warning_and_the_built_in_rates(fresh, content):
     fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.warns(UserWarning, match=r"cannot be used \(.+\), so plans take the built-in rates") as caught:
+    with pytest.warns(UserWarning, match=r"cannot be used \(.+\), so plans use the built-in rates") as caught:
         a_layer_runs()
     assert len(caught) == 1 and len(str(caught[0].message)) < 600 and rates.rates().source == "defaults"
 

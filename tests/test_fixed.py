@@ -11,11 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gconv import GConv, Graph, constant
-from gconv.basis import Basis
+from gconv.basis import Basis, Pattern, Taps
 from gconv.call import Call
 from gconv.domains import grid_graph
 from gconv.kernels import Constant, known, native
-from gconv.lowering import fixed
+from gconv.laplacian import adjacency
+from gconv.lowering import dense, fixed
 from gconv.mixing import Dense
 from gconv.operators import appnp, cheb, conv2d, gat, gcn, hypergraph, relational, sage, selection, tag
 from gconv.spec import GraphStructure, OperatorSpec, Parameter, Sample
@@ -572,3 +573,48 @@ OTHERS = ("law_permutation", "law_union", "law_round_trips", "law_no_coefficient
 def test_laws_hold_for_a_form_that_the_library_does_not_know(kind, law):
     spec = OperatorSpec("turns", (("k", 3),), Turns(3, kind), Dense(3, 2, 4), True)
     check_operator(Sample(spec, lambda: Graph(INDEX, 6), 2), laws=[law], dtypes=[torch.float64])
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_gradients_of_a_structure_without_rows_are_zero_also_in_chunks(monkeypatch, signals):
+    """Fresh memory is filled with NaN, so that a weight's gradient that nobody writes is seen."""
+    in_chunks(monkeypatch)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for rows, cols in ((0, 5), (5, 1)):
+            entry = torch.zeros(0, dtype=torch.int64)
+            S = Taps(Pattern((1, rows, cols), entry, entry, entry), torch.zeros(0))
+            for gathers in (True, False):
+                for i, o in ((2, 3), (3, 2)):
+                    x = torch.ones(signals, cols, i, requires_grad=True)
+                    W = torch.ones(1, i, o, requires_grad=True)
+                    y = fixed.mixed(S, x, W, None, gathers, None)
+                    dx, dW = torch.autograd.grad(y.sum(), (x, W))
+                    assert torch.equal(dx, torch.zeros_like(x)) and torch.equal(dW, torch.zeros_like(W))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@dataclass(frozen=True)
+class Dropping(GraphStructure):
+    """The edges of a graph, half of which are dropped in training: a fixed structure with dropout."""
+
+    taps = 1
+    dropout = 0.5
+
+    def basis(self, domain, theta, call):
+        return adjacency(domain, call.x.dtype)
+
+
+def test_dropout_of_a_fixed_structure_is_drawn_in_each_call_and_ends_with_training():
+    layer = GConv(OperatorSpec("dropping", (), Dropping(), Dense(1, 2, 3)))
+    x, graph = torch.ones(20, 2), Graph(torch.stack([torch.arange(20), (torch.arange(20) + 1) % 20]), 20)
+    drawn = [layer(x, graph) for _ in range(4)]
+    assert not all(torch.equal(y, drawn[0]) for y in drawn)
+    layer.eval()
+    want = torch.einsum("mn,ni->mi", dense.stack(adjacency(graph, x.dtype), x.dtype, x.device)[0], x) @ layer.weight[0]
+    for _ in range(3):
+        torch.testing.assert_close(layer(x, graph), want)
+    layer.train()
+    drawn = [layer(x, graph) for _ in range(4)]
+    assert not all(torch.equal(y, drawn[0]) for y in drawn)

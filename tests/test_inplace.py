@@ -20,7 +20,7 @@ def sizes(request, monkeypatch):
     if request.param == "large":
         monkeypatch.setattr(fixed, "CHUNK_BYTES", 0)
         monkeypatch.setattr(fixed, "MIN_BYTES_ROWS", 0)
-        monkeypatch.setattr(memory, "LARGE", 1)
+        monkeypatch.setattr(memory, "MIN_BYTES_POOLED", 1)
 
 
 def in_place_changes_nothing(layer, x, domain, lowering=None):

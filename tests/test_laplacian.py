@@ -166,3 +166,26 @@ def test_negative_degrees_divide(norm, axis):
     assert (degree < 0).any()
     torch.testing.assert_close(matrix(w).sum(axis), (degree != 0).to(DOUBLE))
     assert torch.autograd.gradcheck(matrix, (w + 0.1).requires_grad_())  # where none cancels
+
+
+@pytest.mark.parametrize("n", [10, 1100])  # by the eigenbasis, and by Lanczos
+@pytest.mark.parametrize("norm", ["sym", "row"])
+def test_the_largest_eigenvalue_needs_a_symmetric_laplacian(n, norm):
+    node = torch.arange(n)
+    index = torch.stack([node, (node + 1) % n])
+    graph = Graph(index if norm == "sym" else torch.cat([index, index.flip(0)], 1), n)
+    with pytest.raises(ValueError, match="largest eigenvalue of a Laplacian needs a symmetric Laplacian"):
+        largest_eigenvalue(graph, norm)
+    with pytest.raises(ValueError, match="needs a symmetric Laplacian"):
+        laplacian(graph, DOUBLE, norm=norm, lmax="exact")
+
+
+def test_the_largest_eigenvalue_of_learned_weights_is_not_cached():
+    """An optimiser changes edge weights in place."""
+    index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    weight = torch.nn.Parameter(torch.ones(4, dtype=DOUBLE))
+    graph = Graph(index, 3, edge_weight=weight)
+    before = largest_eigenvalue(graph, None)
+    with torch.no_grad():
+        weight.mul_(2)
+    assert largest_eigenvalue(graph, None) == pytest.approx(2 * before)

@@ -195,14 +195,14 @@ def test_broken_transform_is_rejected(run, message, lowered):
         ("law_lowerings", forgets_the_weight_gradient, CONV, "gradient in weight, broken"),
         ("law_lowerings", forgets_the_signal_gradient, CONV, "gradient in x, broken"),
         ("law_adjoint", transposes_the_weight, GCN, "<A x, y> and <x, A|against the matrix"),
-        ("law_receptive_field", sees_everything, CONV, "are seen but unsaid"),
+        ("law_receptive_field", sees_everything, CONV, "support of the Jacobian differ in"),
         ("law_gradcheck", forgets_the_weight_gradient, GCN, "Numerical gradient|Gradients failed|Jacobian"),
         ("law_batch", mixes_the_batch, CONV, "a batch against one by one"),
         ("law_edge_cases", mixes_the_batch, GCN, "broken against dense"),
         ("law_samples_apart", adds_nothing_of_the_batch, CONV, "sample 0 beside huge numbers and NaN"),
         ("law_empty_batches_learn", forgets_empty_batches, GCN, "empty batch has the"),
-        ("law_results_are_their_callers", keeps_its_result(), GCN, "call 1 after writing into the result"),
-        ("law_results_are_their_callers", returns_a_view, GCN, "cannot be written into"),
+        ("law_results_are_their_callers", keeps_its_result(), GCN, "call 1 after the result was modified"),
+        ("law_results_are_their_callers", returns_a_view, GCN, "cannot be modified in place"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -375,7 +375,7 @@ def test_a_lowering_that_multiplies_by_zero_is_rejected(lowered):
         return densely(S, mixing, W, x, bias) + 0 * x.sum((-2, -1), keepdim=True)
 
     lowered(everything)
-    rejects("law_not_finite_stays_in_its_field", CONV, "outputs not finite that do not see it", torch.float32)
+    rejects("law_not_finite_stays_in_its_field", CONV, "outputs not finite that do not depend on it", torch.float32)
 
 
 def test_a_coefficient_that_overflows_is_rejected(monkeypatch):
@@ -386,7 +386,7 @@ def test_a_coefficient_that_overflows_is_rejected(monkeypatch):
         return plain(replace(self, eps=(1 + self.eps) * (1 + self.eps)), domain, theta, call)
 
     monkeypatch.setattr(Sum, "basis", squares)
-    rejects("law_no_coefficient_overflows", Sample(gin(eps=0.5), messy, 2), "makes the output")
+    rejects("law_no_coefficient_overflows", Sample(gin(eps=0.5), messy, 2), "gives the output")
 
 
 def test_wrong_attention_is_rejected():

@@ -231,3 +231,20 @@ def test_check_operator_takes_a_spec_a_domain_and_channels():
     assert applied["law_lowerings"] and applied["law_gradcheck"] and not applied["law_translation"]
     with pytest.raises(TypeError, match="on a domain and a number of channels"):
         check_operator(cheb(2, 3, k=2))
+
+
+def test_check_operator_runs_every_law_in_every_dtype_of_an_iterator():
+    seen = []
+
+    def first(sample, dtype):
+        seen.append(("first", dtype))
+        return True
+
+    def second(sample, dtype):
+        seen.append(("second", dtype))
+        return True
+
+    check_operator(cheb(2, 3, k=2), ring(), 2, dtypes=iter([torch.float32, torch.float64]), laws=[first, second])
+    assert seen == [(name, dtype) for name in ("first", "second") for dtype in (torch.float32, torch.float64)]
+    with pytest.raises(ValueError, match="dtypes is empty"):
+        check_operator(cheb(2, 3, k=2), ring(), 2, dtypes=[])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gconv import GConv, Grid, LinearMap, NotLinear, convert
 from gconv.analysis import matrix
-from gconv.basis import Product, Stack, entries, single
+from gconv.basis import Pattern, Product, Stack, Taps, entries, single
 from gconv.basis.shifts import Shifts
 from gconv.linear import Map, Sum, block, block_diag, hstack, identity, select_channels, select_sites, vstack
 from gconv.lowering import dense
@@ -159,7 +159,7 @@ def test_numpy_numbers_scale():
 
 def test_what_does_not_fit_is_refused_in_prose():
     A, B = at(conv2d(2, 3, 3, padding=1), GRID), at(gcn(2, 2), ring(20))
-    with pytest.raises(ValueError, match=r"B must lead where A starts, but A leads from \(20 sites, 2 channels\)"):
+    with pytest.raises(ValueError, match=r"output of B must fit the input of A, but A maps \(20 sites, 2 channels\)"):
         B @ A
     with pytest.raises(ValueError, match=r"added must have the same sites and channels.*3 channels.*2 channels"):
         A + B
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused_in_prose():
         block_diag([A, B])
     with pytest.raises(ValueError, match="at least one map to take its size from"):
         block([[A, None]])
-    with pytest.raises(ValueError, match="rows of one length"):
+    with pytest.raises(ValueError, match="rows of a block matrix must have the same length"):
         block([[A], [A, A]])
     with pytest.raises(ValueError, match="axis must be 'sites' or 'channels', but it is 'rows'"):
         block([[A]], "rows")
@@ -286,9 +286,9 @@ def test_complex_multiples_are_carried_or_refused():
         (lambda A: A.apply(None), "takes signals, torch tensors"),
         (lambda A: A.restrict(rows="ab"), "restrict: rows must be a sequence of integers"),
         (lambda A: A.restrict(cols=3), "restrict: cols must be a sequence of integers"),
-        (lambda A: A.restrict(o=[0.5]), "A selection is a list"),
-        (lambda A: block(3), "A table of blocks is a list of lists of maps"),
-        (lambda A: block([[3]]), "Blocks are linear maps"),
+        (lambda A: A.restrict(o=[0.5]), "A selection is a non-empty list"),
+        (lambda A: block(3), "A block matrix is given as a list of lists of maps"),
+        (lambda A: block([[3]]), "Blocks must be linear maps"),
         (lambda A: hstack([]), "hstack takes a list of at least one map"),
         (lambda A: vstack(A), "vstack takes a list of maps"),
         (lambda A: block_diag(None), "block_diag takes a list of maps"),
@@ -312,3 +312,19 @@ def test_a_map_of_a_layer_without_weights_has_the_layer_s_dtype():
         assert not layer.state_dict() and pickle.loads(pickle.dumps(layer)).at(grid).dtype == torch.bfloat16
     pooling = convert(torch.nn.AvgPool2d(2))
     assert pooling.at(grid).dtype == torch.float32 and pooling.double().at(grid).dtype == DOUBLE
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+def test_a_factor_with_axes_or_another_dtype_changes_neither_shape_nor_dtype(shape):
+    A, c = identity(3, 2, dtype=torch.float32), torch.full(shape, 2.0, dtype=DOUBLE)
+    for B in (c * A, A / (1 / c), (c * A).T, (c * A).collapse()):
+        y = B @ torch.ones(3, 2)
+        assert y.shape == (3, 2) and y.dtype == B.dtype == torch.float32 and bool((y == 2).all())
+
+
+def test_a_tap_of_a_maximum_is_a_maximum():
+    S = Taps(Pattern((2, 1, 2), *torch.tensor([[0, 0, 1], [0, 0, 0], [0, 1, 1]])), torch.ones(3), "max")
+    x = torch.tensor([[-1.0], [-3.0]])
+    for k in (0, 1):
+        one = single(S, k, x.dtype, x.device)
+        assert torch.equal(one.expand(x)[0], S.expand(x)[k])

@@ -55,14 +55,14 @@ def test_a_small_result_leaves_large_room_alone():
 
 @pytest.mark.usefixtures("fresh")
 def test_no_more_lies_idle_than_may(monkeypatch):
-    monkeypatch.setattr(memory, "IDLE", 3 << 23)
+    monkeypatch.setattr(memory, "MAX_BYTES_FREE", 3 << 23)
     made = [empty(torch.ones(1), (1 << 21,)) for _ in range(5)]
-    assert not memory._idle
+    assert not memory._free_buffers
     made.clear()
     gc.collect()
-    assert 0 < sum(map(len, memory._idle)) <= 3 << 23
+    assert 0 < sum(map(len, memory._free_buffers)) <= 3 << 23
     memory.release()
-    assert not memory._idle
+    assert not memory._free_buffers
 
 
 @pytest.mark.usefixtures("fresh")

@@ -47,7 +47,7 @@ def put(csr, place=None):
 @pytest.fixture
 def always(monkeypatch):
     """Any table counts as larger than the cache, and any product as large enough for two threads."""
-    monkeypatch.setattr(order, "TABLE", 0)
+    monkeypatch.setattr(order, "MIN_BYTES_X", 0)
     monkeypatch.setattr(native, "SERIAL", 0)
 
 
@@ -135,7 +135,7 @@ def test_a_schedule_changes_no_bit_of_attention(dtype, dropout, level, monkeypat
 
 def test_attention_goes_by_the_schedule(monkeypatch):
     """The control: a wrong one is seen in the result, forward and backward."""
-    monkeypatch.setattr(order, "TABLE", 0)
+    monkeypatch.setattr(order, "MIN_BYTES_X", 0)
     csr = ring()
     schedules = put(csr), put(csr.T)
     z, p, q = (torch.randn(*size, 2, 3, requires_grad=True) for size in (csr.shape[:1], (), ()))
@@ -198,11 +198,11 @@ def state_after(csr, products, width=64):
 @pytest.fixture
 def small(monkeypatch):
     """A cache of 64 rows of 64 channels, and loss as for a large table; an order costs what some products lose."""
-    monkeypatch.setattr(order, "TABLE", 1 << 14)
-    monkeypatch.setattr(order, "HELD", 1 << 14)
-    monkeypatch.setattr(order, "lost", lambda read, row, table: read * 1e-9)
-    monkeypatch.setattr(order, "ENTRY", 1e-6)
-    monkeypatch.setattr(order, "ROW", 0.0)
+    monkeypatch.setattr(order, "MIN_BYTES_X", 1 << 14)
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1 << 14)
+    monkeypatch.setattr(order, "miss_seconds", lambda read, row, table: read * 1e-9)
+    monkeypatch.setattr(order, "SECONDS_PER_ENTRY", 1e-6)
+    monkeypatch.setattr(order, "SECONDS_PER_ROW", 0.0)
 
 
 @pytest.mark.usefixtures("small")
@@ -222,7 +222,7 @@ def test_what_is_well_ordered_or_cannot_be_stays_as_it_comes():
     generator = torch.Generator().manual_seed(0)
     random = CSR.build(*torch.randint(600, (2, 6000), generator=generator), 600, 600)
     state = state_after(random, 20)
-    assert state.settled and state.schedule is None and state.after > order.CLEAR * state.before
+    assert state.settled and state.schedule is None and state.after > order.MAX_REMAINING * state.before
 
 
 @pytest.mark.usefixtures("small")
@@ -257,9 +257,9 @@ def test_the_order_holds_every_row_once(make):
 
 def test_a_layer_goes_in_order_both_ways_and_its_plan_says_so(monkeypatch, threads):
     """Also where rows are made a few at a time; the sums over all rows keep their order."""
-    monkeypatch.setattr(order, "TABLE", 0)
-    monkeypatch.setattr(order, "lost", lambda *read: 1.0)
-    monkeypatch.setattr(order, "HELD", 1 << 12)
+    monkeypatch.setattr(order, "MIN_BYTES_X", 0)
+    monkeypatch.setattr(order, "miss_seconds", lambda *read: 1.0)
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1 << 12)
     monkeypatch.setattr(fixed, "MIN_BYTES_ROWS", 0)
     monkeypatch.setattr(taps, "MAX_BYTES_PREPARED", 0)
     csr, layer = ring(2000), GConv(gcn(16, 16))

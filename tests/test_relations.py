@@ -184,7 +184,7 @@ REFUSED = [
     (lambda: GConv(relational(2, 3, 2))(torch.zeros(6, 2), messy()), "labels 0 to 1, but an edge has label 2"),
     (lambda: GConv(relational(2, 3, 2))(torch.zeros(7, 2), ring()), "give the graph an edge_type"),
     (lambda: GConv(signed(2, 3, False))(torch.zeros(6, 2), messy()), "takes 4 channels in"),
-    (lambda: GConv(hypergraph(2, 3))(torch.zeros(7, 2), ring()), "number of its hyperedge"),
+    (lambda: GConv(hypergraph(2, 3))(torch.zeros(7, 2), ring()), "index of its hyperedge"),
     (lambda: GConv(spline(2, 3, 2, 3))(torch.zeros(6, 2), messy()), r"in \[0, 1\], but edge_attr reaches from -1 to 1"),
     (lambda: GConv(nnconv(2, 3, 3, 2))(torch.zeros(6, 2), messy()), "3 numbers an edge; the graph has 2"),
     (lambda: GConv(pdn(2, 3, 2, 2))(torch.zeros(7, 2), ring()), "the graph has none"),

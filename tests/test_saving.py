@@ -106,7 +106,7 @@ def test_models_with_classes_of_their_own(make, tmp_path):
     fresh = make().eval()
     assert round_trip(model, tmp_path, into=fresh) is fresh
     assert torch.equal(fresh(x), model(x))
-    with pytest.raises(InputError, match=r"test_converted_networks\.(Block|UNet).*give it as into="):
+    with pytest.raises(InputError, match=r"test_converted_networks\.(Block|UNet).*pass it as into="):
         load(tmp_path / "m.safetensors")
 
 
@@ -185,24 +185,24 @@ def set_layer(**values):
 
 CHANGES = {
     "has version 2 of the format": set_in("version", 2),
-    "what it holds is not what was written": set_in("digest", "wrong"),
+    "its content does not match its checksum": set_in("digest", "wrong"),
     "description of the model cannot be read": set_in("module", 3),
     "description of its layer '0' cannot be read": set_layer(kind=3),
     "no operator named 'os.system'": set_layer(operator={"operator": "os.system"}),
     "unknown 'shell'": set_layer(operator={"operator": "gcn", "in_channels": 2, "out_channels": 2, "shell": "x"}),
-    "its layer '0' cannot be made": set_layer(operator=[["gcn"]]),
+    "its layer '0' cannot be created": set_layer(operator=[["gcn"]]),
     "does not know layers of the kind 'DataParallel'": set_layer(kind="DataParallel"),
     "has no argument 'device'": set_layer(kind="Linear", arguments={"device": "cuda"}),
     "is no argument of a layer": set_layer(kind="Linear", arguments={"in_features": {}}),
-    "'subprocess.run', which no file can make": set_layer(**{"kind": "other", "class": "subprocess.run"}),
-    "is said to be a layer that there is not": set_layer(kind="same", path="9"),
+    "'subprocess.run', which cannot be created from a file": set_layer(**{"kind": "other", "class": "subprocess.run"}),
+    "refers to a layer that does not exist": set_layer(kind="same", path="9"),
     "has no '0.weight'": lambda about, tensors: tensors.pop("0.weight"),
     "has a tensor too many, '1.weight'": lambda about, tensors: tensors.update({"1.weight": torch.ones(1)}),
     r"0.weight has shape \(3,\), not \(3, 4, 5\)": lambda about, tensors: tensors.update({"0.weight": torch.ones(3)}),
     "0.weight is torch.int64, not torch.float32": lambda about, tensors: tensors.update(
         {"0.weight": tensors["0.weight"].long()}
     ),
-    "its tied tensors 'a' and 'b' are none": set_in("same", {"a": "b"}),
+    "it has no tied tensors 'a' and 'b'": set_in("same", {"a": "b"}),
 }
 
 

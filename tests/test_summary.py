@@ -249,10 +249,19 @@ def test_bad_input_is_told_in_a_sentence():
     for call, message in [
         (lambda: summary(lambda x: x, torch.zeros(3)), "takes a torch module, but a function"),
         (lambda: summary(nn.Linear, torch.zeros(3)), "the class Linear"),
-        (lambda: summary(net), "Linear refuses: missing a required argument: 'input'"),
+        (lambda: summary(net), "Linear does not accept: missing a required argument: 'input'"),
         (lambda: summary(net, torch.zeros(1, 3), size=3), "unexpected keyword argument 'size'"),
         (lambda: summary(net, (1, 3)), r"such as torch.zeros\(1, 3\)"),
         (lambda: summary(net, torch.zeros(1, 3), measure="yes"), "measure must be True or False or an integer"),
     ]:
         with pytest.raises(TypeError, match=message):
             call()
+
+
+@pytest.mark.parametrize("spec", [gcn(4, 2), appnp()], ids=str)
+def test_a_sparse_signal_is_counted_as_a_dense_one(spec):
+    layer, x = GConv(spec), torch.eye(5, 4)
+    graph = Graph(EDGES, 5)
+    (row,) = summary(layer, x.to_sparse(), graph).rows
+    (want,) = summary(layer, x, graph).rows
+    assert (row.multiply_adds, row.outputs, row.bytes) == (want.multiply_adds, want.outputs, want.bytes)

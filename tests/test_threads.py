@@ -55,7 +55,7 @@ def test_layers_on_shared_and_own_graphs():
 
 def test_layers_on_grids_while_caches_are_emptied(monkeypatch):
     monkeypatch.setattr(shifts._TAPS, "bound", 1)
-    monkeypatch.setattr("gconv.module.KEPT", 1)
+    monkeypatch.setattr("gconv.module.MAX_SHAPES", 1)
     layers = [GConv(conv2d(2, 3, 3, padding=1)), GConv(avg_pool2d(2))]
 
     def run(number):
@@ -71,8 +71,8 @@ def test_layers_on_grids_while_caches_are_emptied(monkeypatch):
 @pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
 def test_no_lock_is_held_while_rows_are_ordered(monkeypatch):
     """Other threads go on with the rows as they come; an interrupted reordering leaves nothing behind."""
-    monkeypatch.setattr(order, "TABLE", 0)
-    monkeypatch.setattr(order, "lost", lambda *read: 1e9)
+    monkeypatch.setattr(order, "MIN_BYTES_X", 0)
+    monkeypatch.setattr(order, "miss_seconds", lambda *read: 1e9)
     csr = CSR.build(*torch.randint(50, (2, 400)), 50, 50)
     values, x, began, done = torch.ones(len(csr.col)), torch.ones(50, 8), threading.Event(), threading.Event()
     make = order.reverse_cuthill_mckee
@@ -85,7 +85,7 @@ def test_no_lock_is_held_while_rows_are_ordered(monkeypatch):
     monkeypatch.setattr(order, "reverse_cuthill_mckee", slow)
     monkeypatch.setattr(order, "CLEAR", 2.0)
     monkeypatch.setattr(order, "FAR", 0.0)
-    monkeypatch.setattr(order, "traffic", lambda *_: 1e9)
+    monkeypatch.setattr(order, "miss_rate", lambda *_: 1e9)
     thread = started(spmm, csr, values, x)
     assert began.wait(60)
     y = spmm(csr, values, x)  # would wait for ever, were the lock held

@@ -1,14 +1,14 @@
-"""The stack S = (S_0, ..., S_{k-1}) of structure matrices, in its closed forms.
+"""The stack S = (S_0, ..., S_{k-1}) of structure matrices, in several forms.
 
     Shifts         a kernel's shifts on a grid, never materialised
     Taps           labelled sparse entries; Windows: those of adaptive pooling on a grid
-    SharedTaps     several taps on the same entries
-    AttentionTaps  those of additive attention, written out only where they must be
-    Polynomial     p_k(L) of one sparse matrix, by a three-term recurrence
-    Diagonal       U diag(g_k) U^T, in a basis that diagonalises
-    Axes           one small matrix along each axis of a grid
-    Stack          forms put together, tap after tap
-    Product        one form after another
+    SharedTaps     several taps with a common sparsity pattern
+    AttentionTaps  additive attention, whose values are computed only where needed
+    Polynomial     p_k(L) of a sparse matrix, by a three-term recurrence
+    Diagonal       U diag(g_k) U^T with an orthogonal basis U
+    Axes           a Kronecker product: one small matrix along each axis of a grid
+    Stack          the taps of several forms, concatenated
+    Product        a product of two forms
     Identity       S_0 = I
 
 Every form has `shape` (k, m, n), `expand`, `contract`, `T`, `nnz` and `signature`:
@@ -16,8 +16,7 @@ Every form has `shape` (k, m, n), `expand`, `contract`, `T`, `nnz` and `signatur
     expand(x)    (*b, n, c) -> (*b, k, m, c)     all S_k x
     contract(z)  (*b, k, n, c) -> (*b, m, c)     sum_k S_k z_k
 
-The two are adjoint through `.T`: the derivative of one is the other of the transposed stack. That is the whole
-backward pass of the library.
+`expand` of S and `contract` of S.T are adjoint to each other, so the backward pass of one is the other.
 """
 
 from gconv.basis.attention import AttentionTaps

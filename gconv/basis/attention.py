@@ -1,4 +1,4 @@
-"""AttentionTaps: the taps of additive attention, which are written out only where somebody wants to see them."""
+"""AttentionTaps: additive attention as structure, evaluated by a fused kernel where possible."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class AttentionTaps(Basis):
     """S_h[i, j] = softmax over j of LeakyReLU(<z_ih, target_h> + <z_jh, source_h>), z_h = x W_h.
 
     Args:
-        pattern: where the entries are, a single tap, square.
+        pattern: the sparsity pattern, square, with a single tap.
         products: all x W_k (*b, n, k, c), of which the first `heads` are z.
         target, source: (heads, c).
-        slope: of LeakyReLU below zero.
-        dropout: the share of S's values that are dropped, and a seed (1,).
+        slope: of LeakyReLU for negative arguments.
+        dropout: the fraction of S's values to drop, and a seed (1,).
 
     >>> import torch
     >>> pattern = Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
@@ -48,11 +48,11 @@ class AttentionTaps(Basis):
 
     @property
     def z(self) -> Tensor:
-        """(*b, n, heads, c) what the logits are made of."""
+        """(*b, n, heads, c) the products from which the logits are computed."""
         return self.products[..., : self.heads, :]
 
     def fused_attention(self) -> Tensor:
-        """(*b, n, heads, c) all S_h z_h, in one pass over the entries: nothing of S is written out."""
+        """(*b, n, heads, c) all S_h z_h, by one fused kernel that does not store the values of S."""
         z = self.products[..., : len(self.target), :]
         return attention(self.pattern.csr("expand"), z, self.target, self.source, self.slope, self.dropout)
 
@@ -60,11 +60,11 @@ class AttentionTaps(Basis):
         return replace(self, products=call.mixed(call.W))
 
     def fused(self, call: Any) -> Tensor | None:
-        return self.fused_attention().movedim(-2, -3) if call.has_made(self.products) else None
+        return self.fused_attention().movedim(-2, -3) if call.is_cached(self.products) else None
 
     @property
     def written(self) -> SharedTaps:
-        """The same entry by entry."""
+        """The same structure with its values computed, cached."""
         if not self._memo:
             csr = self.pattern.csr("expand")
             values = attention_values(csr, self.z, self.target, self.source, self.slope, self.dropout)
@@ -73,7 +73,7 @@ class AttentionTaps(Basis):
 
     @property
     def values(self) -> Tensor:
-        """(*b, e, heads) in the order of the pattern's entries."""
+        """(*b, e, heads) the values, in the order of the pattern's entries."""
         return self.written.values
 
     @property

@@ -1,4 +1,4 @@
-"""Axes: one small matrix along each axis of a grid, S = A_1 (x) A_2 (x) A_3, the product never formed."""
+"""Axes: one small matrix along each axis of a grid, S = A_1 (x) A_2 (x) A_3; the Kronecker product is not formed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Axes(Basis):
 
     @property
     def nnz(self) -> int:
-        """Along each axis its non-zeros, once a line of sites: the axes before it have their new size by then."""
+        """The non-zeros of each factor times the number of lines that it is applied to, one axis after another."""
         rows, cols = [A.shape[1] for A in self.factors], [A.shape[2] for A in self.factors]
         return sum(A.nnz * math.prod(rows[:a]) * math.prod(cols[a + 1 :]) for a, A in enumerate(self.factors))
 
@@ -54,9 +54,9 @@ class Axes(Basis):
         d, c = len(self.factors), x.shape[-1]
         y = x.unflatten(-2, [A.shape[2] for A in self.factors])  # (*b, n_1, ..., n_d, c)
         for a, A in enumerate(self.factors):
-            behind = d - a  # axes after this one, the channels among them
-            rest = y.shape[y.ndim - behind :]
-            y = A.expand(y.flatten(-behind)).squeeze(-3).unflatten(-1, rest)
+            after = d - a  # the number of axes after this one, including the channels
+            rest = y.shape[y.ndim - after :]
+            y = A.expand(y.flatten(-after)).squeeze(-3).unflatten(-1, rest)
         return y.flatten(-d - 1, -2).unsqueeze(-3) if c else y.reshape(*x.shape[:-2], 1, self.shape[1], 0)
 
     @property

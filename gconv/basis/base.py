@@ -1,4 +1,4 @@
-"""What every form of S promises."""
+"""Basis: the interface of all forms of S."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):
-    """A property computed once for each object, but for objects within a compiler's trace.
+    """A cached property; under torch.compile it is recomputed.
 
-    functools.cached_property without its lock, which torch.compile cannot trace.
+    functools.cached_property is not used because torch.compile cannot trace its lock.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -39,7 +39,7 @@ class lazy(Generic[T]):
 
 
 class Basis:
-    """A stack of k structure matrices of shape (m, n); each form says for itself what lowerings ask of it."""
+    """A stack of k structure matrices of shape (m, n)."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -48,22 +48,22 @@ class Basis:
 
     @property
     def nnz(self) -> int:
-        """Multiply-adds a channel that `expand` needs: the non-zeros of all taps, or of the steps of a recurrence."""
+        """Multiply-adds per channel of `expand`: the non-zeros of all taps, or of all steps of a recurrence."""
         raise NotImplementedError
 
     @property
     def batch(self) -> tuple[int, ...]:
-        """The shape (*b,) of the signals that each have matrices of their own; () where all have the same."""
+        """The batch shape (*b,) if each signal has its own matrices; () if all signals share them."""
         return ()
 
     @property
     def linear(self) -> bool:
-        """False where a tap reduces with max."""
+        """False if a tap reduces with max."""
         return True
 
     @property
     def signature(self) -> Hashable:
-        """What a plan may depend on: form, shape and counts, no numbers."""
+        """What a plan may depend on: form, shape and counts, but no values."""
         raise NotImplementedError
 
     @property
@@ -79,11 +79,11 @@ class Basis:
         """sum_k S_k z_k, (*b, k, n, c) -> (*b, m, c)."""
         raise NotImplementedError
 
-    # -- what the planner and the lowerings ask of a form; a new one overrides what differs ----------------------------
+    # -- read by the planner and the lowerings; a new form overrides the defaults that do not apply --------------------
 
     @property
     def leaves(self) -> tuple[Basis, ...]:
-        """The forms that are stacked tap after tap; itself, where nothing is stacked."""
+        """The forms of a stack, nested stacks flattened; (self,) for any other form."""
         return (self,)
 
     @lazy
@@ -93,111 +93,117 @@ class Basis:
 
     @lazy
     def identities_first(self) -> tuple[int, ...]:
-        """The numbers of the leaves, in an order in which sums over them need no copy."""
+        """The indices of the leaves, identities first, so that later products can be added in place."""
         return tuple(sorted(range(len(self.leaves)), key=lambda number: not self.leaves[number].is_identity))
 
     @property
     def count(self) -> int:
-        """How many forms it is put together from."""
+        """The number of forms that it consists of."""
         return 1
 
     @property
     def is_identity(self) -> bool:
-        """Whether it is the identity, so that its products are what they are made of."""
+        """Whether it is the identity, whose products return their argument."""
         return False
 
     @property
     def gaps(self) -> bool:
-        """Whether rows of what `contract_flat` takes may lie apart in memory."""
+        """Whether the rows of the argument of `contract_flat` may have gaps between them in memory."""
         return self.shape[0] == 1 and not self.is_identity
 
     @property
     def learned(self) -> list[Tensor]:
-        """The numbers of S that need a gradient."""
+        """The tensors of S that require a gradient."""
         return []
 
     @property
     def fixed(self) -> bool:
-        """Whether S is linear and the same for all signals, and none of its numbers needs a gradient."""
+        """Whether S is linear and the same for all signals, and none of its tensors requires a gradient."""
         return self.linear and not self.learned
 
     @property
     def by_entries(self) -> bool:
-        """Whether it runs by its sparse entries, in one product for all taps."""
+        """Whether it is evaluated by one sparse product for all taps."""
         return True
 
     @property
     def tapwise(self) -> bool:
-        """Whether it has `each`, the products S_k z_k tap by tap."""
+        """Whether it has a method `each`, which returns the products S_k z_k tap by tap."""
         return False
 
     @property
     def steps(self) -> int:
-        """Products of a recurrence, one after the other; 0 without a recurrence."""
+        """Number of sequential products of a recurrence; 0 if it is not one."""
         return 0
 
     @property
     def has_kernel(self) -> bool:
-        """Whether a kernel of its own makes all S_k x W_k; see `fused`."""
+        """Whether it has a fused kernel for all S_k x W_k; see `fused`."""
         return False
 
     @property
     def unwritten(self) -> int:
-        """Entries that are computed by a kernel, and written out only for products other than its own."""
+        """Number of entries that have to be computed and stored first, unless the fused kernel is used."""
         return 0
 
     @property
     def is_grid(self) -> bool:
-        """Whether it is given by the geometry of a grid, without a list of entries."""
+        """Whether it is defined by the geometry of a grid instead of a list of entries."""
         return False
 
     @property
     def has_empty_windows(self) -> bool:
-        """Whether a maximum is taken over nothing but padding."""
+        """Whether a window contains only padding."""
         return False
 
     @property
     def patterns(self) -> tuple[Any, ...]:
-        """The patterns (`gconv.kernels.CSR`) that products have gone through."""
+        """The patterns (`gconv.kernels.CSR`) that have been built for products."""
         return ()
 
     def overhead(self, mixing: Any, many: str = "") -> str:
-        """Words for what a call by itself depends on, as `gconv.rates` names them; `many` says if signals are many."""
+        """Words that select the fixed overhead of a call in `gconv.rates`; `many` is " many" for several signals."""
         return f"{' bare' if mixing.shape is None else ''}{many}"
 
     def as_sparse(self, dtype: torch.dtype, device: torch.device) -> Basis:
-        """The same structure in forms that hold their entries or a recurrence of them."""
+        """The same structure in a form with sparse entries."""
         return self
 
     def entries(self, dtype: torch.dtype, device: torch.device) -> Any:
-        """S as `Taps`, differentiable in its numbers; None: `gconv.basis.entries` finds them by `expand`."""
+        """S as `Taps`, differentiable in its values; if None, `gconv.basis.entries` computes them by `expand`."""
         return None
 
     def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Basis | None:
-        """Tap k of S alone in a closed form; None without one: `gconv.basis.single` takes it from the entries."""
+        """Tap k of S as a form of its own; if None, `gconv.basis.single` takes it from the entries."""
         return None
 
     def expand_flat(self, x: Tensor) -> Tensor:
-        """All S_k x with taps and channels in one axis, (*b, n, c) -> (*b, m, k c); nothing is recorded."""
+        """All S_k x with taps and channels in one axis, (*b, n, c) -> (*b, m, k c); no autograd."""
         E = self.expand(x)
         return E.squeeze(-3) if E.shape[-3] == 1 else E.movedim(-3, -2).flatten(-2)
 
     def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
-        """sum_k S_k z_k + add + row, (*b, n, k c) -> (*b, m, c), not recorded; z and add may be overwritten."""
+        """sum_k S_k z_k + add + row, (*b, n, k c) -> (*b, m, c); no autograd.
+
+        Args:
+            z: (*b, n, k c); may be overwritten.
+            add: (*b, m, c); may be overwritten.
+            row: (c,), added to each row.
+        """
         k = self.shape[0]
         y = self.contract(z.unsqueeze(-3) if k == 1 else z.unflatten(-1, (k, -1)).movedim(-2, -3))
         y = y if add is None else add.add_(y)
         return y if row is None else y.add_(row)
 
     def rows(self, x: Tensor) -> Callable[[slice, Tensor], Tensor]:
-        """A function that gives rows of `expand_flat`, in the tensor that it is given if it likes."""
+        """A function (slice, out) that returns these rows of `expand_flat(x)`; it may use `out` for the result."""
         whole = self.expand_flat(x)
         return lambda piece, out: whole[piece]
 
     def adapted(self, call: Any) -> Basis:
-        """The same structure, where it is made of products x W_k, made of those of this call (a `gconv.call.Call`)."""
+        """The same structure; one that depends on products x W_k takes those of this call (a `gconv.call.Call`)."""
         return self
 
     def fused(self, call: Any) -> Tensor | None:
-        """(*b, k, m, c) all S_k x W_k by one kernel, where S was made of this call's x W_k; else None."""
+        """(*b, k, m, c) all S_k x W_k by a fused kernel, if S was computed from this call's x W_k; else None."""
         return None

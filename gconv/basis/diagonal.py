@@ -13,16 +13,17 @@ from gconv.basis.base import Basis
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Basis):
-    """Structure that one orthogonal basis diagonalises.
+    """Structure matrices that are diagonal in one orthonormal basis.
 
     Args:
         U: (n, r) orthonormal eigenvectors as columns (r <= n of them).
         g: (k, r) the multiplier of each tap at each eigenvalue; may require grad.
-        eigenvalues: (r,) ascending, kept for frequency responses.
-        tangent: (k, r, r) or None, zero in value: what `functions.tangent` makes of a matrix that needs a gradient.
+        eigenvalues: (r,) ascending, for frequency responses.
+        tangent: (k, r, r) or None: the result of `functions.tangent` for a matrix that requires a gradient. It is zero
+            in value.
 
-    g may be any numbers; it is a function of the matrix only if equal eigenvalues have equal multipliers (up to
-    rounding). If not, S depends on the eigenvectors that the solver happened to choose among those of an eigenvalue.
+    S is a function of the matrix only if equal eigenvalues have equal multipliers (up to rounding). Otherwise S depends
+    on which eigenvectors the solver returns for a repeated eigenvalue.
     """
 
     U: Tensor

@@ -1,4 +1,4 @@
-"""Any form of S written out: as labelled sparse entries, or one tap of it alone."""
+"""Conversion of any form of S to labelled sparse entries, or of one of its taps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gconv.basis.taps import Pattern, Taps
 
 
 def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
-    """S as `Taps`, differentiable in its numbers; products and polynomials are multiplied out, entry by entry.
+    """S as `Taps`, differentiable in its values; products and polynomials are computed as sparse matrices.
 
-    No dense array is made, unless S is dense itself (`Diagonal`).
+    No dense matrix is formed, unless S is dense itself (`Diagonal`).
 
     >>> from gconv.basis import Polynomial, Recurrence
     >>> swap = Taps(Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 1], [1, 0]])), torch.tensor([2.0, 3.0]))
@@ -27,7 +27,7 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
 
 
 def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
-    """Tap k of S alone, in a closed form where there is one."""
+    """Tap k of S, in its own form if it has one, otherwise as `Taps`."""
     if S.shape[0] == 1:
         return S
     one = S.tap(k, dtype, device)
@@ -41,13 +41,13 @@ def of_dense(S: Tensor) -> Taps:
 
 
 def identity(n: int, dtype: torch.dtype, device: torch.device) -> Taps:
-    """I with an entry for each site."""
+    """The identity matrix as entries."""
     at = torch.arange(n, device=device)
     return Taps(Pattern((1, n, n), torch.zeros_like(at), at, at), torch.ones(n, dtype=dtype, device=device))
 
 
 def pairs(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """For every e, the numbers starts[e], ..., starts[e] + counts[e] - 1: which e, and the number.
+    """For every e the integers starts[e], ..., starts[e] + counts[e] - 1, concatenated: (e, integer).
 
     >>> pairs(torch.tensor([2, 0, 1]), torch.tensor([5, 7, 9]))
     (tensor([0, 0, 2]), tensor([5, 6, 9]))
@@ -58,12 +58,12 @@ def pairs(counts: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summed(S: Taps) -> Taps:
-    """The same structure with one entry for each place, in row-major order."""
+    """The same structure with repeated entries added up, in row-major order."""
     return _added(S.shape, S.pattern.tap, S.pattern.row, S.pattern.col, S.values)
 
 
 def stacked(parts: list[Taps]) -> Taps:
-    """Several stacks of entries, their taps one after the other."""
+    """The taps of several stacks of entries, concatenated."""
     offset, taps = 0, []
     for part in parts:
         taps.append(part.pattern.tap + offset)
@@ -74,7 +74,7 @@ def stacked(parts: list[Taps]) -> Taps:
 
 
 def multiplied(A: Taps, B: Taps) -> Taps:
-    """S_(k, l) = A_k B_l: an entry for each pair that meets, those of one place added."""
+    """The sparse products S_(k, l) = A_k B_l, repeated entries added up."""
     a, b = A.pattern, B.pattern
     order = torch.argsort(b.row, stable=True)
     counts = torch.bincount(b.row, minlength=B.shape[1])
@@ -87,7 +87,7 @@ def multiplied(A: Taps, B: Taps) -> Taps:
 
 
 def _added(shape: tuple[int, int, int], tap: Tensor, row: Tensor, col: Tensor, values: Tensor) -> Taps:
-    """Entries of one place as one."""
+    """Taps with repeated entries added up."""
     place = (tap * shape[1] + row) * shape[2] + col
     kept, at = torch.unique(place, return_inverse=True)
     total = values.new_zeros(len(kept)).index_add(0, at, values)
@@ -96,7 +96,7 @@ def _added(shape: tuple[int, int, int], tap: Tensor, row: Tensor, col: Tensor, v
 
 
 def kronecker(A: Taps, B: Taps) -> Taps:
-    """A (x) B of single taps, the first axis outermost."""
+    """The Kronecker product A (x) B of single taps, the sites of A outermost."""
     a, b = A.pattern, B.pattern
     left = torch.arange(len(a), device=a.row.device).repeat_interleave(len(b))
     right = torch.arange(len(b), device=a.row.device).repeat(len(a))
@@ -109,7 +109,7 @@ def kronecker(A: Taps, B: Taps) -> Taps:
 def polynomial(
     L: Taps, rows: Sequence[tuple[float, float, float]], combine: Any, dtype: torch.dtype, device: torch.device
 ) -> Taps:
-    """The polynomials of a recurrence, or their combinations, multiplied out."""
+    """The polynomials of a recurrence, or their linear combinations, as sparse matrices."""
     terms = [identity(L.shape[2], dtype, device)]
     for k, (alpha, beta, gamma) in enumerate(rows):
         parts: list[tuple[float | Tensor, Taps]] = [(alpha, multiplied(L, terms[k])), (beta, terms[k])]

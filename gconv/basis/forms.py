@@ -1,4 +1,4 @@
-"""The identity, and forms that are put together from others: stacks and products."""
+"""The identity, and stacks and products of other forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gconv.basis.taps import Taps
 
 @dataclass(frozen=True)
 class Identity(Basis):
-    """One tap, the identity: each site keeps its own signal."""
+    """One tap, the identity matrix."""
 
     n: int
 
@@ -70,7 +70,7 @@ class Identity(Basis):
 
 @dataclass(frozen=True, eq=False)
 class Stack(Basis):
-    """Several stacks of the same (m, n), their taps one after the other."""
+    """The taps of several forms with the same (m, n), concatenated."""
 
     parts: tuple[Basis, ...]
 
@@ -105,7 +105,7 @@ class Stack(Basis):
         return Stack(tuple(part.T for part in self.parts))
 
     def expand(self, x: Tensor) -> Tensor:
-        # taps beside channels in memory, (*b, m, k, c), so that mixing is one matrix product without a copy
+        # stored as (*b, m, k, c), so that mixing is one matrix product without a copy
         parts = [part.expand(x).movedim(-3, -2) for part in self.parts]
         return torch.cat(parts, -2).movedim(-2, -3)
 
@@ -154,7 +154,7 @@ class Stack(Basis):
 
     @property
     def fixed(self) -> bool:
-        for part in self.parts:  # noqa: SIM110  a loop takes no further frame
+        for part in self.parts:  # noqa: SIM110  no generator, whose frame costs time in every call
             if not part.fixed:
                 return False
         return True
@@ -183,7 +183,7 @@ class Stack(Basis):
             if k < part.shape[0]:
                 return single(part, k, dtype, device)
             k -= part.shape[0]
-        raise IndexError(f"There is no tap {k} beyond the last one.")
+        raise IndexError(f"The tap is out of range: there are {self.shape[0]} taps, numbered from 0.")
 
     def adapted(self, call: Any) -> Basis:
         return Stack(tuple(part.adapted(call) for part in self.parts))
@@ -192,14 +192,14 @@ class Stack(Basis):
         return self.parts[0].fused(call)
 
     def each(self, z: Tensor) -> Tensor:
-        """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap, where every part can."""
+        """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap; every part must be `tapwise`."""
         pieces = z.split([part.shape[0] for part in self.parts], -3)
         return torch.cat([each(part, piece) for part, piece in zip(self.parts, pieces, strict=True)], -3)
 
 
 @dataclass(frozen=True, eq=False)
 class Product(Basis):
-    """One stack after another, S_(k, l) = left_k right_l; at least one of them has a single tap."""
+    """The product of two forms, S_(k, l) = left_k right_l; at least one of them has a single tap."""
 
     left: Basis
     right: Basis
@@ -207,8 +207,8 @@ class Product(Basis):
     def __post_init__(self) -> None:
         if self.left.shape[2] != self.right.shape[1]:
             raise ValueError(
-                f"The right structure leads to {self.right.shape[1]} sites, but the left one starts from "
-                f"{self.left.shape[2]}."
+                f"In a product of structures the right one has {self.right.shape[1]} output sites, but the left one "
+                f"has {self.left.shape[2]} input sites; they must be equal."
             )
         if min(self.left.shape[0], self.right.shape[0]) > 1:
             raise ValueError("Only one of two structures in a product may have several taps.")
@@ -292,6 +292,6 @@ class Product(Basis):
 
 
 def each(S: Basis, z: Tensor) -> Tensor:
-    """S_k z_k, tap by tap, of a form that can (`Taps`, `Identity`, and stacks of them)."""
+    """S_k z_k, tap by tap, for a form that is `tapwise` (`Taps`, `Identity`, and stacks of them)."""
     result: Tensor = S.each(z)  # type: ignore[attr-defined]
     return result

@@ -1,16 +1,17 @@
 """Functions of a symmetric matrix, f(A) = U diag(f(lambda)) U^T, and their derivatives.
 
-The derivative of eigenvectors divides by differences of eigenvalues, so it is infinite where two are equal, as they are
-on every symmetric graph. That of f(A) is not (Daleckii and Krein): with E = U^T dA U,
+The derivative of eigenvectors divides by differences of eigenvalues and is infinite where two are equal, as on every
+graph with symmetries. The derivative of f(A) is finite (Daleckii and Krein): with E = U^T dA U,
 
     U^T df(A) U  =  F * E,                          F_ij = f[l_i, l_j]
     second order:   sum_m f[l_i, l_m, l_j] E_im E_mj
 
-where f[a, b] = (f(a) - f(b)) / (a - b), which is f'(a) at b = a, and f[a, b, c] = (f[a, b] - f[b, c]) / (a - c). Here
-U and lambda are constants, and a matrix that is zero in value, `tangent`, carries these derivatives into autograd.
+where f[a, b] = (f(a) - f(b)) / (a - b), with f[a, a] = f'(a), and f[a, b, c] = (f[a, b] - f[b, c]) / (a - c) are
+divided differences. U and lambda are treated as constants; a matrix that is zero in value, `tangent`, gives autograd
+these derivatives.
 
-A multiplier chosen freely for each eigenvector is no function of A where eigenvalues repeat: which eigenvectors a
-solver returns there is arbitrary. A `Response` is therefore a function of the eigenvalue.
+Independent multipliers for each eigenvector do not define a function of A if eigenvalues repeat, because the
+eigenvectors of a repeated eigenvalue are arbitrary. A `Response` is therefore a function of the eigenvalue.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from torch.func import grad
 
 from gconv.kernels.transforms import derivatives, readable, transformed, wrapped
 
-NEAR = 1e-4  # below this, second differences come from derivatives rather than from a quotient
+NEAR = 1e-4  # for eigenvalues closer than this, second divided differences are computed from derivatives
 
 _solver = torch.linalg.eigh
 
 
 def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (*b, n) ascending, and eigenvectors (*b, n, n) as columns: the only eigensolver of the library."""
+    """Eigenvalues (*b, n) ascending, and eigenvectors (*b, n, n) as columns; all eigenproblems are solved here."""
     values, vectors = _solver(A)
     return values, vectors
 
 
 class Response(Protocol):
-    """k functions of a real number, with their first divided differences in a form without cancellation."""
+    """k functions of a real number, and their first divided differences, computed without cancellation."""
 
     def values(self, at: Tensor) -> Tensor:
         """(k, *at.shape)"""
@@ -49,14 +50,14 @@ class Response(Protocol):
 
 
 def change(A: Tensor) -> Tensor | None:
-    """A - A.detach(): zero in value, with A's derivatives; None if A has none."""
+    """A - A.detach(): zero in value, with the derivatives of A; None if A is a constant."""
     return A - A.detach() if A.requires_grad or wrapped(A) else None
 
 
 def tangent(E: Tensor, at: Tensor, response: Response) -> Tensor:
-    """(k, n, n), zero in value: the first and second derivatives of U^T f(A) U in A.
+    """(k, n, n), zero in value, with the first and second derivatives of U^T f(A) U in A.
 
-    Under torch.func and forward mode, third derivatives are left out; autograd refuses them.
+    Third derivatives are missing under torch.func and forward mode; in autograd they raise an error.
 
     Args:
         E: (n, n) U^T (A - A.detach()) U.
@@ -74,7 +75,7 @@ def tangent(E: Tensor, at: Tensor, response: Response) -> Tensor:
 
 
 def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
-    """For each m (k, i, j) f[l_i, l_m, l_j]: the divided difference of y -> f[l_m, y] between l_i and l_j."""
+    """For each m the second divided differences f[l_i, l_m, l_j] (k, i, j): those of y -> f[l_m, y] at l_i and l_j."""
     gap = at.unsqueeze(1) - at
     near = gap.abs() < NEAR
     one = response.slopes(at.unsqueeze(1), at)  # (k, m, i)
@@ -85,7 +86,7 @@ def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
         pairs = index.repeat_interleave(len(at)), index.repeat(len(at))
     middle = (at[pairs[0]] + at[pairs[1]]) / 2
     offset = (at[pairs[0]] - at[pairs[1]]) / 12**0.5
-    nodes = torch.stack([middle - offset, middle + offset]).unsqueeze(1).expand(2, len(at), -1)  # Gauss's two
+    nodes = torch.stack([middle - offset, middle + offset]).unsqueeze(1).expand(2, len(at), -1)  # Gauss, 2 points
     slopes = [grad(lambda y, k=k: response.slopes(at.unsqueeze(1), y)[k].sum()) for k in range(len(one))]
     close = torch.stack([slope(nodes).mean(0) for slope in slopes])  # (k, m, pair)
     divisor = torch.where(near, 1.0, gap)
@@ -98,7 +99,7 @@ def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
 
 
 class _Second(torch.autograd.Function):
-    """sum_m f[l_i, l_m, l_j] E_im E_mj at E = 0: nothing is computed unless a second derivative is asked for."""
+    """sum_m f[l_i, l_m, l_j] E_im E_mj at E = 0, which is zero; computed only when differentiated twice."""
 
     @staticmethod
     def forward(ctx: Any, E: Tensor, at: Tensor, response: Response, taps: int) -> Tensor:
@@ -114,7 +115,7 @@ class _Second(torch.autograd.Function):
 
 
 class _Again(torch.autograd.Function):
-    """The gradient of the sum of G times that, which is linear in E, hence zero; its derivative is not."""
+    """The backward pass of `_Second`: linear in E, and so zero at E = 0; its derivative is not zero."""
 
     @staticmethod
     def forward(ctx: Any, E: Tensor, G: Tensor, at: Tensor, response: Response) -> Tensor:
@@ -136,7 +137,7 @@ class _Again(torch.autograd.Function):
 
 
 class _Last(torch.autograd.Function):
-    """A second derivative, which has no derivative."""
+    """A second derivative, which cannot be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, found: Tensor, V: Tensor) -> Tensor:
@@ -151,11 +152,11 @@ class _Last(torch.autograd.Function):
 
 
 def shares(a: Tensor, b: Tensor, edges: Tensor, width: float = 1e-10) -> list[Tensor]:
-    """The shares of the interval from a to b that lie between successive `edges`; of a point, those around it.
+    """The fractions of the interval from a to b that lie between successive `edges`; for a = b those of a small one.
 
-    For divided differences of functions in pieces: f[a, b] is the mean of those of the pieces, each on its own part.
-    A point within `width` of the first or last edge counts as inside, and one at another edge as half on either side,
-    so that the rounding of an eigenvalue does not decide.
+    For divided differences of piecewise functions: f[a, b] is the mean of the divided differences of the pieces,
+    weighted by these fractions. A point within `width` of the first or last edge counts as inside, and one at another
+    edge as half on either side, so that the result does not depend on the rounding of an eigenvalue.
 
     >>> [float(s) for s in shares(torch.tensor(0.5), torch.tensor(2.0), torch.tensor([0.0, 1.0, 2.0, 3.0]))]
     [0.3333333432674408, 0.6666666865348816, 0.0]

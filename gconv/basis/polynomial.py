@@ -1,4 +1,4 @@
-"""Polynomial: S_k = p_k(L) for polynomials with a three-term recurrence, never formed."""
+"""Polynomial: S_k = p_k(L) for polynomials with a three-term recurrence; the matrices p_k(L) are not formed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gconv.basis.taps import MAX_BYTES_PREPARED, Taps
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A polynomial family as a table: p_0 = 1 and p_{k+1}(t) = (alpha_k t + beta_k) p_k(t) - gamma_k p_{k-1}(t).
+    """Coefficients of a polynomial family: p_0 = 1 and p_{k+1}(t) = (alpha_k t + beta_k) p_k(t) - gamma_k p_{k-1}(t).
 
-    Row k holds (alpha_k, beta_k, gamma_k); a table of K - 1 rows gives K polynomials.
+    Row k is (alpha_k, beta_k, gamma_k); K - 1 rows define K polynomials.
 
     >>> Recurrence.chebyshev(4).at(torch.tensor(0.5))  # 1, t, 2t^2 - 1, 4t^3 - 3t
     tensor([ 1.0000,  0.5000, -0.5000, -1.0000])
@@ -62,7 +62,7 @@ class Polynomial(Basis):
     Args:
         L: one tap of shape (n, n).
         recurrence: the family p_k.
-        combine: (j, k) coefficients: numbers, a tensor that may require grad, or None for one tap per polynomial.
+        combine: (j, k) coefficients: numbers, or a tensor that may require grad; None for one tap per polynomial.
     """
 
     L: Taps
@@ -95,14 +95,14 @@ class Polynomial(Basis):
 
     @property
     def _fixed(self) -> bool:
-        """Whether L is not learned, so that a whole recurrence is one operator."""
+        """Whether L is not learned, so that the recurrence runs as one torch operator."""
         return not self.L.values.requires_grad and bool(self.recurrence.rows)
 
     def _apply(self, x: Tensor) -> Tensor:
         return self.L.expand(x).squeeze(-3)
 
     def _terms(self, x: Tensor) -> Iterator[Tensor]:
-        """p_k(L) x, one after the other."""
+        """Generates p_k(L) x."""
         before, now = None, x
         yield now
         for alpha, beta, gamma in self.recurrence.rows:
@@ -195,7 +195,7 @@ class Polynomial(Basis):
         return y if row is None else y.add_(row)
 
     def _prepare(self, x: Tensor, c: int) -> kernels.ReadyRecurrence | Literal[False]:
-        """The recurrence for small matrices of c channels and this type, with what does not change looked up once."""
+        """A prepared recurrence for x's dtype and c channels, or False; cached in `_products`."""
         run: kernels.ReadyRecurrence | Literal[False] = False
         if self.shape[2] * c * self.recurrence.terms * x.element_size() <= MAX_BYTES_PREPARED:
             csr, values, _ = self.L.ordered("expand")
@@ -204,7 +204,7 @@ class Polynomial(Basis):
         return run
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_products": {}}  # they hold addresses
+        return {**self.__dict__, "_products": {}}  # which contain memory addresses
 
     def contract(self, z: Tensor) -> Tensor:
         """Clenshaw: with b_k = z_k + (alpha_k L + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
@@ -216,7 +216,7 @@ class Polynomial(Basis):
             csr, values, back = self.L.ordered("expand")
             return kernels.clenshaw(csr, values, z.movedim(-3, -2), self.recurrence.rows, back)
         rows = self.recurrence.rows
-        z_k = z.unbind(-3) if rows else (z.squeeze(-3),)  # autograd lets nobody write into what `unbind` returns
+        z_k = z.unbind(-3) if rows else (z.squeeze(-3),)  # results of `unbind` cannot be modified in place
         ahead, b = None, z_k[-1]
         for k in range(len(rows) - 1, -1, -1):
             alpha, beta, _ = rows[k]
@@ -228,7 +228,7 @@ class Polynomial(Basis):
 
 
 def _weighted(coefficients: Tensor | tuple[float, ...], terms: Iterator[Tensor]) -> Tensor:
-    """sum_k c_k p_k, forgetting each term once it is added; numbers that are 0 or 1 cost nothing."""
+    """sum_k c_k p_k, with one term in memory at a time; no multiplication by 0 or 1."""
     total = None
     for c, term in zip(coefficients, terms, strict=True):
         if isinstance(c, float) and c == 0:

@@ -1,4 +1,4 @@
-"""A pattern without a list of its entries: the rows that the products read are all that is kept."""
+"""A sparsity pattern stored in CSR form only, without the COO list of its entries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gconv.kernels.sparse import rows_of
 
 
 class ByRows(Pattern):
-    """A single tap, its entries row by row; `row` and `col` are written out, and kept, for who asks for them.
+    """A single tap with its entries sorted by row; `row` and `col` are computed and cached when they are read.
 
-    A list of int64 numbers takes more than everything that a product on a symmetric structure reads.
+    The int64 indices of a COO list take more memory than all data that products with a symmetric structure read.
 
     >>> swap = Pattern((1, 2, 2), *torch.tensor([[0, 0], [1, 0], [0, 1]]))
     >>> ByRows.of(swap).written().row
@@ -26,18 +26,18 @@ class ByRows(Pattern):
 
     @classmethod
     def of(cls, pattern: Pattern) -> ByRows:
-        """The same entries, sorted by row and column; equal ones in their order."""
+        """The same entries, sorted by row and column; the sort is stable."""
         crow, col, crow_t, col_t, to_t, from_t = pattern.csr("expand").tensors
         return cls(pattern.shape, pattern.tap, CSR(crow, col, crow_t, col_t, None, to_t, from_t))
 
     def csr(self, layout: Layout) -> CSR:
-        return self._memo["expand"]  # with a single tap all layouts are the same
+        return self._memo["expand"]  # all layouts are the same for a single tap
 
     def written(self) -> Pattern:
-        """The same with a list of the entries, which is not kept here."""
+        """The same pattern as a COO list, which is not cached here."""
         csr = self.csr("expand")
         row, col = rows_of(csr.crow, csr.col), csr.col.long()
-        if csr.perm is not None:  # of a transpose, whose entries keep their order
+        if csr.perm is not None:  # of a transpose, whose entries are in the order of the original
             row, col = (torch.empty_like(end).index_copy(0, csr.perm.long(), end) for end in (row, col))
         return Pattern(self.shape, self.tap, row, col)
 

@@ -1,4 +1,4 @@
-"""SharedTaps: several taps on the same entries, S_k[i, j] = sum over the entries e = (i, j) of values[e, k]."""
+"""SharedTaps: several taps with one pattern, S_k[i, j] = sum over the entries e = (i, j) of values[e, k]."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gconv.kernels import CSR, heads_spmm
 
 @dataclass(frozen=True, eq=False)
 class SharedTaps(Basis):
-    """Taps whose entries sit in the same places, as attention's heads do: one pattern, k values an entry.
+    """Taps with a common sparsity pattern, such as the heads of attention: k values per entry.
 
     Args:
-        pattern: where the entries are. Where it has t taps itself, as relations have, there are t k taps: those of its
+        pattern: the sparsity pattern. If it has t taps itself, such as relations, there are t k taps: those of its
             first tap, those of its second, and so on.
-        values: (e, k) in the order of the pattern's entries, or (*b, e, k) where each signal has its own; may require
+        values: (e, k) in the order of the pattern's entries, or (*b, e, k) if each signal has its own; may require
             grad.
         transposed: the stack of the transposed matrices.
 

@@ -2,8 +2,8 @@
 
     S_k x (o) = x(s o + d a_k - p)
 
-o an output site, a_k the place of tap k in the kernel, s stride, d dilation, p padding,
-with what lies outside the grid read by the padding mode. Transposed, the same matrices scatter instead of gather.
+where o is an output site, a_k the position of tap k in the kernel, s the stride, d the dilation and p the padding;
+sites outside of the grid are read according to the padding mode. The transposed matrices scatter instead of gather.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ class Shifts(Basis):
 
     Args:
         size: input grid.
-        kernel: taps along each axis; the stack has k = prod(kernel) taps in row-major order.
+        kernel: number of taps along each axis; the stack has k = prod(kernel) taps in row-major order.
         stride, dilation: along each axis.
-        padding: (before, after) along each axis; negative where the grid is cropped. As in torch, a circular border
-            continues the cropped grid, the other borders are those of the whole one.
-        mode: what lies outside.
-        window: the taps are summed into a single one (pooling).
-        divisor: with `window`: None for the plain sum, a number, or how much padding (before, after) counts as covered.
-        reduce: "max" takes the largest of a window instead of the sum (not linear).
+        padding: (before, after) along each axis; negative to crop the grid. As in torch, circular padding repeats the
+            cropped grid, and the other modes pad the whole grid before it is cropped.
+        mode: the padding mode.
+        window: whether the taps are summed to a single one (pooling).
+        divisor: with `window`: None for the sum, a number, or the padding (before, after) along each axis that counts
+            as part of the window in a mean.
+        reduce: "max" for the maximum over a window instead of the sum (not linear).
         transposed: the stack of the transposed matrices, from grid `out` to grid `size`.
 
     Raises:
@@ -89,7 +90,7 @@ class Shifts(Basis):
 
     @lazy
     def out(self) -> tuple[int, ...]:
-        """The output grid of the gathering direction."""
+        """The output grid of the stack that is not transposed."""
         return tuple(
             (n + sum(p) - d * (k - 1) - 1) // s + 1
             for n, k, s, d, p in zip(self.size, self.kernel, self.stride, self.dilation, self.padding, strict=True)
@@ -97,7 +98,7 @@ class Shifts(Basis):
 
     @lazy
     def grids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(input, output) of the direction that this stack acts in."""
+        """(input grid, output grid) of this stack."""
         return (self.out, self.size) if self.transposed else (self.size, self.out)
 
     @lazy
@@ -139,7 +140,7 @@ class Shifts(Basis):
 
     @lazy
     def trivial(self) -> bool:
-        """Whether it is the identity alone: each site reads itself."""
+        """Whether it is the identity: one tap that reads the site itself."""
         one = {*self.kernel, *self.stride} == {1}
         return one and not self.is_padded and not self.window and self.reduce == "sum"
 
@@ -153,12 +154,12 @@ class Shifts(Basis):
 
     @lazy
     def even_padding(self) -> tuple[int, ...] | None:
-        """Zero padding that is as wide before as after, along each axis; None for any other."""
+        """The padding along each axis, if it is zero padding and the same before and after; else None."""
         even = self.mode == "zeros" and all(before == after >= 0 for before, after in self.padding)
         return tuple(before for before, _ in self.padding) if even else None
 
     def _places(self) -> list[tuple[Any, ...]]:
-        """For each tap, the index into (*b, *padded, c) of the sites that it reads, one for each output site."""
+        """For each tap, the index into (*b, *padded, c) of the site that it reads for each output site."""
         steps = itertools.product(*(range(0, k * d, d) for k, d in zip(self.kernel, self.dilation, strict=True)))
         return [
             (
@@ -170,7 +171,7 @@ class Shifts(Basis):
         ]
 
     def scale(self, like: Tensor, times: int = 1) -> Tensor | float:
-        """What the sum of a window is multiplied by, `times` over: a number, or one for each output site (m, 1)."""
+        """The factor of the sum of a window, times `times`: a number, or a tensor (m, 1) for the output sites."""
         if self.divisor is None:
             return float(times)
         if not isinstance(self.divisor, tuple):
@@ -181,19 +182,19 @@ class Shifts(Basis):
         covered = self._covered
         if all(len(set(axis)) == 1 for axis in covered):
             return times / math.prod([axis[0] for axis in covered])
-        counts = torch.ones((), dtype=torch.float64, device=like.device)  # no low precision before the division
+        counts = torch.ones((), dtype=torch.float64, device=like.device)  # counts may not be exact in half precision
         for axis in covered:
             counts = counts.unsqueeze(-1) * torch.tensor(axis, dtype=torch.float64, device=like.device)
         return (times / counts.flatten()).to(like.dtype).unsqueeze(-1)
 
     @lazy
     def is_open(self) -> tuple[bool, bool]:
-        """Whether an exporter keeps sizes of the grid, and of the kernel, open."""
+        """Whether sizes of the grid, and of the kernel, are dynamic (SymInts of an exporter)."""
         return any(isinstance(n, SymInt) for n in self.size), any(isinstance(k, SymInt) for k in self.kernel)
 
     @lazy
     def has_empty_windows(self) -> bool:
-        """Whether a window lies wholly in the padding."""
+        """Whether a window lies entirely in the padding."""
         axes = zip(self.size, self.kernel, self.stride, self.dilation, self.padding, self.out, strict=True)
         return self.window and any(
             not any(0 <= at * s - before + a < n for a in range(0, k * d, d))
@@ -203,7 +204,7 @@ class Shifts(Basis):
 
     @lazy
     def _covered(self) -> list[list[int]]:
-        """For each axis, how many sites that count lie under the window at each place."""
+        """For each axis and output site, the number of sites under the window that count for the mean."""
         assert isinstance(self.divisor, tuple)
         axes = zip(
             self.size, self.kernel, self.stride, self.dilation, self.padding, self.divisor, self.out, strict=True
@@ -226,7 +227,7 @@ class Shifts(Basis):
         return x
 
     def pad_images(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """The same on images, (*b, c, *size) -> (*b, c, *padded), by torch's own padding."""
+        """The same on images, (*b, c, *size) -> (*b, c, *padded), by torch's padding."""
         if not self.is_padded:
             return x
         amounts = list(itertools.chain(*reversed(self.padding)))
@@ -243,7 +244,7 @@ class Shifts(Basis):
         )
 
     def unpad(self, y: Tensor) -> Tensor:
-        """The adjoint of `pad`, (*b, *padded, c) -> (*b, *size, c): what was read from a border returns to its site."""
+        """The adjoint of `pad`, (*b, *padded, c) -> (*b, *size, c): values in the padding are added to their sites."""
         if not self.is_padded:
             return y
         if self.mode == "zeros":
@@ -255,7 +256,7 @@ class Shifts(Basis):
         return y
 
     def _border_maps(self, device: torch.device) -> list[tuple[int, Tensor]]:
-        """For each axis (counted from the end), the site of the grid that each padded site reads."""
+        """For each axis, as (negative axis, index): the site of the grid that each site of the padded grid reads."""
         maps = []
         for axis, (n, (before, after)) in enumerate(zip(self.size, self.padding, strict=True)):
             place = torch.arange(-before, n + after, device=device)
@@ -273,7 +274,7 @@ class Shifts(Basis):
     # -- the products ----------------------------------------------------------------------------------------------
 
     def _windows(self, x: Tensor) -> list[Tensor]:
-        """What each tap reads: k tensors (*b, m, c) from (*b, n, c)."""
+        """The input of each tap: k tensors (*b, m, c) from (*b, n, c)."""
         fill = -math.inf if self.reduce == "max" else 0.0
         padded, d = self.pad(x.unflatten(-2, self.size), fill), len(self.size)
         return [padded[place].flatten(-d - 1, -2) for place in self._places()]
@@ -320,7 +321,7 @@ class Shifts(Basis):
     # -- the same structure as sparse entries ----------------------------------------------------------------------
 
     def taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
-        """This stack as `Taps`, built once for each geometry."""
+        """This stack as `Taps`, cached by geometry."""
         key = (self, dtype, device)
         made = _TAPS.get(key)  # read once: another thread may empty the cache at any time
         if made is None:
@@ -330,7 +331,7 @@ class Shifts(Basis):
         return made
 
     def _build_taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
-        # each padded site's number in the grid (0 for outside), read by every tap
+        # apply all taps to the site indices (from 1; 0 for padding), in float64, which is exact up to 2^53
         numbers = torch.arange(1, math.prod(self.size) + 1, dtype=torch.float64).unsqueeze(-1)
         geometry = replace(self, window=False, divisor=None, reduce="sum")
         read = geometry.expand(numbers).squeeze(-1).long()  # (k, m)

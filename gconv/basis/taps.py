@@ -32,16 +32,16 @@ from gconv.kernels import (
 )
 
 Layout = Literal["expand", "contract", "each"]
-MAX_BYTES_PREPARED = 1 << 22  # of all S_k x: beyond, rows may be scheduled, and a call's overhead is nothing
-SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # by a transpose
+MAX_BYTES_PREPARED = 1 << 22  # of all S_k x: larger products may be scheduled, and their overhead is negligible
+SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # the transposed layout
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Where the entries are: entry e sits in tap `tap[e]`, row `row[e]`, column `col[e]`. Values come apart.
+    """A sparsity pattern: entry e is in tap `tap[e]`, row `row[e]`, column `col[e]`. Values are stored separately.
 
-    Three sparse matrices over the same entries serve the three products; each is built once, when first needed.
-    Taps lie beside channels in memory: row (or column) i of tap k has number i K + k.
+    The three products need three sparse matrices with these entries, each built when it is first needed. Row (or
+    column) i of tap k has index i K + k, so that the taps of a site are next to its channels in memory.
 
         expand    (m K, n)    all S_k x at once
         contract  (m, n K)    sum_k S_k z_k
@@ -56,7 +56,7 @@ class Pattern:
 
     def csr(self, layout: Layout) -> CSR:
         if self.shape[0] == 1:
-            layout = "expand"  # with a single tap the three are the same matrix
+            layout = "expand"  # the three are the same matrix for a single tap
         if torch.compiler.is_dynamo_compiling():
             found = _outside(self, layout)
             return self._build(layout) if found is None else getattr(self, found)
@@ -86,34 +86,31 @@ class Pattern:
 
     @property
     def layouts(self) -> tuple[CSR, ...]:
-        """The sparse matrices that products have needed so far."""
+        """The sparse matrices that have been built so far."""
         return tuple(self._memo.values())
 
     def ends(self, row: Tensor, col: Tensor) -> Tensor:
-        """(*b, e, h) what both ends of each entry carry, added: row (*b, m, h), col (*b, n, h); a single tap."""
+        """(*b, e, h) row[i] + col[j] for each entry (i, j) of a single tap; row (*b, m, h), col (*b, n, h)."""
         csr = self.csr("expand")
         return self.unordered(csr, ends(csr, row, col))
 
     def dots(self, row: Tensor, col: Tensor) -> Tensor:
-        """(*b, e, h) inner products of what both ends of each entry carry, of a single tap.
-
-        row (*b, m, h, c), col (*b, n, h, c).
-        """
+        """(*b, e, h) <row[i], col[j]> for each entry (i, j) of a single tap; row (*b, m, h, c), col (*b, n, h, c)."""
         csr = self.csr("expand")
         return self.unordered(csr, heads_sddmm(csr, row, col, row.shape[-2], apart=True))
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """(*b, e, h) the softmax over the entries of each row, of a single tap; safe for large logits."""
+        """(*b, e, h) the softmax over the entries of each row of a single tap; stable for large logits."""
         csr = self.csr("expand")
         return self.unordered(csr, row_softmax(csr, csr.ordered(logits, -2)))
 
     def joint_attention(self, source: Tensor, target: Tensor, p: Tensor, slope: float) -> Tensor:
-        """(*b, e, h) the softmax over each row of <p_h, LeakyReLU(target_ih + source_jh)>, of a single tap."""
+        """(*b, e, h) the softmax over the entries of each row of <p_h, LeakyReLU(target_ih + source_jh)>."""
         csr = self.csr("expand")
         return self.unordered(csr, joint_attention(csr, source, target, p, slope))
 
     def unordered(self, csr: CSR, values: Tensor) -> Tensor:
-        """Values (*b, e, h) in row order, put in the order of the entries."""
+        """Values (*b, e, h) in row order, permuted to the order of the entries."""
         if csr.perm is None:
             return values
         entry = torch.arange(values.shape[-2], device=values.device)
@@ -122,7 +119,7 @@ class Pattern:
 
 @at_trace_time
 def _outside(made: Any, layout: Layout) -> str | None:
-    """Where a Pattern or Taps has left a layout that is built outside of the trace; None of what is made within it."""
+    """The attribute that holds a layout built outside of the trace; None if the object was created within it."""
     if "_memo" not in made.__dict__ or not concrete(made):
         return None
     with untraced():
@@ -131,12 +128,12 @@ def _outside(made: Any, layout: Layout) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Taps(Basis):
-    """Sparse structure with a tap label on each entry.
+    """Sparse matrices S_k given by entries, each with a tap label.
 
     Args:
-        pattern: where the entries are.
+        pattern: the sparsity pattern.
         values: (e,) in the order of the pattern's entries; may require grad, which makes the structure learnable.
-        reduce: how a row gathers its entries: their sum, or their max (0 for an empty row; not linear).
+        reduce: "sum", or "max" for the maximum over the entries of a row (0 for an empty row; not linear).
 
     >>> pattern = Pattern((1, 2, 2), *torch.tensor([[0, 0], [0, 1], [1, 1]]))
     >>> Taps(pattern, torch.tensor([2.0, 3.0])).expand(torch.tensor([[1.0], [10.0]])).flatten()
@@ -183,7 +180,10 @@ class Taps(Basis):
         return made
 
     def ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
-        """The pattern in this layout, the values in its row order, and for fixed values in that of its transpose."""
+        """The pattern in this layout, the values in row order, and in the row order of the transpose.
+
+        The last is None if the values require a gradient.
+        """
         if torch.compiler.is_dynamo_compiling() and not self.values.requires_grad:
             found = _outside(self, layout)
             if found is not None:
@@ -251,7 +251,7 @@ class Taps(Basis):
     def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Taps:
         at = (self.pattern.tap == k).nonzero()[:, 0]
         pattern = Pattern((1, *self.shape[1:]), torch.zeros_like(at), self.pattern.row[at], self.pattern.col[at])
-        return Taps(pattern, self.values[at])
+        return Taps(pattern, self.values[at], self.reduce)
 
     def expand_flat(self, x: Tensor) -> Tensor:
         product = self._products.get(("expand", x.shape[-1], x.dtype)) if x.ndim == 2 else False
@@ -282,7 +282,7 @@ class Taps(Basis):
     def rows(self, x: Tensor) -> Callable[[slice, Tensor], Tensor]:
         k, c = self.shape[0], x.shape[1]
         csr, values, _ = self.ordered("expand")
-        if in_order(csr, values, x):  # which is worth more than rows that are still near
+        if in_order(csr, values, x):  # the schedule saves more time than chunks that stay in cache
             whole = spmm_rows(csr, values, x).view(-1, k * c)
             return lambda piece, out: whole[piece]
         return lambda piece, out: spmm_rows(csr, values, x, piece.start * k, piece.stop * k, out=out.view(-1, c)).view(
@@ -290,7 +290,7 @@ class Taps(Basis):
         )
 
     def _prepare(self, layout: Layout, x: Tensor) -> Callable[..., Tensor] | Literal[False]:
-        """The product for small matrices of this width and type, with what does not change looked up once, if any."""
+        """A prepared product for small matrices with x's width and dtype, or False; cached in `_products`."""
         (k, m, n), width = self.shape, x.shape[1]
         high = layout == "expand"
         c = width if high else width // k
@@ -302,7 +302,7 @@ class Taps(Basis):
         return product
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_products": {}}  # they hold addresses
+        return {**self.__dict__, "_products": {}}  # which contain memory addresses
 
     def each(self, z: Tensor) -> Tensor:
         """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap."""
@@ -312,10 +312,10 @@ class Taps(Basis):
 
 @dataclass(frozen=True, eq=False)
 class Windows(Taps):
-    """The windows of adaptive pooling on a grid, as entries that reduce with max; torch's own kernel can run them.
+    """The windows of adaptive max pooling on a grid, as entries; torch's kernel can run them, too.
 
     Args:
-        size, out: the grids that they lead from and to.
+        size, out: the input and output grid.
     """
 
     size: tuple[int, ...] = ()

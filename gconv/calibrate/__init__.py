@@ -1,12 +1,12 @@
-"""Measure this machine once, so that plans price work as it does here.
+"""Measure the throughputs of this machine, from which plans predict times.
 
-    python -m gconv.calibrate                 measure for the number of threads in use (a minute or so), store, print
+    python -m gconv.calibrate                 measure for the current number of threads (a minute or so), store, print
     python -m gconv.calibrate --device cuda   the same on a GPU, for the layers that run there
-    python -m gconv.calibrate --show          print what plans use now
+    python -m gconv.calibrate --show          print the throughputs that plans use now
 
-Every rate is the best of some rounds, so that what else the machine does matters little; with one thread they are
-measured in processor time. The file keeps the numbers of other thread counts (OMP_NUM_THREADS=1 python -m ... for one
-thread) and devices. Running layers take it up when they are made anew: a process reads it once.
+Every throughput is the best of several rounds, so that other processes have little influence; with one thread, CPU time
+is measured. The file also keeps the results for other numbers of threads (OMP_NUM_THREADS=1 python -m ... for one
+thread) and other devices. A process reads the file once: start it again to use a new calibration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from gconv.arguments import absence
 from gconv.calibrate.calls import overheads as calls
-from gconv.calibrate.convolutions import apart, conv, onednn, single
+from gconv.calibrate.convolutions import conv, groups, onednn, single
 from gconv.calibrate.sections import Steps, gather, gemm, rest, stream
 from gconv.calibrate.simplify import simplified
 from gconv.plan import take_turns
@@ -52,29 +52,28 @@ def usable(name: str) -> torch.device:
 
 
 def measure(say: Callable[[float, str], None] = lambda share, text: None, device: str = "cpu") -> Rates:
-    """The rates of this machine, on the CPU for the number of threads in use.
+    """The throughputs of this machine; on the CPU for the current number of threads.
 
-    Everything has its turn in each of the rounds, so that what else the machine does for a while matters little.
+    All sections run in each round, so that temporary load affects at most some of the rounds.
 
     Args:
-        say: is told which share is done, and what comes next.
-        device: where: "cpu", "cuda", "cuda:1".
+        say: called with the fraction that is done, and the name of the next section.
+        device: "cpu", "cuda", "cuda:1".
 
     Raises:
         ValueError: if there is no such device.
     """
     place = usable(device)
     curves: dict[str, Curve] = {}
-    torch.zeros(31 << 18)  # 31 MiB, given back at once: from then on the allocator keeps what it has, as it soon does
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
+    torch.zeros(31 << 18)  # freeing 31 MiB raises malloc's mmap threshold, as happens early in any real program
     sections: dict[str, Generator[Steps, dict[str, float], Any]] = {}
     sections |= {f"products in {kind}": gemm(kind) for kind in TYPES}
     sections |= {"convolutions": conv(), "channels by themselves": single()}
     sections |= {f"sparse products, {place} tables": gather(place) for place in TABLES}
-    sections |= {"oneDNN": onednn(), "groups": apart(), "streams": stream(), "the rest": rest(), "calls": calls(curves)}
+    sections |= {"oneDNN": onednn(), "groups": groups(), "streams": stream(), "others": rest(), "calls": calls(curves)}
     here: AbstractContextManager[object] = nullcontext() if place.type == "cpu" else place
-    with here:  # where each section makes its tensors, before the clock runs
+    with torch.random.fork_rng([place] if place.type == "cuda" else []), here:  # each section creates its tensors here
+        torch.manual_seed(0)
         steps = {name: next(section) for name, section in sections.items()}
     took: dict[str, dict[str, float]] = {name: {} for name in sections}
     for turn in range(ROUNDS):
@@ -84,7 +83,6 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None, device
                 now = take_turns(steps[name], 1, LASTS, place)
             took[name] = {step: min(seconds, took[name].get(step, seconds)) for step, seconds in now.items()}
     say(1.0, "done")
-    torch.random.set_rng_state(state)
     overheads: dict[str, float] = {}
     for name, section in sections.items():
         try:
@@ -95,14 +93,14 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None, device
 
 
 def store(found: Rates, device: str = "cpu") -> Path:
-    """Put rates into the calibration's file, which keeps those of other numbers of threads and devices.
+    """Write throughputs to the calibration file, which keeps those for other numbers of threads and devices.
 
     Returns its path.
 
-    The file is replaced whole. Calibrations that are stored at the same time wait for each other, so none is lost.
+    The file is replaced atomically, under a lock, so that concurrent calls do not lose results.
 
     Raises:
-        OSError: if the file cannot be written, or there is no place for it.
+        OSError: if the file cannot be written, or there is no home folder.
     """
     where = path()
     if where is None:
@@ -129,7 +127,7 @@ def store(found: Rates, device: str = "cpu") -> Path:
 
 
 def text(kept: Mapping[str, Mapping[str, Any]]) -> str:
-    """A calibration's file, a curve or an overhead a line."""
+    """The content of a calibration file, one curve or overhead per line."""
     entries = {part: ",\n".join(f"{json.dumps(key)}: {_lines(n)}" for key, n in kept[part].items()) for part in kept}
     parts = (f'"{part}": {{\n{lines}}}' for part, lines in entries.items() if lines)
     return f'{{"format": {FORMAT}, ' + ", ".join(parts) + "}\n"
@@ -144,7 +142,7 @@ def _lines(numbers: Mapping[str, Any]) -> str:
 
 
 def _stored(where: Path) -> dict[str, dict[str, Any]]:
-    """What the file holds for threads and devices; a damaged entry, or a damaged file, is dropped."""
+    """The content of the file for threads and devices; damaged entries, or a damaged file, are dropped."""
     kept: dict[str, dict[str, Any]] = {"threads": {}, "devices": {}}
     try:
         data = json.loads(read_bounded(where))
@@ -162,7 +160,7 @@ def _stored(where: Path) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _locked(where: Path) -> Iterator[None]:
-    """Hold a lock file. Where the system has no such locks, nothing is held."""
+    """Hold a lock on a file; does nothing on systems without fcntl."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -174,12 +172,12 @@ def _locked(where: Path) -> Iterator[None]:
 
 
 def table(found: Rates, device: str = "cpu") -> str:
-    """The rates as text."""
+    """The throughputs as text."""
     where = f"{torch.get_num_threads()} threads" if device == "cpu" else device
     lines = [f"rates from {found.source}, {where}; a second, by size"]
     for kind, curve in found.curves.items():
         lines.append(f"  {kind:22s}" + "".join(f"  {size:>9.9g}: {rate:8.3g}" for size, rate in curve))
-    lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and with that in x")
+    lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and also in x")
     for lowering, form in dict.fromkeys(words(name)[:2] for name in found.overheads):
         each = (found.overhead(lowering, form, passes) * 1e6 for passes in ("", " weight", " back"))
         lines.append(f"  {lowering + form:30s}" + "".join(f"  {us:8.1f}" for us in each))

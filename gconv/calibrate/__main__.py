@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def _bar(share: float, text: str) -> None:
-    """Progress, on the line that is there."""
+    """Print a progress bar over the current line."""
     done = round(30 * share)
     print(f"\rmeasuring [{'#' * done}{' ' * (30 - done)}] {text:40.40s}", end="", file=sys.stderr, flush=True)
     if share == 1:
@@ -18,7 +18,7 @@ def _bar(share: float, text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m gconv.calibrate", description="Measure this machine for plans.")
-    parser.add_argument("--show", action="store_true", help="measure nothing, print the rates that plans use")
+    parser.add_argument("--show", action="store_true", help="do not measure, print the rates that plans use")
     parser.add_argument("--device", default="cpu", help="what is measured: cpu, cuda, cuda:1 ... (cpu)")
     given = parser.parse_args(argv)
     from gconv import calibrate, rates  # after the parser, so that --help needs no torch

@@ -1,4 +1,4 @@
-"""What a call of each lowering takes by itself."""
+"""The fixed overhead of a call of each lowering."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from gconv.rates import Curve, Rates
 
 
 def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
-    """Layers on next to nothing, and the lowerings whose overhead they show."""
+    """Layers with tiny inputs, and the lowerings whose overhead is measured with them."""
     sparse = ("sparse:aggregate", "sparse:transform", "dense")
     recurrence = ("recurrence:aggregate", "recurrence:transform", "dense")
     grid = ("im2col", "fft", *sparse)
@@ -69,7 +69,7 @@ def _tiny() -> list[tuple[GConv, Tensor, Graph | None, tuple[str, ...]]]:
 
 
 def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float], dict[str, float]]:
-    """What a call on next to nothing takes beyond its work, which `curves` price by then."""
+    """The time of calls with tiny inputs, minus the predicted time of their work; `curves` are measured by then."""
     steps: Steps = {}
     work = {}
     for layer, x, graph, names in _tiny():
@@ -84,7 +84,7 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
             given = (x if axes else signal).detach().requires_grad_(dx)
             ds = dw and bool(S.learned)
             if not (dx or ds or (dw and W is not None)):
-                dw = False  # there is nothing to learn, so nothing goes back
+                dw = False  # no gradient is needed, so there is no backward pass
             problem = Problem(signals, x.shape[1 if axes else -1], mixing.channels(x.shape[1 if axes else -1]), 4)
             problem = replace(problem, dx=dx, dw=dw and W is not None, last=not axes, ds=ds)
             for option in LOWERINGS:

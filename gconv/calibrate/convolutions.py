@@ -1,4 +1,4 @@
-"""What is measured of torch's own convolutions: their arithmetic, and what their calls take besides."""
+"""Measurements of torch's convolutions: their throughput, and the overhead of their calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gconv.spec import OperatorSpec
 
 
 def conv() -> Section:
-    """By the channels out, 3x3 on four images of 32 channels."""
+    """By the output channels, 3x3 kernels on four images with 32 channels."""
     widths, x = (1, 4, 8, 16, 64), torch.randn(4, 32, 16, 16)
     steps: Steps = {"base": partial(_tiny_conv, torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3))}
     steps |= {f"{c}": partial(_tiny_conv, x, torch.randn(c, 32, 3, 3)) for c in widths}
@@ -40,9 +40,9 @@ def _layer(spec: OperatorSpec) -> Callable[[], object]:
 
 
 def onednn() -> Section:
-    """What its calls take beyond torch's own, forward, with one gradient and with two; and an image more."""
+    """The overhead of oneDNN's calls, forward, with one gradient and with two; and per image."""
     two, many, W = torch.randn(2, 1, 4, 4), torch.randn(64, 1, 4, 4), torch.randn(1, 1, 3, 3)
-    few, some = torch.randn(12, 12, 3, 3), torch.randn(2, 12, 4, 4)  # which it fills up
+    few, some = torch.randn(12, 12, 3, 3), torch.randn(2, 12, 4, 4)  # 12 channels, which oneDNN pads
     steps = steps_of("plain", _tiny_conv, some[:1], few) | steps_of("filled", _tiny_conv, some, few)
     steps |= {"base": partial(_tiny_conv, two, W), "many": partial(_tiny_conv, many, W)}
     steps["straight"] = _layer(conv2d(4, 8, 3, padding=1, bias=False))
@@ -58,8 +58,8 @@ def onednn() -> Section:
     }
 
 
-def apart() -> Section:
-    """What torch's own convolutions take more for a group, and for what a transposed one's taps write."""
+def groups() -> Section:
+    """The overhead per group outside of oneDNN, and of writing the taps of a transposed convolution."""
     x, W = torch.randn(1, 1, 4, 4, dtype=torch.float64), torch.randn(1, 1, 3, 3, dtype=torch.float64)
     many = partial(F.conv2d, padding=1, groups=16)
     steps = steps_of("one", _tiny_conv, x, W) | steps_of("many", many, x.repeat(1, 16, 1, 1), W.repeat(16, 1, 1, 1))
@@ -68,20 +68,20 @@ def apart() -> Section:
     steps |= steps_of("few", spread, few, kernel) | steps_of("more", spread, more, kernel)
     took = yield steps
 
-    def beyond(high: str, low: str) -> tuple[float, float]:
-        """Seconds of the forward pass, and of a gradient."""
+    def additional(high: str, low: str) -> tuple[float, float]:
+        """The additional seconds of `high` over `low`, of the forward pass and of a gradient."""
         ahead = took[high] - took[low]
         return max(ahead, SMALL), max((took[f"{high} back"] - took[f"{low} back"] - ahead) / 2, SMALL)
 
     numbers = 8.0 * 16 * 16 * (more.numel() - few.numel())
     return {
-        "group": tuple((1.0 + k, 15 / seconds) for k, seconds in enumerate(beyond("many", "one"))),
-        "columns": tuple((1.0 + k, numbers / seconds) for k, seconds in enumerate(beyond("more", "few"))),
+        "group": tuple((1.0 + k, 15 / seconds) for k, seconds in enumerate(additional("many", "one"))),
+        "columns": tuple((1.0 + k, numbers / seconds) for k, seconds in enumerate(additional("more", "few"))),
     }
 
 
 def single() -> Section:
-    """By the square of a kernel's side, on 32x32 images of 16 channels."""
+    """Depthwise convolutions, by the square of the kernel size, on 32x32 images with 16 channels."""
     sides, x = (3, 7, 9, 13, 15, 31), torch.randn(2, 16, 32, 32)
     steps: Steps = {"base": partial(_tiny_conv, torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3))}
     for k in sides:

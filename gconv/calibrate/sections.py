@@ -1,6 +1,6 @@
-"""What is measured: products of matrices, dense and sparse, streams, pooling, transforms, and steps of a lowering.
+"""Measurements of dense and sparse products, memory bandwidth, pooling, transforms, and steps of a lowering.
 
-Each section yields the steps that it wants timed, is sent the seconds of each, and returns rates.
+Each section is a generator that yields the steps to time, receives the seconds of each, and returns throughputs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gconv.rates import TABLES, Curve
 
 Steps = dict[str, Callable[[], object]]
 Section = Generator[Steps, dict[str, float], dict[str, Curve]]  # steps -> seconds -> curves
-SMALL = 1e-6  # seconds; no call costs less
-NEVER = 1e14  # a rate at which work costs nothing
+SMALL = 1e-6  # seconds, a lower bound for differences of measured times
+NEVER = 1e14  # a throughput so high that the work takes no time
 
 
 def path_graph() -> Graph:
@@ -31,7 +31,7 @@ def path_graph() -> Graph:
 
 
 def steps_of(name: str, run: Callable[[Tensor, Tensor], Tensor], x: Tensor, W: Tensor) -> Steps:
-    """Forward, with the gradient in W, and with both."""
+    """Three steps: forward, with the gradient in W, and with the gradients in x and W."""
     x, W = x.detach(), W.detach().requires_grad_()
     both = x.clone(memory_format=torch.preserve_format).requires_grad_()
     dy = torch.ones_like(run(x, W)).detach()
@@ -52,7 +52,7 @@ def _widened(X: Tensor, W: Tensor) -> Tensor:
 
 
 def gemm(kind: str) -> Section:
-    """X W by what W is wide, and what a short inner dimension takes besides."""
+    """Matrix products X W, by the columns of W, and the additional time of a short inner dimension."""
     dtype, steps = getattr(torch, kind), Steps()
     if kind == "bfloat16":
         x, sizes = torch.randn(512, 256).to(dtype), (1, 4, 16, 64, 256)
@@ -80,7 +80,7 @@ def gemm(kind: str) -> Section:
 
 
 def gather(place: str) -> Section:
-    """A sparse product of eight entries a row, at random columns, by the bytes of a row of x; and the sampled one."""
+    """Sparse products with eight random entries per row, by the bytes of a row of x; and sampled products."""
     entries, widths = 1 << 16, (1, 8, 32, 128)
     row, steps, bytes_ = torch.arange(entries) // 8, Steps(), dict[int, float]()
     for width in widths:
@@ -98,7 +98,7 @@ def gather(place: str) -> Section:
 
 
 def stream() -> Section:
-    """x + 1 into fresh memory, by its bytes, beyond what the call takes."""
+    """x + 1 into new memory, by its bytes, without the overhead of the call."""
     sizes = (2**14, 2**18, 2**22, 2**24, 2**26)
     given = {size: torch.zeros(size // 4) for size in (4, *sizes)}
     took = yield {f"{size}": partial(torch.add, x, 1) for size, x in given.items()}
@@ -113,7 +113,7 @@ def _pool_gradient(pool: Callable[..., Tensor], x: Tensor, k: int) -> object:
 
 
 def _largest(name: str, csr: CSR, values: Tensor, x: Tensor) -> Steps:
-    """Max over entries, forward and with the gradient."""
+    """The maximum over entries, forward and with the gradient."""
     given = x.detach().requires_grad_()
 
     def both() -> object:
@@ -125,7 +125,7 @@ def _largest(name: str, csr: CSR, values: Tensor, x: Tensor) -> Steps:
 
 
 def rest() -> Section:
-    """What single numbers are enough for, and pooling."""
+    """Everything else: transforms, maxima, changes of layout, pooling, and single steps."""
     at = torch.arange(4096)
     csr = CSR.build(at.repeat(8), torch.randint(4096, (8 * 4096,)), 4096, 4096)
     values, x, image = torch.ones(8 * 4096), torch.randn(4096, 32), torch.randn(2, 16, 24, 24)

@@ -1,6 +1,6 @@
-"""The smallest model of a machine that says what was measured, within a tolerance.
+"""Reduction of measured throughputs and overheads to the fewest numbers within a tolerance.
 
-What plans lose by it is measured by `experiments.planner.plans`.
+`experiments.planner.plans` measures how much slower the chosen plans become.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from gconv.rates import Curve, Rates, at, words
 
 RATE, OVERHEAD = 0.3, 0.25
-"""How far, relative to what was measured, a rate or an overhead may be off."""
+"""The tolerated relative error of a throughput, and of an overhead."""
 
 
 def simplified(found: Rates) -> Rates:
-    """Rates with the fewest points and overheads."""
+    """Throughputs with the fewest points and overheads."""
     curves = {kind: thinned(curve) for kind, curve in found.curves.items()}
     return Rates(curves, essential(found.overheads), found.source)
 
 
 def thinned(curve: Curve) -> Curve:
-    """The fewest points of a curve that leave each of its points within `RATE`; where one will do, their mean.
+    """The fewest points of a curve whose interpolation is within `RATE` of all points; a single mean if that suffices.
 
     >>> thinned(((1.0, 10.0), (2.0, 11.0), (4.0, 12.0)))
     ((1.0, 10.95...),)
@@ -48,7 +48,7 @@ def _near(got: float, want: float, tolerance: float) -> bool:
 
 
 def essential(overheads: Mapping[str, float]) -> dict[str, float]:
-    """The fewest of which `Rates.overhead` finds each that was measured within `OVERHEAD`.
+    """The fewest overheads from which `Rates.overhead` returns each measured one within `OVERHEAD`.
 
     >>> essential({"dense": 1e-5, "dense many": 1.1e-5, "dense parts": 3e-5, "dense parts many": 3e-5})
     {'dense': 1e-05, 'dense parts': 3e-05}

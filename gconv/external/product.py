@@ -419,7 +419,7 @@ def _product(crow: np.ndarray, col: np.ndarray, values: Tensor, x: Tensor, y: Te
     """y = S x + add from some rows of S, in the compiled kernel where there is one."""
     pointers, columns = torch.from_numpy(crow), torch.from_numpy(col)
     values = values[: len(col)]
-    if native.serves(values, x):
+    if native.supports(values, x):
         native.spmm(pointers, columns, values, x, add, None, (1.0, float(add is not None), 0.0), y, whole=False)
         return
     sites = pointers.new_empty(1).expand(x.shape[0] + 1)  # read for its length alone

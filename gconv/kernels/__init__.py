@@ -1,4 +1,4 @@
-"""Sparse products as registered torch operators: compiled kernels for the CPU, and pure torch everywhere else."""
+"""Sparse products as registered torch operators: compiled kernels on the CPU, Triton on CUDA, otherwise pure torch."""
 
 from gconv.kernels import native
 from gconv.kernels.attention import attention, attention_values
@@ -99,7 +99,7 @@ __all__ = [
 
 
 def backend() -> str:
-    """Which kernels run on the CPU: "c-avx512", "c-avx2" or "c-base" where csr.c was compiled, else "torch".
+    """The kernels in use on the CPU: "c-avx512", "c-avx2" or "c-base" if csr.c was compiled, else "torch".
 
     >>> backend() in ("c-avx512", "c-avx2", "c-base", "torch")
     True

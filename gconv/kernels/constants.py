@@ -1,7 +1,7 @@
-"""Signals that do not change: what follows from them alone is computed once and kept.
+"""Constant signals: their sparse form and the products S x are computed once and cached.
 
-The features of a citation network are the same in every step of a training, and 98.7 % of Cora's are zeros. Declared
-constant, a signal is multiplied through its sparse form where that pays, and S x is computed once for each S.
+The features of a citation network are the same in every training step, and 98.7 % of Cora's are zeros. If a signal is
+declared constant, products with a weight use its sparse form where that is faster, and S x is cached for each S.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from gconv.kernels.gemm import matmul
 from gconv.kernels.sparse import CSR, spmm, unrecorded
 from gconv.kernels.transforms import is_plain_eager
 
-SPARSE = 0.2  # share of non-zeros below which the sparse form is used
-COMPARED = 1 << 14  # numbers that are compared in each call
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # as whole numbers a NaN is equal to itself
+SPARSE = 0.2  # fraction of non-zeros below which the sparse form is used
+COMPARED = 1 << 14  # entries that are compared in each call
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # compared as integers: a NaN equals itself
 
 
 @dataclass
 class Constant:
-    """What is known of a constant signal.
+    """The cached data of a constant signal.
 
     Args:
-        version: of the tensor when it was declared; another one means that somebody has written into it.
-        density: its share of non-zeros.
-        sparse: its pattern, its values in row order and in that of the transpose; None where it is dense.
-        some, copy: numbers of the tensor, as bits, and what they were when it was declared.
-        expanded: S x, for each S that has met it.
+        version: of the tensor when it was declared; a different one means that it was modified.
+        density: its fraction of non-zeros.
+        sparse: its pattern, its values in row order and in the row order of the transpose; None if it is dense.
+        some, copy: a view of some entries of the tensor, as integers, and a copy from when it was declared.
+        expanded: S x, for each S.
     """
 
     version: int
@@ -44,13 +44,13 @@ class Constant:
     expanded: WeakKeyDictionary[Any, Tensor] = field(default_factory=WeakKeyDictionary)
 
     def times(self, W: Tensor) -> Tensor:
-        """X W through the sparse form; nothing is recorded."""
+        """X W by the sparse form; no autograd."""
         assert self.sparse is not None
         csr, values, _ = self.sparse
         return unrecorded(csr, values, W)
 
     def xt_y(self, Y: Tensor) -> Tensor:
-        """X^T Y through the sparse form; nothing is recorded."""
+        """X^T Y by the sparse form; no autograd."""
         assert self.sparse is not None
         csr, values, back = self.sparse
         return spmm(csr.T, back, Y, values)
@@ -65,22 +65,22 @@ _CONSTANTS = WeakCache("constant signals and their S x", _drop_products)
 
 
 def constant(x: Tensor) -> Tensor:
-    """A copy of x that layers may take for constant: its sparse form and S x are computed once, and kept with it.
+    """A copy of x that is declared constant: layers compute its sparse form and S x once, and cache them with it.
 
-    Meaning: give it the input features of a network that is trained on one graph, and pass the result to the first
-    layer. The numbers are the same. It costs the sparse form or S x in memory, for as long as the copy lives.
+    Meaning: for the input features of a network that is trained on one graph; pass the result to the first layer. The
+    outputs are the same. The sparse form or S x stay in memory as long as the copy.
 
-    Traps: a signal that is written into is no longer constant, and layers compute with what it holds. Writes that
-    torch does not record, through `.data` or the array of `.numpy()`, are noticed in signals of up to 16384 numbers,
-    which are compared in each call; of a larger one only some rows are, and on other devices none. After such a write,
-    call `constant` again.
+    Traps: a signal that is modified in place is no longer treated as constant, and layers use its new values. Changes
+    that torch does not track, through `.data` or the array of `.numpy()`, are detected in CPU signals of up to 16384
+    entries, which are compared in each call; of larger ones only some rows are compared, and on other devices none.
+    After such a change, call `constant` again.
 
     Args:
-        x: (n, c) a signal that needs no gradient.
+        x: (n, c) a signal that does not require a gradient.
 
     Raises:
-        TypeError: if x is no matrix of floating point numbers.
-        ValueError: if x needs a gradient.
+        TypeError: if x is not a matrix of floating point numbers.
+        ValueError: if x requires a gradient.
 
     >>> x = constant(torch.eye(4))
     >>> known(x).density
@@ -90,16 +90,17 @@ def constant(x: Tensor) -> Tensor:
         what = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise TypeError(f"constant takes a signal (n, c) of floating point numbers, not {what}.")
     if x.requires_grad:
-        raise ValueError("This signal needs a gradient, so it is not constant; x.detach() cuts it off.")
+        raise ValueError("This signal requires a gradient, so it is not constant; use x.detach().")
     with torch.inference_mode(False):
         return declared(x.detach().clone())
 
 
 def declared(x: Tensor, source: Tensor | None = None) -> Tensor:
-    """x itself as a constant: a plain matrix that needs no gradient.
+    """Declares x itself constant: a plain matrix that does not require a gradient.
 
     Args:
-        source: the tensor whose numbers are compared in each call, where x was made of another.
+        x: the matrix.
+        source: the tensor that is compared in each call, if x was computed from another one.
     """
     sparse, source = None, x if source is None else source
     density = float(torch.count_nonzero(x)) / max(1, x.numel())
@@ -115,14 +116,14 @@ def declared(x: Tensor, source: Tensor | None = None) -> Tensor:
 
 
 def known(x: Tensor) -> Constant | None:
-    """What is known of x; None unless it is a constant that nobody has written into."""
+    """The cached data of x; None unless x is constant and was not modified."""
     if torch.compiler.is_dynamo_compiling() or not _CONSTANTS.data or not is_plain_eager():
         return None
     return constant_of(x)
 
 
 def constant_of(x: Tensor) -> Constant | None:
-    """`known`, in a call that is known to be a plain eager one."""
+    """`known`, for plain eager calls."""
     if not _CONSTANTS.data or x.requires_grad:
         return None
     found: Constant | None = _CONSTANTS.get(x)
@@ -132,7 +133,7 @@ def constant_of(x: Tensor) -> Constant | None:
 
 
 def product(X: Tensor, W: Tensor) -> Tensor:
-    """X W, (*b, n, i) (i, o) -> (*b, n, o), through the sparse form of a constant X that has one."""
+    """X W, (*b, n, i) (i, o) -> (*b, n, o), by the sparse form if X is constant and has one."""
     found = known(X)
     if found is None or found.sparse is None:
         return matmul(X, W)
@@ -141,7 +142,7 @@ def product(X: Tensor, W: Tensor) -> Tensor:
 
 
 def kept(S: Any, x: Tensor, expand: Callable[[Tensor], Tensor]) -> Tensor:
-    """expand(x), S's product; kept where x is constant and S is not learned. A caller must not give it away."""
+    """expand(x), cached if x is constant and S is not learned. The result may be shared: it must not be modified."""
     found = known(x)
     if found is None:
         return expand(x)

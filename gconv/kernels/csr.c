@@ -1,26 +1,26 @@
-/* Sparse products on the CPU, for every instruction set from one text.
+/* Sparse products on the CPU. The same source is compiled for several instruction sets.
  *
  *   spmm      y[b] = alpha S x[b] + beta z[b] + gamma w[b]     S in CSR form, b signals, rows of y in parallel
  *   scatter   y[b] = S^T x[b]                                  from S by rows, for small y
  *   sddmm     v_e  = sum_b <a[b, i], x[b, j]>                  at the entries e = (i, j) of S
- *   softmax   over the entries of each row, and its derivative; ends, what both ends of an entry carry, added
- *   attend    the product by the softmax of logits that are a sum over both ends of an entry, and its derivative
- *   joint     the softmax of logits made from the bent sum of what both ends carry, and its derivative
+ *   softmax   over the entries of each row, and its derivative
+ *   ends      a[i] + b[j] at the entries (i, j)
+ *   attend    fused additive attention: softmax and product, and its derivative
+ *   joint     the softmax of the logits <p, LeakyReLU(t[i] + s[j])> (GATv2), and its derivative
  *   largest   y[i] = max over the entries (i, j) of v_e x[j], and its derivative
  *   build     S in CSR form, and its transpose, from a list of entries
  *
- * Several matrices on one pattern ("heads") are values (e, heads); x, y and the sampled product then have a head axis. Where
- * each signal has matrices of its own on the pattern, what the entries carry has an axis of signals, and (signals, rows) are
- * gone through in parallel.
+ * Several matrices with one pattern ("heads") have values (e, heads); x, y and the sampled product then have a head axis. If
+ * each signal has its own values, these have an axis of signals, and the loop over (signals, rows) is parallel.
  *
- * csr_base.c, csr_avx2.c and csr_avx512.c are the same text for one instruction set each: csr_isa.h includes csr_rows.h once
- * for each type and vector width. Which set runs is decided when the library is loaded. Sums run over a row's entries in
- * their order, whatever the number of threads: results do not depend on it.
+ * csr_base.c, csr_avx2.c and csr_avx512.c compile the loops for one instruction set each: csr_isa.h includes csr_rows.h once
+ * for each type and vector width. The set to use is chosen when the library is loaded. Sums run over the entries of a row in
+ * order, so that results do not depend on the number of threads.
  *
- * Every function does one of `chunks` pieces of its work, of about equal size: the caller asks for them in turn, and is free
- * to answer an interrupt in between. Results do not depend on their number either.
+ * Every function does one of `chunks` pieces of its work, of about equal size. The caller requests them one after another and
+ * can handle interrupts in between. Results do not depend on the number of chunks.
  *
- * bfloat16 is storage only: numbers are widened to float32 as they are read, and rounded once as they are written.
+ * bfloat16 is a storage format: numbers are converted to float32 when they are read, and rounded once when they are written.
  */
 #include "csr.h"
 
@@ -30,10 +30,10 @@ static const loops *const SETS[LEVELS] = {&gconv_base, &gconv_avx2, &gconv_avx51
 static const loops *const SETS[LEVELS] = {&gconv_base, &gconv_base, &gconv_base};
 #endif
 
-/* Of the structs in csr.h and the functions below: native.py has the same number. */
+/* The version of the structs in csr.h and of the functions below; must be equal to INTERFACE in native.py. */
 int gconv_interface(void) { return 13; }
 
-/* The highest level this processor has. */
+/* The best instruction set that this processor supports. */
 int gconv_level(void) {
 #if defined(GCONV_PORTABLE)
     return AVX512;
@@ -47,7 +47,7 @@ int gconv_level(void) {
     return BASE;
 }
 
-/* The level whose widest vectors a row of so many channels fills. */
+/* The widest instruction set, up to `level`, whose vectors are not longer than a row of this many channels. */
 static int level_of(int level, int64_t channels, int type) {
     return level == AVX512 && channels < (type == F64 ? 8 : 16) ? AVX2 : level;
 }
@@ -72,10 +72,10 @@ static int64_t parts_of(int64_t rows, int threads, int64_t chunks) {
     return rows < parts ? (rows ? rows : 1) : parts;
 }
 
-/* Where piece `chunk` of so many tasks begins. */
+/* The first task of chunk `chunk`. */
 static int64_t from(int64_t tasks, int64_t chunk, int64_t chunks) { return tasks * chunk / chunks; }
 
-/* Where `numbers` numbers of so many bytes end; NULL stays NULL. */
+/* p + numbers * bytes, in bytes; NULL stays NULL. */
 static void *beyond(const void *p, int64_t numbers, int64_t bytes) { return p ? (char *)p + numbers * bytes : 0; }
 
 void gconv_spmm(const product *p, int type, int level, int threads, int64_t chunk, int64_t chunks) {
@@ -91,7 +91,7 @@ void gconv_spmm(const product *p, int type, int level, int threads, int64_t chun
     }
 }
 
-/* y, (batch, columns of the pattern, channels) of zeros, becomes S^T x; it has numbers. Threads take blocks of channels. */
+/* y += S^T x; the caller passes zeros (batch, columns of the pattern, channels). Threads process blocks of channels. */
 void gconv_scatter(const product *p, int type, int level, int threads, int64_t chunk, int64_t chunks) {
     if (!p->batch || !p->channels) return;
     const int64_t wanted = threads * chunks, parts = p->batch < wanted ? (wanted + p->batch - 1) / p->batch : 1;
@@ -149,7 +149,7 @@ void gconv_edges(const edges *p, int what, int type, int level, int threads, int
     }
 }
 
-/* The numbers of each of the parts, `step` apart, are added to those of the first. */
+/* Adds the arrays of all parts, which are `step` numbers apart, to that of the first part. */
 static void add_parts(void *sums, int64_t parts, int64_t numbers, int64_t step, int type) {
     for (int64_t c = 1; c < parts; c++)
         for (int64_t j = 0; j < numbers; j++) {
@@ -160,9 +160,9 @@ static void add_parts(void *sums, int64_t parts, int64_t numbers, int64_t step, 
         }
 }
 
-/* How attention over many signals is divided. The rows of each signal are divided into `parts`, so that there are about PARTS
- * in all, the same for any number of threads: sums over sites are added part by part. So many signals go through all passes
- * before the next ones begin: what a pass wrote is still in the cache. */
+/* The schedule of attention over many signals. The rows of each signal are divided into `parts`, about PARTS in total and
+ * independent of the number of threads, because sums over sites are accumulated per part. `together` signals go through all
+ * passes before the next ones start, so that the results of a pass are still in cache for the next pass. */
 typedef struct {
     int64_t signals, passes, parts, together, steps;
 } division;
@@ -173,7 +173,7 @@ static division divided(int64_t signals, int64_t passes, int threads) {
     return d;
 }
 
-/* Which tasks (signal and part) of a step, one pass of some signals, are in this chunk: the first, and the one after. */
+/* The first task (signal and part) of a chunk within a step, which is one pass over `together` signals. */
 static int64_t task_of(const division *d, int64_t step, int64_t chunk, int64_t chunks) {
     const int64_t width = d->together * d->parts, first = step / d->passes * width, rest = d->signals * d->parts - first;
     const int64_t task = from(d->steps * width, chunk, chunks) - step * width, most = width < rest ? width : rest;
@@ -186,7 +186,7 @@ static attention attention_of(const attention *p, int64_t b, int64_t bytes) {
     own.z = beyond(p->z, b * p->z_signal, bytes);
     own.dy = beyond(p->dy, b * all, bytes);
     own.y = beyond(p->y, b * all, bytes);
-    own.bent = beyond(p->bent, b * all, bytes);
+    own.y_f = beyond(p->y_f, b * all, bytes);
     own.dz = beyond(p->dz, b * all, bytes);
     own.scores = beyond(p->scores, 5 * b * sites, bytes);
     own.known = beyond(p->known, 6 * b * sites, bytes);
@@ -196,8 +196,8 @@ static attention attention_of(const attention *p, int64_t b, int64_t bytes) {
     return own;
 }
 
-/* y of attention; with `back`, from dy and what the forward pass made, dz and (2, heads, channels) dp and dq, which are
- * written to the first of `sums`. There is at least one signal. */
+/* y of attention; with `back`, dz, and dp and dq (2, heads, channels) in the first array of `sums`, from dy and the results of
+ * the forward pass. There must be at least one signal. */
 void gconv_attend(const attention *p, int back, int type, int level, int threads, int64_t chunk, int64_t chunks) {
     const int64_t numbers = 2 * p->heads * p->channels, bytes = type == F64 ? 8 : 4;
     const int begin = back ? SUMMED : SCORES, passes = back ? VECTORS - SUMMED + 1 : ATTEND - SCORES + 1;
@@ -206,7 +206,7 @@ void gconv_attend(const attention *p, int back, int type, int level, int threads
         const int what = begin + (int)(step % passes);
         const int64_t stop = task_of(&d, step, chunk + 1, chunks);
         attention_part run = SETS[level_of(level, p->channels, type)]->attention[what][type];
-        const int32_t *crow = what == BACK ? p->crow_t : what == ATTEND ? p->crow : 0; /* else a part is so many rows */
+        const int32_t *crow = what == BACK ? p->crow_t : what == ATTEND ? p->crow : 0; /* without entries: equal rows */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
         for (int64_t t = task_of(&d, step, chunk, chunks); t < stop; t++) {
             const int64_t c = t % d.parts;
@@ -232,18 +232,19 @@ static joint joint_of(const joint *p, int64_t b, int64_t bytes) {
     return own;
 }
 
-/* The values; with `back`, from the gradient g that arrives, ds, dt and, in the first of `sums`, dp. There is at least one
- * signal. */
+/* The values; with `back`, ds, dt and, in the first array of `sums`, dp, from the gradient g of the values. There must be at
+ * least one signal. */
 void gconv_joint(const joint *p, int back, int type, int level, int threads, int64_t chunk, int64_t chunks) {
     const int64_t numbers = p->heads * p->channels, bytes = type == F64 ? 8 : 4;
-    const int begin = back ? PART : MEET, passes = back ? RETURN - PART + 1 : 1;
+    const int begin = back ? JOINT_BACK_ROWS : JOINT_FORWARD;
+    const int passes = back ? JOINT_BACK_COLUMNS - JOINT_BACK_ROWS + 1 : 1;
     const division d = divided(p->signals, passes, threads);
     for (int64_t step = 0; step < d.steps; step++) {
         const int what = begin + (int)(step % passes);
         const int64_t stop = task_of(&d, step, chunk + 1, chunks);
         joint_part run = SETS[level]->joint[what][type];
-        const int32_t *crow = what == RETURN ? p->crow_t : p->crow;
-        const int64_t rows = what == RETURN ? p->columns : p->rows;
+        const int32_t *crow = what == JOINT_BACK_COLUMNS ? p->crow_t : p->crow;
+        const int64_t rows = what == JOINT_BACK_COLUMNS ? p->columns : p->rows;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
         for (int64_t t = task_of(&d, step, chunk, chunks); t < stop; t++) {
             const int64_t c = t % d.parts;

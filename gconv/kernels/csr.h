@@ -1,4 +1,4 @@
-/* What all files of the kernels share: the structs that native.py fills in, the types of the loops, and small helpers. */
+/* Shared by all files of the kernels: the structs that native.py fills in, the types of the loops, and small helpers. */
 #ifndef GCONV_CSR_H
 #define GCONV_CSR_H
 #include <stdint.h>
@@ -8,7 +8,7 @@
 #define JOIN_(a, b, c) a##_##b##_##c
 #define JOIN(a, b, c) JOIN_(a, b, c)
 
-/* Loops over few vectors are unrolled: by clang unasked, where the count is a constant. */
+/* Loops over a constant number of vectors are unrolled; clang does so without a pragma. */
 #if defined(__clang__)
 #define UNROLL(n)
 #else
@@ -17,17 +17,17 @@
 #endif
 
 /* One product: the pattern, its values (float64 with float64 signals, else float32), and signals as (batch, row, head,
- * channel) with any stride between batches, rows and heads, channels side by side. z and w may be NULL, and may be y.
+ * channel) with any stride between batches, rows and heads; channels are contiguous. z and w may be NULL, and may be y.
  *
- * Entry k of the pattern has the values order[k] * heads + h (or k * heads + h without an order). `outer` heads of y are
- * written apart; `inner` heads of x are summed into each. A plain product has one of each.
+ * Entry k of the pattern has the values order[k] * heads + h (or k * heads + h without an order). The product has `outer`
+ * heads, each of which is a sum over `inner` heads of x. A plain product has one of each.
  *
- * With a schedule, crow and col hold the rows in another order: slot i is row place[i] of y, z and w, and its entries are
- * those of the pattern as it comes from start[i] on. place and start are NULL without one, and for
- * rows of fewer channels than SCHEDULED in native.py, which have no such loops.
+ * With a schedule, crow and col hold the rows in another order: slot i is row place[i] of y, z and w, and its values start at
+ * entry start[i] of the original pattern. place and start are NULL without a schedule; rows with fewer channels than
+ * SCHEDULED in native.py are never scheduled.
  *
- * Values may differ from signal to signal: then those of a signal begin v_batch numbers after those of the one before, and a
- * sampled product, whose y_batch is not 0, is not summed over the signals. */
+ * If each signal has its own values, these are v_batch numbers apart. A sampled product with y_batch != 0 is not summed over
+ * the signals. */
 typedef struct {
     const int32_t *crow, *col, *order;
     const void *values, *x, *z, *w;
@@ -39,8 +39,8 @@ typedef struct {
     int64_t v_batch;
 } product;
 
-/* What the entries carry: numbers (e, heads) in row order, beside numbers (rows or columns, heads), for each of the signals,
- * which are so many numbers apart. */
+/* Arguments of functions of entries: arrays (e, heads) in row order and arrays (rows or columns, heads), for `batch` signals,
+ * which are a_batch, b_batch and y_batch numbers apart. */
 typedef struct {
     const int32_t *crow, *col, *order;
     const void *a, *b;
@@ -49,23 +49,23 @@ typedef struct {
 } edges;
 
 /* Attention: z (signals, sites, heads, channels) with any stride between signals, sites and heads, p and q (heads, channels);
- * see csr_attend.h. Of each signal `scores` holds 5 planes (rows, heads); bent is NULL where there will be no derivative. Of
- * that, `known` holds 4 planes side by side (rows, 4, heads), followed by dt and ds (rows, heads), and `sums` a part's dp and
- * dq for each part of each signal. Entries whose hash is below `least` are dropped, the others times `scale`; `before` numbers
- * of entries and heads belong to signals before this one. place and start as in a product, of the rows and of the columns. */
+ * see csr_attend.h. For each signal `scores` holds 5 arrays (rows, heads); y_f is NULL if no derivative is needed. For the
+ * backward pass, `known` holds (rows, 4, heads), followed by dt and ds (rows, heads), and `sums` holds dp and dq of each part
+ * of each signal. Entries whose hash is below `least` are dropped, the others are multiplied by `scale`; `before` is the
+ * number of (entry, head) pairs of earlier signals. place and start as in a product, for rows and for columns. */
 typedef struct {
     const int32_t *crow, *col, *place, *start, *crow_t, *col_t, *place_t, *start_t, *to_t;
     const void *z, *p, *q, *dy;
-    void *scores, *y, *bent, *known, *dt, *ds, *dz, *sums;
+    void *scores, *y, *y_f, *known, *dt, *ds, *dz, *sums;
     int64_t rows, heads, channels, z_row, z_head, z_signal, signals;
     uint64_t before;
     double slope, scale;
     uint32_t seed, least;
 } attention;
 
-/* The same where both ends meet before they are bent: s (signals, columns, heads, channels) and t (signals, rows, heads,
- * channels) with any stride between signals, sites and heads, p (heads, channels); see csr_joint.h. `sums` holds two such
- * arrays for each part of each signal. */
+/* Joint attention: s (signals, columns, heads, channels) and t (signals, rows, heads, channels) with any stride between
+ * signals, sites and heads, p (heads, channels); see csr_joint.h. `sums` holds two arrays (heads, channels) for each part of
+ * each signal. */
 typedef struct {
     const int32_t *crow, *col, *crow_t, *col_t, *order;
     const void *s, *t, *p, *values, *g;
@@ -87,7 +87,7 @@ INLINE float widen(uint16_t h) {
     return f;
 }
 
-/* A number that looks random (the constants: C. Wellons, Prospecting for hash functions, "lowbias32"). */
+/* A hash of 32-bit integers (constants: C. Wellons, Prospecting for hash functions, "lowbias32"). */
 INLINE uint32_t hashed(uint32_t x) {
     x = (x ^ x >> 16) * 0x7feb352d;
     x = (x ^ x >> 15) * 0x846ca68b;
@@ -106,10 +106,10 @@ enum { BASE, AVX2, AVX512, LEVELS };
 enum { F32, F64, BF16, TYPES };
 enum { SOFTMAX, SOFTMAX_BACK, ENDS, SUMS, EDGES };
 enum { SCORES, ATTEND, SUMMED, BACK, VECTORS, ATTENTIONS };
-enum { MEET, PART, RETURN, JOINTS };
+enum { JOINT_FORWARD, JOINT_BACK_ROWS, JOINT_BACK_COLUMNS, JOINTS };
 enum { LARGEST, TIES, SHARES, WEIGHTS, MAXIMA };
 
-/* The loops of one instruction set; what attention and maxima are made of has no bfloat16. */
+/* The loops of one instruction set; attention and maxima have no bfloat16 versions. */
 typedef struct {
     spmm_part spmm[TYPES], scatter[2], maxima[MAXIMA][2];
     sddmm_part sddmm[TYPES];
@@ -125,9 +125,9 @@ typedef struct {
 #endif
 extern PRIVATE const loops gconv_base;
 
-/* The other instruction sets, where the compiler can make code for them. With GCONV_PORTABLE their vectors are there, made
- * of what every processor has: so that the loops of each set can be tested on each machine. With GCONV_BASE they are left
- * out: a build of a third of the time. */
+/* The other instruction sets, if the compiler supports them. With GCONV_PORTABLE they are compiled with their vector lengths
+ * but for the base instruction set, so that all loops can be tested on any machine. With GCONV_BASE they are left out, which
+ * reduces the build time to a third. */
 #if !defined(GCONV_BASE) && (defined(GCONV_PORTABLE) || (defined(__x86_64__) && defined(__GNUC__)))
 #define HAVE_SETS 1
 extern PRIVATE const loops gconv_avx2, gconv_avx512;

@@ -1,28 +1,28 @@
-/* Attention whose logits are a sum over both ends of an entry, softmax and product in one pass, for one type and one
- * instruction set; a is the softmax over the entries e = (i, j) of row i of bend(t[i, h] + s[j, h]):
+/* Additive attention, softmax and product fused, for one type and one instruction set. With a the softmax over the entries
+ * e = (i, j) of row i of LeakyReLU(t[i, h] + s[j, h]):
  *
  *     y[i, h] = sum of a[e, h] m[e, h] z[j, h],        t[i, h] = <z[i, h], p[h]>,    s[j, h] = <z[j, h], q[h]>
  *
- * bend(l) is l where it is positive and slope l elsewhere. m is 1, or 0 for a share of the entries and 1 / (1 - share) for
- * the others, which a hash of signal, entry, head and seed decides. No number of an entry is kept. The derivative of row i's logits,
+ * m is the dropout mask: 1 without dropout, else 0 for a fraction `share` of the entries and 1 / (1 - share) for the others,
+ * from a hash of signal, entry, head and seed. Nothing is stored per entry. The gradient of the logits of row i,
  *
  *     dl[e, h] = a f (m <dy[i, h], z[j, h]> - d[i, h]),    d = <dy[i, h], y[i, h]>,    f = 1 or slope,
  *
- * is linear in dy: its sum over the row is <dy[i, h], bent[i, h]> - d g with bent = sum of a f m z and g = sum of a f, which
- * the forward pass makes beside y. So one pass over the columns is left for the backward pass.
+ * is linear in dy: its sum over the row is <dy[i, h], y_f[i, h]> - d g with y_f = sum of a f m z and g = sum of a f, which
+ * the forward pass computes together with y. The backward pass therefore needs a single pass, over the columns.
  *
- * `scores` are planes (rows, heads): s, t, the largest logit of each row, 1 over the sum of its exponentials, and g. */
-#define HEADS 64 /* at most; the caller sees to it */
-#define NUMBERS 512 /* of the entries at hand */
-#define ROOM (NUMBERS + 64 / REAL_BYTES) /* and a vector more */
-#define AHEAD 8 /* entries: how far ahead of its use a gathered row is asked for */
+ * `scores` are arrays (rows, heads): s, t, the largest logit of each row, 1 / (sum of its exponentials), and g. */
+#define HEADS 64 /* maximum, checked by the caller */
+#define CHUNK_NUMBERS 512 /* (entry, head) pairs processed at a time */
+#define BUFFER (CHUNK_NUMBERS + 64 / REAL_BYTES) /* padded by one vector */
+#define AHEAD 8 /* prefetch distance, in entries */
 
 #define VEC JOIN(vec, JOIN(ISA, TYPE, full), t)
 #define INT JOIN(mask, JOIN(ISA, TYPE, full), t)
 #define LANES (VECTOR_BYTES / REAL_BYTES)
 
-/* l = bend(l) and f = its slope there, of n numbers and what follows up to a whole vector. */
-static __attribute__((noinline)) void JOIN(bend, ISA, TYPE)(REAL *restrict l, REAL *restrict f, int64_t n, REAL slope) {
+/* l = LeakyReLU(l) and f = its derivative, for n numbers, rounded up to a whole vector. */
+static __attribute__((noinline)) void JOIN(leaky_relu, ISA, TYPE)(REAL *restrict l, REAL *restrict f, int64_t n, REAL slope) {
     const VEC one = (VEC){0} + 1, other = (VEC){0} + slope;
     for (int64_t j = 0; j < n; j += LANES) {
         const VEC u = *(VEC *)(l + j);
@@ -33,12 +33,12 @@ static __attribute__((noinline)) void JOIN(bend, ISA, TYPE)(REAL *restrict l, RE
     }
 }
 
-/* x = e^x of n numbers none of which is positive; what follows up to a whole vector is of no consequence. */
-INLINE void JOIN(powers, ISA, TYPE)(REAL *restrict x, int64_t n) {
+/* x = e^x for n non-positive numbers, rounded up to a whole vector. */
+INLINE void JOIN(exponentials_in_place, ISA, TYPE)(REAL *restrict x, int64_t n) {
     JOIN(exponentials, ISA, TYPE)(x, (n + LANES - 1) / LANES * LANES);
 }
 
-/* The factor m of number `at`. */
+/* The dropout factor m of (entry, head) pair `at`. */
 INLINE REAL JOIN(factor, ISA, TYPE)(const attention *p, uint64_t at) {
     at += p->before;
     return hashed(hashed((uint32_t)at ^ 0x9e3779b9 * (uint32_t)(at >> 32)) + p->seed) < p->least ? 0 : (REAL)p->scale;
@@ -85,6 +85,6 @@ ENTRY(scores) ENTRY(attend) ENTRY(sums) ENTRY(back) ENTRY(vectors)
 #undef CHOOSE
 #undef AS
 #undef AHEAD
-#undef ROOM
-#undef NUMBERS
+#undef BUFFER
+#undef CHUNK_NUMBERS
 #undef HEADS

@@ -1,5 +1,5 @@
-/* The loops of attention, for one type and one vector width (LANES). A row of c channels is ceil(c / lanes) vectors, of
- * which the last overlaps the one before. */
+/* The loops of attention, for one type and one vector width (LANES). A row of c channels is covered by ceil(c / lanes)
+ * vectors, of which the last may overlap the one before. */
 #define VEC JOIN(lane, JOIN(ISA, TYPE, WIDTH), t)
 #define NAME(f) JOIN(JOIN(f, ISA, TYPE), WIDTH, attend)
 #if LANES == 1
@@ -13,7 +13,7 @@ typedef REAL VEC __attribute__((vector_size(LANES * sizeof(REAL)), aligned(sizeo
 INLINE VEC NAME(totals)(VEC *x) { return (VEC)JOIN(JOIN(lanes, ISA, TYPE), WIDTH, rows)((void *)x); }
 #endif
 
-/* What inner products come from: `have` of them are in the making, of which vectors wait for their lanes to be summed. */
+/* Inner products in progress: the lanes of LANES vectors are summed at once; `have` vectors are waiting. */
 typedef struct {
     VEC sums[LANES];
     REAL rest[LANES], *out;
@@ -28,11 +28,11 @@ INLINE void NAME(flush)(NAME(pending) *d) {
     d->have = 0;
 }
 
-/* <a[h], b[h]> of the heads, c numbers each, into the next places of out. */
+/* <a[h], b[h]> for all heads, c numbers each, appended to out. */
 INLINE void NAME(dots)(NAME(pending) *d, const int64_t heads, const int64_t c, const REAL *a, int64_t a_head, const REAL *b,
                        int64_t b_head) {
     const int64_t whole = c / LANES * LANES;
-    if (heads % LANES == 0 && whole == c) { /* nothing is left in the making */
+    if (heads % LANES == 0 && whole == c) { /* no vectors are left waiting */
         for (int64_t h = 0; h < heads; h += LANES) {
             VEC sums[LANES];
 UNROLL(8)
@@ -69,8 +69,8 @@ INLINE void NAME(scores_of)(const int n, const int64_t heads, const int64_t c, c
     }
 }
 
-/* The sum of w[k] x[at[k]] over `count` entries, of one head, added to y unless that is `fresh`, and `also` likewise with v
- * where `both`; n vectors. */
+/* y (+)= the sum of w[k] x[at[k]] over `count` entries, for one head and n vectors; if `both`, `also` likewise with v. With
+ * `fresh` the results are overwritten instead of added to. */
 INLINE void NAME(gather)(const int n, const int both, const int fresh, const int64_t heads, int64_t count,
                          const int32_t *at, const REAL *w, const REAL *v, const REAL *x, int64_t step, REAL *y, REAL *also,
                          int64_t end) {
@@ -97,7 +97,7 @@ UNROLL(4)
     }
 }
 
-/* The same of all heads and any number of channels; n vectors if that is known where this is called, else 0. */
+/* The same for all heads and any number of channels; n is the number of vectors if it is a constant at the call, else 0. */
 INLINE void NAME(gather_heads)(const int n, const int both, const int fresh, const int64_t heads, const int64_t c, int64_t count,
                                const int32_t *at, const REAL *w, const REAL *v, const REAL *x, int64_t step, int64_t head,
                                REAL *y, REAL *also) {
@@ -116,7 +116,7 @@ INLINE void NAME(gather_heads)(const int n, const int both, const int fresh, con
         }
 }
 
-/* The same where no number is known before: one function for all that call it, for it is long. */
+/* The same without constant arguments, as a function that is not inlined, to limit the code size. */
 static __attribute__((noinline)) void NAME(gather_any)(const int both, const int fresh, const int64_t heads, const int64_t c,
                                                        int64_t count, const int32_t *at, const REAL *w, const REAL *v,
                                                        const REAL *x, int64_t step, int64_t head, REAL *y, REAL *also) {
@@ -130,7 +130,7 @@ static __attribute__((noinline)) void NAME(gather_any)(const int both, const int
         NAME(gather_heads)(0, 0, 0, heads, c, count, at, w, w, x, step, head, y, y);
 }
 
-INLINE void NAME(ask)(const REAL *row, const int64_t heads, const int64_t c, int64_t head) {
+INLINE void NAME(prefetch)(const REAL *row, const int64_t heads, const int64_t c, int64_t head) {
     if (head == c)
         for (int64_t j = 0; j < heads * c; j += 64 / REAL_BYTES) __builtin_prefetch(row + j);
     else
@@ -145,18 +145,18 @@ INLINE void NAME(scaled)(REAL *x, const int64_t heads, const int64_t c, const RE
 
 INLINE REAL NAME(finite)(REAL top) { return top == -(REAL)__builtin_inff() ? 0 : top; }
 
-/* y, and bent where it is wanted. A row's entries go through some at a time; where the largest logit grows, what was
- * summed before shrinks. Logits of minus infinity before any finite one are entries of 0, not of inf - inf; where all are,
- * the sum is 0 and the row NaN, as any row is with a NaN or plus infinity among its logits. */
+/* y, and y_f if needed. The entries of a row are processed in chunks with an online softmax: when the largest logit grows,
+ * the sums so far are rescaled. Logits of minus infinity before the first finite one give values of 0, not inf - inf; if all
+ * are minus infinity, the sum is 0 and the row NaN, as is any row with a NaN or plus infinity among its logits. */
 INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, const int64_t c, const attention *p,
                            int64_t first, int64_t last) {
-    const int64_t plane = p->rows * heads, stop = p->crow[last], many = NUMBERS / heads;
+    const int64_t plane = p->rows * heads, stop = p->crow[last], many = CHUNK_NUMBERS / heads;
     const REAL *s = p->scores, *t = s + plane, *z = p->z;
     REAL *tops = (REAL *)p->scores + 2 * plane, *inverse = tops + plane, *shares = inverse + plane;
-    REAL w[ROOM] = {0}, f[ROOM], top[HEADS], sum[HEADS], share[HEADS], shrink[HEADS + 64 / REAL_BYTES] = {0};
+    REAL w[BUFFER] = {0}, f[BUFFER], top[HEADS], sum[HEADS], share[HEADS], shrink[HEADS + 64 / REAL_BYTES] = {0};
     for (int64_t slot = first; slot < last; slot++) {
         const int64_t i = p->place ? p->place[slot] : slot;
-        REAL *restrict y = (REAL *)p->y + i * heads * c, *restrict also = both ? (REAL *)p->bent + i * heads * c : 0;
+        REAL *restrict y = (REAL *)p->y + i * heads * c, *restrict also = both ? (REAL *)p->y_f + i * heads * c : 0;
         const int64_t start = p->crow[slot], entries = p->crow[slot + 1] - start, entry = p->place ? p->start[slot] : start;
         if (!entries) {
             for (int64_t j = 0; j < heads * c; j++) y[j] = 0;
@@ -169,11 +169,11 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
             const int32_t *at = p->col + start + from;
             for (int64_t k = 0; k < count; k++) {
                 const int64_t e = start + from + k, next = p->col[e + AHEAD < stop ? e + AHEAD : e];
-                NAME(ask)(z + next * p->z_row, heads, c, p->z_head);
+                NAME(prefetch)(z + next * p->z_row, heads, c, p->z_head);
                 __builtin_prefetch(s + next * heads);
                 for (int64_t h = 0; h < heads; h++) w[k * heads + h] = t[i * heads + h] + s[at[k] * heads + h];
             }
-            JOIN(bend, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
+            JOIN(leaky_relu, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
             for (int64_t h = 0; h < heads; h++) {
                 shrink[h] = top[h];
                 if (!from) top[h] = w[h];
@@ -182,14 +182,14 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
                 for (int64_t h = 0; h < heads; h++) top[h] = w[k * heads + h] > top[h] ? w[k * heads + h] : top[h];
             if (from) {
                 for (int64_t h = 0; h < heads; h++) shrink[h] -= NAME(finite)(top[h]);
-                JOIN(powers, ISA, TYPE)(shrink, heads);
+                JOIN(exponentials_in_place, ISA, TYPE)(shrink, heads);
                 for (int64_t h = 0; h < heads; h++) sum[h] *= shrink[h], share[h] *= shrink[h];
                 NAME(scaled)(y, heads, c, shrink);
                 if (both) NAME(scaled)(also, heads, c, shrink);
             }
             for (int64_t k = 0; k < count; k++)
                 for (int64_t h = 0; h < heads; h++) w[k * heads + h] -= NAME(finite)(top[h]);
-            JOIN(powers, ISA, TYPE)(w, count * heads);
+            JOIN(exponentials_in_place, ISA, TYPE)(w, count * heads);
             for (int64_t k = 0; k < count; k++)
                 for (int64_t h = 0; h < heads; h++) {
                     const REAL a = w[k * heads + h], b = a * f[k * heads + h];
@@ -198,7 +198,7 @@ INLINE void NAME(each_row)(const int n, const int both, const int64_t heads, con
                 }
             if (p->least)
                 for (int64_t u = 0; u < count * heads; u++) w[u] *= JOIN(factor, ISA, TYPE)(p, (entry + from) * heads + u);
-            if (entries <= many) { /* most rows: they end here */
+            if (entries <= many) { /* most rows: a single chunk */
                 for (int64_t h = 0; h < heads; h++) sum[h] = 1 / sum[h];
                 for (int64_t k = 0; k < count; k++)
                     for (int64_t h = 0; h < heads; h++) w[k * heads + h] *= sum[h];
@@ -230,14 +230,14 @@ INLINE void NAME(attend_of)(const int n, const int64_t heads, const int64_t c, c
                             int64_t last, REAL *sums) {
     (void)sums;
     if (!n)
-        NAME(each_row)(0, p->bent != 0, heads, c, p, first, last);
-    else if (p->bent)
+        NAME(each_row)(0, p->y_f != 0, heads, c, p, first, last);
+    else if (p->y_f)
         NAME(each_row)(n, 1, heads, c, p, first, last);
     else
         NAME(each_row)(n, 0, heads, c, p, first, last);
 }
 
-/* What the columns want to know of each row, side by side: t, the largest logit, 1 over the sum, and d. And dt. */
+/* The data of each row that the pass over the columns reads, contiguous: t, the largest logit, 1 / sum, and d. Also dt. */
 INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                           int64_t last, REAL *sums) {
     (void)n, (void)sums;
@@ -247,7 +247,7 @@ INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, con
     for (int64_t i = first; i < last; i++) {
         NAME(pending) ds = {.out = d}, bs = {.out = b};
         NAME(dots)(&ds, heads, c, dy + i * heads * c, c, (const REAL *)p->y + i * heads * c, c);
-        NAME(dots)(&bs, heads, c, dy + i * heads * c, c, (const REAL *)p->bent + i * heads * c, c);
+        NAME(dots)(&bs, heads, c, dy + i * heads * c, c, (const REAL *)p->y_f + i * heads * c, c);
         NAME(flush)(&ds);
         NAME(flush)(&bs);
         for (int64_t h = 0; h < heads; h++) {
@@ -262,13 +262,13 @@ INLINE void NAME(sums_of)(const int n, const int64_t heads, const int64_t c, con
     }
 }
 
-/* On the transpose: dz and ds. */
+/* By rows of the transpose: dz and ds. */
 INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                           int64_t last, REAL *restrict sums) {
     (void)sums;
-    const int64_t stop = p->crow_t[last], many = NUMBERS / heads;
+    const int64_t stop = p->crow_t[last], many = CHUNK_NUMBERS / heads;
     const REAL *restrict s = p->scores, *restrict known = p->known, *dy = p->dy, *dt = p->dt, *a = p->p, *b = p->q;
-    REAL w[ROOM] = {0}, f[ROOM], g[ROOM], m[ROOM], top[ROOM], inverse[ROOM], d[ROOM];
+    REAL w[BUFFER] = {0}, f[BUFFER], g[BUFFER], m[BUFFER], top[BUFFER], inverse[BUFFER], d[BUFFER];
     for (int64_t slot = first; slot < last; slot++) {
         const int64_t j = p->place_t ? p->place_t[slot] : slot;
         const REAL *z = (const REAL *)p->z + j * p->z_row;
@@ -281,28 +281,28 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
         for (int64_t from = 0; from < entries; from += many) {
             const int64_t count = entries - from < many ? entries - from : many;
             const int32_t *at = p->col_t + start + from;
-            NAME(pending) met = {.out = g};
+            NAME(pending) products = {.out = g};
             for (int64_t k = 0; k < count; k++) {
                 const int64_t e = start + from + k, next = p->col_t[e + AHEAD < stop ? e + AHEAD : e];
                 const REAL *own = known + (int64_t)at[k] * 4 * heads;
-                NAME(ask)(dy + next * heads * c, heads, c, c);
-                NAME(ask)(known + next * 4 * heads, 4, heads, heads);
+                NAME(prefetch)(dy + next * heads * c, heads, c, c);
+                NAME(prefetch)(known + next * 4 * heads, 4, heads, heads);
                 for (int64_t h = 0; h < heads; h++) w[k * heads + h] = own[h] + s[j * heads + h];
                 for (int64_t h = 0; h < heads; h++) top[k * heads + h] = own[heads + h];
                 for (int64_t h = 0; h < heads; h++) inverse[k * heads + h] = own[2 * heads + h];
                 for (int64_t h = 0; h < heads; h++) d[k * heads + h] = own[3 * heads + h];
-                NAME(dots)(&met, heads, c, dy + at[k] * heads * c, c, z, p->z_head);
+                NAME(dots)(&products, heads, c, dy + at[k] * heads * c, c, z, p->z_head);
             }
-            NAME(flush)(&met);
+            NAME(flush)(&products);
             if (p->least)
                 for (int64_t k = 0; k < count; k++)
                     for (int64_t h = 0; h < heads; h++) {
                         m[k * heads + h] = JOIN(factor, ISA, TYPE)(p, entry[from + k] * heads + h);
                         g[k * heads + h] *= m[k * heads + h];
                     }
-            JOIN(bend, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
+            JOIN(leaky_relu, ISA, TYPE)(w, f, count * heads, (REAL)p->slope);
             for (int64_t u = 0; u < count * heads; u++) w[u] -= top[u];
-            JOIN(powers, ISA, TYPE)(w, count * heads);
+            JOIN(exponentials_in_place, ISA, TYPE)(w, count * heads);
             for (int64_t u = 0; u < count * heads; u++) {
                 w[u] *= inverse[u];
                 f[u] *= w[u] * (g[u] - d[u]);
@@ -323,7 +323,7 @@ INLINE void NAME(back_of)(const int n, const int64_t heads, const int64_t c, con
     }
 }
 
-/* The sums of this part's dp and dq. */
+/* dp and dq of this part. */
 INLINE void NAME(vectors_of)(const int n, const int64_t heads, const int64_t c, const attention *p, int64_t first,
                              int64_t last, REAL *restrict sums) {
     (void)n;
@@ -337,7 +337,7 @@ INLINE void NAME(vectors_of)(const int n, const int64_t heads, const int64_t c, 
         }
 }
 
-/* The numbers of heads, channels and vectors are constants for the layers that most networks have. */
+/* The numbers of heads, channels and vectors are constants for common layers. */
 #define ENTRY(f, ...)                                                                                         \
     static __attribute__((noinline)) void NAME(f)(const attention *p, int64_t first, int64_t last, void *sums) { \
         if (p->heads == 8 && p->channels == 8 && LANES <= 8)                                                  \

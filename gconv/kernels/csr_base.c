@@ -1,4 +1,4 @@
-/* The loops for what every processor has. */
+/* The loops for the base instruction set. */
 #include "csr.h"
 
 #define ISA base

@@ -1,18 +1,19 @@
-/* A sparsity pattern by rows, and its transpose by rows, from a list of entries: sorted by counting, step by step.
+/* A sparsity pattern in CSR form, and its transpose, from a list of entries, by counting sort in steps.
  *
- * The entries (row, col) are sorted by row and column, repeated ones in their order: entry k of the sorted list was entry
- * perm[k]; number p of the list by columns is to_t[p], and from_t the other way round. crow and crow_t come as zeros, and
- * `sorted` as 1: it says afterwards whether the entries came sorted, and perm is not written then. */
+ * The entries (row, col) are sorted by row and column (stable): entry k of the sorted list was entry perm[k]. Entry p of the
+ * list sorted by column is entry to_t[p] of the sorted list, and from_t is the inverse of to_t. The caller sets crow and
+ * crow_t to zeros and `sorted` to 1; it is 0 afterwards if the entries were not sorted. perm is only written in that case. */
 typedef struct {
     const int64_t *row, *col;
     int32_t *crow, *column, *crow_t, *column_t, *perm, *to_t, *from_t;
     int64_t entries, rows, cols, sorted;
 } pattern;
 
-/* Where counts (one ahead) become the starts of rows, and the starts, moved on by filling, starts again. */
+/* Counts, shifted by one, to the starts of rows. */
 static void add_up(int32_t *crow, int64_t rows) {
     for (int64_t i = 0; i < rows; i++) crow[i + 1] += crow[i];
 }
+/* Restores the starts of rows, after filling has advanced each to the start of the next row. */
 static void move_back(int32_t *crow, int64_t rows) {
     memmove(crow + 1, crow, rows * sizeof *crow);
     crow[0] = 0;
@@ -20,8 +21,8 @@ static void move_back(int32_t *crow, int64_t rows) {
 
 enum { COUNTED, BY_COLUMN, BY_ROW, TURNED, BUILT };
 
-/* Numbers first to last of one step: of the entries, and in the last step of the rows. A step's first numbers, and the last
- * ones of the last, do what lies between two steps. Returns -1 where an entry lies outside. */
+/* Entries `first` to `last` of one step; in the last step, rows. The call with the first entries of a step also finishes the
+ * step before it, and the call with the last rows of the last step finishes that. Returns -1 if an entry is out of range. */
 int gconv_build(pattern *s, int step, int64_t first, int64_t last) {
     const int64_t *row = s->row, *col = s->col;
     int32_t *by_column = s->from_t;

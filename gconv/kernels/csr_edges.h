@@ -1,12 +1,11 @@
-/* What the entries of each row carry, for one type and one instruction set: numbers (e, heads), heads side by side. */
+/* Functions of the entries of each row, for one type and one instruction set, on arrays (e, heads). */
 #define VEC JOIN(edge, JOIN(vec, ISA, TYPE), t)
 #define INT JOIN(edge, JOIN(int, ISA, TYPE), t)
 typedef REAL VEC __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER INT __attribute__((vector_size(VECTOR_BYTES), may_alias));
 #define LANES (VECTOR_BYTES / (int)sizeof(REAL))
 
-/* e^x for x <= 0: x = n ln 2 + r, then the Taylor polynomial of e^r (|r| < 0.35), times 2^n; 0 below the smallest power,
- * and a NaN stays one. */
+/* e^x for x <= 0: with x = n ln 2 + r, the Taylor polynomial of e^r (|r| < 0.35) times 2^n; 0 on underflow, NaN for NaN. */
 INLINE VEC JOIN(exp, ISA, TYPE)(VEC x) {
     const int single = sizeof(REAL) == 4, terms = single ? 7 : 13, bits = single ? 23 : 52, bias = single ? 127 : 1023;
     const REAL least = single ? -87 : -708, shift = (REAL)1.5 * (single ? 1 << 23 : (REAL)(1LL << 52));
@@ -20,7 +19,7 @@ INLINE VEC JOIN(exp, ISA, TYPE)(VEC x) {
     return (VEC)((INT)(y * (VEC)power) & alive);
 }
 
-/* y = exp(y) in place, n numbers none of which is positive. */
+/* y = exp(y) in place, for n non-positive numbers. */
 static __attribute__((noinline)) void JOIN(exponentials, ISA, TYPE)(REAL *y, int64_t n) {
     int64_t j = 0;
     for (; j + LANES <= n; j += LANES) *(VEC *)(y + j) = JOIN(exp, ISA, TYPE)(*(VEC *)(y + j));
@@ -32,11 +31,10 @@ static __attribute__((noinline)) void JOIN(exponentials, ISA, TYPE)(REAL *y, int
     }
 }
 
-#define HEADS 64 /* at most; the caller sees to it */
+#define HEADS 64 /* maximum, checked by the caller */
 
-/* a: logits. The number of heads is a constant where this is called, as far as it is a common one. A NaN or an infinity among
- * the logits of a row makes all of the row NaN, wherever it stands: it reaches the sum; minus infinity beside a finite logit
- * is an entry of 0. */
+/* a: logits. Common numbers of heads are constants at the call. A NaN or plus infinity among the logits of a row makes the
+ * whole row NaN, because the sum is NaN; minus infinity together with a finite logit gives a value of 0. */
 INLINE void JOIN(softmax_heads, ISA, TYPE)(const int64_t heads, const edges *p, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
         const int64_t start = p->crow[i], stop = p->crow[i + 1];
@@ -56,7 +54,7 @@ INLINE void JOIN(softmax_heads, ISA, TYPE)(const int64_t heads, const edges *p, 
     }
 }
 
-/* a: the softmax, b: the gradient that arrives; y = a (b - sum over the row of a b). */
+/* a: the softmax, b: its gradient; y = a (b - sum over the row of a b). */
 INLINE void JOIN(softmax_back_heads, ISA, TYPE)(const int64_t heads, const edges *p, int64_t first, int64_t last) {
     const REAL *a = p->a, *b = p->b;
     REAL *y = p->y, sum[HEADS];
@@ -69,7 +67,7 @@ INLINE void JOIN(softmax_back_heads, ISA, TYPE)(const int64_t heads, const edges
     }
 }
 
-/* a: of the rows, b: of the columns; y = a_i + b_j at the entries (i, j). */
+/* a: (rows, heads), b: (columns, heads); y = a_i + b_j at the entries (i, j). */
 INLINE void JOIN(ends_heads, ISA, TYPE)(const int64_t heads, const edges *p, int64_t first, int64_t last) {
     const REAL *a = p->a, *b = p->b;
     REAL *y = p->y;
@@ -78,7 +76,7 @@ INLINE void JOIN(ends_heads, ISA, TYPE)(const int64_t heads, const edges *p, int
             for (int64_t h = 0; h < heads; h++) y[k * heads + h] = a[i * heads + h] + b[p->col[k] * heads + h];
 }
 
-/* a: of the entries, read in an order if there is one; y: their sums, row by row. */
+/* a: (e, heads), read through `order` if it is given; y: (rows, heads), the sums over the entries of each row. */
 INLINE void JOIN(sums_heads, ISA, TYPE)(const int64_t heads, const edges *p, int64_t first, int64_t last) {
     const REAL *a = p->a;
     REAL *y = p->y, sum[HEADS];

@@ -1,7 +1,9 @@
-/* All types for one instruction set: ISA its name, VECTOR_BYTES its vectors, MOST_VECTORS how many sums fit its registers.
+/* All types for one instruction set: ISA is its name, VECTOR_BYTES the size of its vectors, MOST_VECTORS the number of sums
+ * that fit in its registers.
  *
- * A type comes in up to two widths: full vectors for rows of at least that many channels, and 16-byte vectors for narrower
- * ones. A row of c channels is covered by ceil(c / lanes) vectors of which the last overlaps the one before. */
+ * There are up to two vector widths for each type: full vectors for rows with at least that many channels, and 16-byte
+ * vectors for narrower rows. A row of c channels is covered by ceil(c / lanes) vectors, of which the last may overlap the one
+ * before. */
 #define STORE float
 #define REAL float
 #define REAL_BYTES 4

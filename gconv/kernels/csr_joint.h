@@ -1,26 +1,26 @@
-/* Attention where what both ends carry meets before it is bent, for one type and one instruction set:
+/* Joint attention (GATv2), for one type and one instruction set:
  *
- *     values[e, h] = softmax over the entries e = (i, j) of row i of <p[h], bend(t[i, h] + s[j, h])>
+ *     values[e, h] = softmax over the entries e = (i, j) of row i of <p[h], LeakyReLU(t[i, h] + s[j, h])>
  *
- * No number of an entry and a channel is kept: the backward passes make t + s anew. */
+ * Nothing is stored per entry and channel: the backward passes recompute t + s. */
 #define VEC JOIN(vec, JOIN(ISA, TYPE, full), t)
 #define INT JOIN(mask, JOIN(ISA, TYPE, full), t)
 #define LANES (VECTOR_BYTES / REAL_BYTES)
 #define AHEAD 8
 
-/* The slope of bend at u. */
+/* The derivative of LeakyReLU at u. */
 INLINE VEC JOIN(slope, ISA, TYPE)(VEC u, VEC other) {
     const INT up = (INT)(u > 0);
     return (VEC)((up & (INT)((VEC){0} + 1)) | (~up & (INT)other));
 }
 
-INLINE void JOIN(ask, ISA, TYPE)(const REAL *row, int64_t heads, int64_t c, int64_t head) {
+INLINE void JOIN(prefetch, ISA, TYPE)(const REAL *row, int64_t heads, int64_t c, int64_t head) {
     for (int64_t h = 0; h < heads; h++)
         for (int64_t j = 0; j < c; j += 64 / REAL_BYTES) __builtin_prefetch(row + h * head + j);
 }
 
-/* y: the values. As many products as a vector has lanes are summed together. */
-INLINE void JOIN(meet_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *none) {
+/* y: the values. The lanes of LANES inner products are summed at once. */
+INLINE void JOIN(joint_forward_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *none) {
     (void)none;
     const int64_t heads = p->heads, whole = c / LANES * LANES, stop = p->crow[last];
     const REAL *a = p->p, slope = (REAL)p->slope;
@@ -32,7 +32,8 @@ INLINE void JOIN(meet_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t
     for (int64_t i = first; i < last; i++)
         for (int64_t k = p->crow[i]; k < p->crow[i + 1]; k++) {
             const REAL *t = (const REAL *)p->t + i * p->t_row, *s = (const REAL *)p->s + p->col[k] * p->s_row;
-            JOIN(ask, ISA, TYPE)((const REAL *)p->s + p->col[k + AHEAD < stop ? k + AHEAD : k] * p->s_row, heads, c, p->s_head);
+            const int64_t next = p->col[k + AHEAD < stop ? k + AHEAD : k];
+            JOIN(prefetch, ISA, TYPE)((const REAL *)p->s + next * p->s_row, heads, c, p->s_head);
             for (int64_t h = 0; h < heads; h++, t += p->t_head, s += p->s_head) {
                 VEC sum = {0};
                 REAL few = 0;
@@ -60,9 +61,10 @@ INLINE void JOIN(meet_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t
     JOIN(softmax, ISA, TYPE)(&own, first, last);
 }
 
-/* values and g, the gradient that arrives; y: the gradient of the logits; dt, and this part's dp into `sums`, below which
- * there is room for that of one row. */
-INLINE void JOIN(part_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *restrict sums) {
+/* From the values and their gradient g: y, the gradient of the logits; dt; and dp of this part in `sums`, followed by a
+ * buffer of the same size for dp of one row. */
+INLINE void JOIN(joint_back_rows_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last,
+                                                   REAL *restrict sums) {
     const int64_t heads = p->heads, whole = c / LANES * LANES, stop = p->crow[last], numbers = heads * c;
     const REAL *a = p->p, slope = (REAL)p->slope, *restrict y = p->y;
     const VEC other = (VEC){0} + slope;
@@ -75,7 +77,8 @@ INLINE void JOIN(part_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t
         for (int64_t j = 0; j < numbers; j++) dt[j] = dp[j] = 0;
         for (int64_t k = p->crow[i]; k < p->crow[i + 1]; k++) {
             const REAL *t = (const REAL *)p->t + i * p->t_row, *s = (const REAL *)p->s + p->col[k] * p->s_row;
-            JOIN(ask, ISA, TYPE)((const REAL *)p->s + p->col[k + AHEAD < stop ? k + AHEAD : k] * p->s_row, heads, c, p->s_head);
+            const int64_t next = p->col[k + AHEAD < stop ? k + AHEAD : k];
+            JOIN(prefetch, ISA, TYPE)((const REAL *)p->s + next * p->s_row, heads, c, p->s_head);
             for (int64_t h = 0; h < heads; h++, t += p->t_head, s += p->s_head) {
                 const REAL l = y[k * heads + h];
                 for (int64_t j = 0; j < whole; j += LANES) {
@@ -94,8 +97,9 @@ INLINE void JOIN(part_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t
     }
 }
 
-/* On the transpose, y read in `order`: ds. */
-INLINE void JOIN(return_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last, REAL *sums) {
+/* By rows of the transpose, y read through `order`: ds. */
+INLINE void JOIN(joint_back_columns_heads, ISA, TYPE)(const int64_t c, const joint *p, int64_t first, int64_t last,
+                                                      REAL *sums) {
     (void)sums;
     const int64_t heads = p->heads, whole = c / LANES * LANES, stop = p->crow_t[last], numbers = heads * c;
     const REAL *a = p->p, slope = (REAL)p->slope, *restrict y = p->y;
@@ -106,7 +110,7 @@ INLINE void JOIN(return_heads, ISA, TYPE)(const int64_t c, const joint *p, int64
         for (int64_t k = p->crow_t[i]; k < p->crow_t[i + 1]; k++) {
             const REAL *s = (const REAL *)p->s + i * p->s_row, *t = (const REAL *)p->t + p->col_t[k] * p->t_row;
             const int64_t next = k + AHEAD < stop ? k + AHEAD : k;
-            JOIN(ask, ISA, TYPE)((const REAL *)p->t + p->col_t[next] * p->t_row, heads, c, p->t_head);
+            JOIN(prefetch, ISA, TYPE)((const REAL *)p->t + p->col_t[next] * p->t_row, heads, c, p->t_head);
             __builtin_prefetch(y + p->order[next] * heads);
             for (int64_t h = 0; h < heads; h++, t += p->t_head, s += p->s_head) {
                 const REAL l = y[p->order[k] * heads + h];
@@ -129,7 +133,7 @@ INLINE void JOIN(return_heads, ISA, TYPE)(const int64_t c, const joint *p, int64
             default: JOIN(f##_heads, ISA, TYPE)(p->channels, p, first, last, sums);                                 \
         }                                                                                                           \
     }
-ENTRY(meet) ENTRY(part) ENTRY(return)
+ENTRY(joint_forward) ENTRY(joint_back_rows) ENTRY(joint_back_columns)
 
 #undef ENTRY
 #undef AHEAD

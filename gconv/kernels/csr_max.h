@@ -1,8 +1,8 @@
 /* The largest entry of each row, for one type and one instruction set: y[i] = max over the entries (i, j) of v_e x[j].
  *
- * The derivative goes to the entries that reach the maximum, in equal shares; a maximum of 0 keeps a share to itself, as
- * in torch's scatter_reduce, whose tensor of zeros takes part. They are found again by computing v_e x[j]
- * once more, in the same way, so that nothing need be kept for them. */
+ * The gradient is divided equally among the entries that attain the maximum; for a maximum of 0 one share is dropped, as in
+ * torch's scatter_reduce, where the initial zero counts as an entry. The entries are found by computing v_e x[j] again, with
+ * the same rounding, so that no indices are stored. */
 static __attribute__((noinline)) void JOIN(largest, ISA, TYPE)(const product *p, int64_t batch, int64_t first, int64_t last) {
     const REAL *values = p->values, *x = (const REAL *)p->x + batch * p->x_batch;
     for (int64_t i = first; i < last; i++) {
@@ -14,14 +14,14 @@ static __attribute__((noinline)) void JOIN(largest, ISA, TYPE)(const product *p,
                 for (int64_t c = 0; c < p->channels; c++) y[c] = v * row[c];
             else
                 for (int64_t c = 0; c < p->channels; c++) {
-                    REAL m = v * row[c]; /* a NaN wins and stays */
+                    REAL m = v * row[c]; /* NaN propagates */
                     y[c] = m > y[c] || m != m ? m : y[c];
                 }
         }
     }
 }
 
-/* z: the maxima; y: how many share each. */
+/* z: the maxima; y: the number of entries that attain each. */
 static __attribute__((noinline)) void JOIN(ties, ISA, TYPE)(const product *p, int64_t batch, int64_t first, int64_t last) {
     const REAL *values = p->values, *x = (const REAL *)p->x + batch * p->x_batch;
     for (int64_t i = first; i < last; i++) {
@@ -35,7 +35,7 @@ static __attribute__((noinline)) void JOIN(ties, ISA, TYPE)(const product *p, in
     }
 }
 
-/* On the transpose, values in `order`: x by rows, z the maxima and w their shares of the gradient by columns; y = dx. */
+/* By rows of the transpose, values read through `order`; z: the maxima, w: gradient / number of ties; y = dx. */
 static __attribute__((noinline)) void JOIN(shares, ISA, TYPE)(const product *p, int64_t batch, int64_t first, int64_t last) {
     const REAL *values = p->values, *x = (const REAL *)p->x + batch * p->x_batch;
     for (int64_t j = first; j < last; j++) {
@@ -50,7 +50,7 @@ static __attribute__((noinline)) void JOIN(shares, ISA, TYPE)(const product *p, 
     }
 }
 
-/* By rows: z the maxima, w their shares; y (e,) = the gradient of the values, summed over the batch. */
+/* By rows; z: the maxima, w: gradient / number of ties; y (e,) = the gradient of the values, summed over the batch. */
 static __attribute__((noinline)) void JOIN(weights, ISA, TYPE)(const product *p, int64_t none, int64_t first, int64_t last) {
     const REAL *values = p->values;
     REAL *y = p->y;

@@ -1,10 +1,11 @@
-/* Reverse Cuthill-McKee on the graph of rows and columns: nodes are visited from one of few neighbours on, those that a node
- * leads to by their number of neighbours.
+/* Cuthill-McKee order of the bipartite graph of rows and columns: breadth-first search from a node with few neighbours,
+ * visiting the neighbours of each node by increasing degree.
  *
- * Node v < rows is a row and its neighbours are columns, rows + col[k]; node rows + j is column j, with its rows col_t[k].
- * Without crow_t the pattern is its own transpose, rows and columns are the same nodes, and a neighbour is col[k].
- * `start`: all nodes, those of few neighbours first. `seen` comes as zeros; `queue` fills up with the nodes in the order of
- * the visit, `head` of which have been left and `tail` found, and `begun` are those of `start` that have been looked at. */
+ * Node v < rows is a row, and its neighbours are the columns rows + col[k]; node rows + j is column j, with the rows
+ * col_t[k]. If crow_t is NULL, the pattern is its own transpose, rows and columns are the same nodes, and the neighbours are
+ * col[k]. `start`: all nodes by increasing degree. The caller sets `seen` to zeros. `queue` receives the nodes in the order
+ * of the search; `head` of them have been expanded and `tail` found; the first `begun` nodes of `start` have been tried as
+ * starting points. */
 typedef struct {
     const int32_t *crow, *col, *crow_t, *col_t;
     const int64_t *start;
@@ -18,7 +19,7 @@ static int64_t neighbours(const visit *v, int64_t node) {
                           : (int64_t)v->crow_t[node - v->rows + 1] - v->crow_t[node - v->rows];
 }
 
-/* Nodes by their numbers of neighbours, few first: Shell's sort. */
+/* Sorts nodes by increasing degree: Shell sort. */
 static void by_neighbours(const visit *v, int64_t *node, int64_t count) {
     int64_t gap = 1;
     while (gap < count / 3) gap = 3 * gap + 1;
@@ -31,7 +32,7 @@ static void by_neighbours(const visit *v, int64_t *node, int64_t count) {
         }
 }
 
-/* Goes on for about so many entries; returns whether all nodes have been visited. */
+/* Continues the search for about this many entries; returns whether all nodes have been visited. */
 int gconv_order(visit *v, int64_t entries) {
     while (entries > 0) {
         if (v->head == v->tail) {
@@ -56,7 +57,7 @@ int gconv_order(visit *v, int64_t entries) {
     return 0;
 }
 
-/* The transpose of a pattern: rows first to last of it. crow_t holds where the next entry of each column goes. */
+/* The transpose of a pattern, from its rows `first` to `last`. crow_t holds the position of the next entry of each column. */
 void gconv_turn(const int32_t *crow, const int32_t *col, int32_t *crow_t, int32_t *col_t, int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++)
         for (int64_t k = crow[i]; k < crow[i + 1]; k++) col_t[crow_t[col[k]]++] = (int32_t)i;

@@ -1,4 +1,4 @@
-/* The loops themselves, for one type (STORE in memory, REAL in registers) and one vector width (LANES). */
+/* The loops of the products, for one type (STORE in memory, REAL in registers) and one vector width (LANES). */
 #define VEC JOIN(vec, JOIN(ISA, TYPE, WIDTH), t)
 #define BITS JOIN(bits, JOIN(ISA, TYPE, WIDTH), t)
 #define HALF JOIN(half, JOIN(ISA, TYPE, WIDTH), t)
@@ -11,11 +11,12 @@ typedef uint32_t BITS __attribute__((vector_size(LANES * 4), may_alias));
 typedef uint16_t HALF __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 #endif
 
-#define AHEAD 8 /* entries: how far ahead of its use a gathered row is asked for */
-#define SLOTS 4 /* the same of a scheduled row's values */
+#define AHEAD 8 /* prefetch distance of gathered rows, in entries */
+#define SLOTS 4 /* prefetch distance of the values of scheduled rows, in rows */
 
-/* Columns `at` to `at + width` of the rows first to last, n vectors wide. n, the mode, and whether there is a schedule, are
- * constants where this is called, so that the sums live in registers; the last vector starts at width - LANES and may overlap the one before. */
+/* Channels `at` to `at + width` of the rows first to last, as n vectors. n, the mode, and whether there is a schedule, are
+ * constants at the call, so that the sums stay in registers. The last vector starts at width - LANES and may overlap the one
+ * before. */
 enum { NAME(plain), NAME(outer), NAME(inner) };
 INLINE void NAME(block)(const int n, const int mode, const int slots, const product *p, int64_t batch, int64_t first,
                         int64_t last, int64_t at, int64_t width) {
@@ -36,7 +37,7 @@ UNROLL(16)
             for (int line = 0; line < (int)((n * LANES * sizeof(STORE) + 63) / 64); line++)
                 __builtin_prefetch(to + 64 * line, 1);
         }
-        for (int64_t h = 0; h < outer; h++) { /* the rows that the first head has gathered are still near for the others */
+        for (int64_t h = 0; h < outer; h++) { /* the other heads find the rows of the first head in cache */
             VEC sum[MOST_VECTORS];
 UNROLL(16)
             for (int v = 0; v < n; v++) sum[v] = (VEC){0};
@@ -82,8 +83,8 @@ UNROLL(16)
         break;
 #define CASES(mode, slots) CASE(1, mode, slots) CASE(2, mode, slots) CASE(3, mode, slots) CASE(4, mode, slots)
 #define MORE(mode, slots) CASE(5, mode, slots) CASE(6, mode, slots) CASE(7, mode, slots) CASE(8, mode, slots)
-#define HEAD_VECTORS 4 /* wider rows of several heads are cut */
-#define SLOT_VECTORS 8 /* and scheduled ones */
+#define HEAD_VECTORS 4 /* wider rows of several heads are processed in blocks */
+#define SLOT_VECTORS 8 /* the same for scheduled rows */
 
 static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t last) {
     const int one = p->heads == 1 && !p->order, slots = p->place != 0;
@@ -135,8 +136,7 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
     }
 }
 
-/* Lane i of the result is the sum of the lanes of x[i]: each is added to the one half the width away, then a quarter,
- * and so on. x is written over. */
+/* Lane i of the result is the sum of the lanes of x[i], by a tree reduction. x is overwritten. */
 #define SHARED(i, d, o) (((i) & (d) ? LANES + (i) - (d) : (i)) + (o))
 #if LANES == 16
 #define EACH(d, o)                                                                                                  \
@@ -177,10 +177,10 @@ INLINE VEC NAME(lanes)(VEC *x) {
 #undef EACH
 #undef SHARED
 
-/* As many products as a vector has lanes are summed together: those of several heads, or of several entries. n vectors
- * cover the channels, the last of which may overlap the one before: its lanes that were seen are left out. n is a
- * constant where this is called; it is minus the number of channels where they do not fill a vector, and 0 for any
- * number of channels and signals, none included: the others read the one signal there is. */
+/* Inner products of rows; the lanes of LANES of them, of several heads or entries, are summed at once. n vectors cover the
+ * channels; the last may overlap the one before, and the lanes that were counted are masked. n is a constant at the call: it
+ * is minus the number of channels if they do not fill a vector, and 0 for any number of channels and signals, including
+ * none. With n != 0 there must be one signal. */
 INLINE void NAME(dots)(const int n, const product *p, int64_t first, int64_t last) {
     const int32_t *crow = p->crow, *col = p->col;
     const int64_t c = p->channels, whole = c / LANES * LANES, end = c - LANES, stop = crow[last], heads = p->heads;

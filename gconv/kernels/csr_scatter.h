@@ -1,10 +1,10 @@
-/* y = S^T x without the transpose: row i of x stays in registers, and its multiples are added to the rows of y that the
- * entries of row i name. Sums run in the order in which a product by the sorted transpose has them. For one type and one
- * instruction set. */
+/* y = S^T x without the transpose: row i of x stays in registers, and its multiples are added to the rows of y at the columns
+ * of the entries of row i. Sums are accumulated in the same order as in a product with the sorted transpose. For one type and
+ * one instruction set. */
 #define VEC JOIN(vec, JOIN(ISA, TYPE, full), t)
 #define LANES (VECTOR_BYTES / REAL_BYTES)
 
-/* n vectors of channels and `rest` single ones from `at` on; n is a constant where this is called. */
+/* n vectors of channels and `rest` single channels, from channel `at` on; n is a constant at the call. */
 INLINE void JOIN(scatter_block, ISA, TYPE)(const int n, const int rest, const product *p, int64_t batch, int64_t at) {
     const int32_t *restrict crow = p->crow, *restrict col = p->col;
     const int64_t step = p->y_row, x_row = p->x_row, rows = p->rows;

@@ -1,4 +1,4 @@
-/* The loops of one instruction set as a table, `gconv_` and its name. */
+/* The table of the loops of one instruction set, named gconv_ISA. */
 #include "csr_isa.h"
 
 #define OF(f) {JOIN(f, ISA, f32), JOIN(f, ISA, f64)}
@@ -12,5 +12,5 @@ PRIVATE const loops TABLE(ISA) = {
     .sddmm = ALL(sddmm),
     .edges = {OF(softmax), OF(softmax_back), OF(ends), OF(sums)},
     .attention = {OF(attend_scores), OF(attend_attend), OF(attend_sums), OF(attend_back), OF(attend_vectors)},
-    .joint = {OF(meet), OF(part), OF(return)},
+    .joint = {OF(joint_forward), OF(joint_back_rows), OF(joint_back_columns)},
 };

@@ -1,12 +1,12 @@
 /* One type for one instruction set: full vectors, 16-byte vectors, and the two entry points that choose between them.
  *
- * What no row would use is not compiled: csr.c gives rows narrower than a vector of 64 bytes to the set with 32 (NARROW), and
- * where full vectors have 16 bytes there are no others (SLIM). */
+ * Unused widths are not compiled: csr.c passes rows narrower than a 64-byte vector to the set with 32-byte vectors (NARROW),
+ * and if full vectors have 16 bytes there is no smaller width (SLIM). */
 #define NARROW (VECTOR_BYTES < 64)
 #define SLIM (VECTOR_BYTES == 32)
 #define LANES (VECTOR_BYTES / REAL_BYTES)
 #define WIDTH full
-#define WIDE 1 /* rows of many vectors; with narrow vectors there are at most four */
+#define WIDE 1 /* rows may have more than four vectors */
 #include "csr_rows.h"
 #undef WIDE
 #undef LANES
@@ -22,7 +22,7 @@
 #define AT(f, width) JOIN(JOIN(f, ISA, TYPE), width, rows)
 
 #if NARROW
-/* Rows of fewer channels than a vector has lanes; c, and that there is one head, are constants where this is called. */
+/* Rows with fewer channels than a vector has lanes; c, and outer = inner = 1 for a single head, are constants at the call. */
 INLINE void JOIN(few, ISA, TYPE)(const int c, const int64_t outer, const int64_t inner, const product *p, int64_t batch,
                                  int64_t first, int64_t last) {
     const REAL *values = p->values;

@@ -1,25 +1,24 @@
-"""The kernels' bodies on CUDA: Triton (triton_code.py) where it is installed and fits, else the same in pure torch.
+"""The kernels on CUDA: Triton (triton_code.py) if it is installed and supports the arguments, otherwise pure torch.
 
-Single-precision and double products with one matrix stay with torch's CSR product on the transposes that are kept.
-Rows of more than `LONG` entries are gone through in pieces, which are joined in their order: the same call gives the
-same numbers.
+float32 and float64 products with a single matrix use torch's CSR product, with cached transposes. Rows with more than
+`LONG` entries are divided into pieces, whose results are combined in order, so that results are deterministic.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gconv.caches import WeakCache
+from gconv.kernels.native_attention import PLANES, least
 
-LONG = 1024  # entries of a row, or of a column, from which on it is split
-WIDE = 128  # numbers side by side in a program, at most
-BATCHES = 65_535  # signals in one launch, at most
-PLANES = 5  # numbers (rows, heads) that attention keeps
+LONG = 1024  # maximum entries of a row, or of a column, that is not split
+WIDE = 128  # maximum block size of a program along the channels
+BATCHES = 65_535  # maximum number of signals in one launch
 FLOATS = (torch.float32, torch.float64)
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -30,7 +29,7 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def code() -> Any:
-    """The module of Triton kernels; None where Triton is not installed."""
+    """The module of Triton kernels; None if Triton is not installed."""
     if not INSTALLED:
         return None
     from gconv.kernels import triton_code
@@ -39,20 +38,20 @@ def code() -> Any:
 
 
 def fits(structure: Structure, *tensors: Tensor, types: tuple[torch.dtype, ...] = FLOATS) -> bool:
-    """Whether the Triton kernels take these: one floating type, something to do, not too many signals."""
+    """Whether the Triton kernels support these: one dtype, not empty, not too many signals."""
     kind = tensors[0].dtype
-    usual = kind in types and all(t.dtype == kind and t.numel() for t in tensors)
-    return usual and structure[1].numel() > 0 and tensors[0].shape[:-3].numel() <= BATCHES and code() is not None
+    supported = kind in types and all(t.dtype == kind and t.numel() for t in tensors)
+    return supported and structure[1].numel() > 0 and tensors[0].shape[:-3].numel() <= BATCHES and code() is not None
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the programs of a kernel go through: rows, long ones in pieces.
+    """The work of each program of a kernel: a row, or a piece of a long one.
 
     Args:
-        start, stop: (programs,) their entries.
-        rows: (programs,) the row of each, where some are split.
-        first: (rows + 1,) the first piece of each row, where some are split.
+        start, stop: (programs,) the range of its entries.
+        rows: (programs,) its row; only used if some rows are split.
+        first: (rows + 1,) the first piece of each row; None if no row is split.
     """
 
     start: Tensor
@@ -73,14 +72,15 @@ _PIECES = WeakCache("pieces of long rows")
 
 
 def rows_of(crow: Tensor) -> Rows:
-    """The programs of a pattern; whether rows are long is found once."""
-    if crow not in _PIECES:
-        _PIECES[crow] = _pieces(crow.long())
-    found: Rows | None = _PIECES[crow]
-    return Rows(crow[:-1], crow[1:], crow, None) if found is None else found
+    """The programs of a pattern; the pieces of long rows are cached."""
+    found: Rows | Literal[False] | None = _PIECES.get(crow)  # read once: another thread may empty the cache at any time
+    if found is None:
+        found = _PIECES[crow] = _pieces(crow.long()) or False
+    return found or Rows(crow[:-1], crow[1:], crow, None)
 
 
 def _pieces(crow: Tensor) -> Rows | None:
+    """The pieces of rows; None if no row is long."""
     lengths = crow.diff()
     if not lengths.numel() or int(lengths.max()) <= LONG:
         return None
@@ -99,7 +99,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], like: Tensor, *arguments: Any, *
 
 
 def tile(width: int) -> dict[str, int]:
-    """How many numbers and entries a program takes at a time, and its warps."""
+    """The block sizes of a program along channels and entries, and its number of warps."""
     wide = min(WIDE, 1 << (width - 1).bit_length())
     return {"BD": wide, "BE": max(8, min(32, 512 // wide)), "num_warps": max(1, wide // 32)}
 
@@ -109,7 +109,7 @@ def _blocks(width: int) -> int:
 
 
 def _joined(kernel: Any, over: Rows, part: Tensor, out: Tensor, **options: Any) -> Tensor:
-    """(b, pieces, c) -> (b, rows, c)."""
+    """Combines the results of pieces, (b, pieces, c) -> (b, rows, c)."""
     assert over.first is not None
     b, rows, c = out.shape
     how = {"BD": tile(c)["BD"], "num_warps": tile(c)["num_warps"], **options}
@@ -157,7 +157,7 @@ def heads_sddmm(a: Tensor, b: Tensor, heads: int, crow: Tensor, col: Tensor) -> 
 
 
 def _rows(x: Tensor, axes: int) -> Tensor:
-    """(*b, ...) -> (b, ...), channels side by side."""
+    """(*b, ...) -> (b, ...), with contiguous channels."""
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     return x.flatten(0, -axes - 1) if x.ndim > axes else x.unsqueeze(0)
 
@@ -168,7 +168,7 @@ def _type(dtype: torch.dtype) -> Any:
     return getattr(triton.language, str(dtype).removeprefix("torch."))
 
 
-# -- numbers of entries ----------------------------------------------------------------------------------------------
+# -- functions of entries --------------------------------------------------------------------------------------------
 
 
 def row_softmax(logits: Tensor, crow: Tensor) -> Tensor:
@@ -220,20 +220,20 @@ def softmax_back(a: Tensor, g: Tensor, crow: Tensor) -> Tensor:
 def _dropout(share: float, seed: Tensor | None) -> dict[str, Any]:
     if seed is None:
         return {"SCALE": 1.0, "LEAST": 0, "DROP": False}
-    return {"SCALE": 1 / (1 - share), "LEAST": min(round(share * 2**32), 2**32 - 1), "DROP": True}
+    return {"SCALE": 1 / (1 - share), "LEAST": least(share), "DROP": True}
 
 
 def attend(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, bent and the scores of `gconv.kernels.attention`."""
+    """y, y_f and the scores of `gconv.kernels.attention`."""
     crow, col = structure[:2]
     z, over, (n, heads, c) = z.contiguous(), rows_of(crow), z.shape
     scores = z.new_empty(PLANES, n, heads)
     torch.sum(z * q, -1, out=scores[0])
     torch.sum(z * p, -1, out=scores[1])
-    y, bent = torch.empty_like(z), torch.empty_like(z) if learn else z.new_empty(0)
-    made = y, bent, *scores[2:]
+    y, y_f = torch.empty_like(z), torch.empty_like(z) if learn else z.new_empty(0)
+    made = y, y_f, *scores[2:]
     parts = made
     if over.split:
         wide = z.new_empty(2 if learn else 1, over.programs, heads, c)
@@ -248,31 +248,31 @@ def attend(
     if over.split:
         how |= {"BD": tiles["BD"], "num_warps": tiles["num_warps"]}
         _launch(code().join_attended, (n, grid), z, over.first, *parts, *made, **how)
-    return y, bent, scores if learn else z.new_empty(0)
+    return y, y_f, scores if learn else z.new_empty(0)
 
 
 def attend_back(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, dy: Tensor, y: Tensor,
-    bent: Tensor, scores: Tensor, *structure: Tensor,
+    y_f: Tensor, scores: Tensor, *structure: Tensor,
 ) -> Tensor:  # fmt: skip
-    """The gradients in z, p and q, one after another, as `gconv.kernels.attention` has them."""
+    """The gradients in z, p and q, concatenated as in `gconv.kernels.attention`."""
     _, _, crow_t, col_t, to_t, _ = structure
     dy, over, (n, heads, c) = dy.contiguous(), rows_of(crow_t), z.shape
     source, target, top, inverse, g = scores
     d = (dy * y).sum(-1)
-    dt = (dy * bent).sum(-1) - d * g
-    dz, bend, ds = torch.empty_like(dy), torch.empty_like(dy), torch.empty_like(d)
-    parts = [t.new_empty(over.programs, *t.shape[1:]) for t in (dz, bend, ds)] if over.split else [dz, bend, ds]
+    dt = (dy * y_f).sum(-1) - d * g
+    dz, dz_f, ds = torch.empty_like(dy), torch.empty_like(dy), torch.empty_like(d)
+    parts = [t.new_empty(over.programs, *t.shape[1:]) for t in (dz, dz_f, ds)] if over.split else [dz, dz_f, ds]
     _launch(
         code().attend_back, (over.programs, _blocks(heads * c)), z, over.start, over.stop, over.rows, col_t, to_t,
         source, target, top, inverse, d, dy, crow_t if seed is None else seed.to(z.device), *parts,
         HEADS=heads, C=c, SLOPE=slope, SPLIT=over.split, **_dropout(share, seed), **tile(heads * c),
     )  # fmt: skip
     if over.split:
-        for part, whole in zip(parts, (dz, bend, ds), strict=True):
+        for part, whole in zip(parts, (dz, dz_f, ds), strict=True):
             width = whole[0].numel()
             _joined(code().join_sums, over, part, whole.view(1, n, width), WIDTH=width)
-    ds = (z * bend).sum(-1) - ds
+    ds = (z * dz_f).sum(-1) - ds
     dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)
     return torch.cat([dz + dt * p + ds * q, (dt * z).sum(0, keepdim=True), (ds * z).sum(0, keepdim=True)])
 

@@ -1,11 +1,12 @@
-"""The matrix product that mixes channels, by the faster of torch's ways.
+"""The matrix product of signals and weights, by the fastest of several equivalent torch calls.
 
-In bfloat16, processors without instructions for it multiply at a fraction of float32's rate: there the factors are
-widened to float32 and the product is rounded back, as a bfloat16 product that is summed in float32 is. In float32 a 1x1
-convolution is another way to the same product; with its derivatives it was measured to be no faster.
+On processors without bfloat16 instructions, bfloat16 products are much slower than in float32: the factors are then
+converted to float32 and the product is rounded, which agrees with a bfloat16 product that accumulates in float32. In
+float32 a 1x1 convolution computes the same product; including its backward pass it was measured to be no faster.
 
-To few channels, torch's X W is slower in float32 than X (W^T)^T with W^T laid out anew, and its X^T dY than (dY^T X)^T.
-In float64 they differ less. Where the rows of X W may lie apart, W filled up with zeros to `FEW` columns is faster yet.
+For few output channels, torch.mm(X, W) is slower in float32 than with W stored column-major, and X^T dY is slower than
+(dY^T X)^T. In float64 the difference is smaller. If gaps between the rows of X W in memory are allowed, padding W with
+zeros to `FEW` columns is faster still.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from torch import Tensor
 from gconv.kernels.transforms import is_plain_eager, no_subclass
 from gconv.rates import at, rates
 
-GAIN = 1.5  # a product is widened where that is so many times as fast
-SIZE = 64.0  # of W, where the two are compared
-FEW = 16  # channels out below which X^T dY is turned around
-FEWER = 8  # channels out up to which W is laid out anew
-MIN_NUMBERS = 1 << 15  # numbers in X from which on this is worth a call of its own
+GAIN = 1.5  # bfloat16 products are computed in float32 if that is at least this many times as fast
+SIZE = 64.0  # columns of W for which the two are compared
+FEW = 16  # output channels below which X^T dY is computed as (dY^T X)^T
+FEWER = 8  # output channels up to which W is copied to column-major order
+MIN_NUMBERS = 1 << 15  # entries of X below which the plain product is used
 
 
 def widens() -> bool:
-    """Whether bfloat16 products run through float32 on this machine's CPU."""
+    """Whether bfloat16 products are computed in float32 on this machine's CPU."""
     curves = rates().curves
     return at(curves["gemm widened"], SIZE) > GAIN * at(curves["gemm bfloat16"], SIZE)
 
@@ -42,8 +43,8 @@ def matmul(X: Tensor, W: Tensor) -> Tensor:
     tensor([3., 3.], dtype=torch.bfloat16)
     """
     if few(X, W):
-        made: Tensor = _ToFew.apply(X, W)
-        return made
+        product: Tensor = _FewColumns.apply(X, W)
+        return product
     if X.dtype != torch.bfloat16 or W.dtype != torch.bfloat16 or X.device.type != "cpu" or not widens():
         return X @ W
     with torch.autocast("cpu", enabled=False):
@@ -51,7 +52,7 @@ def matmul(X: Tensor, W: Tensor) -> Tensor:
 
 
 def few(X: Tensor, W: Tensor) -> bool:
-    """Whether X W goes to so few channels, from so many numbers, that another way is faster."""
+    """Whether `_FewColumns` is used for X W: a large float32 X and few output channels, in a plain eager call."""
     if not is_plain_eager() or not no_subclass(X, W):
         return False
     if W.ndim != 2 or not W.shape[1] < min(FEW, W.shape[0]) or X.numel() < MIN_NUMBERS:
@@ -60,12 +61,12 @@ def few(X: Tensor, W: Tensor) -> bool:
 
 
 def narrow(X: Tensor, o: int) -> bool:
-    """Whether a matrix X to o channels is such a product, more than that of a matrix and a vector."""
+    """Whether a product of a matrix X with o columns is large with few columns, but not a matrix-vector product."""
     return 1 < o < min(FEW, X.shape[1]) and X.numel() >= MIN_NUMBERS and X.dtype == torch.float32
 
 
 def mm_padded(X: Tensor, W: Tensor) -> Tensor:
-    """X W, (n, i) (i, o) -> (n, o); nothing is recorded, and rows of the result may lie apart.
+    """X W, (n, i) (i, o) -> (n, o); no autograd. The rows of the result may have gaps between them in memory.
 
     >>> mm_padded(torch.ones(1 << 12, 8), torch.ones(8, 3)).stride()
     (16, 1)
@@ -75,14 +76,16 @@ def mm_padded(X: Tensor, W: Tensor) -> Tensor:
 
 
 def xt_y(X: Tensor, Y: Tensor, out: Tensor | None = None) -> Tensor:
-    """X^T Y, (n, i) (n, o) -> (i, o), in `out` where there is one; nothing is recorded."""
+    """X^T Y, (n, i) (n, o) -> (i, o), written to `out` if it is given; no autograd."""
     if not narrow(X, Y.shape[1]):
         return torch.mm(X.mT, Y, out=out)
-    made = torch.mm(Y.mT, X).mT
-    return made if out is None else out.copy_(made)
+    product = torch.mm(Y.mT, X).mT
+    return product if out is None else out.copy_(product)
 
 
-class _ToFew(torch.autograd.Function):
+class _FewColumns(torch.autograd.Function):
+    """X W with few columns of W."""
+
     @staticmethod
     def forward(ctx: Any, X: Tensor, W: Tensor) -> Tensor:
         ctx.save_for_backward(X, W)

@@ -1,15 +1,15 @@
-"""Several sparse matrices on one pattern, and what the entries of a row carry: the products and softmax of attention.
+"""Sparse matrices with a common pattern (the heads of attention): products, and functions of the entries of each row.
 
-    heads_spmm    y_h = S_h x_h for every head h, or their sum      values (e, heads), one list of entries
+    heads_spmm    y_h = S_h x_h for every head h, or their sum      values (e, heads)
     heads_sddmm   v_eh = <a_ih, b_jh>, or its sum over signals      the gradient of the values
     row_softmax   over the entries of each row
-    ends          v_eh = a_ih + b_jh                                what attention's logits are made of
+    ends          v_eh = a_ih + b_jh                                for the logits of attention
     row_sums      s_ih = sum of the entries of row i
 
-Signals may share the values or each have its own, (*b, e, heads); the pattern is one for all.
+Signals may share the values, or each has its own, (*b, e, heads); all have the same pattern.
 
-All are torch.library operators closed under differentiation, as in sparse.py. `transposed` reads the pattern by
-columns instead of rows, the values staying where they are.
+All are torch.library operators, and their derivatives are expressed in terms of each other, as in sparse.py. With
+`transposed` the transposed matrices are used, with the values still in row order.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, tran
 
     Args:
         csr: the pattern, (m, n).
-        values: (e, heads) in row order, or (*b, e, heads) where each signal has its own.
-        x: (*b, n, heads, c), or (*b, n, 1, c) for the same signal at every head.
-        together: sum the heads.
-        transposed: use the transposed matrices.
+        values: (e, heads) in row order, or (*b, e, heads) if each signal has its own.
+        x: (*b, n, heads, c), or (*b, n, 1, c) if all heads have the same signal.
+        together: whether to sum over the heads.
+        transposed: whether to use the transposed matrices.
 
     Returns:
         (*b, m, heads, c), or (*b, m, 1, c) if together.
@@ -47,13 +47,13 @@ def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, tran
 def heads_sddmm(csr: CSR, a: Tensor, b: Tensor, heads: int, apart: bool = False) -> Tensor:
     """(e, heads) in row order: v_eh = sum over batch and channels of a[..., i, h, :] b[..., j, h, :].
 
-    `apart`: the sum over channels alone, (*b, e, heads).
+    With `apart` it is not summed over the batch: (*b, e, heads).
     """
     return HEADS_SDDMM(csr.tensors, a, b, heads, apart)
 
 
 def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
-    """The softmax of logits (*b, e, heads) over the entries of each row; safe for large logits.
+    """The softmax of logits (*b, e, heads) over the entries of each row; stable for large logits.
 
     >>> csr = CSR.build(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), 2, 2)
     >>> row_softmax(csr, torch.tensor([[0.0], [0.0], [5.0]])).flatten()
@@ -63,30 +63,31 @@ def row_softmax(csr: CSR, logits: Tensor) -> Tensor:
 
 
 def ends(csr: CSR, row: Tensor, col: Tensor) -> Tensor:
-    """(*b, e, heads) what the row and the column of each entry carry, added; row (*b, m, heads), col (*b, n, heads)."""
+    """(*b, e, heads) row[i] + col[j] for each entry (i, j); row (*b, m, heads), col (*b, n, heads)."""
     return ENDS(csr.tensors, row, col)
 
 
 def row_sums(csr: CSR, values: Tensor, transposed: bool = False) -> Tensor:
-    """(*b, m, heads) the sums of values (*b, e, heads) over the entries of each row; of each column if transposed."""
+    """(*b, m, heads) the sums of values (*b, e, heads) over the entries of each row; if transposed, of each column."""
     return ROW_SUMS(csr.tensors, values, transposed)
 
 
 # -- in torch ------------------------------------------------------------------------------------------------------
 
 
-def _turned(transposed: bool, structure: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+def _by_rows(transposed: bool, structure: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """crow, col and the order of the values, of the pattern or its transpose."""
     crow, col, crow_t, col_t, to_t, _ = structure
     return (crow_t, col_t, to_t) if transposed else (crow, col, None)
 
 
 def heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     """`heads_spmm` in torch."""
-    crow, col, order = _turned(transposed, structure)
+    crow, col, order = _by_rows(transposed, structure)
     values = values if order is None else values.index_select(-2, order)
     other = structure[0] if transposed else structure[2]
     x = x.expand(*x.shape[:-2], values.shape[-1], x.shape[-1])
-    if values.ndim > 2:  # torch's sparse products take the same values for all signals
+    if values.ndim > 2:  # torch's sparse products have no batch axis
         row, y = rows_of(crow, col), x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *x.shape[-2:])
         for h in range(values.shape[-1]):
             products = x[..., h, :].index_select(-2, col) * values[..., h : h + 1].to(x.dtype)
@@ -109,8 +110,8 @@ def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, apart: bool, *structure:
 
 
 def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
-    """The same of operators that every transform knows."""
-    crow, col, order = _turned(transposed, structure)
+    """`heads_spmm` by torch operators, which torch.func can transform."""
+    crow, col, order = _by_rows(transposed, structure)
     values = values if order is None else values.index_select(-2, order)
     wide = torch.promote_types(x.dtype, torch.float32)
     products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
@@ -135,7 +136,7 @@ def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
 
 
 def softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
-    """Its gradient, from the softmax a and the gradient g that arrives."""
+    """The gradient of `row_softmax` in the logits, from the softmax a and its gradient g."""
     row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
     product = a * g
     total = product.new_zeros(*a.shape[:-2], rows, a.shape[-1]).index_add(-2, row, product)
@@ -149,7 +150,7 @@ def ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
 
 def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     """`row_sums` in torch."""
-    crow, col, order = _turned(transposed, structure)
+    crow, col, order = _by_rows(transposed, structure)
     values = values if order is None else values.index_select(-2, order)
     zeros = values.new_zeros(*values.shape[:-2], crow.shape[0] - 1, values.shape[-1])
     return zeros.index_add(-2, rows_of(crow, col), values)
@@ -158,12 +159,12 @@ def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tens
 # -- compiled ------------------------------------------------------------------------------------------------------
 
 
-def _compiled(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
-    return structure[0].dtype == torch.int32 and native.serves(*tensors)
+def _supports_product(structure: tuple[Tensor, ...], *tensors: Tensor) -> bool:
+    return structure[0].dtype == torch.int32 and native.supports(*tensors)
 
 
-def carried(structure: tuple[Tensor, ...], heads: int, *tensors: Tensor) -> bool:
-    """Whether the kernels take what entries carry."""
+def supports(structure: tuple[Tensor, ...], heads: int, *tensors: Tensor) -> bool:
+    """Whether the compiled kernels of functions of entries support these: one dtype, on the CPU, not too many heads."""
     kind = tensors[0].dtype
     if kind not in (torch.float32, torch.float64) or not 0 < heads <= native.HEADS:
         return False
@@ -176,34 +177,34 @@ def carried(structure: tuple[Tensor, ...], heads: int, *tensors: Tensor) -> bool
 def _check_heads_spmm(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> None:
     if values.ndim < 2 or x.ndim < 3 or (values.ndim > 2 and values.shape[:-2] != x.shape[:-3]):
         raise ValueError(
-            f"A product by heads takes values (entries, heads) or (*b, entries, heads) and signals (*b, sites, heads, "
+            f"heads_spmm takes values (entries, heads) or (*b, entries, heads) and signals (*b, sites, heads, "
             f"channels), not {tuple(values.shape)} and {tuple(x.shape)}."
         )
     fits("values", values.shape[-2], structure[1].shape[0])
     fits("sites in", x.shape[-3], structure[0 if transposed else 2].shape[0] - 1)
     if x.shape[-2] not in (1, values.shape[-1]):
-        raise ValueError(f"There are {values.shape[-1]} heads of values, but {x.shape[-2]} of signals.")
+        raise ValueError(f"The values have {values.shape[-1]} heads, but the signals have {x.shape[-2]}.")
     one_place(structure[0], values, x)
 
 
 def _check_heads_sddmm(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> None:
     if a.ndim < 3 or a.ndim != b.ndim or a.shape[:-3] != b.shape[:-3] or a.shape[-1] != b.shape[-1]:
         raise ValueError(
-            f"A sampled product by heads takes (*b, m, heads, c) and (*b, n, heads, c), but the factors are "
-            f"{tuple(a.shape)} and {tuple(b.shape)}."
+            f"heads_sddmm takes (*b, m, heads, c) and (*b, n, heads, c), but the factors are {tuple(a.shape)} and "
+            f"{tuple(b.shape)}."
         )
     fits("sites out", a.shape[-3], structure[0].shape[0] - 1)
     fits("sites in", b.shape[-3], structure[2].shape[0] - 1)
-    if a.shape[-2] not in (1, heads) or b.shape[-2] not in (1, heads):  # a set would compare traced sizes by identity
-        raise ValueError(f"There are {heads} heads of values, but {a.shape[-2]} and {b.shape[-2]} of signals.")
+    if a.shape[-2] not in (1, heads) or b.shape[-2] not in (1, heads):  # a set would compare SymInts by identity
+        raise ValueError(f"The values have {heads} heads, but the signals have {a.shape[-2]} and {b.shape[-2]}.")
     one_place(structure[0], a, b)
 
 
 def _check_entries(values: Tensor, *rest: Any) -> None:
-    """Numbers (*b, entries, heads)."""
+    """Check values (*b, entries, heads). Raises: ValueError."""
     crow, col = rest[-6:-4]
     if values.ndim < 2:
-        raise ValueError(f"The entries carry numbers (*b, entries, heads), not {tuple(values.shape)}.")
+        raise ValueError(f"The values of entries must be (*b, entries, heads), not {tuple(values.shape)}.")
     fits("entries", values.shape[-2], col.shape[0])
     one_place(crow, values)
 
@@ -217,7 +218,7 @@ def _check_softmax_back(a: Tensor, g: Tensor, *structure: Tensor) -> None:
 def _check_ends(row: Tensor, col: Tensor, *structure: Tensor) -> None:
     if row.ndim < 2 or row.shape[:-2] != col.shape[:-2] or row.shape[-1] != col.shape[-1] or row.ndim != col.ndim:
         raise ValueError(
-            f"Rows and columns carry numbers (*b, sites, heads), as many signals and heads each, not "
+            f"ends takes (*b, rows, heads) and (*b, columns, heads) with equal batch axes and heads, not "
             f"{tuple(row.shape)} and {tuple(col.shape)}."
         )
     fits("rows", row.shape[-2], structure[0].shape[0] - 1)
@@ -226,29 +227,29 @@ def _check_ends(row: Tensor, col: Tensor, *structure: Tensor) -> None:
 
 
 def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
-    crow, col, order = _turned(transposed, structure)
-    if _compiled(structure, values, x):
+    crow, col, order = _by_rows(transposed, structure)
+    if _supports_product(structure, values, x):
         return native.heads_spmm(crow, col, order, values, x, together)
     return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
 def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    if _compiled(structure, a, b):
+    if _supports_product(structure, a, b):
         return native.heads_sddmm(crow, col, a, b, heads, apart).to(a.dtype)
     return heads_sddmm_torch(a, b, heads, apart, *structure)
 
 
 def _row_softmax_cpu(logits: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    if carried(structure, logits.shape[-1], logits):
+    if supports(structure, logits.shape[-1], logits):
         return native.edges(native.SOFTMAX, crow, col, None, logits, None, logits.shape)
     return row_softmax_torch(logits, *structure)
 
 
 def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    if carried(structure, a.shape[-1], a, g):
+    if supports(structure, a.shape[-1], a, g):
         return native.edges(native.SOFTMAX_BACK, crow, col, None, a, g, a.shape)
     return softmax_back_torch(a, g, *structure)
 
@@ -256,25 +257,25 @@ def _softmax_back_cpu(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
 def _ends_cpu(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     crow, at = structure[:2]
     *batch, _, heads = row.shape
-    if carried(structure, heads, row, col):
+    if supports(structure, heads, row, col):
         return native.edges(native.ENDS, crow, at, None, row, col, (*batch, at.shape[0], heads))
     return ends_torch(row, col, *structure)
 
 
 def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
-    crow, col, order = _turned(transposed, structure)
+    crow, col, order = _by_rows(transposed, structure)
     *batch, _, heads = values.shape
-    if carried(structure, heads, values):
+    if supports(structure, heads, values):
         return native.edges(native.SUMS, crow, col, order, values, None, (*batch, crow.shape[0] - 1, heads))
     return row_sums_torch(values, transposed, *structure)
 
 
-# -- on CUDA: one list of numbers by Triton, several in torch --------------------------------------------------------
+# -- on CUDA: Triton if the signals share the values, else torch -------------------------------------------------------
 
 
 def _heads_spmm_cuda(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     if values.ndim == 2 and values.numel() and cuda.fits(structure, x, types=cuda.FLOATS + cuda.HALVES):
-        return cuda.heads_spmm(values, x, together, *_turned(transposed, structure))
+        return cuda.heads_spmm(values, x, together, *_by_rows(transposed, structure))
     return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
@@ -298,7 +299,7 @@ def _softmax_back_cuda(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _row_sums_cuda(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
-    crow, _, order = _turned(transposed, structure)
+    crow, _, order = _by_rows(transposed, structure)
     if values.ndim == 2 and cuda.fits(structure, values):
         return cuda.row_sums(values, None, crow, order)
     return row_sums_torch(values, transposed, *structure)
@@ -354,7 +355,7 @@ def _heads_spmm_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor)
     _, transposed = ctx.options
     dvalues = dx = None
     if ctx.needs_input_grad[0]:
-        pair = (x, dy) if transposed else (dy, x)  # (of the rows, of the columns)
+        pair = (x, dy) if transposed else (dy, x)  # (factor of the rows, factor of the columns)
         dvalues = HEADS_SDDMM(structure, *pair, values.shape[-1], values.ndim > 2).to(values.dtype)
     if ctx.needs_input_grad[1]:
         dx = HEADS_SPMM(structure, values, dy, x.shape[-2] == 1, not transposed)
@@ -373,7 +374,7 @@ def _row_softmax_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor)
 
 
 def _softmax_back_backward(ctx: Any, saved: Any, structure: Structure, u: Tensor) -> Gradients:
-    """Of a (g - s) with s the row sums of a g."""
+    """The gradients of a (g - s), s the row sums of a g."""
     a, g = saved
     da = dg = None
     if ctx.needs_input_grad[0]:

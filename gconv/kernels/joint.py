@@ -1,10 +1,10 @@
-"""Attention where what both ends of an entry carry meets before it is bent: the values of all entries, row by row.
+"""Joint attention (GATv2): the attention values of all entries.
 
-    joint_attention   a_eh = softmax over the entries e = (i, j) of row i of <p_h, bend(t_ih + s_jh)>
+    joint_attention   a_eh = softmax over the entries e = (i, j) of row i of <p_h, LeakyReLU(t_ih + s_jh)>
 
-bend(l) is LeakyReLU. The compiled kernels keep no number of an entry and a channel: the derivative, one pass over the
-rows and one over the columns, makes t + s anew. Under a graph of its own the derivative is composed of torch's
-operators, which do keep them; so does the path without compiled kernels.
+The compiled kernels store nothing per entry and channel: the backward pass, one pass over the rows and one over the
+columns, recomputes t + s. For higher derivatives (create_graph=True), and without the compiled kernels, torch operators
+are used, which store t + s for each entry.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.kernels import native_attention
-from gconv.kernels.heads import SOFTMAX_BACK, carried, row_softmax_torch, softmax_back_torch
+from gconv.kernels.heads import SOFTMAX_BACK, row_softmax_torch, softmax_back_torch, supports
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of
 
@@ -27,10 +27,10 @@ def joint_attention(csr: CSR, s: Tensor, t: Tensor, p: Tensor, slope: float) -> 
 
     Args:
         csr: the pattern, (m, n).
-        s: (*b, n, heads, c) what each column carries.
-        t: (*b, m, heads, c) what each row carries.
-        p: (heads, c) how their bent sum is read.
-        slope: of bend below zero.
+        s: (*b, n, heads, c) the features of each column.
+        t: (*b, m, heads, c) the features of each row.
+        p: (heads, c) the weights of LeakyReLU(t + s) in the logits.
+        slope: of LeakyReLU for negative arguments.
 
     >>> csr = CSR.build(torch.tensor([0, 0]), torch.tensor([0, 1]), 1, 2)
     >>> joint_attention(csr, torch.tensor([[[-1.0]], [[-5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1), 0.0).flatten()
@@ -40,6 +40,7 @@ def joint_attention(csr: CSR, s: Tensor, t: Tensor, p: Tensor, slope: float) -> 
 
 
 def _sums(s: Tensor, t: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column of each entry, and t_i + s_j."""
     row, col = rows_of(structure[0], structure[1]), structure[1].long()
     return row, col, s.index_select(-3, col) + t.index_select(-3, row)
 
@@ -50,12 +51,12 @@ def _joint_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tens
 
 
 def _gradients(
-    s: Tensor, t: Tensor, p: Tensor, slope: float, bent: Tensor, structure: Structure
+    s: Tensor, t: Tensor, p: Tensor, slope: float, dlogits: Tensor, structure: Structure
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ds, dt and dp from `bent`, the gradient of the logits."""
+    """ds, dt and dp from the gradient of the logits."""
     row, col, u = _sums(s, t, structure)
-    bent = bent.unsqueeze(-1)
-    w = torch.where(u > 0, bent, slope * bent)
+    dlogits = dlogits.unsqueeze(-1)
+    w = torch.where(u > 0, dlogits, slope * dlogits)
     ds, dt = (torch.zeros_like(x).index_add(-3, at, w) * p for x, at in ((s, col), (t, row)))
     return ds, dt, (w * u).sum_to_size(p.shape)
 
@@ -67,12 +68,12 @@ def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Ten
 
 def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None:
     *made, crow, col, crow_t = rest[:-3]
-    m, n = crow.shape[0] - 1, crow_t.shape[0] - 1  # len would fix a size that an exporter keeps open
+    m, n = crow.shape[0] - 1, crow_t.shape[0] - 1  # len would specialise a dynamic size
     b = s.shape[:-3]
     if s.ndim < 3 or s.shape != (*b, n, *p.shape) or t.shape != (*b, m, *p.shape):
         raise ValueError(
-            f"Joint attention takes numbers (*b, sites, heads, c) of columns and of rows, and a vector (heads, c), but "
-            f"the pattern is {m} by {n}, the columns' are {tuple(s.shape)}, the rows' {tuple(t.shape)} and the vector "
+            f"Joint attention takes features (*b, sites, heads, c) of columns and of rows, and p (heads, c), but the "
+            f"pattern is {m} by {n}, the columns have {tuple(s.shape)}, the rows {tuple(t.shape)}, and p is "
             f"{tuple(p.shape)}."
         )
     for name, numbers in zip(("values", "gradients"), made, strict=False):
@@ -81,10 +82,10 @@ def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None
 
 
 def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> Tensor:
-    """By the compiled kernels, bfloat16 widened, where they serve; else by `body`."""
+    """By the compiled kernels if they support the arguments (bfloat16 converted to float32), otherwise by `body`."""
     given = (s, t, p, *rest[:-6])
     wide = [x.float() for x in given] if s.dtype == torch.bfloat16 else given
-    if not carried(rest[-6:], s.shape[-2], *wide):
+    if not supports(rest[-6:], s.shape[-2], *wide):
         return body(s, t, p, slope, *rest)
     left, right, vector, *back = wide
     return native_attention.joint(rest[-6:], left, right, vector, slope, *back).to(s.dtype)
@@ -113,14 +114,14 @@ def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
 
 def _backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
     s, t, p, a = saved
-    if torch.is_grad_enabled():  # the derivative may itself be differentiated
+    if torch.is_grad_enabled():  # create_graph=True
         return *_gradients(s, t, p, ctx.slope, SOFTMAX_BACK(structure, a, g), structure), None
-    made = JOINT_BACK(structure, s, t, p, ctx.slope, a, g)
+    stacked = JOINT_BACK(structure, s, t, p, ctx.slope, a, g)
     if s.ndim > 3:
         n = s.flatten(0, -3).shape[0]
-        return made[:n].view(s.shape), made[n:-1].view(t.shape), made[-1].clone(), None
+        return stacked[:n].view(s.shape), stacked[n:-1].view(t.shape), stacked[-1].clone(), None
     n = s.shape[0]
-    return made[:n], made[n:-1], made[-1].clone(), None
+    return stacked[:n], stacked[n:-1], stacked[-1].clone(), None
 
 
 def _keep_nothing(ctx: Any, arguments: Any, output: Tensor) -> Saved:
@@ -128,7 +129,7 @@ def _keep_nothing(ctx: Any, arguments: Any, output: Tensor) -> Saved:
 
 
 def _back_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError("This derivative is composed of other kernels where it is differentiated itself.")
+    raise NotImplementedError("joint_attention_back is not differentiable; use create_graph=True.")
 
 
 JOINT = Kernel(

@@ -1,7 +1,7 @@
-"""The largest entry of each row, y_i = max over the entries (i, j) of v_e x_j; 0 for a row without entries.
+"""The maximum over the entries of each row, y_i = max over the entries (i, j) of v_e x_j; 0 for a row without entries.
 
-The derivative goes to the entries that reach the maximum, in equal shares. A maximum of exactly 0 keeps a share to
-itself, as in torch's scatter_reduce "amax", whose tensor of zeros takes part; PyG's maximum is that one.
+The gradient is divided equally among the entries that attain the maximum. For a maximum of exactly 0 one share is
+dropped, as in torch's scatter_reduce "amax" (which PyG uses), where the initial zero counts as an entry.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _max_torch(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _max_composed(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
-    """The mean of the messages that reach the maximum: its value, and its derivative of any order."""
+    """The mean of the messages that attain the maximum, which has the same value and derivatives of any order."""
     messages, rows = _messages(values, x, structure)
     top = _max_torch(values.detach(), x.detach(), *structure)
     won = messages.detach() == top.index_select(-2, rows)
@@ -56,9 +56,9 @@ def _max_composed(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _shared(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure, factor: Tensor) -> Tensor:
-    """What each message gets of the gradient times its factor, (*b, e, c); differentiable in dy.
+    """The gradient that each message receives, times its factor, (*b, e, c); differentiable in dy.
 
-    A message that did not win gets 0, whatever it, its factor and the gradient hold.
+    It is 0 for messages that do not attain the maximum, also where the factor or the gradient is NaN.
     """
     messages, rows = _messages(values, x, structure)
     won = messages == y.index_select(-2, rows)
@@ -80,21 +80,21 @@ def _check(values: Tensor, x: Tensor, *rest: Any) -> None:
     *made, crow, col, crow_t = rest[:-3]
     fits("values", tuple(values.shape), (col.shape[0],))
     if x.ndim < 2:
-        raise ValueError(f"A maximum takes signals (*b, sites, channels), not {tuple(x.shape)}.")
+        raise ValueError(f"segment_max takes signals (*b, sites, channels), not {tuple(x.shape)}.")
     fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
     for t in made:
-        fits("numbers out", tuple(t.shape), (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
+        fits("sizes of y and dy", tuple(t.shape), (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
     one_place(crow, values, x, *made)
 
 
-def _serves(structure: Structure, *tensors: Tensor) -> bool:
+def _supports(structure: Structure, *tensors: Tensor) -> bool:
     x = tensors[0]
-    known = x.dtype in (torch.float32, torch.float64) and all(t.dtype == x.dtype for t in tensors)
-    return known and structure[0].dtype == torch.int32 and native.serves(x)
+    one_dtype = x.dtype in (torch.float32, torch.float64) and all(t.dtype == x.dtype for t in tensors)
+    return one_dtype and structure[0].dtype == torch.int32 and native.supports(x)
 
 
 def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
-    if not _serves(structure, values, x):
+    if not _supports(structure, values, x):
         return _max_torch(values, x, *structure)
     crow, col = structure[:2]
     y = empty(x, (*x.shape[:-2], crow.shape[0] - 1, x.shape[-1]))
@@ -108,12 +108,13 @@ def _max_cuda(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
+    """dy divided by the number of ties."""
     ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, empty(y, y.shape), y)
     return dy / ties.clamp_(min=1)
 
 
 def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    if not _serves(structure, values, x, y, dy):
+    if not _supports(structure, values, x, y, dy):
         return _dx_torch(values, x, y, dy, *structure)
     _, _, crow, col, order, _ = structure
     dx = empty(x, x.shape)
@@ -121,7 +122,7 @@ def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor
 
 
 def _dvalues_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    if not _serves(structure, values, x, y, dy):
+    if not _supports(structure, values, x, y, dy):
         return _dvalues_torch(values, x, y, dy, *structure)
     crow, col = structure[:2]
     share = _share(values, x, y, dy, structure)
@@ -138,7 +139,7 @@ def _max_keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
 
 def _max_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
     values, x, y = saved
-    twice = torch.is_grad_enabled() and dy.requires_grad  # then torch's own operators are differentiated
+    twice = torch.is_grad_enabled() and dy.requires_grad  # by torch's operators, which are differentiable
     of_values, of_x = ctx.needs_input_grad[:2]
     given, dvalues, dx = (values, x, y, dy), None, None
     if of_values:
@@ -153,7 +154,7 @@ def _nothing_kept(ctx: Any, arguments: Any, output: Tensor) -> Saved:
 
 
 def _once(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
-    raise NotImplementedError("The derivative of a maximum's compiled derivative is not written; run it eagerly.")
+    raise NotImplementedError("The second derivative of a maximum is not implemented in compiled code; run it eagerly.")
 
 
 MAX_DX = Kernel(

@@ -1,9 +1,9 @@
-"""Where large results are written: memory that is kept and used again.
+"""A pooled allocator for large CPU results.
 
-The C library takes a large array from the system anew each time, and the system clears it page by page as it is first
-written, which costs more than most products here, the more so where the machine is virtual and its host has the pages
-back. Room that a result has left is therefore kept for the next of about its size. It is in pages of 2 MiB, where the
-system has them: rows gathered from there miss the processor's page tables less often.
+The C library requests large arrays from the system each time, and the system zeroes fresh pages on first touch, which
+costs more than most products here, in particular on virtual machines. Freed buffers are therefore kept and reused for
+results of about the same size. They use huge pages of 2 MiB if the system has them, so that gathering rows from them
+causes fewer TLB misses.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch.nn import Parameter
 from gconv.caches import register
 from gconv.kernels.transforms import is_plain_eager
 
-LARGE = 1 << 22  # bytes: two pages of 2 MiB
-PAGE = 1 << 21
-IDLE = 1 << 29  # bytes of room that may lie idle
-SPARE = 8  # a result may lie in room that is larger by this part of it
+MIN_BYTES_POOLED = 1 << 22
+PAGE_BYTES = 1 << 21
+MAX_BYTES_FREE = 1 << 29  # limit of the free buffers
+SLACK = 8  # a buffer may be larger than the result by 1 / SLACK of its size, or by one page
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)  # not shared with forked workers
-_idle: deque[mmap.mmap] = deque()  # what was left last is at the end
-_lock = RLock()  # what a garbage collection leaves may come while it is held
+_free_buffers: deque[mmap.mmap] = deque()  # the most recently freed one is last
+_lock = RLock()  # reentrant: a garbage collection may free buffers while it is held
 
 
 def _after_fork() -> None:
@@ -44,59 +44,59 @@ if hasattr(os, "register_at_fork"):
 
 
 def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """`like.new_empty(shape, dtype=dtype)`; on the CPU a large one lies in room that is used again.
+    """`like.new_empty(shape, dtype=dtype)`, in a pooled buffer if it is large and on the CPU.
 
-    Its storage can't be resized.
+    The storage of a pooled tensor cannot be resized.
 
     >>> empty(torch.ones(1), (2, 3), torch.float64).shape
     torch.Size([2, 3])
     """
     kind = dtype or like.dtype
     size = math.prod(shape) * kind.itemsize
-    if size < LARGE or not (_ADVICE is not None and like.is_cpu and type(like) in (Tensor, Parameter)):
+    if size < MIN_BYTES_POOLED or not (_ADVICE is not None and like.is_cpu and type(like) in (Tensor, Parameter)):
         return like.new_empty(shape, dtype=dtype)
     if not is_plain_eager():
         return like.new_empty(shape, dtype=dtype)
-    room = _take(size)
-    lent = np.frombuffer(room, np.uint8, size)  # lives as long as the tensor's storage
-    weakref.finalize(lent, _leave, room).atexit = False
-    return torch.frombuffer(lent, dtype=kind).view(*shape).detach()  # no view, to autograd
+    buffer = _acquire(size)
+    array = np.frombuffer(buffer, np.uint8, size)  # lives as long as the tensor's storage
+    weakref.finalize(array, _release, buffer).atexit = False
+    return torch.frombuffer(array, dtype=kind).view(*shape).detach()  # so that autograd does not treat it as a view
 
 
-def _take(size: int) -> mmap.mmap:
+def _acquire(size: int) -> mmap.mmap:
     with _lock:
-        for number in range(len(_idle) - 1, -1, -1):
-            if size <= len(_idle[number]) <= size + max(PAGE, size // SPARE):
-                room = _idle[number]
-                del _idle[number]
-                return room
-    room = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=_PRIVATE)
-    room.madvise(_ADVICE)  # type: ignore[arg-type]
-    return room
+        for number in range(len(_free_buffers) - 1, -1, -1):
+            if size <= len(_free_buffers[number]) <= size + max(PAGE_BYTES, size // SLACK):
+                buffer = _free_buffers[number]
+                del _free_buffers[number]
+                return buffer
+    buffer = mmap.mmap(-1, -(-size // PAGE_BYTES) * PAGE_BYTES, flags=_PRIVATE)
+    buffer.madvise(_ADVICE)  # type: ignore[arg-type]
+    return buffer
 
 
-def _leave(room: mmap.mmap) -> None:
+def _release(buffer: mmap.mmap) -> None:
     with _lock:
-        _idle.append(room)
-        total = sum(map(len, _idle))
-        while total > IDLE:
-            total -= len(_idle.popleft())
+        _free_buffers.append(buffer)
+        total = sum(map(len, _free_buffers))
+        while total > MAX_BYTES_FREE:
+            total -= len(_free_buffers.popleft())
 
 
 def release() -> None:
-    """Hand idle room back to the system.
+    """Return the free buffers to the system.
 
     >>> release()
     """
     with _lock:
-        _idle.clear()
+        _free_buffers.clear()
 
 
 register(
     "free buffers",
-    _idle,
-    _idle.__len__,
-    lambda: [np.frombuffer(room, np.uint8) for room in list(_idle)],
+    _free_buffers,
+    _free_buffers.__len__,
+    lambda: [np.frombuffer(buffer, np.uint8) for buffer in list(_free_buffers)],
     release,
-    f"{IDLE >> 20} MiB",
+    f"{MAX_BYTES_FREE >> 20} MiB",
 )

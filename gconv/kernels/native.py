@@ -1,6 +1,6 @@
-"""The compiled kernels (csr.c), called through ctypes where they were built; `LIBRARY` is None where they were not.
+"""The compiled kernels (csr.c), called through ctypes; `LIBRARY` is None if they were not built.
 
-Two environment variables, read when gconv is imported, choose what tests and comparisons run:
+Two environment variables, read when gconv is imported, select the kernels for tests and comparisons:
 
     GCONV_KERNELS           off, base, avx2 or avx512: pure torch, or an instruction set below the processor's best
     GCONV_KERNELS_LIBRARY   the path of another build of the library: by `make sanitize`, or by clang as setup.py shows
@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from gconv.kernels import order as node_order
-from gconv.kernels.memory import LARGE, empty
+from gconv.kernels.memory import MIN_BYTES_POOLED, empty
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 LEVELS = ("base", "avx2", "avx512")
-SERIAL = 1 << 15  # multiply-adds below which waking a second thread costs more than it gives
-CHUNK = 1 << 26  # multiply-adds in one call of a kernel: Python answers an interrupt between two calls
-ENTRIES = node_order.ENTRIES  # the same of the entries that are sorted
+SERIAL = 1 << 15  # multiply-adds below which a second thread does not pay
+CHUNK = 1 << 26  # multiply-adds per call of a kernel; Python can handle interrupts between calls
+ENTRIES = node_order.ENTRIES  # entries per call when a pattern is sorted
 
 
 class Product(ctypes.Structure):
-    """The struct `product` of csr.c."""
+    """The struct `product` of csr.h."""
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "values", "x", "z", "w", "y", "place", "start")]
@@ -42,14 +42,13 @@ class Product(ctypes.Structure):
     )
 
 
-# a `product` as bytes, in the order of its fields, with the same values for all signals: much less work than a
-# Structure, where all of them are given
+# a `product` as bytes, in the order of its fields, with v_batch = 0: packing is much faster than filling a Structure
 PACKED = struct.Struct("10P17q3d8x")
 assert PACKED.size == ctypes.sizeof(Product)
 
 
 class Edges(ctypes.Structure):
-    """The struct `edges` of csr.c."""
+    """The struct `edges` of csr.h."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in ("crow", "col", "order", "a", "b", "y")] + [
         (name, ctypes.c_int64) for name in ("rows", "heads", "batch", "a_batch", "b_batch", "y_batch")
@@ -65,20 +64,20 @@ class Pattern(ctypes.Structure):
     ] + [(name, ctypes.c_int64) for name in ("entries", "rows", "cols", "sorted")]
 
 
-SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # what `gconv_edges` does
-LARGEST, TIES, SHARES, WEIGHTS = range(4)  # what `gconv_max` does
-INTERFACE = 13  # of csr.c: its structs and functions
-HEADS = 64  # at most, for it and for attention
-PARTS = 64  # of the rows, in csr.c
-SCHEDULED = 4  # channels, from which on rows may be computed in another order
+SOFTMAX, SOFTMAX_BACK, ENDS, SUMS = range(4)  # operations of `gconv_edges`
+LARGEST, TIES, SHARES, WEIGHTS = range(4)  # operations of `gconv_max`
+INTERFACE = 13  # version of the structs and functions; must be equal to gconv_interface in csr.c
+HEADS = 64  # maximum for `gconv_edges` and attention
+PARTS = 64  # into which csr.c divides the rows
+SCHEDULED = 4  # minimum channels for a schedule of the rows
 
 
 def load() -> ctypes.CDLL | None:
-    """The library beside this file, or the one that GCONV_KERNELS_LIBRARY names; None without one."""
+    """The library in the folder of this file, or that of GCONV_KERNELS_LIBRARY; None if there is none."""
     given = os.environ.get("GCONV_KERNELS_LIBRARY")
     for path in [Path(given)] if given else sorted(Path(__file__).parent.glob("_csr*.so")):
         try:
-            library = ctypes.CDLL(str(path))  # torch is loaded: both share one OpenMP
+            library = ctypes.CDLL(str(path))  # torch is loaded already, so that both use the same OpenMP library
         except OSError as error:
             if given:
                 raise ImportError(f"GCONV_KERNELS_LIBRARY is {given!r}, which can't be loaded: {error}.") from None
@@ -86,7 +85,7 @@ def load() -> ctypes.CDLL | None:
         if not hasattr(library, "gconv_interface") or library.gconv_interface() != INTERFACE:
             if given:
                 raise ImportError(f"GCONV_KERNELS_LIBRARY is {given!r}, which was built from another version of gconv.")
-            continue  # built from another csr.c
+            continue
         number, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
         kernels = {
             "gconv_spmm": (ctypes.c_char_p, 1),
@@ -110,7 +109,7 @@ def load() -> ctypes.CDLL | None:
 
 
 def choose(library: ctypes.CDLL | None, wanted: str | None) -> tuple[ctypes.CDLL | None, int]:
-    """The library to use and its level, where GCONV_KERNELS is `wanted`.
+    """The library to use and the index of its instruction set, if GCONV_KERNELS is `wanted`.
 
     >>> choose(None, "off")
     (None, -1)
@@ -142,15 +141,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def serves(a: Tensor, b: Tensor | None = None) -> bool:
-    """Whether the kernels take these tensors: floating point of a known type, on the CPU."""
+def supports(a: Tensor, b: Tensor | None = None) -> bool:
+    """Whether the kernels support these tensors: float32, float64 or bfloat16, on the CPU."""
     if LIBRARY is None or a.dtype not in TYPES or not a.is_cpu:
         return False
     return b is None or (b.dtype in TYPES and b.is_cpu)
 
 
 def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """(*b, n, c) with channels side by side, a view where possible; the number of signals, strides of batch and row."""
+    """x with contiguous channels, a view if possible; the number of signals; the strides of batch and row."""
     if x.ndim > 3:
         x = x.flatten(0, -3)
     strides = x.stride()
@@ -161,19 +160,19 @@ def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def threads_for(work: int) -> int:
-    """How many threads take so many multiply-adds; one in a forked process, which OpenMP's other threads are not in."""
+    """The number of threads for this many multiply-adds; 1 in a forked process, which has no OpenMP worker threads."""
     return 1 if work < SERIAL or _forked else torch.get_num_threads()
 
 
 def call(kernel: Callable[..., None], work: int, *arguments: Any) -> None:
-    """Call a kernel, chunk by chunk where it is asked for many multiply-adds."""
+    """Call a kernel, in several chunks if there are many multiply-adds."""
     threads, chunks = threads_for(work), 1 + work // CHUNK
     for chunk in range(chunks):
         kernel(*arguments, LEVEL, threads, chunk, chunks)
 
 
-def _held(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in the type that goes with signals of this dtype, without gaps."""
+def _values(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous values in the dtype that the kernels need for signals of this dtype."""
     wanted = torch.float32 if dtype == torch.bfloat16 else dtype
     return (values if values.dtype == wanted else values.to(wanted)).contiguous()
 
@@ -183,7 +182,7 @@ def _pointer(t: Tensor | None) -> int | None:
 
 
 def build(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
-    """What a CSR holds of int64 entries: crow, col, crow_t, col_t, to_t, from_t, and perm where they came unsorted."""
+    """The tensors of a CSR, from int64 entries: crow, col, crow_t, col_t, to_t, from_t, and perm if not yet sorted."""
     assert LIBRARY is not None
     row, col = row.contiguous(), col.contiguous()
     index, entries = row.new_empty(0, dtype=torch.int32), row.shape[0]
@@ -196,7 +195,7 @@ def build(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
     for step, (size, some) in enumerate(steps):
         for first in range(0, size, some):
             if LIBRARY.gconv_build(ctypes.byref(pattern), step, first, min(size, first + some)) < 0:
-                raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
+                raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry out of range.")
     return crow, column, crow_t, column_t, to_t, from_t, *(() if pattern.sorted else (perm,))
 
 
@@ -211,16 +210,21 @@ def spmm(
     out: Tensor | None = None,
     whole: bool = True,
 ) -> Tensor:
-    """alpha S x + beta z + gamma w, (*b, n, c) -> (*b, m, c), factors (alpha, beta, gamma).
+    """alpha S x + beta z + gamma w, (*b, n, c) -> (*b, m, c).
 
-    int32 indices; values in x's type (float32 beside bfloat16). `out`, of y's shape, is written into, channels side by
-    side. Some of a pattern's rows, not `whole`, run as they come.
+    Args:
+        crow, col: the pattern, int32.
+        values: (e,), converted to x's dtype (float32 for bfloat16).
+        x, z, w: signals.
+        factors: (alpha, beta, gamma).
+        out: the result is written here, with contiguous channels.
+        whole: False for a part of a pattern's rows, for which there is no schedule.
     """
     assert LIBRARY is not None
     dtype = x.dtype
     signals, b, x_batch, x_row = _rows(x)
     m, c = crow.shape[0] - 1, x.shape[-1]
-    values = _held(values, dtype)
+    values = _values(values, dtype)
     if out is None:
         y = empty(x, (m, c) if x.ndim == 2 else (*x.shape[:-2], m, c))
         y_batch, y_row = m * c, c
@@ -243,12 +247,12 @@ def spmm(
 
 
 def schedule(crow: Tensor, col: Tensor, cols: int, c: int, item: int, signals: int = 1) -> node_order.Schedule | None:
-    """The order of the rows in which S x of c channels is made, None where they stay as they come."""
+    """The schedule of the rows for S x with c channels; None for the original order."""
     return node_order.find(crow, col, cols, c * item, signals) if c >= SCHEDULED else None
 
 
 def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) -> Tensor:
-    """S^T x from S by rows, (*b, m, c) -> (*b, columns, c), all float32 or all float64."""
+    """S^T x from the CSR of S, (*b, m, c) -> (*b, columns, c), all float32 or all float64."""
     assert LIBRARY is not None
     signals, b, x_batch, x_row = _rows(x)
     m, c = crow.shape[0] - 1, x.shape[-1]
@@ -266,14 +270,14 @@ def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) 
 
 
 class Ready:
-    """S x + add + row for matrices (n, c) of the values' type: what does not change is looked up once.
+    """A prepared product S x + add + row for matrices x (n, c) of the values' dtype, with little overhead per call.
 
     Args:
-        crow, col, values: S by rows.
+        crow, col, values: S in CSR form.
         cols: columns of S.
         c: channels of x.
-        shape: of the result, a row of c numbers for each row of S; several rows may lie side by side.
-        beside: whether several rows of x do, without gaps.
+        shape: of the result: c numbers for each row of S; several rows of S may form one row of the result.
+        beside: whether several rows of x (n, c) are one row of the argument, which is then made contiguous.
     """
 
     def __init__(
@@ -292,10 +296,16 @@ class Ready:
         self.pattern = crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()
         self.sizes = crow.shape[0] - 1, 1, c, 1, 1, 1
         self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
-        self.large = shape[0] * shape[1] * values.element_size() >= LARGE
+        self.large = shape[0] * shape[1] * values.element_size() >= MIN_BYTES_POOLED
 
     def __call__(self, x: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
-        """Channels side by side; `add` of the result's shape, which becomes it if it can; `row` (c,) for all rows."""
+        """The product.
+
+        Args:
+            x: the matrix.
+            add: of the shape of the result, which may overwrite it.
+            row: (c,), added to each row.
+        """
         if x.numel() != self.numbers or x.dtype != self.dtype or not x.is_cpu or x.stride(-1) != 1 or self.beside:
             x = self._checked(x)
         z, step, y = 0, 0, None
@@ -332,10 +342,10 @@ class Ready:
 
 
 class ReadyRecurrence:
-    """p_k(S) x and sum_k p_k(S) z_k for matrices of the values' type: what does not change is looked up once.
+    """Prepared p_k(S) x and sum_k p_k(S) z_k for matrices of the values' dtype, with little overhead per call.
 
     Args:
-        crow, col, values: S (n, n) by rows.
+        crow, col, values: S (n, n) in CSR form.
         c: channels of x.
         rows: (alpha, beta, gamma) of p_{k+1} = (alpha S + beta) p_k - gamma p_{k-1}.
     """
@@ -353,7 +363,7 @@ class ReadyRecurrence:
     def _fits(self, x: Tensor, width: int) -> None:
         if x.shape != (self.n, width) or x.dtype != self.dtype or not x.is_contiguous() or not x.is_cpu:
             raise ValueError(
-                f"This recurrence takes {self.n} sites in, {width} numbers each of {self.dtype} without gaps, not "
+                f"This recurrence takes a contiguous matrix ({self.n}, {width}) of {self.dtype} on the CPU, not "
                 f"{_named(x)}."
             )
 
@@ -381,7 +391,7 @@ class ReadyRecurrence:
         return y
 
     def clenshaw(self, z: Tensor) -> Tensor:
-        """sum_k p_k(S) z_k, (n, K c) -> (n, c), from the last term to the first."""
+        """sum_k p_k(S) z_k, (n, K c) -> (n, c), by Clenshaw's algorithm."""
         c, K = self.c, self.taps
         self._fits(z, K * c)
         start, item, wide = z.data_ptr(), z.element_size() * c, K * c
@@ -414,12 +424,12 @@ def _named(t: Tensor) -> str:
 
 
 def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
-    """(e,) sum over batch and channels of a[..., i, :] x[..., j, :] at the entries, float32 beside bfloat16."""
+    """(e,) sum over batch and channels of a[..., i, :] x[..., j, :] at the entries; float32 for bfloat16."""
     return heads_sddmm(crow, col, a.unsqueeze(-2), x.unsqueeze(-2), 1).squeeze(-1)
 
 
 def _head_rows(x: Tensor) -> Tensor:
-    """(*b, n, g, c) -> (b, n, g, c) with channels side by side, a view where possible."""
+    """(*b, n, g, c) -> (b, n, g, c) with contiguous channels, a view if possible."""
     flat = x.flatten(0, -4) if x.ndim > 3 else x.unsqueeze(0)
     return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
 
@@ -429,16 +439,16 @@ def _head_stride(x: Tensor) -> int:
 
 
 def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, x: Tensor, together: bool) -> Tensor:
-    """S_h x_h, (*b, n, g, c) -> (*b, m, heads, c), g the heads or 1; `together`: their sum, (*b, m, 1, c).
+    """S_h x_h, (*b, n, g, c) -> (*b, m, heads, c), g the heads or 1; with `together` their sum, (*b, m, 1, c).
 
-    values (e, heads), or (*b, e, heads) where each signal has its own.
+    values (e, heads), or (*b, e, heads) if each signal has its own.
     """
     assert LIBRARY is not None
     m, signals, heads = crow.shape[0] - 1, _head_rows(x), values.shape[-1]
     b, _, _, c = signals.shape
     outer, inner = (1, heads) if together else (heads, 1)
     y = empty(x, (b, m, outer, c))
-    values = _held(values, x.dtype)
+    values = _values(values, x.dtype)
     row = signals.shape[2] * c * x.element_size()
     found = node_order.find(crow, col, x.shape[-3], row, b) if c >= SCHEDULED else None
     at, to, place, start = (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers
@@ -455,9 +465,9 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
 
 
 def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int, apart: bool = False) -> Tensor:
-    """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 beside bfloat16.
+    """(e, heads) sum over batch and channels of a[..., i, h, :] x[..., j, h, :]; float32 for bfloat16.
 
-    `apart`: over channels alone, (*b, e, heads).
+    With `apart` it is not summed over the batch: (*b, e, heads).
     """
     assert LIBRARY is not None
     left, right = _head_rows(a), _head_rows(x.to(a.dtype))
@@ -477,7 +487,7 @@ def heads_sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor, heads: int, apa
 def edges(
     what: int, crow: Tensor, col: Tensor, order: Tensor | None, a: Tensor, b: Tensor | None, shape: tuple[int, ...]
 ) -> Tensor:
-    """What `gconv_edges` makes of numbers (*b, e or rows, heads), float32 or float64: a tensor of this shape."""
+    """The result of `gconv_edges`, a tensor of this shape, for a and b (*b, e or rows, heads), float32 or float64."""
     assert LIBRARY is not None
     a, b = a.contiguous(), None if b is None else b.contiguous()
     y = empty(a, shape)
@@ -501,7 +511,7 @@ def maxima(
     z: Tensor | None = None,
     w: Tensor | None = None,
 ) -> Tensor:
-    """What `gconv_max` writes into y; x, z and w (*b, sites, c), values of the same type, float32 or float64."""
+    """The result of `gconv_max`, written to y; x, z and w (*b, sites, c), values, all float32 or all float64."""
     assert LIBRARY is not None
     x, b, *x_strides = _rows(x)
     c, none = x.shape[-1], (0, 0)

@@ -1,4 +1,4 @@
-"""The compiled kernels of attention (csr_attend.h, csr_joint.h), reached as those of native.py are."""
+"""The compiled kernels of attention (csr_attend.h, csr_joint.h), called through ctypes as in native.py."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gconv.kernels import order as node_order
 from gconv.kernels.memory import empty
 from gconv.kernels.native import PARTS, TYPES
 
-Drop = tuple[float, int] | None  # the share of the entries that is dropped, and a seed
+Drop = tuple[float, int] | None  # the fraction of entries to drop, and a seed
 Slots = tuple[int | None, ...]  # addresses of crow, col, place and start
-PLANES = 5  # of numbers (rows, heads) that attention keeps
+PLANES = 5  # number of arrays (rows, heads) that attention saves for the backward pass
 
 
 class Attention(ctypes.Structure):
-    """The struct `attention` of csr.c."""
+    """The struct `attention` of csr.h."""
 
     _fields_ = (
         [(name + t, ctypes.c_void_p) for t in ("", "_t") for name in ("crow", "col", "place", "start")]
         + [(name, ctypes.c_void_p) for name in ("to_t", "z", "p", "q", "dy")]
-        + [(name, ctypes.c_void_p) for name in ("scores", "y", "bent", "known", "dt", "ds", "dz", "sums")]
+        + [(name, ctypes.c_void_p) for name in ("scores", "y", "y_f", "known", "dt", "ds", "dz", "sums")]
         + [(name, ctypes.c_int64) for name in ("rows", "heads", "channels", "z_row", "z_head", "z_signal", "signals")]
         + [("before", ctypes.c_uint64)]
         + [("slope", ctypes.c_double), ("scale", ctypes.c_double)]
@@ -33,7 +33,7 @@ class Attention(ctypes.Structure):
 
 
 class Joint(ctypes.Structure):
-    """The struct `joint` of csr.c."""
+    """The struct `joint` of csr.h."""
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in ("crow", "col", "crow_t", "col_t", "order", "s", "t", "p", "values", "g")]
@@ -44,14 +44,14 @@ class Joint(ctypes.Structure):
     )
 
 
-def _side_by_side(z: Tensor) -> Tensor:
-    """z with its channels side by side and its signals in one axis, if any; a view where possible."""
+def _flat_batch(z: Tensor) -> Tensor:
+    """z with contiguous channels and its batch axes, if any, flattened to one; a view if possible."""
     z = z.flatten(0, -4) if z.ndim > 4 else z
     return z if z.stride(-1) == 1 or z.shape[-1] == 1 else z.contiguous()
 
 
 def _sums(z: Tensor, signals: int) -> Tensor:
-    """Room for two numbers a head and channel of each part of each signal."""
+    """A buffer for the partial sums of two arrays (heads, channels) for each part of each signal."""
     parts = PARTS // max(1, min(PARTS, signals))
     make = torch.empty if signals else torch.zeros
     return make(max(1, signals) * parts, 2, *z.shape[-2:], dtype=z.dtype)
@@ -61,7 +61,7 @@ def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, s
     crow, col, crow_t, col_t, to_t, _ = structure
     n, heads, c = z.shape[-3:]
     row = heads * c * z.element_size()
-    if n * row < node_order.TABLE:  # the rows stay as they come
+    if n * row < node_order.MIN_BYTES_X:  # no schedule
         there: Slots = crow.data_ptr(), col.data_ptr(), None, None
         back: Slots = crow_t.data_ptr(), col_t.data_ptr(), None, None
     else:
@@ -77,35 +77,35 @@ def _attention(structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, s
 
 
 def _slots(crow: Tensor, col: Tensor, cols: int, row: int) -> Slots:
-    """crow, col, place and start of the order in which rows that gather so many bytes an entry are gone through."""
+    """crow, col, place and start of the schedule for rows that gather this many bytes per entry."""
     found = node_order.find(crow, col, cols, row, 1)
     return (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers
 
 
 def least(share: float) -> int:
-    """The hash from which on an entry stays where this share is dropped."""
+    """The smallest hash for which an entry is kept if this fraction of the entries is dropped."""
     return min(round(share * 2**32), 2**32 - 1)
 
 
 def attend(
     structure: tuple[Tensor, ...], z: Tensor, p: Tensor, q: Tensor, slope: float, drop: Drop, learn: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y of csr_attend.h (*b, n, heads, c); and bent and the scores, empty unless a derivative will `learn` of them.
+    """y of csr_attend.h (*b, n, heads, c), and y_f and the scores, which are empty unless `learn` is set.
 
-    z (*b, n, heads, c), p and q (heads, c), all float32 or all float64; drop: the share of entries, and a seed.
+    z (*b, n, heads, c), p and q (heads, c), all float32 or all float64.
     """
     assert native.LIBRARY is not None
     shape = z.shape
     *batch, n, heads, c = shape
-    z, p, q = _side_by_side(z), p.contiguous(), q.contiguous()
+    z, p, q = _flat_batch(z), p.contiguous(), q.contiguous()
     y, scores = empty(z, shape), empty(z, (*batch, PLANES, n, heads))
-    bent = empty(z, shape if learn else (0,))
+    y_f = empty(z, shape if learn else (0,))
     a = _attention(structure, z, p, q, slope, drop)
-    a.scores, a.y, a.bent = scores.data_ptr(), y.data_ptr(), bent.data_ptr() if learn else None
+    a.scores, a.y, a.y_f = scores.data_ptr(), y.data_ptr(), y_f.data_ptr() if learn else None
     work = structure[1].shape[0] * heads * (c + 8) * a.signals
     if a.signals:
         native.call(native.LIBRARY.gconv_attend, work, ctypes.byref(a), 0, TYPES[z.dtype])
-    return y, bent, scores if learn else scores.new_empty(0)
+    return y, y_f, scores if learn else scores.new_empty(0)
 
 
 def attend_back(
@@ -118,15 +118,15 @@ def attend_back(
     dy: Tensor,
     made: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
-    """dz (n, heads, c), of all signals one after the other, with dp and dq below it, from dy and what `attend` made."""
+    """dz of all signals, dp and dq, concatenated (b n + 2, heads, c), from dy and the results of `attend`."""
     assert native.LIBRARY is not None
-    z, p, q = _side_by_side(z), p.contiguous(), q.contiguous()
+    z, p, q = _flat_batch(z), p.contiguous(), q.contiguous()
     n, heads, c = z.shape[-3:]
-    dy, (y, bent, scores) = dy.contiguous(), made
+    dy, (y, y_f, scores) = dy.contiguous(), made
     a = _attention(structure, z, p, q, slope, drop)
     all_rows = a.signals * n
     dz, known, sums = empty(z, (all_rows + 2, heads, c)), empty(z, (all_rows * 6 * heads,)), _sums(z, a.signals)
-    a.dy, a.scores, a.y, a.bent, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, bent, dz, sums))
+    a.dy, a.scores, a.y, a.y_f, a.dz, a.sums = (t.data_ptr() for t in (dy, scores, y, y_f, dz, sums))
     a.known, a.dt, a.ds = (known.data_ptr() + plane * n * heads * z.element_size() for plane in (0, 4, 5))
     work = structure[1].shape[0] * heads * (2 * c + 8) * a.signals
     if a.signals:
@@ -144,16 +144,16 @@ def joint(
     values: Tensor | None = None,
     g: Tensor | None = None,
 ) -> Tensor:
-    """The values (*b, e, heads) of joint attention; from them and g, ds (n, heads, c) and dt (m, heads, c), each of all
-    signals one after the other, and dp in one.
+    """The values (*b, e, heads) of joint attention; or, given the values and their gradient g, the gradients.
 
+    The gradients are ds of all signals, dt of all signals and dp, concatenated (b n + b m + 1, heads, c).
     s (*b, n, heads, c), t (*b, m, heads, c), p (heads, c), all float32 or all float64.
     """
     assert native.LIBRARY is not None
     crow, col, crow_t, col_t, to_t, _ = structure
     *batch, n, heads, c = s.shape
     m, e, kind = t.shape[-3], col.shape[0], s.dtype
-    s, t = _side_by_side(s), _side_by_side(t)
+    s, t = _flat_batch(s), _flat_batch(t)
     p, y, signals = p.contiguous(), empty(s, (*batch, e, heads)), math.prod(batch)
     a = Joint(*(x.data_ptr() for x in (crow, col, crow_t, col_t, to_t, s, t, p)))
     a.y, a.rows, a.columns, a.heads, a.channels, a.slope = y.data_ptr(), m, n, heads, c, slope

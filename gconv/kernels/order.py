@@ -1,12 +1,12 @@
-"""Node order: in which order the rows of a sparse product are computed, found while it runs, never what they hold.
+"""Row scheduling for CSR products.
 
-A product gathers rows of x, from memory where x is larger than the cache. Rows that gather from the same places, one
-after another, find them still there. Reverse Cuthill-McKee puts them so, and takes as long as some products, so it is
-made as one buys what one has hired for long enough: once products on a pattern have lost as much as it costs. It is
-kept where it saves a clear share of the traffic, and else the rows stay as they come, for good.
+A product gathers rows of x. If x is larger than the cache, processing rows with common neighbours consecutively
+(reverse Cuthill-McKee order) improves reuse. Computing that order costs as much as a few products, so it is done
+lazily: once the accumulated cost of cache misses on a pattern exceeds the cost of reordering. The schedule is kept only
+if it reduces memory traffic by at least 15 %; otherwise the original order is used from then on.
 
-Neither x nor y moves, and the entries of a row keep their order: a schedule changes the time of a product and not a bit
-of it. It hangs on the pattern's `col`, by identity, and takes 4 bytes an entry and 12 a row for as long as `col` lives.
+x and y are not permuted, and the entries of a row keep their order: a schedule changes the time of a product, but not a
+bit of the result. It is cached by the identity of the pattern's `col`, and takes 4 bytes per entry and 12 per row.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from torch import Tensor
 from gconv.caches import WeakCache
 from gconv.rates import TABLES, rates
 
-TABLE = 1 << 24  # bytes of x that may come from a cache in any order
-HELD = 1 << 23  # bytes gathered last that may still be there
-SAMPLES = 8  # places at which traffic is looked at
-CLEAR = 0.85  # share of the traffic that an order may leave to be kept
-FAR = 0.15  # share of rows from memory below which an order would leave little to gain
-ENTRIES = 1 << 23  # sorted in one call of a kernel: Python answers an interrupt between two calls
-compiled: Any = None  # the library of compiled kernels, once `native` has loaded it
-ENTRY, ROW = 1e-7, 2e-7  # seconds of ordering, for each
+MIN_BYTES_X = 1 << 24  # a smaller x fits in cache, and is not scheduled
+WINDOW_BYTES = 1 << 23  # of rows gathered last, which may still be in cache
+SAMPLES = 8  # windows in which the miss rate is estimated
+MAX_REMAINING = 0.85  # maximum ratio of the miss rates with and without a schedule for the schedule to be kept
+MIN_MISS_RATE = 0.15  # below which no order can save much
+ENTRIES = 1 << 23  # entries per call when ordering; Python can handle interrupts between calls
+compiled: Any = None  # the library of compiled kernels, set by `native`
+SECONDS_PER_ENTRY, SECONDS_PER_ROW = 1e-7, 2e-7  # of computing the order
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Schedule:
     """The rows of a pattern in another order.
 
     Args:
-        crow, col: the pattern, its rows in that order.
-        place: (m,) the row of y that a slot is.
-        start: (m,) where its entries begin in the pattern as it comes.
+        crow, col: the pattern with its rows in that order.
+        place: (m,) the original index of each row.
+        start: (m,) the first entry of each row in the original pattern.
     """
 
     crow: np.ndarray
@@ -60,15 +60,15 @@ class Schedule:
 
 @dataclass
 class State:
-    """What is known of a pattern.
+    """The scheduling state of a pattern.
 
     Args:
-        crow: of the pattern.
-        paid: seconds that its products have lost.
-        before, after: the shares of gathered rows that come from memory, as the rows come and by the schedule.
-        schedule: the one in use.
-        settled: whether all is decided.
-        busy: whether some thread looks at the pattern or orders it; the others go on with the rows as they come.
+        crow: a weak reference to crow of the pattern.
+        paid: seconds that cache misses have cost so far.
+        before, after: the miss rates, as fractions of the gathered rows, in the original order and by the schedule.
+        schedule: the schedule in use.
+        settled: whether the decision is final.
+        busy: whether a thread is working on the pattern; other threads use the original order meanwhile.
     """
 
     crow: Any
@@ -81,17 +81,19 @@ class State:
 
     def __str__(self) -> str:
         if self.before is None:
-            return "as they come; another order is considered once products have lost what it costs"
+            return "in original order; a schedule is considered once cache misses have cost as much as it"
         if not self.settled:
             return (
-                f"as they come, {self.before:.0%} of the gathers from memory; to be ordered when that has cost enough"
+                f"in original order, {self.before:.0%} of the gathers from memory; a schedule is computed once these "
+                "have cost as much as it"
             )
         if self.schedule is not None:
             return (
-                f"by reverse Cuthill-McKee: {self.after:.0%} of the gathers from memory, {self.before:.0%} as they came"
+                f"by reverse Cuthill-McKee: {self.after:.0%} of the gathers from memory, {self.before:.0%} in original "
+                "order"
             )
         tried = "" if self.after is None else f", {self.after:.0%} by reverse Cuthill-McKee"
-        return f"as they come: {self.before:.0%} of the gathers from memory{tried}"
+        return f"in original order: {self.before:.0%} of the gathers from memory{tried}"
 
 
 _STATES = WeakCache("row schedules")
@@ -118,10 +120,10 @@ class Visit(ctypes.Structure):
 
 @contextmanager
 def automatic(on: bool) -> Iterator[None]:
-    """Whether products may use and find schedules, for a while; they do otherwise.
+    """A context in which schedules are used and computed (the default), or not; it affects all threads.
 
     >>> with automatic(False):
-    ...     pass  # all rows as they come
+    ...     pass  # products use the original order
     """
     global _on
     before, _on = _on, on
@@ -132,34 +134,34 @@ def automatic(on: bool) -> Iterator[None]:
 
 
 def known(col: Tensor) -> State | None:
-    """What is known of the pattern of this `col`."""
+    """The scheduling state of the pattern with this `col`; None if there is none."""
     found: State | None = _STATES.get(col)
     return found
 
 
 def find(crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> Schedule | None:
-    """The schedule for a product, None for the rows as they come.
+    """The schedule for a product; None for the original order.
 
     Args:
         crow, col: the pattern, int32.
-        cols: how many columns it has.
+        cols: number of columns.
         row: bytes of a row of x.
-        signals: how often it is gone through.
+        signals: number of signals.
     """
-    if cols * row < TABLE or not _on:
+    if cols * row < MIN_BYTES_X or not _on:
         return None
     with _lock:
         state = known(col)
         if state is None or (state.crow() is not crow and state.crow() is None):
             state = _STATES[col] = State(weakref.ref(crow))
-        if state.crow() is not crow:  # some of the rows
+        if state.crow() is not crow:  # a part of the rows
             return None
         if state.settled or state.busy or not _due(state, crow, col, cols, row, signals):
             return state.schedule
         state.busy = True
     try:
         _consider(state, crow, col, cols, row)
-    except BaseException:  # an interrupt is not followed by the same wait
+    except BaseException:  # after an interrupt the next call should not start again
         state.paid = 0.0
         raise
     finally:
@@ -167,39 +169,46 @@ def find(crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> Schedu
     return state.schedule
 
 
-def _price(crow: Tensor, col: Tensor, cols: int) -> float:
-    return ENTRY * len(col) + ROW * (len(crow) + cols)
+def _ordering_seconds(crow: Tensor, col: Tensor, cols: int) -> float:
+    return SECONDS_PER_ENTRY * len(col) + SECONDS_PER_ROW * (len(crow) + cols)
 
 
 def _due(state: State, crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> bool:
-    """Whether products have lost enough by now, this one included, that a look or an order pays."""
-    state.paid += lost(float(len(col) * row * signals), float(row), float(cols * row)) * (state.before or 1.0)
-    return state.paid > _price(crow, col, cols) / (16 if state.before is None else 1)
+    """Whether cache misses, with those of this product, have cost enough to estimate the miss rate, or to reorder."""
+    state.paid += miss_seconds(float(len(col) * row * signals), float(row), float(cols * row)) * (state.before or 1.0)
+    return state.paid > _ordering_seconds(crow, col, cols) / (16 if state.before is None else 1)
 
 
 def _consider(state: State, crow: Tensor, col: Tensor, cols: int, row: int) -> None:
-    """Look once that would pay for a look, order once it would pay for an order."""
-    window = max(1, HELD // row)
+    """Estimate the miss rate if it is not known, and compute the order if the misses have cost as much as that."""
+    window = max(1, WINDOW_BYTES // row)
     if state.before is None:
-        state.before = traffic(col.numpy(), cols, window)
-        state.settled = CLEAR * state.before < max(FAR, cols / len(col))  # each row of x is read once at least
-    if not state.settled and state.paid > _price(crow, col, cols):
+        state.before = miss_rate(col.numpy(), cols, window)
+        least = max(MIN_MISS_RATE, cols / len(col))  # each row of x is read from memory at least once
+        state.settled = MAX_REMAINING * state.before < least
+    if not state.settled and state.paid > _ordering_seconds(crow, col, cols):
         made = scheduled(crow.numpy(), col.numpy(), reverse_cuthill_mckee(crow.numpy(), col.numpy(), cols))
-        state.after = traffic(made.col, cols, window)
-        state.schedule = made if state.after <= CLEAR * state.before else None
+        state.after = miss_rate(made.col, cols, window)
+        state.schedule = made if state.after <= MAX_REMAINING * state.before else None
         state.settled = True
 
 
-def lost(read: float, row: float, table: float) -> float:
-    """Seconds that reading so many bytes of a table by rows takes beyond what it would if the table were near."""
+def miss_seconds(read: float, row: float, table: float) -> float:
+    """The additional seconds of gathering `read` bytes from a table, compared with a table that is in cache.
+
+    Args:
+        read: bytes to gather.
+        row: bytes of a row.
+        table: bytes of the table.
+    """
     now = rates()
     return max(0.0, now.seconds("gather", read, row, table) - now.seconds("gather", read, row, TABLES["near"]))
 
 
-def traffic(col: np.ndarray, cols: int, window: int) -> float:
-    """The share of entries whose row of x is read for the first time in one or two windows, at some places.
+def miss_rate(col: np.ndarray, cols: int, window: int) -> float:
+    """The fraction of entries whose row of x was not read in the window before, estimated in `SAMPLES` places.
 
-    >>> traffic(np.array([0, 1, 0, 1, 0, 1, 0, 1]), 2, 2), traffic(np.arange(8), 8, 2)
+    >>> miss_rate(np.array([0, 1, 0, 1, 0, 1, 0, 1]), 2, 2), miss_rate(np.arange(8), 8, 2)
     (0.0, 1.0)
     """
     window = min(window, len(col) // 2)
@@ -216,15 +225,15 @@ def traffic(col: np.ndarray, cols: int, window: int) -> float:
 
 
 def reverse_cuthill_mckee(crow: np.ndarray, col: np.ndarray, cols: int) -> np.ndarray:
-    """The rows so that those which share columns are near each other: (m,) int32, by the graph of rows and columns.
+    """An order of the rows (m,) int32 in which rows with common columns are close, from the graph of rows and columns.
 
-    Where the pattern is its own transpose, rows and columns are the same nodes, and that graph is half as large.
+    If the pattern is its own transpose, rows and columns are the same nodes.
     """
     library, rows = compiled, len(crow) - 1
     if library is None:
-        raise RuntimeError("Rows are ordered by the compiled kernels, which were not built.")
+        raise RuntimeError("The compiled kernels, which order the rows, were not built.")
     crow, col = (np.ascontiguousarray(t, dtype=np.int32) for t in (crow, col))
-    crow_t, col_t = _turned(crow, col, cols)
+    crow_t, col_t = _transposed(crow, col, cols)
     symmetric = rows == cols and np.array_equal(crow, crow_t) and np.array_equal(col, col_t)
     degrees = np.diff(crow) if symmetric else np.concatenate([np.diff(crow), np.diff(crow_t)])
     start = np.argsort(np.minimum(degrees, 65535).astype(np.uint16), kind="stable")  # a radix sort
@@ -232,20 +241,20 @@ def reverse_cuthill_mckee(crow: np.ndarray, col: np.ndarray, cols: int) -> np.nd
     held = (crow, col, None if symmetric else crow_t, None if symmetric else col_t, start, seen, queue)
     visit = Visit(*(None if t is None else t.ctypes.data for t in held), rows, len(degrees))
     while not library.gconv_order(ctypes.byref(visit), ENTRIES):
-        pass  # Python answers an interrupt
+        pass  # Python can handle interrupts here
     order = queue[::-1]
     return (order if symmetric else order[order < rows]).astype(np.int32)
 
 
-def _turned(crow: np.ndarray, col: np.ndarray, cols: int) -> tuple[np.ndarray, np.ndarray]:
+def _transposed(crow: np.ndarray, col: np.ndarray, cols: int) -> tuple[np.ndarray, np.ndarray]:
     """The transpose of a pattern."""
     assert compiled is not None
     rows, crow_t, col_t = len(crow) - 1, np.zeros(cols + 1, np.int32), np.empty_like(col)
     crow_t[1:] = np.cumsum(np.bincount(col, minlength=cols))
-    place, some = crow_t[:-1].copy(), max(1, ENTRIES * rows // max(len(col), ENTRIES))
+    place, step = crow_t[:-1].copy(), max(1, ENTRIES * rows // max(len(col), ENTRIES))
     arrays = [t.ctypes.data for t in (crow, col, place, col_t)]
-    for first in range(0, rows, some):
-        compiled.gconv_turn(*arrays, first, min(rows, first + some))
+    for first in range(0, rows, step):
+        compiled.gconv_turn(*arrays, first, min(rows, first + step))
     return crow_t, col_t
 
 

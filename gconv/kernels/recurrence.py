@@ -1,11 +1,11 @@
-"""Polynomials of one sparse matrix by their three-term recurrence, one pass over the matrix a term.
+"""Polynomials of a sparse matrix by their three-term recurrence, one pass over the matrix per term.
 
-    terms      p_k(S) x for k < K, side by side: p_{k+1} = (alpha_k S + beta_k) p_k - gamma_k p_{k-1}
-    clenshaw   sum_k p_k(S) z_k, from the last term to the first
+    terms      p_k(S) x for k < K: p_{k+1} = (alpha_k S + beta_k) p_k - gamma_k p_{k-1}
+    clenshaw   sum_k p_k(S) z_k, by Clenshaw's algorithm
     filtered   sum_k c_k p_k(S) x, the same with z_k = c_k x
 
-`terms` and `clenshaw` are each other's derivative on the transposed matrix, and `filtered` is its own. The values of S
-are fixed here; where they are learned, the basis composes the same steps from `spmm`.
+The backward pass of `terms` is `clenshaw` with the transposed matrix and vice versa, and that of `filtered` is
+`filtered`. The values of S are fixed here; if they are learned, `gconv.basis.Polynomial` uses single products instead.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def _flat(rows: Rows) -> list[float]:
 
 
 class Step:
-    """out = alpha S x + beta z + gamma w, by the compiled kernel where it serves."""
+    """out = alpha S x + beta z + gamma w, by the compiled kernel if it supports the arguments."""
 
     def __init__(self, values: Tensor, like: Tensor, structure: tuple[Tensor, ...]) -> None:
         self.values, self.structure = values, structure
         on_cpu = like.device.type == "cpu" and structure[0].dtype == torch.int32
-        self.compiled = on_cpu and native.serves(values, like)
+        self.compiled = on_cpu and native.supports(values, like)
 
     def __call__(
         self, out: Tensor, x: Tensor, alpha: float, z: Tensor | None, beta: float, w: Tensor | None, gamma: float
@@ -79,9 +79,9 @@ class Step:
 
 
 def _check(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *rest: Any) -> None:
-    """Of signals (*b, n, c)."""
+    """Check the arguments for signals (*b, n, c). Raises: ValueError."""
     crow, col, crow_t = rest[-6:-3]
-    square = x.ndim > 1 and crow.shape[0] == crow_t.shape[0] == x.shape[-2] + 1  # no len, which fixes open sizes
+    square = x.ndim > 1 and crow.shape[0] == crow_t.shape[0] == x.shape[-2] + 1  # len would specialise dynamic sizes
     if not square or values.shape != col.shape:
         raise ValueError(
             f"A recurrence takes a square pattern, its {len(col)} values and signals (*b, {len(crow) - 1}, c), but the "
@@ -91,7 +91,7 @@ def _check(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float]
     if values_t is not None:
         fits("values of the transpose", tuple(values_t.shape), tuple(col.shape))
     if len(rest) > 6 and len(rest[0]) != len(rows) // 3 + 1:
-        raise ValueError(f"There are {len(rest[0])} coefficients of {len(rows) // 3 + 1} terms.")
+        raise ValueError(f"There are {len(rest[0])} coefficients, but {len(rows) // 3 + 1} terms.")
     one_place(crow, values, x, values_t)
 
 
@@ -106,8 +106,8 @@ def _check_clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: li
 def _terms(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     signals = x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
     step, count = Step(values, x, structure), len(rows) // 3 + 1
-    if narrow.serves(signals):
-        out = narrow.side_by_side(lambda some: _each(step, rows, some.new_empty(count, *some.shape), some), signals)
+    if narrow.supports(signals):
+        out = narrow.interleaved(lambda chunk: _each(step, rows, chunk.new_empty(count, *chunk.shape), chunk), signals)
         return out.movedim(1, 2).reshape(*x.shape[:-1], count, x.shape[-1])
     out = empty(x, (*signals.shape[:2], count, x.shape[-1]))
     _each(step, rows, out.movedim(2, 0), signals)
@@ -127,7 +127,7 @@ def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tens
     """sum_k c_k p_k(S) z_k: b_k = c_k z_k + (alpha_k S + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
     last = len(z) - 1
     b = empty(z[last], z[last].shape)
-    b = torch.mul(z[last], c[last], out=b) if c[last] else b.zero_()  # 0 times an infinity is not 0
+    b = torch.mul(z[last], c[last], out=b) if c[last] else b.zero_()  # 0 * inf would be NaN
     ahead = None
     for k in range(last - 1, -1, -1):
         alpha, beta = rows[3 * k : 3 * k + 2]
@@ -142,8 +142,8 @@ def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tens
 
 def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
     signals = z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)
-    if narrow.serves(signals):
-        y = narrow.side_by_side(lambda some: _clenshaw(values, some, values_t, rows, *structure), signals)
+    if narrow.supports(signals):
+        y = narrow.interleaved(lambda chunk: _clenshaw(values, chunk, values_t, rows, *structure), signals)
         return y.view(*z.shape[:-2], z.shape[-1])
     each = list(signals.unbind(2))
     each[-1] = each[-1].contiguous()
@@ -155,8 +155,8 @@ def _filtered(
     values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
 ) -> Tensor:
     signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).contiguous()
-    if narrow.serves(signals):
-        y = narrow.side_by_side(lambda some: _filtered(values, some, values_t, rows, coefficients, *structure), signals)
+    if narrow.supports(signals):
+        y = narrow.interleaved(lambda some: _filtered(values, some, values_t, rows, coefficients, *structure), signals)
         return y.view(x.shape)
     return _sum(Step(values, x, structure), [signals] * len(coefficients), coefficients, rows).view(x.shape)
 
@@ -168,7 +168,7 @@ def _terms_composed(
     for k in range(len(rows) // 3):
         alpha, beta, gamma = rows[3 * k : 3 * k + 3]
         step = alpha * SPMM(structure, values, made[k], values_t)
-        step = step + beta * made[k] if beta else step  # 0 times an infinity is not 0
+        step = step + beta * made[k] if beta else step  # 0 * inf would be NaN
         made.append(step - gamma * made[k - 1] if k and gamma else step)
     return torch.stack(made, -2)
 
@@ -213,7 +213,7 @@ def _keep(ctx: Any, arguments: Any, output: Tensor) -> Saved:
 def _turned(ctx: Any, saved: Any, structure: Structure) -> tuple[Structure, Tensor, Tensor]:
     """The transposed matrix: its pattern, its values, and those of S."""
     if ctx.needs_input_grad[0]:
-        raise NotImplementedError("The values of a recurrence are fixed; learned ones run by single products.")
+        raise NotImplementedError("The values of a recurrence have no gradient here; compose it from spmm.")
     values, values_t = saved
     return turned(structure), values[structure[4]] if values_t is None else values_t, values
 

@@ -1,8 +1,9 @@
-"""Kernel: one operator of torch, and a short way to it.
+"""Kernel: a torch operator, with a fast path for eager calls.
 
-Registered with torch.library, an operator is seen by torch.compile(fullgraph=True), by functorch and by opcheck. But
-torch's dispatcher, run from Python, costs more than the product itself on small graphs; an eager call of plain tensors
-therefore goes straight to the body, and to autograd only where a gradient is needed. Both ways share body and formula.
+Operators registered with torch.library work with torch.compile(fullgraph=True), functorch and opcheck. But calling one
+through torch's dispatcher from Python costs more than the product itself on small graphs. Eager calls with plain
+tensors therefore call the implementation directly, and autograd only if a gradient is needed. Both paths use the same
+implementation and derivative.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Structure = tuple[Tensor, ...]  # crow, col, crow_t, col_t, to_t, from_t
 
 
 class _Recorded(torch.autograd.Function):
-    """A kernel's call that autograd records; pattern, kernel and body come last, so that inputs keep their places."""
+    """A kernel's call as an autograd function; the pattern, the kernel and its body are the last arguments."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -43,7 +44,7 @@ class _Recorded(torch.autograd.Function):
 
 
 def _stored(gradient: Any) -> Any:
-    """A gradient with numbers in memory: autograd's constant zeros have none, and a kernel would read from nowhere."""
+    """The gradient, or zeros in memory for autograd's ZeroTensor, which has no storage that a kernel could read."""
     if isinstance(gradient, Tensor) and gradient._is_zerotensor():
         return torch.zeros(gradient.shape, dtype=gradient.dtype, device=gradient.device)
     return gradient
@@ -54,27 +55,27 @@ def _result(output: Output) -> Tensor:
 
 
 def owned(result: Tensor) -> Tensor:
-    """A Function's result, never as a view: autograd refuses in-place operations on views that a Function returns."""
+    """A result of an autograd function, not as a view: autograd forbids in-place operations on returned views."""
     return result.detach() if result._is_view() else result
 
 
 class Kernel:
-    """An operator `gconv::name` over tensors, the last six of which are a pattern and its transpose.
+    """An operator `gconv::name`, whose last six tensor arguments are a pattern and its transpose.
 
     Args:
         name: of the operator.
         arguments: its schema, without the pattern.
-        anywhere: its body in pure torch.
-        cpu: its body on the CPU, compiled where it can be.
-        cuda: its body on CUDA; default: `anywhere`.
-        fake: its output's shape and type.
-        keep: (ctx, arguments, output) -> the tensors that the derivative needs; what else it needs goes onto ctx.
+        anywhere: the implementation in pure torch.
+        cpu: the implementation for the CPU.
+        cuda: the implementation for CUDA; default: `anywhere`.
+        fake: returns an empty output with the right shape and dtype.
+        keep: (ctx, arguments, output) -> the tensors to save for backward; other data is stored on ctx.
         backward: (ctx, saved, pattern, gradient) -> the gradient of each argument, by kernels.
-        composed: the same of torch's own operators, out of place, which every transform of torch.func and forward-mode
-            differentiation know; default: `anywhere`.
-        outputs: how many tensors the bodies give: the result, and what else only the derivative reads.
-        check: called with the same arguments before each body: raises ValueError where shapes, types or devices do not
-            fit each other. A compiled body would read beyond its arrays, and torch's operators broadcast in silence.
+        composed: an implementation by out-of-place torch operators, which torch.func and forward-mode differentiation
+            can transform; default: `anywhere`.
+        outputs: number of tensors that the implementations return: the result, and others for the backward pass only.
+        check: called with the same arguments before each implementation: raises ValueError if shapes, dtypes or devices
+            do not fit. Without it compiled code would read out of bounds, and torch operators would broadcast.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Kernel:
             kind = type(argument)
             if kind is Tensor or kind is Parameter:
                 recorded = recorded or argument.requires_grad
-            elif isinstance(argument, Tensor):  # a subclass may want to see the operator
+            elif isinstance(argument, Tensor):  # a subclass may override the operator
                 plain = False
         if plain and is_plain_eager():
             body = self.body(structure)
@@ -137,7 +138,7 @@ class Kernel:
         return _result(self.operator(*arguments, *structure))
 
     def body(self, structure: Structure) -> Callable[..., Output] | None:
-        """The body for where the tensors are; None on devices that only torch's own operators know."""
+        """The implementation for the device; None if there is only the composed one."""
         if structure[0].is_cpu:
             return self.cpu
         return self.cuda if structure[0].is_cuda else None
@@ -152,16 +153,16 @@ def _checked(check: Callable[..., None], body: Callable[..., Output]) -> Callabl
 
 
 def fits(what: str, have: object, want: object) -> None:
-    """A check's sentence.
+    """Raises: ValueError if sizes differ.
 
     >>> fits("sites in", 3, 3)
     """
     if have != want:
-        raise ValueError(f"The sparse pattern wants {want} {what}, but {have} are given.")
+        raise ValueError(f"The sparse pattern needs {want} {what}, but {have} were given.")
 
 
 def one_place(crow: Tensor, *tensors: Tensor | None) -> None:
-    """Raises ValueError unless the tensors are where the pattern is."""
+    """Raises: ValueError if a tensor is not on the device of the pattern."""
     for t in tensors:
         if t is not None and t.device != crow.device:
             raise ValueError(f"The sparse pattern is on {crow.device}, but a tensor {tuple(t.shape)} is on {t.device}.")

@@ -1,11 +1,11 @@
-"""Correlation with a kernel on a grid, by Fourier transforms on a ring that is just long enough not to wrap.
+"""Correlation with a kernel on a grid, by Fourier transforms on a circular grid (`Ring`) without aliasing.
 
     T(x, w, y) = sum over signals b, groups g, channels i, o, sites t and taps a of
                  x[b, g i, s t + d a - p] w[g, i, o, a] y[b, g o, t]                      x is 0 outside of its grid
 
-The gradient of T in y is a convolution, that in x its adjoint and that in w a convolution's weight gradient; the
-derivative of each of the three is made of the other two, to any order. Groups and signals go through the transforms a
-few at a time, which keeps the spectra in the processor's cache and out of memory.
+The gradient of T in y is a convolution, that in x its adjoint, and that in w the weight gradient. The derivative of
+each of the three is expressed by the other two, to any order. Groups and signals are transformed in chunks, so that the
+spectra stay in cache.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gconv.kernels.registry import library
 from gconv.kernels.transforms import composes, transformed
 
 X, W, Y = range(3)
-CHUNK = 1 << 20  # bytes of signals that are transformed at a time
-LINE = 64  # bytes that come from memory at a time
-SLOWER = {1: 4 / 3, 2: 9 / 8, 4: 1.0}  # transforms of odd lengths, and of twice odd ones, as measured for MKL
-KERNELS = 1 << 26  # bytes of kernels laid on the ring at a time, where one group alone has many
+CHUNK = 1 << 20  # bytes of signals per chunk
+LINE = 64  # bytes of a cache line
+SLOWER = {1: 4 / 3, 2: 9 / 8, 4: 1.0}  # relative times for odd lengths, twice odd ones and others, measured for MKL
+KERNELS = 1 << 26  # bytes of padded kernels per chunk, if a single group has more
 
 
 def fast_length(n: int) -> int:
-    """The length from n on that transforms fastest: a product of 2, 3, 5 and 7, at best a multiple of four.
+    """The length >= n with the fastest transform: a product of powers of 2, 3, 5 and 7, preferably a multiple of four.
 
     >>> [fast_length(n) for n in (1, 11, 42, 63, 67, 79, 94, 127)]
     [1, 12, 42, 64, 72, 80, 96, 128]
@@ -52,13 +52,13 @@ def fast_length(n: int) -> int:
 
 @dataclass(frozen=True)
 class Ring:
-    """Where the numbers of x, w and y lie, axis by axis.
+    """The geometry of a correlation on a circular grid, axis by axis.
 
     Args:
         groups: of channels.
         size, out, kernel: grids of x, y and w.
         stride, dilation, before: s, d and p.
-        length: of the ring; indices of x are taken modulo it.
+        length: of the circular grid; indices of x are taken modulo it.
     """
 
     groups: int
@@ -72,17 +72,18 @@ class Ring:
 
     @classmethod
     def read(cls, numbers: Sequence[int]) -> Ring:
-        """From what `flat` wrote."""
+        """The inverse of `flat`."""
         d = (len(numbers) - 1) // 7
         return cls(numbers[0], *(tuple(numbers[1 + d * k : 1 + d * (k + 1)]) for k in range(7)))
 
     @property
     def flat(self) -> list[int]:
+        """All numbers as one list, for the arguments of a torch operator."""
         axes = self.size, self.out, self.kernel, self.stride, self.dilation, self.before, self.length
         return [self.groups, *(number for axis in axes for number in axis)]
 
     def places(self, slot: int) -> tuple[Any, ...]:
-        """Which sites of the ring the numbers of x, w or y take, as an index."""
+        """The index of the sites of x, w or y in the circular grid."""
         if slot == X:
             return ..., *(slice(0, n) for n in self.size)
         step, count = (self.dilation, self.kernel) if slot == W else (self.stride, self.out)
@@ -90,12 +91,12 @@ class Ring:
 
 
 def _last(signal: Tensor) -> bool:
-    """Whether the channels of a site lie side by side."""
+    """Whether the channels of a site are contiguous."""
     return signal.shape[1] > 1 and signal.stride(1) == 1
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """A signal (b, c, *grid), laid out in memory as another one."""
+    """An empty signal (b, c, *grid) with the memory format of another one."""
     if not _last(like):
         return empty(like, shape)
     c, *grid = shape[1:]
@@ -104,7 +105,7 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 class _Transforms:
-    """Between numbers on the grids and spectra, signal by signal: what one holds never reaches another."""
+    """Transforms between arrays and spectra, separately for each signal: NaN in one signal does not affect others."""
 
     def __init__(self, ring: Ring) -> None:
         self.ring = ring
@@ -113,18 +114,19 @@ class _Transforms:
 
     def signals(self, values: Tensor, slot: int) -> Tensor:
         """The spectra of x or y."""
-        laid = values.new_zeros(*values.shape[:3], *self.ring.length)
-        laid[self.ring.places(slot)] = values
-        return torch.fft.rfftn(laid, dim=self.axes)
+        padded = values.new_zeros(*values.shape[:3], *self.ring.length)
+        padded[self.ring.places(slot)] = values
+        return torch.fft.rfftn(padded, dim=self.axes)
 
     def kernels(self, values: Tensor) -> Tensor:
-        laid = values.new_zeros(*values.shape[:3], *self.ring.length)
-        laid[self.ring.places(W)] = values
-        laid = torch.roll(laid, self.shift, self.axes)
-        return torch.fft.rfftn(laid, dim=self.axes)
+        """The spectra of w."""
+        padded = values.new_zeros(*values.shape[:3], *self.ring.length)
+        padded[self.ring.places(W)] = values
+        padded = torch.roll(padded, self.shift, self.axes)
+        return torch.fft.rfftn(padded, dim=self.axes)
 
     def numbers(self, spectrum: Tensor, slot: int) -> Tensor:
-        """The numbers of a spectrum."""
+        """x, w or y from its spectrum."""
         found = torch.fft.irfftn(spectrum, s=self.ring.length, dim=self.axes)
         if slot == W:
             found = torch.roll(found, self.ring.before, self.axes)
@@ -134,7 +136,7 @@ class _Transforms:
 def _multiply(slot: int, one: Tensor, two: Tensor) -> Tensor:
     """The spectrum in one slot from those in the others: X (b, g, i, *f), W (g, i, o, *f), Y (b, g, o, *f).
 
-    The conjugates are written out: a compiled graph calls an operator where torch does not see a pending one.
+    Conjugates are computed explicitly, because compiled graphs may pass lazy ones to operators without resolving them.
     """
     f = "uvw"[: one.ndim - 3]
     if slot == W:  # from X and Y
@@ -157,15 +159,15 @@ def _conjugate(t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Steps:
-    """What goes through the transforms at a time, so that its spectra stay in the cache.
+    """The chunks in which signals are transformed, so that their spectra stay in cache.
 
-    Where a group has one channel, in or out, a few signals go after the others past the same kernels; where it mixes
-    channels, its kernels are applied to all signals in one call.
+    If a group has a single channel, in or out, its kernels are applied to chunks of signals; if it mixes channels, they
+    are applied to all signals in one call.
 
     Args:
-        thin: whether a group has one channel, in or out.
-        groups, signals: at a time.
-        outs: of a group's channels out, at a time.
+        thin: whether a group has a single channel, in or out.
+        groups, signals: per chunk.
+        outs: a group's output channels per chunk.
     """
 
     thin: bool
@@ -175,30 +177,30 @@ class Steps:
 
     @classmethod
     def of(cls, b: int, groups: int, i: int, o: int, ring: float, item: int) -> Steps:
-        """For b signals on a ring of so many bytes, `item` a number."""
+        """The chunks for b signals on a circular grid of `ring` bytes per channel, with `item` bytes per number."""
         thin, each = b > 1 and 1 in (i, o), max(1.0, max(i, o) * ring)
-        some = int(CHUNK / max(1.0, b * each))
-        if thin:  # where channels lie side by side in memory, they come by the line
-            some = max(some, LINE // (item * max(i, o)))
-        some = max(1, min(groups, some))
-        outs = o if some > 1 else max(1, min(o, int(KERNELS / max(1.0, i * ring))))
-        signals = int(CHUNK / (some * each)) if thin and outs == o else b
-        return cls(thin, some, max(1, min(b, signals)), outs)
+        step = int(CHUNK / max(1.0, b * each))
+        if thin:  # at least one cache line of channels, for signals in channels last
+            step = max(step, LINE // (item * max(i, o)))
+        step = max(1, min(groups, step))
+        outs = o if step > 1 else max(1, min(o, int(KERNELS / max(1.0, i * ring))))
+        signals = int(CHUNK / (step * each)) if thin and outs == o else b
+        return cls(thin, step, max(1, min(b, signals)), outs)
 
 
 def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> list[Tensor]:
-    """The gradients of T in the wanted slots, from the values in all that they need."""
+    """The gradients of T in the wanted slots, from the values in the others."""
     g, shapes = ring.groups, _shapes(ring, given)
     b, (i, o) = shapes[X][0], shapes[W][1:3]
     signal = given[X] if X in given else given[Y]
     made = {slot: _blank(ring, given, slot) for slot in wanted}
-    if not all(t.numel() for t in given.values()):  # no library transforms nothing
+    if not all(t.numel() for t in given.values()):  # FFT libraries reject empty arrays
         return [made[slot].zero_() for slot in wanted]
     steps = Steps.of(b, g, i, o, math.prod(ring.length) * signal.itemsize, signal.itemsize)
     transforms, outs = _Transforms(ring), steps.outs
 
     def part(t: Tensor, first: int, start: int, low: int = 0, high: int | None = None) -> Tensor:
-        """(b, g, c, *grid) of the signals and groups at hand."""
+        """(b, g, c, *grid) of the current chunk of signals and groups."""
         return t.unflatten(1, (g, -1))[first : first + steps.signals, start : start + steps.groups, low:high]
 
     for start in range(0, g, steps.groups):
@@ -232,7 +234,7 @@ def _evaluate(ring: Ring, given: dict[int, Tensor], wanted: Sequence[int]) -> li
 
 
 def _whole(ring: Ring, slot: int, one: Tensor, two: Tensor) -> Tensor:
-    """The gradient of T in one slot by torch's operators alone, all at once."""
+    """The gradient of T in one slot by torch operators only, without chunks."""
     if not (one.numel() and two.numel()):
         return _blank(ring, dict(zip(_others(slot), (one, two), strict=True)), slot).zero_()
     transforms = _Transforms(ring)
@@ -245,7 +247,7 @@ def _whole(ring: Ring, slot: int, one: Tensor, two: Tensor) -> Tensor:
 
 
 def _shapes(ring: Ring, given: dict[int, Tensor]) -> dict[int, tuple[int, ...]]:
-    """Of x, w and y, from two of them."""
+    """The shapes of x, w and y, from two of them."""
     g = ring.groups
     signal = given[X] if X in given else given[Y]
     i, o = given[W].shape[1:3] if W in given else (given[slot].shape[1] // g for slot in (X, Y))
@@ -325,7 +327,7 @@ def _back_one(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _back_two(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
-    """Of T with the first arriving gradient in its slot, plus T with the second in its own."""
+    """The gradients of the sum of T with the first gradient in its slot and T with the second in its slot."""
     have = dict(enumerate(ctx.saved_tensors))
     found: dict[int, Tensor] = {}
     for slot, g in zip(_others(ctx.slot), arriving, strict=True):

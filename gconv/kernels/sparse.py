@@ -1,11 +1,10 @@
-"""The sparse products everything on graphs rests on, closed under differentiation.
+"""Sparse products, differentiable to any order.
 
-    spmm    y = S x             dx = S^T dy  (spmm on the transpose, built once),  dS = sddmm(dy, x)
-    sddmm   v_e = <a_i, b_j>    da = S(g) b,  db = S(g)^T a                        on the pattern of S
+    spmm    y = S x             dx = S^T dy  (spmm with the cached transpose),  dS = sddmm(dy, x)
+    sddmm   v_e = <a_i, b_j>    da = S(g) b,  db = S(g)^T a                     on the pattern of S
 
-Both are torch.library operators over plain tensors, so autograd (twice), torch.compile(fullgraph=True) and opcheck see
-them. On the CPU the bodies are the compiled kernels of csr.c where they were built; elsewhere, and where they were not,
-torch's CSR product runs, with the transpose built beforehand.
+Both are torch.library operators, and so work with autograd (repeatedly), torch.compile(fullgraph=True) and opcheck. On
+the CPU they use the compiled kernels of csr.c if these were built; otherwise torch's CSR product.
 """
 
 from __future__ import annotations
@@ -22,18 +21,17 @@ from gconv.kernels import cuda, narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.transforms import composes, is_jit_tracing, readable, stable_argsort
 
-CHUNK = 1 << 24  # numbers gathered at a time by the sampled product
-FAR = 1 << 21  # bytes of a signal that is gathered from a slow cache, where adding to a small result is faster
-SHRINKS = 8  # times the result: by how much the signal is larger there
-WIDE = 32  # channels from which on it is
+CHUNK = 1 << 24  # numbers that the sampled product in torch gathers at a time
+FAR, SHRINKS, WIDE = 1 << 21, 8, 32
+"""When S x is computed by scattering: x has at least so many bytes, so many times the rows of y, so many channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class CSR:
-    """A sparsity pattern by rows, and its transpose by rows, over one list of entries.
+    """A sparsity pattern in CSR form, and its transpose in CSR form.
 
-    Values travel in row order, as `csr.ordered` puts them (`perm` is None where the entries come so). `to_t` reorders
-    values from row order to the row order of the transpose and `from_t` back.
+    Values are passed in row order, see `csr.ordered`; `perm` sorts them, and is None if the entries were sorted. `to_t`
+    permutes values from row order to the row order of the transpose, and `from_t` is its inverse.
     """
 
     crow: Tensor
@@ -51,7 +49,7 @@ class CSR:
 
     @classmethod
     def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
-        """From the row and column of each entry, in any order; repeated entries are kept and add up."""
+        """From the row and column of each entry, in any order; repeated entries are kept, and add up in products."""
         if row.ndim != 1 or row.shape != col.shape:
             raise ValueError(
                 f"A sparse pattern takes a row and a column for each entry, but they are {tuple(row.shape)} and "
@@ -76,8 +74,8 @@ class CSR:
         return CSR(self.crow_t, self.col_t, self.crow, self.col, perm, self.from_t, self.to_t)
 
     def ordered(self, values: Tensor, axis: int = 0) -> Tensor:
-        """Values, (e, ...) or with the entries on this axis, in the order of the entries, put in row order."""
-        return values if self.perm is None else values.index_select(axis, self.perm)  # as int32, without a copy of perm
+        """Values in the order of the entries, along `axis`, permuted to row order."""
+        return values if self.perm is None else values.index_select(axis, self.perm)  # works with an int32 index
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,17 +87,18 @@ class CSR:
 
 
 def _sorted(row: Tensor, col: Tensor, rows: int, cols: int, look: bool = True) -> tuple[Tensor, ...]:
-    """What `native.build` returns, in pure torch; int64 where int32 is too small.
+    """The result of `native.build`, in pure torch; int64 if the sizes do not fit int32.
 
-    Without a look at the numbers it is in the order of the fields of a CSR, int64, and no order is recognised.
+    With look=False, for tensors whose values cannot be read, it returns the fields of a CSR in order, as int64; entries
+    are not checked, and perm is always included.
     """
     if look and len(row) and (_outside(row, rows) or _outside(col, cols)):
-        raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry outside.")
+        raise IndexError(f"A sparse pattern of {rows} rows and {cols} columns has an entry out of range.")
     small = look and max(rows, cols, row.shape[0]) < 2**31
     index = torch.int32 if small else torch.int64
     perm = row_order(row, col, cols)
     row, col = row[perm], col[perm]
-    to_t = stable_argsort(col)  # the rows are sorted already
+    to_t = stable_argsort(col)  # stable, so that rows stay sorted within a column
     entry = torch.arange(to_t.shape[0], device=to_t.device)
     from_t = torch.empty_like(to_t).index_copy(0, to_t, entry)
     crow, crow_t = (_pointers(r, n).to(index) for r, n in ((row, rows), (col, cols)))
@@ -115,10 +114,10 @@ def _outside(index: Tensor, size: int) -> bool:
 
 
 def row_order(row: Tensor, col: Tensor, cols: int) -> Tensor:
-    """The order by row, then column; one sort where a number for both fits int64."""
+    """The permutation that sorts by row, then column; by a single sort if row * cols + col fits int64."""
     if readable(row) and row.shape[0] and float(row.max()) * cols < 2.0**62:
         return stable_argsort(row * max(cols, 1) + col)
-    if is_jit_tracing():  # the numbers of nodes are nearly always small enough, and exporters sort once
+    if is_jit_tracing():  # assumes that the product fits, because it is rarely too large
         return torch.argsort(row * cols + col, stable=True)
     by_column = stable_argsort(col)
     return by_column[stable_argsort(row[by_column])]
@@ -135,8 +134,8 @@ def spmm(csr: CSR, values: Tensor, x: Tensor, values_t: Tensor | None = None) ->
     Args:
         csr: the pattern, (m, n).
         values: (e,) in row order.
-        x: (*b, n, c); all b signals go through one product.
-        values_t: (e,) the same values in the row order of the transpose, where they are at hand.
+        x: (*b, n, c).
+        values_t: (e,) the same values in the row order of the transpose, if they are available.
 
     Returns:
         (*b, m, c)
@@ -158,12 +157,13 @@ def spmm_rows(
     add: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The rows first to last of S x + add, (n, c) -> (last - first, c); nothing here has a derivative.
+    """The rows first to last of S x + add, (n, c) -> (last - first, c); no autograd.
 
     Args:
         csr, values, x: as in `spmm`.
+        first, last: the range of rows; by default all.
         add: (last - first, c), or (c,) for all rows.
-        out: what the result is written into, which may be `add`.
+        out: the result is written here; may be `add`.
 
     >>> csr = CSR.build(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2, 2)
     >>> spmm_rows(csr, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0], [10.0]]), 1, 2, torch.tensor([0.5]))
@@ -180,9 +180,9 @@ def spmm_rows(
         if t is not None and (t.dtype != x.dtype or t.shape not in shapes or (t.stride(-1) != 1 and t.shape[-1] > 1)):
             raise ValueError(
                 f"{name} is {tuple(t.shape)} of {t.dtype}, strides {t.stride()}, but the product is {shape} of "
-                f"{x.dtype}, channels side by side."
+                f"{x.dtype} with contiguous channels."
             )
-    if crow.dtype == torch.int32 and native.serves(values, x):
+    if crow.dtype == torch.int32 and native.supports(values, x):
         z = None if add is None else add.expand(rows, x.shape[-1])
         return native.spmm(crow, csr.col, values, x, z, None, (1.0, float(add is not None), 0.0), out, whole)
     start, stop = int(crow[0]), int(crow[-1])
@@ -192,18 +192,18 @@ def spmm_rows(
 
 
 def in_order(csr: CSR, values: Tensor, x: Tensor) -> bool:
-    """Whether a product with the whole of S would go by a schedule (see `gconv.kernels.order`); counts as one."""
-    if csr.crow.dtype != torch.int32 or not native.serves(values, x):
+    """Whether a product with S would use a schedule, see `gconv.kernels.order`; this call is counted as a product."""
+    if csr.crow.dtype != torch.int32 or not native.supports(values, x):
         return False
     return native.schedule(csr.crow, csr.col, x.shape[-2], x.shape[-1], x.element_size()) is not None
 
 
 def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
-    """`spmm` where nothing is recorded or watched: plain tensors on the CPU, straight to the kernel."""
+    """`spmm` without autograd, for plain CPU tensors: it calls the kernel directly."""
     crow, col, crow_t = csr.tensors[:3]
     fits("values", values.shape[0], col.shape[0])
     fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
-    if crow.dtype == torch.int32 and native.serves(values, x):
+    if crow.dtype == torch.int32 and native.supports(values, x):
         return native.spmm(crow, col, values, x)
     return spmm_torch(values, x, None, *csr.tensors)
 
@@ -211,9 +211,9 @@ def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
 def ready(
     csr: CSR, values: Tensor, c: int, shape: tuple[int, int], beside: bool = False
 ) -> Callable[..., Tensor] | None:
-    """S x + add + row as a function of matrices (n, c) and what is added: `native.Ready`, or None."""
-    wide = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
-    if not wide or csr.crow.dtype != torch.int32 or not native.serves(values):
+    """S x + add + row as a function of matrices (n, c), add and row: a `native.Ready`; None if not supported."""
+    supported = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
+    if not supported or csr.crow.dtype != torch.int32 or not native.supports(values):
         return None
     return native.Ready(csr.crow, csr.col, values, csr.shape[1], c, shape, beside)
 
@@ -221,10 +221,10 @@ def ready(
 def ready_recurrence(
     csr: CSR, values: Tensor, c: int, rows: Sequence[tuple[float, float, float]], dtype: torch.dtype
 ) -> native.ReadyRecurrence | None:
-    """`terms` and `clenshaw` as functions of matrices of c channels each, or None."""
+    """`terms` and `clenshaw` for matrices with c channels; None if not supported."""
     if values.dtype != dtype or dtype not in (torch.float32, torch.float64) or not values.is_contiguous():
         return None
-    if csr.crow.dtype != torch.int32 or not native.serves(values) or csr.shape[0] != csr.shape[1]:
+    if csr.crow.dtype != torch.int32 or not native.supports(values) or csr.shape[0] != csr.shape[1]:
         return None
     return native.ReadyRecurrence(csr.crow, csr.col, values, c, rows)
 
@@ -238,7 +238,7 @@ def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     """The row of each entry."""
     if not composes():
         return torch.repeat_interleave((crow[1:] - crow[:-1]).long(), output_size=col.shape[0])
-    starts = crow[1:-1].long()  # by operators that exporters know, and that read no number as a size
+    starts = crow[1:-1].long()  # by operators that can be exported, without sizes that depend on data
     return (
         col.new_zeros(col.shape[0] + 1, dtype=torch.int64).index_add(0, starts, torch.ones_like(starts)).cumsum(0)[:-1]
     )
@@ -249,7 +249,7 @@ def _sparse(crow: Tensor, col: Tensor, values: Tensor, cols: int) -> Tensor:
 
 
 def _quiet_beta_notice() -> None:
-    """torch announces once a process that CSR tensors are in beta; take the announcement here."""
+    """Suppress torch's warning that CSR tensors are in beta, which it issues once per process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         zero = torch.zeros(1, dtype=torch.int32)
@@ -257,7 +257,7 @@ def _quiet_beta_notice() -> None:
 
 
 def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    """S x by torch's own CSR product; rest[0] has as many numbers as S has columns, and one more."""
+    """S x by torch's CSR product; rest[0] is crow of the transpose, for the number of columns."""
     global _announced
     if not _announced:
         _quiet_beta_notice()
@@ -267,7 +267,7 @@ def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor,
         return x.new_zeros(shape)
     wide = x.movedim(-2, 0).reshape(cols, -1)
     half = x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu"
-    if half:  # torch has no half-precision CSR product on the CPU: accumulate in float32
+    if half:  # torch has no half-precision CSR product on the CPU
         values, wide = values.float(), wide.float()
     with torch.autocast(x.device.type, enabled=False):
         y = _sparse(crow, col, values.to(wide.dtype), cols) @ wide
@@ -324,24 +324,24 @@ def _check_sddmm(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, crow_t: Tensor
 
 
 def _scatters(values_t: Tensor, x: Tensor, rows: int) -> bool:
-    """Whether S x is made from the transpose's rows: x is read once, in order, and y stays in a cache."""
+    """Whether to compute S x by scattering from the rows of the transpose: x is read in order, y stays in cache."""
     n, c = x.shape[-2:]
     far = n * c * x.element_size() >= FAR and n >= SHRINKS * rows and c >= WIDE
     return far and x.dtype == values_t.dtype and x.dtype in (torch.float32, torch.float64)
 
 
 def _spmm_cpu(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    if crow.dtype == torch.int32 and native.serves(values, x):
+    if crow.dtype == torch.int32 and native.supports(values, x):
         if values_t is not None and _scatters(values_t, x, crow.shape[0] - 1):
             return native.scatter(rest[0], rest[1], values_t, x, crow.shape[0] - 1)
-        if x.ndim == 3 and narrow.serves(x):
-            return narrow.side_by_side(lambda some: native.spmm(crow, col, values, some), x)
+        if x.ndim == 3 and narrow.supports(x):
+            return narrow.interleaved(lambda chunk: native.spmm(crow, col, values, chunk), x)
         return native.spmm(crow, col, values, x)
     return spmm_torch(values, x, values_t, crow, col, *rest)
 
 
 def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    if crow.dtype == torch.int32 and native.serves(a, b):
+    if crow.dtype == torch.int32 and native.supports(a, b):
         return native.sddmm(crow, col, a, b).to(a.dtype)
     return _sddmm_torch(a, b, crow, col, *rest)
 

@@ -1,14 +1,14 @@
-"""What kind of call is under way: a plain eager one, or one under a transform, a compiler, an exporter or a tracer.
+"""The kind of the current call: plain eager, or under a transform, a compiler, an exporter or a tracer.
 
-Three questions decide what a call may do:
+Three predicates determine what a call may do:
 
-    is_plain_eager()   nothing looks at single operators: kernels are called directly, and results may be cached
-    composes()         kernels must be composed of torch's own operators: transforms of torch.func, forward-mode
+    is_plain_eager()   no transform, mode or tracer is active: kernels are called directly, and results may be cached
+    composes()         kernels must be composed of torch operators: under transforms of torch.func, forward-mode
                        differentiation, torch.jit.trace, torch.export, the ONNX exporters, and `portable`
-    readable(t)        the numbers of t may be looked at: not those of fake, meta, traced or batched tensors
+    readable(t)        the values of t may be read: not for fake, meta, traced or batched tensors
 
-What is cached is made `apart`: outside of transforms, traces and modes, from plain tensors alone. What was made within
-a trace is never cached. Private names of torch are looked up once, here, with a fallback for versions without them.
+Results that are cached are computed outside of transforms, traces and modes, from plain tensors (`lasting`). Results
+computed within a trace are never cached. Private names of torch are looked up here only, with fallbacks.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _FLAGS: Any = (
 )
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_portable_calls = 0  # `portable` blocks that are active in any thread: a compiled function is guarded by this number
+_portable_calls = 0  # number of active `portable` blocks in all threads; compiled functions guard on it
 
 
 class _Local(threading.local):
-    portable = 0  # those of this thread
+    portable = 0  # number of active blocks in this thread
 
 
 _LOCAL = _Local()
@@ -54,11 +54,11 @@ _LOCAL = _Local()
 
 @contextmanager
 def portable() -> Iterator[None]:
-    """Within this block, layers run by torch's own operators alone: no compiled kernel and no operator of gconv.
+    """Within this block, layers use torch operators only: no compiled kernels and no custom operators.
 
-    A graph that is traced or exported then holds aten operators only, and runs where gconv is not installed.
-    torch.jit.trace, torch.export and both ONNX exporters do so by themselves, as do layers on other devices than CPU
-    and CUDA. Numbers are the same up to rounding; memory is not: a row of x is read for each edge.
+    A graph that is traced or exported then contains aten operators only, and can run without gconv. Under
+    torch.jit.trace, torch.export and both ONNX exporters, and on devices other than CPU and CUDA, this is the default.
+    Results are equal up to rounding, but more memory is used: a row of x is stored for each edge.
 
     >>> from gconv import GConv, Graph
     >>> from gconv.operators import gcn
@@ -84,8 +84,8 @@ _COUNT = threading.Lock()
 
 
 def is_plain_eager() -> bool:
-    """Whether nothing sees single operators: no compiler, exporter, tracer, transform, dispatch mode or `portable`."""
-    if torch.compiler.is_dynamo_compiling() or _FLAGS._is_compiling_flag:  # is_compiling() in fewer calls
+    """Whether no compiler, exporter, tracer, transform, dispatch mode or `portable` block is active."""
+    if torch.compiler.is_dynamo_compiling() or _FLAGS._is_compiling_flag:  # torch.compiler.is_compiling(), but faster
         return False
     if _dispatch_modes() > 0 or _tracing_state() is not None:
         return False
@@ -98,11 +98,11 @@ CallKind = Literal["eager", "transformed", "composed", "compiled", "watched"]
 
 
 def call_kind() -> CallKind:
-    """What kind of call is under way.
+    """The kind of the current call.
 
-    "eager": a plain one. "transformed": within a transform of torch.func or forward-mode differentiation. "composed":
-    traced, exported or `portable`, by torch's own operators alone. "compiled": traced by torch.compile. "watched":
-    under a dispatch mode, which sees every operator.
+    "eager": plain eager. "transformed": within a transform of torch.func or forward-mode differentiation. "composed":
+    traced, exported or `portable`, by torch operators only. "compiled": traced by torch.compile. "watched": under a
+    dispatch mode, which intercepts every operator.
     """
     if is_plain_eager():
         return "eager"
@@ -114,14 +114,14 @@ def call_kind() -> CallKind:
 
 
 def composes() -> bool:
-    """Whether kernels must be composed of torch's own operators."""
+    """Whether kernels must be composed of torch operators."""
     if torch.compiler.is_compiling():
         return _portable_calls > 0 or torch.compiler.is_exporting()
     return transformed() or _tracing_state() is not None or (_portable_calls > 0 and _LOCAL.portable > 0)
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is under way: they know torch's operators."""
+    """Whether a transform of torch.func or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -131,7 +131,7 @@ def is_jit_tracing() -> bool:
 
 
 def wrapped(*tensors: Tensor | None) -> bool:
-    """Whether a transform or a tangent hangs on one of these, so that nothing made of them may be kept."""
+    """Whether one of these is wrapped by a transform or has a tangent, so that results from it may not be cached."""
     if torch.compiler.is_compiling() or not transformed():
         return False
     given = [t for t in tensors if t is not None]
@@ -141,7 +141,7 @@ def wrapped(*tensors: Tensor | None) -> bool:
 
 
 def varies(t: Tensor | None) -> bool:
-    """Whether t may differ from call to call, or what is made of it: it needs a gradient, is wrapped or traced."""
+    """Whether results from t may not be cached: it requires a gradient, is wrapped by a transform, or is traced."""
     if t is None:
         return False
     if t.requires_grad:
@@ -152,7 +152,7 @@ def varies(t: Tensor | None) -> bool:
 
 
 def readable(t: Tensor) -> bool:
-    """Whether a program may look at the numbers of t: not those of fake, meta, traced, compiled or batched tensors."""
+    """Whether the values of t may be read: not for fake, meta, traced or batched tensors, or in compiled functions."""
     if torch.compiler.is_dynamo_compiling():
         return False
     while _functorch.is_functorch_wrapped_tensor(t):
@@ -165,7 +165,7 @@ def readable(t: Tensor) -> bool:
 
 
 def shapes_only(t: Tensor) -> bool:
-    """Whether calls with t give shapes alone: it is a meta tensor, or a fake one of no compiler or exporter."""
+    """Whether t has a shape but no values: a meta tensor, or a fake tensor outside of compilers and exporters."""
     if torch.compiler.is_compiling():
         return False
     mode = getattr(t, "fake_mode", None)
@@ -173,12 +173,12 @@ def shapes_only(t: Tensor) -> bool:
 
 
 def is_fake(t: object) -> bool:
-    """Whether t is one of the tensors without numbers that compilers and exporters run a program on."""
+    """Whether t is a fake or functional tensor of torch's compilers and exporters."""
     return any(kind.__module__.startswith("torch._subclasses") for kind in type(t).__mro__)
 
 
 def _is_traced(t: Tensor) -> bool:
-    """Whether t depends on the inputs or parameters of what torch.jit.trace records, as far as torch tells."""
+    """Whether t depends on inputs or parameters of a torch.jit.trace; True if torch does not tell."""
     if t.requires_grad:
         return True
     try:
@@ -188,7 +188,7 @@ def _is_traced(t: Tensor) -> bool:
 
 
 def concrete(of: object) -> bool:
-    """Whether all tensors in an object (a tensor, or a container or dataclass of them) have numbers of their own."""
+    """Whether all tensors in an object (a tensor, or a container or dataclass of them) have readable values."""
     if torch.compiler.is_dynamo_compiling():
         return False
     if isinstance(of, Tensor):
@@ -203,7 +203,7 @@ def concrete(of: object) -> bool:
 
 
 def derivatives(t: Tensor) -> int:
-    """How many derivatives in t may be taken within the transforms under way; 2 or more if autograd watches, too."""
+    """How many derivatives in t the active transforms may take; at least 2 if autograd tracks t, too."""
     count = 0
     while _functorch.is_functorch_wrapped_tensor(t):
         count += _functorch.is_gradtrackingtensor(t)
@@ -213,24 +213,24 @@ def derivatives(t: Tensor) -> int:
 
 
 def at_trace_time(function: F) -> F:
-    """Marks a function that a compiler calls as it traces, with the objects themselves; its result is a constant.
+    """Marks a function that torch.compile calls with real objects during tracing; its result is treated as a constant.
 
-    As torch.compiler.assume_constant_result does, which would import the compiler. A compiled function is guarded by
-    the objects that are given. One that was made within the trace has no attributes yet. The result must be a string
-    or None: what else is found is left with `leave`, and picked up with getattr, so that the compiler knows its place.
+    The same as torch.compiler.assume_constant_result, without importing the compiler. Compiled functions guard on the
+    arguments. Objects created within the trace have no attributes yet. The result must be a string or None: other
+    results are stored as attributes by `leave` and read by getattr, so that the compiler knows their source.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
 def leave(owner: object, name: str, value: object) -> str:
-    """The name of an attribute of `owner` that now holds a value."""
+    """Stores a value as an attribute of `owner`; returns the name of the attribute."""
     owner.__dict__[f"_traced_{name}"] = value
     return f"_traced_{name}"
 
 
 def bare(t: Tensor) -> Tensor:
-    """Whole numbers as they are: what differentiation has wrapped them in says nothing of them."""
+    """An integer tensor without wrappers of differentiation transforms, which do not affect integers."""
     if torch.compiler.is_compiling():
         return t
     while _functorch.is_gradtrackingtensor(t):
@@ -239,14 +239,17 @@ def bare(t: Tensor) -> Tensor:
 
 
 def apart(*sources: Tensor | None) -> AbstractContextManager[object]:
-    """Leaves all transforms, unless one of the sources is wrapped itself."""
+    """A context outside of all torch.func transforms, unless one of the sources is wrapped by them."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active() or wrapped(*sources):
         return nullcontext()
     return temporarily_clear_interpreter_stack()
 
 
 def lasting(of: object = None) -> AbstractContextManager[object]:
-    """Where what is cached is made: outside of transforms, traces and modes, unless `of`, its source, is in one."""
+    """A context for computing results that are cached: outside of transforms, traces and modes.
+
+    Traces and modes stay active if the values of `of`, from which the result is computed, are not readable.
+    """
     if torch.compiler.is_dynamo_compiling():
         return nullcontext()
     if is_plain_eager():
@@ -262,7 +265,7 @@ def lasting(of: object = None) -> AbstractContextManager[object]:
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Leaves torch.jit.trace and all modes, such as that of fake tensors; for plain tensors alone."""
+    """A context outside of torch.jit.trace and all modes, such as fake tensor mode; for plain tensors only."""
     state = _tracing_state()
     with _without_modes(), torch._C.DisableTorchFunction():
         if state is not None:
@@ -275,7 +278,7 @@ def untraced() -> Iterator[None]:
 
 
 def faked(of: T, like: Tensor) -> T:
-    """A structure or domain with its tensors as fake ones, where `like` is fake and its mode takes no others."""
+    """A structure or domain with its tensors converted to fake ones, if `like` is fake and its mode requires it."""
     mode = getattr(like, "fake_mode", None)
     if mode is None or getattr(mode, "allow_non_fake_inputs", False):
         return of
@@ -284,7 +287,7 @@ def faked(of: T, like: Tensor) -> T:
 
 
 def _mapped(of: Any, convert: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    """A copy of an object with its plain tensors converted, each once."""
+    """A copy of an object with its plain tensors converted, each of them once."""
     if id(of) in done:
         return done[id(of)]
     if type(of) in PLAIN:
@@ -301,9 +304,9 @@ def _mapped(of: Any, convert: Callable[[Tensor], Tensor], done: dict[int, Any]) 
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """For calls that torch.jit.trace records: with operators that the older ONNX exporter translates.
+    """A context for calls under torch.jit.trace: replaces operators that the TorchScript exporter cannot translate.
 
-    The tracer's warnings that sizes become constants are hidden: a trace is for inputs of these sizes.
+    It suppresses the tracer's warnings that sizes become constants, because a trace is valid for these sizes only.
     """
     with warnings.catch_warnings(), _Translated():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
@@ -311,14 +314,14 @@ def tracing() -> Iterator[None]:
 
 
 class _Translated(TorchFunctionMode):
-    """Replaces operators that the older ONNX exporter does not know, or misreads, by others with the same result."""
+    """Replaces operators that the TorchScript ONNX exporter does not translate correctly by equivalent ones."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
 def index_add(y: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
-    """y.index_add(dim, index, source) by scatter_add: the exporter loses all but the last of equal indices.
+    """y.index_add(dim, index, source) by scatter_add: the exporter keeps only the last of equal indices.
 
     >>> index_add(torch.zeros(2, 1), 0, torch.tensor([1, 1]), torch.ones(2, 1)).flatten()
     tensor([0., 2.])
@@ -329,7 +332,7 @@ def index_add(y: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
 
 
 def movedim(t: Tensor, source: int, destination: int) -> Tensor:
-    """t.movedim(source, destination) as a permutation: the exporter takes negative axes for what they are not.
+    """t.movedim(source, destination) as a permutation: the exporter translates negative axes wrongly.
 
     >>> movedim(torch.empty(2, 3, 4), -1, -3).shape
     torch.Size([4, 2, 3])
@@ -340,7 +343,7 @@ def movedim(t: Tensor, source: int, destination: int) -> Tensor:
 
 
 def argsort(t: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
-    """torch.argsort; for the exporter by sort, whose translation is stable, but which cannot be asked to be.
+    """torch.argsort; in an ONNX export by torch.sort without `stable`, whose translation is stable.
 
     >>> argsort(torch.tensor([2, 1, 2]), stable=True)
     tensor([1, 0, 2])
@@ -351,9 +354,9 @@ def argsort(t: Tensor, dim: int = -1, descending: bool = False, stable: bool = F
 
 
 def stable_argsort(t: Tensor) -> Tensor:
-    """The order of whole numbers (n,) >= 0, equal ones as they came.
+    """The stable argsort of non-negative integers (n,).
 
-    In exported programs by a sort of distinct numbers: the newer ONNX exporter has no translation of a stable sort.
+    In exported programs by a sort of distinct numbers, because the newer ONNX exporter cannot translate a stable sort.
 
     >>> stable_argsort(torch.tensor([2, 1, 2]))
     tensor([1, 0, 2])
@@ -364,7 +367,7 @@ def stable_argsort(t: Tensor) -> Tensor:
 
 
 def leaky_relu(t: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
-    """F.leaky_relu, composed: TorchScript's own derivative of it rounds the slope to float32.
+    """F.leaky_relu by torch.where: TorchScript's derivative of leaky_relu rounds the slope to float32.
 
     >>> leaky_relu(torch.tensor([-1.0, 2.0]), 0.5)
     tensor([-0.5000,  2.0000])
@@ -373,7 +376,7 @@ def leaky_relu(t: Tensor, negative_slope: float = 0.01, inplace: bool = False) -
 
 
 def scatter_reduce(t: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, include_self: bool = True) -> Tensor:
-    """t.scatter_reduce: the exporter's translation always includes t, and onnxruntime cannot tell its shape.
+    """t.scatter_reduce: the exporter's translation always includes t, and onnxruntime does not infer its shape.
 
     >>> scatter_reduce(torch.zeros(2), 0, torch.tensor([1, 1]), torch.tensor([-2.0, -1.0]), "amax", include_self=False)
     tensor([ 0., -1.])
@@ -386,7 +389,7 @@ def scatter_reduce(t: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str,
 
 
 def cumprod(t: Tensor, dim: int) -> Tensor:
-    """t.cumprod(dim), number by number.
+    """t.cumprod(dim) by single products.
 
     >>> cumprod(torch.tensor([2, 3, 4]), 0)
     tensor([ 2,  6, 24])
@@ -412,5 +415,5 @@ REPLACED: dict[Any, Callable[..., Tensor]] = {
 
 
 def no_subclass(a: Tensor, b: Tensor) -> bool:
-    """Whether these are tensors of no other class than torch's own."""
+    """Whether these are plain tensors, not of a subclass."""
     return type(a) in PLAIN and type(b) in PLAIN

@@ -1,12 +1,12 @@
 """Products, attention, softmax and maxima over the entries of a pattern, in Triton; `gconv.kernels.cuda` launches them.
 
-A program has one row of the pattern, or a piece of a long one, and `BD` of the numbers of a row of y side by side; it
-goes through its entries `BE` at a time, in their order. Nothing is added by atomic operations, so the same call gives
-the same numbers. Pieces of a row are joined in their order by the kernels whose names begin with `join`.
+A program handles one row of the pattern, or a piece of a long one, and a block of `BD` numbers of a row of y; it loops
+over the entries in order, `BE` at a time. There are no atomic additions, so results are deterministic. The pieces of a
+row are combined in order by the kernels whose names begin with `join`.
 
-    start, stop   (programs,) the first entry of each, and the one behind the last
-    rows          (programs,) the row of each, where rows are split; else program p has row p
-    first         (rows + 1,) the first piece of each row, to join them
+    start, stop   (programs,) the range of entries of each program
+    rows          (programs,) the row of each, if rows are split; otherwise program p has row p
+    first         (rows + 1,) the first piece of each row, to combine them
 """
 
 # mypy: ignore-errors
@@ -18,7 +18,7 @@ import triton.language as tl
 
 @triton.jit
 def _hashed(x):
-    """`hashed` of csr.c, of uint32."""
+    """`hashed` of csr.h, for uint32."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
@@ -26,20 +26,20 @@ def _hashed(x):
 
 @triton.jit
 def _kept(entry, seed):
-    """The hash of dropout for numbers of entries and heads, int64."""
+    """The hash for dropout, for indices of (entry, head) pairs, int64."""
     mixed = _hashed(entry.to(tl.uint32) ^ ((entry >> 32).to(tl.uint32) * 0x9E3779B9))
     return _hashed(mixed + seed)
 
 
 @triton.jit
 def attend(
-    start, stop, rows, col, z, source, target, seed, y, bent, top, total, slopes,
+    start, stop, rows, col, z, source, target, seed, y, y_f, top, total, slopes,
     HEADS: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, LEAST: tl.constexpr,
     DROP: tl.constexpr, LEARN: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """y_ih = sum a m z_jh, a = softmax bend(target_ih + source_jh), and with bend's slope in every term `bent`.
+    """y_ih = sum a m z_jh, a = softmax LeakyReLU(target_ih + source_jh); y_f = sum a f m z_jh, f LeakyReLU's slope.
 
-    Of split rows: the sums before they are divided by `total`, for `join_attended`.
+    For split rows the sums are not divided by `total`, as `join_attended` needs them.
     """
     p = tl.program_id(0).to(tl.int64)
     r = tl.load(rows + p).to(tl.int64) if SPLIT else p
@@ -61,14 +61,14 @@ def attend(
         before, a = tl.exp(m - now), tl.exp(s - now[None, :])
         sum_a = sum_a * before + tl.sum(a, 0)
         if LEARN:
-            bend = tl.where(positive, a, a * SLOPE)
-            sum_f = sum_f * before + tl.sum(bend, 0)
+            a_f = tl.where(positive, a, a * SLOPE)
+            sum_f = sum_f * before + tl.sum(a_f, 0)
         x = tl.load(z + c * (HEADS * C) + f[None, :], mask=live, other=0.0)
         if DROP:
             x = tl.where(_kept(k[:, None] * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST, x * SCALE, 0.0)
         sum_y = sum_y * before + tl.sum(a * x, 0)
         if LEARN:
-            sum_b = sum_b * before + tl.sum(bend * x, 0)
+            sum_b = sum_b * before + tl.sum(a_f * x, 0)
         m = now
     if not SPLIT:
         sum_a = tl.where(hi > lo, 1 / tl.where(hi > lo, sum_a, 1.0), 0.0)
@@ -79,7 +79,7 @@ def attend(
     tl.store(y + p * (HEADS * C) + f, sum_y, mask=inside)
     one = inside & (f % C == 0)
     if LEARN:
-        tl.store(bent + p * (HEADS * C) + f, sum_b, mask=inside)
+        tl.store(y_f + p * (HEADS * C) + f, sum_b, mask=inside)
         tl.store(slopes + p * HEADS + h, sum_f, mask=one)
     if LEARN or SPLIT:
         tl.store(top + p * HEADS + h, m, mask=one)
@@ -88,10 +88,10 @@ def attend(
 
 @triton.jit
 def join_attended(
-    first, y_part, bent_part, top_part, total_part, slopes_part, y, bent, top, total, slopes,
+    first, y_part, y_f_part, top_part, total_part, slopes_part, y, y_f, top, total, slopes,
     HEADS: tl.constexpr, C: tl.constexpr, LEARN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """What `attend` makes of whole rows, from its pieces."""
+    """The results of `attend` for whole rows, from those of pieces."""
     r = tl.program_id(0).to(tl.int64)
     lo, hi = tl.load(first + r), tl.load(first + r + 1)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
@@ -107,13 +107,13 @@ def join_attended(
         sum_y = sum_y * before + here * tl.load(y_part + q * (HEADS * C) + f, mask=inside, other=0.0)
         if LEARN:
             sum_f = sum_f * before + here * tl.load(slopes_part + q * HEADS + h, mask=inside, other=0.0)
-            sum_b = sum_b * before + here * tl.load(bent_part + q * (HEADS * C) + f, mask=inside, other=0.0)
+            sum_b = sum_b * before + here * tl.load(y_f_part + q * (HEADS * C) + f, mask=inside, other=0.0)
         m = now
     inverse = tl.where(hi > lo, 1 / tl.where(hi > lo, sum_a, 1.0), 0.0)
     tl.store(y + r * (HEADS * C) + f, sum_y * inverse, mask=inside)
     if LEARN:
         one = inside & (f % C == 0)
-        tl.store(bent + r * (HEADS * C) + f, sum_b * inverse, mask=inside)
+        tl.store(y_f + r * (HEADS * C) + f, sum_b * inverse, mask=inside)
         tl.store(slopes + r * HEADS + h, sum_f * inverse, mask=one)
         tl.store(top + r * HEADS + h, tl.where(hi > lo, m, 0.0), mask=one)
         tl.store(total + r * HEADS + h, inverse, mask=one)
@@ -121,11 +121,11 @@ def join_attended(
 
 @triton.jit
 def attend_back(
-    start, stop, rows, row, order, source, target, top, total, d, dy, seed, dz, bent, ds,
+    start, stop, rows, row, order, source, target, top, total, d, dy, seed, dz, dz_f, ds,
     HEADS: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, LEAST: tl.constexpr,
     DROP: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """By columns j over their rows i: dz = sum a m dy_i, bent = sum a f m dy_i, ds = sum a f d_i."""
+    """For each column j, sums over its rows i: dz = sum a m dy_i, dz_f = sum a f m dy_i, ds = sum a f d_i."""
     p = tl.program_id(0).to(tl.int64)
     j = tl.load(rows + p).to(tl.int64) if SPLIT else p
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
@@ -144,16 +144,16 @@ def attend_back(
         s = tl.where(positive, s, s * SLOPE)
         a = tl.exp(s - tl.load(top + at, mask=live, other=0.0)) * tl.load(total + at, mask=live, other=0.0)
         a = tl.where(live, a, 0.0)
-        bend = tl.where(positive, a, a * SLOPE)
-        sum_d += tl.sum(bend * tl.load(d + at, mask=live, other=0.0), 0)
+        a_f = tl.where(positive, a, a * SLOPE)
+        sum_d += tl.sum(a_f * tl.load(d + at, mask=live, other=0.0), 0)
         g = tl.load(dy + i * (HEADS * C) + f[None, :], mask=live, other=0.0)
         if DROP:
             entry = tl.load(order + k, mask=k < hi, other=0).to(tl.int64)[:, None]
             g = tl.where(_kept(entry * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST, g * SCALE, 0.0)
         sum_z += tl.sum(a * g, 0)
-        sum_b += tl.sum(bend * g, 0)
+        sum_b += tl.sum(a_f * g, 0)
     tl.store(dz + p * (HEADS * C) + f, sum_z, mask=inside)
-    tl.store(bent + p * (HEADS * C) + f, sum_b, mask=inside)
+    tl.store(dz_f + p * (HEADS * C) + f, sum_b, mask=inside)
     tl.store(ds + p * HEADS + h, sum_d, mask=inside & (f % C == 0))
 
 
@@ -163,7 +163,7 @@ def product(
     HEADS: tl.constexpr, C: tl.constexpr, TOGETHER: tl.constexpr, ORDER: tl.constexpr, ACC: tl.constexpr,
     BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """y_ih = sum over the entries of v_eh x_jh, or summed over the heads, too."""
+    """y_ih = sum over the entries of v_eh x_jh; with TOGETHER also summed over the heads."""
     p, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
@@ -185,7 +185,7 @@ def product(
 
 @triton.jit
 def join_sums(first, part, out, count, pieces, WIDTH: tl.constexpr, BD: tl.constexpr):
-    """The sums of pieces, (b, pieces, WIDTH) -> (b, rows, WIDTH)."""
+    """The sums over the pieces of each row, (b, pieces, WIDTH) -> (b, rows, WIDTH)."""
     r, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
     acc = tl.zeros((BD,), part.dtype.element_ty)
@@ -242,7 +242,7 @@ def stats(start, stop, logits, top, total, HEADS: tl.constexpr, BE: tl.constexpr
 
 @triton.jit
 def join_stats(first, top_part, total_part, top, total, HEADS: tl.constexpr, BD: tl.constexpr):
-    """What `stats` makes of whole rows, from its pieces."""
+    """The results of `stats` for whole rows, from those of pieces."""
     r = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BD + tl.arange(0, BD)
     m = tl.full((BD,), float("-inf"), top.dtype.element_ty)
@@ -320,7 +320,7 @@ def largest(
     start, stop, col, values, x, y, programs, x_batch, x_row,
     C: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The largest v_e x_j of a row; NaN where one is, 0 without entries."""
+    """The maximum of v_e x_j over a row; NaN if one is NaN, 0 without entries."""
     p, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
@@ -341,7 +341,7 @@ def largest(
 
 @triton.jit
 def join_largest(first, part, out, count, pieces, C: tl.constexpr, BD: tl.constexpr):
-    """The largest of pieces, (b, pieces, C) -> (b, rows, C)."""
+    """The maximum over the pieces of each row, (b, pieces, C) -> (b, rows, C)."""
     r, b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
     lo, hi = tl.load(first + r), tl.load(first + r + 1)

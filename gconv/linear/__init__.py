@@ -1,13 +1,13 @@
-"""An operator as the linear map that it is, and the algebra of such maps.
+"""Linear maps of signals, and their algebra.
 
-    LinearMap                     a member of the family, Y = sum_k S_k X W_k on its domain
-    A @ B, A + B, A - B, c * A    lazily; the transpose distributes
+    LinearMap                     an operator on its domain with its weights, Y = sum_k S_k X W_k
+    A @ B, A + B, A - B, c * A    evaluated lazily, with transposes
     identity, block, hstack, vstack, block_diag, A.restrict
-    A.collapse()                  the same map as one member of the family
-    ProgramMap                    a linear map as torch operators in a row, as analysis.affine makes them
+    A.collapse()                  the same map as a single LinearMap
+    ProgramMap                    a linear map as a sequence of torch operators, the result of analysis.affine
 
-Every map has `shape`, `sites` (m, n), `i`, `o`, `apply`, `T`, `dtype` and `device`; what `gconv.analysis` asks, it asks
-through those.
+Every map has `shape`, `sites` (m, n), `i`, `o`, `apply`, `T`, `dtype` and `device`, which is all that `gconv.analysis`
+needs.
 """
 
 from gconv.linear.algebra import Block, Composed, Scaled, Sum, block, block_diag, hstack, vstack

@@ -1,4 +1,4 @@
-"""Sums, compositions, multiples and blocks of linear maps: kept as they were written, computed when a signal comes."""
+"""Sums, compositions, multiples and blocks of linear maps, evaluated when they are applied to a signal."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Axis = Literal["sites", "channels"]
 
 
 def _same_numbers(maps: Sequence[Map]) -> None:
-    """Refuse maps of different dtypes or devices."""
+    """Raises: ValueError if maps have different dtypes or devices."""
     for what in ("dtype", "device"):
         found = list(dict.fromkeys(str(getattr(A, what)) for A in maps))
         if len(found) > 1:
             raise ValueError(
-                f"Maps that are put together must have one {what}, but these have {' and '.join(found)}; "
+                f"Maps can only be combined if they have the same {what}, but these have {' and '.join(found)}; "
                 "convert the layers before .at(...)."
             )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Sum(Map):
-    """The sum of maps between the same sites and channels.
+    """The sum of maps with the same sites and channels.
 
-    Equation: (A + B) x = A x + B x. It collapses to the taps of all terms in one stack.
+    Equation: (A + B) x = A x + B x. It collapses to one stack with the taps of all terms.
 
     >>> from gconv.linear import identity
     >>> A = identity(3)
@@ -51,8 +51,8 @@ class Sum(Map):
         for A in self.terms[1:]:
             if A.ends() != self.terms[0].ends():
                 raise ValueError(
-                    "Maps that are added must have the same sites and channels, but one leads from "
-                    f"{self.terms[0].ends()} and another from {A.ends()}."
+                    "Maps that are added must have the same sites and channels, but one maps "
+                    f"{self.terms[0].ends()} and another {A.ends()}."
                 )
         _same_numbers(self.terms)
 
@@ -98,7 +98,7 @@ class Sum(Map):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Composed(Map):
-    """One map after another, the last factor first.
+    """The composition of maps; the last factor is applied first.
 
     Equation: (A @ B) x = A (B x). It collapses to the products of taps, S_k S_l with W_l W_k.
 
@@ -114,7 +114,7 @@ class Composed(Map):
         for A, B in itertools.pairwise(self.factors):
             if (A.sites[1], A.i) != (B.sites[0], B.o):
                 raise ValueError(
-                    f"In A @ B, B must lead where A starts, but A leads from {A.ends()} and B from {B.ends()}."
+                    f"In A @ B, the output of B must fit the input of A, but A maps {A.ends()} and B {B.ends()}."
                 )
         _same_numbers(self.factors)
 
@@ -157,7 +157,7 @@ class Composed(Map):
 
 
 def _product(A: LinearMap, B: LinearMap) -> LinearMap:
-    """A @ B as one member: tap (k, l) is S_k S_l, its weight W_l W_k."""
+    """A @ B as one LinearMap: tap (k, l) is S_k S_l with weight W_l W_k."""
     V, W = A.weight(), B.weight()
     if min(len(V), len(W)) == 1:
         S: Product | Stack = Product(A.S, B.S)
@@ -183,6 +183,8 @@ class Scaled(Map):
     def __post_init__(self) -> None:
         if isinstance(self.c, Tensor) and self.c.numel() != 1:
             raise ValueError(f"A map is scaled by one number, but this tensor has shape {tuple(self.c.shape)}.")
+        if isinstance(self.c, Tensor) and self.c.ndim:  # its axes would be broadcast
+            object.__setattr__(self, "c", self.c.reshape(()))
         if (
             self.c.is_complex() if isinstance(self.c, Tensor) else isinstance(self.c, complex)
         ) and not self.A.dtype.is_complex:
@@ -234,13 +236,13 @@ def _text(c: Number) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Block(Map):
-    """Maps side by side and below each other, along the sites or along the channels.
+    """A block matrix of maps, along the sites or along the channels.
 
-    Equation: along sites the matrix is the block matrix itself; along channels, x = [x_1 | x_2 | ...] is split by
-    channels and y = [y_1 | y_2 | ...] joined, y_r = sum_c A_rc x_c either way.
+    Equation: y_r = sum_c A_rc x_c, where x = [x_1 | x_2 | ...] is split and y = [y_1 | y_2 | ...] is concatenated along
+    the axis. Along sites the matrix is the block matrix of the matrices A_rc.
 
     Args:
-        rows: a table of maps, None where the block is zero; every row and column holds at least one.
+        rows: a table of maps, None for a zero block; every row and column contains at least one map.
         axis: "sites" or "channels".
 
     >>> from gconv.linear import identity
@@ -255,9 +257,9 @@ class Block(Map):
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.rows}
         if len(widths) != 1 or 0 in widths:
-            raise ValueError(f"A table of blocks has rows of one length, but these have {sorted(widths)}.")
+            raise ValueError(f"The rows of a block matrix must have the same length, but they have {sorted(widths)}.")
         if self.axis not in ("sites", "channels"):
-            raise ValueError(f"Blocks lie along 'sites' or 'channels', not {self.axis!r}.")
+            raise ValueError(f"axis must be 'sites' or 'channels', but it is {self.axis!r}.")
         lines = [*self.rows, *zip(*self.rows, strict=True)]
         if any(all(A is None for A in line) for line in lines):
             raise ValueError(
@@ -337,15 +339,15 @@ class Block(Map):
         return torch.cat(lines, along)
 
     def collapse(self) -> LinearMap:
-        """The sum of every block between the selections of its place."""
+        """The sum over all blocks of (select rows)^T A (select columns)."""
         place = {"dtype": self.dtype, "device": self.device}
-        below, beside = (list(itertools.accumulate(self._extents(side), initial=0)) for side in ("out", "in"))
+        row_start, column_start = (list(itertools.accumulate(self._extents(side), initial=0)) for side in ("out", "in"))
         terms: list[Map] = []
         for r, row in enumerate(self.rows):
             for c, A in enumerate(row):
                 if A is None:
                     continue
-                out, into = range(below[r], below[r + 1]), range(beside[c], beside[c + 1])
+                out, into = range(row_start[r], row_start[r + 1]), range(column_start[c], column_start[c + 1])
                 if self.axis == "sites":
                     left = select_sites(out, self.sites[0], self.o, **place)  # type: ignore[arg-type]
                     right = select_sites(into, self.sites[1], self.i, **place)  # type: ignore[arg-type]
@@ -361,23 +363,23 @@ class Block(Map):
         return f"[{rows}]"
 
 
-# -- the ways to make them -----------------------------------------------------------------------------------------
+# -- constructors --------------------------------------------------------------------------------------------------
 
 
 def compose(*maps: Map) -> Map:
-    """A @ B @ ..., compositions inside laid open."""
+    """A @ B @ ..., with nested compositions flattened."""
     flat = [B for A in maps for B in (A.factors if isinstance(A, Composed) else (A,))]
     return flat[0] if len(flat) == 1 else Composed(tuple(flat))
 
 
 def add(*maps: Map) -> Map:
-    """A + B + ..., sums inside laid open."""
+    """A + B + ..., with nested sums flattened."""
     flat = [B for A in maps for B in (A.terms if isinstance(A, Sum) else (A,))]
     return flat[0] if len(flat) == 1 else Sum(tuple(flat))
 
 
 def scale(c: Number, A: Map) -> Map:
-    """c A, multiples inside laid open."""
+    """c A, with nested factors multiplied."""
     if isinstance(A, Scaled):
         c, A = c * A.c, A.A
     return A if isinstance(c, int | float) and c == 1 else Scaled(c, A)
@@ -385,14 +387,14 @@ def scale(c: Number, A: Map) -> Map:
 
 @checked
 def block(rows: Sequence[Sequence[Map | None]], axis: Axis = "sites") -> Map:
-    """A table of maps as one map.
+    """A block matrix of maps as one map, see `Block`.
 
     Args:
-        rows: lists of maps, None where the block is zero.
-        axis: what is laid end to end, "sites" (the block matrix) or "channels".
+        rows: lists of maps, None for a zero block.
+        axis: the axis that is concatenated, "sites" (the block matrix) or "channels".
 
     Raises:
-        ValueError: if the blocks do not fit, or a row or column has no map to take its size from.
+        ValueError: if the blocks do not fit, or a row or column has no map that determines its size.
 
     >>> from gconv.linear import identity
     >>> I = identity(2, 3)
@@ -402,16 +404,16 @@ def block(rows: Sequence[Sequence[Map | None]], axis: Axis = "sites") -> Map:
     try:
         table = tuple(tuple(row) for row in rows)
     except TypeError:
-        raise TypeError(f"A table of blocks is a list of lists of maps, not {shown(rows)}.") from None
+        raise TypeError(f"A block matrix is given as a list of lists of maps, not as {shown(rows)}.") from None
     for A in itertools.chain(*table):
         if A is not None and not isinstance(A, Map):
-            raise TypeError(f"Blocks are linear maps, layer.at(domain), or None, not {shown(A)}.")
+            raise TypeError(f"Blocks must be linear maps, layer.at(domain), or None, but one is {shown(A)}.")
     return Block(table, axis)
 
 
 @checked
 def hstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
-    """[A, B, ...]: the sum of what each makes of its part of the signal.
+    """[A, B, ...]: each map is applied to its part of the signal, and the results are added.
 
     >>> from gconv.linear import identity
     >>> (hstack([identity(1), identity(1)]) @ torch.tensor([[2.0], [3.0]])).item()
@@ -423,7 +425,7 @@ def hstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
 
 @checked
 def vstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
-    """[A; B; ...]: what each makes of the whole signal, one after the other.
+    """[A; B; ...]: each map is applied to the whole signal, and the results are concatenated.
 
     >>> from gconv.linear import identity
     >>> vstack([identity(2, 3), identity(2, 3)], axis="channels").shape
@@ -435,7 +437,7 @@ def vstack(maps: Sequence[Map], axis: Axis = "sites") -> Map:
 
 @checked
 def block_diag(maps: Sequence[Map], axis: Axis = "sites") -> Map:
-    """Each map on its own part of the signal: the direct sum.
+    """The direct sum: each map is applied to its own part of the signal.
 
     >>> from gconv.linear import identity
     >>> block_diag([identity(2, 3), 2 * identity(4, 3)])
@@ -445,16 +447,16 @@ def block_diag(maps: Sequence[Map], axis: Axis = "sites") -> Map:
     return block([[A if r == c else None for c in range(len(maps))] for r, A in enumerate(maps)], axis)
 
 
-def _listed(maps: Sequence[Map | None], asking: str) -> list[Any]:
+def _listed(maps: Sequence[Map | None], function: str) -> list[Any]:
     """The maps as a list.
 
     Raises:
-        TypeError: if it is no list.
+        TypeError: if it is not a list.
         ValueError: if it is empty.
     """
     if isinstance(maps, Map) or not isinstance(maps, Iterable):
-        raise TypeError(f"{asking} takes a list of maps, not {shown(maps)}.")
+        raise TypeError(f"{function} takes a list of maps, not {shown(maps)}.")
     found = list(maps)
     if not found:
-        raise ValueError(f"{asking} takes a list of at least one map, but it is empty.")
+        raise ValueError(f"{function} takes a list of at least one map, but it is empty.")
     return found

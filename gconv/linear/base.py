@@ -1,4 +1,4 @@
-"""What every linear map promises, and how maps are put together."""
+"""Map: the base class of linear maps, with their algebra."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gconv.arguments import checked, shown
 if TYPE_CHECKING:
     from gconv.linear.member import LinearMap
 
-Number = float | complex | Tensor  # what scales a map; a tensor without axes may require grad
+Number = float | complex | Tensor  # the factor of a map; a tensor of one number may require grad
 Index = Sequence[int] | Tensor
 
 
@@ -22,9 +22,9 @@ class Map:
 
     Equation: the matrix of A is (m o, n i), sites outermost, channels innermost.
 
-    Meaning: `A @ x` applies the map to a signal, `A @ B` is the composition, and `A + B`, `A - B`, `c * A`, `-A` and
-    `A / c` are what they say. Nothing is computed until a signal comes, and every result is a Map again, so
-    transposes, norms and spectra of it can be asked for. It prints as the algebra that made it.
+    Meaning: `A @ x` applies the map to a signal and `A @ B` is the composition; `A + B`, `A - B`, `c * A`, `-A` and
+    `A / c` are defined, too. They are evaluated lazily, and every result is a Map, which has a transpose, and whose
+    norm and spectrum `gconv.analysis` can compute. The repr shows the expression.
 
     Raises:
         ValueError: if two maps do not fit each other; the message says which sites or channels differ.
@@ -40,7 +40,7 @@ class Map:
     True
     """
 
-    if TYPE_CHECKING:  # what a subclass must have, as a field or as a property
+    if TYPE_CHECKING:  # a subclass defines these as fields or properties
 
         @property
         def i(self) -> int:
@@ -71,7 +71,7 @@ class Map:
         return m * self.o, n * self.i
 
     def apply(self, x: Tensor, lowering: str | None = None) -> Tensor:
-        """A @ x; a lowering of choice holds for every member of the family inside.
+        """A @ x; `lowering` applies to every LinearMap that the map consists of.
 
         Raises:
             ValueError: if x has other sites or channels than the map.
@@ -79,7 +79,7 @@ class Map:
         raise NotImplementedError
 
     def collapse(self) -> LinearMap:
-        """The same map as one member of the family: a stack of structures with the weights beside each other."""
+        """The same map as a single LinearMap, whose taps are those of all maps that it consists of."""
         raise NotImplementedError
 
     @property
@@ -93,16 +93,16 @@ class Map:
     def restrict(
         self, rows: Index | None = None, cols: Index | None = None, *, i: Index | None = None, o: Index | None = None
     ) -> Map:
-        """The part of the map between some sites and channels, in the order given.
+        """The submatrix for some sites and channels, in the given order.
 
-        Equation: R_rows A R_cols^T, with R the rows of the identity of these numbers.
+        Equation: R_rows A R_cols^T, where R consists of the selected rows of the identity.
 
         Args:
             rows, cols: output and input sites.
             i, o: channels in and out.
 
         Raises:
-            ValueError: if a number is out of range.
+            ValueError: if an index is out of range.
 
         >>> from gconv import GConv, Grid
         >>> from gconv.operators import conv1d
@@ -157,7 +157,7 @@ class Map:
         return scale(c, self)
 
     __rmul__ = __mul__
-    __array_ufunc__ = None  # numpy's numbers leave the product to us
+    __array_ufunc__ = None  # numpy scalars then use __rmul__
 
     def __truediv__(self, c: Number) -> Map:
         if not isinstance(c, int | float | complex | Tensor):
@@ -170,7 +170,7 @@ class Map:
         return -1.0 * self
 
     def expect(self, x: Tensor) -> None:
-        """Refuse a signal with other sites or channels, or what is none."""
+        """Raises: TypeError, ValueError if x is not a signal with the sites and channels of the input."""
         n, i = self.sites[1], self.i
         if not isinstance(x, Tensor):
             raise TypeError(f"This map takes signals, torch tensors (*b, {n}, {i}), but {shown(x)} was given.")
@@ -178,6 +178,6 @@ class Map:
             raise ValueError(f"This map takes signals (*b, {n} sites, {i} channels), but x has shape {tuple(x.shape)}.")
 
     def ends(self) -> str:
-        """Where it leads from and to, for messages."""
+        """The sites and channels of input and output, for messages."""
         m, n = self.sites
         return f"({n} sites, {self.i} channels) to ({m} sites, {self.o} channels)"

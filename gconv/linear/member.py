@@ -1,4 +1,4 @@
-"""LinearMap: an operator bound to its domain and weights, as the linear map that it is."""
+"""LinearMap: an operator on its domain with its weights, as a linear map."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LinearMap(Map):
     """The linear part of an operator, x (*b, n, i) -> A @ x (*b, m, o); the bias is left out.
 
     Args:
-        S: the structure on its domain; adaptive structure is frozen at the x it was made from.
+        S: the structure on its domain; an adaptive structure is frozen at the x for which it was computed.
         mixing, W: the channel part.
         i: channels in.
         dtype, device: of the signals.
-        name: what it is called in algebra.
+        name: its name in expressions.
 
     Raises:
         NotLinear: if a tap reduces with max.
@@ -61,7 +61,7 @@ class LinearMap(Map):
 
     @cached_property
     def T(self) -> LinearMap:
-        """The adjoint: every S_k and W_k transposed."""
+        """The transpose, with every S_k and W_k transposed; for a real map the adjoint."""
         mixing, W = self.mixing.transpose(self.W, self.i)
         if self.S.T is self.S and mixing is self.mixing and W is None:
             return self
@@ -69,7 +69,7 @@ class LinearMap(Map):
         return LinearMap(self.S.T, mixing, W, self.o, self.dtype, self.device, name)
 
     def apply(self, x: Tensor, lowering: str | None = None) -> Tensor:
-        """A @ x, by a lowering of choice.
+        """A @ x, by the given lowering, or by the planned one.
 
         Raises:
             TypeError: if x has another dtype.
@@ -85,7 +85,7 @@ class LinearMap(Map):
         return self
 
     def weight(self) -> Tensor:
-        """The plain (k, i, o) weight, whatever the mixing."""
+        """The equivalent dense weight (k, i, o)."""
         return self.mixing.dense(self.W, self.i).to(self.device, self.dtype)
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class LinearMap(Map):
 def identity(
     sites: int, channels: int = 1, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LinearMap:
-    """The identity on signals (*b, sites, channels); `A.I` is the one on the inputs of A.
+    """The identity on signals (*b, sites, channels); `A.I` is the identity on the inputs of A.
 
     >>> identity(4, 2) @ torch.ones(4, 2) == torch.ones(4, 2)
     tensor([[True, True],
@@ -116,10 +116,10 @@ def identity(
 def select_sites(
     index: Index, sites: int, channels: int, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LinearMap:
-    """R of shape (len(index), sites): the sites of these numbers; its transpose puts them back, zeros elsewhere.
+    """R of shape (len(index), sites), which selects sites; its transpose puts them back, with zeros elsewhere.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if an index is out of range.
 
     >>> (select_sites([2, 0], 3, 1) @ torch.tensor([[5.0], [6.0], [7.0]])).flatten()
     tensor([7., 5.])
@@ -135,10 +135,10 @@ def select_sites(
 def select_channels(
     index: Index, channels: int, sites: int, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> LinearMap:
-    """The channels of these numbers, at every site; its transpose puts them back, zeros elsewhere.
+    """Selects channels at every site; the transpose puts them back, with zeros elsewhere.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if an index is out of range.
 
     >>> select_channels([1], 2, 1) @ torch.tensor([[5.0, 6.0]])
     tensor([[6.]])
@@ -151,7 +151,7 @@ def select_channels(
 
 
 def _index(index: Index, size: int, what: str, device: torch.device | str) -> Tensor:
-    wrong = f"A selection is a list of at least one of the numbers 0 to {size - 1} of the {what}, not "
+    wrong = f"A selection is a non-empty list of indices of {what} from 0 to {size - 1}, not "
     try:
         at = torch.as_tensor(list(index) if not isinstance(index, Tensor) else index, device=device)
     except (TypeError, ValueError, RuntimeError):
@@ -161,7 +161,7 @@ def _index(index: Index, size: int, what: str, device: torch.device | str) -> Te
     at = at.long()
     if int(at.min()) < 0 or int(at.max()) >= size:
         raise ValueError(
-            f"There are {size} {what}, numbered from 0, but the selection reaches from {int(at.min())} to "
+            f"There are {size} {what}, numbered from 0, but the selection has indices from {int(at.min())} to "
             f"{int(at.max())}."
         )
     return at

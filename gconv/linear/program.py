@@ -1,4 +1,4 @@
-"""A linear map given by the torch operators that compute it, one after another, instead of by a structure."""
+"""A linear map given by the sequence of torch operators that compute it, instead of by a structure."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gconv.mixing import Dense
 
 @dataclass(frozen=True)
 class Slot:
-    """A value that a program computes, by its number; 0 is the input."""
+    """A reference to a value of a program; number 0 is the input."""
 
     number: int
 
 
 def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
-    """An argument of an operator with its leaves replaced; lists and tuples are searched."""
+    """An argument of an operator with its leaves replaced, also within lists and tuples."""
     if type(value) in (list, tuple):
         return type(value)(substitute(part, replace) for part in value)
     return replace(value)
@@ -34,12 +34,12 @@ def substitute(value: Any, replace: Callable[[Any], Any]) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One operator, linear in the slots among its arguments.
+    """A call of an operator that is linear in the slots among its arguments.
 
     Args:
         function, args, kwargs: the call, with a Slot for every argument that depends on the input.
         outs: the slot of each result, None for a result that is not needed.
-        last: slots that no later step reads.
+        last: slots that are not read by later steps.
     """
 
     function: Callable[..., Any]
@@ -56,10 +56,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A linear function as steps.
+    """A linear function as a sequence of steps.
 
     Args:
-        steps: in the order in which they run.
+        steps: in the order of execution.
         out: the slot of the result; None if the function is zero.
         shapes: of the result and of the input.
         dtype, device: of both.
@@ -80,7 +80,7 @@ class Program:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Program:
-        """The program without steps that do not contribute; every slot is freed after the last step that reads it."""
+        """A program without unused steps; every slot is freed after the last step that reads it."""
         needed, kept = {out}, list[Step]()
         for step in reversed(steps):
             if needed.isdisjoint(step.outs):
@@ -111,7 +111,7 @@ class Program:
         return slots[self.out].to(self.dtype)
 
     def transpose(self, w: Tensor) -> Tensor:
-        """The adjoint at w: autograd of a run; the steps are linear, so the point of the run does not matter."""
+        """The adjoint at w, by autograd of a run at zero; since the steps are linear, the point does not matter."""
         with torch.inference_mode(False), torch.enable_grad():
             zero = torch.zeros(self.shapes[1], dtype=self.dtype, device=self.device, requires_grad=True)
             y = self.run(zero)
@@ -121,7 +121,7 @@ class Program:
         return found
 
     def to(self, dtype: torch.dtype) -> Program:
-        """The same program with real numbers of another type."""
+        """The same program in another floating point dtype."""
 
         def convert(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -129,13 +129,17 @@ class Program:
             return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
 
         steps = tuple(
-            replace(step, args=substitute(step.args, convert), kwargs={k: convert(v) for k, v in step.kwargs.items()})
+            replace(
+                step,
+                args=substitute(step.args, convert),
+                kwargs={k: substitute(v, convert) for k, v in step.kwargs.items()},
+            )
             for step in self.steps
         )
         return replace(self, steps=steps, dtype=dtype)
 
     def constants(self) -> Iterator[Tensor]:
-        """The tensors that the steps hold: masks, selections and weights."""
+        """The tensors among the arguments of the steps: masks, selections and weights."""
         found: dict[int, Tensor] = {}
         for step in self.steps:
             given = [*step.args, *step.kwargs.values()]
@@ -145,11 +149,11 @@ class Program:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ProgramMap(Map):
-    """The linear map of a program, or its adjoint. It is applied, never written out.
+    """The linear map of a program, or its adjoint. It is applied without forming a matrix.
 
-    Shapes: signals (*b, n, i) -> (*b, m, o), with i the last axis of the program's input and n all others, so that rows
-    and columns of the matrix follow `y.flatten()` and `x.flatten()`. A tensor of the shape of the program's input
-    gives one of the shape of its result.
+    Shapes: signals (*b, n, i) -> (*b, m, o), where i is the last axis of the program's input and n all others, so that
+    rows and columns of the matrix are in the order of `y.flatten()` and `x.flatten()`. A tensor with the shape of the
+    program's input gives one with the shape of its result.
 
     >>> from gconv.analysis import affine
     >>> found = affine(torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)).map
@@ -192,7 +196,7 @@ class ProgramMap(Map):
         return ProgramMap(self.program, not self.transposed)
 
     def apply(self, x: Tensor, lowering: str | None = None) -> Tensor:
-        """A @ x, one run of the program for each signal, two for the adjoint; there is one lowering.
+        """A @ x, by one run of the program for each signal, and for the adjoint a backward pass. `lowering` is ignored.
 
         Raises:
             TypeError: if x has another dtype.
@@ -213,9 +217,10 @@ class ProgramMap(Map):
         return found.reshape(*x.shape[:-2], self.sites[0], self.o)
 
     def collapse(self) -> LinearMap:
-        """The same map as one member of the family: its matrix, one tap for each pair of channels.
+        """The same map as a LinearMap: its matrix, with one tap for each pair of channels.
 
-        Cost: one run for each entry of the input, or of the result of the adjoint, whichever has fewer.
+        Cost: one run of the program for each entry of the input, or of the adjoint for each entry of the result,
+        whichever are fewer.
         """
         (m, n), i, o = self.sites, self.i, self.o
         few = self.shape[0] < self.shape[1]

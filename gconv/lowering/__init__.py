@@ -1,4 +1,4 @@
-"""The ways to run Y = sum_k S_k X W_k + b. One algorithm a file, one signature, `dense` the reference for the rest."""
+"""Algorithms for Y = sum_k S_k X W_k + b. All have the same signature; `dense` is the reference implementation."""
 
 from gconv.lowering.base import Cost, Lowering, Work
 from gconv.lowering.dense import DENSE

@@ -1,4 +1,4 @@
-"""What a lowering is."""
+"""Lowering: an algorithm that evaluates an operator, and the description of its cost."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from gconv.call import Call
 from gconv.kernels import widens
 from gconv.mixing import Mixing
 
-PAGE = 4096  # bytes after which addresses meet in the same places of the nearest cache
-Run = Callable[[Any, Call], Tensor]  # of a form that `refuses` lets through
+PAGE = 4096  # bytes: addresses that differ by a multiple map to the same set of the L1 cache
+Run = Callable[[Any, Call], Tensor]  # (S, call) -> y, for an S that `refuses` accepts
 
 
 @dataclass(frozen=True)
 class Work:
-    """A step and what its price depends on.
+    """A step of an algorithm, and what its predicted time depends on.
 
     Args:
-        kind: of `gconv.rates`, or "gather": reading rows of a table through an index.
+        kind: a kind of work in `gconv.rates`, or "gather": reading rows of a table through an index.
         amount: flops, bytes, entries or calls.
-        size: what the rate depends on; of "gather" the bytes of a row.
-        table: of "gather": the bytes that the rows lie in, which say whether they come from a cache.
+        size: the argument of the throughput curve; for "gather" the bytes of a row.
+        table: for "gather", the bytes of the table, which determine whether its rows are in a cache.
     """
 
     kind: str
@@ -37,9 +37,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a pass needs: arithmetic, memory traffic and the largest array it makes (bytes), all of the forward pass.
+    """The cost of a call.
 
-    `work` is what a plan prices, step by step: the forward pass, and the backward pass for the gradients it asks for.
+    Args:
+        flops: of the forward pass.
+        bytes: memory traffic of the forward pass.
+        peak: bytes of the largest array that the forward pass allocates.
+        work: the steps from which the time is predicted: the forward pass, and the backward pass for the gradients that
+            are needed.
     """
 
     flops: float
@@ -54,15 +59,18 @@ class Cost:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a cost depends on: b signals of i channels, o out, `item` bytes a number.
+    """The sizes and options that a cost depends on.
 
     Args:
-        density: share of x that a product X W has to read (below 1 where a constant x has a sparse form).
-        constant: whether S x is computed once and kept.
-        dx, dw: whether the gradient in x, and in the weight, will be wanted.
-        kind: of the numbers.
-        last: whether the channels of a site lie side by side in memory.
-        ds: whether the gradient in what S learns will be wanted.
+        b: number of signals.
+        i, o: channels in and out.
+        item: bytes per number.
+        density: fraction of x that a product X W reads (below 1 if x is constant and stored as a sparse matrix).
+        constant: whether S x is computed once and cached.
+        dx, dw: whether the gradients in x, and in the weight, are needed.
+        kind: dtype, as a name in `gconv.rates.TYPES`.
+        last: whether the channels of a site are contiguous in memory.
+        ds: whether the gradient in the parameters of S is needed.
         device: its type, "cpu" or "cuda".
     """
 
@@ -81,11 +89,11 @@ class Problem:
 
     @property
     def passes(self) -> int:
-        """How often a matrix product with the weight runs: forward, and once for each gradient."""
+        """Number of matrix products with the weight: one forward, and one for each gradient."""
         return 1 + self.dx + self.dw
 
     def product(self, flops: float, inner: float, outer: float) -> tuple[Work, ...]:
-        """X W with W (inner, outer), dX = dY W^T and dW = X^T dY, of so many flops each."""
+        """X W with W (inner, outer), and dX = dY W^T and dW = X^T dY if needed; `flops` each."""
         if self.kind == "bfloat16":
             kind = "gemm widened" if widens() else "gemm bfloat16"
             return (Work(kind, flops * self.passes, max(1.0, min(inner, outer))),)
@@ -96,17 +104,17 @@ class Problem:
         return tuple(works)
 
     def turn(self, n: int) -> tuple[Work, ...]:
-        """Laying the channels of x, of n sites, side by side, where they are not yet, and back for its gradient."""
+        """The conversion of x with n sites to channels last, if it is not, and of its gradient back."""
         numbers = float(self.b) * n * self.i * (1 + self.dx)
-        crowd = self.i * math.gcd(n * self.item, PAGE) / PAGE
-        return () if self.last else (Work("turn", self.item * numbers, max(1.0, crowd)),)
+        conflicts = self.i * math.gcd(n * self.item, PAGE) / PAGE
+        return () if self.last else (Work("turn", self.item * numbers, max(1.0, conflicts)),)
 
     def turned(self, numbers: float) -> Work:
-        """So many numbers laid out anew."""
+        """A change of memory layout of this many numbers."""
         return Work("turn", self.item * numbers)
 
     def stream(self, numbers: float, passes: float) -> Work:
-        """Passes over an array of so many numbers."""
+        """Passes over an array of this many numbers."""
         return Work("stream", self.item * numbers * passes, self.item * numbers)
 
 
@@ -115,12 +123,12 @@ class Lowering:
     """One algorithm.
 
     Args:
-        name: what `lowering=` takes; "sparse:transform" also answers to "sparse".
+        name: the value of `lowering=`; "sparse" selects from "sparse:aggregate" and "sparse:transform".
         run: (S, call) -> y, with call.x (*b, n, i) and y (*b, m, o).
-        refuses: why it cannot run a structure with a mixing, or None if it can.
-        cost: of one forward pass, and the work of the backward pass that the problem asks for.
-        limit: why it cannot run a problem of this size, or None if it can.
-        images: the same as `run` with call.x (b, i, *grid), where the algorithm works on images anyway.
+        refuses: returns why it cannot run a structure with a mixing, or None if it can.
+        cost: of the forward pass, with the work of the backward pass for the gradients that the problem needs.
+        limit: returns why it cannot run a problem of this size, or None if it can.
+        images: the same as `run` with call.x (b, i, *grid), for algorithms that work on images.
     """
 
     name: str

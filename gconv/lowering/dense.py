@@ -1,4 +1,7 @@
-"""dense: the doubly block Toeplitz / matrix form, written to be read. Every other lowering is held to this one."""
+"""dense: the reference implementation, which forms the matrix of the operator (on grids doubly block Toeplitz).
+
+Every other lowering is tested against this one.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from gconv.mixing import Mixing
 
 
 def stack(S: Basis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The structure matrices themselves, (k, m, n) or (*b, k, m, n): what `expand` makes of the identity."""
+    """The structure matrices, (k, m, n) or (*b, k, m, n): `expand` applied to the identity."""
     eye = torch.eye(S.shape[2], dtype=dtype, device=device)
     return S.expand(eye.expand(*S.batch, *eye.shape) if S.batch else eye)
 
@@ -40,7 +43,10 @@ def run(S: Basis, call: Call) -> Tensor:
 
 
 def _times(M: Tensor, x: Tensor) -> Tensor:
-    """x M^T, in which a zero of M is no entry: NaN and infinities reach only what is made of them."""
+    """x M^T, where zeros of M do not multiply: a NaN or infinity in x only reaches outputs with a non-zero of M.
+
+    M is (m o, n i), or (*b, m o, n i) with a matrix for each signal.
+    """
     plain = not readable(x) or not x.numel() or bool(x.detach().sum().isfinite())
     if M.ndim > 2:  # a matrix for each signal
         if plain:
@@ -52,7 +58,7 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
     entry = M.detach() != 0
     finite = torch.where(x.isfinite(), x, 0.0)
     special = torch.where(x.isfinite(), 0.0, x)
-    at = special.detach().reshape(-1, x.shape[-1]).ne(0).any(0).nonzero()[:, 0]  # columns that hold any
+    at = special.detach().reshape(-1, x.shape[-1]).ne(0).any(0).nonzero()[:, 0]  # the columns with such values
     some = torch.where(entry[:, at], M[:, at] * special[..., at].unsqueeze(-2), 0.0).sum(-1)
     return finite @ M.mT + some
 
@@ -60,7 +66,7 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
 def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
     """Taps that reduce with max: y_i = max over the sites j with an entry of S_ij x_j.
 
-    Without an entry the maximum is 0 on a graph, and minus infinity for a window that lies wholly in the padding.
+    For a row without entries the maximum is 0 on a graph, and minus infinity for a window entirely in the padding.
     """
     parts = []
     for part in S.leaves:
@@ -70,7 +76,7 @@ def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
             continue
         empty = -torch.inf if part.is_grid else 0.0
         part = basis.entries(part, x.dtype, x.device)
-        if part.shape[2] == 0:  # no sites to take a maximum of
+        if part.shape[2] == 0:  # no input sites
             parts.append(x.new_zeros(*x.shape[:-2], *part.shape[:2], x.shape[-1]))
             continue
         messages = x.new_full((*x.shape[:-2], *part.shape, x.shape[-1]), -torch.inf)
@@ -92,7 +98,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     k, m, n = S.shape
     entries = float(m) * p.o * n * p.i
-    flops, own = 2.0 * p.b * entries, p.b if S.batch else 1  # a matrix for each signal, or one
+    flops, own = 2.0 * p.b * entries, p.b if S.batch else 1  # number of matrices
     entries, structure = own * entries, float(own) * k * m * n
     build = 2.0 * k * entries
     work = (

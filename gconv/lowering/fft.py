@@ -1,9 +1,10 @@
 """fft and gft: structure that a Fourier basis diagonalises.
 
-fft   shifts on a circular grid are diagonal in the discrete Fourier basis. Zero padding is embedded: the ring is
-      longer than the grid by the wider of the two borders, so that both fall into the same zeros, and of a length that
-      transforms quickly. Other borders are laid on first; strides keep every s-th site of the result.
-gft   multipliers of a graph's Fourier basis, Y = U sum_k diag(g_k) (U^T X) W_k, channels mixed between the transforms
+fft   Shifts on a circular grid are diagonal in the discrete Fourier basis. Zero padding is embedded in a larger
+      circular grid: each axis is longer by the larger of its two paddings, which then share the same zeros, and is
+      rounded up to a length with a fast transform. Other padding modes are applied first; with strides, every s-th site
+      of the result is kept.
+gft   Multipliers in a graph's Fourier basis: Y = U sum_k diag(g_k) (U^T X) W_k, channels mixed between the transforms.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from gconv.kernels.ring import Ring, Steps, X, Y, fast_length, gradient
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Dense, Grouped, Mixing
 
-SHORT = 32  # sites along an axis, of which transforms take twice as long for their size as very long ones
-MANY = 32  # signals, beyond which a product over them is no faster
+SHORT = 32  # sites along an axis at which transforms take twice as long, relative to n log n, as for long axes
+MANY = 32  # number of signals beyond which the product of spectra does not become more efficient
 
 
 def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
-    """The ring on which nothing wraps, and whether it closes over the grid as it is, without its border laid on."""
+    """The circular grid of the transforms, and whether it is the grid itself (circular padding, without padding it)."""
     size, padding, out = S.size, S.padding, S.out
     span = [d * (k - 1) + 1 for d, k in zip(S.dilation, S.kernel, strict=True)]
     reach = [max(s * (o - 1) + 1, w) for s, o, w in zip(S.stride, out, span, strict=True)]
@@ -58,7 +59,7 @@ def run_images(S: Shifts, call: Call) -> Tensor:
 
 
 def _of_any_type(S: Shifts, mixing: Mixing, W: Tensor, x: Tensor) -> Tensor:
-    """The correlation of numbers of any type, by the transforms of float32 and float64."""
+    """The correlation for any dtype, by transforms in float32 or float64."""
     if x.dtype in (torch.float16, torch.bfloat16):
         return _of_any_type(S, mixing, W.float(), x.float()).to(x.dtype)
     if x.is_complex():
@@ -74,11 +75,11 @@ def _of_any_type(S: Shifts, mixing: Mixing, W: Tensor, x: Tensor) -> Tensor:
 def _correlate(S: Shifts, kernel: Tensor, x: Tensor) -> Tensor:
     """kernel (g, i, o, *taps), x (b, g i, *grid)."""
     ring, closes = _ring(S, len(kernel))
-    laid = S.mode != "zeros" and not closes
+    pads = S.mode != "zeros" and not closes
     if not S.transposed:
-        return gradient(ring, Y, S.pad_images(x) if laid else x, kernel)
+        return gradient(ring, Y, S.pad_images(x) if pads else x, kernel)
     y = gradient(ring, X, kernel.transpose(1, 2), x)
-    return S.unpad(y.movedim(1, -1)).movedim(-1, 1) if laid else y
+    return S.unpad(y.movedim(1, -1)).movedim(-1, 1) if pads else y
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
@@ -103,7 +104,7 @@ def cost(S: Shifts, mixing: Mixing, p: Problem) -> Cost:
     back = p.dx * (y + w + x) + p.dw * (x + w) + (p.dw and not p.dx) * y
     mixed = 8.0 * sites / 2 * p.b * w
     sides = p.b * (float(math.prod(S.size)) * p.i + float(math.prod(S.out)) * p.o)
-    rate = 0.35 if steps.thin else 0.125 * p.item  # never far from the cache
+    rate = 0.35 if steps.thin else 0.125 * p.item  # relative to the measured one, because the data stays in cache
     rate *= 1 + SHORT / max(1.0, sites) ** (1 / len(ring.length))
     work = [Work("fft", rate * one * (forward + back)), p.stream(sides, 2 * p.passes)]
     if not steps.thin:

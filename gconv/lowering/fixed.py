@@ -1,16 +1,17 @@
-"""A fixed S with a dense W as one step of autograd.
+"""A fixed S with a dense W as a single autograd function.
 
     mixed      Y = sum_k S_k X W_k + b         dX = sum_k S_k^T dY W_k^T,    dW_k = (S_k X)^T dY,    db = sum dY
     moments    M_k = (S_k X)^T Z               dX = sum_k S_k^T Z dM_k^T,    dZ = sum_k S_k X dM_k
 
-Each is the derivative of the other, to any order. Their numbers come from two passes over S:
+Each is the derivative of the other, so derivatives of any order are available. Both are computed in one of two ways:
 
-    gather     the rows of all S_k X, times a matrix, or transposed times Z: at the width of X
-    scatter    X times a matrix, then sum_k S_k Z_k: at the width of the result
+    gather     all S_k X first, then a product with a matrix, or (S_k X)^T Z: the product with S has the channels of X
+    scatter    a product of X with a matrix, then sum_k S_k Z_k: the product with S has the channels of the result
 
-The forward pass takes either. The backward pass takes the narrower one, dW_k = (S_k X)^T dY = X^T (S_k^T dY), or the
-S_k X that the forward pass has kept. Large signals run some rows, and many signals some signals at a time, so that
-intermediates stay in the processor's cache and are not saved. Under transforms, plain operators run.
+The planner chooses one for the forward pass. The backward pass uses the one with fewer channels, because
+dW_k = (S_k X)^T dY = X^T (S_k^T dY), unless S_k X was saved in the forward pass. Large signals are processed in chunks
+of rows, and many signals in chunks of signals: intermediates stay in cache and are not saved for backward. Under
+torch.func transforms plain operators are used.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from gconv.kernels.gemm import MIN_NUMBERS
 from gconv.kernels.narrow import LANES
 from gconv.kernels.transforms import PLAIN
 
-CHUNK_BYTES = 1 << 21  # of all S_k x that are made at a time
-MIN_BYTES_ROWS = 1 << 24  # of all S_k x of one signal, from which on some rows are made at a time
-MIN_CHUNKS = 4  # of many signals, from which on some signals go at a time
+CHUNK_BYTES = 1 << 21  # size of S_k x, over all k, in one chunk
+MIN_BYTES_ROWS = 1 << 24  # size of S_k x, over all k, of a single signal above which it is processed in chunks of rows
+MIN_CHUNKS = 4  # number of chunks above which many signals are processed in chunks of signals
 Chunks = Literal["all", "rows", "signals"]
-Plan = tuple[Basis, bool, Chunks, Constant | None]  # S, whether it gathers, chunks, the sparse form of a constant X
+Plan = tuple[Basis, bool, Chunks, Constant | None]  # S, whether to gather, chunks, the sparse form of a constant X
 
 
 def chunks(size: int, b: int) -> Chunks:
-    """How much of b signals goes at a time, where all S_k x of a signal take so many bytes."""
+    """How b signals are divided into chunks, if S_k x of one signal takes `size` bytes over all k."""
     if b == 1:
         return "rows" if size > MIN_BYTES_ROWS else "all"
     return "signals" if b * size > MIN_CHUNKS * CHUNK_BYTES else "all"
 
 
 def applies(S: Basis, call: Call) -> bool:
-    """Whether S is fixed, and the call a plain eager one of plain tensors on the CPU, of one type, without autocast."""
+    """Whether S is fixed and the call is plain eager: plain CPU tensors of one dtype, without autocast."""
     x, W = call.x, call.W
     if call.kind != "eager" or type(x) not in PLAIN or type(W) not in PLAIN or x.dtype != W.dtype:  # type: ignore[union-attr]
         return False
@@ -53,19 +54,19 @@ def applies(S: Basis, call: Call) -> bool:
 
 
 def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, gathers: bool, constant: Constant | None) -> Tensor:
-    """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): S first, where it gathers, or W first."""
+    """sum_k S_k X W_k + b, x (*b, n, i), W (k, i, o) -> (*b, m, o): S first if `gathers`, else W first."""
     if x.ndim > 2:
         k, m, n = S.shape
         signals = x.flatten(0, -3) if x.ndim > 3 else x
         size = x.shape[-1] * x.itemsize * k
         how = chunks(size * (n if len(signals) == 1 else max(m, n)), len(signals))
-        some = signals.squeeze(0) if how == "rows" else signals
-        y = _recorded(some, W, bias, (S, gathers, how, None))
+        signals = signals.squeeze(0) if how == "rows" else signals
+        y = _apply(signals, W, bias, (S, gathers, how, None))
         return y if x.ndim == y.ndim == 3 else y.view(*x.shape[:-2], m, -1)
-    return _recorded(x, W, bias, (S, gathers, chunks(x.nbytes * len(W), 1), constant))
+    return _apply(x, W, bias, (S, gathers, chunks(x.nbytes * len(W), 1), constant))
 
 
-def _recorded(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+def _apply(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     needed = x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)
     if needed and torch.is_grad_enabled():
         y: Tensor = Mixed.apply(x, W, bias, plan)
@@ -84,14 +85,14 @@ class Mixed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         ctx.plan = plan
         to_x, to_w = ctx.needs_input_grad[:2]
-        kept: list[Tensor] | None = [] if to_w and plan[1] and plan[2] == "all" else None
-        y = _mix(x, W, bias, plan, kept)
-        ctx.save_for_backward(x if to_w else None, W if to_x else None, *(kept or ()))
+        expanded: list[Tensor] | None = [] if to_w and plan[1] and plan[2] == "all" else None
+        y = _mix(x, W, bias, plan, expanded)
+        ctx.save_for_backward(x if to_w else None, W if to_x else None, *(expanded or ()))
         return owned(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, *kept = ctx.saved_tensors
+        x, W, *expanded = ctx.saved_tensors
         plan: Plan = ctx.plan
         db = None
         if ctx.needs_input_grad[2]:
@@ -102,12 +103,12 @@ class Mixed(torch.autograd.Function):
         if torch.is_grad_enabled():
             dx = None if W is None else Mixed.apply(dy, W.mT, None, _transposed(plan))
             return dx, None if x is None else Moments.apply(x, dy, plan), db, None
-        dx, dw = gradients(x, W, dy, plan, kept)
+        dx, dw = gradients(x, W, dy, plan, expanded)
         return dx, dw, db, None
 
 
 class Moments(torch.autograd.Function):
-    """The gradient in W, and its gradients."""
+    """The gradient in W of `mixed`, and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, plan: Plan) -> Tensor:
@@ -129,7 +130,7 @@ class Moments(torch.autograd.Function):
 
 
 def _composed(S: Basis, x: Tensor, W: Tensor) -> Tensor:
-    """sum_k S_k X W_k by operators that any transform knows."""
+    """sum_k S_k X W_k by torch operators, which torch.func can transform."""
     return S.contract(torch.einsum("...ni,kio->...kno", x, W))
 
 
@@ -137,10 +138,11 @@ def _moments(S: Basis, x: Tensor, z: Tensor) -> Tensor:
     return torch.einsum("...kmi,...mo->kio", S.expand(x), z)
 
 
-# -- the two passes, x (n, i) or (b, n, i) -----------------------------------------------------------------------------
+# -- without autograd, x (n, i) or (b, n, i) ---------------------------------------------------------------------------
 
 
-def _mix(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan, kept: list[Tensor] | None = None) -> Tensor:
+def _mix(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan, expanded: list[Tensor] | None = None) -> Tensor:
+    """Y; all S_k X are appended to `expanded` if it is given."""
     S, gathers, how, constant = plan
     if not gathers:
         return scatter(S, x, W, bias, how, constant)
@@ -155,8 +157,8 @@ def _mix(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan, kept: list[Tenso
                 y.addmm_(E, matrix)
             else:
                 y = torch.mm(E, matrix) if bias is None else torch.addmm(bias, E, matrix)
-            if kept is not None:
-                kept.append(E)
+            if expanded is not None:
+                expanded.append(E)
         assert y is not None
         return y if x.ndim == 2 else y.view(len(x), -1, W.shape[2])
     y = empty(x, (*x.shape[:-2], S.shape[1], W.shape[2]))
@@ -165,25 +167,25 @@ def _mix(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan, kept: list[Tenso
 
 
 def gradients(
-    x: Tensor | None, W: Tensor | None, dy: Tensor, plan: Plan, kept: Sequence[Tensor]
+    x: Tensor | None, W: Tensor | None, dy: Tensor, plan: Plan, expanded: Sequence[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dX where W is given, and dW where x is; `kept`: all S_k X that the forward pass has made."""
+    """dX if W is given, and dW if x is given. `expanded`: all S_k X, if the forward pass saved them."""
     S, gathers, how, constant = plan
-    some = x if W is None else W.mT
-    if some is None:
+    like = x if W is None else W.mT
+    if like is None:
         return None, None
-    (k, _, n), i, o = S.shape, some.shape[-1], dy.shape[-1]
+    (k, _, n), i, o = S.shape, like.shape[-1], dy.shape[-1]
     dw = None if x is None else dy.new_empty(k, i, o)
-    if kept or (gathers and i < o and constant is None):  # after scatter, S^T dY shares the forward pass's layout
+    if expanded or (gathers and i < o and constant is None):  # after scatter, S^T dY uses the forward pass's CSR
         if x is not None and dw is not None:
             dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-            if kept:
+            if expanded:
                 Y = _matrix(dy)
-                for out, E in zip(_pieces(S, dw), kept, strict=True):
+                for out, E in zip(_split_by_leaf(S, dw), expanded, strict=True):
                     if out.ndim == 2:
                         xt_y(E, Y, out)
                     else:
-                        _put(out, xt_y(E, Y), False)
+                        _write_gradient(out, xt_y(E, Y), False)
             else:
                 gather(S, x, how, Z=dy, dw=dw)
         return None if W is None else scatter(S.T, dy, W.mT, None, how, None), dw
@@ -200,17 +202,17 @@ def _gradients_at_once(
     """dX and dW from all S_k^T dY, T = S^T."""
     dx: Tensor | None = None
     dy = dy if dy.stride(-1) == 1 else dy.contiguous()
-    some = W if dw is None else dw
-    assert some is not None
+    like = W if dw is None else dw
+    assert like is not None
     X = None if x is None else x if x.ndim == 2 else x.flatten(0, -2)
-    outs = _pieces(T, some)
-    for leaf, own, out in zip(T.leaves, outs if W is None else _pieces(T, W), outs, strict=True):
+    outs = _split_by_leaf(T, like)
+    for leaf, own, out in zip(T.leaves, outs if W is None else _split_by_leaf(T, W), outs, strict=True):
         back = leaf.expand_flat(dy)
         back = back if back.ndim == 2 else back.flatten(0, -2)
         if X is not None and constant is None and out.ndim == 2:
             xt_y(X, back, out)
         elif X is not None:
-            _put(out, xt_y(X, back) if constant is None else constant.xt_y(back), True)
+            _write_gradient(out, xt_y(X, back) if constant is None else constant.xt_y(back), True)
         if W is None:
             continue
         matrix = own.mT if own.ndim == 2 else own.mT.flatten(0, 1)
@@ -234,46 +236,53 @@ def gather(
     constant: Constant | None = None,
     turned: bool = False,
 ) -> None:
-    """Writes sum_k S_k X W_k + b into y, and (S_k X)^T Z into dw, or if turned their transposes Z^T (S_k X).
+    """Writes sum_k S_k X W_k + b to y, and (S_k X)^T Z to dw, or with `turned` the transposes Z^T (S_k X).
 
     Args:
+        S, x: as in `mixed`.
+        how: the chunks.
+        W, bias, y: all or none of y and W are given.
+        Z, dw: both or none are given.
         constant: the sparse form of Z.
+        turned: whether dw gets the transposes.
     """
-    matrices = None if W is None else [_tall(own) for own in _pieces(S, W)]
-    outs = None if dw is None else _pieces(S, dw)
+    matrices = None if W is None else [_tall(own) for own in _split_by_leaf(S, W)]
+    outs = None if dw is None else _split_by_leaf(S, dw)
     sums: list[Tensor] = []
-    for piece, made in _made(S, x, how):
+    for piece, expanded in _expanded_chunks(S, x, how):
         if y is not None and matrices is not None:
             out = y[piece].view(-1, y.shape[-1])
-            for number, (E, matrix) in enumerate(zip(made, matrices, strict=True)):
+            for number, (E, matrix) in enumerate(zip(expanded, matrices, strict=True)):
                 _times(E, matrix, bias, out) if number == 0 else _add(out, E, matrix)
         if Z is None or outs is None:
             continue
-        some = _matrix(Z[piece])
+        chunk = _matrix(Z[piece])
         if how == "all":
-            for E, place in zip(made, outs, strict=True):
-                _put(place, _xt_y(some, E, constant) if turned else xt_y(E, some), turned)
+            for E, place in zip(expanded, outs, strict=True):
+                _write_gradient(place, _xt_y(chunk, E, constant) if turned else xt_y(E, chunk), turned)
             continue
-        wide = torch.float32 if some.itemsize == 2 else some.dtype
-        pairs = [(some, E) if turned else (E, some) for E in made]
+        wide = torch.float32 if chunk.itemsize == 2 else chunk.dtype
+        pairs = [(chunk, E) if turned else (E, chunk) for E in expanded]
         if not sums:
             sums = [X.new_zeros(X.shape[1], Y.shape[1], dtype=wide) for X, Y in pairs]
         for total, (X, Y) in zip(sums, pairs, strict=True):
             total.addmm_(X.mT.to(wide), Y.to(wide))
+    if dw is not None and how != "all" and not sums:  # S has no rows
+        dw.zero_()
     for place, total in zip(outs or (), sums, strict=False):
-        _put(place, total, turned)
+        _write_gradient(place, total, turned)
 
 
-def _made(S: Basis, x: Tensor, how: Chunks) -> Iterator[tuple[Any, list[Tensor]]]:
-    """All S_k x as matrices (rows, k c), one for each leaf of S: of some rows or signals at a time, and which."""
+def _expanded_chunks(S: Basis, x: Tensor, how: Chunks) -> Iterator[tuple[Any, list[Tensor]]]:
+    """For each chunk of rows or signals its index, and all S_k x as matrices (rows, k c), one for each leaf of S."""
     (k, m, n), c = S.shape, x.shape[-1]
     if how == "all":
         yield slice(None), [_matrix(leaf.expand_flat(x)) for leaf in S.leaves]
     elif how == "signals":
         step = max(LANES if c == 1 else 1, CHUNK_BYTES // max(1, x.itemsize * c * k * max(m, n)))
         for start in range(0, len(x), step):
-            some = x[start : start + step]
-            yield slice(start, start + step), [_matrix(leaf.expand_flat(some)) for leaf in S.leaves]
+            chunk = x[start : start + step]
+            yield slice(start, start + step), [_matrix(leaf.expand_flat(chunk)) for leaf in S.leaves]
     else:
         x = x if x.stride(-1) == 1 else x.contiguous()
         step = max(1, CHUNK_BYTES // max(1, k * c * x.itemsize))
@@ -286,7 +295,7 @@ def _made(S: Basis, x: Tensor, how: Chunks) -> Iterator[tuple[Any, list[Tensor]]
 def scatter(
     S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, how: Chunks, constant: Constant | None = None
 ) -> Tensor:
-    """sum_k S_k X W_k + b, W first. Args: constant: the sparse form of X."""
+    """sum_k S_k X W_k + b, W first; `constant` is the sparse form of X."""
     if how == "signals":
         (k, m, n), o = S.shape, W.shape[2]
         whole = empty(x, (len(x), m, o))
@@ -296,7 +305,7 @@ def scatter(
         return whole
     X, row = (x if x.ndim == 2 else x.flatten(0, -2)), bias
     y: Tensor | None = None
-    leaves, pieces = S.leaves, _pieces(S, W)
+    leaves, pieces = S.leaves, _split_by_leaf(S, W)
     for number in S.identities_first:
         leaf, matrix = leaves[number], pieces[number]
         matrix = matrix if matrix.ndim == 2 else matrix.movedim(0, 1).flatten(1)
@@ -317,8 +326,8 @@ def scatter(
 # -- matrices ----------------------------------------------------------------------------------------------------------
 
 
-def _pieces(S: Basis, W: Tensor) -> Sequence[Tensor]:
-    """The weight (k, i, o) of each leaf of S; (i, o) of leaves that are all single taps."""
+def _split_by_leaf(S: Basis, W: Tensor) -> Sequence[Tensor]:
+    """The weight (k, i, o) of each leaf of S; (i, o) if all leaves are single taps."""
     counts = S.taps_of_leaves
     if len(counts) == len(W):
         return W.unbind()
@@ -331,12 +340,12 @@ def _tall(W: Tensor) -> Tensor:
 
 
 def _matrix(x: Tensor) -> Tensor:
-    """Signals (b, sites, c) as a matrix, all sites of all signals below each other."""
+    """Signals (b, sites, c) as a matrix (b sites, c)."""
     return x if x.ndim == 2 else x.flatten(0, -2)
 
 
 def _times(X: Tensor, W: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
-    """X W + b, in `out` where there is one."""
+    """X W + b, written to `out` if it is given."""
     if X.dtype == torch.bfloat16:
         y = matmul(X, W)
         y = y if bias is None else y.add_(bias)
@@ -356,10 +365,10 @@ def _xt_y(X: Tensor, Y: Tensor, constant: Constant | None) -> Tensor:
     return xt_y(X, Y) if constant is None else constant.xt_y(Y)
 
 
-def _put(out: Tensor, made: Tensor, turned: bool) -> None:
-    """A gradient (k i, o), or if turned (i, k o), into (k, i, o) or (i, o)."""
+def _write_gradient(out: Tensor, gradient: Tensor, turned: bool) -> None:
+    """Copy a gradient (k i, o), or with `turned` (i, k o), to `out` (k, i, o) or (i, o)."""
     if out.ndim == 2:
-        out.copy_(made)
+        out.copy_(gradient)
         return
     k, i, o = out.shape
-    out.copy_(made.view(i, k, o).movedim(1, 0) if turned else made.view(k, i, o))
+    out.copy_(gradient.view(i, k, o).movedim(1, 0) if turned else gradient.view(k, i, o))

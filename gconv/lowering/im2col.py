@@ -1,4 +1,4 @@
-"""im2col: write out what every tap reads, (*b, m, k i), then one matrix product."""
+"""im2col: gather the inputs of all taps into an array (*b, m, k i), then one matrix product."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gconv.kernels.narrow import LANES
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Mixing, Separable
 
-SHORT = 8  # channels
-LIMIT = 8 << 30  # bytes: a 5-D patch array has been seen to ask for 64 GB
+SHORT = 8  # channels below which writing patches takes the same time per site
+LIMIT = 8 << 30  # bytes of patches: arrays for 3-D kernels can reach tens of GB
 
 
 def run(S: Shifts, call: Call) -> Tensor:
-    if S.transposed:  # the adjoint mixes first and folds the patches back
+    if S.transposed:  # mix the channels first, then add up overlapping patches
         return add_bias(call.mixing.collect(S, call.spread()), call.bias)
     return add_bias(call.mixing.gather(S.expand(call.x), call.W), call.bias)
 
@@ -29,7 +29,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
 
 
 def _patches(S: Shifts, p: Problem) -> float:
-    """Numbers that it writes out."""
+    """The number of entries of the patches."""
     return float(p.b) * math.prod(S.out) * math.prod(S.kernel) * (p.o if S.transposed else p.i)
 
 
@@ -43,7 +43,7 @@ def limit(S: Shifts, mixing: Mixing, p: Problem) -> str | None:
 def cost(S: Shifts, mixing: Mixing, p: Problem) -> Cost:
     _, m, n = S.shape
     patches, width = _patches(S, p), max(1, p.o if S.transposed else p.i)
-    written = patches * max(1.0, SHORT / width)  # few channels at a time are slow
+    written = patches * max(1.0, SHORT / width)  # copies of few channels are slow
     groups = mixing.groups
     flops = float(mixing.flops((n if S.transposed else m) * p.b, p.i))
     work = (

@@ -1,8 +1,8 @@
-"""A lowering on images (b, c, *grid), or one image without b: its result lies in memory as torch's own layer's would.
+"""Lowerings on images (b, c, *grid), or one image without b, with the memory format that torch's layers return.
 
-torch's layers keep the memory format of their input: contiguous images give contiguous ones, and channels_last gives
-channels_last. Where torch's own kernel can run the structure, its result for two of the images says which format that
-is; otherwise the rule by which torch reads the format off an input does.
+torch's layers preserve the memory format of their input: contiguous images give contiguous outputs, and channels_last
+gives channels_last. If torch's kernel can run the structure, the format is read off its result for two of the images;
+otherwise torch's rule for the format of an input (`suggest_memory_format`) is used.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from gconv.call import Call
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
 
-MAX_TAPS_PROBED = 1024  # beyond, torch's kernel costs far more than another memory format
+MAX_TAPS_PROBED = 1024  # with more taps, running torch's kernel costs far more than a copy to another memory format
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def on_images(option: Lowering, S: Basis, call: Call, grid: tuple[int, ...]) -> Run:
-    """A lowering as a function of images like call.x; grid and memory format of the result are decided once."""
-    if option is native.NATIVE:  # torch's own kernels, which also take one image alone
+    """A lowering as a function of images like call.x; grid and memory format of the result are determined here."""
+    if option is native.NATIVE:  # torch's kernels, which accept an image without a batch axis
         return native.run_images
     x = call.x
     single = x.ndim == len(grid) + 1
     images = call.at(x.unsqueeze(0)) if single else call
     run = option.images or _by_signals(option.run, grid)
-    if call.kind != "transformed":  # vmap lays out what it likes
-        run = _laid_out(run, _last(S, images), len(grid), S.linear)
-    return _one(run) if single else run
+    if call.kind != "transformed":  # the memory format under vmap is not defined
+        run = _with_format(run, _gives_channels_last(S, images), len(grid), S.linear)
+    return _unbatched(run) if single else run
 
 
 def _by_signals(run: Run, grid: tuple[int, ...]) -> Run:
@@ -44,15 +44,18 @@ def _by_signals(run: Run, grid: tuple[int, ...]) -> Run:
     return images
 
 
-def _one(run: Run) -> Run:
+def _unbatched(run: Run) -> Run:
     def image(S: Basis, call: Call) -> Tensor:
         return run(S, call.at(call.x.unsqueeze(0))).squeeze(0)
 
     return image
 
 
-def _laid_out(run: Run, last: bool, d: int, linear: bool) -> Run:
-    """`run` with its result in one of torch's two formats; a copy where the derivative of a maximum may need it."""
+def _with_format(run: Run, last: bool, d: int, linear: bool) -> Run:
+    """`run` with its result in one of torch's two memory formats.
+
+    The result of a maximum is always copied, because its backward pass reads the original, which the caller may modify.
+    """
 
     def images(S: Basis, call: Call) -> Tensor:
         y = run(S, call)
@@ -79,8 +82,8 @@ def format_strides(shape: Sequence[int], last: bool) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _last(S: Basis, call: Call) -> bool:
-    """Whether torch's own layer would give channels_last."""
+def _gives_channels_last(S: Basis, call: Call) -> bool:
+    """Whether torch's layer would return channels_last."""
     x = call.x
     kernel = native.NATIVE.images if native.refuses(S, call.mixing) is None else None
     long = call.W is not None and len(call.W) > MAX_TAPS_PROBED
@@ -93,7 +96,7 @@ def _last(S: Basis, call: Call) -> bool:
 
 
 def suggests_last(x: Tensor) -> bool:
-    """Whether torch reads images (b, c, *grid) as channels_last: the rule of its `suggest_memory_format`.
+    """Whether torch treats images (b, c, *grid) as channels_last, by the rule of its `suggest_memory_format`.
 
     >>> x = torch.empty(2, 3, 4, 5)
     >>> suggests_last(x), suggests_last(x.contiguous(memory_format=torch.channels_last))

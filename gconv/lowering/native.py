@@ -1,4 +1,4 @@
-"""native: torch's own convolution and pooling kernels, reached by views alone."""
+"""native: torch's convolution and pooling kernels, called on views of the arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
-BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # channels that oneDNN fills up
+BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # oneDNN pads channels to a multiple of this
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -26,7 +26,7 @@ MEAN: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F
 
 
 def _channels_first(x: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(*b, n, c) -> (b, c, *grid), a view of the same memory."""
+    """(*b, n, c) -> (b, c, *grid), a view."""
     x = x.mT.unflatten(-1, grid)
     return x.flatten(0, -len(grid) - 2) if x.ndim > len(grid) + 2 else x
 
@@ -38,7 +38,7 @@ def _channels_last(y: Tensor, batch: tuple[int, ...], d: int) -> Tensor:
 
 
 def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool) -> tuple[Tensor, int]:
-    """torch's layout (o, i/g, *kernel), or for a transposed convolution (i, o/g, *kernel), and the groups."""
+    """The weight in torch's layout (o, i/g, *kernel), or for transposed convolutions (i, o/g, *kernel), and groups."""
     if W.ndim == 4:  # (k, g, i/g, o/g)
         order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
         return W.permute(order).flatten(0, 1).unflatten(-1, kernel), mixing.groups
@@ -59,14 +59,14 @@ def run_images(S: Shifts | Windows, call: Call) -> Tensor:
 def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bias: Tensor | None) -> Tensor:
     d = len(S.size)
     if isinstance(S, Windows):
-        if _low(x):  # not there in half precision for each number of axes
+        if _is_half(x):  # torch has no half-precision kernel for some numbers of axes
             return _add_bias(ADAPTIVE[d](x.float(), S.out).to(x.dtype), bias, d)
         return _add_bias(ADAPTIVE[d](x, S.out), bias, d)
     if S.window:
         return _add_bias(_pool(S, x), bias, d)
     if W is None:
         return _add_bias(S.pad_images(x) if S.is_padded else x.clone(), bias, d)
-    if _distrusted(S, mixing) and _low(x):
+    if _unreliable_in_half(S, mixing) and _is_half(x):
         with torch.autocast(x.device.type, enabled=False):
             y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
         return y.to(x.dtype) if d < 3 or keeps_format(x) else y.to(x.dtype).contiguous()
@@ -77,7 +77,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
     if mixing.scale != 1.0:
         W = W * mixing.scale
     if d == 1 and mixing.is_dense and S.trivial and x.stride(-2) == 1:
-        return plus_product(bias, x.mT, W.squeeze(0)).mT  # torch's 1-D convolutions would turn x and y around
+        return plus_product(bias, x.mT, W.squeeze(0)).mT  # torch's 1-D convolutions would transpose x and y in memory
     weight, groups = _weight(W, mixing, S.kernel, S.transposed)
     padding = S.even_padding
     if not S.transposed:
@@ -99,11 +99,11 @@ def _add_bias(y: Tensor, bias: Tensor | None, d: int) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *[1] * d)
 
 
-def _distrusted(S: Shifts, mixing: Mixing) -> bool:
-    """Whether torch's convolutions of this kind are not to be trusted in float16 and bfloat16 on a CPU.
+def _unreliable_in_half(S: Shifts, mixing: Mixing) -> bool:
+    """Whether torch's convolutions of this kind may be wrong in float16 and bfloat16 on a CPU.
 
-    In three dimensions, transposed, and in groups with dilation they have been seen to read beyond their arrays or to
-    return what was in memory before, depending on the processor and the sizes. Those run in float32.
+    3-D, transposed, and dilated grouped convolutions were observed to read out of bounds or to return uninitialised
+    memory, depending on the processor and the sizes. They are computed in float32 instead.
     """
     if len(S.kernel) == 3 or S.transposed:
         return True
@@ -111,8 +111,8 @@ def _distrusted(S: Shifts, mixing: Mixing) -> bool:
 
 
 def keeps_format(x: Tensor) -> bool:
-    """Whether torch's own convolutions of volumes like x keep channels_last, as on a CPU only oneDNN's do."""
-    if x.device.type != "cpu" or (x.dtype == torch.float32 and not _low(x)):
+    """Whether torch's 3-D convolutions preserve channels_last for x; on a CPU only oneDNN's kernels do."""
+    if x.device.type != "cpu" or (x.dtype == torch.float32 and not _is_half(x)):
         return True
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
@@ -121,8 +121,8 @@ def keeps_format(x: Tensor) -> bool:
     return supported is not None and bool(supported())
 
 
-def _low(x: Tensor) -> bool:
-    """Whether torch would run a convolution of x in two bytes a number, on a CPU."""
+def _is_half(x: Tensor) -> bool:
+    """Whether torch would compute a convolution of x in half precision on a CPU, also because of autocast."""
     if x.device.type != "cpu":
         return False
     return x.element_size() == 2 or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"))
@@ -130,21 +130,22 @@ def _low(x: Tensor) -> bool:
 
 def _pool(S: Shifts, x: Tensor) -> Tensor:
     d, padding = len(S.size), S.even_padding
-    if S.is_open[1]:  # the whole of a grid whose size an exporter keeps open
+    if S.is_open[1]:  # a window over the whole grid, whose size is dynamic
         axes = tuple(range(-d, 0))
         return x.amax(axes, keepdim=True) if S.reduce == "max" else x.sum(axes, keepdim=True) * S.scale(x)
-    if d == 3 and x.ndim == 4:  # of one volume alone torch refuses some memory formats
+    if d == 3 and x.ndim == 4:  # without a batch axis torch rejects some memory formats
         return _pool(S, x.unsqueeze(0)).squeeze(0)
-    if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # where torch has no 3-D pooling in half precision
+    if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # torch has no 3-D pooling in half precision there
         return _pool(S, x.float()).to(x.dtype)
-    small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))  # torch refuses, padding aside
+    # cases that torch rejects: in 3-D a kernel larger than the unpadded grid; padding of more than half the kernel
+    small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))
     wide = padding is not None and any(2 * p > k for p, k in zip(padding, S.kernel, strict=True))
-    # torch sends the gradient of a maximum over padding alone, which dilation allows, past the end of the row
-    apart = S.reduce == "max" and any(p and d > 1 for p, d in zip(padding or (), S.dilation, strict=False))
-    if padding is None or small or wide or apart:
+    # with dilation a window may contain padding only; torch then writes the gradient of the maximum out of bounds
+    only_padding = S.reduce == "max" and any(p and d > 1 for p, d in zip(padding or (), S.dilation, strict=False))
+    if padding is None or small or wide or only_padding:
         x, padding = S.pad_images(x, -math.inf if S.reduce == "max" else 0.0), (0,) * d
     if S.reduce == "max":
-        if d == 1 and S.is_open[0]:  # torch's max_pool1d fixes the length
+        if d == 1 and S.is_open[0]:  # torch's max_pool1d specialises the length
             pairs = (1, *S.kernel), (1, *S.stride), (0, *padding), (1, *S.dilation)
             return F.max_pool2d(x.unsqueeze(-2), *pairs).squeeze(-2)
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
@@ -170,7 +171,7 @@ def refuses(S: Basis, mixing: Mixing) -> str | None:
             return "torch's average pooling has no dilation"
         return None
     if isinstance(mixing, Fixed) and {*S.kernel, *S.stride} == {1} and not S.transposed:
-        return None  # a border is laid on, and nothing else is done
+        return None  # padding only
     if not isinstance(mixing, Dense | Grouped | Separable):
         return f"torch's convolutions mix densely or in groups, not as {type(mixing).__name__}"
     if not S.linear:
@@ -211,12 +212,12 @@ def _work(S: Shifts, mixing: Mixing, p: Problem, flops: float) -> list[Work]:
     if len(S.kernel) == 1 and mixing.is_dense and S.trivial and p.last:
         return list(p.product(flops, p.i, p.o))
     groups = mixing.groups
-    return [*_begun(S, p, groups), *_convolved(S, p, groups, flops)]
+    return [*_overhead(S, p, groups), *_arithmetic(S, p, groups, flops)]
 
 
 def _pooling(S: Shifts, p: Problem) -> list[Work]:
     taps, outs = float(math.prod(S.kernel)), float(math.prod(S.out) * p.b * p.i)
-    outs *= min(1.0, taps / 4) if S.reduce == "max" else 1.0  # fewer taps were not measured
+    outs *= min(1.0, taps / 4) if S.reduce == "max" else 1.0  # the curve begins at 4 taps
     volume = " volume" if len(S.kernel) == 3 else ""
     return [
         Work(f"pool {S.reduce}{volume}", outs, taps),
@@ -224,23 +225,23 @@ def _pooling(S: Shifts, p: Problem) -> list[Work]:
     ]
 
 
-def _begun(S: Shifts, p: Problem, groups: int) -> list[Work]:
-    """What a call takes besides its arithmetic: what oneDNN sets up, or the calls of single groups."""
+def _overhead(S: Shifts, p: Problem, groups: int) -> list[Work]:
+    """The fixed overhead of a call: oneDNN's setup, or a separate call for each group."""
     if not _onednn(S, p, groups):
         more = float(groups - 1) if p.kind != "bfloat16" else 0.0
         return [Work("group", more), Work("group", more * (p.passes - 1), 2.0)]
-    begun = [Work("onednn", 1.0, float(p.passes))]
-    return [*begun, Work("transposed", 1.0, float(max(S.stride)))] if S.transposed else begun
+    setup = [Work("onednn", 1.0, float(p.passes))]
+    return [*setup, Work("transposed", 1.0, float(max(S.stride)))] if S.transposed else setup
 
 
-def _convolved(S: Shifts, p: Problem, groups: int, flops: float) -> list[Work]:
-    """The arithmetic, at one rate for all kinds of kernels; docs/results/plans.md has what plans lose by it."""
+def _arithmetic(S: Shifts, p: Problem, groups: int, flops: float) -> list[Work]:
+    """The arithmetic, at one throughput for all kernel shapes; docs/results/plans.md reports the error of the model."""
     i, o, taps = p.i / groups, p.o / groups, math.prod(S.kernel)
-    if S.transposed and p.kind == "float64":  # what its taps write lies in memory before it is added up
+    if S.transposed and p.kind == "float64":  # the results of all taps are written to memory, then added up
         numbers = float(p.item * taps * S.shape[2]) * p.b * p.o
         columns = [Work("columns", numbers), Work("columns", numbers * (p.dx + p.dw), 2.0)]
         return [*columns, *p.product(flops, i, taps * o)]
-    if groups > 1 and 4 * groups > max(p.i, p.o) and p.kind != "float64":  # hardly any channels share a product
+    if groups > 1 and 4 * groups > max(p.i, p.o) and p.kind != "float64":  # fewer than 4 channels per group
         filled = flops * max(1.0, BLOCK / groups)
         return [Work("single", filled * (1 + p.dx) + flops * p.dw, float(max(S.kernel)) ** 2)]
     width = math.sqrt(i * o) if S.transposed else o
@@ -248,7 +249,7 @@ def _convolved(S: Shifts, p: Problem, groups: int, flops: float) -> list[Work]:
 
 
 def _onednn(S: Shifts, p: Problem, groups: int) -> bool:
-    """Whether torch hands this to oneDNN, whose calls cost more by themselves: the rule of its convolutions."""
+    """Whether torch dispatches this convolution to oneDNN, whose calls have a larger overhead: torch's own rule."""
     if p.kind != "float32":
         return False
     height, width = (1, *S.kernel)[-2:]

@@ -1,9 +1,9 @@
-"""sparse and recurrence: the two associations of the triple product S X W over sparse structure.
+"""sparse and recurrence: the two associations of the triple product S X W with sparse structure.
 
-    aggregate first   gather the neighbours, then mix:   sum_k (S_k X) W_k      work on S grows with i
-    transform first   mix, then gather:                  sum_k S_k (X W_k)      work on S grows with o
+    aggregate first   gather from neighbours, then mix channels:   sum_k (S_k X) W_k      work on S grows with i
+    transform first   mix channels, then gather:                   sum_k S_k (X W_k)      work on S grows with o
 
-For a polynomial, `expand` is its recurrence at the input width and `contract` is Clenshaw's at the output width.
+For a polynomial, `expand` is its recurrence with i channels and `contract` is Clenshaw's algorithm with o channels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from gconv.lowering import fixed
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
 from gconv.mixing import Heads, Mixing, Separable
 
-WRITTEN = 8  # passes over its entries in which attention is written out
-SPREAD = 32.0  # numbers that share a place of the nearest cache, where single ones are laid out anew
+WRITTEN = 8  # passes over the entries that it takes to compute and store the values of attention
+SPREAD = 32.0  # size of the work "turn" when single numbers are permuted
 
 
 def _form(S: Basis, call: Call) -> Basis:
@@ -33,7 +33,7 @@ def _form(S: Basis, call: Call) -> Basis:
 
 
 def _expanded(S: Basis, x: Tensor) -> Tensor:
-    """All S_k x; of a constant signal computed once."""
+    """All S_k x; cached for a constant signal."""
     return S.expand(x) if S.is_identity else kept(S, x, S.expand)
 
 
@@ -41,11 +41,11 @@ def aggregate_first(S: Basis, call: Call) -> Tensor:
     mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
     form = _form(S, call)
     if not mixing.is_dense:
-        return _own(add_bias(mixing.gather(_expanded(form, x), W), bias), form, call)
+        return _copy_if_shared(add_bias(mixing.gather(_expanded(form, x), W), bias), form, call)
     assert W is not None
     if call.constant is None and fixed.applies(form, call):
         return fixed.mixed(form, x, W if mixing.scale == 1.0 else W * mixing.scale, bias, True, None)
-    y = bias  # leaf by leaf: nothing is laid side by side
+    y = bias  # leaf by leaf, without concatenating the results
     for leaf, (own, W_leaf) in zip(form.leaves, mixing.split(W, form.taps_of_leaves), strict=True):
         y = own.gather(_expanded(leaf, x), W_leaf, y)
     assert y is not None
@@ -54,21 +54,21 @@ def aggregate_first(S: Basis, call: Call) -> Tensor:
 
 def transform_first(S: Basis, call: Call) -> Tensor:
     mixing, W, x, bias = call.mixing, call.W, call.x, call.bias
-    heads = None if call.made is None else S.fused(call)
+    heads = None if call.cached is None else S.fused(call)
     if heads is not None:
         y = mixing.joined(heads, call.products())
-        return y.clone() if bias is None else y + bias  # the derivative reads what the kernel made
+        return y.clone() if bias is None else y + bias  # the backward pass reads y, which the caller may modify
     form = _form(S, call)
     if mixing.is_dense and W is not None and fixed.applies(form, call):
         constant = call.constant if call.constant is not None and call.constant.sparse is not None else None
         return fixed.mixed(form, x, W if mixing.scale == 1.0 else W * mixing.scale, bias, False, constant)
-    return _own(add_bias(mixing.collect(form, call.spread()), bias), form, call)
+    return _copy_if_shared(add_bias(mixing.collect(form, call.spread()), bias), form, call)
 
 
-def _own(y: Tensor, S: Basis, call: Call) -> Tensor:
-    """y in memory of its own, where x, what is kept of a constant x, or what a maximum's derivative reads may be it."""
+def _copy_if_shared(y: Tensor, S: Basis, call: Call) -> Tensor:
+    """y, copied if it may be x, a cached S x, or a tensor saved for the backward pass of a maximum."""
     if call.bias is not None or call.mixing.shape is not None:
-        return y  # a sum or a product
+        return y  # y is the result of a sum or product, and so a new tensor
     return y.clone() if S.is_identity or not S.linear or call.constant is not None else y
 
 
@@ -76,9 +76,9 @@ def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
     if not S.by_entries:
         return f"it runs structure by its entries, and this structure is {type(S).__name__}"
     if torch.compiler.is_compiling() and S.is_grid:
-        return "a compiler cannot write out the entries of a kernel's shifts"
+        return "the entries of a kernel's shifts cannot be computed in a compiled function"
     if S.has_empty_windows and not S.linear:
-        return "a window lies wholly in the padding, and so has no entries to take the maximum of"
+        return "a window lies entirely in the padding, and so has no entries to take the maximum of"
     return None
 
 
@@ -90,18 +90,18 @@ def _refuses_transform(S: Basis, mixing: Mixing) -> str | None:
     if not S.linear:
         return "a tap reduces with max, which does not commute with mixing the channels"
     if mixing.apart and not S.tapwise:
-        return "the taps write apart, which only labelled sparse entries can do tap by tap"
+        return f"each tap writes its own channels, which needs products tap by tap, and {type(S).__name__} has none"
     return None
 
 
 def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
-    """A sparse product at `width` channels and, with `back`, its transpose; the sampled one for what S learns.
+    """A sparse product with `width` channels, with `back` its transpose, and a sampled product if S is learned.
 
-    It reads a row of x for each entry and writes `into` rows a signal.
+    It reads a row of x for each entry and writes `into` rows per signal.
     """
     n = S.shape[2]
     rows, out = S.nnz * width * p.b, into * width * p.b
-    row = p.item * (min(p.b, LANES) if width == 1 and S.linear else width)  # signals of one channel go side by side
+    row = p.item * (min(p.b, LANES) if width == 1 and S.linear else width)  # signals of one channel are interleaved
     table = 0.0 if S.is_grid else float(row * n)
     linear, read = S.linear, p.item * rows
     work = (
@@ -116,80 +116,80 @@ def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
 
 
 def _mix(mixing: Mixing, p: Problem, sites: int, rows: float, columns: float, spread: bool = False) -> Cost:
-    """The channels mixed at so many sites by a matrix (rows, columns); `spread`: before the structure."""
+    """A product of the channels at `sites` sites with a matrix (rows, columns); `spread`: before the structure."""
     numbers = float(p.b) * sites * (p.i * p.density + p.o)
     flops = mixing.flops(sites * p.b, p.i) * p.density
     work: tuple[Work, ...]
-    if p.density < 1:  # x is sparse itself, and gathers rows of the weight
+    if p.density < 1:  # x is a sparse matrix, whose product gathers rows of the weight
         width = mixing.width(p.i)
         row = float(p.item * width)
         work = (Work("gather", flops / 2 * p.item * p.passes, row, row * p.i),)
     elif mixing.shape is None:
         work = (p.stream(flops / 2, 1 + p.dx),)
-    elif isinstance(mixing, Separable):  # each tap's multiple of x is made
+    elif isinstance(mixing, Separable):  # x is multiplied by the filter of each tap
         wide = float(p.b) * mixing.taps * sites * p.i
         product = 2.0 * p.o * (wide if spread else wide / mixing.taps)
         work = (*p.product(product, p.i, p.o), Work("turn", 12.0 * wide * min(1.0, LANES / max(1, p.i)) * p.passes))
     else:
         groups = mixing.groups
-        if isinstance(mixing, Heads) and not spread and p.kind != "bfloat16":  # a product for each head
+        if isinstance(mixing, Heads) and not spread and p.kind != "bfloat16":  # one product per head
             work = (Work("gemm heads", flops * p.passes * p.item / 4, float(mixing.c)),)
         else:
             work = p.product(flops, rows / groups, columns / groups)
         if not mixing.apart:
-            work += (p.turned(float(math.prod(mixing.shape)) * p.passes),)  # its weight lies as torch wants it
-        if groups > 1:  # the channels of a group are brought together, by copies
+            work += (p.turned(float(math.prod(mixing.shape)) * p.passes),)  # the weight is stored in torch's layout
+        if groups > 1:  # copies that make the channels of each group contiguous
             array = float(p.b) * sites * max(rows, columns)
             work += (p.turned(2 * array * p.passes),)
     return Cost(flops, p.item * numbers, p.item * numbers, work)
 
 
 def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    if _in_parts(S, mixing, p):
-        return _parts_cost(S, mixing, p, True)
+    if _is_chunked(S, mixing, p):
+        return _chunked_cost(S, mixing, p, True)
     k, m, _ = S.shape
     groups = mixing.groups
     mixed = _mix(mixing, replace(p, density=1.0, dx=p.dx or p.ds), m, mixing.fan_in * groups, p.o)  # S x is not sparse
-    heads = (Work("slice", 3.0),) if mixing.apart else ()  # a product for each tap
+    heads = (Work("slice", 3.0),) if mixing.apart else ()  # one product per tap
     if not p.constant:
-        if p.i == 1 and p.b > 1 and k > 1:  # the taps of a site come to lie side by side, number by number
+        if p.i == 1 and p.b > 1 and k > 1:  # single numbers are permuted, so that the taps of a site are contiguous
             heads = (*heads, Work("turn", float(p.item * p.b) * m * k, SPREAD))
         mixed += Cost(0.0, 0.0, 0.0, (*p.turn(S.shape[2]), *heads))
         written = S.unwritten * (p.b if S.batch else 1)
         mixed += Cost(0.0, 0.0, 0.0, (p.stream(written, WRITTEN * p.passes),) if written else ())
         return _gather(S, p, p.i, float(m * k), p.dx) + mixed
-    return mixed  # S x is at hand
+    return mixed  # S x is cached
 
 
 def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
-    if _in_parts(S, mixing, p):
-        return _parts_cost(S, mixing, p, False)
+    if _is_chunked(S, mixing, p):
+        return _chunked_cost(S, mixing, p, False)
     width = max(1, mixing.width(p.i) // S.shape[0])
     k, m, n = S.shape
-    into = float(m * (k if mixing.apart else 1)) + float(n * k)  # what is mixed is written too
+    into = float(m * (k if mixing.apart else 1)) + float(n * k)  # all X W_k are written, too
     turned = Cost(0.0, 0.0, 0.0, p.turn(n) if mixing.shape is None else ())
     return _gather(S, p, width, into, p.dx or p.dw) + _mix(mixing, p, n, p.i, mixing.width(p.i), True) + turned
 
 
-def _in_parts(S: Basis, mixing: Mixing, p: Problem) -> bool:
-    """Whether some signals or rows go at a time."""
+def _is_chunked(S: Basis, mixing: Mixing, p: Problem) -> bool:
+    """Whether `fixed` processes the signals in chunks."""
     if p.ds or p.constant or not (S.linear and mixing.is_dense) or S.has_kernel:
         return False
     k, m, n = S.shape
     return fixed.chunks(p.i * p.item * k * (n if p.b == 1 else max(m, n)), p.b) != "all"
 
 
-def _parts_cost(S: Basis, mixing: Mixing, p: Problem, aggregate: bool) -> Cost:
-    """A few signals or rows at a time, backward at the narrower side whatever the forward pass took."""
+def _chunked_cost(S: Basis, mixing: Mixing, p: Problem, aggregate: bool) -> Cost:
+    """The cost in chunks; the backward pass uses the side with fewer channels, whichever the forward pass used."""
     k, m, n = S.shape
     times = (p.dx + p.dw) if p.i < p.o else int(p.dx or p.dw)
     work: list[Work] = []
-    for often, width in ((1, p.i if aggregate else p.o), (times, min(p.i, p.o))):
+    for products, width in ((1, p.i if aggregate else p.o), (times, min(p.i, p.o))):
         step = min(p.b, max(1, fixed.CHUNK_BYTES // max(1, p.item * width * k * max(m, n))))
-        made = _gather(S, replace(p, b=step), width, float(max(m, n) * k), False)
-        for w in made.work:  # what is made on the way stays in the cache
+        chunk = _gather(S, replace(p, b=step), width, float(max(m, n) * k), False)
+        for w in chunk.work:  # intermediates stay in cache
             size = min(w.size, fixed.CHUNK_BYTES) if w.kind == "stream" else w.size
-            work.append(replace(w, amount=w.amount * often * p.b / step, size=size))
+            work.append(replace(w, amount=w.amount * products * p.b / step, size=size))
     mixed = _mix(mixing, p, m if aggregate else n, mixing.fan_in if aggregate else p.i, p.o if aggregate else k * p.o)
     numbers = float(p.b) * (n * p.i + m * p.o)
     work += [p.stream(numbers, p.passes), *p.turn(n)]

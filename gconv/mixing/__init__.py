@@ -1,19 +1,19 @@
-"""W: what happens to the channels on the way through each tap.
+"""W: the linear map of the channels in each tap.
 
-    Dense      every output channel sees every input channel
-    Grouped    channels in groups that do not meet (depthwise: as many groups as channels)
-    Heads      each tap writes its own block of the output
-    Separable  a filter a channel, then one matrix
-    AveragedHeads  the mean over heads plus the node itself
-    Fixed      channels pass as they are
-    Patches    the taps of each channel side by side; and its adjoint
-    Beside     the taps block after block; and its adjoint
-    Shuffled   channels change places
-    Blocks     matrices with some blocks learned and the others zero
-    Symmetric  one kernel in all its poses, turned and mirrored
-    Parametrised   made from any of these by a rule: tied, rotated, ...
+    Dense          every output channel depends on every input channel
+    Grouped        channels in separate groups (depthwise: as many groups as channels)
+    Heads          each tap writes its own block of output channels
+    Separable      a filter per channel, then one matrix
+    AveragedHeads  the mean over heads plus a term for the node itself
+    Fixed          W_k = I
+    Patches        output channels are (channel, tap) pairs, taps innermost; and its adjoint
+    Beside         output channels are (tap, channel) pairs, channels innermost; and its adjoint
+    Shuffled       a permutation of the channels
+    Blocks         matrices with some blocks learned and the others zero
+    Symmetric      a kernel in all its orientations, rotated and mirrored
+    Parametrised   base class: W computed from another parameter (tied, rotated, ...)
 
-Each mixing is a description without numbers; the weight travels beside it.
+A mixing is a description without numbers; the weight is passed separately.
 """
 
 from gconv.mixing.averaged import AveragedHeads

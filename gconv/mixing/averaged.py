@@ -1,4 +1,4 @@
-"""The mean over heads beside a node of its own."""
+"""The mean over heads plus a term for the node itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gconv.mixing.elementary import Dense
 
 @dataclass(frozen=True)
 class AveragedHeads(Parametrised):
-    """The mean over the heads plus the node itself: Y = 1 / h (S_1 X W_1 + ... + S_h X W_h) + X W_(h+1).
+    """The mean over heads plus a term for the node itself: Y = 1 / h (S_1 X W_1 + ... + S_h X W_h) + X W_(h+1).
 
-    The weight is (heads + 1, i, o); only the heads are divided by their number.
+    The weight is (heads + 1, i, o); the last matrix is not divided by the number of heads.
     """
 
     heads: int

@@ -1,14 +1,14 @@
-"""W: what happens to the channels on the way through each tap.
+"""W: the linear map of the channels in each tap.
 
-Each mixing is a description without numbers; the weight travels beside it. Two ways to apply it, one for each
-association of the triple product S X W:
+A mixing is a description without numbers; the weight is passed separately. It can be applied after or before the
+structure, the two associations of the triple product S X W:
 
     gather(E, W)    (*b, k, m, i) -> (*b, m, o)      after the structure: sum_k E_k W_k
     spread(X, W)    (*b, n, i) -> (*b, k, n, o_k)    before the structure: X W_k
     collect(S, Z)   (*b, k, n, o_k) -> (*b, m, o)    then the structure: sum_k S_k Z_k
 
-A mixing whose weight is tied, shared between taps or otherwise derived is `Parametrised`: it says which elementary
-mixing and weight do the same, and the engine sees only those.
+A mixing whose weight is computed from another parameter (tied, shared between taps) is `Parametrised`: it returns an
+equivalent elementary mixing with its weight, and the engine works with those.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gconv.errors import InputError
 
 
 class Mixing:
-    """The channel part of an operator with `taps` taps.
+    """The channel part of an operator.
 
-    taps: how many.
-    shape: of the weight; None where there is nothing to learn.
-    fan_in: how many numbers each output is a sum of, for weights to start from.
-    overhead: a word for what a call on a grid by itself depends on, as `gconv.rates` names it.
-    apart: whether each tap writes channels of its own, so that `collect` needs S tap by tap (`Taps.each`).
+    taps: number of taps.
+    shape: of the weight; None if there is none.
+    fan_in: number of terms in each output, for initialisation.
+    overhead: a word that selects the fixed overhead of a call on a grid in `gconv.rates`.
+    apart: whether each tap writes its own output channels, so that `collect` needs products tap by tap (`Taps.each`).
     """
 
     if TYPE_CHECKING:  # read-only, so that a property may stand for each of them
@@ -48,15 +48,15 @@ class Mixing:
     else:
         apart = False
     overhead = " grid"
-    is_dense = False  # `Dense`, whose formula lowerings know
-    groups = 1  # of channels that do not see each other
-    scale = 1.0  # a fixed factor on the weight
+    is_dense = False  # whether it is a `Dense`, for which lowerings have special code
+    groups = 1  # number of separate groups of channels
+    scale = 1.0  # a fixed factor of the weight
 
     def channels(self, i: int) -> int:
-        """Channels out for i channels in.
+        """The number of output channels for i input channels.
 
         Raises:
-            ValueError: if this mixing expects another number of channels.
+            ValueError: if this mixing takes another number of input channels.
         """
         raise NotImplementedError
 
@@ -70,15 +70,15 @@ class Mixing:
         return S.contract(Z)
 
     def split(self, W: Tensor, sizes: Sequence[int]) -> list[tuple[Any, Tensor]]:
-        """The same mixing for the first taps, the next ones and so on, whose sum it is."""
+        """Mixings and weights for consecutive blocks of `sizes` taps, whose results add up to that of this mixing."""
         raise NotImplementedError
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
-        """What `collect` makes of all S_k Z_k, where these come from one kernel."""
+        """The result of `collect`, given the products Y_k = S_k Z_k from a fused kernel."""
         raise NotImplementedError
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
-        """The plain (k, i, o) weight that does the same."""
+        """The equivalent dense weight (k, i, o)."""
         raise NotImplementedError
 
     def transpose(self, W: Tensor | None, i: int) -> tuple[Mixing, Tensor | None]:
@@ -86,16 +86,16 @@ class Mixing:
         raise NotImplementedError
 
     def width(self, i: int) -> int:
-        """Channels that a transform-first structure product carries, all taps together."""
+        """The number of channels, over all taps, of the product with S if W is applied first."""
         return self.taps * self.channels(i)
 
     def flops(self, sites: int, i: int) -> int:
-        """Multiply-adds, times two, to mix the channels at `sites` sites, all taps together."""
+        """Floating point operations to apply W at `sites` sites, over all taps."""
         raise NotImplementedError
 
 
 class Weighted:
-    """A dataclass with fields `i` and `o`, channels in and out, and a learned weight."""
+    """Mixin for dataclasses with fields `i` and `o`, channels in and out, and a learned weight."""
 
     if TYPE_CHECKING:
 
@@ -109,17 +109,17 @@ class Weighted:
         check_channels(self.i, self.o)
 
     def channels(self, i: int) -> int:
-        """Channels out for i channels in; raises ValueError if another number is expected."""
+        """The number of output channels. Raises: ValueError if i is not the number of input channels."""
         expect(i, self.i)
         return self.o
 
 
 class Parametrised(Weighted):
-    """A mixing whose (k, i, o) weight is made from another one: tied, rotated, with an identity added.
+    """A mixing whose (k, i, o) weight is computed from another parameter: tied, rotated, with an identity added.
 
-    Subclasses are frozen dataclasses with `i` and `o`, channels in and out, and `shape`, that of the weight that is
-    learned, its last two axes channels in and out. `tied` is how many channels out, side by side, share one number of
-    the bias.
+    Subclasses are frozen dataclasses with `i` and `o`, channels in and out, and `shape`, that of the learned parameter,
+    whose last two axes are channels in and out. `tied` is the number of consecutive output channels that share one
+    entry of the bias.
     """
 
     if TYPE_CHECKING:
@@ -137,16 +137,16 @@ class Parametrised(Weighted):
 
     @property
     def fan_in(self) -> int:
-        """How many numbers each output is a sum of, for weights to start from."""
+        """The number of terms in each output, for initialisation."""
         return self.i
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
-        """The elementary mixing and its weight that do the same, differentiable in W."""
+        """An equivalent elementary mixing and its weight, differentiable in W."""
         raise NotImplementedError
 
 
 def plain(mixing: Mixing | Parametrised, W: Tensor | None) -> tuple[Mixing, Tensor | None]:
-    """The elementary mixing and weight that do the same as a mixing and its learned weight."""
+    """An equivalent elementary mixing and its weight, for a mixing and its learned parameter."""
     if isinstance(mixing, Parametrised):
         assert W is not None
         return mixing.plain(W)
@@ -154,19 +154,19 @@ def plain(mixing: Mixing | Parametrised, W: Tensor | None) -> tuple[Mixing, Tens
 
 
 def spread_bias(mixing: Mixing | Parametrised, bias: Tensor | None) -> Tensor | None:
-    """(o,) the bias of every channel, from the numbers that are learned: those of tied channels are repeated."""
+    """(o,) the bias of every channel, from the learned one, whose entries are repeated for tied channels."""
     tied = mixing.tied if isinstance(mixing, Parametrised) else 1
     return bias if bias is None or tied == 1 else bias.repeat_interleave(tied)
 
 
 def expect(given: int, wanted: int) -> None:
-    """Refuse another number of channels in."""
+    """Raises: InputError if the number of input channels is wrong."""
     if given != wanted:
         raise InputError(f"This operator takes {wanted} channels in, but the signal has {given}.")
 
 
 def check_channels(i: int, o: int) -> None:
-    """Refuse what is no number of channels."""
+    """Raises: ValueError if i or o is not a positive integer."""
     for name, value in (("in", i), ("out", o)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"The number of channels {name} must be a positive integer, but it is {value!r}.")

@@ -1,4 +1,4 @@
-"""Mixings cut into blocks: some of them learned and the others zero; and what each tap reads, side by side."""
+"""Block matrices with some blocks learned and the others zero; and the concatenation of all taps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from gconv.mixing.fixed import SideBySide
 
 @dataclass(frozen=True)
 class Blocks(Parametrised):
-    """W_k in blocks of (p, q) channels: those that are named are learned, the others are zero.
+    """Matrices W_k in blocks of (p, q) channels: the listed blocks are learned, the others are zero.
 
     Args:
         k, i, o: taps, channels in, channels out.
-        p, q: channels of a block in and out.
-        places: for each learned block (tap, block of the channels in, block of the channels out). The weight is
-            (len(places), p, q).
+        p, q: channels in and out of a block.
+        places: for each learned block (tap, block row, block column). The weight is (len(places), p, q).
 
-    >>> halves = Blocks(1, 4, 2, 2, 1, ((0, 0, 0), (0, 1, 1)))  # two channels to each of the two outputs
+    >>> halves = Blocks(1, 4, 2, 2, 1, ((0, 0, 0), (0, 1, 1)))  # each output depends on two of the inputs
     >>> halves.plain(torch.ones(2, 2, 1))[1][0].mT
     tensor([[1., 1., 0., 0.],
             [0., 0., 1., 1.]])
@@ -38,7 +37,7 @@ class Blocks(Parametrised):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.i % self.p or self.o % self.q:
-            raise ValueError(f"Blocks of ({self.p}, {self.q}) channels do not fill ({self.i}, {self.o}) channels.")
+            raise ValueError(f"Blocks of ({self.p}, {self.q}) channels must divide ({self.i}, {self.o}) channels.")
 
     @property
     def taps(self) -> int:

@@ -1,4 +1,4 @@
-"""The elementary mixings with a weight: dense, in groups, by heads, and of low rank."""
+"""The elementary mixings with a weight: dense, grouped, by heads, and separable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gconv.mixing.base import Mixing, Weighted, check_channels
 
 
 def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
-    """X W + add, in one pass where X is a matrix."""
+    """X W + add, by one addmm if X is a matrix."""
     if add is None:
         return matmul(X, W)
     if X.ndim == 2 and X.dtype != torch.bfloat16:
@@ -24,18 +24,18 @@ def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
 
 
 def by_heads(X: Tensor, W: Tensor, times: Callable[[Tensor, Tensor], Tensor] = product) -> Tensor:
-    """All X W_k side by side, (*b, n, i) (k, i, c) -> (*b, n, k, c), by a product of matrices."""
+    """All X W_k, (*b, n, i) (k, i, c) -> (*b, n, k, c), by one matrix product."""
     wide = times(X, W.movedim(0, 1).flatten(1) if len(W) > 1 else W.squeeze(0))
     return wide.unflatten(-1, (W.shape[0], W.shape[2]))
 
 
 @dataclass(frozen=True)
 class Dense(Weighted, Mixing):
-    """Every output channel sees every input channel: W (k, i, o).
+    """A full matrix for each tap: W (k, i, o).
 
     Args:
         taps, i, o: taps, channels in, channels out.
-        scale: a fixed factor on the weight (the mean over heads is 1 / k).
+        scale: a fixed factor of the weight (1 / k for the mean over heads).
     """
 
     is_dense = True
@@ -63,7 +63,7 @@ class Dense(Weighted, Mixing):
         return plus_product(add, E.movedim(-3, -2).flatten(-2), W.flatten(0, 1))
 
     def split(self, W: Tensor, sizes: Sequence[int]) -> list[tuple[Any, Tensor]]:
-        """The same mixing for the first taps, the next ones and so on, whose sum it is."""
+        """Dense mixings for consecutive blocks of taps."""
         parts = W.split(list(sizes))
         return [(Dense(k, self.i, self.o, self.scale), part) for k, part in zip(sizes, parts, strict=True)]
 
@@ -76,7 +76,7 @@ class Dense(Weighted, Mixing):
         return wide.unflatten(-1, (self.taps, self.o)).movedim(-2, -3)
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
-        """What `collect` makes of all S_k X W_k without the scale."""
+        """The result of `collect`, given the products Y_k = S_k X W_k without the scale."""
         Y = Y.sum(-3) if self.taps > 1 else Y.squeeze(-3)
         return Y if self.scale == 1.0 else Y * self.scale
 
@@ -94,7 +94,7 @@ class Dense(Weighted, Mixing):
 
 @dataclass(frozen=True)
 class Grouped(Weighted, Mixing):
-    """Channels in g groups that do not meet: W (k, g, i/g, o/g); depthwise where g = i.
+    """Channels in g separate groups: W (k, g, i/g, o/g); depthwise if g = i.
 
     Raises:
         ValueError: if the groups do not divide both numbers of channels.
@@ -147,10 +147,10 @@ class Grouped(Weighted, Mixing):
 
 @dataclass(frozen=True)
 class Heads(Weighted, Mixing):
-    """Each tap writes its own block of the output: Y = [S_0 X W_0 | S_1 X W_1 | ...], o = heads c.
+    """Each tap writes its own block of output channels: Y = [S_0 X W_0 | S_1 X W_1 | ...], o = heads c.
 
-    In the formula, W_k is the (i, o) matrix that is zero outside of block k. The weight is (heads, i, c); with `root`,
-    a last tap (the node itself) writes all blocks, and its matrix follows as `heads` more blocks, (2 heads, i, c).
+    In sum_k S_k X W_k, W_k is the (i, o) matrix that is zero outside of block k. The weight is (heads, i, c). With
+    `root`, a last tap (the node itself) writes all blocks, and the weight is (2 heads, i, c) with its blocks last.
     """
 
     heads: int
@@ -193,12 +193,12 @@ class Heads(Weighted, Mixing):
             return self.joined(each(S, Z), Z)
         assert isinstance(S, Stack)
         *parts, own = S.parts
-        Z, root = Z.split(self.heads, -3)  # whose gradients are laid side by side in one step
+        Z, root = Z.split(self.heads, -3)  # one split, so that the backward pass concatenates both gradients at once
         Y = each(parts[0] if len(parts) == 1 else Stack(tuple(parts)), Z)
         return _side_by_side(Y + (root if isinstance(own, Identity) else own.expand(root).squeeze(-3)))
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
-        """What `collect` makes of all S_k Z_k of the heads, and of the node's own Z."""
+        """The result of `collect`, given the products Y_k = S_k Z_k of the heads."""
         return (Y + Z[..., self.heads :, :, :] if self.root else Y).movedim(-3, -2).flatten(-2)
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
@@ -225,7 +225,7 @@ def _side_by_side(Z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Separable(Weighted, Mixing):
-    """A filter a channel, then one matrix: W_k = diag(d_k) P, a mixing of low rank (MobileNet's separable convolution).
+    """A filter per channel, then one matrix: W_k = diag(d_k) P (MobileNet's separable convolution).
 
     The weight is (k + o, i): the k rows d_k, then P^T.
     """

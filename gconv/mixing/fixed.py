@@ -1,4 +1,4 @@
-"""Mixings with nothing to learn: channels pass as they are, change places, or are laid side by side."""
+"""Mixings without a weight: the identity, permutations, and concatenations of the taps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gconv.mixing.base import Mixing, expect
 
 @dataclass(frozen=True)
 class Fixed(Mixing):
-    """Channels pass as they are: W_k = I for every tap (pooling, propagation). Any number of channels."""
+    """W_k = I for every tap (pooling, propagation), for any number of channels."""
 
     taps: int = 1
 
@@ -94,7 +94,7 @@ class SideBySide(Mixing):
 
 @dataclass(frozen=True)
 class Patches(SideBySide):
-    """The taps of a channel side by side: o = i k, and channel c of tap t becomes channel c k + t.
+    """The taps of each channel are consecutive: o = i k.
 
     W_t is the (i, i k) matrix that writes channel c to c k + t. With `fold` it is the adjoint, from i k channels to i.
     """
@@ -113,7 +113,7 @@ class Patches(SideBySide):
 
 @dataclass(frozen=True)
 class Shuffled(Mixing):
-    """One tap; channels in g rows are read off by columns: channel r (i / g) + c becomes channel c g + r."""
+    """One tap that permutes the channels: channel r (i / g) + c becomes channel c g + r."""
 
     i: int
     groups: int

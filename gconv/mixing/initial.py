@@ -1,4 +1,4 @@
-"""Weights to start from."""
+"""Initialisation of weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def initial_weight(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Tensor | None:
-    """A weight to start from: uniform in +- 1 / sqrt(fan_in) (torch's rule) or +- sqrt(6 / (i + o)) (Glorot's).
+    """An initial weight: uniform in +- 1 / sqrt(fan_in) (torch's rule) or +- sqrt(6 / (i + o)) (Glorot).
 
-    Stored with the output channel outermost and the tap innermost, which is how torch's kernels want it: to them the
-    weight is then a view, not a copy.
+    It is stored with the output channel outermost and the tap innermost, as torch's kernels need it, so that they can
+    use a view of the weight.
     """
     if mixing.shape is None:
         return None
@@ -35,7 +35,7 @@ def initial_weight(
     else:
         bound = 1 / math.sqrt(max(1, mixing.fan_in))
     weight = stored.uniform_(-bound, bound).permute([kept.index(axis) for axis in order])
-    if isinstance(mixing, Separable):  # each filter sees taps numbers, not i
+    if isinstance(mixing, Separable):  # the fan-in of the filters is `taps`, not i
         with torch.no_grad():
             weight[: mixing.taps] *= 1 / (bound * math.sqrt(mixing.taps))
     return weight

@@ -1,4 +1,4 @@
-"""A kernel turned and mirrored: the mixing of convolutions that commute with the symmetries of the square grid."""
+"""A kernel in all its orientations: the mixing of convolutions equivariant to the symmetries of the square grid."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TABLES: Cache[tuple[int, Group, bool, torch.device], Tensor] = Cache("tables of
 
 
 def turned(size: int, element: int) -> list[int]:
-    """Where each site of a square kernel comes from: element 4 m + r mirrors left to right if m, then turns r times.
+    """The action of a group element on a square kernel: (T psi)[k] = psi[turned(size, element)[k]].
 
-    (T psi)[k] = psi[turned(size, element)[k]]; one turn is by 90 degrees against the clock, as torch.rot90's.
+    Element 4 m + r mirrors left to right if m = 1, then rotates r times by 90 degrees counterclockwise, as torch.rot90.
 
     >>> turned(2, 1)  # the right column becomes the top row
     [1, 3, 0, 2]
@@ -46,7 +46,7 @@ def left_quotient(order: int) -> list[list[int]]:
 
 
 def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tensor:
-    """(k, g), or (k, h, g) for a lifted input: which tap (and channel of the group) of the one kernel each reads."""
+    """(k, g), or (k, h, g) for a lifted input: the tap (and group channel) of the kernel that is copied there."""
     key = size, group, lifted, device
     table = _TABLES.get(key)
     if table is None:
@@ -68,18 +68,18 @@ def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tenso
 
 @dataclass(frozen=True)
 class Symmetric(Parametrised):
-    """One kernel in all its poses: output channel o |G| + g sees it turned by g.
+    """One kernel in all its orientations: output channel o |G| + g uses the kernel transformed by g.
 
     From plain channels, W (k, i, o):            W_k[c, o |G| + g] = W[g^-1 k, c, o]
     From channels of the group, W (k, i |G|, o): W_k[c |G| + h, o |G| + g] = W[g^-1 k, c |G| + g^-1 h, o]
 
-    A bias is shared by the |G| poses of a kernel.
+    The bias is shared by the |G| orientations of a kernel.
 
     Args:
         size: side of the square kernel.
-        i, o: channels in and out, all poses counted.
-        group: "p4", the four turns, or "p4m", the turns and their mirror images.
-        lifted: whether the channels in are of the group.
+        i, o: channels in and out, with all orientations.
+        group: "p4", the four rotations, or "p4m", rotations and reflections.
+        lifted: whether the input channels are indexed by group elements, too.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""What a model consists of and costs, layer by layer, from one call of it."""
+"""Summary of a model: parameters and cost of each layer, from one call."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from gconv.summary.table import Row, Summary
 
 __all__ = ["Row", "Summary", "summary"]
 
-ROUNDS = 5  # of a measurement
+ROUNDS = 5  # of a measurement, by default
 
 
 @checked
 def summary(model: nn.Module, *inputs: Any, measure: bool | int = False, **options: Any) -> Summary:
-    """What a model consists of and costs, a row for each call of a layer.
+    """A table of a model's layers, their parameters and cost, with a row for each call of a layer.
 
-    Equation: of a layer Y = sum_k S_k X W_k, multiply-adds are the number of entries of the S_k times the channels that
-    they are applied to, plus sites times the entries of W: 9 i o h w for a 3 x 3 convolution of b = 1 image with
+    Equation: for a layer Y = sum_k S_k X W_k, multiply-adds are the number of entries of the S_k times the channels
+    that they are applied to, plus sites times the entries of W: 9 i o h w for a 3 x 3 convolution of one image with
     padding 1, nnz(S) min(i, o) + n i o for a GCN layer.
 
-    Meaning: the model is called once on these inputs, in eval mode and without gradients, and is then what it was:
-    modes, buffers and hooks are restored, also after an error. Layers of gconv, torch.nn and PyG, converted or not, are
-    rows; other modules count by their layers, and what they compute themselves is the row "(other)".
+    Meaning: the model is called on these inputs in eval mode without gradients; its modes, buffers and hooks are
+    restored afterwards, also after an error. Layers of gconv, torch.nn and PyG, converted or not, are rows. Other
+    modules are represented by their layers; what they compute themselves is the row "(other)".
 
-    Traps: torch's FlopCounterMode gives twice these numbers, and knows no sparse product. As there, padding counts,
-    and biases, activations, normalisations and pooling do not. A parameter counts where it appears first.
+    Traps: torch's FlopCounterMode returns twice these numbers, and does not count sparse products. As there, padding is
+    counted; biases, activations, normalisations and pooling are not. A shared parameter is counted where it is first
+    used.
 
     Args:
         model: a torch module; one with lazy layers is copied.
-        inputs, options: what it is called with, model(*inputs, **options).
-        measure: whether to time it: the least of 5 rounds, or of as many as given.
+        inputs, options: its arguments, model(*inputs, **options).
+        measure: whether to time it: the minimum of 5 rounds, or of the given number.
 
     Returns:
-        Summary: `.rows`, `.totals`, `.to_dict()`; it prints as a table.
+        Summary: with `.rows`, `.totals`, `.to_dict()`; it prints as a table.
 
     Raises:
-        TypeError: if it is no module or its forward does not take these arguments.
+        TypeError: if it is not a module or its forward does not accept these arguments.
 
     >>> from gconv import GConv
     >>> from gconv.operators import conv2d
@@ -70,7 +71,7 @@ def summary(model: nn.Module, *inputs: Any, measure: bool | int = False, **optio
         inspect.signature(model.forward).bind(*inputs, **options)
     except TypeError as reason:
         raise TypeError(
-            f"summary calls model(*inputs, **options), which {type(model).__name__} refuses: {reason}."
+            f"summary calls model(*inputs, **options), which {type(model).__name__} does not accept: {reason}."
         ) from None
     rounds = 0 if measure is False else ROUNDS if measure is True else integer(measure, "measure", 0)
     if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
@@ -89,7 +90,7 @@ def summary(model: nn.Module, *inputs: Any, measure: bool | int = False, **optio
         rest = count_flops(calls, run)
         least = [math.inf] * len(calls.found)
         seconds = math.inf
-        for turn in range(rounds + bool(rounds)):  # the first is not counted
+        for turn in range(rounds + bool(rounds)):  # the first round is a warm-up
             with calls.watched(lambda call, args, kwargs, out: None):
                 total = _clocked(run)
             took = [call.seconds for call in calls.seen]
@@ -101,7 +102,7 @@ def summary(model: nn.Module, *inputs: Any, measure: bool | int = False, **optio
 
 @contextmanager
 def _layers_called() -> Iterator[None]:
-    """Within this block, torch's transformers call their layers one by one, and no fused kernel instead of them."""
+    """Within this block, torch's transformer layers call their submodules instead of a fused kernel."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -111,7 +112,7 @@ def _layers_called() -> Iterator[None]:
 
 
 def _shared(rows: list[Row], seconds: float) -> tuple[Row, ...]:
-    """The rows with their shares."""
+    """The rows with their shares of the time, or of the multiply-adds if nothing was measured."""
     timed = seconds < math.inf
     parts = [(row.measured or 0.0) if timed else row.multiply_adds for row in rows]
     whole = math.fsum(parts)

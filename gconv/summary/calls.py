@@ -1,4 +1,4 @@
-"""The calls of layers in one run of a model, and what is known of each."""
+"""Recording of the calls of layers in a run of a model, and of their cost."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from gconv.plan import Plan
 from gconv.spec import OutsideFamily
 from gconv.summary.table import Row
 
-DIRECT = ("native", "im2col", "gft", "sparse", "recurrence")  # lowerings that compute the sum as it is written
+DIRECT = ("native", "im2col", "gft", "sparse", "recurrence")  # lowerings that evaluate the sum over taps directly
 
 
 @dataclass(eq=False)
 class Call:
-    """One call of a module: of a layer, and then it becomes a row, or of another module."""
+    """One call of a module; a call of a layer becomes a row."""
 
     module: nn.Module
     is_row: bool
-    inner: set[int] = field(default_factory=set)  # modules inside that are layers of their own
+    inner: set[int] = field(default_factory=set)  # ids of submodules that are separate layers
     seconds: float = 0.0  # without those of rows inside
     started: float = 0.0
     flops: float = 0.0
     row: Row | None = None
-    direct: int | None = None  # multiply-adds, where the structure of the layer tells
+    direct: int | None = None  # multiply-adds, if gconv can compute them from the plan
 
 
 class Calls:
-    """The calls of layers in one run of a model, seen through global hooks: hooks on layers change how these run."""
+    """Records the calls of layers in runs of a model, by global hooks: hooks on a layer may change how it runs."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -48,14 +48,14 @@ class Calls:
         self.layers = {id(module): _as_row(module) for module in model.modules()}
         self.counted: set[int] = set()
         self.stack: list[Call] = []
-        self.seen: list[Call] = []  # of the last run
-        self.found: list[Call] = []  # of the first
+        self.seen: list[Call] = []  # calls of the last run
+        self.found: list[Call] = []  # calls of the first run, with their rows
         self.busy = False
         self.flops: Callable[[], float] = float
 
     @contextmanager
     def watched(self, finish: Callable[[Call, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
-        """Within this block, `finish(call, args, kwargs, out)` follows each call of a layer."""
+        """Within this block, `finish(call, args, kwargs, out)` is called after each call of a layer."""
         self.seen, self.stack = [], []
 
         def enter(module: nn.Module, args: Any) -> None:
@@ -88,7 +88,7 @@ class Calls:
         finally:
             for each in hooks:
                 each.remove()
-                # torch 2.13 forgets this entry, and warns in torch.compile from then on that there are global hooks
+                # torch 2.13 does not remove this entry, so that torch.compile would warn about global hooks
                 getattr(hook, "_global_forward_hooks_with_kwargs", {}).pop(each.id, None)
 
     def _enter(self, module: nn.Module) -> None:
@@ -103,18 +103,19 @@ class Calls:
         call.flops, call.started = self.flops(), now()
 
     def describe(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """The row of a call."""
+        """Fill in the row of a call."""
         module, found = call.module, self.layers[id(call.module)]
         own = [p for m in _own(module, call.inner) for p in m._parameters.values() if p is not None]
         new = {id(p): p.numel() for p in own if id(p) not in self.counted}
         self.counted |= new.keys()
-        taken, given = _tensors((args, kwargs)), _tensors(out)
+        arguments = _tensors((args, kwargs))
+        taken, given = ([t for t in each if t.layout is torch.strided] for each in (arguments, _tensors(out)))
         held = set(map(_place, taken))
         fresh = {_place(t): t.numel() * t.element_size() for t in given}
         plan = _plan(found, args, kwargs) if isinstance(found, Layer) else None
         ours = isinstance(module, GConv | Converted) and plan is not None
         chosen = None if plan is None else next(c for c in plan.candidates if c.name == plan.chosen.name)
-        call.direct = None if plan is None else _multiply_adds(found, plan, taken[0], given[0])
+        call.direct = None if plan is None else _multiply_adds(found, plan, arguments[0], given[0])
         call.row = Row(
             path=self.names[id(module)],
             layer=base_class(module).__name__,
@@ -130,7 +131,7 @@ class Calls:
         self.found.append(call)
 
     def rows(self, rest: float, least: list[float] | None) -> list[Row]:
-        """All rows; what runs or lies outside of layers comes last, if there is such."""
+        """All rows; flops and parameters outside of layers, if any, are the last row."""
         made = []
         for number, call in enumerate(self.found):
             assert call.row is not None
@@ -143,7 +144,7 @@ class Calls:
 
 
 def count_flops(calls: Calls, run: Callable[[], object]) -> float:
-    """Let torch count the flops of each call; returns those outside of layers."""
+    """Count the flops of each call by torch's FlopCounterMode; returns those outside of layers."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -157,13 +158,13 @@ def count_flops(calls: Calls, run: Callable[[], object]) -> float:
 
 
 def _as_row(module: nn.Module) -> Any:
-    """What a module is, if a call of it is a row; else None."""
+    """The description of a module if its calls are rows; else None."""
     found = identify(module)
     return found if isinstance(found, Layer) or is_layer(module) else None
 
 
 def _inner(module: nn.Module, found: Any) -> set[int]:
-    """The modules inside a layer that are layers of their own, such as the network of a GIN."""
+    """The ids of submodules of a layer that are separate layers, such as the network of a GIN."""
     names = found.peer.inner if isinstance(found, Layer) and found.peer is not None else ()
     parts = [getattr(module, name) for name in names]
     return {id(m) for part in parts if isinstance(part, nn.Module) for m in part.modules()}
@@ -174,7 +175,7 @@ def _own(module: nn.Module, inner: set[int]) -> list[nn.Module]:
 
 
 def _plan(found: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
-    """How gconv runs, or would run, a call of a layer; None if it does not."""
+    """The plan of gconv for a call of a layer; None if gconv cannot run it."""
     module = found.module
     try:
         if isinstance(module, GConv | Converted):
@@ -186,7 +187,7 @@ def _plan(found: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan |
 
 
 def _multiply_adds(found: Layer, plan: Plan, x: Tensor, y: Tensor) -> int:
-    """Of the cheapest lowering that computes the sum over taps as it is written."""
+    """The multiply-adds of the cheapest lowering that evaluates the sum over taps directly."""
     mixing, structure = found.spec.mixing, found.spec.structure
     weightless = mixing.shape is None
     if weightless and (structure.domain != "graph" or getattr(structure, "reduce", None) == "max"):
@@ -195,9 +196,7 @@ def _multiply_adds(found: Layer, plan: Plan, x: Tensor, y: Tensor) -> int:
     flops = min(
         (value for name, value in costs.items() if name.split(":")[0] in DIRECT), default=costs[plan.chosen.name]
     )
-    if weightless and isinstance(
-        mixing, Mixing
-    ):  # channels that are not mixed are no products, though a pass over them has a price
+    if weightless and isinstance(mixing, Mixing):  # without a weight no products are counted, only the sums over taps
         flops -= mixing.flops(y.numel() // mixing.channels(x.shape[-1]), x.shape[-1])
     return round(max(0.0, flops) / 2)
 
@@ -207,7 +206,7 @@ def _tensors(value: Any) -> list[Tensor]:
         value = list(value.values())
     if isinstance(value, list | tuple):
         return [t for part in value for t in _tensors(part)]
-    return [value] if isinstance(value, Tensor) and value.layout is torch.strided else []
+    return [value] if isinstance(value, Tensor) else []
 
 
 def _place(t: Tensor) -> int:
@@ -215,7 +214,7 @@ def _place(t: Tensor) -> int:
 
 
 def now() -> float:
-    """A clock in seconds, after what the GPU has been given is done."""
+    """A clock in seconds, after synchronising with the GPU."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -15,16 +15,16 @@ class Row:
     """One call of one layer.
 
     Args:
-        path: the layer's place in the model; "(other)" is all that runs outside of layers.
+        path: the layer's path in the model; "(other)" for everything outside of layers.
         layer: its class.
-        operator: as gconv's spec, where the layer is one of the family.
-        inputs, outputs: shapes of the tensors that it took and returned.
-        parameters: that no row above has counted.
+        operator: its spec in gconv, if there is one.
+        inputs, outputs: shapes of its input and output tensors.
+        parameters: number of parameters that are not counted in a row above.
         multiply_adds: of products with weights and structures.
-        bytes: of new memory for the outputs; views and results in place take none.
-        lowering: how gconv runs it; "torch" or "PyG" where gconv does not.
-        predicted, measured: seconds; None where not known.
-        share: of the measured seconds of all rows, or where nothing was measured of all multiply-adds.
+        bytes: of new memory for the outputs; 0 for views and in-place results.
+        lowering: the lowering in gconv; "torch" or "PyG" if it is not run by gconv.
+        predicted, measured: seconds; None if not known.
+        share: of the measured seconds of all rows, or of all multiply-adds if nothing was measured.
 
     >>> import torch, gconv
     >>> (row,) = gconv.summary(torch.nn.Linear(3, 4), torch.zeros(2, 3)).rows
@@ -48,11 +48,11 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """The rows of `gconv.summary` in the order of the calls; it prints as a table, in a notebook too.
+    """The result of `gconv.summary`; it prints as a table, and is displayed as one in notebooks.
 
     Args:
-        rows: one for each call of a layer.
-        seconds: of one call of the model, where measured.
+        rows: one for each call of a layer, in order.
+        seconds: of one call of the model, if measured.
 
     >>> import torch, gconv
     >>> found = gconv.summary(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()), torch.zeros(2, 3))
@@ -80,7 +80,7 @@ class Summary:
         return {"rows": [asdict(row) for row in self.rows], "totals": self.totals}
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and cells, the totals last; columns of times only where there are any."""
+        """Headings and cells, the totals last; columns of times only if there are any."""
         total = self.totals
         heads = ["layer", "operator", "output", "parameters", "multiply-adds", "bytes", "lowering"]
         lines = [

@@ -1,8 +1,8 @@
-"""The laws that every convolution obeys, as functions anyone can hold an operator to.
+"""Laws: properties that every operator must have, as functions that test an operator.
 
-A law takes a `Sample` (a spec, a domain, a number of channels) and a dtype. It returns True if the sample obeys it,
-False if the law does not concern the sample (a maximum has no adjoint), and raises AssertionError, with numbers, if the
-sample breaks it. `LAWS` lists them all; `check_operator` runs them.
+A law takes a `Sample` (a spec, a domain, a number of channels) and a dtype. It returns True if the sample satisfies it,
+False if the law does not apply (a maximum has no adjoint), and raises AssertionError with the error if the sample
+violates it. `LAWS` contains all of them; `check_operator` runs them.
 
 >>> from gconv.operators import cheb
 >>> from gconv.operators.shapes import ring
@@ -86,26 +86,31 @@ def check_operator(
     dtypes: Iterable[torch.dtype] = tuple(TOL),
     laws: Iterable[Law] | None = None,
 ) -> dict[str, bool]:
-    """Hold an operator to the laws.
+    """Test an operator by the laws.
 
     Args:
-        operator: a sample, or a spec with
-        domain: (a maker of) a domain that fits it, and
-        channels: the channels in.
-        dtypes: to run in.
-        laws: default all of `LAWS`; `law_compile`, which takes seconds, is apart.
+        operator: a sample, or a spec.
+        domain: for a spec, a domain that fits it, or a function that returns one.
+        channels: for a spec, the number of input channels.
+        dtypes: the dtypes in which each law is tested.
+        laws: by default all of `LAWS`, which does not include `law_compile`, because it takes seconds.
 
     Returns:
-        for each law whether it concerned the operator.
+        for each law whether it applies to the operator.
 
     Raises:
-        AssertionError: at the first law that is broken; the message says which, where and by how much.
+        AssertionError: if a law is violated; the message says which, where and by how much.
+        TypeError: if a spec is given without domain and channels.
+        ValueError: if there are no dtypes.
     """
     if isinstance(operator, OperatorSpec):
         if domain is None or channels is None:
             raise TypeError("A spec is checked on a domain and a number of channels: give all three.")
         place = domain
         operator = Sample(operator, place if callable(place) else lambda: place, channels)
+    dtypes = tuple(dtypes)  # an iterator would be exhausted by the first law
+    if not dtypes:
+        raise ValueError("check_operator needs at least one dtype, such as torch.float64, but dtypes is empty.")
     return {
         law.__name__: any([law(operator, dtype) for dtype in dtypes])
         for law in (LAWS.values() if laws is None else laws)

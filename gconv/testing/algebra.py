@@ -1,4 +1,4 @@
-"""The layer is what its formula says: every lowering, its matrix, its adjoint, its norm."""
+"""Laws of the linear map: equality of all lowerings, adjoint, linearity, receptive field, norm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def law_lowerings(case: Case) -> bool:
 
 @a_linear_law
 def law_adjoint(case: Case, A: LinearMap) -> bool:
-    """<A x, y> = <x, A^T y>; by every lowering A x is the matrix times x, and A^T y its transpose times y."""
+    """<A x, y> = <x, A^T y>; A x and A^T y equal products with the matrix and its transpose, for every lowering."""
     gap = adjoint_gap(A)
     if not gap <= case.tol:
         case.fail(f"<A x, y> and <x, A^T y> differ by {gap:.3g} of |A x| |y|.")
@@ -43,22 +43,22 @@ def law_adjoint(case: Case, A: LinearMap) -> bool:
 
 @a_linear_law
 def law_hand_rule(case: Case, A: LinearMap) -> bool:
-    """dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY are what autograd finds of the matrix (dense mixing)."""
+    """dX = sum_k S_k^T dY W_k^T and dW_k = (S_k X)^T dY equal the gradients of autograd (dense mixing)."""
     if not isinstance(A.mixing, Dense):
         return False
     assert A.W is not None
     x, W = random_like(A.W.new_empty(2, A.sites[1], A.i)).requires_grad_(), A.W.detach().clone().requires_grad_()
-    y = replace(A, W=W).apply(x, "dense")  # which takes no transpose from S
+    y = replace(A, W=W).apply(x, "dense")  # does not use S.T
     dy = random_like(y, 2)
     want = torch.autograd.grad(y, (x, W), dy)
     for what, hand, auto in zip(("dX", "dW"), backward(A.S, A.mixing, W.detach(), x.detach(), dy), want, strict=True):
-        case.close(f"{what} by hand against autograd", hand, auto)
+        case.close(f"{what} by the formula against autograd", hand, auto)
     return True
 
 
 @a_linear_law
 def law_linearity(case: Case, A: LinearMap) -> bool:
-    """The layer is its map plus the bias, and linear in x; adaptive structure: frozen."""
+    """The layer equals its map plus the bias, and the map is linear in x (frozen, if the structure is adaptive)."""
     x, y = sites(case.x, case.domain)
     spread = spread_bias(case.layer.spec.mixing, case.layer.bias)
     bias = 0 if spread is None else spread
@@ -72,9 +72,9 @@ def law_linearity(case: Case, A: LinearMap) -> bool:
 
 @a_linear_law
 def law_receptive_field(case: Case, A: LinearMap) -> bool:
-    """What an output site is said to see is the support of the Jacobian (frozen, where adaptive).
+    """`receptive_field` equals the support of the Jacobian (frozen, if the structure is adaptive).
 
-    In float32 an entry that is smaller than the rounding of the largest one counts as seen unless it is zero.
+    In float32, entries of the Jacobian below the rounding error of the largest one may or may not be in the support.
     """
 
     def run(x: Tensor) -> Tensor:
@@ -88,13 +88,13 @@ def law_receptive_field(case: Case, A: LinearMap) -> bool:
     small = seen if case.dtype == torch.float64 else size > 0
     wrong = int((said & ~small | seen & ~said).sum())
     if wrong:
-        case.fail(f"{wrong} of {size.numel()} (output, input) pairs are seen but unsaid, or said but unseen.")
+        case.fail(f"receptive_field and the support of the Jacobian differ in {wrong} of {size.numel()} pairs.")
     return True
 
 
 @a_linear_law
 def law_norm(case: Case, A: LinearMap) -> bool:
-    """norm(A) and singular_values(A), by whatever way the form allows, are those of the matrix."""
+    """norm(A) and singular_values(A) equal those of the matrix."""
     if case.dtype != torch.float64:
         return False
     want = torch.linalg.svdvals(matrix(A))
@@ -105,7 +105,7 @@ def law_norm(case: Case, A: LinearMap) -> bool:
 
 @a_linear_law
 def law_row_stochastic(case: Case, A: LinearMap) -> bool:
-    """Where the sample declares it: no entry of S is negative and every row sums to 1."""
+    """If the sample declares it: no entry of S is negative and every row sums to 1."""
     if not case.sample.row_stochastic:
         return False
     S = dense.stack(A.S, case.dtype, A.device).detach()

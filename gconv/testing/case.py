@@ -1,4 +1,4 @@
-"""A sample come alive, and what makes a law of a function on it."""
+"""Case: an instantiated sample; and the decorators that register laws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOL = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest entry
 
 
 def assert_close(what: str, got: Tensor, want: Tensor, tol: float) -> None:
-    """Equal up to `tol` of the largest entry (of 1, where all are smaller)."""
+    """Raises: AssertionError unless the maximum error is at most `tol` * max(1, largest entry)."""
     if got.shape != want.shape:
         raise AssertionError(f"{what}: the shape is {tuple(got.shape)}, but it should be {tuple(want.shape)}.")
     if got.numel() == 0:
@@ -29,13 +29,13 @@ def assert_close(what: str, got: Tensor, want: Tensor, tol: float) -> None:
     error, scale = float((got - want).abs().max()), max(1.0, float(want.abs().max()))
     if not error <= tol * scale:  # NaN fails too
         raise AssertionError(
-            f"{what}: off by {error:.3g} where the largest entry is {scale:.3g}; allowed is {tol:g} of it."
+            f"{what}: off by {error:.3g}, but at most {tol:g} of the largest entry, {scale:.3g}, is allowed."
         )
 
 
 @dataclass(frozen=True)
 class Case:
-    """A sample come alive: a layer with random weights and bias, its domain, and two random signals in its layout."""
+    """An instantiated sample: a layer with random weights and bias, its domain, and random signals in its layout."""
 
     sample: Sample
     layer: GConv
@@ -54,7 +54,7 @@ class Case:
             domain = sample.domain() if domain is None else domain
             if isinstance(domain, Grid):
                 size: tuple[int, ...] = (sample.channels, *domain.shape)
-            elif isinstance(domain, Bipartite):  # one signal, the sources followed by the targets where they are read
+            elif isinstance(domain, Bipartite):  # one signal: the sources, followed by the targets if they are read
                 both = sample.spec.structure.reads == "both"
                 size = (domain.with_targets if both else domain).sites[1], sample.channels
             else:
@@ -88,7 +88,7 @@ class Case:
 
     @property
     def one_graph(self) -> bool:
-        """Whether the parameters belong to the nodes of one graph, so that no other graph or order of nodes fits."""
+        """Whether the parameters belong to the nodes of one graph, so that other graphs cannot be used."""
         return self.structure.nodes is not None
 
     @property
@@ -101,7 +101,7 @@ class Case:
         return [c.name for c in self.layer.plan(self.x, self.domain).candidates if c.reason is None]
 
     def map(self) -> LinearMap | None:
-        """The layer as a map, frozen at the first signal; None where a tap reduces with max."""
+        """The layer as a map, frozen at the first signal; None if a tap reduces with max."""
         try:
             with torch.no_grad():
                 return self.layer.at(self.domain, x=self.signal)
@@ -109,7 +109,7 @@ class Case:
             return None
 
     def gradients(self, lowering: str | None, edges: bool = True) -> dict[str, Tensor]:
-        """The value, and a random functional's gradient in x, each parameter and (edges) the edge weights."""
+        """The output, and the gradients of a random linear functional of it in x, parameters and edge weights."""
         x, domain = self.x.clone().requires_grad_(), self.domain
         leaves = {"x": x, **dict(self.layer.named_parameters())}
         if edges and isinstance(domain, Edges) and domain.edge_weight is not None:
@@ -122,18 +122,18 @@ class Case:
 
 
 def random_like(like: Tensor, seed: int = 1) -> Tensor:
-    """Random numbers, the same each time, of the shape and type of `like`."""
+    """Random numbers with a fixed seed, with the shape, dtype and device of `like`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
 
 
 def sites(x: Tensor, domain: Domain) -> Tensor:
-    """The layer's layout -> (*b, n, c)."""
+    """Images or a signal as (*b, n, c)."""
     return x.flatten(-domain.ndim).mT if isinstance(domain, Grid) else x
 
 
 def a_law(check: Callable[[Case], bool]) -> Law:
-    """Registers a function on a living sample as a law."""
+    """Registers a function of a `Case` as a law."""
 
     def law(sample: Sample, dtype: torch.dtype) -> bool:
         return check(Case.of(sample, dtype))
@@ -144,14 +144,14 @@ def a_law(check: Callable[[Case], bool]) -> Law:
 
 
 def a_linear_law(check: Callable[[Case, LinearMap], bool]) -> Law:
-    """A law of the layer as a map; it does not concern a maximum."""
+    """Registers a function of a `Case` and its linear map as a law; it does not apply to a maximum."""
 
-    def concerned(case: Case) -> bool:
+    def applied(case: Case) -> bool:
         A = case.map()
         return A is not None and check(case, A)
 
-    concerned.__name__, concerned.__doc__ = check.__name__, check.__doc__
-    return a_law(concerned)
+    applied.__name__, applied.__doc__ = check.__name__, check.__doc__
+    return a_law(applied)
 
 
 def union(domains: Sequence[Graph | Bipartite]) -> Graph | Bipartite:
@@ -162,9 +162,9 @@ def union(domains: Sequence[Graph | Bipartite]) -> Graph | Bipartite:
 
 
 def renamed(domain: Graph | Bipartite, x: Tensor, ptr: bool = False) -> tuple[Graph | Bipartite, Tensor, Tensor]:
-    """The domain with its nodes in another order, a signal on it in that order, and the order of the outputs.
+    """The domain with permuted nodes, the permuted signal, and the permutation of the outputs.
 
-    Nodes that are source and target at once (number i of both sets) stay so. With `ptr` the parts are kept.
+    Nodes that are both source and target (index i of both sets) stay so. With `ptr` the parts of a union are kept.
     """
     if isinstance(domain, Graph):
         order = shuffled(domain.size)
@@ -179,5 +179,5 @@ def renamed(domain: Graph | Bipartite, x: Tensor, ptr: bool = False) -> tuple[Gr
 
 
 def shuffled(n: int) -> Tensor:
-    """A permutation of n numbers, the same each time."""
+    """A random permutation of n numbers with a fixed seed."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,4 @@
-"""Derivatives: as limits of difference quotients, and as the transforms of torch.func and forward mode find them."""
+"""Laws of derivatives: difference quotients, the transforms of torch.func, and forward-mode differentiation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[[Given], Tensor]
 
 @a_law
 def law_gradcheck(case: Case) -> bool:
-    """Gradients are the limits of difference quotients (float64)."""
+    """Gradients equal difference quotients (torch.autograd.gradcheck, float64)."""
     if case.dtype != torch.float64:
         return False
     case = Case.of(case.sample, case.dtype, batch=1)
@@ -38,10 +38,10 @@ def law_gradcheck(case: Case) -> bool:
 
 @a_law
 def law_transforms(case: Case) -> bool:
-    """torch.func's grad is autograd's, jvp and forward mode its double backward, vmap a loop; nothing stays behind.
+    """torch.func's grad equals autograd, jvp and forward mode equal double backward, and vmap equals a loop.
 
-    Each transform is the first to meet its layer and graph, which then serve plain calls. Of a single lowering and
-    together: gradients a sample, which are vmap of grad.
+    Each transform is the first call of a new layer on a new graph; plain calls afterwards must be unaffected. For each
+    lowering, vmap of grad (per-sample gradients) and jvp are tested.
     """
     if case.dtype != torch.float64:
         return False
@@ -115,7 +115,7 @@ def _gradients(value: Tensor, leaves: Given, dy: Tensor | None = None, again: bo
 
 
 def _by_autograd(run: Run, leaves: Given, along: Given) -> tuple[Tensor, Tensor, Given, Tensor]:
-    """The value, a gradient that arrives, the leaves' gradients, and the tangent, which is their derivative in it."""
+    """The output y, a random dy, the gradients of the leaves, and the tangent of y, by double backward."""
     tracked = {name: t.clone().requires_grad_() for name, t in leaves.items()}
     y = run(tracked)
     dy = random_like(y).requires_grad_()

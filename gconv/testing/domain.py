@@ -1,4 +1,4 @@
-"""What moves with the domain: nodes renamed, grids shifted, unions, batches, and the smallest domains."""
+"""Laws of the domain: permuted nodes, translated grids, unions, batches, and edge cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.testing.case import Case, a_law, a_linear_law, renamed, shuffled, uni
 
 @a_law
 def law_permutation(case: Case) -> bool:
-    """Graphs: renaming the nodes renames the output; the order in which edges are listed does not matter."""
+    """Graphs: permuting the nodes permutes the output, and the order of the edges does not matter."""
     g = case.domain
     if isinstance(g, Grid) or len(g.ptr) != 2 or case.one_graph:
         return False
@@ -33,7 +33,7 @@ def law_permutation(case: Case) -> bool:
 
 @a_linear_law
 def law_translation(case: Case, A: LinearMap) -> bool:
-    """Circular grids, stride 1: shifting the input shifts the output."""
+    """Circular grids, stride 1: translating the input translates the output."""
     if _circular(A) is None:
         return False
     assert isinstance(case.domain, Grid)
@@ -45,7 +45,7 @@ def law_translation(case: Case, A: LinearMap) -> bool:
 
 
 def _circular(A: LinearMap) -> Shifts | None:
-    """The structure, if it is a circulant: shifts that lead a grid onto itself and wrap around."""
+    """The structure if it is circulant: shifts from a grid to itself with circular padding, or without padding."""
     S = A.S
     circular = isinstance(S, Shifts) and not S.window and set(S.stride) == {1} and S.grids[0] == S.grids[1]
     return S if circular and isinstance(S, Shifts) and (S.mode == "circular" or not S.is_padded) else None
@@ -53,7 +53,7 @@ def _circular(A: LinearMap) -> Shifts | None:
 
 @a_law
 def law_union(case: Case) -> bool:
-    """A disjoint union of graphs acts as the direct sum: each part as if it were alone."""
+    """On a disjoint union of graphs the output is that on each part separately."""
     g = case.domain
     if isinstance(g, Grid) or case.one_graph:
         return False
@@ -65,7 +65,7 @@ def law_union(case: Case) -> bool:
 
 
 def joined(domain: Graph | Bipartite, x: Tensor, y: Tensor) -> Tensor:
-    """Two signals as one on the union of the domain with itself: the targets of a pair follow all sources."""
+    """Two signals as one on the union of a domain with itself; on a Bipartite all sources come before the targets."""
     if isinstance(domain, Graph) or x.shape[-2] == domain.sizes[0]:
         return torch.cat([x, y], -2)
     sources, targets = zip(domain.split(x), domain.split(y), strict=True)
@@ -74,7 +74,7 @@ def joined(domain: Graph | Bipartite, x: Tensor, y: Tensor) -> Tensor:
 
 @a_law
 def law_edge_cases(case: Case) -> bool:
-    """No edges, one node, self-loops, double edges, isolated nodes, empty batches: finite, and as `dense` has it."""
+    """No edges, one node, self-loops, double edges, isolated nodes, empty batches: finite and equal to `dense`."""
     if case.one_graph:
         return False
     for what, domain in _edge_cases(case.domain).items():
@@ -119,11 +119,11 @@ RECTANGLES: dict[str, tuple[tuple[int, int], list[tuple[int, int]]]] = {
 
 
 def _like(g: Graph | Bipartite, n: Any, index: Tensor) -> Graph | Bipartite:
-    """A domain of n nodes, or of n sources and targets, with these edges that carries what g carries."""
+    """A domain with n nodes, or n = (sources, targets), and these edges, with edge data of the same kinds as g."""
     index, e = index.long(), torch.arange(index.shape[1])
     weight = None if g.edge_weight is None else 0.5 + 0.25 * index.sum(0).double()
     attr = None
-    if g.edge_attr is not None:  # within the range of its own
+    if g.edge_attr is not None:  # within the range of g's
         low, high = g.edge_attr.amin(0), g.edge_attr.amax(0)
         attr = low + (high - low) * (0.5 + 0.5 * torch.sin(1.0 + e[:, None] + torch.arange(len(low))))
     label = None if g.edge_type is None else e % (int(g.edge_type.max()) + 1)
@@ -132,7 +132,7 @@ def _like(g: Graph | Bipartite, n: Any, index: Tensor) -> Graph | Bipartite:
 
 @a_law
 def law_batch(case: Case) -> bool:
-    """Many signals in one call are what they are one by one; graphs take any batch axes."""
+    """A batch gives the same outputs as its signals one by one; on graphs there may be several batch axes."""
     y = case(case.x)
     case.close("a batch against one by one", y, torch.stack([case(x) for x in case.x]))
     if isinstance(case.domain, Edges):

@@ -1,4 +1,4 @@
-"""What must not leak: from one sample of a batch to another, from a result to the next, from a NaN to what is apart."""
+"""Laws of isolation: between samples of a batch, between results, and between sites that hold NaN and other sites."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gconv.testing.case import Case, a_law, a_linear_law, random_like, shuffled,
 
 @a_law
 def law_samples_apart(case: Case) -> bool:
-    """A sample of a batch is answered, and has gradients, as if alone, whatever the others hold: huge numbers, NaN."""
+    """Output and gradient of a sample do not depend on the other samples of the batch, also if these hold NaN."""
     one = Case.of(case.sample, case.dtype, batch=5)
     x = one.x.clone()
     x[1], x[2], x[3] = 1e3 / torch.finfo(case.dtype).eps * x[1], torch.nan, -torch.inf
@@ -45,15 +45,15 @@ def _value_and_slope(case: Case, x: Tensor, lowering: str) -> tuple[Tensor, Tens
 
 @a_law
 def law_not_finite_stays_in_its_field(case: Case) -> bool:
-    """An output is NaN or infinite only if its column support holds such a value, in every lowering.
+    """An output is NaN or infinite only if an input in its receptive field is, for every lowering.
 
-    Fourier transforms, of grids (the lowering "fft") and of graphs (`Diagonal`), make every output of a sample of every
-    input, and are excepted.
+    Fourier transforms, on grids (the lowering "fft") and graphs (`Diagonal`), are exempt, because they compute every
+    output of a sample from all inputs.
     """
     if case.dtype != torch.float32:
         return False
     with torch.no_grad():
-        for name in case.structure.parameters():  # away from a start at which taps cancel
+        for name in case.structure.parameters():  # away from an initialisation for which taps cancel
             parameter = case.layer.get_parameter(name)
             parameter.add_(random_like(parameter).abs())
     A, support = case.map() if case.structure.kind != "adaptive" else None, None
@@ -77,7 +77,7 @@ def law_not_finite_stays_in_its_field(case: Case) -> bool:
             y = sites(case(x, name), case.structure.target(case.domain))[0]
             wrong = int((~y.isfinite().all(-1) & ~sees).sum())
             if wrong:
-                case.fail(f"{name}: {value} at site {site} makes {wrong} outputs not finite that do not see it.")
+                case.fail(f"{name}: {value} at site {site} makes {wrong} outputs not finite that do not depend on it.")
     return True
 
 
@@ -92,7 +92,7 @@ def _put(x: Tensor, domain: Domain, site: int, value: float) -> None:
 
 
 def _moved_by(case: Case, site: int) -> Tensor:
-    """(m,) which outputs change when a site does."""
+    """(m,) whether each output changes if the input at a site does."""
     y, found = case(case.x[:1], "dense"), []
     for value in (-1e3, -0.5, 0.5, 1e3):
         x = case.x[:1].clone()
@@ -103,7 +103,7 @@ def _moved_by(case: Case, site: int) -> Tensor:
 
 @a_law
 def law_empty_batches_learn(case: Case) -> bool:
-    """An empty batch has gradients, all of them 0: in x, the weights, the structure's parameters and edge weights."""
+    """The gradients of an empty batch are 0: in x, the weights, the structure's parameters and edge weights."""
     if case.dtype != torch.float64:
         return False
     for name in case.lowerings:
@@ -116,32 +116,32 @@ def law_empty_batches_learn(case: Case) -> bool:
 
 @a_law
 def law_results_are_their_callers(case: Case) -> bool:
-    """Writing into an output, with and without gradients, changes neither x nor any later result."""
+    """In-place changes of an output, with and without gradients, affect neither x nor later results."""
     if case.dtype != torch.float64:
         return False
-    held = constant(case.x[0]) if isinstance(case.domain, Graph) else case.x[0]
+    single = constant(case.x[0]) if isinstance(case.domain, Graph) else case.x[0]
     for name in case.lowerings:
-        for x in (case.x, held):
-            want, kept = case(x, name).detach().clone(), x.detach().clone()
+        for x in (case.x, single):
+            want, before = case(x, name).detach().clone(), x.detach().clone()
             for call in range(3):
                 with torch.set_grad_enabled(call > 0):
                     y = case(x, name)
-                    case.close(f"{name}: call {call} after writing into the result", y, want)
-                    _written(case, name, y)
-                case.close(f"{name}: x after writing into the result", x, kept, 0.0)
+                    case.close(f"{name}: call {call} after the result was modified", y, want)
+                    _modify(case, name, y)
+                case.close(f"{name}: x after the result was modified", x, before, 0.0)
     return True
 
 
-def _written(case: Case, name: str, y: Tensor) -> None:
+def _modify(case: Case, name: str, y: Tensor) -> None:
     try:
         torch.relu_(y.neg_().mul_(3))
     except RuntimeError as error:
-        case.fail(f"{name}: its result cannot be written into: {error}")
+        case.fail(f"{name}: its result cannot be modified in place: {error}")
 
 
 @a_law
 def law_domains_in_turn(case: Case) -> bool:
-    """A layer that is called on domains of equal size in turn answers on each as one made for it alone."""
+    """A layer that alternates between domains of equal size gives the same outputs as a new layer on each."""
     if case.dtype != torch.float64:
         return False
     others = _of_equal_size(case)
@@ -158,7 +158,7 @@ def law_domains_in_turn(case: Case) -> bool:
 
 
 def _of_equal_size(case: Case) -> list[tuple[Domain, Tensor]]:
-    """Domains that differ in edges, weights, attributes or labels alone, or in how the sites are arranged."""
+    """Domains that differ only in edges, weights, attributes or labels, or in the shape of the grid."""
     g = case.domain
     if isinstance(g, Grid):
         if len(set(g.shape)) == 1:
@@ -195,12 +195,12 @@ MEASURES = ("norm", "norm_bound", "singular_values")
 
 @a_linear_law
 def law_homogeneous(case: Case, A: LinearMap) -> bool:
-    """A measure f of analysis has f(c A) = |c| f(A), over the range of the dtype."""
+    """f(c A) = |c| f(A) for norms and singular values, over the range of the dtype."""
     W = A.W
     if W is None:
         return False
     M = analysis.matrix(A)
-    if not torch.allclose(analysis.matrix(replace(A, W=2 * W)), 2 * M):  # a weight made of factors
+    if not torch.allclose(analysis.matrix(replace(A, W=2 * W)), 2 * M):  # the map is not linear in W
         return False
     power = 140 if case.dtype == torch.float64 else 25
     for name in MEASURES:
@@ -218,7 +218,7 @@ CHANNELS = {"in_channels", "out_channels", "channels"}
 
 @a_law
 def law_no_coefficient_overflows(case: Case) -> bool:
-    """Whatever number an option takes, it is refused in a sentence or the output is finite (float64)."""
+    """For any number as an option, either an error explains that it is invalid, or the output is finite (float64)."""
     if case.dtype != torch.float64:
         return False
     spec, concerned = case.layer.spec, False
@@ -234,10 +234,10 @@ def law_no_coefficient_overflows(case: Case) -> bool:
                 y = _with(case, changed)
             except (ValueError, TypeError) as error:
                 if not str(error).strip().endswith((".", ")")) or len(str(error)) < 20:
-                    case.fail(f"{key}={extreme} is refused without a sentence: {error!r}")
+                    case.fail(f"{key}={extreme} raises an error without an explanation: {error!r}")
                 continue
             if not bool(y.isfinite().all()):
-                case.fail(f"{key}={extreme} makes the output {y[~y.isfinite()][0]}.")
+                case.fail(f"{key}={extreme} gives the output {y[~y.isfinite()][0]}.")
     return concerned
 
 

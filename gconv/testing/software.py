@@ -1,4 +1,4 @@
-"""What a program does with a layer: keeping, storing, rounding, compiling."""
+"""Laws of the software: caches, serialisation, low precision, compilation."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from gconv.testing.case import TOL, Case, a_law, renamed
 
 @a_law
 def law_caches(case: Case) -> bool:
-    """What is kept is never stale: after other domains and new weights, a layer answers as one made afresh does."""
+    """Caches are never stale: after other domains and new weights, a layer gives the outputs of a new layer."""
     case(case.x)
     if isinstance(case.domain, Edges):
         weight = case.domain.edge_weight
         other = replace(renamed(case.domain, case.x)[0], edge_weight=None if weight is None else 2 * weight)
-        case.close("on a second graph", case(case.x, domain=other), _afresh(case, other))
+        case.close("on a second graph", case(case.x, domain=other), _by_new_layer(case, other))
     with torch.no_grad():
         for p in case.layer.parameters():
             p.add_(0.5)
-    case.close("after the weights changed", case(case.x), _afresh(case, case.domain))
+    case.close("after the weights changed", case(case.x), _by_new_layer(case, case.domain))
     return True
 
 
-def _afresh(case: Case, domain: Domain) -> Tensor:
+def _by_new_layer(case: Case, domain: Domain) -> Tensor:
     new = GConv(case.layer.spec, dtype=case.x.dtype).eval()
     new.load_state_dict(case.layer.state_dict())
     return replace(case, layer=new)(case.x, "dense", pickle.loads(pickle.dumps(domain)))
@@ -39,7 +39,7 @@ def _afresh(case: Case, domain: Domain) -> Tensor:
 
 @a_law
 def law_round_trips(case: Case) -> bool:
-    """A spec survives JSON and print; a layer survives state_dict, pickle and deepcopy, and prints its spec."""
+    """Specs round-trip through JSON and repr; layers through state_dict, pickle and deepcopy; reprs show the spec."""
     if case.dtype != torch.float64:
         return False
     spec = case.sample.spec
@@ -66,7 +66,7 @@ def law_round_trips(case: Case) -> bool:
 
 @a_law
 def law_bfloat16(case: Case) -> bool:
-    """In bfloat16 every lowering comes within three per cent of the largest entry of float32."""
+    """In bfloat16 the error of every lowering is at most 3 % of the largest entry in float32."""
     if case.dtype != torch.float32:
         return False
     want, half = case(case.x, "dense"), copy.deepcopy(case.layer).bfloat16()
@@ -79,9 +79,9 @@ def law_bfloat16(case: Case) -> bool:
 
 
 def law_compile(sample: Sample, dtype: torch.dtype, backend: str = "aot_eager") -> bool:
-    """torch.compile(fullgraph=True) changes nothing, once the layer has met its domain. Takes seconds."""
+    """torch.compile(fullgraph=True) gives the same outputs and gradients as eager. Takes seconds."""
     case = Case.of(sample, dtype)
-    want = case.gradients(None, edges=False)  # derives what the domain gives, outside the compiled region
+    want = case.gradients(None, edges=False)
     compiled = torch.compile(case.layer, fullgraph=True, backend=backend)
     try:
         found = replace(case, layer=compiled).gradients(None, edges=False)  # type: ignore[arg-type]
