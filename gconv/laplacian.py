@@ -29,7 +29,7 @@ from torch import Tensor
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
 from gconv.basis.functions import Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
-from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, varies
+from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, varies, wrapped
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -546,7 +546,7 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
         matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
         return float(eigsh(matrix, k=1, which="LA", return_eigenvectors=False)[0])
 
-    return compute() if varies(graph.edge_weight) else graph.memo(("lmax", norm), compute)
+    return compute() if wrapped(graph.edge_weight) else graph.memo(("lmax", norm), compute)
 
 
 def _check_symmetric(graph: Graph, norm: Norm, what: str) -> None:

@@ -298,6 +298,6 @@ def test_transposed_layout_of_graphs():
 
 
 def test_a_parameter_that_was_added_later_survives_merging():
-    layer = adapt(GConv(cheb(3, 4, k=2)), rank=1)
+    layer = adapt(GConv(gcn(3, 4)), rank=1)
     layer.register_parameter("extra", nn.Parameter(torch.ones(1)))
     assert list(dict(gconv.merge(layer).named_parameters())) == ["weight", "bias", "extra"]

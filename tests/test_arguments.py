@@ -85,7 +85,7 @@ NAMED = [
     (lambda: wl_continuous(3), "wl_continuous: 1 arguments were given by position, but it takes no arguments"),
     (lambda: gcn(3, 2)(torch.zeros(3, 3), INDEX), r"gcn\(3, 2\) is a spec, .* layer = GConv\(gcn\(3, 2\)\)"),
     (lambda: GConv(gcn, 3, 2), r"not the function that makes one: write GConv\(gcn\(3, 2\)\)"),
-    (lambda: GConv(gcn(3, 2), 3, 2), "GConv takes one spec, but 2 more"),
+    (lambda: GConv(gcn(3, 2), 3, 2), "GConv takes one spec, but it was given"),
     (lambda: GConv(conv2d(1, 1, 3)).at((6, 6)), r"conv2d works on a grid, such as Grid\(\(32, 32\)\), but a tuple"),
 ]
 

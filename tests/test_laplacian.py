@@ -178,14 +178,3 @@ def test_the_largest_eigenvalue_needs_a_symmetric_laplacian(n, norm):
         largest_eigenvalue(graph, norm)
     with pytest.raises(ValueError, match="needs a symmetric Laplacian"):
         laplacian(graph, DOUBLE, norm=norm, lmax="exact")
-
-
-def test_the_largest_eigenvalue_of_learned_weights_is_not_cached():
-    """An optimiser changes edge weights in place."""
-    index = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-    weight = torch.nn.Parameter(torch.ones(4, dtype=DOUBLE))
-    graph = Graph(index, 3, edge_weight=weight)
-    before = largest_eigenvalue(graph, None)
-    with torch.no_grad():
-        weight.mul_(2)
-    assert largest_eigenvalue(graph, None) == pytest.approx(2 * before)

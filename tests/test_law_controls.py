@@ -314,8 +314,8 @@ def keeps_old_weights(S, domain, theta, call):
     ("law", "sample", "message"),
     [
         ("law_adjoint", broken(GCN, claims_symmetry), "<A x, y> and <x, A"),
-        ("law_hand_rule", broken(GCN, claims_symmetry), "dX by hand"),
-        ("law_hand_rule", replace(GCN, spec=replace(GCN.spec, mixing=LosesScale(1, 2, 2, 0.5))), "dX by hand"),
+        ("law_hand_rule", broken(GCN, claims_symmetry), "dX by the formula"),
+        ("law_hand_rule", replace(GCN, spec=replace(GCN.spec, mixing=LosesScale(1, 2, 2, 0.5))), "dX by the formula"),
         ("law_norm", broken(GCN, claims_symmetry), "norm"),
         ("law_norm", broken(CONV, zero_borders), "norm.A. against the singular values"),
         ("law_translation", broken(CONV, zero_borders), "translated by"),

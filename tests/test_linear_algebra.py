@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused_in_prose():
         B @ A
     with pytest.raises(ValueError, match=r"added must have the same sites and channels.*3 channels.*2 channels"):
         A + B
-    with pytest.raises(ValueError, match=r"one dtype, but these have torch.float64 and torch.float32"):
+    with pytest.raises(ValueError, match=r"the same dtype, but these have torch.float64 and torch.float32"):
         B + GConv(gcn(2, 2)).at(ring(20))
     with pytest.raises(ValueError, match=r"signals .* 20 sites, 2 channels"):
         (A.T @ A) @ torch.zeros(20, 3, dtype=DOUBLE)

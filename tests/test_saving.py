@@ -193,7 +193,7 @@ CHANGES = {
     "its layer '0' cannot be created": set_layer(operator=[["gcn"]]),
     "does not know layers of the kind 'DataParallel'": set_layer(kind="DataParallel"),
     "has no argument 'device'": set_layer(kind="Linear", arguments={"device": "cuda"}),
-    "is no argument of a layer": set_layer(kind="Linear", arguments={"in_features": {}}),
+    "is not an argument of a layer": set_layer(kind="Linear", arguments={"in_features": {}}),
     "'subprocess.run', which cannot be created from a file": set_layer(**{"kind": "other", "class": "subprocess.run"}),
     "refers to a layer that does not exist": set_layer(kind="same", path="9"),
     "has no '0.weight'": lambda about, tensors: tensors.pop("0.weight"),

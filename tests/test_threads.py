@@ -83,8 +83,8 @@ def test_no_lock_is_held_while_rows_are_ordered(monkeypatch):
         return make(*arguments)
 
     monkeypatch.setattr(order, "reverse_cuthill_mckee", slow)
-    monkeypatch.setattr(order, "CLEAR", 2.0)
-    monkeypatch.setattr(order, "FAR", 0.0)
+    monkeypatch.setattr(order, "MAX_REMAINING", 2.0)
+    monkeypatch.setattr(order, "MIN_MISS_RATE", 0.0)
     monkeypatch.setattr(order, "miss_rate", lambda *_: 1e9)
     thread = started(spmm, csr, values, x)
     assert began.wait(60)

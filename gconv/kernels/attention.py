@@ -192,15 +192,13 @@ def _check_back(z: Tensor, p: Tensor, q: Tensor, *rest: Any) -> None:
     one_place(rest[-6], dy, y, y_f, scores)
 
 
-def _drop(share: float, seed: Tensor | None) -> native_attention.Drop:
-    return None if seed is None else (share, int(seed))
-
 
 def _attention_cpu(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if supports(structure, z.shape[-2], z, p, q):
-        return native_attention.attend(structure, z, p, q, slope, _drop(share, seed), learn)
+        drop = None if seed is None else (share, int(seed))
+        return native_attention.attend(structure, z, p, q, slope, drop, learn)
     return _attention_torch(z, p, q, seed, slope, share, learn, *structure)
 
 
@@ -218,7 +216,8 @@ def _back_cpu(
     *structure: Tensor,
 ) -> Tensor:
     if supports(structure, z.shape[-2], z, p, q, dy, y, y_f, scores):
-        return native_attention.attend_back(structure, z, p, q, slope, _drop(share, seed), dy, (y, y_f, scores))
+        drop = None if seed is None else (share, int(seed))
+        return native_attention.attend_back(structure, z, p, q, slope, drop, dy, (y, y_f, scores))
     return _back_torch(z, p, q, seed, slope, share, dy, y, y_f, scores, *structure)
 
 

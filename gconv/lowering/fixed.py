@@ -148,7 +148,7 @@ def _mix(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan, expanded: list[T
         return scatter(S, x, W, bias, how, constant)
     if how == "all":
         y = None
-        for leaf, own in zip(S.leaves, _pieces(S, W), strict=True):
+        for leaf, own in zip(S.leaves, _split_by_leaf(S, W), strict=True):
             E = leaf.expand_flat(x)
             E, matrix = (E if E.ndim == 2 else E.flatten(0, -2)), (own if own.ndim == 2 else own.flatten(0, 1))
             if x.dtype == torch.bfloat16:
