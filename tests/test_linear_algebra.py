@@ -179,9 +179,9 @@ def test_what_does_not_fit_is_refused_in_prose():
         block([[A], [A, A]])
     with pytest.raises(ValueError, match="axis must be 'sites' or 'channels', but it is 'rows'"):
         block([[A]], "rows")
-    with pytest.raises(ValueError, match="reaches from 0 to 20"):
+    with pytest.raises(ValueError, match="has indices from 0 to 20"):
         A.restrict(rows=[0, 20])
-    with pytest.raises(ValueError, match="at least one of the numbers"):
+    with pytest.raises(ValueError, match="a non-empty list of indices"):
         A.restrict(cols=[])
     with pytest.raises(TypeError):
         A + 1

@@ -62,7 +62,7 @@ def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, gathers: bool, co
         how = chunks(size * (n if len(signals) == 1 else max(m, n)), len(signals))
         signals = signals.squeeze(0) if how == "rows" else signals
         y = _apply(signals, W, bias, (S, gathers, how, None))
-        return y if x.ndim == y.ndim == 3 else y.view(*x.shape[:-2], m, -1)
+        return y if x.ndim == y.ndim == 3 else y.view(*x.shape[:-2], m, W.shape[2])
     return _apply(x, W, bias, (S, gathers, chunks(x.nbytes * len(W), 1), constant))
 
 
