@@ -26,10 +26,10 @@ size are depends on the kind of work:
     call, slice          library calls one term of a recurrence, and the slice of one tap: single numbers
 
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
-gconv/calibration.json in the user's cache folder. Without such a file, without a home folder, and (with one warning)
-where the file cannot be used, plans take the built-in rates: rates.json beside this module, which that command wrote
-for one thread of an AMD EPYC (Zen 4, AVX-512). With more threads plans use these too, and predict the times of one.
-`--device cuda` measures a GPU, for layers that run there; until then they are planned with the rates of the CPU.
+gconv/calibration.json in the user's cache folder. If there is no such file, or no home folder, or (with one warning)
+the file cannot be used, plans use the built-in throughputs: rates.json in this package, which was written by that
+command for one thread of an AMD EPYC (Zen 4, AVX-512). For more threads they are used, too, and predict single-thread
+times. `--device cuda` measures a GPU, for layers that run there; without it, plans use the throughputs of the CPU.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ def path() -> Path | None:
 
 
 def rates(device: str = "cpu") -> Rates:
-    """The rates of a type of device: those of the file, or defaults.
+    """The throughputs of a type of device, from the calibration file or the defaults.
 
-    On the CPU, and where the file has none of the device, they are those of the nearest number of threads. The file is
-    read once. One that cannot be used is one warning, and then plans take the built-in rates.
+    On the CPU, and if the file has none for the device, they are those for the nearest number of threads. The file is
+    read once. If it cannot be used, there is one warning, and the built-in throughputs are used.
     """
     found = _read(path())
     if device in found:

@@ -192,7 +192,6 @@ def _check_back(z: Tensor, p: Tensor, q: Tensor, *rest: Any) -> None:
     one_place(rest[-6], dy, y, y_f, scores)
 
 
-
 def _attention_cpu(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
