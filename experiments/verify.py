@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness.experiment import Experiment, call
+from experiments.harness.machine import device
 from experiments.harness.options import RESULTS, Launch
 from experiments.harness.store import Results, ResultsError, Row
 from experiments.harness.sweeps import sweep
@@ -107,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Config, description=__doc__, args=argv)
+    try:
+        device(config.device)
+    except ValueError as error:
+        raise SystemExit(f"error: --device: {error}") from None
     experiments = {table: experiment(table) for table in ([config.table] if config.table else TABLES)}
     try:
         rows = {table: Results(config.results / f"{e.name}.jsonl").rows() for table, e in experiments.items()}

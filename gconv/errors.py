@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from gconv.caches import function
 
 
@@ -19,6 +21,11 @@ class InputError(ValueError, RuntimeError):
 
 class InputTypeError(TypeError, RuntimeError):
     """The dtype of an input does not fit the layer. torch's layers raise a RuntimeError here."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate an array, on the CPU or another device."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:

@@ -22,7 +22,7 @@ from gconv.caches import Cache, Holders, register
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.domains.reading import recall
-from gconv.errors import InputError, InputTypeError
+from gconv.errors import InputError, InputTypeError, ran_out_of_memory
 from gconv.kernels import (
     CallKind,
     Constant,
@@ -337,22 +337,54 @@ class GConv(nn.Module):
             (x, domain), edges = self._between(x, domain, **edges), {}
         if not is_plain_eager() or type(x) not in PLAIN:
             return self._traced(x, domain, edges, lowering)
-        if type(domain) is Tensor and x.ndim > 1 and x.is_floating_point() and self.spec.structure.domain == "graph":
-            n = x.shape[-2]
-            domain, edges = (None if edges else recall(domain, n)) or read_graph(domain, n, **edges), {}
-        decided = None if edges else self._images if domain is None else self._decisions_for(domain)
-        if decided is None:
-            return self._run(x, domain, edges, lowering)
-        grad = torch.is_grad_enabled(), x.requires_grad
-        layout = x.stride() if x.layout is torch.strided else x.layout
-        constant = constant_of(x)
-        key = x.shape, x.dtype, x.device, lowering, grad, layout, constant is None
-        S, run = decided.get(key, NOT_DECIDED)
-        if run is None or not self._fits(x):
-            return self._run(x, domain, edges, lowering, decided, key)
-        call = self._call(x, "eager", constant)
-        y = run(self._basis(domain, call, True) if S is None else S, call)
-        return self._cast(y) if torch.is_autocast_enabled(y.device.type) else y
+        try:
+            if (
+                type(domain) is Tensor
+                and x.ndim > 1
+                and x.is_floating_point()
+                and self.spec.structure.domain == "graph"
+            ):
+                n = x.shape[-2]
+                domain, edges = (None if edges else recall(domain, n)) or read_graph(domain, n, **edges), {}
+            decided = None if edges else self._images if domain is None else self._decisions_for(domain)
+            if decided is None:
+                return self._run(x, domain, edges, lowering)
+            grad = torch.is_grad_enabled(), x.requires_grad
+            layout = x.stride() if x.layout is torch.strided else x.layout
+            constant = constant_of(x)
+            key = x.shape, x.dtype, x.device, lowering, grad, layout, constant is None
+            S, run = decided.get(key, NOT_DECIDED)
+            if run is None or not self._fits(x):
+                return self._run(x, domain, edges, lowering, decided, key)
+            call = self._call(x, "eager", constant)
+            y = run(self._basis(domain, call, True) if S is None else S, call)
+            return self._cast(y) if torch.is_autocast_enabled(y.device.type) else y
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise self._without_memory(error, x, domain, edges, lowering) from error
+
+    def _without_memory(
+        self, error: RuntimeError, x: Tensor, domain: Any, edges: EdgeData, lowering: str | None
+    ) -> RuntimeError:
+        """The allocator's error, with what the layer makes and what takes less."""
+        said = str(error).splitlines()[0][:200].rstrip(".")
+        text = f"{self.spec.name} ran out of memory on {x.device}: x {tuple(x.shape)} has {x.nbytes / 1e6:.4g} MB"
+        advice = ["fewer signals or smaller images at a time", "torch.no_grad() where no gradient is wanted"]
+        if self.spec.structure.domain == "graph":
+            advice[0] = "a part of the graph at a time (graph.sample, gconv.parallel)"
+        try:
+            carried: dict[str, Any] = {name: value for name, value in edges.items() if value is not None}
+            made = self.plan(x, domain, lowering=lowering, **carried)
+            peaks = {c.name: c.cost.peak for c in made.candidates if c.cost}
+            least = min(peaks, key=lambda name: peaks[name])
+            largest = peaks[made.chosen.name]
+            text += f", and the lowering {made.chosen.name!r} makes arrays of up to {largest / 1e6:.4g} MB"
+            if peaks[least] < largest:
+                advice.insert(0, f"lowering={least!r}, whose arrays have up to {peaks[least] / 1e6:.4g} MB")
+        except (RuntimeError, ValueError, TypeError):  # it was the structure that found no room, or there is none left
+            text += ", and what S needs on this domain comes on top"
+        return type(error)(f"{text}. {said}. What takes less: {'; '.join(advice)}.")
 
     def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""

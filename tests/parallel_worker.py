@@ -287,6 +287,9 @@ def mistakes():
     )
     yield raises(ValueError, "parts=7", lambda: shard(graph, 7))
     yield raises(ProcessError, "disagree on the model", lambda: distribute(GConv(gcn(3, 2 + rank)), part))
+    gconv.__version__, known = f"0.{rank}", gconv.__version__
+    yield raises(ProcessError, "disagree on versions", lambda: shard(graph))
+    gconv.__version__ = known
     dtype = [torch.float32, DOUBLE][rank % 2]
     yield raises(ProcessError, "disagree on the parameters", lambda: distribute(GConv(gcn(3, 2), dtype=dtype), part))
     net, x = distribute(seeded(gcn(3, 2)), part), part.take(signal_on(40, 3))

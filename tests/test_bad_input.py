@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from gconv import GConv, Graph, Grid, Inadmissible, OperatorSpec, grid_graph, list_operators
+from gconv import Bipartite, GConv, Graph, Grid, Inadmissible, OperatorSpec, grid_graph, list_operators
 from gconv.domains import read_graph
 from gconv.operators import (
     appnp,
@@ -298,6 +298,14 @@ def test_an_unknown_option_is_refused_by_every_operator(name):
     given = dict(operator(name).samples()[0].spec.arguments)
     with pytest.raises(TypeError, match="colour"):
         operator(name).factory(**given, colour="red")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_absent_device_is_one_sentence():
+    for move in (Graph(INDEX).to, Bipartite(INDEX, (3, 3)).to, lambda device: GConv(gcn(2, 2), device=device)):
+        with pytest.raises(ValueError, match=r"device: The device 'cuda' cannot be used by torch .* here: ") as caught:
+            move("cuda")
+        assert "\n" not in str(caught.value)
 
 
 def test_lambda_max():

@@ -2,13 +2,18 @@
 
 import ctypes
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
 from limits import forked, joined, started
 
+from gconv import GConv, module
+from gconv.errors import InputError, ran_out_of_memory
 from gconv.kernels import memory
 from gconv.kernels.memory import empty
+from gconv.operators import conv2d, gcn
+from gconv.operators.shapes import ring
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -96,6 +101,60 @@ def test_where_the_system_has_none(monkeypatch):
     monkeypatch.setattr(memory, "_ADVICE", None)
     assert empty(torch.ones(1), (1 << 21,)).fill_(2).sum() == 1 << 22
     assert torch.func.vmap(lambda x: empty(x, (1 << 21,)).fill_(1).sum() * x)(torch.ones(2)).tolist() == [1 << 21] * 2
+
+
+def test_where_the_system_gives_no_room_torch_is_asked(monkeypatch):
+    def refuse(size):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory, "_acquire", refuse)
+    assert empty(torch.ones(1), (1 << 21,)).fill_(2).sum() == 1 << 22
+
+
+ALLOCATORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 1 GiB free.\nSee also ..."),
+    RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+]
+
+
+@pytest.mark.parametrize("error", ALLOCATORS, ids=["GPU", "CPU"])
+@pytest.mark.parametrize("case", ["graph", "images"])
+def test_a_layer_that_finds_no_memory_says_for_what(monkeypatch, error, case):
+    """The allocator's error is simulated: in a first call, and in later ones, which go another way."""
+    made = module.plan
+
+    def fail(*_):
+        raise error
+
+    def plan(*arguments):
+        found = made(*arguments)
+        return replace(found, chosen=replace(found.chosen, run=fail, images=fail))
+
+    monkeypatch.setattr(module, "plan", plan)
+    spec, given = (
+        (gcn(2, 3), (torch.ones(70, 2), ring(70))) if case == "graph" else (conv2d(2, 3, 3), (torch.ones(1, 2, 9, 9),))
+    )
+    layer = GConv(spec)
+    for _ in range(2):
+        with pytest.raises(type(error)) as caught:
+            layer(*given, lowering="dense")
+        said = str(caught.value)
+        assert (
+            said.startswith(f"{spec.name} ran out of memory on cpu: x {tuple(given[0].shape)} has 0.00")
+            and "\n" not in said
+        )
+        assert "the lowering 'dense' makes arrays of up to" in said and "What takes less: lowering='" in said
+        assert str(error).splitlines()[0].rstrip(".") in said and caught.value.__cause__ is error
+    assert ("graph.sample" in said) == (case == "graph")
+
+
+def test_other_errors_of_a_layer_stay_as_they_are():
+    with pytest.raises(InputError, match="channels") as caught:
+        GConv(gcn(2, 3))(torch.ones(7, 5), ring(7))
+    assert not ran_out_of_memory(caught.value)
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 56)  # more than there are addresses
+    assert ran_out_of_memory(caught.value)
 
 
 def test_compilers_see_a_tensor_of_torch():

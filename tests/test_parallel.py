@@ -17,7 +17,8 @@ from torch import nn
 from experiments.harness.machine import ROOT
 from gconv import GConv, Graph, Grid
 from gconv.operators import cheb, conv2d, gat, gcn, global_pool, spectral
-from gconv.parallel import distribute, halo, shard
+from gconv.parallel import ProcessError, distribute, halo, shard
+from gconv.parallel.processes import Processes
 
 LIMIT = 240  # seconds, for processes that start on a busy machine
 
@@ -172,10 +173,31 @@ def test_every_form_has_a_halo(alone, spec):
     assert read.nonzero()[:, 0].tolist() == halo(S, part).sites.tolist()
 
 
+@pytest.mark.parametrize("what", ["the_domain", "the_method", "versions", "the_model", "the_parameters", "the_input"])
+def test_what_the_processes_do_not_share_is_named_at_the_handshake(monkeypatch, alone, what):
+    """A second process is simulated, which answers as this one does, but for one value."""
+    part, layer = shard(PATH), GConv(gcn(3, 2))
+    net, x = distribute(layer, part), torch.ones(4, 3)
+
+    def gathered(self, value):
+        return [value, {**value, what: "another"} if isinstance(value, dict) and what in value else value]
+
+    monkeypatch.setattr(Processes, "gathered", gathered)
+    monkeypatch.setattr(Processes, "total", lambda self, x, largest=False: torch.ones_like(x))
+    act = {"the_model": lambda: distribute(layer, part), "the_input": lambda: net(x)}
+    with pytest.raises(
+        ProcessError, match=f"(?s)disagree on {what.replace('_', ' ')}: rank 0 has .*, rank 1 has another"
+    ):
+        act.get({"the_parameters": "the_model"}.get(what, what), lambda: shard(PATH))()
+
+
 def test_without_a_group_or_pymetis_it_says_what_to_do(monkeypatch, alone):
     monkeypatch.setitem(sys.modules, "pymetis", None)
     with pytest.raises(ValueError, match="pip install pymetis"):
         shard(PATH, method="metis")
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ValueError, match="pip install scipy"):
+        shard(PATH, method="rcm")
 
 
 def test_without_a_group_it_says_what_to_do():

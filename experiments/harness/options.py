@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, make_dataclass, replac
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
-from experiments.harness.machine import ROOT
+from experiments.harness.machine import ROOT, device
 from experiments.harness.store import Results
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def cli(
 def parse(
     config: type[Any], kind: type[Any], description: str | None, argv: Sequence[str] | None, defaults: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """`cli` with another class of options."""
+    """`cli` with another class of options. A device that is not available here is refused."""
     import tyro
 
     bare = tyro.conf.OmitArgPrefixes
@@ -144,6 +144,12 @@ def parse(
         ("options", bare[kind], field(default_factory=lambda: kind(**defaults))),
     ]
     command: Any = tyro.cli(make_dataclass("Command", parts), description=description, args=argv)
+    named = {getattr(part, "device", "auto") for part in (command.config, command.options)} - {"auto"}
+    for name in named if getattr(command.options, "launcher", "local") == "local" else ():
+        try:
+            device(name)
+        except ValueError as error:
+            raise SystemExit(f"error: --device: {error}") from None
     return command.config, command.options
 
 

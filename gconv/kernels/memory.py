@@ -57,7 +57,10 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
         return like.new_empty(shape, dtype=dtype)
     if not is_plain_eager():
         return like.new_empty(shape, dtype=dtype)
-    buffer = _acquire(size)
+    try:
+        buffer = _acquire(size)
+    except OSError:  # no such buffer on this system: torch's own error states how much was requested
+        return like.new_empty(shape, dtype=dtype)
     array = np.frombuffer(buffer, np.uint8, size)  # lives as long as the tensor's storage
     weakref.finalize(array, _release, buffer).atexit = False
     return torch.frombuffer(array, dtype=kind).view(*shape).detach()  # so that autograd does not treat it as a view

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -117,9 +118,9 @@ def shard(
 
     Raises:
         RuntimeError: if torch.distributed has not been started.
-        ValueError: if there are fewer nodes or rows than parts, or other parts than processes.
+        ValueError: if there are fewer nodes or rows than parts, or other parts than processes; or where pymetis (scipy)
+            is missing.
         ProcessError: if the processes give different domains, methods, or run different versions.
-        ImportError: if pymetis is missing.
 
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -178,16 +179,17 @@ def _check(domain: Any, parts: Any, method: Any, size: int) -> None:
         raise ValueError(f"method must be 'rows', 'rcm', 'metis' or the part of each node, but it is {shown(method)}.")
     elif isinstance(domain, Grid) and method != "rows":
         raise ValueError(f"A grid is cut into slabs of rows: method='rows', not {method!r}.")
-    elif method == "metis":
-        _pymetis()
+    elif method != "rows":
+        _needed(method)
 
 
-def _pymetis() -> Any:
+def _needed(method: str) -> Any:
+    """The package that orders the nodes."""
+    name = {"metis": "pymetis", "rcm": "scipy"}[method]
     try:
-        import pymetis
+        return importlib.import_module(name)
     except ImportError:
-        raise ValueError("method='metis' needs pymetis, which is not installed: pip install pymetis.") from None
-    return pymetis
+        raise ValueError(f"method={method!r} needs {name}, which is not installed: pip install {name}.") from None
 
 
 def metis_parts(graph: Graph, parts: int) -> Tensor:
@@ -196,7 +198,7 @@ def metis_parts(graph: Graph, parts: int) -> Tensor:
     ends = torch.unique(ends[:, ends[0] != ends[1]], dim=1)  # sorted by the first
     first = torch.zeros(graph.size + 1, dtype=torch.int64)
     first[1:] = torch.bincount(ends[0], minlength=graph.size).cumsum(0)
-    pymetis, lists = _pymetis(), (first.tolist(), ends[1].tolist())
+    pymetis, lists = _needed("metis"), (first.tolist(), ends[1].tolist())
     if hasattr(pymetis, "CSRAdjacency"):
         _, part = pymetis.part_graph(parts, pymetis.CSRAdjacency(*lists))
     else:  # before pymetis 2025.2

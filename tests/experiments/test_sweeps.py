@@ -19,7 +19,7 @@ from experiments.harness.options import Launch, Outcome, SweepOptions
 from experiments.harness.specs import read_spec
 from experiments.harness.store import Results
 from experiments.harness.sweeps import sweep
-from experiments.images import ladder
+from experiments.images import cifar10_cnn, ladder
 from gconv.operators import gcn
 
 SMOKE = {**ladder.EXPERIMENT.smoke, "limit": 16, "batch": 8}
@@ -111,6 +111,14 @@ def test_options_that_exclude_each_other_are_refused():
         SweepOptions(official=True, smoke=True)
     with pytest.raises(ValueError, match="--budget must be positive"):
         SweepOptions(budget=0.0)
+
+
+def test_a_device_that_is_absent_is_refused_before_anything_runs(tmp_path):
+    rows = ["--results", str(tmp_path / "rows.jsonl")]
+    for command, argv in ((ladder.main, ["--smoke", *rows]), (cifar10_cnn.main, rows), (verify.main, [])):
+        with pytest.raises(SystemExit, match=r"error: --device: torch .* cannot use device 'cuda:97'"):
+            command([*argv, "--device", "cuda:97"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_table_names_the_nearest(capsys):
