@@ -283,7 +283,7 @@ def mistakes():
     yield raises(ProcessError, "disagree on the domain", lambda: shard(other))
     yield raises(ProcessError, "disagree on the method", lambda: shard(graph, method=["rows", "rcm"][rank % 2]))
     yield raises(
-        ValueError, "cannot be shared out among", lambda: shard(Graph(torch.zeros(2, 0, dtype=torch.int64), 1))
+        ValueError, "cannot be distributed over", lambda: shard(Graph(torch.zeros(2, 0, dtype=torch.int64), 1))
     )
     yield raises(ValueError, "parts=7", lambda: shard(graph, 7))
     yield raises(ProcessError, "disagree on the model", lambda: distribute(GConv(gcn(3, 2 + rank)), part))
@@ -304,7 +304,7 @@ def mistakes():
         return  # two slabs that lose equally many rows are shared out evenly, too: docs/parallel.md names the trap
     cropped = distribute(nn.Sequential(Crop(), seeded(conv2d(2, 2, 3))), shard(Grid((13, 6))))
     images = signal_on(1, 2, 13, 6)
-    yield raises(ValueError, "must keep the rows", lambda: cropped(cropped.partition.take(images)))
+    yield raises(ValueError, "must not change the rows", lambda: cropped(cropped.partition.take(images)))
 
 
 class Crop(nn.Module):

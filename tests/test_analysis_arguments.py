@@ -66,7 +66,7 @@ QUESTIONS = {
     "equivariance_error": (lambda m: analysis.equivariance_error(m, "shift", IMAGE), MODELS),
     "energy_by_depth": (
         lambda m: analysis.energy_by_depth(m, SIGNAL, ring()),
-        "Depth needs layers in a row|energy_by_depth: model",
+        "energy_by_depth takes layers in a row|energy_by_depth: model",
     ),
     "clip_singular_values": (
         lambda m: analysis.clip_singular_values(m, GRID, 1.0),

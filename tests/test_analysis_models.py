@@ -266,8 +266,8 @@ def test_what_cannot_be_followed_is_refused_in_words():
     for model, why in (
         (Branches(), "torch.fx cannot trace its forward"),
         (Gate(), "No bound is known for mul, which Gate calls"),
-        (hooked, "a forward hook sits on it"),
-        (nn.Sequential(hooked), "a forward hook sits on it"),
+        (hooked, "a forward hook is registered on it"),
+        (nn.Sequential(hooked), "a forward hook is registered on it"),
         (nn.LayerNorm(5), "No bound is known for LayerNorm"),
         (nn.LSTM(5, 5), "No bound is known for LSTM"),
     ):
@@ -276,13 +276,13 @@ def test_what_cannot_be_followed_is_refused_in_words():
     for question in (norm, matrix, receptive_field, singular_values):
         with pytest.raises(OutsideFamily, match="Twice has no LinearMap: a subclass of Conv2d with code of its own"):
             question(Twice(3, 4, 3), domain=Grid((5, 5)))
-        with pytest.raises(OutsideFamily, match="a forward hook sits on it"):
+        with pytest.raises(OutsideFamily, match="a forward hook is registered on it"):
             question(hooked, domain=Grid((5, 5)))
         with pytest.raises(TypeError, match=f"{question.__name__} takes a linear map, and Conv2d is a map only on a"):
             question(conv())
     with pytest.raises(TypeError, match=r"clip_singular_values takes a layer.*code of its own"):
         clip_singular_values(Twice(3, 4, 3), Grid((5, 5)), 1.0)
-    with pytest.raises(TypeError, match=r"Depth needs layers in a row.*forward"):
+    with pytest.raises(TypeError, match=r"energy_by_depth takes layers in a row.*forward"):
         energy_by_depth(Around(GConv(gcn(2, 2))), torch.zeros(4, 2), INDEX)
 
 
@@ -299,6 +299,60 @@ def test_a_container_that_overrides_forward_is_called_and_not_walked():
     image = torch.randn(3, 6, 6, dtype=DOUBLE)
     seen = effective_receptive_field(Around(conv(), nn.Conv2d(4, 3, 1, dtype=DOUBLE)), image, (2, 2))
     assert seen.gt(0).sum() == 9 and seen.dtype == DOUBLE
+
+
+class Copies(nn.Module):
+    """Selects some entries, perhaps several times."""
+
+    def __init__(self, index):
+        super().__init__()
+        self.index = index
+
+    def forward(self, x):
+        return x[self.index]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (slice(None), [0, 0, 0, 1]),
+        (slice(None), torch.tensor([[1, 1], [1, 2]]), 0),
+        (0, [0, 0], [1, 1]),
+        (slice(None), [2, 1]),
+        (slice(None), slice(1, 2)),
+        (..., None),
+    ],
+)
+def test_a_bound_counts_entries_that_an_index_repeats(index):
+    model, x = Copies(index), torch.randn(1, 3, 4, dtype=DOUBLE)
+    exact = jacobian_norm(model, x)
+    assert exact * (1 - 1e-12) <= lipschitz_bound(model, (3, 4)) <= exact * (1 + 1e-12)
+
+
+ASKED = {
+    "equivariance_error": lambda net, x: equivariance_error(net, "permutation", x, ring()),
+    "energy_by_depth": lambda net, x: energy_by_depth(net, x, ring()),
+    "total_influence": lambda net, x: total_influence(net, x, ring(), targets=[0]),
+    "effective_receptive_field": lambda net, x: effective_receptive_field(net, x, 0, ring(), draws=2),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_analysis_leaves_a_model_in_training_as_it_was(name):
+    net = nn.Sequential(GConv(gcn(2, 3)), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+    before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
+    ASKED[name](net, torch.randn(7, 2, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(m.training for m in net.modules()) and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("action", ["shift", "flip", "rot90", analysis.Shift((1,))])
+def test_actions_of_grids_are_refused_on_graphs(action):
+    """They would move the channels."""
+    layer, x = GConv(gcn(2, 2)), torch.randn(7, 2)
+    for model, domain in ((layer, ring()), (layer.at(ring()), None), (layer.at(ring()), ring())):
+        with pytest.raises(ValueError, match="acts on grids"):
+            equivariance_error(model, action, x, domain)
 
 
 # -- what a call asks of the engine --------------------------------------------------------------------------------

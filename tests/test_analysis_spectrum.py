@@ -195,7 +195,7 @@ def test_eigenvalues_can_be_given():
     L = A.S.L.expand(torch.eye(8, dtype=DOUBLE))[0]
     values = torch.linalg.eigvalsh(L)
     assert_close("given", singular_values(A, eigenvalues=values.flip(0)), svd(A), 1e-10)
-    with pytest.raises(ValueError, match="one eigenvalue a site, 8 in all"):
+    with pytest.raises(ValueError, match="one eigenvalue per site, 8 in all"):
         singular_values(A, eigenvalues=values[:3])
 
 
@@ -317,3 +317,11 @@ def test_the_graph_twin_on_a_part_of_cora(data_root):
     keep = cora.data.edge_index[:, (cora.data.edge_index < 150).all(0)]
     A = at(cheb(3, 4, k=3), Graph(keep, 150))
     assert_close("Cora's first 150 papers", singular_values(A), svd(A), 1e-10)
+
+
+def test_all_singular_values_of_a_large_map_are_refused_by_number_too():
+    """Lanczos finds all but one."""
+    A = GConv(conv2d(1, 1, 3, padding=1)).at(Grid((46, 46)))
+    for k in (None, 46 * 46):
+        with pytest.raises(ValueError, match="All 2116 singular values"):
+            singular_values(A, k)

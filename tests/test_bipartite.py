@@ -404,10 +404,10 @@ def test_every_operator_reads_pairs_or_says_why_not():
         (lambda f, b, s, t: f((s.expand(2, 6, 2), t), b), "the same batch axes"),
         (lambda f, b, s, t: GConv(sage((1, 2, 3), 2)), "two of them for sources and targets"),
         (lambda f, b, s, t: GConv(sage((1, 2), 2, root_weight=False)), "reads one signal"),
-        (lambda f, b, s, t: Bipartite(b.edge_index, 6), "sizes must be two numbers"),
+        (lambda f, b, s, t: Bipartite(b.edge_index, 6), "sizes must be two integers"),
         (lambda f, b, s, t: Bipartite(b.edge_index, (4, 6)), "names source 4"),
         (lambda f, b, s, t: Bipartite(b.edge_index, (6, -4)), "must not be negative"),
-        (lambda f, b, s, t: Bipartite(b.edge_index, (6, 4), ptr=((0, 0), (6, 5))), "ptr must rise"),
+        (lambda f, b, s, t: Bipartite(b.edge_index, (6, 4), ptr=((0, 0), (6, 5))), "ptr must increase"),
         (lambda f, b, s, t: Bipartite(b.edge_index, (6, 4), edge_weight=torch.ones(2)), "one number for each"),
         (lambda f, b, s, t: b.split(s), "has 6 \\+ 4 sites"),
         (lambda f, b, s, t: adjacency(b, torch.float32, norm="sym"), "one degree for both ends"),
@@ -472,3 +472,16 @@ def test_control_targets_read_at_the_wrong_rows_break_the_law_of_permutation(mon
     monkeypatch.setattr(Bipartite, "at_targets", lambda self, x, axis=-2: x.narrow(axis, 1, self.sizes[1]))
     with pytest.raises(AssertionError, match="renamed"):
         law_permutation(sample, torch.float64)
+
+
+def test_permutations_are_checked():
+    block = Bipartite(torch.tensor([[0, 1, 2], [0, 0, 1]]), (3, 2))
+    moved = block.permute(torch.tensor([2, 0, 1], dtype=torch.int32), torch.tensor([1, 0]))
+    assert moved.edge_index.tolist() == [[2, 0, 1], [1, 1, 0]]
+    for source, kind, message in (
+        ([2, 0, 1], TypeError, "torch.as_tensor converts lists"),
+        (torch.tensor([True, False, True]), TypeError, "source must be a vector of node indices"),
+        (torch.tensor([0, 0, 1]), ValueError, "source must contain each of the node indices 0 to 2 once"),
+    ):
+        with pytest.raises(kind, match=message):
+            block.permute(source, torch.tensor([1, 0]))

@@ -266,3 +266,18 @@ def test_reverse_cuthill_mckee_brings_neighbours_together():
 def test_an_unknown_order_is_refused():
     with pytest.raises(ValueError, match="how must be 'rcm' or 'degree', but it is 'size'"):
         grid_graph((2, 2)).reordered("size")
+
+
+def test_a_graph_is_undirected_up_to_the_rounding_of_its_weights():
+    """D^-1/2 A D^-1/2 in float32 is symmetric up to rounding; double edges of opposite sign may cancel."""
+    g = weighted()
+    for dtype in (torch.float32, torch.float64):
+        root = g.in_degree(dtype).clamp(min=1).rsqrt()
+        w = root[g.source] * g.weights(dtype) * root[g.target]
+        assert Graph(g.edge_index, g.size, edge_weight=w).is_undirected
+        bent = w.clone()
+        bent[0] *= 1.001
+        assert not Graph(g.edge_index, g.size, edge_weight=bent).is_undirected
+    index = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    w = torch.tensor([0.1, 0.2, -0.3, 0.2, -0.3, 0.1], dtype=torch.float64)
+    assert Graph(index, edge_weight=w).is_undirected

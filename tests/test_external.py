@@ -125,7 +125,7 @@ def test_buckets_hold_each_edge(folder, monkeypatch, graph, undirected, drop, ed
         try:
             disk = build(folder, edges, n, **options)
         except ValueError as error:  # a row that is longer than a bucket
-            assert "more than memory holds at once; give memory=" in str(error)
+            assert "which do not fit in memory; give memory=" in str(error)
             assert max(np.bincount([row for row, _ in want])) > edges_at_once or drop
             return
     row, col, loops = rows_of(disk)
@@ -211,17 +211,17 @@ def test_every_format_gives_the_same_graph(tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0 1\n1 2\nx 3\n", r"edges.txt, line 3: an edge is two whole numbers, but the line is 'x 3'"),
-        ("source,target\n1,2\n", r"line 1: an edge is two whole numbers, but the line is 'source,target'"),
-        ("0 1\n\n2\n", r"line 3: an edge is two whole numbers, but the line is '2'"),
-        ("0,1\n,2\n", r"line 2: an edge is two"),
-        ("0,1\n1,,2\n", r"line 2: an edge is two"),
+        ("0 1\n1 2\nx 3\n", r"edges.txt, line 3: an edge must be two integers, but the line is 'x 3'"),
+        ("source,target\n1,2\n", r"line 1: an edge must be two integers, but the line is 'source,target'"),
+        ("0 1\n\n2\n", r"line 3: an edge must be two integers, but the line is '2'"),
+        ("0,1\n,2\n", r"line 2: an edge must be two"),
+        ("0,1\n1,,2\n", r"line 2: an edge must be two"),
         ("0 1\n1 2 0.5\n", r"line 2: .*weights are not supported: keep the first two"),
-        ("0 1\n1 2.5\n", r"line 2: an edge is two"),
-        ("0 1\n1 99999999999999999999\n", r"line 2: an edge is two"),
-        ("0 1\n# more\n1 -2\n", r"edges.txt, line 3: the edge is 1 -> -2, but the number of a node is not negative"),
-        ("0 1\n1 7\n", r"edges.txt, line 2: the edge is 1 -> 7, but the numbers of 5 nodes are 0 to 4"),
-        ("0 1\n1 2\n0 1\n", r"edges.txt, line 3: the edge 0 -> 1 comes again; duplicates=\"drop\""),
+        ("0 1\n1 2.5\n", r"line 2: an edge must be two"),
+        ("0 1\n1 99999999999999999999\n", r"line 2: an edge must be two"),
+        ("0 1\n# more\n1 -2\n", r"edges.txt, line 3: the edge is 1 -> -2, but indices must not be negative"),
+        ("0 1\n1 7\n", r"edges.txt, line 2: the edge is 1 -> 7, but with 5 nodes, indices must be from 0 to 4"),
+        ("0 1\n1 2\n0 1\n", r"edges.txt, line 3: the edge 0 -> 1 is repeated; duplicates=\"drop\""),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, text, message):
@@ -251,22 +251,22 @@ def test_files_that_hold_no_edges_are_refused(tmp_path):
         with pytest.raises(error, match=message):
             build(tmp_path / "graph", path)
 
-    refused("a.npy", np.zeros((2, 3)), r"edges are integers of shape \(2, e\) or \(e, 2\), but it holds float64")
-    refused("b.npy", np.zeros((3, 3), int), "edges are integers of shape")
-    refused("c.npy", b"text", "is no .npy file")
-    refused("d.npz", b"text", "is no .npz archive")
-    refused("e.i32", bytes(12), "are no whole number of them: from byte 8 on it is cut off")
-    refused("f.parquet", b"", "edges are read from .npy, .npz")
+    refused("a.npy", np.zeros((2, 3)), r"edges must be integers of shape \(2, e\) or \(e, 2\), but they are float64")
+    refused("b.npy", np.zeros((3, 3), int), "edges must be integers of shape")
+    refused("c.npy", b"text", "is not a .npy file")
+    refused("d.npz", b"text", "is not a .npz archive")
+    refused("e.i32", bytes(12), "is not a multiple of 8: it is truncated after byte 8")
+    refused("f.parquet", b"", "edges must be in a .npy, .npz")
     refused("g.csv.gz", b"text", "is damaged|not a gzip", DiskError)
     whole = tmp_path / "h.npy"
     np.save(whole, np.zeros((2, 100), int))
-    refused("h.npy", whole.read_bytes()[:-8], "is cut off: it has")
+    refused("h.npy", whole.read_bytes()[:-8], "is truncated: it has")
     np.savez(tmp_path / "i.npz", other=np.zeros(2))
     with pytest.raises(ValueError, match="has no array edge_index; it has other"):
         build(tmp_path / "graph", tmp_path / "i.npz")
     with pytest.raises(DiskError, match="There is no file"):
         build(tmp_path / "graph", tmp_path / "none.npy")
-    with pytest.raises(TypeError, match=r"Edges are a path or a tensor"):
+    with pytest.raises(TypeError, match=r"edges must be a path or a tensor"):
         build(tmp_path / "graph", [[0, 1]])
     with pytest.raises(ValueError, match="At most 2\\^31 - 1 nodes"):
         build(tmp_path / "graph", torch.zeros(2, 1, dtype=torch.int64), 2**31)
@@ -347,7 +347,7 @@ def test_whatever_write_fails_the_next_call_goes_on(folder, monkeypatch, error, 
             except Stop:
                 pass
             except DiskError as full:
-                assert "no space left on device; what is done stays valid: make room and repeat" in str(full)
+                assert "no space left on device; completed steps are kept: free disk space and repeat" in str(full)
             else:
                 break
         assert not (to / "y" / "propagate.json").exists()
@@ -367,7 +367,7 @@ def test_a_full_disk_is_said_before_and_during_a_run(tmp_path, monkeypatch):
         try:
             propagate(disk, x, 2, tmp_path / "y", memory=MEMORY)
         except DiskError as error:
-            return int("part-1-0.npy: file too large; what is done stays valid" not in str(error))
+            return int("part-1-0.npy: file too large; completed steps are kept" not in str(error))
         return 2
 
     assert forked(run) == 0
@@ -449,11 +449,11 @@ def test_rows_are_minibatches(tmp_path):
         found, labels = map(torch.cat, zip(*loader, strict=True))
         assert torch.equal(found, both[train]) and torch.equal(labels, y[train])
     assert torch.equal(Rows(powers)[7][0], torch.cat([torch.tensor(p[7]) for p in powers])) and rows.channels == 9
-    with pytest.raises(ValueError, match="index holds numbers of nodes, 0 to 49"):
+    with pytest.raises(ValueError, match="index must contain node indices, 0 to 49"):
         Rows(powers, [50])
-    with pytest.raises(ValueError, match="y has 3 labels, but the signals 50 rows"):
+    with pytest.raises(ValueError, match="y has 3 labels, but the signals have 50 rows"):
         Rows(powers, y=y[:3])
-    with pytest.raises(ValueError, match=r"Signals are \(n, c\) of the same n"):
+    with pytest.raises(ValueError, match=r"signals must be \(n, c\) with the same n"):
         Rows([powers[0], np.ones((3, 2))])
 
 
@@ -561,3 +561,29 @@ def test_the_command_is_the_function(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["propagate", "--help"])
     assert end.value.code == 0 and "goes on where it was" in capsys.readouterr().out
+
+
+def test_a_mask_is_no_index(tmp_path):
+    """Its numbers would be the nodes 0 and 1."""
+    with pytest.raises(TypeError, match=r"mask\.nonzero\(\)"):
+        Rows([np.ones((4, 1))], torch.tensor([True, False, True, True]))
+
+
+def test_a_network_without_layers_moves_no_file(tmp_path):
+    graph = build(tmp_path / "g", torch.randint(5, (2, 9)), 5)
+    np.save(tmp_path / "x.npy", np.ones((5, 2)))
+    for net in (nn.Sequential(), nn.Sequential(nn.Sequential())):
+        with pytest.raises(ValueError, match="this one is empty"):
+            infer(net, graph, tmp_path / "x.npy", tmp_path / "y", memory=MEMORY)
+    assert (tmp_path / "x.npy").exists()
+
+
+def test_a_damaged_compressed_archive_is_an_error_of_ours(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", node_feat=np.random.default_rng(0).random((400, 4)))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    for at in range(2000, 2200):
+        content[at] ^= 0xFF
+    (tmp_path / "x.npz").write_bytes(content)
+    graph = build(tmp_path / "g", torch.randint(400, (2, 9)), 400)
+    with pytest.raises(DiskError, match="is damaged"):
+        propagate(graph, tmp_path / "x.npz", 1, tmp_path / "y", memory=MEMORY)

@@ -125,7 +125,7 @@ def test_modes_and_dtypes_are_kept():
 def test_refusals():
     cases = [
         (GConv(gcn(3, 2)), "torch", r"torch.nn has no layer that is gcn\(3, 2\)\.$"),
-        (GConv(conv2d(3, 2, 3, padding=((0, 1), (1, 1)))), "torch", "pads both sides alike"),
+        (GConv(conv2d(3, 2, 3, padding=((0, 1), (1, 1)))), "torch", "is the same on both sides"),
         (GConv(global_pool()), "torch", "no layer that is global_pool"),
         (GConv(conv2d(3, 2, 3)), "pyg", "PyG has no layer"),
     ]

@@ -199,7 +199,7 @@ def test_keras_in_analysis(layers):
         relu = layers.Conv2D(4, 3, activation="relu")
         relu(x.float())
         as_linear_map(relu, Grid((8, 7)))
-    with pytest.raises(OutsideFamily, match="not made yet"):
+    with pytest.raises(OutsideFamily, match="not created yet"):
         as_linear_map(layers.Conv2D(4, 3), Grid((8, 7)))
 
 

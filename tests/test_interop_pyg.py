@@ -41,7 +41,7 @@ def test_what_is_left_alone_says_why():
     )  # PyG compiles a class as its first layer needs it: after "median", no sum would take a sparse graph
     assert "aggr='median'" in reason(pyg.SAGEConv(3, 2, aggr="median"))
     assert "aggr=['mean', 'max']" in reason(pyg.SAGEConv(3, 2, aggr=["mean", "max"]))
-    assert "no matrix fits both" in reason(pyg.GATv2Conv((3, 4), 2, share_weights=True))
+    assert "needs equal channels" in reason(pyg.GATv2Conv((3, 4), 2, share_weights=True))
     assert "two sizes" in reason(pyg.RGCNConv((3, 6), 3, 2, num_blocks=3))
     assert "run the model once" in reason(pyg.GCNConv(-1, 2))
     assert "gates its result" in reason(pyg.TransformerConv(3, 2, beta=True))
@@ -126,7 +126,7 @@ def test_parts_with_hooks_or_of_another_kind_see_pyg(signal):
     g = messy()
     hooked = pyg.GCNConv(3, 2).double()
     hooked.lin.register_forward_hook(lambda module, args, out: out + 1)
-    assert "a hook sits on its part 'lin'" in reason(hooked)
+    assert "a hook is registered on its submodule 'lin'" in reason(hooked)
     exchanged = pyg.SAGEConv(3, 2).double()
     exchanged.lin_r = Doubled(3, 2, bias=False).double()
     assert "its part 'lin_r' is a Doubled" in reason(exchanged)
@@ -260,7 +260,7 @@ def test_a_model(signal):
     assert [entry.path for entry in report.left_alone] == ["norm.module"]
     assert repr(report["gat"].spec) == "gat(4, 2, heads=2, edge_dim=2)"
     assert "existing self-loops are replaced by new ones" in report["gat"].notes
-    assert "degrees count the arriving weights and normalise both ends, on directed graphs too" in report["gcn"].notes
+    assert "degrees sum the incoming weights and normalise both ends, on directed graphs, too" in report["gcn"].notes
     for again in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin)), convert(twin), restore(twin)):
         torch.testing.assert_close(again(*arguments), model(*arguments), rtol=1e-10, atol=1e-10)
     twin.load_state_dict(Mixed().double().state_dict())
@@ -358,7 +358,7 @@ def test_what_has_no_linear_map_says_why(signal):
     g = messy()
     for layer, error, match in (
         (pyg.SAGEConv(3, 2, aggr="max"), NotLinear, "maximum"),
-        (pyg.SAGEConv(3, 2, normalize=True), NotLinear, "divided by its length"),
+        (pyg.SAGEConv(3, 2, normalize=True), NotLinear, "divided by its norm"),
         (pyg.SAGEConv(3, 2, project=True), NotLinear, "ReLU"),
         (pyg.GINConv(mlp(3, 2)), NotLinear, "network `nn`"),
         (pyg.EdgeConv(mlp(6, 2)), OutsideFamily, "EdgeConv has no LinearMap: Its message is a network of both ends"),

@@ -105,6 +105,19 @@ def test_one_process_is_a_group_too(alone):
     assert torch.equal(part.gather(net(x)), net(x)) and "4 nodes" in repr(part)
 
 
+def test_a_union_of_graphs_keeps_its_order(alone):
+    """Reordered, it would be one part, and pools would give one row."""
+    both, y = Graph.union([PATH, PATH]), torch.rand(2, 3)
+    part = shard(both)
+    layer, x = GConv(global_pool()), torch.randn(8, 3)
+    assert torch.equal(distribute(layer, part)(part.take(x)), layer(x, both))
+    for method in ("rcm", torch.zeros(8, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="A union of 2 graphs keeps the order"):
+            shard(both, method=method)
+    with pytest.raises(ValueError, match="one row per node, 4, along axis 0"):
+        shard(PATH, method=torch.zeros(4, dtype=torch.int64)).gather(y)
+
+
 def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
     both = Graph(torch.cat([PATH.edge_index, PATH.edge_index.flip(0)], 1))
     graph, grid = shard(both), shard(Grid((8, 6)))

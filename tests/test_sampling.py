@@ -199,7 +199,7 @@ def test_batches_of_neighbour_loaders_are_blocks():
     for wrong, layers, match in [
         (batch, 2, "needs e_id"), (Data(n_id=seeds), 1, "lacks edge_index"),
         (pyg_batch(graph, [drawn], seeds), 2, "fewer layers"),
-        (Data(n_id=seeds, edge_index=torch.tensor([[0], [7]]), batch_size=1), 1, "places in n_id"),
+        (Data(n_id=seeds, edge_index=torch.tensor([[0], [7]]), batch_size=1), 1, "positions in n_id"),
         (Data(n_id=seeds, edge_index=torch.tensor([[0], [1]]), batch_size=9), 1, "length of input_id"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=match):
@@ -214,7 +214,7 @@ def test_batches_of_neighbour_loaders_are_blocks():
     [
         ([], [2], ValueError, "seeds is empty"), ([1, 2, 1], [2], ValueError, "holds node 1 twice"),
         ([6], [2], ValueError, "node 6, but the graph has 6 nodes"), ([-1], [2], ValueError, "node -1"),
-        ([0.5], [2], TypeError, "must hold node numbers"), ("ab", [2], TypeError, "must hold node numbers"),
+        ([0.5], [2], TypeError, "node indices"), ("ab", [2], TypeError, "node indices"),
         (torch.ones(6, dtype=torch.bool), [2], TypeError, "torch.bool"), (3, [2], TypeError, "shape"),
         ([1], [], TypeError, "fanouts must list"), ([1], 5, TypeError, "fanouts must list"),
         ([1], [0], ValueError, "at least 1, or -1"), ([1], [-2], ValueError, "is -2"),

@@ -278,7 +278,7 @@ def test_holes_by_hand(missing):
         y = y * torch.where(holes < 9, 9 / (9 - holes).clamp(min=1), 0)
     net = transfer(conv, mask, missing=missing)
     close(run(net, x), (y + conv.bias[:, None, None]) * here)
-    assert f"reads of holes at {int(((F.max_pool2d(1 - here[None, None], 3, 1, 1) > 0) & mask).sum())} of" in str(
+    assert f"exact except at {int(((F.max_pool2d(1 - here[None, None], 3, 1, 1) > 0) & mask).sum())} of" in str(
         net.report
     )
 
@@ -329,7 +329,7 @@ def test_superpixels():
     signal = torch.randn(1, 8, 1, dtype=F64)
     net = transfer(conv, domain)
     close(net(signal), domain.gather(conv(domain.scatter(signal))))
-    assert "an assignment" in str(net.report)
+    assert "interpolated between sites and pixels" in str(net.report)
     model = randomised(UNet())
     net = transfer(
         model, Pixels.from_labels(torch.arange(16).reshape(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1))
@@ -367,11 +367,11 @@ class Permuted(nn.Module):
 BAD = [
     (lambda: transfer("net", Grid((4, 4))), TypeError, "takes a torch module"),
     (lambda: transfer(nn.ReLU(), Grid((4, 4))), InputError, "no layer that reads pixels"),
-    (lambda: transfer(nn.Conv2d(1, 1, 3), "grid"), TypeError, "takes a domain with places"),
+    (lambda: transfer(nn.Conv2d(1, 1, 3), "grid"), TypeError, "domain must be Pixels"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Graph(torch.tensor([[0], [1]]))), TypeError, "has no positions"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((9,))), InputError, "works on 2-D images"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), torch.zeros(4, 4, dtype=torch.bool)), InputError, "leaves nothing"),
-    (lambda: transfer(nn.Conv2d(1, 1, 3), torch.zeros(4, 4)), TypeError, "mask is a boolean tensor"),
+    (lambda: transfer(nn.Conv2d(1, 1, 3), torch.zeros(4, 4)), TypeError, "mask must be a boolean tensor"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((2, 2))), InputError, "does not fit the grid"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), missing="mean"), ValueError, "missing must be"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), coarser=[Grid((2,))]), InputError, "has 1 axes"),
@@ -379,15 +379,15 @@ BAD = [
     (lambda: transfer(nn.PixelShuffle(2), Grid((4, 4))), Exception, "rearranges pixels into channels|no layer that"),
     (lambda: transfer(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Linear(2, 2)), Grid((4, 4))), OutsideFamily, "last axis"),
     (lambda: transfer(Permuted(lambda y: y.permute(0, 2, 3, 1)), Grid((4, 4))), OutsideFamily, "permute"),
-    (lambda: transfer(Permuted(lambda y: y[:, :, 1:]), Grid((4, 4))), OutsideFamily, "getitem asks"),
+    (lambda: transfer(Permuted(lambda y: y[:, :, 1:]), Grid((4, 4))), OutsideFamily, "getitem reads"),
     (lambda: transfer(Permuted(lambda y: y.mean(2)), Grid((4, 4))), OutsideFamily, "mean over axes 2"),
     (lambda: transfer(Permuted(lambda y: y if y.sum() > 0 else -y), Grid((4, 4))), OutsideFamily, "torch.fx"),
-    (lambda: transfer(Permuted(lambda y: F.interpolate(y, y.shape[2:])), Grid((4, 4))), OutsideFamily, "for the size"),
+    (lambda: transfer(Permuted(lambda y: F.interpolate(y, y.shape[2:])), Grid((4, 4))), OutsideFamily, "reads the size"),
     (lambda: transfer(Permuted(lambda y: y + F.max_pool2d(y, 2)), Grid((4, 4))), InputError, "different sites"),
-    (lambda: Pixels.from_pos(torch.tensor([[0, 0], [0, 0]])), InputError, "Two sites lie on one pixel"),
+    (lambda: Pixels.from_pos(torch.tensor([[0, 0], [0, 0]])), InputError, "Two sites are on the same pixel"),
     (lambda: Pixels.from_pos(torch.tensor([[0.0, float("nan")]])), InputError, "NaN"),
-    (lambda: Pixels.from_pos(torch.tensor([[-1.0, 0.0]])), InputError, "count pixels from 0"),
-    (lambda: Pixels.from_pos(torch.tensor([[5, 0]]), (4, 4)), InputError, "does not hold all positions"),
+    (lambda: Pixels.from_pos(torch.tensor([[-1.0, 0.0]])), InputError, "pos must not be negative"),
+    (lambda: Pixels.from_pos(torch.tensor([[5, 0]]), (4, 4)), InputError, "does not contain all positions"),
     (lambda: Pixels.from_pos(torch.zeros(0, 2)), InputError, "no sites"),
     (lambda: Pixels.from_labels(torch.tensor([[0, 2]])), InputError, "No pixel has label 1"),
     (lambda: Pixels.from_labels(torch.tensor([[-1]])), InputError, "all are negative"),
@@ -405,7 +405,7 @@ def test_bad_input(call, error, text):
 def test_bad_signals():
     net = transfer(nn.Conv2d(1, 2, 3, padding=1), Grid((4, 4)))
     for x in (torch.zeros(1, 15, 1), torch.zeros(1, 1, 4, 4), None):
-        with pytest.raises(InputError, match="A signal on Pixels"):
+        with pytest.raises(InputError, match="x must have shape"):
             net(x)
     assert net(torch.zeros(16, 1)).shape == (16, 2)
     with pytest.raises(InputError, match="The frame is"):
@@ -427,3 +427,42 @@ def test_a_wrong_order_would_be_noticed(monkeypatch):
     model, x = GConv(conv2d(1, 2, 3, padding=1), dtype=F64), torch.randn(1, 1, 5, 5, dtype=F64)
     with pytest.raises(AssertionError):
         close(run(transfer(model, Grid((5, 5))), x), model(x))
+
+
+class Scaled(nn.Module):
+    """Numbers of channels, as constants or computed by linear layers, that broadcast to images."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(2, 4, 3, padding=1), how
+        self.gamma = nn.Parameter(torch.rand(4, 1, 1) if how == "parameter" else torch.rand(1, 4, 1, 1))
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.how != "excited":
+            return self.gamma * y if self.how == "parameter" else y.mul(self.gamma) + self.gamma
+        return y * torch.sigmoid(self.fc(y.mean((2, 3))))[:, :, None, None]
+
+
+@pytest.mark.parametrize("how", ["parameter", "batched", "excited"])
+@pytest.mark.parametrize("b", [1, 3, 4])
+def test_numbers_of_channels_broadcast_as_they_do_to_images(how, b):
+    """(c, 1, 1) beside (b, c, n) would be (c, c, n)."""
+    model, x = Scaled(how).double().eval(), torch.randn(b, 2, 4, 5, dtype=F64)
+    net = transfer(model, Grid((4, 5)))
+    close(run(net, x), model(x))
+
+
+def test_numbers_of_pixels_are_refused():
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.place = nn.Conv2d(1, 2, 1), nn.Parameter(torch.rand(1, 2, 4, 4))
+
+        def forward(self, x):
+            return self.conv(x) + self.place
+
+    net = transfer(Embedded(), Grid((4, 4)))
+    with pytest.raises(InputError, match="varies from pixel to pixel"):
+        net(torch.rand(1, 16, 1))

@@ -117,7 +117,7 @@ def test_a_network_on_the_sphere():
     net = transfer(randomised(UNet()), sphere, coarser=below)
     y = net(torch.randn(2, sphere.size, 1, dtype=F64))
     assert y.shape == (2, sphere.size, 3) and y.isfinite().all()
-    assert net.target is net.domain and "points of the mesh" in str(net.report)
+    assert net.target is net.domain and "interpolated on the mesh" in str(net.report)
     one = nn.ConvTranspose2d(1, 1, 2, stride=2, bias=False).double()
     nn.init.ones_(one.weight)
     up = transfer(nn.Sequential(nn.AvgPool2d(2), one), sphere, coarser=below)
@@ -145,13 +145,13 @@ BAD = [
     (lambda: broken(lambda V, faces: Surface(V, faces[1:])), InputError, "border or hole of 3 edges"),
     (lambda: broken(flipped), InputError, "a face is flipped"),
     (lambda: broken(pointed), InputError, "NaN or infinity"),
-    (lambda: broken(lambda V, faces: Surface(V, torch.cat([faces, faces[:1]]))), InputError, "passed twice in one"),
-    (lambda: broken(lambda V, faces: Surface(torch.cat([V, V[:1]]), faces)), InputError, "42 is part of no"),
+    (lambda: broken(lambda V, faces: Surface(V, torch.cat([faces, faces[:1]]))), InputError, "occurs twice in the same"),
+    (lambda: broken(lambda V, faces: Surface(torch.cat([V, V[:1]]), faces)), InputError, "42 is not part of any"),
     (lambda: Surface(torch.zeros(3, 3), torch.tensor([[0, 1, 2]])), InputError, "Face 0 is degenerate"),
-    (lambda: Surface(torch.eye(3), torch.tensor([[0, 1, 3]])), InputError, "faces must name vertices from 0 to 2"),
+    (lambda: Surface(torch.eye(3), torch.tensor([[0, 1, 3]])), InputError, "of vertices from 0 to 2"),
     (lambda: Surface(torch.eye(3).long(), torch.tensor([[0, 1, 2]])), TypeError, "vertices must be a tensor"),
     (lambda: Surface(torch.eye(3), torch.eye(3)), TypeError, "faces must be an integer"),
-    (lambda: Surface(SPHERE.vertices, SPHERE.faces, SPHERE.vertices), InputError, "no part in the tangent plane"),
+    (lambda: Surface(SPHERE.vertices, SPHERE.faces, SPHERE.vertices), InputError, "orthogonal to the tangent plane"),
     (lambda: Surface(SPHERE.vertices, SPHERE.faces, torch.eye(3)), TypeError, "right must be a tensor"),
     (lambda: Surface(SPHERE.vertices, SPHERE.faces, spacing=0.0), InputError, "spacing must be"),
     (lambda: Surface.sphere(20), InputError, "level must be at most 8"),
@@ -160,9 +160,9 @@ BAD = [
     (lambda: transfer(CONV, SPHERE, coarser=[(SPHERE, torch.zeros(3))]), TypeError, "parent must be an integer"),
     (lambda: transfer(CONV, SPHERE, coarser=[(SPHERE, torch.zeros(42).long())]), InputError, "at least one child"),
     (lambda: transfer(nn.Conv1d(1, 1, 3), SPHERE), InputError, "works on 1-D images"),
-    (lambda: transfer(nn.Sequential(CONV, nn.Flatten()), SPHERE), OutsideFamily, "no order to flatten"),
+    (lambda: transfer(nn.Sequential(CONV, nn.Flatten()), SPHERE), OutsideFamily, "no pixel order"),
     (lambda: transfer(nn.ConvTranspose2d(1, 1, 2, 2), SPHERE), InputError, "the finest level"),
-    (lambda: transfer(nn.AdaptiveAvgPool2d(3), SPHERE), OutsideFamily, "has no meaning on"),
+    (lambda: transfer(nn.AdaptiveAvgPool2d(3), SPHERE), OutsideFamily, "is not defined on"),
 ]  # fmt: skip
 
 

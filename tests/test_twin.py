@@ -81,11 +81,11 @@ def test_what_has_no_twin_is_told_in_a_sentence():
     for value, error, message in [
         (3, TypeError, "twin takes a layer"),
         (nn.Conv2d, TypeError, "twin takes a layer"),
-        (GConv(gcn(2, 2)), TypeError, "gcn works on graphs already"),
-        (GCNConv(2, 2), TypeError, "works on graphs already"),
-        (nn.ReLU(), OutsideFamily, "ReLU is no GConv: an activation"),
-        (nn.Sequential(nn.Conv2d(1, 1, 1)), OutsideFamily, "holds several layers"),
-        (nn.LazyConv2d(2, 3), OutsideFamily, "it is not initialised: call it once"),
+        (GConv(gcn(2, 2)), TypeError, "but gcn works on graphs"),
+        (GCNConv(2, 2), TypeError, "works on graphs"),
+        (nn.ReLU(), OutsideFamily, "ReLU cannot be written as a GConv: an activation"),
+        (nn.Sequential(nn.Conv2d(1, 1, 1)), OutsideFamily, "contains several layers"),
+        (nn.LazyConv2d(2, 3), OutsideFamily, "is not initialised, so it has no weights yet: call it once"),
         (GConv(pixel_unshuffle(2)), OutsideFamily, "has no twin"),
     ]:
         with pytest.raises(error, match=message):
@@ -129,9 +129,9 @@ def test_layers_on_graphs_and_frozen_weights_as_gconvs():
     signal = torch.randn(1, 3, 6, dtype=DOUBLE)
     torch.testing.assert_close(GConv.from_torch(pruned)(signal), pruned(signal))
     for layer, message in [
-        (nn.GELU(), "GELU is no GConv"),
-        (TransformerConv(3, 2), "mixed like a channel"),
-        (GINConv(nn.Linear(3, 2)), "GINConv is no GConv alone"),
+        (nn.GELU(), "GELU cannot be written as a GConv"),
+        (TransformerConv(3, 2), "acts on a bias"),
+        (GINConv(nn.Linear(3, 2)), "GINConv cannot be written as a single GConv"),
     ]:
         with pytest.raises(OutsideFamily, match=message):
             GConv.from_torch(layer)

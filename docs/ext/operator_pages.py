@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.report.operators import FAMILIES, Traits, equation, family, says_everything
+from experiments.report.operators import FAMILIES, Traits, equation, family, main_operator
 from ext.docstrings import inline
 from ext.pictures import operator_picture
 from gconv import list_operators
@@ -87,7 +87,7 @@ def page(entry: Operator, traits: Traits, caption: str, alt: str) -> str:
         **other_names(entry),
         "Source": entry.citation,
     }
-    said_by = says_everything(entry)
+    said_by = main_operator(entry)
     see = f"See :doc:`{said_by}` for the full description.\n\n" if said_by != entry.name else ""
     samples = "\n".join(f"    {sample.spec}" for sample in entry.samples())
     return (
@@ -126,7 +126,7 @@ def indexes(traits: dict[str, Traits]) -> dict[str, str]:
     entries = [operator(name) for name in list_operators()]
     families: dict[str, list[Operator]] = {name: [] for name in FAMILIES}
     for entry in entries:
-        families[family(operator(says_everything(entry)), traits[says_everything(entry)])].append(entry)
+        families[family(operator(main_operator(entry)), traits[main_operator(entry)])].append(entry)
     sections = []
     for name, members in families.items():
         first = {e.name: (inspect.getdoc(e.factory) or e.name).splitlines()[0] for e in members}

@@ -1,6 +1,6 @@
 """The tables of operators in docs/operators.md, generated from the registry by `python -m experiments.tables`.
 
-One table per family. An operator whose docstring only refers to another one ("`conv2d` says everything") is listed in
+One table per family. An operator whose docstring only refers to another one ("see `conv2d` for details") is listed in
 the same line. Between separate markers follow the layers outside the family, with the reasons that gconv itself gives.
 """
 
@@ -118,13 +118,13 @@ def equation(entry: Operator) -> str:
     return re.split(r"(?<=\S)(?:; |\. (?=[A-Z]))", " ".join(found[1].split()))[0].rstrip(".")
 
 
-def says_everything(entry: Operator) -> str:
+def main_operator(entry: Operator) -> str:
     """The operator whose docstring documents this one: itself, or the one named in its first line.
 
-    >>> says_everything(operator("conv1d")), says_everything(operator("gcn"))
+    >>> main_operator(operator("conv1d")), main_operator(operator("gcn"))
     ('conv2d', 'gcn')
     """
-    found = re.search(r"`(\w+)` says everything", (inspect.getdoc(entry.factory) or "").splitlines()[0])
+    found = re.search(r"see `(\w+)` for details", (inspect.getdoc(entry.factory) or "").splitlines()[0])
     return found[1] if found else entry.name
 
 
@@ -137,7 +137,7 @@ def table() -> str:
     """The tables as markdown: one per family, one line per operator."""
     groups: dict[str, list[Operator]] = {}
     for name in list_operators():
-        groups.setdefault(says_everything(operator(name)), []).append(operator(name))
+        groups.setdefault(main_operator(operator(name)), []).append(operator(name))
     families: dict[str, list[list[str]]] = {name: [] for name in FAMILIES}
     for name, entries in groups.items():
         traits, entry = Traits(), operator(name)

@@ -1,24 +1,24 @@
-"""Questions about a layer, each a free function: exact where the form allows it, iterative elsewhere.
+"""Analysis of layers and networks, one function per question: exact where the structure allows it, else iterative.
 
-    matrix                     written out, dense or sparse
+    matrix                     the explicit matrix, dense or sparse
     singular_values, norm      from Fourier blocks of grids and graphs, else from the matrix or by Lanczos
-    norm_bound                 never too small
+    norm_bound                 a certified upper bound of the norm
     lipschitz_bound            of a whole network
-    affine                     a piecewise linear network at one input: a map and an offset
+    affine                     a piecewise linear network at one input: a linear map and an offset
     frequency_response         of a trained filter
-    receptive_field            what can be seen; effective_receptive_field: what counts
-    equivariance_error         how far from commuting with a shift, turn, flip or renaming (Shift, Rot90, ...)
+    receptive_field            the inputs that can influence an output; effective_receptive_field: how much they do
+    equivariance_error         of a layer under a shift, rotation, reflection or permutation (Shift, Rot90, ...)
     dirichlet_energy           oversmoothing; energy_by_depth, mean_average_distance
     total_influence            over-squashing; effective_resistance
-    cost, parameter_count      what a call costs
-    adjoint_gap                whether A.T is the adjoint
-    clip_singular_values       layers changed through their spectrum; spectral_normalise, SpectralNorm
-    plot_matrix, ...           pictures: plot_response, plot_spectrum, plot_receptive_field, plot_energy
+    cost, parameter_count      the cost of a call
+    adjoint_gap                whether A.T is the adjoint of A
+    clip_singular_values       layers with a modified spectrum; spectral_normalise, SpectralNorm
+    plot_matrix, ...           figures: plot_response, plot_spectrum, plot_receptive_field, plot_energy
 
-Most take a `LinearMap`, `layer.at(domain)`, or anything composed of such, or a layer of gconv, torch.nn or PyG with
-`domain=`; adaptive layers are asked about frozen at a signal, `x=`, and a layer that takes a maximum has no map and
-raises NotLinear. Maps are widened to double precision first, and no square leaves the range of the dtype. What a module
-is, is decided in one place (`gconv.interop.layers`), by the forward that runs and not by the name of its class.
+Most functions take a `LinearMap` (`layer.at(domain)`), a sum or product of maps, or a layer of gconv, torch.nn or PyG
+with `domain=`. Adaptive layers are frozen at a signal `x=`; layers that take a maximum are not linear and raise
+NotLinear. Maps are converted to double precision first and scaled so that squares neither overflow nor underflow.
+Modules are classified in one place (`gconv.interop.layers`), by the forward that runs, not by class name.
 """
 
 from gconv.analysis.adjoint import adjoint_gap

@@ -15,11 +15,11 @@ from gconv.linear import Map
 
 @checked
 def adjoint_gap(A: Map | nn.Module, seed: int = 0, *, domain: Any = None, x: Tensor | None = None) -> float:
-    """|<A x, y> - <x, A^T y>| / (|A x| |y|) for random x and y: zero if A.T is the adjoint of A.
+    """The dot test |<A x, y> - <x, A^T y>| / (|A x| |y|) for random x and y: zero if A.T is the adjoint of A.
 
-    Trap: it says nothing of A itself; a wrong map with a matching transpose passes.
+    Traps: it does not test A itself; a wrong map with a matching transpose passes.
 
-    Cost: two products, in the precision of the map; what follows is in double precision.
+    Cost: two products in the precision of the map; the inner products are in double precision.
 
     Args:
         A: any map, or a layer.
@@ -27,8 +27,8 @@ def adjoint_gap(A: Map | nn.Module, seed: int = 0, *, domain: Any = None, x: Ten
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Raises:
-        TypeError: if a layer comes without a domain.
-        ValueError: if the map holds NaN or infinity.
+        TypeError: if the domain of a layer is missing.
+        ValueError: if the map contains NaN or infinity.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv2d

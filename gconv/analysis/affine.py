@@ -23,10 +23,10 @@ from gconv.spec import NotLinear
 
 
 class Affine(NamedTuple):
-    """What a piecewise linear network is around an input: `map @ x + offset`.
+    """A piecewise linear network around an input: `map @ x + offset`.
 
     Args:
-        map: the linear map; see `gconv.linear.ProgramMap` for the shapes that it takes.
+        map: the linear map; see `gconv.linear.ProgramMap` for the supported shapes.
         offset: of the shape of the network's result.
 
     >>> found = affine(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()).eval(), torch.ones(1, 3))
@@ -42,17 +42,18 @@ class Affine(NamedTuple):
         return (self.map @ x).reshape(self.offset.shape) + self.offset
 
     def row(self, *index: int) -> Tensor:
-        """The row of the map that gives entry `index` of the result, of the shape of x.
+        """The row of the map for entry `index` of the result, in the shape of x.
 
-        Meaning: `row * x` says how much each entry of x contributes to the result: (row * x).sum() + offset[index] is
-        the result itself.
+        Meaning: `row * x` is the contribution of each entry of x to the result, which is
+        (row * x).sum() + offset[index].
 
         Raises:
+            TypeError: if `index` is not one integer per axis of the result.
             IndexError: if the result has no such entry.
         """
         if not all(isinstance(n, int) for n in index) or len(index) != self.offset.ndim:
             raise TypeError(
-                f"row takes the {self.offset.ndim} indices of one entry of a result of shape "
+                f"row takes the {self.offset.ndim} indices of one entry of the result, whose shape is "
                 f"{tuple(self.offset.shape)}, but {shown(index)} was given."
             )
         if any(not -size <= n < size for n, size in zip(index, self.offset.shape, strict=True)):
@@ -68,36 +69,36 @@ class Affine(NamedTuple):
 def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: bool = False) -> Affine:
     """A piecewise linear network at one input, exactly, as one linear map and an offset.
 
-    Equation: model(x + d) = map @ (x + d) + offset for every d for which x + d is in the activation region of x: no
-    activation changes sides, and no maximum its place.
+    Equation: model(x + d) = map @ (x + d) + offset for every d such that x + d is in the activation region of x: no
+    activation changes sign, and no maximum changes position.
 
-    Meaning: a network of convolutions, ReLU, max pooling, batch norm in eval mode, sums and concatenations is linear
-    on pieces. The map is the one of the piece that x lies in: its rows are the gradients of the outputs, and
-    `row(0, c) * x` attributes logit c to the entries of x without remainder, as (row * x).sum() + offset = logit. It
-    is a `gconv.LinearMap` in all but structure: A @ v, A.T, norm, singular values.
+    Meaning: a network of convolutions, ReLU, max pooling, batch norm in eval mode, sums and concatenations is piecewise
+    linear. The map is that of the region that contains x: its rows are the gradients of the outputs, and
+    `row(0, c) * x` attributes logit c to the entries of x completely: (row * x).sum() + offset = logit. The map
+    supports what a `gconv.LinearMap` does (A @ v, A.T, norm, singular values), except access to its structure.
 
-    Traps: at a kink (ReLU at 0, equal maxima) the piece is the one that autograd differentiates. The map refers to the
-    model's weights; make it again after they change. `detach` inside a model is not heeded: the statement is about
-    values, not about gradients. With frozen attention, it holds for the model with the attention coefficients of x.
+    Traps: at a kink (ReLU at 0, equal maxima) the region is the one that autograd differentiates. The map refers to the
+    model's weights; recompute it after they change. `detach` inside a model has no effect, since the equation is about
+    values, not gradients. With frozen attention, it holds for the model with the attention coefficients at x.
 
-    Cost: two forward passes; a product costs one forward pass, one of the transpose a forward and a backward pass. The
-    map holds one byte for each activation (masks) and 8 for each maximum, less than the activations themselves.
+    Cost: two forward passes; a product costs one forward pass, a product with the transpose one forward and one
+    backward pass. The map stores one byte per activation (masks) and 8 bytes per maximum, less than the activations.
 
     Args:
         model: a layer, a torch module or any function of x that computes with torch, in eval mode: layers of torch.nn,
-            PyG and gconv, converted or not. It is left as it was.
-        x: its input, as it takes it, (b, c, *grid) or (n, c); a batch is one input.
+            PyG and gconv, converted or not. It is not changed.
+        x: its input, (b, c, *grid) or (n, c); a batch is treated as one input.
         domain: the graph, for models on graphs.
-        freeze_attention: whether attention layers (GAT, ...) keep the coefficients that they have at x.
+        freeze_attention: whether attention layers (GAT, ...) are frozen at their coefficients for x.
 
     Returns:
         Affine(map, offset): `offset` has the shape of the result; `map` takes tensors of the shape of x, or signals
         (*b, n, i) with i the last axis of x and n all others.
 
     Raises:
-        NotLinear: if something is not piecewise linear (GELU, sigmoid, softmax, layer norm, attention that is not
-            frozen, batch norm and dropout in training mode); it names the layer.
-        TypeError: if there is no model, x is no tensor of real numbers, or the model returns several tensors.
+        NotLinear: if a layer is not piecewise linear (GELU, sigmoid, softmax, layer norm, attention that is not
+            frozen, batch norm and dropout in training mode); the message names it.
+        TypeError: if model is not callable, x is not a real tensor, or the model returns several tensors.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
@@ -126,7 +127,7 @@ def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: boo
             for name, found in ((name, identify(module)) for name, module in modules.items())
             if freeze_attention and isinstance(found, Layer) and found.spec.structure.kind == "adaptive"
         ]
-        y = call(model, x, domain)  # outside of the record, so that what layers derive from a graph is cached
+        y = call(model, x, domain)  # unrecorded: fills the caches of layers and graphs
         for layer in frozen:
             layer.calls, layer.replayed = iter([*layer.calls]), True
         with Recorder(x, {id(module): name for name, module in modules.items()}) as recorder:
@@ -137,12 +138,12 @@ def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: boo
 
 @dataclass(eq=False)
 class _Frozen:
-    """An attention layer, which keeps the map of each of its first calls for the calls of a second pass.
+    """An attention layer whose maps are recorded in a first pass and replayed in a second one.
 
     Args:
         name: of the layer, for messages.
         layer: the layer.
-        calls: its map and bias, call by call.
+        calls: the map and bias of each call.
         replayed: whether this is the second pass.
     """
 
@@ -153,7 +154,7 @@ class _Frozen:
 
     @contextmanager
     def installed(self) -> Iterator[_Frozen]:
-        """Within this block, calls of the layer come here."""
+        """Redirect calls of the layer to `self.forward` within this context."""
         module = self.layer.module
         original = module.forward
         module.__dict__["forward"] = lambda *args, **kwargs: self.forward(original, *args, **kwargs)
@@ -167,7 +168,7 @@ class _Frozen:
             A, bias = next(self.calls)
             return A @ self._signal(args[0] if args else kwargs["x"]) + bias
         y = original(*args, **kwargs)
-        kept = vars(self.layer.module).pop("forward")  # or the layer is one with a forward of its own
+        kept = vars(self.layer.module).pop("forward")  # `identify` rejects modules with an instance forward
         try:
             A, x = self._map(*args, **kwargs)
         except (ValueError, TypeError) as reason:
@@ -182,7 +183,7 @@ class _Frozen:
         return with_ones(x) if peer is not None and peer.affine(self.layer.module) else x
 
     def _map(self, *args: Any, **kwargs: Any) -> tuple[LinearMap, Tensor]:
-        """The map of a call, and the signal that it takes."""
+        """The map of a call, and its signal."""
         module, found = self.layer.module, self.layer
         if found.after:
             raise NotLinear(f"{found.after}.")
@@ -194,7 +195,7 @@ class _Frozen:
         else:
             asked = engine_call(module, *args, **kwargs)
         if not isinstance(asked.x, Tensor):
-            raise NotLinear("it is called on a pair of signals.")
+            raise NotLinear("it is called with a pair of signals.")
         given = {key: value for key, value in asked.edges.items() if value is not None}
         place = asked.domain if isinstance(asked.domain, Grid) else graph_of(asked.domain, asked.x.shape[-2])
         place = read_graph(asked.domain, asked.x.shape[-2], **given) if given else place

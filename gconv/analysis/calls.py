@@ -1,4 +1,4 @@
-"""How a question reaches what it is asked about: a map, a layer on its domain, or a network that is run."""
+"""Argument handling of analysis functions: maps, layers with domains, and calls of whole models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Model = nn.Module | Map | Callable[..., Tensor]
 
 
 def kind_of(value: Any) -> str:
-    """What was given, for messages.
+    """A description of a value for error messages.
 
     >>> kind_of(None), kind_of(nn.Linear), kind_of("x")
     ('None', 'the class Linear', 'a str')
@@ -35,15 +35,15 @@ def kind_of(value: Any) -> str:
 
 
 def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> Map:
-    """A map as it is; a layer on its domain.
+    """A map unchanged, or a layer as a map on its domain.
 
     Args:
         A: a map or a layer.
-        asking: the function that asks, for messages.
+        asking: the name of the calling function, for messages.
         domain, x: for a layer, see `gconv.as_linear_map`.
 
     Raises:
-        TypeError: if it is neither, or a layer comes without a domain.
+        TypeError: if it is neither, or the domain of a layer is missing.
     """
     if isinstance(A, Map):
         return A
@@ -53,7 +53,7 @@ def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> 
         )
     if domain is None:
         found = identify(A)
-        if isinstance(A, nn.Linear) and isinstance(found, Layer):  # the same matrix at every site
+        if isinstance(A, nn.Linear) and isinstance(found, Layer):  # one site: the matrix is the same at every site
             domain = Grid((1,))
         else:
             name = found.name if isinstance(found, Layer) else type(A).__name__
@@ -65,10 +65,10 @@ def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> 
 
 
 def check_signal(x: Any, asking: str, wanted: str = "(*b, n, c)") -> Tensor:
-    """Refuse what is no signal.
+    """x, if it is a signal.
 
     Raises:
-        TypeError: if it is no tensor of floating point or complex numbers.
+        TypeError: if it is not a floating point or complex tensor.
         ValueError: if it has fewer than two axes.
     """
     if not isinstance(x, Tensor):
@@ -81,7 +81,7 @@ def check_signal(x: Any, asking: str, wanted: str = "(*b, n, c)") -> Tensor:
 
 
 def input_like(x: Any, asking: str, model: Any = None) -> Tensor:
-    """An empty input of the shape (and, of a tensor, the dtype and device) of x; else of the model's.
+    """An uninitialised input of this shape; dtype and device are those of x if it is a tensor, else the model's.
 
     Raises:
         TypeError: if x is neither a tensor nor a shape.
@@ -101,10 +101,10 @@ def input_like(x: Any, asking: str, model: Any = None) -> Tensor:
 
 
 def check_model(model: Any, asking: str) -> None:
-    """Refuse what cannot be called on a signal.
+    """Check that a model is a map or callable.
 
     Raises:
-        TypeError: if it is no map, no module and no function.
+        TypeError: if it is not.
     """
     if isinstance(model, type | OperatorSpec) or not (isinstance(model, Map) or callable(model)):
         raise TypeError(
@@ -115,9 +115,7 @@ def check_model(model: Any, asking: str) -> None:
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """Within this block, a model may be called: buffers (running statistics), training modes and the state of the
-    random numbers of the CPU are restored, whatever happens.
-    """
+    """Restores buffers (running statistics), training modes and the CPU random state of a model on exit."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [(module, module.training) for module in modules]
     held = [(module, dict(module._buffers)) for module in modules]
@@ -138,10 +136,10 @@ def undisturbed(model: Any) -> Iterator[None]:
 
 
 def call(model: Model, x: Tensor, domain: Any = None) -> Tensor:
-    """model(x), the graph handed to whatever takes one, inside nn.Sequential, too.
+    """model(x), passing the graph to modules that take one, also inside nn.Sequential.
 
     Raises:
-        TypeError: if the model returns no tensor.
+        TypeError: if the model does not return a tensor.
     """
     y = walk(model, x, domain)[0]
     if not isinstance(y, Tensor):
@@ -150,7 +148,7 @@ def call(model: Model, x: Tensor, domain: Any = None) -> Tensor:
 
 
 def walk(model: Model, x: Tensor, domain: Any = None) -> tuple[Tensor, Any]:
-    """model(x, domain), and the domain of the result: a pooling of graphs leads to another one."""
+    """model(x, domain), and the domain of the result, which pooling changes."""
     if isinstance(model, Map):
         return model @ x, domain
     if isinstance(model, nn.Module):
@@ -169,15 +167,15 @@ def walk(model: Model, x: Tensor, domain: Any = None) -> tuple[Tensor, Any]:
 
 
 def graph_of(domain: Any, size: int) -> Any:
-    """A domain of nodes: a Bipartite as it is, all else as a Graph."""
+    """A Bipartite unchanged, any other domain of nodes as a Graph."""
     return domain if isinstance(domain, Bipartite) else read_graph(domain, size)
 
 
 def takes_graph(layer: Layer, domain: Any) -> bool:
-    """Whether a layer must be handed the domain.
+    """Whether the domain must be passed to a layer.
 
     Raises:
-        ValueError: if it works on graphs and there is none.
+        ValueError: if it is a graph layer and the domain is None.
     """
     kind = layer.spec.structure.domain
     if kind == "graph" and domain is None:
@@ -186,13 +184,13 @@ def takes_graph(layer: Layer, domain: Any) -> bool:
 
 
 def _hand(model: Callable[..., Any], x: Tensor, domain: Any) -> Any:
-    """model(x), model(x, domain), or model(x, edge_index=...), as its signature says."""
+    """model(x), model(x, domain) or model(x, edge_index=...), depending on its signature."""
     more, named = arguments(model, x, domain)
     return model(x, *more, **named)
 
 
 def arguments(model: Callable[..., Any], x: Tensor, domain: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a model takes besides x, read off its signature.
+    """The arguments of a model besides x, determined from its signature.
 
     Raises:
         TypeError: if the graph has weights that the model does not take.

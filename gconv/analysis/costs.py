@@ -1,4 +1,4 @@
-"""What a call costs."""
+"""Predicted cost of a call, and numbers of parameters."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ from gconv.spec import OutsideFamily
 
 @checked
 def cost(A: Map | nn.Module, x: Tensor | None = None, domain: Any = None) -> dict[str, Cost]:
-    """Arithmetic, memory traffic and largest temporary of one forward pass, for every lowering that admits it.
+    """Operations, memory traffic and largest temporary of one forward pass, for every lowering that supports it.
 
-    Equation: flops counts a multiply-add as two; bytes is what is read and written once; peak is the largest array
-    made on the way.
+    Equation: flops counts a multiply-add as two; bytes counts each array read or written once; peak is the size of the
+    largest intermediate array.
 
-    Meaning: these are the numbers that the planner compares; nothing is run. The flops of `native`, `im2col` and dense
-    products are what torch's own counter counts; sparse products, which it does not know, are counted here.
+    Meaning: these are the estimates that the planner compares; nothing is run. The flops of `native`, `im2col` and
+    dense products equal those of torch's counter, which does not count sparse products.
 
-    Traps: padding counts as work, as it does in torch's counter. Compositions and sums run each part in turn, as
-    planned, so they have the one entry "planned".
+    Traps: products with padding are counted, as in torch's counter. Compositions and sums run their parts in turn, so
+    they have a single entry, "planned".
 
     Args:
         A: a layer (a GConv, or one of torch.nn or PyG, converted or not) or a map.
-        x: the signal, in the layer's or the map's layout; default, for a map, a single one.
+        x: the signal, in the layout of the layer or of the map; default, for a map: a single signal.
         domain: the graph, for layers on graphs.
 
+    Returns:
+        the Cost of each lowering, by name.
+
     Raises:
-        TypeError: if it is neither a layer nor a map, or a layer comes without x.
+        TypeError: if A is neither a layer nor a map, or x is missing for a layer.
         OutsideFamily: if the layer does not run in gconv.
 
     >>> from gconv import GConv
@@ -49,8 +52,8 @@ def cost(A: Map | nn.Module, x: Tensor | None = None, domain: Any = None) -> dic
     if isinstance(A, nn.Module):
         found = identify(A)
         if not isinstance(found, Layer):
-            why = found.reason if isinstance(found, Other) else "ask about its layers one by one"
-            raise OutsideFamily(f"cost knows single layers, not {kind_of(A)}: {why}.")
+            why = found.reason if isinstance(found, Other) else "call it for each layer"
+            raise OutsideFamily(f"cost takes a single layer, but {kind_of(A)} was given: {why}.")
         if x is None:
             raise TypeError("The cost of a layer depends on its input: give an x.")
         if not isinstance(x, Tensor):
@@ -73,7 +76,7 @@ def _admitted(found: Plan) -> dict[str, Cost]:
 
 
 def _planned(A: Map, x: Tensor) -> Cost:
-    """Of the cheapest way through each part."""
+    """The sum of the costs of the chosen lowerings of all parts."""
     if isinstance(A, LinearMap):
         found = plan(A.S, Call(x, A.mixing))
         return _admitted(found)[found.chosen.name]
@@ -90,7 +93,7 @@ def _planned(A: Map, x: Tensor) -> Cost:
             total = total + _planned(B, x)
         return total
     if not isinstance(A, Block):
-        raise TypeError(f"cost knows maps that gconv makes, not {kind_of(A)}.")
+        raise TypeError(f"cost takes maps of gconv, but {kind_of(A)} was given.")
     total = _extra(A, x, 1)
     for B in A.maps:
         total = total + _planned(B, x.new_empty(*x.shape[:-2], B.sites[1], B.i, device="meta"))
@@ -98,21 +101,21 @@ def _planned(A: Map, x: Tensor) -> Cost:
 
 
 def _extra(A: Map, x: Tensor, times: int) -> Cost:
-    """Passes over the output."""
+    """The cost of `times` element-wise passes over the output."""
     numbers = float(times) * A.sites[0] * A.o * max(1, x.shape[:-2].numel())
     return Cost(numbers, 3 * x.element_size() * numbers)
 
 
 @checked
 def parameter_count(model: nn.Module, trainable: bool = True) -> int:
-    """The number of numbers that a layer or model learns, those of its structures included.
+    """The number of parameters of a layer or model, including those of learned structures.
 
     Args:
-        model: any module; a parameter that appears twice counts once.
-        trainable: only those that require a gradient.
+        model: any module; a shared parameter counts once.
+        trainable: count only parameters that require gradients.
 
     Raises:
-        TypeError: if it is no module.
+        TypeError: if it is not a module.
 
     >>> from gconv import GConv
     >>> from gconv.operators import conv2d

@@ -1,4 +1,4 @@
-"""How far a layer is from commuting with a symmetry."""
+"""The equivariance error of a layer under a symmetry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gconv.analysis.calls import Model, call, check_model, kind_of
+from gconv.analysis.calls import Model, call, check_model, kind_of, undisturbed
 from gconv.analysis.numbers import vector_norm, wider
 from gconv.arguments import checked, shown
 from gconv.domains import Graph, Grid, read_graph
@@ -17,19 +17,19 @@ from gconv.linear import Map
 
 
 class Action(Protocol):
-    """A symmetry: what it does to a signal, and to the domain under it."""
+    """A symmetry: its action on a signal and on the domain of the signal."""
 
     def signal(self, x: Tensor, sites: int) -> Tensor:
-        """The moved signal; its last `sites` axes are the sites (grids), or the last but one (graphs)."""
+        """The transformed signal; its sites are the last `sites` axes (grids) or the last axis but one (graphs)."""
         ...
 
     def domain(self, domain: Any) -> Any:
-        """The moved domain."""
+        """The transformed domain."""
         ...
 
 
 def _check_numbers(wanted: str, numbers: Any) -> None:
-    """Refuse what is no sequence of whole numbers."""
+    """Raises a TypeError unless `numbers` is a tuple or list of integers."""
     whole = isinstance(numbers, tuple | list) and all(isinstance(n, Integral) for n in numbers)
     if not whole or any(isinstance(n, bool) for n in numbers):
         raise TypeError(f"{wanted}, but {shown(numbers)} was given.")
@@ -37,11 +37,11 @@ def _check_numbers(wanted: str, numbers: Any) -> None:
 
 @dataclass(frozen=True)
 class Shift:
-    """Translation on a grid, around its borders.
+    """Circular translation on a grid.
 
     Args:
-        steps: sites along each axis.
-        out: sites along each axis of the output, where they differ (a stride divides them).
+        steps: number of sites along each axis.
+        out: number of sites along each axis of the output, if different (divided by the stride).
 
     >>> Shift((0, 1)).signal(torch.tensor([[1, 2, 3]]), 3)
     tensor([[3, 1, 2]])
@@ -84,7 +84,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rot90:
-    """Rotation by quarters of a turn in the last two axes of a grid.
+    """Rotation of the last two axes of a grid by multiples of 90 degrees.
 
     >>> Rot90().signal(torch.tensor([[1, 2], [3, 4]]), 4)
     tensor([[2, 4],
@@ -105,7 +105,7 @@ class Rot90:
 
 @dataclass(frozen=True)
 class Permutation:
-    """Node v is renamed to order[v]; the graph is renamed along.
+    """A permutation of the nodes of signal and graph: node v becomes node order[v].
 
     >>> Permutation((2, 0, 1)).signal(torch.tensor([[1], [2], [3]]), 3).flatten()
     tensor([2, 3, 1])
@@ -117,7 +117,7 @@ class Permutation:
         _check_numbers("Permutation takes the new number of each node, such as Permutation((2, 0, 1))", self.order)
         if sorted(self.order) != list(range(len(self.order))):
             raise ValueError(
-                f"A permutation of {len(self.order)} nodes holds each of their numbers once: {self.order}."
+                f"A permutation of {len(self.order)} nodes must contain each index once, but it is {self.order}."
             )
 
     def signal(self, x: Tensor, sites: int) -> Tensor:
@@ -135,27 +135,30 @@ NAMED = ("shift", "flip", "rot90", "permutation")
 
 @checked
 def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: Any = None, *, seed: int = 0) -> float:
-    """How far a layer is from commuting with an action, at a signal.
+    """The relative equivariance error of a layer under an action, at a signal.
 
-    Equation: |f(g x; g D) - g f(x; D)| / |g f(x; D)|, with g D the moved domain.
+    Equation: |f(g x; g D) - g f(x; D)| / |g f(x; D)|, with g D the transformed domain.
 
-    Meaning: zero for shifts of a convolution whose borders wrap around, not for one with zero padding; zero for
-    renaming nodes of any graph layer. The layer may be nonlinear, and a whole network. A Map is bound to its domain,
-    so for one the error is that of A g - g A: zero where g is a symmetry of its graph or grid.
+    Meaning: zero for shifts of a convolution with circular padding, but not with zero padding; zero for permutations of
+    the nodes of any graph layer. The model may be nonlinear, or a whole network. A Map has a fixed domain, so the error
+    is that of A g - g A, which is zero if g is a symmetry of its graph or grid.
 
     Cost: two forward passes.
 
     Args:
-        model: a layer, nn.Sequential of layers, any callable, or a Map (signals of it have sites before channels).
-        action: `Shift`, `Flip`, `Rot90`, `Permutation`, anything with their two methods, or a name: "shift" (one site
-            along each axis), "flip" (the last axis), "rot90", "permutation" (a random one).
-        x: a signal in the model's own layout; its output is moved in the same layout.
-        domain: the graph for layers on graphs; for a Map on a grid, its `Grid`.
+        model: a layer, nn.Sequential of layers, any callable, or a Map (whose signals have sites before channels). In
+            training mode, running statistics are restored afterwards.
+        action: `Shift`, `Flip`, `Rot90`, `Permutation`, an object with the same two methods, or a name: "shift" (one
+            site along each axis), "flip" (the last axis), "rot90", "permutation" (a random one). Shift, Flip and Rot90
+            act on grids only.
+        x: a signal in the model's layout; the output is transformed in the same layout.
+        domain: the graph, for layers on graphs; for a Map on a grid, its `Grid`.
         seed: of the random permutation.
 
     Raises:
-        TypeError: if the model, the action or x is none.
-        ValueError: if the name is unknown, or the action takes the output to another shape.
+        TypeError: if the model, the action or x is of another type.
+        ValueError: if the name is unknown, the action is for grids but the domain is a graph, or the action changes the
+            shape of the output.
 
     >>> from gconv import GConv
     >>> from gconv.operators import conv2d
@@ -172,7 +175,8 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
         raise TypeError(f"equivariance_error takes a signal x of floating point numbers, but {given} was given.")
     if not isinstance(action, str) and not (callable(getattr(action, "signal", None)) and not isinstance(action, type)):
         raise TypeError(
-            f"An action is one of {', '.join(NAMED)}, or an object such as Shift((1, 1)), not {kind_of(action)}."
+            f"action must be one of {', '.join(NAMED)}, or an object such as Shift((1, 1)), but {kind_of(action)} was "
+            "given."
         )
     grid = domain if isinstance(domain, Grid) else None
     graph = None if grid or domain is None else read_graph(domain, x.shape[-2])
@@ -180,6 +184,11 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
     if isinstance(model, Map) and grid is not None:
         sites = grid.ndim
     act = _named(action, x.shape[-2], sites, seed) if isinstance(action, str) else action
+    if isinstance(act, Shift | Flip | Rot90) and (graph is not None or (isinstance(model, Map) and grid is None)):
+        raise ValueError(
+            f"{type(act).__name__} acts on grids: on a graph use 'permutation', and for a Map on a grid give its Grid "
+            "as the domain."
+        )
     after = Shift(act.out) if isinstance(act, Shift) and act.out is not None else act
 
     def move(signal: Tensor, by: Action, place: Grid | None) -> Tensor:
@@ -187,14 +196,14 @@ def equivariance_error(model: Model, action: Action | str, x: Tensor, domain: An
             return by.signal(signal, sites)
         return by.signal(signal.mT.unflatten(-1, place.shape), sites).flatten(-place.ndim).mT
 
-    with torch.no_grad():
+    with torch.no_grad(), undisturbed(model):
         y = call(model, x, graph)
         moved = call(model, move(x, act, grid), act.domain(graph) if graph is not None else None)
         want = move(y, after, grid)
     if moved.shape != want.shape:
         raise ValueError(
-            f"The moved output has shape {tuple(want.shape)}, but the output of the moved signal {tuple(moved.shape)}; "
-            "use a square grid, or an action that keeps the shape."
+            f"The transformed output has shape {tuple(want.shape)}, but the output of the transformed signal has shape "
+            f"{tuple(moved.shape)}; use a square grid, or an action that preserves shapes."
         )
     size = vector_norm(want)
     error = vector_norm(moved.to(wider(moved.dtype)) - want.to(wider(want.dtype)))

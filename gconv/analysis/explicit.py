@@ -1,4 +1,4 @@
-"""The matrix of a map, written out: dense, or sparse from the taps directly."""
+"""The explicit matrix of a map: dense, or sparse directly from the taps."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def matrix(A: Map | nn.Module, layout: Literal["sparse"], *, domain: Any = None,
 
 @checked
 def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: Tensor | None = None) -> Any:
-    """The matrix of A, (m o, n i): sites outermost, channels innermost.
+    """The matrix of A, (m o, n i), in site-major order: channels vary fastest.
 
     Equation: M = sum_k S_k (x) W_k^T.
 
-    Meaning: M @ x.flatten() is (A @ x).flatten(). Sparse layouts are built from the entries of the taps; no dense array
-    is made on the way, unless S itself is dense (a Fourier basis).
+    Meaning: M @ x.flatten() is (A @ x).flatten(). Sparse layouts are built from the entries of the taps without a dense
+    intermediate array, unless S itself is dense (a Fourier basis).
 
-    Cost: dense, m o n i numbers; sparse, one number for each entry of S and of W_k that meet.
+    Cost: dense, m o n i numbers; sparse, one number for each pair of an entry of S_k and an entry of W_k.
 
-    Traps: sparse matrices keep an entry wherever the structure has one, also where its weight happens to be zero;
-    entries that a grouped mixing does not have are left out.
+    Traps: sparse matrices have an entry wherever the structure has one, even if its weight is zero; structural zeros of
+    a grouped mixing have no entries.
 
     Args:
         A: any map, or a layer.
         layout: "dense" for a tensor, differentiable in W and S; "sparse" for a `scipy.sparse.csr_array`;
-            "torch_sparse" for a coalesced torch COO tensor whose values carry the gradient. scipy has no 16-bit
-            numbers: there they become float32.
+            "torch_sparse" for a coalesced torch COO tensor with differentiable values. scipy does not support 16-bit
+            floats, which are converted to float32.
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Raises:
-        TypeError: if a layer comes without a domain.
-        ValueError: if the layout is none of these.
+        TypeError: if the domain of a layer is missing.
+        ValueError: if the layout is unknown.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import avg_pool1d
@@ -68,7 +68,7 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
     if layout == "dense":
         if isinstance(A, LinearMap):
             return dense.matrix(A.S, A.mixing, A.W, A.i, A.dtype, A.device)
-        few = A.shape[0] < A.shape[1]  # rows than columns: products with the transpose give them
+        few = A.shape[0] < A.shape[1]  # fewer rows than columns: the transpose needs fewer products
         B = A.T if few else A
         columns = torch.eye(B.shape[1], dtype=A.dtype, device=A.device).unflatten(-1, (B.sites[1], B.i))
         M = (B @ columns).flatten(1)
@@ -76,13 +76,13 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
     if layout == "torch_sparse":
         return _coo(A).coalesce()
     if layout != "sparse":
-        raise ValueError(f"The layout of a matrix is 'dense', 'sparse' or 'torch_sparse', not {layout!r}.")
+        raise ValueError(f"layout must be 'dense', 'sparse' or 'torch_sparse', not {layout!r}.")
     import scipy.sparse
 
     with torch.no_grad():
         row, col, values = _coordinates(A) if isinstance(A, LinearMap) else _parts(_coo(A))
         row, col, values = row.int().cpu(), col.int().cpu(), values.to(at_least_single(values.dtype)).cpu()
-    # shapes of 2^31 and more keep scipy's own index type
+    # scipy chooses 64-bit indices itself for shapes of 2^31 and more
     return scipy.sparse.coo_array((values.numpy(), (row.numpy(), col.numpy())), shape=A.shape).tocsr()
 
 
@@ -106,11 +106,11 @@ def _coo(A: Map) -> Tensor:
 
 
 def _coordinates(A: LinearMap) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and value of every entry of S that meets one of W; those of one place come one after the other."""
+    """Row, column and value of the product of every entry of S_k with every structural entry of W_k."""
     S = entries(A.S, A.dtype, A.device)
     W = A.weight()
     like = None if A.W is None else torch.ones_like(A.W)
-    has = A.mixing.dense(like, A.i).to(A.device) != 0  # where this mixing has weights at all
+    has = A.mixing.dense(like, A.i).to(A.device) != 0  # the structural nonzeros of the mixing
     tap, into, out = has.nonzero(as_tuple=True)
     counts = has.flatten(1).sum(1)
     e, place = pairs(counts[S.pattern.tap], (counts.cumsum(0) - counts)[S.pattern.tap])

@@ -1,8 +1,8 @@
-"""Maps that a Fourier basis brings to blocks: one small matrix of channels a frequency.
+"""Block diagonalisation of maps in a Fourier basis: one small matrix of channels per frequency.
 
-grids    shifts that wrap around are diagonal in the discrete Fourier basis; with stride s, the s^d phases of the
-         input (every s-th site, from each start) count as channels (polyphase)
-graphs   polynomials of one symmetric matrix, and multipliers of its eigenbasis: one block an eigenvalue
+grids    circular shifts are diagonal in the discrete Fourier basis; with stride s, the s^d phases of the input (every
+         s-th site, for each offset) are treated as channels (polyphase)
+graphs   polynomials of one symmetric matrix, and multipliers in its eigenbasis: one block per eigenvalue
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A map in Fourier bases: block f leads from the channels at frequency f to those out.
+    """A map in Fourier bases: block f maps the input channels at frequency f to the output channels.
 
     Args:
-        values: (f, o, i), or (1, o, i) where every frequency has the same and any basis will do.
-        into, out: the bases, None for any; a grid's is (its coarse grid, stride).
+        values: (f, o, i), or (1, o, i) if all blocks are equal in every basis.
+        into, out: keys of the bases, None for any basis; for a grid ("grid", its coarse grid, stride).
     """
 
     values: Tensor
@@ -38,11 +38,11 @@ class Blocks:
 
 @dataclass
 class Frames:
-    """The symmetric matrices and eigenbases met so far, so that two maps know whether they share one.
+    """The symmetric matrices and eigenbases seen so far, to detect whether two maps share one.
 
     Args:
-        largest: matrices of more sites are left alone.
-        given: the eigenvalues of the (only) matrix, where they are known.
+        largest: maximal number of sites of a matrix whose eigenvalues are computed.
+        given: the eigenvalues of the (only) matrix, if known.
     """
 
     largest: int
@@ -50,7 +50,7 @@ class Frames:
     known: list[tuple[Taps, Tensor] | Tensor] = field(default_factory=list)
 
     def of(self, L: Taps) -> tuple[int, Tensor] | None:
-        """The number of a symmetric matrix and its eigenvalues, ascending; None where it is not symmetric."""
+        """The index of a symmetric matrix and its eigenvalues, ascending; None if it is not symmetric or too large."""
         n = L.shape[1]
         if L.shape[0] != 1 or L.shape[2] != n or (n > self.largest and self.given is None):
             return None
@@ -72,12 +72,12 @@ class Frames:
             return torch.linalg.eigvalsh((dense + dense.mH) / 2)
         if self.given.shape != (n,):
             raise ValueError(
-                f"There is one eigenvalue a site, {n} in all, but the shape given is {tuple(self.given.shape)}."
+                f"There must be one eigenvalue per site, {n} in all, but the shape given is {tuple(self.given.shape)}."
             )
         return self.given.detach().to(L.values.device, torch.float64).sort().values
 
     def basis(self, U: Tensor) -> int:
-        """The number of an eigenbasis."""
+        """The index of an eigenbasis."""
         for number, entry in enumerate(self.known):
             if isinstance(entry, Tensor) and (entry is U or torch.equal(entry, U)):
                 return number
@@ -86,7 +86,7 @@ class Frames:
 
 
 def _same(A: Taps, B: Taps, eps: float) -> bool:
-    """Equal up to rounding."""
+    """Whether two matrices are equal up to rounding."""
     a, b = A.pattern, B.pattern
     if A.shape != B.shape or not (torch.equal(a.row, b.row) and torch.equal(a.col, b.col)):
         return False
@@ -95,7 +95,7 @@ def _same(A: Taps, B: Taps, eps: float) -> bool:
 
 
 def fourier_blocks(A: Map, frames: Frames) -> Blocks | None:
-    """The blocks of A, or None where no Fourier basis brings it to blocks."""
+    """The blocks of A, or None if it is not block diagonal in a Fourier basis."""
     if isinstance(A, LinearMap):
         return grid_blocks(A) if isinstance(A.S, Shifts) else _graph_blocks(A, frames)
     if isinstance(A, Scaled):
@@ -143,7 +143,7 @@ def _times(A: Blocks, B: Blocks) -> Blocks | None:
 
 
 def _spread(A: Blocks, frame: Hashable) -> Blocks:
-    """What does the same at every site, in the basis of another map."""
+    """The blocks of a map that is the same at every site, in a given basis."""
     phases = math.prod(frame[2]) if isinstance(frame, tuple) else 1
     eye = torch.eye(phases, dtype=A.values.dtype, device=A.values.device)
     return Blocks(torch.kron(eye, A.values[0].contiguous()).unsqueeze(0), frame, frame)
@@ -159,13 +159,13 @@ def wide_weight(A: LinearMap) -> Tensor:
 
 
 def wraps(S: Shifts) -> bool:
-    """Whether S is a (block) circulant: every tap reads around the grid, and the stride divides it."""
+    """Whether S is (block) circulant: every tap wraps around the grid, and the stride divides its size."""
     whole = all(o * s == n for o, s, n in zip(S.out, S.stride, S.size, strict=True))
     return whole and (S.mode == "circular" or all(p <= 0 for pair in S.padding for p in pair))
 
 
 def grid_blocks(A: LinearMap) -> Blocks | None:
-    """The transfer matrices of shifts that wrap around; None for others."""
+    """The blocks of circular shifts; None for others."""
     S = A.S
     assert isinstance(S, Shifts)
     if not wraps(S):
@@ -181,7 +181,7 @@ def grid_blocks(A: LinearMap) -> Blocks | None:
 
 
 def kernel_weight(A: LinearMap) -> Tensor | None:
-    """(k, i, o), one matrix for each tap of the kernel; None where windows differ from place to place."""
+    """(k, i, o), one matrix per tap of the kernel; None if pooling windows differ between sites."""
     S, W = A.S, wide_weight(A)
     assert isinstance(S, Shifts)
     if not S.window:
@@ -191,11 +191,12 @@ def kernel_weight(A: LinearMap) -> Tensor | None:
 
 
 def ring_symbol(S: Shifts, W: Tensor, ring: tuple[int, ...]) -> Tensor:
-    """(f, o, s^d i): sum over the taps of exp(2 pi i f q) W^T, with the offset s q + r of a tap and its phase r.
+    """(f, o, s^d i): sum over the taps of exp(2 pi i f q) W^T, with s q + r the offset of a tap and r its phase.
 
     Args:
-        S: the geometry; `ring` is its coarse grid, on which offsets wrap.
+        S: the geometry.
         W: (k, i, o).
+        ring: the coarse grid, on which offsets wrap around.
     """
     taps = itertools.product(*(range(k) for k in S.kernel))
     axes = list(zip(S.dilation, S.padding, S.stride, ring, strict=True))
@@ -218,14 +219,14 @@ def ring_symbol(S: Shifts, W: Tensor, ring: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The multiplier of each tap at each frequency, (k, f), or (k, 1) where it is the same at all."""
+    """The multiplier of each tap at each frequency, (k, f), or (k, 1) if it is the same at all frequencies."""
 
     g: Tensor
     frame: int | None = None
 
 
 def table(S: Basis, frames: Frames) -> Table | None:
-    """What S does to each eigenvector that its parts share; None where they share none."""
+    """The eigenvalue of each tap of S for each common eigenvector; None if its parts have no common eigenbasis."""
     if isinstance(S, Identity):
         return Table(torch.ones(1, 1, dtype=torch.float64))
     if isinstance(S, Taps | Polynomial):
@@ -241,7 +242,7 @@ def table(S: Basis, frames: Frames) -> Table | None:
         return Table(g, number)
     if isinstance(S, Diagonal):
         if S.U.dtype != at_least_single(S.U.dtype):
-            return None  # rounded this far, U is not orthogonal any more
+            return None  # in 16 bits U is not orthogonal
         n, r = S.U.shape
         g = S.g.detach().to(wider(S.g.dtype))
         return Table(torch.nn.functional.pad(g, (0, n - r)), frames.basis(S.U))

@@ -1,4 +1,4 @@
-"""How much a whole network can stretch a difference between two inputs."""
+"""Lipschitz bounds of whole networks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gconv.mixing import plain
 from gconv.module import bind
 from gconv.spec import NotLinear, OutsideFamily
 
-# the largest slope of each activation, rounded up where it is no round number
+# the Lipschitz constant of each activation, rounded up
 SLOPES: dict[type[nn.Module], float] = {
     nn.ReLU: 1.0,
     nn.ReLU6: 1.0,
@@ -51,7 +51,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 Rule = Callable[[Any, Callable[[nn.Module], float]], float]
 
-# functions and methods of tensors, by name
+# functions and methods of tensors, by name; these have Lipschitz constant 1 (indexing may repeat entries, see _rule)
 REARRANGES = {
     "flatten", "view", "reshape", "unflatten", "permute", "transpose", "t", "T", "mT", "swapaxes", "movedim", "squeeze",
     "unsqueeze", "contiguous", "clone", "detach", "to", "float", "double", "type_as", "chunk", "split", "unbind",
@@ -86,29 +86,29 @@ def lipschitz_bound(
 ) -> float:
     """A number L with |f(x) - f(y)| <= L |x - y| for all inputs, in the Euclidean norm.
 
-    Equation: L = product over the layers of ||A|| (linear layers: the norm of the operator on this grid or graph, not
-    that of the reshaped kernel), max |slope| (activations), sqrt(overlap) (maxima: how often a site is read, with its
-    weights), max |gamma| / sqrt(var + eps) (batch norm in eval mode). Of branches that are added L is the sum, of
-    those that are concatenated the root of the sum of squares: for x + f(x), 1 + L_f.
+    Equation: L is the product over the layers of ||A|| (linear layers: the norm of the operator on this grid or graph,
+    not of the reshaped kernel), max |slope| (activations), sqrt(overlap) (maxima: how often a site is read, weighted),
+    and max |gamma| / sqrt(var + eps) (batch norm in eval mode). For sums of branches L is the sum, for concatenations
+    the root of the sum of squares: for x + f(x) it is 1 + L_f.
 
-    Meaning: inputs that differ by less than margin / (sqrt(2) L) get the same class. The product is an upper bound,
-    often far above the true constant.
+    Meaning: inputs that differ by less than margin / (sqrt(2) L) are assigned the same class. The product is an upper
+    bound, often far above the smallest Lipschitz constant.
 
     Cost: `norm_bound` (certified) or `norm` of every linear layer, and one forward pass of a zero input for the shapes.
 
     Args:
-        model: GConv layers, torch.nn and PyG layers, converted or parametrised or not, alone, in an nn.Sequential, or
-            in modules with a forward of their own that torch.fx can trace (residual networks); in eval mode.
+        model: layers of gconv, torch.nn or PyG, converted or not, parametrised or not; alone, in an nn.Sequential, or
+            in modules whose forward torch.fx can trace (residual networks); in eval mode.
         x: an input without its batch axis, (c, *grid) or (n, c), or its shape.
         domain: the graph, for layers on graphs.
-        certified: bounds that hold for certain. False takes the norms themselves, which are smaller, but where they
-            come from Lanczos they approach from below.
-        rules: for your own modules: rule(module, bound) -> number, where bound(part) is that of a part of the module at
-            the same input. What no tracer follows, `{Block: lambda m, bound: 1 + bound(m.body)}`.
+        certified: whether to use guaranteed upper bounds of the norms. False uses the norms themselves, which are
+            smaller, but those computed by Lanczos are lower bounds.
+        rules: bounds for other modules: rule(module, bound) -> number, where bound(part) is the bound of a submodule at
+            the same input, for example `{Block: lambda m, bound: 1 + bound(m.body)}`.
 
     Raises:
-        TypeError: if a module or a function inside one is not known; the message says what to do.
-        ValueError: if batch norm or dropout is in training mode, or attention depends on its input without bound.
+        TypeError: if no bound is known for a module or function; the message says what to do.
+        ValueError: if batch norm or dropout is in training mode, or a layer uses attention, which is not Lipschitz.
 
     >>> from gconv import GConv
     >>> from gconv.operators import conv2d, max_pool2d
@@ -125,7 +125,7 @@ def lipschitz_bound(
     if not isinstance(model, nn.Module):
         raise TypeError(f"lipschitz_bound takes a torch module, but {kind_of(model)} was given.")
     if rules is not None and not (isinstance(rules, Mapping) and all(map(callable, rules.values()))):
-        raise TypeError("rules must map classes of modules to functions (module, bound) -> number.")
+        raise TypeError("rules must map module classes to functions (module, bound) -> number.")
     like = input_like(x, "lipschitz_bound", model)
     parameter = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), like)
     zero = torch.zeros(like.shape, dtype=parameter.dtype, device=parameter.device)
@@ -138,18 +138,18 @@ def lipschitz_bound(
 
 @dataclass(eq=False)
 class _Bounded:
-    """A tensor inside a network at the zero input, and a Lipschitz bound of it as a function of the input."""
+    """An intermediate tensor for the zero input, and a Lipschitz bound of it as a function of the input."""
 
     value: Tensor
     bound: float
 
 
 class _Walker:
-    """Goes through a network layer by layer."""
+    """Traverses a network layer by layer and propagates bounds."""
 
     def __init__(self, measure: Callable[..., float], rules: dict[type[nn.Module], Rule]) -> None:
         self.measure, self.rules = measure, rules
-        self.overwritten: list[_Bounded] = []  # values that an operation in place has changed
+        self.overwritten: list[_Bounded] = []  # tensors modified in place
 
     def factor(self, module: nn.Module, x: Tensor, domain: Any = None) -> float:
         """The bound of a module at an input of this shape."""
@@ -159,7 +159,7 @@ class _Walker:
         return out.bound
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], domain: Any) -> tuple[Any, Any]:
-        """module(*args, **kwargs) with bounds, and the domain that it leads to."""
+        """module(*args, **kwargs) with bounds, and the domain of the result."""
         found = identify(module)
         name = type(module).__name__
         if isinstance(found, Other) and not found.follows and type(module) not in self.rules:
@@ -196,12 +196,12 @@ class _Walker:
         return y, domain
 
     def _note(self, x: _Bounded, before: int, bound: float) -> None:
-        """Remember that x was overwritten, if it was; views of it were, too."""
+        """Record x, whose views are affected as well, if it was modified in place."""
         if x.value._version != before:
             self.overwritten.append(_Bounded(x.value, bound))
 
     def _bound(self, module: Any, found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], domain: Any) -> float:
-        """The bound of a single module of one input."""
+        """The bound of a single module with one input."""
         kind, x = type(module), args[0]
         if kind in self.rules:
             return float(self.rules[kind](module, lambda part: self.factor(part, x, domain)))
@@ -218,15 +218,15 @@ class _Walker:
         if isinstance(module, NORMS):
             if module.training or module.running_var is None:
                 raise ValueError(
-                    "Batch norm in training mode divides by the spread of its batch and has no bound: "
-                    "call model.eval()."
+                    "Batch norm in training mode divides by the standard deviation of its batch and has no Lipschitz "
+                    "bound: call model.eval()."
                 )
             variance = module.running_var.double()
             gamma = torch.ones_like(variance) if module.weight is None else module.weight.double()
             return float((gamma.abs() / (variance + module.eps).sqrt()).max())
         if kind in DROPOUTS:
             if module.training and module.p:
-                raise ValueError("Dropout in training mode draws at random: call model.eval().")
+                raise ValueError("Dropout in training mode is random and has no Lipschitz bound: call model.eval().")
             return 1.0
         if kind is nn.LeakyReLU:
             return max(1.0, abs(module.negative_slope))
@@ -241,15 +241,15 @@ class _Walker:
     # -- layers --------------------------------------------------------------------------------------------------
 
     def _layer(self, layer: Layer, asked: EngineCall) -> float:
-        """The norm of a layer on the domain of a call, or the bound of one that takes maxima."""
+        """The norm of a layer on the domain of a call, or a bound if it takes maxima."""
         if layer.after:
             raise TypeError(f"No bound is known for {layer.name}: {layer.after}; {_advice(layer.module)}")
         gconv, x = asked.gconv, asked.x
         structure = gconv.spec.structure
         if structure.kind == "adaptive":
             raise ValueError(
-                f"{gconv.spec.name} makes its structure from the signal and is not Lipschitz on all signals; "
-                "freeze it, layer.at(graph, x=x0), and ask for the norm of that map."
+                f"The structure of {gconv.spec.name} depends on the signal, so it is not Lipschitz; freeze it at a "
+                "signal, layer.at(graph, x=x0), and use norm on that map."
             )
         if structure.domain == "graph" or (structure.domain == "any" and not isinstance(asked.domain, Grid | None)):
             if asked.domain is None:
@@ -283,10 +283,10 @@ class _Walker:
             total, k = total + _of_taps(part, signal) * size, k + part.shape[0]
         return total
 
-    # -- modules with a forward of their own ---------------------------------------------------------------------
+    # -- traced modules ------------------------------------------------------------------------------------------
 
     def follow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Node by node through the trace of a module."""
+        """Propagate bounds through the torch.fx trace of a module, node by node."""
         from torch import fx
 
         name = type(module).__name__
@@ -297,7 +297,7 @@ class _Walker:
                 return True
 
             def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-                """Numbers, None and words are as they are given; all else is an input of the trace."""
+                """Numbers, None and strings are constants of the trace; all other arguments are inputs."""
 
                 def proxy(value: Any) -> Any:
                     if value is None or isinstance(value, bool | int | float | str):
@@ -351,7 +351,7 @@ class _Walker:
         tracked = [part for part in _leaves((args, kwargs)) if isinstance(part, _Bounded)]
         function = function if callable(function) else lambda x, *more, **rest: getattr(x, target)(*more, **rest)
         if not tracked or (_name_of(function) == "getitem" and not isinstance(args[0], _Bounded)):
-            return function(*args, **kwargs)  # of constants, or a part of several results
+            return function(*args, **kwargs)  # constants, or an element of a tuple of results
         before = tracked[0].value._version
         name = _name_of(function) or target
         if name == "getattr":
@@ -369,7 +369,7 @@ class _Walker:
         return _wrap(out, bound)
 
     def _rule(self, name: str, out: Any, args: Any, kwargs: Any, tracked: list[_Bounded]) -> float | None:
-        """The bound of the output; None where it is not known."""
+        """The bound of the output; None if no rule applies."""
         first, alone = tracked[0], len(tracked) == 1
         if name in ("cat", "concat", "concatenate", "stack"):
             return math.hypot(*(t.bound for t in tracked))
@@ -392,11 +392,13 @@ class _Walker:
         if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"):
             training = kwargs.get("training", args[2] if len(args) > 2 else True)
             if training and kwargs.get("p", args[1] if len(args) > 1 else 0.5):
-                raise ValueError("Dropout in training mode draws at random: call model.eval().")
+                raise ValueError("Dropout in training mode is random and has no Lipschitz bound: call model.eval().")
             return first.bound
         if name in ("mean", "sum") and isinstance(out, Tensor):
             count = max(1, first.value.numel()) / max(1, out.numel())
             return first.bound * (count**-0.5 if name == "mean" else count**0.5)
+        if name == "getitem":
+            return first.bound * _repeated_reads(first.value, args[1])
         if name in REARRANGES:
             return first.bound
         if name == "pad" and kwargs.get("mode", args[2] if len(args) > 2 else "constant") == "constant":
@@ -408,7 +410,7 @@ class _Walker:
 
 
 def _without_ones(A: LinearMap) -> LinearMap:
-    """A map without its last channel in, that of ones."""
+    """A map without its last input channel, the constant one of affine layers."""
     from dataclasses import replace
 
     assert A.W is not None
@@ -417,7 +419,7 @@ def _without_ones(A: LinearMap) -> LinearMap:
 
 
 def _of_taps(S: Basis, like: Tensor) -> float:
-    """sum over taps of the bound of one: |max_j v_ij x_j - max_j v_ij y_j|^2 <= sum_j v_ij^2 |x_j - y_j|^2."""
+    """The sum of a bound per tap; for maxima |max_j v_ij x_j - max_j v_ij y_j|^2 <= sum_j v_ij^2 |x_j - y_j|^2."""
     taps = entries(S, like.dtype, like.device)
     k, m, n = taps.shape
     size = taps.values.to(wider(taps.values.dtype)).abs()
@@ -431,11 +433,11 @@ def _of_taps(S: Basis, like: Tensor) -> float:
 
 
 def _as_module(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
-    """A function of torch.nn.functional as the module that does the same; None where there is none."""
+    """The module equivalent to a call of a function in torch.nn.functional; None if there is none."""
     more = args[1:]
     options = {key: value for key, value in kwargs.items() if key not in ("inplace", "_stacklevel", "dtype")}
     if name in MODULES:
-        if name.startswith("max_pool"):  # the function has return_indices last
+        if name.startswith("max_pool"):  # its positional arguments are in another order than the module's
             window = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
             options, more = {**dict(zip(window, more, strict=False)), **options}, ()
         try:
@@ -471,18 +473,27 @@ def _name_of(function: Any) -> str:
 
 
 def _of_library(module: nn.Module) -> bool:
-    """Whether a module's class is torch's own (or made by conversion or parametrisation from one that is)."""
+    """Whether a module's class is defined in torch.nn (or derived from one by conversion or parametrisation)."""
     return type(module).__module__.startswith("torch.nn.")
 
 
 def _advice(module: nn.Module) -> str:
     name = type(module).__name__
-    return f"give one, rules={{{name}: lambda module, bound: ...}}, a number that the module cannot exceed."
+    return f"give one, rules={{{name}: lambda module, bound: ...}}, which returns an upper bound for the module."
 
 
 def _repeats(x: Tensor, out: Tensor) -> float:
-    """How much broadcasting to the shape of `out` lengthens x."""
+    """The factor by which broadcasting to the shape of `out` increases |x|."""
     return math.sqrt(max(1.0, out.numel() / max(1, x.numel())))
+
+
+def _repeated_reads(x: Tensor, index: Any) -> float:
+    """The factor by which indexing increases |x|: an index tensor or list may select an entry several times."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(part, Tensor | list) for part in parts):
+        return 1.0
+    selected = torch.arange(x.numel(), device=x.device).view(x.shape)[index].flatten()
+    return math.sqrt(float(selected.bincount().max())) if len(selected) else 1.0
 
 
 def _attribute(module: nn.Module, path: str) -> Any:
@@ -509,7 +520,7 @@ def _any_bounded(value: Any) -> bool:
 
 
 def _strip(value: Any) -> Any:
-    """The values alone."""
+    """The values without their bounds."""
     if isinstance(value, _Bounded):
         return value.value
     if isinstance(value, dict):
@@ -520,7 +531,7 @@ def _strip(value: Any) -> Any:
 
 
 def _wrap(out: Any, bound: float) -> Any:
-    """Every tensor of a result with this bound."""
+    """The result with this bound attached to every tensor."""
     if isinstance(out, Tensor):
         return _Bounded(out, bound)
     return type(out)(_wrap(part, bound) for part in out) if isinstance(out, list | tuple) else out

@@ -1,4 +1,4 @@
-"""The operator norm: its value, and bounds that hold for certain."""
+"""The operator norm and certified upper bounds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gconv.arguments import checked
 from gconv.basis import Shifts
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
-SITES = 1000  # nodes up to which eigenvalues are cheaper than products
+SITES = 1000  # number of nodes up to which eigenvalues are cheaper than Lanczos iterations
 
 
 @checked
@@ -25,25 +25,25 @@ def norm(
 ) -> float:
     """The largest singular value ||A||.
 
-    Equation: ||A|| = max over x of |A x| / |x|. Where a Fourier basis brings A to blocks (grids that wrap around;
-    polynomials of a symmetric matrix, up to 1000 nodes), the largest over the blocks, exactly. Elsewhere by Lanczos
-    bidiagonalisation, A V = U B with B bidiagonal: the norm of B rises to that of A, and stops where
-    |A^T u - s v| <= tol s.
+    Equation: ||A|| = max over x of |A x| / |x|. If A is block diagonal in a Fourier basis (grids with circular padding;
+    polynomials of a symmetric matrix, up to 1000 nodes), it is computed exactly as the largest norm of the blocks.
+    Otherwise by Lanczos bidiagonalisation, A V = U B with B bidiagonal: the norm of B increases to that of A, and the
+    iteration stops when |A^T u - s v| <= tol s.
 
-    Traps: Lanczos approaches from below. The error of s is then at most tol s, and of the order of tol^2 s where the
-    largest singular value stands alone; `norm_bound` is never too small.
+    Traps: Lanczos gives a lower bound. Its error is at most tol s, and of the order of tol^2 s if the largest singular
+    value is well separated; `norm_bound` is an upper bound.
 
-    Cost: see `singular_values`; else two products a step, and one vector of each side kept.
+    Cost: see `singular_values`; otherwise two products and two stored vectors per step.
 
     Args:
-        A: any map, or a layer. It is widened to double precision first.
-        tol: of the residual.
-        steps: at most.
+        A: any map, or a layer. It is converted to double precision first.
+        tol: tolerance of the residual, relative to the norm.
+        steps: maximal number of iterations.
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Raises:
-        TypeError: if a layer comes without a domain.
-        ValueError: if the map holds NaN or infinity.
+        TypeError: if the domain of a layer is missing.
+        ValueError: if tol or steps is not positive, or the map contains NaN or infinity.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import avg_pool2d
@@ -61,7 +61,7 @@ def norm(
 
 
 def exact_norm(A: Map) -> float | None:
-    """The norm from Fourier blocks; None where there are none."""
+    """The norm from Fourier blocks; None if A is not block diagonal in a Fourier basis."""
     if not min(A.shape):
         return 0.0
     blocks = fourier_blocks(A, Frames(SITES))
@@ -72,12 +72,12 @@ def _lanczos(A: Map, tol: float, steps: int) -> float:
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(A.sites[0], A.o, generator=generator, dtype=torch.float64).to(A.device, A.dtype)
     with torch.no_grad():
-        v = adjoint(A, start)  # nothing of it is sent to zero
+        v = adjoint(A, start)  # orthogonal to the null space of A
     if not bool(v.any()):
         return 0.0
     v, value, beta = v / vector_norm(v), 0.0, 0.0
     left: list[Tensor] = []
-    right, diagonal, beside = [v.flatten()], list[float](), list[float]()
+    right, diagonal, superdiagonal = [v.flatten()], list[float](), list[float]()
     with torch.no_grad():
         for _ in range(min(steps, *A.shape)):
             u = _orthogonal((A @ right[-1].view_as(v)).flatten(), left)
@@ -88,23 +88,23 @@ def _lanczos(A: Map, tol: float, steps: int) -> float:
             w = _orthogonal(adjoint(A, left[-1].view(A.sites[0], A.o)).flatten(), right)
             beta = vector_norm(w)
             B = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-            B += torch.diag(torch.tensor(beside, dtype=torch.float64), 1)
+            B += torch.diag(torch.tensor(superdiagonal, dtype=torch.float64), 1)
             P, singular, _ = torch.linalg.svd(B)
             value = float(singular[0])
             if beta * abs(float(P[-1, 0])) <= tol * value:
                 break
-            beside.append(beta)
+            superdiagonal.append(beta)
             right.append(w / beta)
     return value
 
 
 def adjoint(A: Map, y: Tensor) -> Tensor:
-    """A^* y: the transpose, conjugated where numbers are complex."""
+    """A^* y, the conjugate transpose applied to y."""
     return (A.T @ y.conj()).conj() if y.is_complex() else A.T @ y
 
 
 def _orthogonal(x: Tensor, basis: list[Tensor]) -> Tensor:
-    """x without its part in the span of an orthonormal basis; twice, which is enough."""
+    """x orthogonalised against an orthonormal basis by classical Gram-Schmidt with one reorthogonalisation."""
     if basis:
         Q = torch.stack(basis)
         for _ in range(2):
@@ -114,24 +114,24 @@ def _orthogonal(x: Tensor, basis: list[Tensor]) -> Tensor:
 
 @checked
 def norm_bound(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = None) -> float:
-    """An upper bound of ||A|| that holds for certain, up to rounding.
+    """A certified upper bound of ||A||, up to rounding.
 
-    Equation: the least of those that apply:
-        exact where a Fourier basis brings A to blocks
-        ||pad|| ||C|| for shifts on a grid, with C the circular map on the enlarged grid: cutting a circulant down to
-            the sites that are there only makes it smaller (||pad|| = 1 for zeros)
+    Equation: the smallest of the bounds that apply:
+        the exact norm, if A is block diagonal in a Fourier basis
+        ||pad|| ||C|| for shifts on a grid, with C the circular map on the padded grid: a submatrix of a circulant has
+            at most its norm (||pad|| = 1 for zero padding)
         sqrt(||M||_1 ||M||_inf), Schur's test, from the sparse matrix M
-        ||A|| + ||B|| of a sum, ||A|| ||B|| of a product
+        ||A|| + ||B|| for a sum, ||A|| ||B|| for a product
 
-    Cost: an FFT and a decomposition for each frequency on grids; the sparse matrix elsewhere.
+    Cost: an FFT and a decomposition per frequency on grids; the sparse matrix otherwise.
 
     Args:
         A: any map, or a layer.
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Raises:
-        TypeError: if a layer comes without a domain.
-        ValueError: if the map holds NaN or infinity.
+        TypeError: if the domain of a layer is missing.
+        ValueError: if the map contains NaN or infinity.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv2d
@@ -139,7 +139,7 @@ def norm_bound(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = Non
     >>> norm(A) <= norm_bound(A)
     True
 
-    Source: Schur's test; for grids the interlacing of a submatrix.
+    Source: Schur's test; for grids, the interlacing of singular values of a submatrix.
     """
     A = map_of(A, "norm_bound", domain, x)
     check_finite(A, "norm_bound")
@@ -172,7 +172,7 @@ def _schur(A: Map) -> float:
 
 
 def _enlarged(A: LinearMap) -> float | None:
-    """||pad|| times the norm of the map that wraps around the padded grid, made a multiple of the stride."""
+    """||pad|| times the norm of the circular map on the padded grid, enlarged to a multiple of the stride."""
     S, W = A.S, kernel_weight(A)
     assert isinstance(S, Shifts)
     if W is None:

@@ -1,7 +1,7 @@
 """Precision and range: maps in double precision, and norms that neither overflow nor underflow.
 
-A measure is homogeneous, f(c A) = |c| f(A), only if no square leaves the range of its type. Maps are therefore widened
-to double precision first, and whatever is squared is divided by a power of two before, which rounds nothing.
+A norm is homogeneous, f(c A) = |c| f(A), only if squares neither overflow nor underflow. Maps are therefore converted
+to double precision first, and values are divided by a power of two, which is exact, before they are squared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def wider(dtype: torch.dtype) -> torch.dtype:
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
-    """The type of a result that is made from numbers of this type: bfloat16 and float16 become float32."""
+    """The dtype of results for inputs of this dtype: float32 for bfloat16 and float16, else the same."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
@@ -36,12 +36,12 @@ def is_positive(value: Any) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1."""
+    """Whether a value is an integer >= 1."""
     return isinstance(value, Integral) and value is not True and int(value) >= 1
 
 
 def power_of_two(x: Tensor) -> float:
-    """A power of two near the largest |entry| of x; 1 where that is zero, infinite or NaN.
+    """A power of two near the largest |entry| of x; 1 if that is zero, infinite or NaN.
 
     >>> power_of_two(torch.tensor([0.0, -5.0])), power_of_two(torch.zeros(2))
     (4.0, 1.0)
@@ -53,7 +53,7 @@ def power_of_two(x: Tensor) -> float:
 
 
 def scaled(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """x over a power of two near its largest entry along these axes, and that power; 1 where there is none.
+    """x divided by a power of two near its largest entry along these axes, and that power (1 if there is none).
 
     >>> scaled(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), (-1,))
     (tensor([[1.5000, 0.5000],
@@ -69,7 +69,7 @@ def scaled(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def vector_norm(x: Tensor) -> float:
-    """|x|, wherever |x| is in range.
+    """|x|, without intermediate overflow or underflow.
 
     >>> vector_norm(torch.tensor([3e-200, 4e-200], dtype=torch.float64))
     5e-200
@@ -94,7 +94,7 @@ def spectral_norm(M: Tensor) -> float:
 
 
 def widen(A: Map) -> Map:
-    """The same map in double precision, without gradients: its numbers are converted, not made anew."""
+    """The same map in double precision, without gradients: its tensors are converted, not recomputed."""
     if A.dtype == wider(A.dtype):
         return A
     if isinstance(A, LinearMap):
@@ -115,7 +115,7 @@ def widen(A: Map) -> Map:
 
 
 def _converted(S: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """A structure with its numbers converted."""
+    """A structure with all floating point tensors converted."""
     if isinstance(S, Tensor):
         return convert(S) if S.is_floating_point() or S.is_complex() else S
     if isinstance(S, AttentionTaps):
@@ -131,7 +131,7 @@ def _converted(S: Any, convert: Callable[[Tensor], Tensor]) -> Any:
 
 
 def numbers(A: Map) -> Iterator[Tensor]:
-    """All tensors that the entries of a map are made of."""
+    """All tensors from which the entries of a map are computed."""
     if isinstance(A, LinearMap):
         if A.W is not None:
             yield A.W
@@ -158,12 +158,13 @@ def _held(S: Basis) -> list[Tensor]:
 
 
 def check_finite(A: Map, asking: str) -> None:
-    """Refuse maps that hold NaN or infinity.
+    """Raises a ValueError, naming the calling function, if a map contains NaN or infinity.
 
-    Raises:
-        ValueError: naming the function that asks.
+    Args:
+        A: the map.
+        asking: the name of the calling function.
     """
     if not all(bool(t.detach().isfinite().all()) for t in numbers(A)):
         raise ValueError(
-            f"{asking} needs finite numbers, but the weights or the structure of {A} hold NaN or infinity."
+            f"{asking} needs finite numbers, but the weights or the structure of {A} contain NaN or infinity."
         )

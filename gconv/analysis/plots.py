@@ -1,4 +1,4 @@
-"""Pictures of the answers. Each takes an axis (or makes one), draws on it and returns it."""
+"""Figures of analysis results. Each function draws on a given matplotlib axis, or on a new one, and returns it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gconv.analysis.response import Response, frequency_response
 from gconv.arguments import checked, shown
 from gconv.linear import Map
 
-MAX_ENTRIES = 25_000_000  # of a matrix that is drawn: more than a screen has pixels
-MAX_LINES = 12  # of a frequency response; more pairs of channels are drawn as median and range
-BLUE, WHITE, RED = "#6baed6", "#ffffff", "#67001f"  # the negative end is lighter, so that grey tells the signs apart
+MAX_ENTRIES = 25_000_000  # of a matrix that is drawn
+MAX_LINES = 12  # of a frequency response; more pairs of channels are summarised by median and range
+BLUE, WHITE, RED = "#6baed6", "#ffffff", "#67001f"  # unequal lightness, so that signs differ in greyscale
 
 
 def _axis(ax: Any) -> Any:
@@ -29,15 +29,15 @@ def _axis(ax: Any) -> Any:
 
 
 def _bar(ax: Any, picture: Any, label: str) -> None:
-    """A colour bar with its unit."""
+    """Add a labelled colour bar."""
     ax.figure.colorbar(picture, ax=ax, shrink=0.8, label=label)
 
 
 def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Tensor:
-    """A tensor in double precision on the CPU, the absolute value of a complex one.
+    """The tensor in double precision on the CPU; absolute values if it is complex.
 
     Raises:
-        TypeError, ValueError: if it is no tensor of numbers, or has another number of axes.
+        TypeError, ValueError: if it is not a tensor, or has an unexpected number of axes.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{asking} takes {wanted}, but {kind_of(value)} was given.")
@@ -49,7 +49,7 @@ def _numbers(value: Any, asking: str, ndims: tuple[int, ...], wanted: str) -> Te
 
 @checked
 def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = None, x: Tensor | None = None) -> Any:
-    """The matrix of a map as a picture: dark red above, light blue below zero, white at zero; if complex, |entries|.
+    """The matrix of a map as an image: dark red is positive, light blue negative, white zero; complex: |entries|.
 
     Args:
         A: a map, a matrix or a layer.
@@ -60,8 +60,8 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
         the axis.
 
     Raises:
-        TypeError: if A is none of these, or a layer comes without a domain.
-        ValueError: if it has more than 25 million entries.
+        TypeError: if A is none of these, or the domain of a layer is missing.
+        ValueError: if the matrix has more than 25 million entries.
 
     >>> from gconv.linear import identity
     >>> plot_matrix(identity(3)).get_title()
@@ -71,7 +71,7 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
         A = map_of(A, "plot_matrix", domain, x)
     if len(A.shape) == 2 and A.shape[0] * A.shape[1] > MAX_ENTRIES:
         raise ValueError(
-            f"A matrix of {A.shape[0]} x {A.shape[1]} is too large to draw: take a smaller domain or fewer channels."
+            f"A matrix of {A.shape[0]} x {A.shape[1]} is too large to draw: use a smaller domain or fewer channels."
         )
     M = _numbers(matrix(A) if isinstance(A, Map) else A, "plot_matrix", (2,), "a map or a matrix (rows, columns)")
     ax = _axis(ax)
@@ -96,22 +96,22 @@ def plot_response(
     domain: Any = None,
     x: Tensor | None = None,
 ) -> Any:
-    """A frequency response: one line a pair of channels over eigenvalues, or |gain| over the frequencies of a plane.
+    """A frequency response: one line per pair of channels over the eigenvalues, or an image of |gain| in 2-D.
 
-    Low frequencies are on the left for every operator: the axis of an adjacency's eigenvalues runs backwards.
+    Low frequencies are on the left for every operator: for an adjacency the axis of eigenvalues is reversed.
 
     Args:
-        response: of `frequency_response`, or what that takes: a map or a layer.
+        response: from `frequency_response`, or a map or layer.
         ax: a matplotlib axis.
-        pairs: channels (in, out); default all (median and range where there are more than 12), on planes the first.
+        pairs: channels (in, out); default: all (median and range if there are more than 12), in 2-D the first.
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Returns:
         the axis.
 
     Raises:
-        TypeError: if it is no response, map or layer, or a layer comes without a domain.
-        ValueError: if the response is that of a volume, or a pair names a channel that is not there.
+        TypeError: if it is not a response, map or layer, or the domain of a layer is missing.
+        ValueError: if the response is three-dimensional, or a pair names a channel that does not exist.
 
     >>> from gconv.analysis import frequency_response
     >>> from gconv import GConv
@@ -126,12 +126,14 @@ def plot_response(
     try:
         given = None if pairs is None else [(int(i), int(o)) for i, o in pairs]
     except (TypeError, ValueError):
-        raise TypeError(f"pairs are channels (in, out), such as [(0, 1)], not {shown(pairs)}.") from None
+        raise TypeError(f"pairs must be channels (in, out), such as [(0, 1)], but it is {shown(pairs)}.") from None
     if any(not (0 <= i < gain.shape[1] and 0 <= o < gain.shape[2]) for i, o in given or []):
-        raise ValueError(f"There are {gain.shape[1]} channels in and {gain.shape[2]} out, but the pairs are {given}.")
+        raise ValueError(f"There are {gain.shape[1]} channels in and {gain.shape[2]} out, but pairs is {given}.")
     pairs = given
     if response.frequency.ndim > 1 and response.frequency.shape[1] > 1 and len(response.grid) != 2:
-        raise ValueError(f"A picture shows the frequencies of a line or a plane, not of a grid {response.grid}.")
+        raise ValueError(
+            f"plot_response draws responses on one or two axes of default frequencies, not on a grid {response.grid}."
+        )
     ax = _axis(ax)
     if response.frequency.ndim == 1 or response.frequency.shape[1] == 1:
         at = response.frequency.flatten().cpu()
@@ -162,15 +164,15 @@ def plot_spectrum(values: Tensor, ax: Any = None, label: str | None = None) -> A
     """Singular values in descending order.
 
     Args:
-        values: of `singular_values`.
-        ax: a matplotlib axis; call again with it to compare.
+        values: (s,) from `singular_values`.
+        ax: a matplotlib axis; pass it again to compare.
         label: of the line.
 
     Returns:
         the axis.
 
     Raises:
-        TypeError, ValueError: if it is no tensor of this shape.
+        TypeError, ValueError: if it is not a tensor of this shape.
 
     >>> import torch
     >>> plot_spectrum(torch.tensor([3.0, 1.0])).lines[0].get_ydata().tolist()
@@ -185,19 +187,19 @@ def plot_spectrum(values: Tensor, ax: Any = None, label: str | None = None) -> A
 
 @checked
 def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = None, shape: Any = None) -> Any:
-    """What a site sees: a picture on a plane, bars on a line, coloured nodes where positions are given.
+    """The receptive field of a site: an image in 2-D, bars in 1-D, coloured nodes if positions are given.
 
     Args:
-        field: (h, w) or (n,), of `effective_receptive_field`, or a row of `receptive_field`.
+        field: (h, w) or (n,), from `effective_receptive_field`, or a row of `receptive_field`.
         ax: a matplotlib axis.
         pos: (n, 2) positions of nodes.
-        shape: the grid that a row unfolds to.
+        shape: of the grid, to which a row is reshaped.
 
     Returns:
         the axis.
 
     Raises:
-        TypeError, ValueError: if it is no tensor of this shape.
+        TypeError, ValueError: if it is not a tensor of this shape.
 
     >>> import torch
     >>> plot_receptive_field(torch.ones(3, 4)).images[0].get_array().shape
@@ -208,11 +210,11 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
         try:
             seen = seen.reshape(tuple(shape))
         except (TypeError, RuntimeError):
-            raise ValueError(f"A field of {seen.numel()} sites does not unfold to the grid {shown(shape)}.") from None
+            raise ValueError(f"A field of {seen.numel()} sites cannot be reshaped to {shown(shape)}.") from None
     if pos is not None:
         pos = _numbers(pos, "plot_receptive_field", (2,), "positions pos (n, 2)")
         if pos.shape != (seen.numel(), 2):
-            raise ValueError(f"pos must be ({seen.numel()}, 2), one row a node, but its shape is {tuple(pos.shape)}.")
+            raise ValueError(f"pos must be ({seen.numel()}, 2), one row per node, but its shape is {tuple(pos.shape)}.")
     ax = _axis(ax)
     if pos is not None:
         x, y = pos.mT.numpy()
@@ -233,15 +235,15 @@ def plot_energy(energies: Tensor, ax: Any = None, label: str | None = None) -> A
     """Dirichlet energy by depth, on a logarithmic axis.
 
     Args:
-        energies: of `energy_by_depth`.
-        ax: a matplotlib axis; call again with it to compare.
+        energies: (layers + 1,) from `energy_by_depth`.
+        ax: a matplotlib axis; pass it again to compare.
         label: of the line.
 
     Returns:
         the axis.
 
     Raises:
-        TypeError, ValueError: if it is no tensor of this shape.
+        TypeError, ValueError: if it is not a tensor of this shape.
 
     >>> import torch
     >>> plot_energy(torch.tensor([1.0, 0.1])).get_yscale()

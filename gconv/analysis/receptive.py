@@ -1,4 +1,4 @@
-"""What an output site can see, and what it does see."""
+"""Receptive fields: structural and effective."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import Model, call, check_model, input_like, kind_of, map_of
+from gconv.analysis.calls import Model, call, check_model, input_like, kind_of, map_of, undisturbed
 from gconv.analysis.numbers import at_least_single, is_count, widen, wider
 from gconv.arguments import checked
 from gconv.basis import Basis, Diagonal, Polynomial, Product, Stack
@@ -22,21 +22,21 @@ from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 def receptive_field(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None = None) -> Tensor:
     """(m, n) whether output site m reads input site n through any tap.
 
-    Meaning: of a member of the family this is structure alone, whatever the weights of the mixing; of sums and
-    products it is the support of the matrix. How small an entry is does not matter. An entry counts as zero only if
-    the terms that it is the sum of cancel: T_2(L) = 2 L^2 - 1, or A - A.
+    Meaning: for a single layer this depends on the structure only, not on the weights of the mixing; for sums and
+    products it is the support of the matrix. Entries may be arbitrarily small; an entry counts as zero only if its
+    terms cancel, as in T_2(L) = 2 L^2 - 1 or A - A.
 
-    Traps: multipliers of an eigenbasis have no entries of their own; there, what is mere rounding beside the largest
-    entry counts as zero.
+    Traps: for multipliers in an eigenbasis, entries at the level of rounding errors relative to the largest entry count
+    as zero.
 
-    Cost: the structure (or matrix) written out.
+    Cost: the explicit structure (or matrix).
 
     Args:
         A: any map, or a layer.
         domain, x: for a layer, its Grid or graph, and the signal at which adaptive structure is frozen.
 
     Raises:
-        TypeError: if a layer comes without a domain.
+        TypeError: if the domain of a layer is missing.
 
     >>> from gconv import GConv, Grid
     >>> from gconv.operators import conv1d
@@ -55,7 +55,7 @@ def receptive_field(A: Map | nn.Module, *, domain: Any = None, x: Tensor | None 
 
 @dataclass(frozen=True, eq=False)
 class _Support:
-    """Matrices of which it is known which entries have terms at all, whatever these add up to.
+    """Matrices that also record, for each entry, whether it has terms and the sum of their absolute values.
 
     Args:
         reads: whether an entry has a term.
@@ -68,7 +68,7 @@ class _Support:
     size: Tensor
 
     def support(self, eps: float) -> Tensor:
-        """The entries that have terms which do not cancel."""
+        """Which entries have terms that do not cancel."""
         cancels = (self.value.abs() <= eps * self.size) & (self.size > 0) & self.size.isfinite()
         return self.reads & ~cancels
 
@@ -76,11 +76,11 @@ class _Support:
         return _Support(self.reads | other.reads, self.value + other.value, self.size + other.size)
 
     def times(self, c: complex | Tensor) -> _Support:
-        """c A; structure alone: c = 0 reads what A reads."""
+        """c A; the structure of A is kept even if c = 0."""
         return _Support(self.reads, c * self.value, torch.as_tensor(c).abs() * self.size)
 
     def einsum(self, how: str, other: _Support) -> _Support:
-        """A contraction of two, by each of the three."""
+        """A contraction of two operands, applied to all three fields."""
         reads = torch.einsum(how, self.reads.double(), other.reads.double()) > 0
         return _Support(reads, torch.einsum(how, self.value, other.value), torch.einsum(how, self.size, other.size))
 
@@ -124,7 +124,7 @@ def _polynomial(S: Polynomial, A: LinearMap, eps: float) -> _Support:
     if S.combine is None:
         return _join(terms, 0)
     rows = torch.as_tensor(S.combine, dtype=A.dtype, device=A.device).detach()
-    if isinstance(S.combine, Tensor):  # computed from parameters: what is left where they cancel is rounding
+    if isinstance(S.combine, Tensor):  # computed from parameters: coefficients that cancel leave rounding errors
         rows = torch.where(rows.abs() > eps * rows.abs().amax(1, keepdim=True), rows, 0.0)
     none = _Support(eye > 1, 0 * eye, 0 * eye)
     used = [[t.times(c) for t, c in zip(terms, row, strict=True) if c != 0] for row in rows]
@@ -150,7 +150,7 @@ def _whole(A: Map, eps: float) -> _Support:
 
 
 def _block(A: Block, r: int, c: int, eps: float) -> _Support:
-    """One block of a table; zeros where there is none."""
+    """One block of a block map; zeros for None."""
     B = A.rows[r][c]
     if B is not None:
         return _whole(B, eps)
@@ -165,33 +165,34 @@ def _block(A: Block, r: int, c: int, eps: float) -> _Support:
 def effective_receptive_field(
     model: Model, x: Any, site: Any = None, domain: Any = None, *, draws: int = 20, seed: int = 0
 ) -> Tensor:
-    """How strongly an output site depends on each input site, on average over inputs.
+    """The sensitivity of an output site to each input site, averaged over random inputs.
 
     Equation: E_j = mean over inputs and channels i of |d (sum_o y_site,o) / d x_j,i|.
 
-    Meaning: the receptive field says what can be seen; this says how much of it counts. It shrinks to a Gaussian in
-    the middle in deep networks, while the theoretical field grows linearly with depth. `receptive_field` is its exact
-    support for a single linear layer.
+    Meaning: the receptive field contains all inputs that can influence an output; this measures how much they do. In
+    deep networks it approaches a Gaussian much narrower than the receptive field, which grows linearly with depth. For
+    a single linear layer its support is `receptive_field`.
 
     Traps: weights of opposite sign cancel in the sum over output channels, as in the source.
 
-    Cost: `draws` forward and backward passes. A map is linear, so one suffices and no input is drawn.
+    Cost: `draws` forward and backward passes; one for a Map, since it is linear.
 
     Args:
-        model: a layer, nn.Sequential of layers, any callable, or a Map.
-        x: an input without its batch axis, (c, *grid) or (n, c), of which only shape, dtype and device are read; or
+        model: a layer, nn.Sequential of layers, any callable, or a Map. In training mode, running statistics are
+            restored afterwards.
+        x: an input without its batch axis, (c, *grid) or (n, c), of which only shape, dtype and device are used; or
             its shape.
-        site: the output site: a number on graphs, a tuple on grids; default the middle.
+        site: the output site: an index on graphs, a tuple on grids; default: the middle.
         domain: the graph, for layers on graphs.
-        draws: standard normal inputs.
+        draws: the number of standard normal inputs.
         seed: of the inputs.
 
     Returns:
         (*grid) or (n,), not normalised.
 
     Raises:
-        TypeError: if the model or x is none, or the model is complex and no map.
-        ValueError: if the site is not one of the output's.
+        TypeError: if the model or x is of another type, or x is complex and the model not a linear map.
+        ValueError: if the output has no such site, or the model does not accept the input.
 
     >>> from gconv import GConv
     >>> from gconv.operators import conv2d
@@ -216,24 +217,24 @@ def effective_receptive_field(
     total = torch.zeros(shape, dtype=torch.float64, device=like.device)
     for _ in range(draws):
         draw = torch.randn(like.shape, generator=generator, dtype=wider(like.dtype)).to(like).requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), undisturbed(model):
             y = _run(model, draw if graph else draw.unsqueeze(0), domain)
-        y = y.mT if graph else y.squeeze(0)  # (o, *sites)
-        at = _site(site, tuple(y.shape[1:]))
-        seen = y.flatten(1)[:, at].sum()
-        (gradient,) = torch.autograd.grad(seen, draw, torch.ones_like(seen), materialize_grads=True)
+            y = y.mT if graph else y.squeeze(0)  # (o, *sites)
+            at = _site(site, tuple(y.shape[1:]))
+            seen = y.flatten(1)[:, at].sum()
+            (gradient,) = torch.autograd.grad(seen, draw, torch.ones_like(seen), materialize_grads=True)
         total += gradient.abs().double().mean(-1 if graph else 0)
     return (total / draws).to(at_least_single(like.real.dtype))
 
 
 def _run(model: Model, x: Tensor, domain: Any) -> Tensor:
-    """The output of a model, which must have sites. Raises: ValueError."""
+    """The output of a model, which must have site axes. Raises: ValueError."""
     try:
         y = call(model, x, domain)
     except RuntimeError as error:
         raise ValueError(
-            f"effective_receptive_field takes an input without its batch axis; the model refuses one of shape "
-            f"{tuple(x.shape)}, with that axis added: {str(error).splitlines()[0].rstrip('.')}."
+            f"effective_receptive_field takes an input without its batch axis; with that axis added, the model fails "
+            f"on shape {tuple(x.shape)}: {str(error).splitlines()[0].rstrip('.')}."
         ) from error
     if y.ndim < 3 - (domain is not None or isinstance(model, Map)):
         raise ValueError(
@@ -244,14 +245,14 @@ def _run(model: Model, x: Tensor, domain: Any) -> Tensor:
 
 
 def check_differentiable(model: Model, x: Tensor, asking: str) -> None:
-    """Refuse inputs that have no gradient to speak of.
+    """Check that a model can be differentiated at inputs of this dtype.
 
     Raises:
-        TypeError: if they are no floating point numbers, or complex where the model is no linear map.
+        TypeError: if x is not floating point, or complex and the model not a linear map.
     """
     if x.dtype.is_complex and not isinstance(model, Map):
         raise TypeError(
-            f"{asking} takes derivatives, which a model of complex numbers need not have; a linear map has them: "
+            f"{asking} takes derivatives, which a model of complex numbers need not have; use a linear map, "
             "layer.at(domain)."
         )
     if not (x.dtype.is_floating_point or x.dtype.is_complex):
@@ -268,7 +269,7 @@ def _site(site: Any, shape: tuple[int, ...]) -> int:
         )
     except TypeError:
         raise TypeError(
-            f"A site is a number on a graph and a tuple of numbers on a grid, not {kind_of(site)}."
+            f"site must be an integer on a graph and a tuple of integers on a grid, but {kind_of(site)} was given."
         ) from None
     if len(at) != len(shape) or any(not 0 <= p < n for p, n in zip(at, shape, strict=True)):
         raise ValueError(f"The output has sites of shape {shape}, but the site asked for is {site}.")

@@ -1,14 +1,14 @@
-"""What a network computes at one input, as a program of linear steps: masks and selections are frozen.
+"""Recording of a network at one input as a program of linear steps, with masks and selections frozen.
 
-A dispatch mode sees every operator that torch runs, whatever the model's code looks like, after functionalization has
-replaced writes in place. An operator on a value that depends on the input becomes
+A dispatch mode intercepts every operator that torch runs, independently of the model's code, after functionalization
+has replaced in-place operators. An operator on a value that depends on the input becomes
 
-    the operator itself, without constant terms    linear ones (SUMS, a polynomial in the positions of the arguments)
-    a product with its slope                       activations that are piecewise linear (SLOPES)
-    a selection                                    maxima, pooling, sorting
-    nothing                                        comparisons, roundings, whole numbers: constant within a region
+    the operator itself without constant terms     if it is linear (SUMS)
+    a product with its slope                       if it is a piecewise linear activation (SLOPES)
+    a selection                                    for maxima, pooling, sorting
+    nothing                                        for comparisons, rounding and integers, which are locally constant
 
-and all others raise NotLinear, with the layer that ran them.
+and all others raise NotLinear, naming the layer that ran them.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from gconv.spec import NotLinear
 
 
 class Recorder(TorchDispatchMode):
-    """Records what happens to one tensor.
+    """Records the operators applied to one tensor.
 
     Args:
         x: the input.
-        names: the name of each module of the model.
+        names: the name of each module of the model, by id.
     """
 
     def __init__(self, x: Tensor, names: dict[int, str]) -> None:
@@ -56,7 +56,7 @@ class Recorder(TorchDispatchMode):
         self.names, self.steps, self.count = names, list[Step](), 1
         self.slots = WeakTensorKeyDictionary()
         self.slots[x] = Slot(0)
-        self.memory: dict[int, tuple[Slot, Tensor]] = {}  # of storages that were written to, by address: all numbers
+        self.memory: dict[int, tuple[Slot, Tensor]] = {}  # by address, storages that were written to, as flat tensors
         self.layers: list[nn.Module] = []
         self.hooks: list[Any] = []
 
@@ -78,7 +78,7 @@ class Recorder(TorchDispatchMode):
         self.layers.pop()
 
     def program(self, x: Tensor, y: Tensor) -> Program:
-        """What led from x to y."""
+        """The recorded steps from x to y."""
         out = self._slot(y)
         return Program.of(self.steps, None if out is None else out.number, (y.shape, x.shape), x.dtype, x.device)
 
@@ -94,18 +94,18 @@ class Recorder(TorchDispatchMode):
             return out
         results = out if isinstance(out, list | tuple) else (out,)
         if func.namespace != "aten":
-            self.refuse(f"runs {func}, which is no operator of torch itself")
+            self.refuse(f"runs {func}, which is not a torch operator")
         if name in CONSTANT or all(isinstance(r, bool) or (isinstance(r, Tensor) and not _real(r)) for r in results):
             return out
         if not all(isinstance(r, Tensor) for r in results):
-            self.refuse("reads a number out of a tensor that depends on the input")
+            self.refuse("converts a tensor that depends on the input to a Python number")
         self._record(name, func, args, kwargs, results)
         return out
 
-    # -- writes in place, where functionalization leaves them (inside of torch's own compositions) -----------------
+    # -- in-place operators that functionalization leaves (inside torch's composite operators) ---------------------
 
     def _write(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operator that changes its first argument: recorded as the one that does not."""
+        """Record an in-place operator as its functional variant."""
         target, overload = args[0], func.__name__.split(".")[1]
         before, old = target, self._slot(target)
         if name not in RESHAPES:
@@ -122,7 +122,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _wrote(self, target: Tensor, new: Slot | None) -> None:
-        """Let all tensors in the memory of one know what was written to it."""
+        """Update the slots of all tensors that share the storage of one that was written to."""
         place, itemsize = _place(target), target.element_size()
         flat: Any = torch.zeros(target.untyped_storage().nbytes() // itemsize, dtype=target.dtype, device=target.device)
         others = [(u, slot) for u, slot in self.slots.items() if u is not target and _place(u) == place]
@@ -133,23 +133,23 @@ class Recorder(TorchDispatchMode):
                 flat = self._emit(put, (flat, slot, *_geometry(u)))
         value = _zero(target) if new is None else new
         flat = self._emit(put, (flat, value, *_geometry(target)))
-        self.memory[place] = flat, target  # which keeps the address from being used again
+        self.memory[place] = flat, target  # a reference to target keeps its address from being reused
         for u, _ in [*others, (target, None)]:
             self.slots[u] = self._emit(take, (flat, *_geometry(u)))
 
     def _emit(self, function: Any, args: tuple[Any, ...]) -> Slot:
-        """A step whose result is no tensor of the model's own."""
+        """Record a step whose result is not a tensor of the model."""
         self.steps.append(Step(function, substitute(args, _detached), {}, (self.count,)))
         self.count += 1
         return Slot(self.count - 1)
 
-    # -- what an operator becomes --------------------------------------------------------------------------------
+    # -- linearisation of operators ------------------------------------------------------------------------------
 
     def _record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         x = args[0]
         alone = isinstance(x, Tensor) and not _slots_of(substitute([*args[1:], *kwargs.values()], self._slot))
         dim = kwargs.get("dim", args[PICKS[name]] if name in PICKS and len(args) > PICKS[name] else None)
-        if name == "copy":  # into the place of x, whose numbers are gone
+        if name == "copy":  # overwrites x
             if self._slot(args[1]):
                 self._step(cast_to, (self._slot(args[1]), x.shape, x.dtype), out)
         elif name in SLOPES and alone:
@@ -162,7 +162,7 @@ class Recorder(TorchDispatchMode):
         elif name in NORMS and alone:
             training, eps = NORMS[name]
             if (training is not None and args[training]) or args[4] is None:
-                self.refuse("normalises by statistics of its own input; call model.eval()")
+                self.refuse("normalises by statistics of its input; call model.eval()")
             scale = (args[4] + args[eps]).rsqrt()
             scale = scale if args[1] is None else scale * args[1]
             self._step(torch.mul, (self._slot(x), scale.view(-1, *[1] * (x.ndim - 2)).to(x.dtype)), out[:1])
@@ -184,9 +184,9 @@ class Recorder(TorchDispatchMode):
             self.refuse(f"computes {name}, which is not piecewise linear in its input")
 
     def _linear(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """The operator itself, with zeros in place of constant terms."""
+        """Record the operator itself, with its constant terms replaced by zeros."""
         if name == "scatter" and (len(args) > 4 or "reduce" in kwargs):
-            self.refuse("multiplies entries that it scatters")
+            self.refuse("uses scatter with a reduction")
         filled = list(substitute(args, self._constant))
         rest = set(range(len(args)))
         for term in SUMS[name].split(" + "):
@@ -205,7 +205,7 @@ class Recorder(TorchDispatchMode):
         self._step(func, tuple(filled), out, kwargs)
 
     def _scatter(self, args: tuple[Any, ...], include: bool, out: Any) -> None:
-        """The maximum over entries that land in one place; ties share."""
+        """Record a maximum or minimum over entries scattered to the same index; ties are averaged."""
         base, dim, index, source = args[:4]
         hit = (source == out[0].gather(dim, index)).to(out[0].dtype)
         own = base == out[0]
@@ -226,7 +226,7 @@ class Recorder(TorchDispatchMode):
         self.steps.append(Step(function, substitute(args, _detached), kwargs or {}, tuple(numbers)))
 
     def _slot(self, value: Any) -> Any:
-        """The slot of a tensor that depends on the input; None for all else."""
+        """The slot of a tensor that depends on the input; None for other values."""
         if not isinstance(value, Tensor):
             return None
         found = self.slots.get(value)
@@ -238,7 +238,7 @@ class Recorder(TorchDispatchMode):
         return self._slot(value) or value
 
     def refuse(self, what: str) -> None:
-        """Raises: NotLinear, with the layer that runs."""
+        """Raise NotLinear, naming the layer that runs."""
         layer = next((m for m in reversed(self.layers) if id(m) in self.names), None)
         name = "The model" if layer is None or not self.names[id(layer)] else f"Layer {self.names[id(layer)]!r}"
         kind = "" if layer is None else f" ({type(layer).__name__})"
@@ -248,7 +248,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _adapts(module: nn.Module) -> bool:
-    """Whether a layer makes its structure from the signal."""
+    """Whether the structure of a layer depends on the signal."""
     found = identify(module)
     return isinstance(found, Layer) and found.spec.structure.kind == "adaptive"
 
@@ -279,7 +279,7 @@ def _zero(value: Any) -> Any:
 
 
 def _detached(value: Any) -> Any:
-    """A constant without its history; autograd cannot save a tensor made in inference mode."""
+    """A constant detached from autograd; inference tensors are copied, since autograd cannot save them."""
     if not isinstance(value, Tensor):
         return value
     return value.clone() if value.is_inference() else value.detach()

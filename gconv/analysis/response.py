@@ -1,4 +1,4 @@
-"""What a (trained) filter does to each frequency."""
+"""The frequency response of a (trained) filter."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Response:
     """A frequency response.
 
     Args:
-        frequency: (f,) eigenvalues, ascending, or (f, d) cycles a site along each axis, in [-1/2, 1/2).
+        frequency: (f,) eigenvalues, ascending, or (f, d) cycles per site along each axis, in [-1/2, 1/2).
         taps: (k, f) the multiplier of each tap.
-        gain: (f, i, o) what happens on the way from channel i to channel o, sum_k taps_k W_k.
-        grid: the shape that f unfolds to, on grids.
-        low: on graphs, at which end of the ascending eigenvalues the low frequencies are, the eigenvectors that change
-            least along edges: "first" for Laplacians, "last" for adjacencies.
+        gain: (f, i, o) the gain from channel i to channel o, sum_k taps_k W_k.
+        grid: on grids, the shape to which the axis f can be unflattened.
+        low: on graphs, the end of the ascending eigenvalues with the low frequencies, whose eigenvectors vary least
+            along edges: "first" for Laplacians, "last" for adjacencies.
 
     >>> from gconv import GConv
     >>> from gconv.operators import gcn
@@ -51,26 +51,27 @@ def frequency_response(
 ) -> Response:
     """The frequency response of a layer, with its weights.
 
-    Equation: on graphs G(lambda) = sum_k g_k(lambda) W_k, with g_k(lambda) what tap k does to the eigenvector of
-    lambda; on grids G(f) = sum_k exp(2 pi i <f, q_k>) W_k, with q_k the offset that tap k reads.
+    Equation: on graphs G(lambda) = sum_k g_k(lambda) W_k, with g_k(lambda) the eigenvalue of tap k for the eigenvector
+    of lambda; on grids G(f) = sum_k exp(2 pi i <f, q_k>) W_k, with q_k the offset of tap k.
 
-    Meaning: on graphs, of a polynomial filter (Chebyshev, TAG, SGC, ...), GCN, or multipliers. lambda is an eigenvalue
-    of the matrix that the polynomial is of: for `cheb` the rescaled Laplacian, in [-1, 1] and low frequencies first;
-    for adjacencies (`gcn`, `tag`, `sgc`) that adjacency, low frequencies last. On grids it is exact where borders wrap
-    around, and holds away from the borders elsewhere.
+    Meaning: on graphs it is defined for polynomial filters (Chebyshev, TAG, SGC, ...), GCN, and Fourier multipliers.
+    lambda is an eigenvalue of the matrix in the polynomial: for `cheb` the rescaled Laplacian, in [-1, 1], with low
+    frequencies first; for `gcn`, `tag` and `sgc` the normalised adjacency, with low frequencies last. On grids it is
+    exact with circular padding; with other padding it holds away from the borders.
 
-    Cost: O(n^3) for eigenvalues, none if `frequencies` are given; on grids a number for each tap and frequency.
+    Cost: O(n^3) for the eigenvalues unless `frequencies` are given; on grids one number per tap and frequency.
 
     Args:
         A: a layer, or its map.
         domain: for a layer, its graph or Grid.
-        frequencies: (f,) numbers to evaluate at instead of the eigenvalues, for polynomials (any, also those of a
-            matrix that is not symmetric); (f, d) in cycles a site, on grids.
+        frequencies: for polynomials, (f,) arguments at which to evaluate instead of the eigenvalues (also for matrices
+            that are not symmetric); on grids, (f, d) cycles per site.
         x: the signal at which adaptive structure is frozen.
 
     Raises:
-        TypeError: if a layer comes without a domain.
-        ValueError: if the taps have no common eigenbasis, or the grid's map has a stride.
+        TypeError: if the domain of a layer is missing, or frequencies is not a real tensor.
+        ValueError: if the taps have no common eigenbasis, a map on a grid has a stride, or frequencies has the wrong
+            shape.
 
     >>> from gconv import GConv
     >>> from gconv.operators import cheb
@@ -95,13 +96,13 @@ def frequency_response(
         return _on_grid(A, A.S, frequencies)
     if frequencies is not None:
         if frequencies.ndim != 1:
-            raise ValueError(f"On a graph frequencies are (f,) numbers, but their shape is {tuple(frequencies.shape)}.")
+            raise ValueError(f"On a graph frequencies must be (f,), but their shape is {tuple(frequencies.shape)}.")
         at = frequencies.detach().double().to(A.device)
         g = _polynomials(A.S, at)
         if g is None:
             raise ValueError(
-                "Frequencies can be chosen for polynomials of one matrix; this structure is a "
-                f"{type(A.S).__name__}, which is known at its own eigenvalues only."
+                "frequencies can be given only for polynomials of one matrix; this structure is a "
+                f"{type(A.S).__name__}, which is defined at its own eigenvalues only."
             )
         low = _low_end(A.S.L) if isinstance(A.S, Polynomial) else "first"
     else:
@@ -111,7 +112,7 @@ def frequency_response(
             raise ValueError(
                 "A frequency response needs taps that share the eigenbasis of one symmetric matrix (an undirected "
                 f"graph, symmetric normalisation, at most {SITES} nodes); the taps of this {type(A.S).__name__} "
-                "do not. For a polynomial, give the frequencies to evaluate it at."
+                "do not. For a polynomial, give frequencies at which to evaluate it."
             )
         entry, g = frames.known[found.frame], found.g
         at = entry[1] if isinstance(entry, tuple) else _eigenvalues(A.S)
@@ -121,9 +122,10 @@ def frequency_response(
 
 
 def _low_end(frame: Basis | Tensor) -> Literal["first", "last"]:
-    """Where the smooth eigenvectors of a symmetric matrix, or of an eigenbasis (n, f), are.
+    """The end of the spectrum with the smooth eigenvectors of a symmetric matrix, or of an eigenbasis (n, f).
 
-    The entries off a Laplacian's diagonal are negative, an adjacency's are positive. A smooth vector keeps its sign.
+    Off-diagonal entries of a Laplacian are negative, those of an adjacency positive. In an eigenbasis, the smoothest
+    vector has entries of one sign, hence the larger sum.
     """
     if isinstance(frame, Tensor):
         sums = frame.detach().sum(0).abs()
@@ -135,7 +137,7 @@ def _low_end(frame: Basis | Tensor) -> Literal["first", "last"]:
 
 
 def _eigenvalues(S: Basis) -> Tensor:
-    """Those that a Diagonal keeps."""
+    """The eigenvalues stored by a Diagonal."""
     parts = S.parts if isinstance(S, Stack) else (S,)
     values: Tensor = next(part.eigenvalues for part in parts if hasattr(part, "eigenvalues"))
     return values.double()
@@ -151,12 +153,12 @@ def _polynomials(S: Basis, at: Tensor) -> Tensor | None:
 def _on_grid(A: LinearMap, S: Shifts, frequencies: Tensor | None) -> Response:
     if set(S.stride) != {1}:
         raise ValueError(
-            f"A map with stride {S.stride} folds frequencies onto each other, so it has no response at each of them; "
-            "singular_values(A) takes the folded ones together."
+            f"A map with stride {S.stride} folds frequencies onto each other (aliasing), so it has no frequency "
+            "response; singular_values(A) treats aliased frequencies jointly."
         )
     W = kernel_weight(A)
     if W is None:
-        raise ValueError("The windows of this pooling differ at the borders, so it has no frequency response.")
+        raise ValueError("The pooling windows differ at the borders, so there is no frequency response.")
     grid = S.grids[0]
     if frequencies is None:
         axes = [torch.fft.fftshift(torch.fft.fftfreq(n, dtype=torch.float64)) for n in grid]
@@ -164,8 +166,8 @@ def _on_grid(A: LinearMap, S: Shifts, frequencies: Tensor | None) -> Response:
     else:
         if frequencies.shape[-1:] != (len(grid),) and not (len(grid) == 1 and frequencies.ndim == 1):
             raise ValueError(
-                f"On a grid of {len(grid)} axes frequencies are (f, {len(grid)}) cycles a site, but their shape is "
-                f"{tuple(frequencies.shape)}."
+                f"On a grid of {len(grid)} axes frequencies must be (f, {len(grid)}) cycles per site, but their shape "
+                f"is {tuple(frequencies.shape)}."
             )
         at, grid = frequencies.detach().double().reshape(-1, len(grid)), ()
     places = [torch.arange(k) * d - p[0] for k, d, p in zip(S.kernel, S.dilation, S.padding, strict=True)]

@@ -1,4 +1,4 @@
-"""What operators of torch become in a linear program: which are linear, slopes of activations, selections."""
+"""How torch operators are linearised in a recorded program: linear ones, slopes of activations, selections."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# an operator is linear where each term has at most one factor that depends on the input; numbers are positions of
-# arguments, and a list counts as a sum
+# each operator as a polynomial in its arguments, given by position; a list of tensors counts as a sum. It is linear if
+# at most one factor of each term depends on the input
 SUMS = {
     "add": "0 + 1", "sub": "0 + 1", "rsub": "0 + 1", "mul": "0 * 1", "div": "0", "where": "1 + 2", "fill": "0 + 1",
     "lerp": "0 + 1", "complex": "0 + 1", "masked_fill": "0 + 2", "masked_scatter": "0 + 2",
@@ -43,13 +43,13 @@ CONSTANT = {
 
 
 def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    """The slope of clamp, which is 1 at its ends."""
+    """The derivative of clamp, which is 1 at both bounds."""
     inside = torch.ones_like(x, dtype=torch.bool)
     inside = inside if low is None else inside & (x >= low)
     return inside if high is None else inside & (x <= high)
 
 
-# the derivative of an activation in its first argument, at kinks as autograd has it
+# the derivative of each activation in its first argument; at kinks as in autograd
 SLOPES: dict[str, Callable[..., Tensor]] = {
     "relu": lambda x: x > 0,
     "threshold": lambda x, t, value: x > t,
@@ -75,7 +75,7 @@ RESHAPES = {
     "swapaxes",
     "swapdims",
     "as_strided",
-}  # when in place, of shape alone
+}  # in-place operators that change the shape only
 POOLS = {"max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "adaptive_max_pool2d": 2, "adaptive_max_pool3d": 3}
 PICKS = {"max": 1, "min": 1, "median": 1, "nanmedian": 1, "mode": 1, "sort": 1, "cummax": 1, "cummin": 1, "topk": 2,
          "kthvalue": 2}  # fmt: skip
@@ -85,21 +85,21 @@ NORMS = {"native_batch_norm": (5, 7), "cudnn_batch_norm": (5, 7), "miopen_batch_
          "_native_batch_norm_legit_no_training": (None, 6), "_batch_norm_no_update": (None, 6)}  # fmt: skip
 
 
-# -- steps that are no operator of torch -------------------------------------------------------------------------------
+# -- recorded steps that are not torch operators -----------------------------------------------------------------------
 
 
 def cast_to(v: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A tensor copied into the place of another."""
+    """The result of `copy_` into a tensor of this shape and dtype."""
     return v.to(dtype).expand(shape)
 
 
 def put(flat: Tensor, v: Tensor, *geometry: Any) -> Tensor:
-    """The numbers of a memory with those of a tensor in it; torch's as_strided_scatter has a wrong derivative."""
+    """A flat storage after writing a strided tensor; torch's as_strided_scatter has a wrong derivative."""
     return flat.index_copy(0, _addresses(flat, *geometry), v.flatten())
 
 
 def take(flat: Tensor, *geometry: Any) -> Tensor:
-    """A tensor out of the numbers of a memory."""
+    """A strided tensor read from a flat storage."""
     return flat.index_select(0, _addresses(flat, *geometry)).view(geometry[0])
 
 
@@ -108,25 +108,25 @@ def _addresses(flat: Tensor, shape: torch.Size, stride: tuple[int, ...], offset:
 
 
 def pick_window(v: Tensor, index: Tensor, axes: int) -> Tensor:
-    """The entries of these places among the last axes."""
+    """The entries at these flat indices of the last `axes` axes."""
     return v.flatten(-axes).gather(-1, index.flatten(-axes)).view(index.shape)
 
 
 def pick(v: Tensor, dim: int, index: Tensor) -> Tensor:
-    """The entries of these places along one axis, which may be gone in the index."""
+    """The entries at these indices along one axis, which `index` may lack."""
     return v.gather(dim, index) if index.ndim == v.ndim else v.gather(dim, index.unsqueeze(dim)).squeeze(dim)
 
 
 def weighted_sum(v: Tensor, share: Tensor, dims: list[int], keep: bool) -> Tensor:
-    """The mean over the entries that are extreme."""
+    """The sum weighted by `share`: the mean over the entries that attain the extremum."""
     return (v * share).sum(dims, keepdim=keep)
 
 
 def blend(a: Any, b: Any, share: Tensor) -> Tensor:
-    """The larger, or smaller, of two; equal ones share."""
+    """a share + b (1 - share): the larger (or smaller) of two, and the mean where they are equal."""
     return a * share + b * (1 - share)
 
 
 def scatter_selected(v: Any, own: Tensor, dim: int, index: Tensor, w: Any, hit: Tensor) -> Tensor:
-    """The entries that are extreme in the place where they land."""
+    """A scatter-reduction restricted to the entries that attain the extremum, with their weights."""
     return (v * own).scatter_add(dim, index, w * hit)

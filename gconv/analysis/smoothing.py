@@ -1,4 +1,4 @@
-"""Oversmoothing: how much a signal differs between neighbours, and how that fades with depth."""
+"""Oversmoothing: the variation of a signal between neighbours, and its decay with depth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import check_model, check_signal, kind_of, walk
+from gconv.analysis.calls import check_model, check_signal, kind_of, undisturbed, walk
 from gconv.analysis.numbers import at_least_single, scaled
 from gconv.arguments import checked
 from gconv.domains import read_graph
@@ -19,31 +19,31 @@ from gconv.laplacian import inverse_root_degree
 def dirichlet_energy(
     x: Tensor, graph: Any, normalization: Literal["sym"] | None = None, *, relative: bool = False
 ) -> Tensor:
-    """How much a signal differs between neighbours.
+    """The Dirichlet energy: the variation of a signal between neighbours.
 
     Equation: E(x) = 1/2 sum over edges j -> i of w_ij |x_i / sqrt(d_i) - x_j / sqrt(d_j)|^2 with "sym", without the
     square roots for None. On an undirected graph (each edge in both directions) it is trace(x^T L x).
 
-    Meaning: zero where a signal is constant (with "sym": a multiple of sqrt(d)) on each component, large where
-    neighbours disagree. A network oversmooths where it falls towards zero, exponentially in depth.
+    Meaning: zero if the signal is constant (with "sym": a multiple of sqrt(d)) on each component, large if neighbours
+    differ. In a network that oversmooths it decays to zero exponentially with depth.
 
-    Traps: an isolated node adds nothing, although the normalised L has diagonal 1 there (PyG's convention).
-    PyGSP's and Rusch et al.'s energies differ by factors (1 / n there). Loops add nothing.
+    Traps: an isolated node contributes 0, although the normalised L has diagonal 1 there (PyG's convention). The
+    energies of PyGSP and of Rusch et al. differ by constant factors (1 / n for the latter). Self-loops contribute 0.
 
-    Cost: two rows of x for each edge.
+    Cost: two rows of x per edge.
 
     Args:
         x: (*b, n, c).
         graph: any graph.
-        normalization: "sym" or None. d are out-degrees without loops, as in `laplacian`.
-        relative: divide by |x|^2 (the Rayleigh quotient, which does not shrink when all of x does).
+        normalization: "sym" or None. d are out-degrees without self-loops, as in `laplacian`.
+        relative: divide by |x|^2 (the Rayleigh quotient, which is invariant to the scale of x; NaN for x = 0).
 
     Returns:
         (*b), differentiable in x; summed over channels. Real, and float32 for 16-bit signals.
 
     Raises:
-        TypeError: if x is no signal or the graph no graph.
-        ValueError: if the normalisation is another one, or sizes differ.
+        TypeError: if x is not a floating point tensor, or the graph is not a graph.
+        ValueError: if the normalisation is unknown, sizes differ, or a degree is negative (with "sym").
 
     >>> from gconv.operators.shapes import ring
     >>> dirichlet_energy(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), ring(4))  # four edges, each |2|^2
@@ -52,14 +52,14 @@ def dirichlet_energy(
     Source: Cai and Wang, A Note on Over-Smoothing for Graph Neural Networks, 2020.
     """
     if normalization not in ("sym", None):
-        raise ValueError(f"An energy needs a symmetric Laplacian: normalization 'sym' or None, not {normalization!r}.")
+        raise ValueError(f"normalization must be 'sym' or None, but it is {normalization!r}.")
     check_signal(x, "dirichlet_energy")
     place = read_graph(graph, x.shape[-2])
     if place.size != x.shape[-2]:
         raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
     x = x.to(at_least_single(x.dtype))
     real = x.real.dtype
-    unit, scale = scaled(x, (-2, -1))  # a square must not leave the range of the dtype
+    unit, scale = scaled(x, (-2, -1))  # so that squares neither overflow nor underflow
     weighed = unit if normalization is None else unit * inverse_root_degree(place).to(real).unsqueeze(-1)
     gap = weighed.index_select(-2, place.target) - weighed.index_select(-2, place.source)
     energy = 0.5 * (place.weights(real) * gap.abs().square().sum(-1)).sum(-1)
@@ -71,21 +71,20 @@ def dirichlet_energy(
 def mean_average_distance(x: Tensor, graph: Any = None) -> float:
     """MAD: the mean cosine distance between nodes, over neighbours or over all pairs.
 
-    Equation: D_ij = 1 - <x_i, x_j> / (|x_i| |x_j|); the mean over nodes i of the mean of those D_ij > 0 that count.
+    Equation: D_ij = 1 - <x_i, x_j> / (|x_i| |x_j|); the mean over nodes i of the mean over j of the D_ij > 0.
 
-    Meaning: near 0 where the features of all nodes point the same way.
+    Meaning: near 0 if the features of all nodes are nearly parallel.
 
-    Traps: as in the source, distances of exactly zero leave the mean; a node whose features are all zero is at
-    distance 1 from everything.
+    Traps: as in the source, distances of zero are excluded from the mean; a zero vector has distance 1 to all others.
 
-    Cost: (n, n) numbers for all pairs, one for each edge with a graph.
+    Cost: n^2 numbers for all pairs, one number per edge with a graph.
 
     Args:
-        x: (n, c); complex features count as twice as many real ones.
-        graph: only neighbours count; default all pairs.
+        x: (n, c); complex features are treated as twice as many real ones.
+        graph: restricts the pairs to edges; default: all pairs.
 
     Raises:
-        TypeError, ValueError: if x is no signal (n, c), or the graph has another size.
+        TypeError, ValueError: if x is not a signal (n, c), or the graph has another size.
 
     >>> mean_average_distance(torch.eye(3))
     1.0
@@ -127,14 +126,15 @@ def energy_by_depth(
     *,
     relative: bool = True,
 ) -> Tensor:
-    """The Dirichlet energy of the input and behind each layer.
+    """The Dirichlet energy of the input and of the output of each layer.
 
     Equation: E(x), E(f_1(x)), E(f_2(f_1(x))), ...
 
     Cost: one forward pass.
 
     Args:
-        model: nn.Sequential, nn.ModuleList or list of layers; whoever works on graphs is handed the graph.
+        model: nn.Sequential, nn.ModuleList or list of layers; graph layers are called with the graph. Buffers, such as
+            running statistics, and training modes are restored afterwards.
         x: (n, c).
         graph: any graph.
         normalization, relative: see `dirichlet_energy`.
@@ -143,7 +143,7 @@ def energy_by_depth(
         (layers + 1,).
 
     Raises:
-        TypeError: if the model has no sequence of layers, or x is no signal.
+        TypeError: if the model is not a sequence of layers, or x is not a signal.
 
     >>> from gconv import GConv
     >>> from gconv.operators import sgc
@@ -156,14 +156,16 @@ def energy_by_depth(
     if not isinstance(found, Chain) and not isinstance(model, list | tuple):
         why = f" ({found.reason})" if isinstance(found, Other) and isinstance(model, nn.Sequential) else ""
         raise TypeError(
-            f"Depth needs layers in a row: an nn.Sequential, an nn.ModuleList or a list, not {kind_of(model)}{why}."
+            "energy_by_depth takes layers in a row, an nn.Sequential, an nn.ModuleList or a list, but "
+            f"{kind_of(model)} was given{why}."
         )
     layers: Any = found.parts if isinstance(found, Chain) else model
     for layer in layers:
         check_model(layer, "energy_by_depth")
     check_signal(x, "energy_by_depth", "(n, c)")
     place: Any = read_graph(graph, x.shape[-2])
-    with torch.no_grad():
+    modules = nn.ModuleList(layer for layer in layers if isinstance(layer, nn.Module))
+    with torch.no_grad(), undisturbed(modules):
         energies = [dirichlet_energy(x, place, normalization, relative=relative)]
         for layer in layers:
             x, place = walk(layer, x, place)

@@ -1,4 +1,4 @@
-"""Over-squashing: how much nodes can still tell each other, by Jacobians and by effective resistance."""
+"""Over-squashing: the influence between nodes, by Jacobians and by effective resistance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.analysis.calls import Model, call, check_model, check_signal, kind_of
+from gconv.analysis.calls import Model, call, check_model, check_signal, kind_of, undisturbed
 from gconv.analysis.numbers import at_least_single, widen
 from gconv.analysis.receptive import check_differentiable
 from gconv.arguments import checked
@@ -17,27 +17,28 @@ from gconv.linear import Map
 
 @checked
 def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, targets: Any = None) -> Tensor:
-    """How much each node's output depends on each node's input.
+    """The influence of each node's input on each node's output.
 
     Equation: I[i, j] = sum over channels of |d y_i,o / d x_j,c|, at x.
 
-    Meaning: the entries of the Jacobian, by nodes. Where it fades with the distance between i and j, the network
-    cannot use what is far away (over-squashing). Of a linear map it is the sums of |matrix| and does not depend on x.
+    Meaning: the absolute Jacobian, summed over the channels of each pair of nodes. If it decays quickly with the
+    distance between i and j, the network cannot use distant information (over-squashing). For a linear map it consists
+    of sums of |matrix entries| and does not depend on x.
 
-    Cost: one backward pass for each output number; with `targets`, for those of the targets.
+    Cost: one backward pass per output number (of the targets).
 
     Args:
         model: a layer, nn.Sequential of layers, any callable, or a Map.
         x: (n, c) where to differentiate; not needed for a Map.
         graph: the graph, for layers on graphs.
-        targets: numbers of the output nodes; default all.
+        targets: indices of output nodes; default: all.
 
     Returns:
         (targets, n), float32 for 16-bit models.
 
     Raises:
-        TypeError, ValueError: if the model, x or the targets are none, x is missing, or a model that is no linear map
-            works on complex numbers.
+        TypeError, ValueError: if the model, x or the targets are of another type or out of range, x is missing, or x
+            is complex and the model not a linear map.
 
     >>> from gconv import GConv
     >>> from gconv.operators import gcn
@@ -52,7 +53,7 @@ def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, ta
     check_model(model, "total_influence")
     if x is None:
         if not isinstance(model, Map):
-            raise ValueError("The influence between nodes depends on the signal: give the x to differentiate at.")
+            raise ValueError("The influence between nodes depends on the signal: give the x at which to differentiate.")
         x = torch.zeros(model.sites[1], model.i, dtype=model.dtype, device=model.device)
     check_signal(x, "total_influence", "(n, c)")
     if x.ndim != 2:
@@ -63,16 +64,16 @@ def total_influence(model: Model, x: Tensor | None = None, graph: Any = None, ta
         model = widen(model)
         x = x.to(model.dtype)
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), undisturbed(model):
         y = call(model, x, graph)
-    rows = range(y.shape[-2]) if targets is None else _targets(targets, y.shape[-2])
-    out = torch.zeros(len(rows), x.shape[-2], dtype=torch.float64, device=x.device)
-    for at, i in enumerate(rows):
-        for o in range(y.shape[-1]):
-            number = y[..., i, o].sum()
-            ones = torch.ones_like(number)
-            (gradient,) = torch.autograd.grad(number, x, ones, retain_graph=True, materialize_grads=True)
-            out[at] += gradient.abs().double().sum(-1)
+        rows = range(y.shape[-2]) if targets is None else _targets(targets, y.shape[-2])
+        out = torch.zeros(len(rows), x.shape[-2], dtype=torch.float64, device=x.device)
+        for at, i in enumerate(rows):
+            for o in range(y.shape[-1]):
+                number = y[..., i, o].sum()
+                ones = torch.ones_like(number)
+                (gradient,) = torch.autograd.grad(number, x, ones, retain_graph=True, materialize_grads=True)
+                out[at] += gradient.detach().abs().double().sum(-1)
     return out.to(result)
 
 
@@ -80,9 +81,9 @@ def _targets(targets: Any, nodes: int) -> list[int]:
     try:
         numbers = torch.as_tensor(targets).reshape(-1)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"targets are numbers of output nodes, but {kind_of(targets)} was given.") from None
+        raise TypeError(f"targets must be indices of output nodes, but {kind_of(targets)} was given.") from None
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise TypeError(f"targets are numbers of output nodes, but their dtype is {numbers.dtype}.")
+        raise TypeError(f"targets must be indices of output nodes, but their dtype is {numbers.dtype}.")
     found: list[int] = numbers.tolist()
     if any(not 0 <= at < nodes for at in found):
         raise ValueError(f"The output has {nodes} nodes, numbered from 0, but the targets are {found}.")
@@ -91,31 +92,31 @@ def _targets(targets: Any, nodes: int) -> list[int]:
 
 @checked
 def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
-    """The resistance between two nodes of the graph as a network of resistors.
+    """The effective resistance between pairs of nodes, with the graph as a network of resistors.
 
-    Equation: R_uv = (e_u - e_v)^T L^+ (e_u - e_v), L = D - A, an edge of weight w a resistor of 1 / w.
+    Equation: R_uv = (e_u - e_v)^T L^+ (e_u - e_v), L = D - A, where an edge of weight w is a resistor of 1 / w.
 
-    Meaning: small where many short ways lead from u to v; the commute time of a random walk is R_uv sum(d). Large
-    resistances mark the bottlenecks where messages are squashed.
+    Meaning: small if many short paths lead from u to v; the commute time of a random walk is R_uv sum(d). Large
+    resistances indicate bottlenecks, where over-squashing occurs.
 
-    Traps: networkx calls weights resistances unless told `invert_weight=False`. Loops do nothing; double edges add up.
-    Infinite between components.
+    Traps: networkx treats weights as resistances unless `invert_weight=False`. Self-loops have no effect; the weights
+    of double edges add up. The resistance between different components is infinite.
 
-    Cost: O(n^3) for each component of n nodes, by elimination without subtractions (Grassmann, Taksar and Heyman), so
-    that weak and strong weights in one graph do not spoil each other.
+    Cost: O(n^3) for each component of n nodes, by subtraction-free elimination (Grassmann, Taksar and Heyman), which is
+    accurate even if the weights of a graph differ by many orders of magnitude.
 
     Args:
-        graph: an undirected graph: each edge with its reverse, of the same weight, not negative.
-        pairs: (2, p) nodes; default the edges.
+        graph: an undirected graph: each edge with its reverse of the same weight, not negative.
+        pairs: (2, p) nodes; default: the edges.
 
     Returns:
         (p,) or (e,), in double precision.
 
     Raises:
-        TypeError, ValueError: if the graph is directed, a weight is negative, or a pair names a node that is not there.
+        TypeError, ValueError: if the graph is directed, a weight is negative, or a pair contains an invalid node.
 
     >>> from gconv.operators.shapes import ring
-    >>> effective_resistance(ring(4), torch.tensor([[0, 0], [1, 2]]))  # 1 beside 3, 2 beside 2
+    >>> effective_resistance(ring(4), torch.tensor([[0, 0], [1, 2]]))  # 1 and 3 in parallel; 2 and 2 in parallel
     tensor([0.7500, 1.0000], dtype=torch.float64)
 
     Source: Klein and Randic, Resistance Distance, 1993; for graph networks Black, Wan, Nayyeri and Wang, Understanding
@@ -124,8 +125,8 @@ def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
     place = read_graph(graph, -1)
     if not place.is_undirected or bool((place.weights(torch.float64) < 0).any()):
         raise ValueError(
-            "Resistances are defined on undirected graphs (each edge with its reverse, of the same weight) whose "
-            "weights are not negative; this graph is not one."
+            "effective_resistance needs an undirected graph (each edge with its reverse, of the same weight) with "
+            "non-negative weights."
         )
     ends = place.edge_index if pairs is None else _pairs(pairs, place)
     part = place.memo("components", lambda: _components(place))
@@ -150,13 +151,13 @@ def _pairs(pairs: Any, graph: Graph) -> Tensor:
     try:
         ends = torch.as_tensor(pairs, device=graph.device)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"Pairs are a (2, p) tensor of nodes, but {kind_of(pairs)} was given.") from None
+        raise TypeError(f"pairs must be a (2, p) tensor of nodes, but {kind_of(pairs)} was given.") from None
     if ends.ndim != 2 or len(ends) != 2:
-        raise ValueError(f"Pairs are a (2, p) tensor of nodes, but the shape given is {tuple(ends.shape)}.")
+        raise ValueError(f"pairs must be a (2, p) tensor of nodes, but its shape is {tuple(ends.shape)}.")
     if ends.is_floating_point() or ends.is_complex() or ends.dtype == torch.bool:
-        raise TypeError(f"Pairs are a (2, p) tensor of nodes, but their dtype is {ends.dtype}.")
+        raise TypeError(f"pairs must be a (2, p) tensor of nodes, but its dtype is {ends.dtype}.")
     if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < graph.size:
-        raise ValueError(f"The nodes are numbered 0 to {graph.size - 1}, but the pairs name others.")
+        raise ValueError(f"pairs must contain nodes from 0 to {graph.size - 1}, but it contains others.")
     return ends.long()
 
 
@@ -181,15 +182,15 @@ def _embedded(W: Tensor) -> Tensor:
     """Y (n, n - 1) with |y_u - y_v|^2 the resistances of a connected network of conductances W (n, n).
 
     The Laplacian, grounded at the last node, is C D C^T with C unit lower triangular; Y = (D^(-1/2) C^(-1))^T. Nodes
-    are eliminated one after the other: w_ij += w_ik w_kj / d_k with d_k = sum_j w_kj over those that are left. Only
-    positive numbers are added, so that each is right to rounding, whatever the range of the weights.
+    are eliminated in turn: w_ij += w_ik w_kj / d_k with d_k = sum_j w_kj over the remaining nodes. Only positive
+    numbers are added, so every result has a small relative error for any range of weights.
     """
     n = len(W)
     W, d = W.clone(), W.new_empty(n - 1)
     C = torch.eye(n - 1, dtype=W.dtype, device=W.device)
     for start in range(0, n - 1, PANEL_NODES):
         stop = min(start + PANEL_NODES, n - 1)
-        for k in range(start, stop):  # rows of this panel now, all rows below it in one product
+        for k in range(start, stop):  # update the rows of this panel; the rows below follow in one product
             d[k] = W[k, k + 1 :].sum()
             ratio = W[k, k + 1 :] / d[k]
             C[k + 1 :, k] = -ratio[:-1]
@@ -203,13 +204,13 @@ def _embedded(W: Tensor) -> Tensor:
 
 
 def _components(graph: Graph) -> Tensor:
-    """(n,) the smallest node of each node's component."""
+    """(n,) the smallest node in the component of each node."""
     label = torch.arange(graph.size, device=graph.device)
     joined = graph.weights(torch.float64) > 0
     u, v = graph.edge_index[:, joined]
     while True:
         lower = label.scatter_reduce(0, v, label[u], "amin")
-        lower = lower[lower]  # follow the label of the label, which halves the way
+        lower = lower[lower]  # pointer jumping
         if torch.equal(lower, label):
             return label
         label = lower

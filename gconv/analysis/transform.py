@@ -1,4 +1,4 @@
-"""Layers changed through their spectrum: singular values clipped, operator norms set."""
+"""Spectral modification of layers: clipping of singular values, normalisation of the operator norm."""
 
 from __future__ import annotations
 
@@ -32,32 +32,31 @@ AnyLayer = TypeVar("AnyLayer", bound=nn.Module)
 
 @checked
 def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations: int = 1) -> AnyLayer:
-    """A copy of a layer whose singular values are at most `top`, as nearly as its weights can express it.
+    """A copy of a layer whose singular values are clipped at `top`, as far as its weights can represent that.
 
-    Equation: H(f) = sum_k g_k(f) W_k at every frequency f; its singular values are cut, H' = U min(Sigma, top) V^T;
-    and W' = argmin of sum_f |sum_k g_k(f) W'_k - H'(f)|^2, the nearest the taps can do.
+    Equation: H(f) = sum_k g_k(f) W_k at every frequency f; the singular values are clipped, H' = U min(Sigma, top) V^T;
+    and W' = argmin of sum_f |sum_k g_k(f) W'_k - H'(f)|^2, the least-squares fit by the taps.
 
-    Meaning: cutting is exact, going back is a projection onto the layer's own kernel. It is exact where the taps
-    can express any response: a kernel as large as a grid that wraps around; on a graph, as many (independent) taps
-    as different eigenvalues. Elsewhere the result may exceed `top`; each iteration cuts and projects again and comes
-    nearer. Grids that do not wrap around are handled on the padded grid with wrapping borders, whose norm is never
-    the smaller one.
+    Meaning: clipping is exact; the fit projects onto kernels of the layer's size. It is exact if the taps can represent
+    every response: a kernel as large as the grid, with circular padding; on a graph, as many independent taps as there
+    are distinct eigenvalues. Otherwise the result may exceed `top`; further iterations of clipping and projection
+    reduce the excess. Other padding is treated as circular padding on the padded grid, whose norm is an upper bound.
 
-    Cost: a decomposition of (i, o) for each frequency and iteration.
+    Cost: a decomposition of (i, o) per frequency and iteration.
 
     Args:
-        layer: a GConv or a layer of torch.nn or PyG, converted or not, that mixes densely or in groups, with stride 1;
-            on graphs with taps that share an eigenbasis.
+        layer: a GConv or a layer of torch.nn or PyG, converted or not, with dense or grouped mixing and stride 1; on
+            graphs with taps that share an eigenbasis.
         domain: its Grid or graph.
-        top: the largest singular value wanted.
-        iterations: alternating projections.
+        top: the largest singular value allowed.
+        iterations: number of alternating projections.
 
     Returns:
-        a new layer of the same class; the bias is the same.
+        a new layer of the same class with the same bias.
 
     Raises:
-        TypeError: if it is no layer.
-        ValueError: if the layer has no frequencies, its mixing is another one, its weight is computed by a
+        TypeError: if it is not a layer.
+        ValueError: if the layer has no frequency response, has another mixing, its weight is computed by a
             parametrization or a hook, or top is not positive.
 
     >>> from gconv.analysis import norm
@@ -78,14 +77,15 @@ def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations
     mixing, weight = gconv.spec.mixing, gconv.weight
     if not isinstance(mixing, Dense | Grouped) or weight is None:
         raise ValueError(
-            f"Singular values are clipped where channels mix densely or in groups, not as {type(mixing).__name__}."
+            "clip_singular_values needs a layer that mixes channels densely or in groups, not as "
+            f"{type(mixing).__name__}."
         )
     check_finite(A, "clip_singular_values")
     g = _responses(A)
     factor = mixing.scale if isinstance(mixing, Dense) else 1.0
     W = weight.detach()
     W = W.to(wider(W.dtype)) * factor
-    scale = power_of_two(W)  # a decomposition squares
+    scale = power_of_two(W)  # so that squares in the decomposition stay in range
     W = W / scale
     W = W.unsqueeze(1) if W.ndim == 3 else W  # (k, g, i, o)
     wide = torch.promote_types(g.dtype, W.dtype)
@@ -102,11 +102,11 @@ def clip_singular_values(layer: AnyLayer, domain: Any, top: float, *, iterations
 
 
 def _changeable(layer: Any, asking: str) -> Layer:
-    """A layer whose weight can be set.
+    """The layer, if its weight can be set.
 
     Raises:
-        TypeError: if it is no layer.
-        ValueError: if something computes its weight.
+        TypeError: if it is not a layer.
+        ValueError: if its weight is computed by a parametrization or a hook.
     """
     found = identify(layer) if isinstance(layer, nn.Module) else None
     if not isinstance(found, Layer):
@@ -116,14 +116,15 @@ def _changeable(layer: Any, asking: str) -> Layer:
         )
     if parametrize.is_parametrized(layer) or layer._forward_pre_hooks:
         raise ValueError(
-            f"The weight of this {found.name} is computed by a parametrization or a hook, which would undo what "
-            f"{asking} sets: remove it first, torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+            f"The weight of this {found.name} is computed by a parametrization or a hook, which would overwrite the "
+            f"result of {asking}: remove it first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') for a parametrization."
         )
     return found
 
 
 def _with_weight(found: Layer, W: Tensor) -> Any:
-    """A copy of a layer with another weight, given in GConv's layout."""
+    """A copy of a layer with another weight, given in the layout of GConv."""
     made = copy.deepcopy(found.module)
     if found.peer is None:
         assert isinstance(made, GConv) and made.weight is not None
@@ -142,13 +143,13 @@ def _with_weight(found: Layer, W: Tensor) -> Any:
 
 
 def _responses(A: LinearMap) -> Tensor:
-    """(k, f) what each tap does at each frequency."""
+    """(k, f) the frequency response of each tap."""
     if not isinstance(A.S, Shifts):
         found = table(A.S, Frames(SITES))
         if found is None:
             raise ValueError(
-                "Clipping on a graph needs taps that share the eigenbasis of one symmetric matrix: an undirected graph "
-                "and symmetric normalisation."
+                "clip_singular_values on a graph needs taps that share the eigenbasis of one symmetric matrix: an "
+                "undirected graph and symmetric normalisation."
             )
         return found.g
     if wraps(A.S) or not A.S.is_padded:
@@ -165,24 +166,24 @@ def spectral_normalise(layer: AnyLayer, domain: Any, value: float = 1.0) -> AnyL
 
     Equation: W' = W value / ||A||, with ||A|| the norm of the operator itself.
 
-    Meaning: torch's `spectral_norm` divides by the norm of the kernel reshaped to a matrix, which for a convolution is
-    off by up to sqrt(kernel height x width) either way (at stride 1: ||R|| <= ||A|| <= sqrt(kh kw) ||R|| on a grid that
-    wraps around and is as large as the kernel). This one divides by what the layer does on this grid or graph. On
-    another domain the norm is another one.
+    Meaning: torch's `spectral_norm` divides by the norm of the kernel reshaped to a matrix, which for a convolution
+    differs by up to sqrt(kernel height x width) in either direction (at stride 1, ||R|| <= ||A|| <= sqrt(kh kw) ||R||
+    on a circular grid at least as large as the kernel). This function divides by the operator norm on the given grid or
+    graph. On another domain the norm is different.
 
     Cost: see `norm`.
 
     Args:
-        layer: a GConv or a layer of torch.nn or PyG, converted or not, with a weight that its map is linear in; its
-            structure not adaptive.
+        layer: a GConv or a layer of torch.nn or PyG, converted or not, whose map is linear in its weight and whose
+            structure is not adaptive.
         domain: its Grid or graph.
-        value: the norm wanted.
+        value: the target norm.
 
     Returns:
-        a new layer of the same class; the bias is the same.
+        a new layer of the same class with the same bias.
 
     Raises:
-        TypeError: if it is no layer.
+        TypeError: if it is not a layer.
         ValueError: if the layer has no weight, its map is zero or not linear in the weight, or its weight is computed
             by a parametrization or a hook.
 
@@ -197,40 +198,40 @@ def spectral_normalise(layer: AnyLayer, domain: Any, value: float = 1.0) -> AnyL
     ICLR 2019.
     """
     if not is_positive(value):
-        raise ValueError(f"value, the norm wanted, must be a positive number, but it is {shown(value)}.")
+        raise ValueError(f"value, the target norm, must be a positive number, but it is {shown(value)}.")
     found = _changeable(layer, "spectral_normalise")
     size = norm(found.at(domain))
     gconv = found.settle(domain)[0]
     if gconv.weight is None or size == 0:
-        raise ValueError(f"{found.name} has no weight, or is zero on this domain: there is nothing to normalise.")
+        raise ValueError(f"{found.name} has no weight or is zero on this domain: there is nothing to normalise.")
     mixing = gconv.spec.mixing
     first = mixing.taps if isinstance(mixing, Separable) else 0  # diag(d_k) P: only P is scaled
     W = gconv.weight.detach().clone()
     W[first:] = (W[first:].to(wider(W.dtype)) / size * value).to(W.dtype)
     made: AnyLayer = _with_weight(found, W)
     if isinstance(mixing, Parametrised) and abs(norm(_changeable(made, "norm").at(domain)) - value) > 1e-4 * value:
-        raise ValueError(f"The map of {found.name} is not linear in its weight, so no factor sets its norm.")
+        raise ValueError(f"The map of {found.name} is not linear in its weight, so scaling cannot set its norm.")
     return made
 
 
 class SpectralNorm(nn.Module):
     """A parametrization of a layer's weight that keeps its operator norm on a domain at `value`.
 
-    Equation: W = V value / ||A(V)||, with the leading singular vectors found by power iteration, carried on from step
-    to step, and sigma = <u, A(V) v> differentiated with u and v held.
+    Equation: W = V value / ||A(V)||. The leading singular vectors u and v are updated by power iteration, starting from
+    the previous step, and sigma = <u, A(V) v> is differentiated with u and v constant.
 
-    Traps: power iteration approaches sigma from below, so the norm is `value` or a little more.
+    Traps: power iteration underestimates sigma, so the norm is `value` or slightly more.
 
-    Cost: in training two products a forward pass and one more for sigma; evaluation leaves u and v as they are.
+    Cost: in training two products per step of power iteration and one for sigma; in evaluation u and v are not updated.
 
     Args:
-        layer: a GConv whose structure depends on the domain alone.
+        layer: a GConv whose structure depends on the domain only.
         domain: its Grid or graph.
-        value: the norm wanted.
-        steps: of power iteration in each training pass.
+        value: the target norm.
+        steps: number of power iterations per training pass.
 
     Raises:
-        TypeError: if it is no GConv.
+        TypeError: if it is not a GConv.
         ValueError: if the structure is learned or adaptive, or there is no weight.
 
     >>> import torch.nn.utils.parametrize as parametrize
@@ -257,8 +258,8 @@ class SpectralNorm(nn.Module):
             )
         if layer.spec.structure.kind != "fixed" or layer.weight is None:
             raise ValueError(
-                f"{layer.spec.name} cannot be kept at a norm while it trains: that takes a weight, and a structure "
-                "that depends on the domain alone."
+                f"SpectralNorm cannot be used with {layer.spec.name}: it needs a weight, and a structure that depends "
+                "on the domain alone."
             )
         self.spec, self.value, self.steps = layer.spec, value, steps
         self.place = domain if isinstance(domain, Grid) else read_graph(domain, -1)
@@ -283,7 +284,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         wide = weight.to(at_least_single(weight.dtype))
-        wide = scaled(wide, tuple(range(-wide.ndim, 0)))[0]  # the derivative divides by the norm's square
+        wide = scaled(wide, tuple(range(-wide.ndim, 0)))[0]  # the derivative contains the square of the norm
         A = self._map(wide)
         with torch.no_grad():
             if self.training:
@@ -296,7 +297,7 @@ class SpectralNorm(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """x / |x|, or 0; no square leaves the range of the dtype."""
+    """x / |x|, or 0 for x = 0, without overflow or underflow."""
     if not x.numel():
         return x
     tiny = torch.finfo(x.dtype).tiny

@@ -1,9 +1,9 @@
-"""Where signals live: `Grid` (pixels, samples, voxels), `Graph` (nodes and directed edges) and `Bipartite` (two sets of
-nodes, and edges from the first to the second).
+"""The domains of signals: `Grid` (pixels, samples, voxels), `Graph` (nodes and directed edges) and `Bipartite` (two
+sets of nodes, with edges from the first to the second).
 
-A domain knows sites and neighbours, nothing of channels, weights or operators. All are immutable: whatever is
-derived from edges (degrees, sparse layouts, normalised adjacencies) is computed once, kept with them and shared by
-every layer that sees them, and can never be stale.
+A domain consists of sites and neighbours; channels, weights and operators are defined elsewhere. Domains are immutable:
+quantities derived from the edges (degrees, sparse layouts, normalised adjacencies) are computed once, cached on the
+domain and shared by all layers that use it, and they cannot become stale.
 """
 
 from gconv.domains.bipartite import Bipartite

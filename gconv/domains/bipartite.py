@@ -1,4 +1,4 @@
-"""Two sets of nodes, and directed edges from the first to the second."""
+"""Bipartite domains: two sets of nodes, with directed edges from the first to the second."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gconv.arguments import checked, explain_keywords, shown
-from gconv.domains.edges import Edges
+from gconv.domains.edges import Edges, read_permutation
 from gconv.kernels import varies
 
 if TYPE_CHECKING:
     from gconv.domains.sampling import Whole
 
 _FIXED = (
-    "A block sampled from a graph holds the degrees of that graph, so it cannot be changed: change the Graph, and "
+    "A block sampled from a graph stores the degrees of that graph, so it cannot be changed: modify the Graph and "
     "sample it again."
 )
 
@@ -26,32 +26,33 @@ _FIXED = (
 @explain_keywords()
 @dataclass(frozen=True, eq=False, repr=False)
 class Bipartite(Edges):
-    """Two sets of nodes: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
+    """Two sets of nodes: edge e sends a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
 
     Equation: the adjacency is A (n_target, n_source), A[i, j] = sum of the weights of the edges j -> i.
 
-    Meaning: users and items, the nodes of a fine and of a coarse mesh, or a sampled block, whose sources are the
-    neighbours that its targets read. A signal is a pair (x_source, x_target), or x_source alone where an operator reads
-    nothing of the targets; the output lives on the targets.
+    Meaning: users and items, a fine and a coarse mesh, or a sampled block, whose sources are the neighbours of its
+    targets. A signal is a pair (x_source, x_target), or x_source alone for operators that do not read the targets; the
+    output is defined on the targets.
 
-    Traps: PyG's dialect: source i and target i count as the same node where both exist, as in sampled blocks, which
-    list their targets first among the sources. Only operators that add self-loops (`gat`, `gatv2`, `feast`) read this;
-    between sets that share no nodes, give them add_self_loops=False. Operators that are functions of a square matrix
-    (polynomials of a Laplacian, its eigenvectors, `gcn` with its degrees) refuse a Bipartite.
+    Traps: as in PyG, source i and target i are the same node if both exist, as in sampled blocks, whose targets are the
+    first of their sources. Only operators that add self-loops (`gat`, `gatv2`, `feast`) use this; for disjoint sets of
+    nodes give them add_self_loops=False. Operators that require a square matrix (polynomials of a Laplacian, its
+    eigenvectors, `gcn` with its degrees) do not accept a Bipartite.
 
     Args:
         edge_index: (2, e) integers: sources in [0, n_source), targets in [0, n_target).
         sizes: (n_source, n_target).
         edge_weight: (e,) finite numbers; default: ones.
         edge_attr: (e, d) finite pseudo-coordinates or features of the edges.
-        edge_type: (e,) integer label of each edge >= 0.
+        edge_type: (e,) integer label >= 0 of each edge.
         ptr: the first source and the first target of each part of a disjoint union, and the sizes; default: one part.
 
-    Shapes: x_source (*b, n_source, i), x_target (*b, n_target, i) -> (*b, n_target, o). Inside a `LinearMap` a pair is
-    one signal, the sources followed by the targets: `stack` and `split` convert.
+    Shapes: x_source (*b, n_source, i), x_target (*b, n_target, i) -> (*b, n_target, o). In a `LinearMap` a pair is one
+    signal, the sources followed by the targets: `stack` and `split` convert.
 
     Raises:
-        TypeError, ValueError: if a tensor has the wrong shape, dtype, device, a number out of range, or a NaN.
+        TypeError, ValueError: if a tensor has the wrong shape, dtype or device, or holds an index out of range or a
+            NaN or infinity.
 
     >>> block = Bipartite(torch.tensor([[0, 1, 2, 2], [0, 0, 0, 1]]), sizes=(3, 2))
     >>> block, block.T
@@ -72,7 +73,7 @@ class Bipartite(Edges):
     ptr: tuple[tuple[int, int], ...] = ()
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _with_targets: bool = field(default=False, init=False)
-    whole: Whole | None = field(default=None, kw_only=True)  # set by Graph.sample alone, never by a call
+    whole: Whole | None = field(default=None, kw_only=True)  # set only by Graph.sample and Graph.blocks_of
 
     square: ClassVar[bool] = False
 
@@ -83,18 +84,18 @@ class Bipartite(Edges):
         for (low, high), n, what in zip(self._copy_edge_index(), sizes, ("source", "target"), strict=True):
             row = "row 0" if what == "source" else "row 1"
             if low < 0:
-                raise ValueError(f"edge_index must not be negative, but {row} (the {what}s) holds {low}.")
+                raise ValueError(f"edge_index must not be negative, but {row} (the {what}s) contains {low}.")
             if high >= n:
                 raise ValueError(
-                    f"{row} of edge_index names {what} {high}, but sizes={sizes} says that there are {n} {what}s, "
-                    f"numbered from 0; row 0 holds the sources and row 1 the targets."
+                    f"{row} of edge_index names {what} {high}, but with sizes={sizes} there are {n} {what}s, "
+                    f"numbered from 0; row 0 must hold the sources and row 1 the targets."
                 )
         object.__setattr__(self, "sizes", sizes)
         self._copy_edge_tensors()
         ptr = tuple((int(s), int(t)) for s, t in self.ptr) or ((0, 0), sizes)
         rising = all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(ptr))
         if ptr[0] != (0, 0) or ptr[-1] != sizes or not rising:
-            raise ValueError(f"ptr must rise from (0, 0) to sizes={sizes}, but it is {ptr}.")
+            raise ValueError(f"ptr must increase from (0, 0) to sizes={sizes}, but it is {ptr}.")
         object.__setattr__(self, "ptr", ptr)
 
     # -- readers ---------------------------------------------------------------------------------------------------
@@ -105,15 +106,15 @@ class Bipartite(Edges):
 
         Args:
             data: a HeteroData; or a Data whose x is a pair (x_source, x_target), or that has x_s and x_t.
-            edge_type: (source type, relation, target type); needed where a HeteroData has several.
+            edge_type: (source type, relation, target type); required if a HeteroData has several.
 
         Raises:
-            ValueError: if the edge type is missing, or the sizes of the two sets are not known.
+            ValueError: if the edge type is missing or unknown, or the sizes of the two sets cannot be determined.
         """
         if hasattr(data, "edge_types"):
             known = list(data.edge_types)
             if edge_type is None and len(known) != 1:
-                raise ValueError(f"This HeteroData has {len(known)} edge types, {known}: give edge_type one of them.")
+                raise ValueError(f"This HeteroData has {len(known)} edge types, {known}: give one as edge_type.")
             kind = known[0] if edge_type is None else tuple(edge_type)
             if kind not in known:
                 raise ValueError(f"This HeteroData has no edge type {kind!r}; it has {known}.")
@@ -128,25 +129,26 @@ class Bipartite(Edges):
                 raise ValueError("This Data has no pair of node features: x=(x_source, x_target), or x_s and x_t.")
             sizes, missing = (len(pair[0]), len(pair[1])), []
         if missing:
-            raise ValueError(f"The number of nodes of {' and '.join(missing)} is not known: set num_nodes.")
+            raise ValueError(f"The number of nodes of type {' and '.join(missing)} is unknown: set num_nodes.")
         if "edge_index" not in edges:
-            raise ValueError("There is no edge_index, so there are no edges to read.")
+            raise ValueError("The data has no edge_index, so there are no edges to read.")
         pick = {key: edges[key] for key in ("edge_weight", "edge_attr", "edge_type") if key in edges}
         return cls(edges["edge_index"], sizes, **pick)
 
     @classmethod
     @checked
     def union(cls, blocks: Iterable[Bipartite]) -> Bipartite:
-        """The disjoint union: sources and targets are numbered on, each for itself; `ptr` marks the parts.
+        """The disjoint union: sources and targets are each numbered consecutively, and `ptr` marks the parts.
 
         Raises:
-            ValueError: if the list is empty, or only some of them carry weights, attributes or labels.
+            ValueError: if the list is empty, holds sampled blocks, or only some of its elements carry weights,
+                attributes or labels.
         """
         blocks = list(blocks)
         if not blocks:
             raise ValueError("The union of no domains is not defined; give at least one.")
         if any(block.whole is not None for block in blocks):
-            raise ValueError("Blocks sampled from a graph have no union: sample all the seeds in one call.")
+            raise ValueError("Blocks sampled from a graph have no union: sample all seeds in one call.")
         starts = [(0, 0)]
         for block in blocks:
             starts.append((starts[-1][0] + block.sizes[0], starts[-1][1] + block.sizes[1]))
@@ -168,9 +170,9 @@ class Bipartite(Edges):
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def stack(self, x_source: Tensor, x_target: Tensor | None = None) -> Tensor:
-        """One signal (*b, n_source + n_target, c): the sources, then the targets; None stands for zeros.
+        """One signal (*b, n_source + n_target, c): the sources followed by the targets; None means zeros.
 
-        The narrower of the two is filled up with channels of zeros.
+        The narrower of the two is zero-padded to the channels of the other.
 
         Raises:
             TypeError, ValueError: if the two do not fit this domain or each other.
@@ -198,7 +200,7 @@ class Bipartite(Edges):
         """The sources' and the targets' part of a stacked signal.
 
         Raises:
-            ValueError: if it has another number of sites.
+            TypeError, ValueError: if x is not a tensor with n_source + n_target sites.
         """
         n, m = self.sizes
         if not isinstance(x, Tensor):
@@ -208,7 +210,7 @@ class Bipartite(Edges):
         return x[..., :n, :], x[..., n:, :]
 
     def check_pair(self, x_source: Tensor, x_target: Tensor | None) -> None:
-        """Refuse features that do not fit the two sets of nodes, or each other."""
+        """Raises TypeError or ValueError if the features do not match the two sets of nodes, or each other."""
         for x, n, what in ((x_source, self.sizes[0], "source"), (x_target, self.sizes[1], "target")):
             if x is None and what == "target":
                 continue
@@ -219,7 +221,7 @@ class Bipartite(Edges):
                     f"{self!r} takes x_{what} of shape (*b, {n} {what}s, channels), but it has shape {tuple(x.shape)}."
                 )
             if x.device != self.device:
-                raise ValueError(f"The edges are on {self.device}, but x_{what} is on {x.device}; move one of them.")
+                raise ValueError(f"x_{what} is on {x.device}, but the edges are on {self.device}; move one of them.")
         if x_target is None:
             return
         if x_source.shape[:-2] != x_target.shape[:-2]:
@@ -230,44 +232,44 @@ class Bipartite(Edges):
         if x_source.dtype != x_target.dtype:
             raise TypeError(f"x_source is {x_source.dtype}, but x_target is {x_target.dtype}; convert one of them.")
 
-    # -- what is derived, once -------------------------------------------------------------------------------------
+    # -- derived quantities ----------------------------------------------------------------------------------------
 
     @property
     def learned(self) -> bool:
-        """Whether what the edges carry needs gradients, so that nothing derived from it may be kept."""
+        """Whether edge tensors require gradients, so that nothing derived from them may be cached."""
         return varies(self.edge_weight) or varies(self.edge_attr)
 
     @property
     def with_targets(self) -> Bipartite:
-        """The same edges for stacked signals, which hold the targets' features too; made once."""
+        """The same edges for stacked signals, which also hold the targets' features; cached."""
         if self._with_targets:
             return self
         return self.memo("with targets", lambda: self._sibling(_with_targets=True))
 
     @property
     def n_id(self) -> Tensor:
-        """(n_source,) of a block from `Graph.sample`: the numbers of its sources in the graph, the targets first.
+        """(n_source,) of a block from `Graph.sample`: the indices of its sources in the graph, targets first.
 
         Raises:
             ValueError: if it was not sampled from a graph.
         """
         if self.whole is None:
-            raise ValueError("Only a block that Graph.sample or Graph.blocks_of made has an n_id.")
+            raise ValueError("Only a block from Graph.sample or Graph.blocks_of has an n_id.")
         return self.whole.nodes
 
     @property
     def sites(self) -> tuple[int, int]:
-        """(m, n): sites out and sites in of the signals."""
+        """(m, n): the numbers of output and input sites."""
         n, m = self.sizes
         return m, n + m * self._with_targets
 
     def at_targets(self, x: Tensor, axis: int = -2) -> Tensor:
-        """What a stacked signal, whose sites are this axis, holds of the nodes at which edges arrive."""
+        """The targets' part of a stacked signal whose sites are on this axis."""
         return x.narrow(axis, *self.sizes)
 
     @property
     def T(self) -> Bipartite:
-        """The same edges the other way, from the targets to the sources."""
+        """The reversed edges, from the targets to the sources; not a sampled block any more."""
 
         def reverse() -> Bipartite:
             ptr = tuple((t, s) for s, t in self.ptr)
@@ -278,17 +280,17 @@ class Bipartite(Edges):
         return self.memo("T", reverse)
 
     def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(n_target,) the sum of the weights of the edges that arrive at each target."""
+        """(n_target,) the sum of the weights of the incoming edges of each target."""
         w = self.weights(dtype)
         return w.new_zeros(self.sizes[1]).index_add(0, self.target, w)
 
     def out_degree(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(n_source,) the sum of the weights of the edges that leave each source."""
+        """(n_source,) the sum of the weights of the outgoing edges of each source."""
         w = self.weights(dtype)
         return w.new_zeros(self.sizes[0]).index_add(0, self.source, w)
 
     def shared(self) -> tuple[Tensor, Tensor]:
-        """The numbers of the nodes that are source and target at once: number i of a part in both sets."""
+        """The source and target indices of the nodes in both sets: those with the same index within a part."""
         starts, counts = [], []
         for (s, t), (next_s, next_t) in itertools.pairwise(self.ptr):
             starts.append((s, t))
@@ -301,7 +303,7 @@ class Bipartite(Edges):
 
     @checked
     def to(self, device: torch.device | str) -> Bipartite:
-        """The same edges on another device; itself if they are there already."""
+        """The same edges on another device; the same object if they are already there."""
         if torch.device(device) == self.device:
             return self
         tensors = {e.name: v.to(device) for e in fields(self) if isinstance(v := getattr(self, e.name), Tensor)}
@@ -310,18 +312,22 @@ class Bipartite(Edges):
 
     @checked
     def permute(self, source: Tensor, target: Tensor) -> Bipartite:
-        """The same edges with source v renamed to `source[v]` and target v to `target[v]`."""
+        """The same edges with source v renamed to `source[v]` and target v to `target[v]`; ptr is not kept.
+
+        Raises:
+            TypeError, ValueError: if one of them is not a permutation of the node indices, or this is a sampled block.
+        """
         if self.whole is not None:
             raise ValueError(_FIXED)
-        for name, order, size in zip(("source", "target"), (source, target), self.sizes, strict=True):
-            whole = not order.is_floating_point() and order.ndim == 1
-            if not whole or not torch.equal(order.sort().values.cpu(), torch.arange(size)):
-                raise ValueError(f"{name} must hold each of the node numbers 0 to {size - 1} once.")
+        source, target = (
+            read_permutation(name, order, size, self.device)
+            for name, order, size in zip(("source", "target"), (source, target), self.sizes, strict=True)
+        )
         index = torch.stack([source[self.source], target[self.target]])
         return Bipartite(index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type)
 
     def _sibling(self, **changes: Any) -> Bipartite:
-        """A copy with some fields changed, without the checks that this one has passed."""
+        """A copy with some fields changed, without validating them again."""
         made = object.__new__(Bipartite)
         for entry in fields(self):
             object.__setattr__(made, entry.name, changes.get(entry.name, getattr(self, entry.name)))
@@ -337,7 +343,7 @@ class Bipartite(Edges):
         return f"Bipartite({n} sources, {m} targets, {self.num_edges} edges{tail}){view}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the derived structure, which is cheap to compute again."""
+        """Pickle without cached derived quantities."""
         args = (self.edge_index, self.sizes, self.edge_weight, self.edge_attr, self.edge_type, self.ptr)
         return _unpickled, (self._with_targets, *args, self.whole)
 
@@ -353,7 +359,7 @@ def _check_sizes(sizes: Any) -> tuple[int, int]:
         n, m = sizes
         n, m = n.__index__(), m.__index__()
     except (TypeError, ValueError, AttributeError):
-        raise TypeError(f"sizes must be two numbers, (n_source, n_target), but it is {shown(sizes)}.") from None
+        raise TypeError(f"sizes must be two integers, (n_source, n_target), but it is {shown(sizes)}.") from None
     if n < 0 or m < 0:
         raise ValueError(f"sizes=(n_source, n_target) must not be negative, but it is {(n, m)}.")
     return n, m

@@ -1,4 +1,4 @@
-"""Edge lists, tables of pairs of names, as the arguments of a `Graph`."""
+"""Edge lists (tables of pairs of node names) as the arguments of a `Graph`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_edge_list(
     number = {name: i for i, name in enumerate(ids)}
     unknown = next((name for name in (*sources, *targets) if name not in number), None)
     if unknown is not None:
-        raise ValueError(f"An edge names the node {shown(unknown)}, which is not in nodes; nodes lists all of them.")
+        raise ValueError(f"An edge names the node {shown(unknown)}, which is not in nodes; nodes must list all names.")
     pairs = [(number[u], number[v]) for u, v in zip(sources, targets, strict=True)]
     values = [1.0] * len(pairs) if weights is None else [_weight(w, k) for k, w in enumerate(weights)]
     if duplicates != "keep":
@@ -51,7 +51,7 @@ def read_edge_list(
 def _merged(
     pairs: list[tuple[int, int]], values: list[float], ids: Sequence[Any], undirected: bool, duplicates: Duplicates
 ) -> tuple[list[tuple[int, int]], list[float]]:
-    """Each pair once; with `undirected` a pair and its reverse are the same."""
+    """The pairs without duplicates; with `undirected` a pair and its reverse are the same."""
     merged: dict[tuple[int, int], list[Any]] = {}
     for (u, v), value in zip(pairs, values, strict=True):
         key = (min(u, v), max(u, v)) if undirected else (u, v)
@@ -60,8 +60,8 @@ def _merged(
         elif duplicates == "error":
             how = " (in either direction)" if undirected else ""
             raise ValueError(
-                f"The edge from {shown(ids[u])} to {shown(ids[v])} is listed more than once{how}; "
-                'duplicates="sum", "first" or "keep" says what that means.'
+                f"The edge from {shown(ids[u])} to {shown(ids[v])} is listed more than once{how}; choose how to treat "
+                'duplicates by duplicates="sum", "first" or "keep".'
             )
         elif duplicates == "sum":
             merged[key][1] += value
@@ -72,11 +72,11 @@ def _check_name(name: Any) -> None:
     if name is None or (isinstance(name, float) and math.isnan(name)) or type(name).__name__ in ("NaTType", "NAType"):
         raise ValueError("A source or target is missing (None or NaN); every edge needs two names.")
     if not isinstance(name, Hashable):
-        raise TypeError(f"The name of a node must be hashable, such as a number or a word, but one is {shown(name)}.")
+        raise TypeError(f"Node names must be hashable, such as numbers or strings, but one is {shown(name)}.")
 
 
 def _order(sources: Sequence[Any], targets: Sequence[Any]) -> list[Any]:
-    """Integers in ascending order; names of other kinds as they come, edge by edge."""
+    """The distinct names: integers in ascending order, others in order of appearance."""
     found = list(dict.fromkeys(name for pair in zip(sources, targets, strict=True) for name in pair))
     return sorted(found) if all(isinstance(name, int) for name in found) else found
 
@@ -85,7 +85,7 @@ def _listed(nodes: Any) -> list[Any]:
     if isinstance(nodes, int):
         nodes = range(nodes)
     if isinstance(nodes, str | bytes) or not (isinstance(nodes, Iterable) or hasattr(nodes, "tolist")):
-        raise TypeError(f"nodes must be the list of all names, or their number, but it is {shown(nodes)}.")
+        raise TypeError(f"nodes must be the list of all names or their number, but it is {shown(nodes)}.")
     nodes = nodes.tolist() if hasattr(nodes, "tolist") else nodes
     ids = list(range(nodes)) if isinstance(nodes, int) else list(nodes) if isinstance(nodes, Iterable) else [nodes]
     for name in ids:
@@ -100,7 +100,7 @@ def _weight(value: Any, row: int) -> float:
     try:
         return real_number(float(value) if isinstance(value, str) else value)
     except (TypeError, ValueError):
-        raise ValueError(f"The weight of edge {row} (from 0) is {shown(value)}, which is no finite number.") from None
+        raise ValueError(f"The weight of edge {row} (from 0) must be finite, but it is {shown(value)}.") from None
 
 
 # -- tables --------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def _columns(edges: Any, source: Any, target: Any, weight: Any) -> tuple[list[An
 
 
 def _from_frame(frame: Any, names: list[Any], wanted: dict[str, Any]) -> list[list[Any]]:
-    """From named columns: a pandas or polars DataFrame, or a dict of columns."""
+    """The wanted columns of a pandas or polars DataFrame, or of a dict of columns."""
     found = []
     for role, column in wanted.items():
         values = frame[names[columns_of(names, column, role)]]
@@ -133,23 +133,23 @@ def _from_frame(frame: Any, names: list[Any], wanted: dict[str, Any]) -> list[li
 def _of_equal_length(columns: list[list[Any]]) -> list[list[Any]]:
     if len({len(column) for column in columns}) > 1:
         raise ValueError(
-            f"The columns of an edge list must be equally long, but they have {[len(c) for c in columns]}."
+            f"The columns of an edge list must have equal lengths, but they have {[len(c) for c in columns]}."
         )
     return columns
 
 
 def _from_array(array: Any, wanted: dict[str, Any]) -> list[list[Any]]:
-    """From the columns of an array or tensor (e, 2) or wider, or the fields of a structured array."""
+    """The wanted columns of an array or tensor (e, 2) or wider, or fields of a structured array."""
     fields = getattr(array.dtype, "names", None)
     if fields:
         return _from_frame(array, list(fields), wanted)
     if array.ndim != 2 or array.shape[1] < 2:
         raise ValueError(
-            f"An array of edges has a row an edge, (e, 2) or wider, but this one has shape {tuple(array.shape)}."
+            f"An array of edges must have one row per edge, (e, 2) or wider, but its shape is {tuple(array.shape)}."
         )
     if array.shape[0] == 2 and array.shape[1] > 3 and set(wanted.values()) <= {0, 1, 2}:
         raise ValueError(
-            f"An array of edges has a row an edge, but this one has shape {tuple(array.shape)}: for an edge_index "
+            f"An array of edges must have one row per edge, but its shape is {tuple(array.shape)}: for an edge_index "
             "(2, e) use Graph(edge_index), or transpose it."
         )
     names = range(array.shape[1])
@@ -157,7 +157,7 @@ def _from_array(array: Any, wanted: dict[str, Any]) -> list[list[Any]]:
 
 
 def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
-    """From pairs, triples and longer rows, or from dicts."""
+    """The wanted columns of an iterable of pairs, longer rows, or dicts."""
     if isinstance(rows, bytes) or not isinstance(rows, Iterable):
         raise TypeError(
             f"edges must be pairs, an array, a DataFrame or the path of a CSV file, but it is {shown(rows)}."
@@ -167,7 +167,7 @@ def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
         if isinstance(row, Mapping):
             for (role, key), column in zip(wanted.items(), found, strict=True):
                 if key not in row:
-                    raise ValueError(f"Edge {k} (from 0) has no {shown(key)}, which {role}= asks for.")
+                    raise ValueError(f"Edge {k} (from 0) has no key {shown(key)}, given as {role}.")
                 column.append(_python(row[key]))
             continue
         if isinstance(row, str | bytes) or (not isinstance(row, Sequence | Tensor) and not hasattr(row, "tolist")):
@@ -178,7 +178,7 @@ def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
                 at = columns_of(names, column, role)
             except ValueError:
                 raise ValueError(
-                    f"Edge {k} (from 0) has {len(row)} entries, but {role}={shown(column)} asks for another one."
+                    f"Edge {k} (from 0) has {len(row)} entries, so there is no column {role}={shown(column)}."
                 ) from None
             values.append(_python(row[at]))
     return found
@@ -193,7 +193,10 @@ HEADER_WORDS |= {f"{word}_id" for word in HEADER_WORDS} | {"node1", "node2", "so
 
 
 def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
-    """From a text file of columns; lines that start with # are comments; names mean that the first line names them."""
+    """The wanted columns of a delimited text file; lines starting with # are comments.
+
+    If a column is given by name, the first line is read as a header.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = [line for line in file if line.strip() and not line.startswith("#")]
@@ -212,7 +215,7 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         header = [str(k) for k in range(len(rows[0]))]
         ends = [wanted["source"], wanted["target"]]
         first, others = ([row[k] for k in ends if k < len(row)] for row in (rows[0], rows[1] if rows[1:] else rows[0]))
-        names_columns = {cell.lower() for cell in first} <= HEADER_WORDS  # of words alone, these two say enough
+        names_columns = {cell.lower() for cell in first} <= HEADER_WORDS  # also if all names are strings
         if names_columns or any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
             raise ValueError(
                 f"The first line of {path} looks like a header, {rows[0]}: give source and target (and weight) as "
@@ -239,11 +242,11 @@ def _is_integer(text: str) -> bool:
 
 
 def _delimiter(path: Path, lines: list[str]) -> str:
-    """The delimiter that every one of the first lines has, the most frequent first."""
+    """The first of DELIMITERS that occurs in each of the first 20 lines. Raises: ValueError."""
     if path.suffix == ".tsv":
         return "\t"
     head = [line.strip() for line in islice(lines, 20)]
     for delimiter in DELIMITERS:
         if all(delimiter in line for line in head):
             return delimiter
-    raise ValueError(f"{path} is not a table: its lines have no comma, semicolon, tab, bar or space in common.")
+    raise ValueError(f"{path} is not a table: its lines share no delimiter (comma, semicolon, tab, bar or space).")

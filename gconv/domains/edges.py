@@ -1,4 +1,4 @@
-"""Directed edges and what they carry: what graphs of one set of nodes and of two have in common."""
+"""Directed edges with weights, attributes and labels: the base class of `Graph` and `Bipartite`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MISSING: Any = object()
 
 
 def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
-    """The edge_index, a tensor of any class or an array, as a plain tensor. Raises: TypeError, ValueError."""
+    """An edge_index, a tensor of any class or an array, as a plain tensor. Raises: TypeError, ValueError."""
     if not isinstance(edge_index, Tensor) and not hasattr(edge_index, "__array__"):
         raise TypeError(
             f"{name} must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
@@ -29,35 +29,49 @@ def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
     edge_index = as_tensor(name, edge_index)
     if edge_index.layout != torch.strided:
         raise TypeError(
-            f"{name} holds node numbers, but a sparse tensor was given; Graph.from_sparse reads an adjacency matrix."
+            f"{name} must be a dense tensor of node indices, but a sparse tensor was given; Graph.from_sparse reads "
+            "an adjacency matrix."
         )
     if edge_index.dtype.is_floating_point or edge_index.dtype.is_complex or edge_index.dtype == torch.bool:
         raise TypeError(
-            f"{name} holds node numbers and must be an integer tensor, but its dtype is {edge_index.dtype}."
+            f"{name} contains node indices and must be an integer tensor, but its dtype is {edge_index.dtype}."
         )
     if edge_index.ndim != 2 or edge_index.shape[0] != 2:
         raise ValueError(
-            f"{name} must have shape (2, e): row 0 the sources, row 1 the targets; the given one has shape "
+            f"{name} must have shape (2, e), row 0 the sources and row 1 the targets, but its shape is "
             f"{tuple(edge_index.shape)}."
         )
     return edge_index
 
 
+def read_permutation(name: str, order: Any, size: int, device: torch.device) -> Tensor:
+    """The new index of each of `size` nodes, as an int64 tensor. Raises: TypeError, ValueError."""
+    order = as_tensor(name, order)
+    if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool or order.ndim != 1:
+        raise TypeError(
+            f"{name} must be a vector of node indices, but it is {order.dtype} of shape {tuple(order.shape)}."
+        )
+    order = order.to(device=device, dtype=torch.int64)
+    if not torch.equal(order.sort().values, torch.arange(size, device=device)):
+        raise ValueError(f"{name} must contain each of the node indices 0 to {size - 1} once.")
+    return order
+
+
 @at_trace_time
 def _from_outside(edges: Edges) -> str | None:
-    """Whether a graph was made outside of the trace, and so may know something already."""
+    """Whether a graph was created outside the trace and has cached values."""
     return "yes" if edges.__dict__.get("_memo") else None
 
 
 @at_trace_time
 def _recall(edges: Edges, key: Hashable) -> str | None:
-    """Where a graph has left what it computed for a key outside of the trace; None if it has not."""
+    """The attribute name under which a value cached outside the trace is available to it; None if there is none."""
     memo = edges._memo
     return leave(edges, str(list(memo).index(key)), memo[key]) if key in memo else None
 
 
 class Edges:
-    """The edges of a `Graph` or a `Bipartite`, and a place for what is derived from them once.
+    """The edges of a `Graph` or a `Bipartite`, and a cache for quantities derived from them.
 
     >>> from gconv import Graph
     >>> isinstance(Graph(torch.tensor([[0, 1], [1, 0]])), Edges)
@@ -71,35 +85,35 @@ class Edges:
     _memo: dict[Hashable, Any]
 
     square: ClassVar[bool]  # whether sources and targets are the same nodes
-    whole: Whole | None = None  # of a sampled block: what it knows of its graph
+    whole: Whole | None = None  # of a sampled block: degrees and indices in the graph it was sampled from
 
     @property
     def learned(self) -> bool:
-        """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
+        """Whether edge or node tensors require gradients, so that nothing derived from them may be cached."""
         raise NotImplementedError
 
     @property
     def sites(self) -> tuple[int, int]:
-        """(m, n): sites out and sites in of the signals."""
+        """(m, n): the numbers of output and input sites."""
         raise NotImplementedError
 
     def at_targets(self, x: Tensor, axis: int = -2) -> Tensor:
-        """What a signal with n sites on this axis holds of the m nodes at which edges arrive."""
+        """The part of a signal, with n sites on this axis, that belongs to the m targets of the edges."""
         raise NotImplementedError
 
     def _copy_edge_index(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Keep a copy of edge_index. Returns the least and the largest number among the sources, and the targets'."""
+        """Store a copy of edge_index. Returns the smallest and largest index of the sources, then of the targets."""
         given = check_edge_index(self.edge_index)
         with apart(given):
             copied = given.detach().to(torch.int64, copy=True).contiguous()
         object.__setattr__(self, "edge_index", copied)
-        if not readable(copied):  # a trace that depends on them: whether they name nodes is not checked
+        if not readable(copied):  # during tracing indices cannot be checked
             return (0, -1), (0, -1)
         source, target = ((int(end.min()), int(end.max())) if len(end) else (0, -1) for end in copied)
         return source, target
 
     def _copy_edge_tensors(self) -> None:
-        """Keep copies of edge_weight, edge_attr and edge_type."""
+        """Store copies of edge_weight, edge_attr and edge_type."""
         for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
             value = getattr(self, name)
             if value is not None:
@@ -115,7 +129,7 @@ class Edges:
             value = value[:, 0]
         if value.ndim not in ndims or value.shape[0] != e:
             raise ValueError(
-                f"{name} must have one {'number' if ndims == (1,) else 'row'} for each of the {e} edges, "
+                f"{name} must have one {'number' if ndims == (1,) else 'row'} per edge, {e} in all, "
                 f"but its shape is {tuple(value.shape)}."
             )
         if value.device != self.edge_index.device:
@@ -123,18 +137,18 @@ class Edges:
         if name == "edge_type":
             if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
                 raise TypeError(
-                    f"edge_type holds labels and must be an integer tensor, but its dtype is {value.dtype}."
+                    f"edge_type contains labels and must be an integer tensor, but its dtype is {value.dtype}."
                 )
             value = value.detach().to(torch.int64, copy=True)
             if readable(value) and e and int(value.min()) < 0:
-                raise ValueError(f"edge_type labels start at 0, but one of them is {int(value.min())}.")
+                raise ValueError(f"edge_type must not be negative, but it contains the label {int(value.min())}.")
             return value
         if value.dtype.is_complex:
-            raise TypeError(f"{name} must hold real numbers, but its dtype is {value.dtype}.")
+            raise TypeError(f"{name} must be real, but its dtype is {value.dtype}.")
         if not value.dtype.is_floating_point:
             value = value.to(torch.get_default_dtype())
         if readable(value) and not bool(torch.isfinite(value.detach()).all()):
-            raise ValueError(f"{name} holds NaN or infinity; every number of it must be finite.")
+            raise ValueError(f"{name} must be finite, but it contains NaN or infinity.")
         return value[:, None].clone() if name == "edge_attr" and value.ndim == 1 else value.clone()
 
     @property
@@ -147,7 +161,7 @@ class Edges:
 
     @property
     def readable(self) -> bool:
-        """Whether the numbers can be looked at: not within a trace that the graph was made in, nor under vmap."""
+        """Whether tensor values can be read: not in a trace in which the graph was created, and not under vmap."""
         given = (self.edge_index, self.edge_weight, self.edge_attr, self.edge_type)
         return all(readable(t) for t in given if t is not None)
 
@@ -160,11 +174,11 @@ class Edges:
         return self.edge_index[1]
 
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, computed at most once for these edges and this key."""
+        """The result of `make`, cached for this key."""
         if torch.compiler.is_dynamo_compiling():
             found = _recall(self, key) if _from_outside(self) else None
             return make() if found is None else getattr(self, found)
-        known = self._memo.get(key, _MISSING)  # read once: another thread may empty the cache at any time
+        known = self._memo.get(key, _MISSING)  # a single look-up: another thread may clear the cache at any time
         if known is not _MISSING:
             return known
         DERIVED.add(self)

@@ -1,7 +1,7 @@
-"""Graphs of other libraries, as the arguments of a `Graph`: PyG, torch.sparse, networkx, scipy and PyGSP.
+"""Graphs of other libraries (PyG, torch.sparse, networkx, scipy, PyGSP) as the arguments of a `Graph`.
 
-An object is recognised by what it is, never by the module of its class, so that subclasses are read as well. No
-library is imported for that: an object of one exists only where the library has been imported already.
+Objects are recognised by isinstance, so that subclasses are supported. Libraries are not imported for the check: an
+object of a library can exist only if the library has been imported already.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Arguments = dict[str, Any]  # of a Graph
 
 
 def instance(value: Any, module: str, *classes: str) -> bool:
-    """Whether a value is of one of these classes, or of a subclass, of a library that has been imported.
+    """Whether a value is an instance of one of these classes of a library, without importing it.
 
     >>> instance(torch.zeros(1), "torch", "Tensor"), instance(3, "networkx", "Graph")
     (True, False)
@@ -37,14 +37,14 @@ def as_tensor(name: str, value: Any) -> Tensor:
     """A plain tensor from a tensor of any class or a numpy array.
 
     Raises:
-        TypeError: if it is neither, or an array that does not hold real numbers.
+        TypeError: if it is neither, or an array whose dtype is not real.
     """
     if type(value) in (Tensor, torch.nn.Parameter):
         return value
     if isinstance(value, Tensor):
         if hasattr(value, "as_tensor"):  # PyG's EdgeIndex
             return value.as_tensor()
-        holds_numbers = type(value).__torch_dispatch__ is Tensor.__torch_dispatch__  # fake tensors and such do not
+        holds_numbers = type(value).__torch_dispatch__ is Tensor.__torch_dispatch__  # not a fake or wrapper tensor
         return value.as_subclass(Tensor) if holds_numbers else value
     if not instance(value, "numpy", "ndarray"):
         raise TypeError(
@@ -52,14 +52,14 @@ def as_tensor(name: str, value: Any) -> Tensor:
         )
     kind = {"i": "int64", "u": "int64", "b": "bool", "f": "float64"}.get(value.dtype.kind)
     if kind is None:
-        raise TypeError(f"{name} must hold real numbers, but it is an array of {value.dtype}.")
+        raise TypeError(f"{name} must be real, but it is an array of {value.dtype}.")
     if value.dtype.kind == "f" and value.dtype.itemsize in (2, 4):
         kind = f"float{8 * value.dtype.itemsize}"
     return torch.from_numpy(value.astype(kind, order="C", copy=True))
 
 
 def read_foreign(domain: Any) -> Arguments | None:
-    """The arguments of a Graph from a graph of another library, or None for what is no graph."""
+    """The arguments of a Graph from a graph of another library; None for other objects."""
     if instance(domain, "networkx", "Graph"):
         return from_networkx(domain)
     if instance(domain, "scipy.sparse", "sparray", "spmatrix"):
@@ -78,13 +78,13 @@ def from_pyg(data: Any) -> Arguments:
     """From a `Data`, a `Batch`, or any object with an `edge_index` or an `adj_t`."""
     if hasattr(data, "edge_types"):
         raise TypeError(
-            f"A {type(data).__name__} holds several graphs, and a layer runs on one: give it one of them as "
+            f"A {type(data).__name__} holds several graphs, but a layer takes one: give one of them as "
             "Bipartite.from_pyg(data, edge_type), or all as one graph, Graph.from_pyg(data.to_homogeneous())."
         )
     edge_index, adjacency = getattr(data, "edge_index", None), getattr(data, "adj_t", None)
     if edge_index is None and adjacency is None:
         if not hasattr(data, "edge_index"):
-            raise TypeError(f"from_pyg reads a torch_geometric.data.Data, but {_article(data)} was given.")
+            raise TypeError(f"from_pyg takes a torch_geometric.data.Data, but {_article(data)} was given.")
         raise ValueError(
             f"This {type(data).__name__} object has no edge_index and no adj_t, so there is no graph to read."
         )
@@ -104,7 +104,7 @@ def from_pyg(data: Any) -> Arguments:
 
 
 def parts_of(batch: Any, size: int | None = None) -> tuple[int, ...]:
-    """PyG's `batch`, (n,) the number of the part that each node belongs to, as `ptr`, the first node of each part.
+    """PyG's `batch` (n,), the index of the part of each node, as `ptr`, the first node of each part and the size.
 
     Raises:
         TypeError, ValueError: if they are not integers in ascending order, or not `size` of them.
@@ -114,17 +114,20 @@ def parts_of(batch: Any, size: int | None = None) -> tuple[int, ...]:
     """
     parts = as_tensor("batch", batch)
     if parts.is_floating_point() or parts.is_complex() or parts.dtype == torch.bool or parts.ndim != 1:
-        raise TypeError(f"batch holds one integer a node, but it is {parts.dtype} of shape {tuple(parts.shape)}.")
+        raise TypeError(
+            f"batch must be an integer vector with one index per node, but it is {parts.dtype} of shape "
+            f"{tuple(parts.shape)}."
+        )
     parts = parts.to(torch.int64)
     if size is not None and len(parts) != size:
-        raise ValueError(f"batch must have one number a node, {size}, but it has {len(parts)}.")
+        raise ValueError(f"batch must have one index per node, {size}, but it has {len(parts)}.")
     if len(parts) and (int(parts[0]) < 0 or not bool((parts.diff() >= 0).all())):
-        raise ValueError("batch must be sorted and not negative: the nodes of a part follow each other.")
+        raise ValueError("batch must be sorted and not negative, so that the nodes of a part are consecutive.")
     return (0, *torch.bincount(parts).cumsum(0).tolist()) if len(parts) else (0,)
 
 
 def _num_nodes(data: Any) -> int | None:
-    """How many nodes a Data says that it has; None where PyG can only guess it from the edges."""
+    """The number of nodes of a Data; None if PyG would have to guess it from the edges, for which it warns."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -134,7 +137,7 @@ def _num_nodes(data: Any) -> int | None:
 
 
 def from_sparse(adjacency: Any, name: str = "adjacency") -> Arguments:
-    """From a square torch sparse tensor A[target, source], the matrix that acts on signals; PyG's `adj_t`."""
+    """From a square torch sparse tensor A[target, source], the matrix that acts on signals (PyG's `adj_t`)."""
     if not isinstance(adjacency, Tensor) or adjacency.layout == torch.strided:
         given = "a dense tensor" if isinstance(adjacency, Tensor) else _article(adjacency)
         raise TypeError(f"{name} must be a torch sparse tensor, A[target, source], but {given} was given.")
@@ -144,13 +147,15 @@ def from_sparse(adjacency: Any, name: str = "adjacency") -> Arguments:
             "nodes, Bipartite takes its indices as edge_index."
         )
     if adjacency.dense_dim():
-        raise ValueError(f"{name} must hold one number an edge, but it holds {tuple(adjacency.shape[2:])} of them.")
+        raise ValueError(
+            f"{name} must have one number per edge, but its entries have shape {tuple(adjacency.shape[2:])}."
+        )
     coo = (adjacency if adjacency.layout == torch.sparse_coo else adjacency.to_sparse_coo()).coalesce()
     index, values = coo.indices().flip(0), coo.values()
-    if adjacency.layout in (torch.sparse_bsr, torch.sparse_bsc):  # zeros that fill up a block are no edges
+    if adjacency.layout in (torch.sparse_bsr, torch.sparse_bsc):  # zeros inside a block are not edges
         index, values = index[:, values.detach() != 0], values[values.detach() != 0]
     if values.is_complex():
-        raise TypeError(f"{name} must hold real weights, but its dtype is {values.dtype}.")
+        raise TypeError(f"{name} must be real, but its dtype is {values.dtype}.")
     found = {"edge_index": index, "size": adjacency.shape[0]}
     ones = not values.requires_grad and readable(values) and bool((values == 1).all())
     return found if ones else found | {"edge_weight": values}
@@ -162,7 +167,7 @@ def from_sparse(adjacency: Any, name: str = "adjacency") -> Arguments:
 def from_networkx(graph: Any, weight: str | None = "weight") -> Arguments:
     """From a networkx graph of any class: nodes in its own order, an undirected edge as two directed ones."""
     if not instance(graph, "networkx", "Graph"):
-        raise TypeError(f"from_networkx reads a networkx graph, but {_article(graph)} was given.")
+        raise TypeError(f"from_networkx takes a networkx graph, but {_article(graph)} was given.")
     number = {node: i for i, node in enumerate(graph.nodes)}
     listed = list(graph.edges(data=True))
     if weight is not None and weight != "weight" and listed and not any(weight in data for _, _, data in listed):
@@ -184,12 +189,12 @@ def _number(data: Any, weight: str | None, u: Any, v: Any) -> float:
         return real_number(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"The edge from {shown(u)} to {shown(v)} has the weight {shown(value)}, which is no finite number."
+            f"The weight of the edge from {shown(u)} to {shown(v)} must be a finite number, but it is {shown(value)}."
         ) from None
 
 
 def real_number(value: Any) -> float:
-    """A finite number as a float: no text, no complex number. Raises: TypeError, ValueError."""
+    """A finite real number as a float; strings and complex numbers are rejected. Raises: TypeError, ValueError."""
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         raise TypeError
     try:
@@ -205,15 +210,15 @@ def from_scipy(matrix: Any) -> Arguments:
     """From a square scipy sparse matrix or array of any format: entry (u, v) is an edge u -> v with that weight."""
     if not instance(matrix, "scipy.sparse", "sparray", "spmatrix"):
         raise TypeError(
-            f"from_scipy reads a scipy sparse matrix or array, but {_article(matrix)} was given; "
+            f"from_scipy takes a scipy sparse matrix or array, but {_article(matrix)} was given; "
             "scipy.sparse.csr_array(matrix) converts a dense one."
         )
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"An adjacency matrix is square, but this one has shape {tuple(matrix.shape)}.")
+        raise ValueError(f"An adjacency matrix must be square, but its shape is {tuple(matrix.shape)}.")
     coo = matrix.tocoo()
     if coo.data.dtype.kind not in "biuf":
-        raise TypeError(f"An adjacency matrix holds real numbers, but this one holds {coo.data.dtype}.")
-    if matrix.format == "bsr":  # zeros that fill up a block are no edges
+        raise TypeError(f"An adjacency matrix must be real, but its dtype is {coo.data.dtype}.")
+    if matrix.format == "bsr":  # zeros inside a block are not edges
         coo.eliminate_zeros()
     row, col = (as_tensor("matrix", end) for end in (coo.row, coo.col))
     weights = torch.from_numpy(coo.data.astype("float64"))
@@ -223,7 +228,7 @@ def from_scipy(matrix: Any) -> Arguments:
 def from_pygsp(graph: Any) -> Arguments:
     """From a PyGSP graph: entry (u, v) of its `W` is an edge u -> v; its coordinates, if any, become `pos`."""
     if not instance(graph, "pygsp.graphs", "Graph"):
-        raise TypeError(f"from_pygsp reads a graph of pygsp.graphs, but {_article(graph)} was given.")
+        raise TypeError(f"from_pygsp takes a graph of pygsp.graphs, but {_article(graph)} was given.")
     found = from_scipy(graph.W)
     coords: Any = getattr(graph, "coords", None)
     if instance(coords, "numpy", "ndarray") and coords.dtype.kind in "iuf" and coords.shape[:1] == graph.W.shape[:1]:
@@ -238,13 +243,13 @@ def _article(value: Any) -> str:
 
 
 def columns_of(names: Sequence[Any], wanted: Any, role: str) -> int:
-    """Which column a name or a position means. Raises: TypeError, ValueError."""
+    """The index of the column given by name or position. Raises: ValueError."""
     if wanted in names:
         return list(names).index(wanted)
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         if -len(names) <= wanted < len(names):
             return wanted % len(names)
-        raise ValueError(f"{role}={wanted} names column {wanted}, but there are {len(names)}, numbered from 0.")
+        raise ValueError(f"{role}={wanted} is out of range: there are {len(names)} columns, numbered from 0.")
     known = [str(name) for name in names]
     guess = near(str(wanted), known) or ";"
     there = "There" if guess.endswith("?") else "there"

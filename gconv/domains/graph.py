@@ -1,4 +1,4 @@
-"""Graphs: nodes, directed edges, and what is derived from them once."""
+"""Graphs: nodes, directed edges, and cached quantities derived from them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from gconv.arguments import checked, explain_keywords, integer
 from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
-from gconv.domains.edges import Edges, check_edge_index
+from gconv.domains.edges import Edges, check_edge_index, read_permutation
 from gconv.kernels import apart, readable, varies, wrapped
 
 
 @explain_keywords(num_nodes="size", n="size", weight="edge_weight", weights="edge_weight", edges="edge_index")
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(Edges):
-    """A directed graph: edge e carries a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
+    """A directed graph: edge e sends a signal from source `edge_index[0, e]` to target `edge_index[1, e]`.
 
     Equation: the adjacency that acts on signals is A[i, j] = sum of the weights of the edges j -> i.
 
-    This is PyG's dialect (row 0 source, row 1 target). Tensors are copied in, so a later change of the caller's
-    tensors does not reach the graph. Multi-edges, self-loops and isolated nodes are all legal; each operator says
-    what it does with them. Trap: networkx and scipy matrices read A[source, target], the transpose of ours.
+    edge_index follows PyG (row 0 sources, row 1 targets). Tensors are copied, so later changes to the caller's tensors
+    do not affect the graph. Multi-edges, self-loops and isolated nodes are allowed; each operator documents how it
+    treats them. Trap: matrices of networkx and scipy are A[source, target], the transpose of this convention.
 
     Args:
-        edge_index: (2, e) integer node numbers in [0, size).
-        size: number of nodes; default: the largest number in edge_index plus one.
+        edge_index: (2, e) integer node indices in [0, size).
+        size: number of nodes; default: the largest index in edge_index plus one.
         edge_weight: (e,) finite numbers; default: ones.
         edge_attr: (e, d) finite pseudo-coordinates or features of the edges.
-        edge_type: (e,) integer label of each edge >= 0, e.g. a relation or an offset.
-        pos: (size, d) positions of the nodes.
-        ptr: (parts + 1,) first node of each part of a disjoint union; default: one part.
+        edge_type: (e,) integer label >= 0 of each edge, e.g. a relation or an offset.
+        pos: (size, d) finite positions of the nodes.
+        ptr: (parts + 1,) first node of each part of a disjoint union, and the size; default: one part.
 
     Raises:
-        TypeError, ValueError: if a tensor has the wrong shape, dtype, device, a number out of range, or a NaN.
+        TypeError, ValueError: if a tensor has the wrong shape, dtype or device, or holds an index out of range or a
+            NaN or infinity.
 
     >>> path = Graph(torch.tensor([[0, 1], [1, 2]]), size=4)
     >>> path
@@ -65,12 +66,12 @@ class Graph(Edges):
         size = None if self.size is None else integer(self.size, "size")
         if size in (None, -1):
             if not readable(self.edge_index):
-                raise ValueError("Within a trace the number of nodes cannot be read off edge_index: give a size.")
+                raise ValueError("In a trace the number of nodes cannot be inferred from edge_index: give a size.")
             size = high + 1
         if low < 0:
-            raise ValueError(f"edge_index must not be negative, but it holds node {low}.")
+            raise ValueError(f"edge_index must not be negative, but it contains node {low}.")
         if size < 0:
-            raise ValueError(f"A Graph cannot have {size} nodes.")
+            raise ValueError(f"size must not be negative, but it is {size}.")
         if high >= size:
             raise ValueError(f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}.")
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -82,20 +83,22 @@ class Graph(Edges):
             if not self.pos.is_floating_point():
                 put("pos", self.pos.to(torch.get_default_dtype()))
             if self.pos.ndim != 2 or self.pos.shape[0] != size:
-                raise ValueError(f"pos must have one row a node: {size}, but it has shape {tuple(self.pos.shape)}.")
+                raise ValueError(f"pos must have one row per node, {size}, but its shape is {tuple(self.pos.shape)}.")
             if self.pos.device != self.device:
                 raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {self.device}.")
             if readable(self.pos) and not bool(torch.isfinite(self.pos.detach()).all()):
-                raise ValueError("pos holds NaN or infinity; every number of it must be finite.")
+                raise ValueError("pos must be finite, but it contains NaN or infinity.")
             with apart(self.pos):
                 put("pos", self.pos.clone())
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
-            raise ValueError(f"ptr must rise from 0 to {size}, the number of nodes, but it is {self.ptr}.")
+            raise ValueError(f"ptr must increase from 0 to {size}, the number of nodes, but it is {self.ptr}.")
 
     def _read_ptr(self) -> tuple[int, ...]:
         ptr = self.ptr.tolist() if hasattr(self.ptr, "tolist") else self.ptr
         if not isinstance(ptr, tuple | list | range):
-            raise TypeError(f"ptr must be the first node of each part and the size, but it is a {type(ptr).__name__}.")
+            raise TypeError(
+                f"ptr must be a sequence, the first node of each part and the size, but it is a {type(ptr).__name__}."
+            )
         return tuple(integer(p, "ptr") for p in ptr)
 
     # -- readers ---------------------------------------------------------------------------------------------------
@@ -109,8 +112,8 @@ class Graph(Edges):
         Args:
             edge_index: (2, e), row 0 the sources, row 1 the targets.
             num_nodes: default: the length of batch, else the largest number plus one.
-            batch: (n,) the number of the graph that each node belongs to, ascending: the parts of a disjoint union, as
-                PyG's models get it beside edge_index. Pools then pool each part.
+            batch: (n,) the index of the graph that each node belongs to, ascending, as passed to PyG's models together
+                with edge_index. They become the parts of a disjoint union, which `global_pool` pools separately.
             tensors: further arguments of the class.
 
         >>> Graph.from_edge_index(torch.tensor([[0, 2], [1, 3]]), batch=torch.tensor([0, 0, 1, 1]))
@@ -129,8 +132,8 @@ class Graph(Edges):
         Reads `edge_index`, or else `adj_t`, with edge_weight, edge_attr, edge_type, pos, and ptr or batch.
 
         Raises:
-            ValueError: if there are no edges to read.
-            TypeError: for a HeteroData, which holds several graphs, or what is no Data.
+            ValueError: if data has neither edge_index nor adj_t.
+            TypeError: if data is a HeteroData, which holds several graphs, or not a Data.
         """
         return cls(**foreign.from_pyg(data))
 
@@ -139,11 +142,11 @@ class Graph(Edges):
     def from_sparse(cls, adjacency: Tensor) -> Graph:
         """A Graph from a square torch sparse tensor of any layout: entry (i, j) is an edge j -> i with that weight.
 
-        This is the matrix that acts on signals, A[target, source], as PyG's `adj_t` and as torch.sparse.mm(A, x); the
-        transpose of what networkx and scipy call the adjacency.
+        This is the matrix A[target, source] that acts on signals, like PyG's `adj_t` and like A in
+        torch.sparse.mm(A, x); it is the transpose of the adjacency matrices of networkx and scipy.
 
         Raises:
-            TypeError, ValueError: if it is not sparse, square, and of one real number an entry.
+            TypeError, ValueError: if it is not sparse and square, with one real number per entry.
 
         >>> A = torch.tensor([[0.0, 0.0], [3.0, 0.0]])  # one edge, from node 0 to node 1
         >>> graph = Graph.from_sparse(A.to_sparse())
@@ -163,8 +166,12 @@ class Graph(Edges):
 
         Args:
             hyperedge_index: the incidences.
-            num_nodes: default one more than the largest.
-            hyperedge_weight: one number a hyperedge, or none.
+            num_nodes: default: the largest node index plus one.
+            hyperedge_weight: one number per hyperedge, or None.
+
+        Raises:
+            TypeError, ValueError: if hyperedge_index is not an integer tensor (2, h) of indices >= 0, or
+                hyperedge_weight has fewer numbers than there are hyperedges.
 
         >>> Graph.from_hyperedge_index(torch.tensor([[0, 1, 1, 2], [0, 0, 1, 1]]))
         Graph(3 nodes, 4 edges, edge_type)
@@ -172,7 +179,7 @@ class Graph(Edges):
         node, edge = check_edge_index(hyperedge_index, "hyperedge_index").to(torch.int64)
         known = readable(edge) and edge.numel() > 0
         if known and int(edge.min()) < 0:
-            raise ValueError(f"hyperedge_index must not be negative, but it holds hyperedge {int(edge.min())}.")
+            raise ValueError(f"hyperedge_index must not be negative, but it contains hyperedge {int(edge.min())}.")
         most = int(edge.max()) + 1 if known else 0
         if hyperedge_weight is not None:
             hyperedge_weight = foreign.as_tensor("hyperedge_weight", hyperedge_weight)
@@ -199,25 +206,28 @@ class Graph(Edges):
         undirected: bool = False,
         duplicates: Duplicates = "error",
     ) -> tuple[Graph, list[Any]]:
-        """A Graph from a table of edges between named nodes, and the names.
+        """A Graph from a table of edges between named nodes, and the list of names.
 
         Args:
             edges: pairs or longer rows, an array or tensor (e, 2) or wider, a DataFrame, a dict of columns, or the path
-                of a text file of columns (comma, semicolon, tab, bar or space; lines that start with # are comments).
-            source, target: the columns of the two ends, by name or by position. Names of a file's columns stand in its
-                first line; with positions there must be no such line.
+                of a delimited text file (comma, semicolon, tab, bar or space; lines starting with # are comments).
+            source, target: the columns of the two end points, by name or by position. Column names of a file are read
+                from its first line; if columns are given by position, the file must not have a header.
             weight: the column of the weights; default: none.
-            nodes: the names of all nodes in the order that you want, isolated ones too, or their number n for
-                0 ... n - 1; default: the names that edges use, integers ascending, others as they come.
-            undirected: whether each edge also goes the other way. An edge and its reverse are then duplicates.
-            duplicates: what to do with an edge that is listed twice: refuse it ("error"), add the weights up ("sum", an
-                edge without a weight counts as 1), take the first ("first"), or let both stand ("keep").
+            nodes: the names of all nodes in the desired order, isolated ones included, or their number n for names
+                0 ... n - 1; default: the names used by edges, integers in ascending order, others in order of
+                appearance.
+            undirected: whether to add the reverse of each edge. An edge and its reverse are then duplicates.
+            duplicates: how to treat an edge that is listed more than once: raise an error ("error"), add up the weights
+                ("sum"; an edge without a weight counts as 1), use the first ("first"), or keep all of them ("keep").
 
         Returns:
-            The Graph, and ids, a list: node i is called ids[i], so row i of a signal belongs to ids[i].
+            The Graph and a list ids: the name of node i is ids[i], and row i of a signal belongs to it.
 
         Raises:
-            ValueError, TypeError: if a column, name or weight is missing, no number, listed twice or not in `nodes`.
+            ValueError, TypeError: if a column, a name or a weight is missing, a weight is not a finite number, or a
+                name is repeated in or missing from `nodes`.
+            OSError: if a file cannot be read.
 
         >>> friends = [("ann", "bob", 2.0), ("bob", "cem", 0.5)]
         >>> graph, ids = Graph.from_edge_list(friends, weight=2, nodes=["ann", "bob", "cem", "dana"], undirected=True)
@@ -240,46 +250,46 @@ class Graph(Edges):
 
         Args:
             graph: of any networkx class, or a subclass.
-            weight: the attribute of the edges that holds the weight; an edge without it has weight 1. None: no weights.
+            weight: the name of the edge attribute with the weight; edges without it have weight 1. None: no weights.
 
         Raises:
-            ValueError: if no edge has the attribute that you name, or a weight is no finite number.
+            ValueError: if no edge has the given attribute (other than the default), or a weight is not a finite number.
         """
         return cls(**foreign.from_networkx(graph, weight))
 
     @classmethod
     @checked
     def from_scipy(cls, matrix: Any) -> Graph:
-        """A Graph from a square scipy sparse matrix or array, entry (u, v) an edge u -> v with that weight.
+        """A Graph from a square scipy sparse matrix or array: entry (u, v) is an edge u -> v with that weight.
 
         Raises:
-            TypeError, ValueError: if it is not sparse, square, and of real numbers.
+            TypeError, ValueError: if it is not a square sparse matrix of real numbers.
         """
         return cls(**foreign.from_scipy(matrix))
 
     @classmethod
     def from_pygsp(cls, graph: Any) -> Graph:
-        """A Graph from a PyGSP graph, entry (u, v) of its W an edge u -> v; coordinates become `pos`.
+        """A Graph from a PyGSP graph: entry (u, v) of its W is an edge u -> v; coordinates become `pos`.
 
         Raises:
-            TypeError: if it is no PyGSP graph.
+            TypeError: if it is not a PyGSP graph.
         """
         return cls(**foreign.from_pygsp(graph))
 
     @classmethod
     @checked
     def union(cls, graphs: Iterable[Graph]) -> Graph:
-        """The disjoint union: one graph whose parts keep their edges, nodes numbered on; `ptr` marks the parts.
+        """The disjoint union: the nodes of the graphs are numbered consecutively, and `ptr` marks the parts.
 
         Raises:
             ValueError: if the list is empty, or only some of the graphs carry weights, attributes or labels.
         """
         if not isinstance(graphs, Iterable) or (isinstance(graphs, Tensor) and graphs.ndim == 0):
-            raise TypeError(f"The union is of a list of Graphs, but a {type(graphs).__name__} was given.")
+            raise TypeError(f"Graph.union takes a list of Graphs, but a {type(graphs).__name__} was given.")
         graphs = list(graphs)
         for graph in graphs:
             if not isinstance(graph, Graph):
-                raise TypeError(f"The union is of Graphs, but one of them is a {type(graph).__name__}.")
+                raise TypeError(f"Graph.union takes Graphs, but one of them is a {type(graph).__name__}.")
         if not graphs:
             raise ValueError("The union of no graphs is not defined; give at least one.")
         starts = [0, *itertools.accumulate(g.size for g in graphs)]
@@ -299,36 +309,36 @@ class Graph(Edges):
             ptr += [start + p for p in g.ptr[1:]]
         return cls(index, starts[-1], ptr=tuple(ptr), **tensors)
 
-    # -- what is derived, once -------------------------------------------------------------------------------------
+    # -- derived quantities ----------------------------------------------------------------------------------------
 
     @property
     def learned(self) -> bool:
-        """Whether what the edges or nodes carry needs gradients, so that nothing derived from it may be kept."""
+        """Whether edge or node tensors require gradients, so that nothing derived from them may be cached."""
         if self.edge_weight is None and self.edge_attr is None and self.pos is None:
             return False
         return varies(self.edge_weight) or varies(self.edge_attr) or varies(self.pos)
 
     @property
     def sites(self) -> tuple[int, int]:
-        """(m, n): sites out and sites in of the signals."""
+        """(m, n): the numbers of output and input sites, both the number of nodes."""
         return self.size, self.size
 
     def at_targets(self, x: Tensor, axis: int = -2) -> Tensor:
-        """What a signal with n sites on this axis holds of the nodes at which edges arrive: all of it."""
+        """The part of a signal that belongs to the targets of the edges: here all of it."""
         return x
 
     def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(n,) the sum of the weights of the edges that arrive at each node."""
+        """(n,) the sum of the weights of the incoming edges of each node."""
         w = self.weights(dtype)
         return w.new_zeros(self.size).index_add(0, self.target, w)
 
     def out_degree(self, dtype: torch.dtype | None = None) -> Tensor:
-        """(n,) the sum of the weights of the edges that leave each node."""
+        """(n,) the sum of the weights of the outgoing edges of each node."""
         w = self.weights(dtype)
         return w.new_zeros(self.size).index_add(0, self.source, w)
 
     def part(self) -> Tensor:
-        """(n,) the number of the part of the union that each node belongs to."""
+        """(n,) the index of the part of the disjoint union that each node belongs to."""
         lengths = torch.tensor([b - a for a, b in itertools.pairwise(self.ptr)], device=self.device)
         return torch.repeat_interleave(
             torch.arange(len(self.ptr) - 1, device=self.device), lengths, output_size=self.size
@@ -336,10 +346,15 @@ class Graph(Edges):
 
     @property
     def is_undirected(self) -> bool:
-        """Whether A is symmetric: between any two nodes the edges of both directions have the same total weight."""
+        """Whether A is symmetric: between any two nodes the edges of both directions have the same total weight.
 
-        if not readable(self.edge_index):  # which cannot be checked, and is what the caller needs
+        During tracing, where values cannot be read, it is assumed to be.
+        """
+
+        if not readable(self.edge_index):
             return True
+        given = torch.float64 if self.edge_weight is None else self.edge_weight.dtype
+        tolerance = max(1e-12, 4 * torch.finfo(given).eps)  # D^-1/2 A D^-1/2 is symmetric up to rounding only
 
         def check() -> bool:
             (j, i), w = self.edge_index, self.weights(torch.float64).detach()
@@ -348,16 +363,17 @@ class Graph(Edges):
             if not torch.equal(pair, reverse):
                 return False
             there, here = (w.new_zeros(len(pair)).index_add(0, at, w) for at in (forth, back))
-            return torch.allclose(there, here, rtol=1e-12, atol=0)
+            size = w.new_zeros(len(pair)).index_add(0, forth, w.abs())  # weights of double edges may cancel
+            return bool(((there - here).abs() <= tolerance * size).all())
 
         return check() if wrapped(self.edge_weight) else self.memo("undirected", check)
 
     @checked
     def to(self, device: torch.device | str) -> Graph:
-        """The same graph on another device; itself if it is there already."""
+        """The graph on another device; the same object if it is already there."""
         if torch.device(device) == self.device:
             return self
-        moved = object.__new__(Graph)  # what was checked once need not be checked again
+        moved = object.__new__(Graph)  # without __post_init__: the tensors have been validated already
         for entry in fields(self):
             value = getattr(self, entry.name)
             object.__setattr__(moved, entry.name, value.to(device) if isinstance(value, Tensor) else value)
@@ -366,34 +382,29 @@ class Graph(Edges):
 
     @checked
     def permute(self, order: Tensor) -> Graph:
-        """The same graph with node v renamed to `order[v]`.
+        """The same graph with node v renamed to `order[v]`; the parts of a union (`ptr`) are not kept.
 
         Raises:
-            TypeError, ValueError: if order does not hold each node number once.
+            TypeError, ValueError: if order is not a permutation of the node indices.
         """
-        order = foreign.as_tensor("order", order)
-        if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool or order.ndim != 1:
-            raise TypeError(f"order must hold node numbers, but it is {order.dtype} of shape {tuple(order.shape)}.")
-        order = order.to(device=self.device, dtype=torch.int64)
-        if not torch.equal(order.sort().values, torch.arange(self.size, device=self.device)):
-            raise ValueError(f"order must hold each of the node numbers 0 to {self.size - 1} once.")
+        order = read_permutation("order", order, self.size, self.device)
         pos = None if self.pos is None else torch.empty_like(self.pos).index_copy(0, order, self.pos)
         return Graph(order[self.edge_index], self.size, self.edge_weight, self.edge_attr, self.edge_type, pos)
 
     @checked
     def reordered(self, how: Literal["rcm", "degree"] = "rcm") -> tuple[Graph, Tensor]:
-        """The same graph with its nodes in an order that a sparse product reads faster, and that order.
+        """The same graph with its nodes reordered for memory locality in sparse products, and that order.
 
-        Meaning: node i of the new graph is node order[i] of this one, so signals go in as x[order] and what comes out
-        is y with y[order] = out. "rcm" (reverse Cuthill-McKee) puts neighbours beside each other: on meshes and grids
-        with random numbers, what a row gathers then lies close together. "degree" puts the hubs first.
+        Meaning: node i of the new graph is node order[i] of this one: the input is x[order], and the output is mapped
+        back by y[order] = out. "rcm" (reverse Cuthill-McKee) places neighbours close together, which helps on meshes
+        and grids whose nodes are numbered at random. "degree" puts nodes of high degree first.
 
-        Traps: `python -m experiments.planner.choices --only order` measures both. A grid gains, at narrow widths most;
-        a random power-law graph has no order that helps. Finding one takes as long as tens of products, so nothing in
-        gconv reorders by itself. The parts of a union are not kept.
+        Traps: `python -m experiments.planner.choices --only order` measures both. Grids benefit, most with few
+        channels; random power-law graphs do not benefit from any order. Computing an order takes as long as tens of
+        products, so gconv never does it implicitly. The parts of a union are not kept.
 
         Raises:
-            ValueError: for another order.
+            ValueError: if `how` is unknown.
 
         >>> path = Graph(torch.tensor([[0, 2, 2, 1], [2, 0, 1, 2]]))  # 0 - 2 - 1
         >>> graph, order = path.reordered()
@@ -411,7 +422,7 @@ class Graph(Edges):
             found = reverse_cuthill_mckee(both, symmetric_mode=True)
             order = torch.from_numpy(found.copy()).long().to(self.device)
         else:
-            raise ValueError(f'The order of nodes is "rcm" or "degree", not {how!r}.')
+            raise ValueError(f'how must be "rcm" or "degree", but it is {how!r}.')
         place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         return self.permute(place), order
 
@@ -419,27 +430,29 @@ class Graph(Edges):
     def sample(
         self, seeds: Tensor | Sequence[int], fanouts: Sequence[int], generator: torch.Generator | None = None
     ) -> list[Bipartite]:
-        """The part of the graph that a network reads for the output at some nodes: a block for each of its layers.
+        """The sampled computation graph of a network's output at some nodes: one block (`Bipartite`) per layer.
 
-        Meaning: a block leads from the nodes that a layer reads, numbered as in `block.n_id`, to those at which it
-        gives its output, which are the first of them; the targets of the last block are the seeds. `layer(x, block)`
-        takes x (*b, n_source, i), and `gconv.apply_blocks` a Sequential. Normalisations read the degrees of the whole
-        graph: with all neighbours each output row is the full graph's. With fewer, distinct edges are drawn uniformly
-        and a sum is scaled by how many of a node's there are: the mean over draws of one layer of gcn, lightgcn, sage,
-        graphconv, simple, gin or le with a sum or a mean is the full graph's. Maxima, attention and what depends on
-        edge features or types read the sampled edges alone, as in PyG.
+        Meaning: the sources of a block are the nodes that a layer reads, with indices `block.n_id` in this graph; its
+        targets, the first of the sources, are the nodes of the layer's output. The targets of the last block are the
+        seeds. `layer(x, block)` takes x (*b, n_source, i), and `gconv.apply_blocks` runs a Sequential. Normalisations
+        use the degrees of the whole graph: with all neighbours each output row equals that on the full graph. With
+        fewer, distinct edges are drawn uniformly and sums are rescaled by the number of a node's edges, so that one
+        layer of gcn, lightgcn, sage, graphconv, simple, gin or le with a sum or a mean is unbiased. Maxima, attention
+        and operators that depend on edge features or types use the sampled edges only, as in PyG.
 
         Traps: fanouts are PyG's num_neighbors, from the seeds outward, so the last block has fanouts[0]; the blocks are
-        in the order of the layers. Self-loops are always kept and do not count. `pos` and `ptr` are not passed on. What
-        needs a square domain beyond the degrees (polynomials, spectra) refuses a block, which holds one step.
+        in the order of the layers. Self-loops are always kept and do not count. `pos` and `ptr` are not passed on.
+        Operators that are functions of a square matrix (polynomials, spectra) do not accept a block, which holds one
+        hop.
 
         Args:
-            seeds: distinct node numbers.
-            fanouts: for each hop, how many arriving edges of a node to take at most; -1 for all.
-            generator: of the draws; default: torch's own, which each worker of a DataLoader has seeded for itself.
+            seeds: distinct node indices.
+            fanouts: for each hop, the maximal number of incoming edges per node; -1 for all.
+            generator: of the random draws; default: torch's, which each worker of a DataLoader seeds separately.
 
         Raises:
-            TypeError, ValueError: if seeds are empty, repeated or unknown, or a fan-out is neither -1 nor at least 1.
+            TypeError, ValueError: if seeds are empty, repeated or out of range, or a fan-out is neither -1 nor at
+                least 1.
 
         >>> path = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]))
         >>> first, second = path.sample([3], [-1, -1])
@@ -453,12 +466,12 @@ class Graph(Edges):
         """The blocks, as from `sample`, of a batch that PyG's NeighborLoader sampled from this graph.
 
         Args:
-            batch: has n_id, edge_index and batch_size, and perhaps input_id and e_id.
-            layers: how many blocks; at most the number of hops that were sampled.
+            batch: with n_id, edge_index and batch_size, and optionally input_id and e_id.
+            layers: number of blocks; at most the number of sampled hops.
 
         Raises:
-            ValueError: if it lacks one of them, was sampled from another graph or for fewer layers, or lacks e_id
-                where the edges of this graph carry something.
+            ValueError: if the batch lacks one of them, was sampled from another graph or for fewer layers, or lacks
+                e_id although the edges of this graph have weights, attributes or types.
 
         >>> from torch_geometric.data import Data
         >>> path = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]))
@@ -475,6 +488,6 @@ class Graph(Edges):
         return f"Graph({self.size} nodes, {self.num_edges} edges{tail})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle without the derived structure, which is cheap to compute again."""
+        """Pickle without cached derived quantities."""
         args = (self.edge_index, self.size, self.edge_weight, self.edge_attr, self.edge_type, self.pos, self.ptr)
         return Graph, args

@@ -1,4 +1,4 @@
-"""Grids: sites along axes, and the same as a graph."""
+"""Regular grids, and the same grids as graphs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Grid:
     Equation: site (p_1, ..., p_d) has number sum_a p_a prod_{b > a} shape_b.
 
     Args:
-        shape: sites along each axis, one to three axes, each >= 1.
+        shape: number of sites along each of one to three axes, each >= 1.
 
     Raises:
-        ValueError: if an axis is missing or smaller than one site.
+        TypeError: if shape is not a sequence of integers.
+        ValueError: if there are not one to three axes, or one has no sites.
 
     >>> Grid((4, 5)).size
     20
@@ -51,7 +52,7 @@ class Grid:
 
     @classmethod
     def of(cls, x: Tensor, ndim: int) -> Grid:
-        """The grid under a torch image batch: the last `ndim` axes of `(*b, c, *shape)`."""
+        """The grid of a batch of images in torch's layout: the last `ndim` axes of `(*b, c, *shape)`."""
         return cls(tuple(x.shape[x.ndim - ndim :]))
 
 
@@ -60,7 +61,7 @@ def _read_shape(shape: Any) -> tuple[int, ...]:
         axes = tuple(shape)
     except TypeError:
         raise TypeError(
-            f"The shape of a grid is one integer an axis, such as (32, 32), but it is {shown(shape)}."
+            f"The shape of a grid must be one integer per axis, such as (32, 32), but it is {shown(shape)}."
         ) from None
     return tuple(integer(s, "An axis of a grid") for s in axes)
 
@@ -75,16 +76,17 @@ def grid_graph(
     3^d window, so that label k is tap k of a 3 x 3 kernel (cross-correlation) and the centre is label (3^d - 1) / 2.
 
     Args:
-        shape: sites along each axis.
-        neighbours: 2d (those that share an edge: 4 in the plane) or 3^d - 1 (corners too: 8, the default).
-        loops: also an edge from each site to itself (label of the centre).
-        periodic: opposite borders meet.
+        shape: number of sites along each axis.
+        neighbours: 2d (sites that share a face: 4 in the plane) or 3^d - 1 (also diagonal ones: 8, the default).
+        loops: whether to add an edge from each site to itself (with the label of the centre).
+        periodic: whether the grid wraps around at its borders.
 
     Returns:
         Graph with `edge_type` (offset label), `edge_attr` ((e, d) offsets in sites) and `pos` ((n, d) in sites).
 
     Raises:
-        ValueError: if `neighbours` is neither of the two numbers.
+        TypeError: if shape is not a sequence of integers.
+        ValueError: if `neighbours` is neither 2d nor 3^d - 1, or the shape is not that of a grid.
 
     >>> grid_graph((3, 3), 4), grid_graph((3, 3), 8, loops=True)
     (Graph(9 nodes, 24 edges, edge_attr, edge_type, pos), Graph(9 nodes, 49 edges, edge_attr, edge_type, pos))
@@ -93,7 +95,7 @@ def grid_graph(
     d = grid.ndim
     neighbours = 3**d - 1 if neighbours is None else integer(neighbours, "neighbours")
     if neighbours not in (2 * d, 3**d - 1):
-        raise ValueError(f"A site of a {d}-D grid has {2 * d} or {3**d - 1} neighbours here, not {neighbours}.")
+        raise ValueError(f"neighbours must be {2 * d} or {3**d - 1} on a {d}-D grid, but it is {neighbours}.")
     site = torch.cartesian_prod(*(torch.arange(s) for s in grid.shape)).reshape(-1, d)
     extent, place = torch.tensor(grid.shape), torch.tensor([math.prod(grid.shape[a + 1 :]) for a in range(d)])
     sources, targets, labels, offsets = [], [], [], []

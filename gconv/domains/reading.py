@@ -1,4 +1,4 @@
-"""Whatever a user holds that is a graph, as a `Graph`; and an edge_index between two sets of nodes as a `Bipartite`."""
+"""Conversion of all supported graph objects to `Graph`, and of an edge_index between two sets to `Bipartite`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SEEN_PAIRS = WeakCache("Bipartites by edge_index")
 
 
 def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
-    """Any graph a user holds, as a Graph.
+    """Any supported graph object as a Graph.
 
-    That is: a Graph, an edge_index (tensor, PyG's EdgeIndex, array), a torch sparse adjacency A[target, source], a PyG
-    Data or Batch, a networkx graph, a scipy sparse matrix A[source, target], a PyGSP graph, and subclasses of these.
+    Supported are: a Graph, an edge_index (tensor, PyG's EdgeIndex, array), a torch sparse adjacency A[target, source],
+    a PyG Data or Batch, a networkx graph, a scipy sparse matrix A[source, target], a PyGSP graph, and subclasses.
 
-    An edge_index, bare or in a Data, and a sparse tensor are read once and recognised when they come again. They are
-    compared by content each time, so one that was changed in place is noticed and read anew.
+    The Graph of an edge_index (bare or in a Data) or of a sparse tensor is cached and reused for the same tensor
+    object. Contents are compared each time, so in-place changes are detected.
 
     Raises:
-        TypeError: if the object is none of these, or tensors are given beside a domain that already holds them.
+        TypeError: if the object is none of these, or tensors are given together with a domain that contains its own.
 
     >>> read_graph(torch.tensor([[0, 1], [1, 2]]), 4)
     Graph(4 nodes, 2 edges)
@@ -44,13 +44,13 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     given = {name: as_tensor(name, value) for name, value in tensors.items() if value is not None}
     for name in given:
         if name not in EDGE_TENSORS:
-            raise TypeError(f"Edges have no {name!r}{near(name, EDGE_TENSORS) or ';'} They can have {LISTED}.")
+            raise TypeError(f"Edges have no {name!r}{near(name, EDGE_TENSORS) or '.'} They can have {LISTED}.")
     if isinstance(domain, Tensor) and domain.layout == torch.strided:
         _check_not_dense(domain)
         return _recall(domain, domain, size, given)
     if given and not instance(domain, "numpy", "ndarray"):
         raise TypeError(
-            f"{', '.join(given)} can only be given beside a bare edge_index; put it into the graph instead."
+            f"{', '.join(given)} can only be given together with a bare edge_index; make it part of the graph instead."
         )
     if isinstance(domain, Graph):
         return domain
@@ -72,13 +72,13 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
         raise TypeError(f"This works on one set of nodes, a Graph, but {domain!r} was given.")
     raise TypeError(
         f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a torch sparse "
-        f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph; "
-        f"a {type(domain).__name__} was given."
+        f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph, "
+        f"but a {type(domain).__name__} was given."
     )
 
 
 def _as_it_was(known: Graph, edge_index: Tensor, size: int, tensors: dict[str, Tensor | None]) -> bool:
-    """Whether a Graph is what a bare edge_index and tensors of the same types as before say."""
+    """Whether a cached Graph equals the one that a bare edge_index and these tensors would give."""
     if known.size != size or len(known.ptr) != 2 or known.pos is not None or not tensors.keys() <= _NAMES:
         return False
     if edge_index.dtype != torch.int64 or edge_index.layout != torch.strided or edge_index.device != known.device:
@@ -95,7 +95,7 @@ def _as_it_was(known: Graph, edge_index: Tensor, size: int, tensors: dict[str, T
 
 
 def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | None) -> Bipartite:
-    """A Bipartite from a bare `edge_index`, which is recognised when it comes again, as in `read_graph`.
+    """A Bipartite from a bare `edge_index`, cached for the same tensor object as in `read_graph`.
 
     Args:
         edge_index: (2, e), or a Bipartite, which is returned as it is.
@@ -103,7 +103,7 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
         tensors: edge_weight, edge_attr, edge_type.
 
     Raises:
-        TypeError, ValueError: as Bipartite does, or if tensors are given beside a Bipartite.
+        TypeError, ValueError: as Bipartite, or if tensors are given together with a Bipartite.
 
     >>> read_bipartite(torch.tensor([[0, 1], [1, 2]]), (2, 3))
     Bipartite(2 sources, 3 targets, 2 edges)
@@ -111,7 +111,7 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
     given = {name: as_tensor(name, value) for name, value in tensors.items() if value is not None}
     if isinstance(edge_index, Bipartite):
         if given:
-            raise TypeError(f"{', '.join(given)} can only be given beside a bare edge_index, not beside a Bipartite.")
+            raise TypeError(f"{', '.join(given)} can only be given with a bare edge_index, not with a Bipartite.")
         return edge_index
     plain = check_edge_index(edge_index)
     if not isinstance(edge_index, Tensor):
@@ -127,7 +127,7 @@ def read_bipartite(edge_index: Any, sizes: tuple[int, int], **tensors: Tensor | 
 
 
 def recall(edge_index: Tensor, size: int) -> Graph | None:
-    """The Graph last read from this edge_index alone, if it still has the same edges; for plain eager calls."""
+    """The cached Graph of this edge_index alone, if the edges are unchanged; for plain eager calls."""
     known: Graph | None = _SEEN.get(edge_index)
     if known is None or known.size != size or known.edge_weight is not None or known.edge_attr is not None:
         return None
@@ -140,17 +140,16 @@ def recall(edge_index: Tensor, size: int) -> Graph | None:
 
 
 def _check_not_dense(edge_index: Tensor) -> None:
-    """Refuse a dense adjacency matrix with the way to give it."""
+    """Raises a TypeError with advice if a dense adjacency matrix was passed as edge_index."""
     if edge_index.is_floating_point() and edge_index.ndim == 2 and edge_index.shape[0] == edge_index.shape[1] != 2:
         raise TypeError(
-            f"An edge_index of node numbers must be an integer tensor of shape (2, e), but its dtype is "
-            f"{edge_index.dtype} and its shape {tuple(edge_index.shape)}; if it is an adjacency matrix "
-            "A[target, source], give A.to_sparse()."
+            f"edge_index must be an integer tensor of shape (2, e), but its dtype is {edge_index.dtype} and its shape "
+            f"{tuple(edge_index.shape)}; for an adjacency matrix A[target, source] give A.to_sparse()."
         )
 
 
 def _recall(key: Tensor, edge_index: Tensor, size: int, tensors: dict[str, Tensor], ptr: tuple[int, ...] = ()) -> Graph:
-    """A Graph of these arguments: the one that was made of the same tensor `key` before, if all of it is equal."""
+    """A Graph with these arguments: the one cached for the same tensor `key`, if its contents are equal."""
     edge_index = check_edge_index(edge_index)
     lasts = _lasts(key, tensors)
     known: Any = _SEEN.get(key) if lasts else None  # a Graph, or None
@@ -164,7 +163,7 @@ def _recall(key: Tensor, edge_index: Tensor, size: int, tensors: dict[str, Tenso
 
 
 def _lasts(edge_index: Tensor, given: dict[str, Tensor]) -> bool:
-    """Whether a graph of these may be recognised later: plain tensors that need no gradient, in a plain call."""
+    """Whether a graph of these tensors may be cached: plain tensors without gradients, in a plain eager call."""
     plain = is_plain_eager() and type(edge_index) is Tensor and not edge_index.is_meta
     return plain and not (given and any(varies(value) for value in given.values()))
 

@@ -1,4 +1,4 @@
-"""Sampled blocks of a graph: the rows of some nodes, hop by hop, that know the degrees of the whole graph."""
+"""Neighbour sampling: blocks of a graph, hop by hop, that keep the degrees of the whole graph."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """What a sampled block knows of the graph that it was taken from.
+    """Data of the graph from which a block was sampled.
 
-    nodes: (n_source,) the numbers in the graph of the block's sources; the targets are the first of them.
-    edges: (e,) the numbers in the graph of the block's edges.
-    sums: (n_source, 1 or 2, 6) of each source, counted and, with edge weights, weighted: what arrives and leaves, the
-        same without self-loops, the last self-loop's weight, and whether there is one.
-    scale: (e,) the edges that arrive at a target in the graph over those that were sampled, 1 for self-loops, which
-        are always kept: an estimate of a sum multiplies by it. None if no edge was left out.
+    nodes: (n_source,) the indices in the graph of the block's sources; the targets are the first of them.
+    edges: (e,) the indices in the graph of the block's edges.
+    sums: (n_source, 1 or 2, 6) for each source, unweighted and, with edge weights, weighted: in- and out-degree, both
+        without self-loops, the weight of the last self-loop, and whether there is one.
+    scale: (e,) the ratio of incoming to sampled edges of the target, without self-loops, by which a sampled sum is
+        multiplied; 1 for self-loops, which are always kept. None if no edge was left out.
     """
 
     nodes: Tensor
@@ -36,7 +36,7 @@ class Whole:
     scale: Tensor | None
 
     def degree(self, end: Literal["in", "out"], loops: str, fill: float, weighted: bool) -> Tensor:
-        """(n_source,) degrees in the whole graph, with its self-loops treated as `gconv.laplacian.pattern` says."""
+        """(n_source,) degrees in the whole graph, with self-loops treated as in `gconv.laplacian.pattern`."""
         sums = self.sums[:, -1 if weighted else 0]
         every, plain = (sums[:, 0], sums[:, 2]) if end == "in" else (sums[:, 1], sums[:, 3])
         if loops == "fill":
@@ -71,13 +71,15 @@ def from_batch(graph: Graph, batch: Any, layers: int) -> list[Bipartite]:
     layers = integer(layers, "layers", 1)
     missing = [name for name in ("n_id", "edge_index", "batch_size") if getattr(batch, name, None) is None]
     if missing:
-        raise ValueError(f"A batch of NeighborLoader has n_id, edge_index and batch_size; this one lacks {missing[0]}.")
+        raise ValueError(
+            f"A batch of a NeighborLoader must have n_id, edge_index and batch_size, but it lacks {missing[0]}."
+        )
     nodes, index = _read_nodes(graph, batch.n_id, "n_id"), check_edge_index(batch.edge_index).to(torch.int64)
     count, given = integer(batch.batch_size, "batch_size", 1), getattr(batch, "input_id", None)
     if count > len(nodes) or (given is not None and len(given) != count):
         raise ValueError(f"batch_size={count} must be the length of input_id and at most that of n_id, {len(nodes)}.")
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(nodes):
-        raise ValueError(f"edge_index of the batch must hold places in n_id, 0 to {len(nodes) - 1}.")
+        raise ValueError(f"edge_index of the batch must contain positions in n_id, 0 to {len(nodes) - 1}.")
     edges = getattr(batch, "e_id", None)
     if edges is None and any(t is not None for t in (graph.edge_weight, graph.edge_attr, graph.edge_type)):
         raise ValueError("The graph's edges carry weights, attributes or types, so the batch needs e_id to find them.")
@@ -102,7 +104,7 @@ def from_batch(graph: Graph, batch: Any, layers: int) -> list[Bipartite]:
 def _hop(
     graph: Graph, targets: Tensor, fanout: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes, targets first; the edges, ascending; and their ends as places among the nodes."""
+    """The nodes, targets first; the edges, ascending; and their end points as positions among the nodes."""
     first, order, loop = graph.memo("edges by target", lambda: _by_target(graph))
     many = first[targets + 1] - first[targets]
     at = torch.repeat_interleave(torch.arange(len(targets), device=graph.device), many)
@@ -133,8 +135,8 @@ def _block(graph: Graph, nodes: Tensor, m: int, edges: Tensor, index: Tensor) ->
     lost = (want > 0) & (have == 0)
     if bool(lost.any()):
         raise ValueError(
-            f"Node {int(nodes[:m][lost][0])} has neighbours in the graph but none in the batch: it was sampled for "
-            "fewer layers than are asked for."
+            f"Node {int(nodes[:m][lost][0])} has neighbours in the graph but none in the batch: the batch was sampled "
+            "for fewer layers than requested."
         )
     left_out = bool((want != have).any())
     scale = torch.where(plain, (want / have.clamp(min=1))[index[1]], 1.0) if left_out else None
@@ -149,14 +151,14 @@ def _block(graph: Graph, nodes: Tensor, m: int, edges: Tensor, index: Tensor) ->
 
 
 def _by_target(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
-    """(n + 1,) where the edges of each target begin in their order by target; that order; which are self-loops."""
+    """(n + 1,) offsets of the targets in the edges sorted by target; that order; which edges are self-loops."""
     arriving = graph.target.new_zeros(graph.size).index_add(0, graph.target, torch.ones_like(graph.target))
     first = torch.cat([arriving.new_zeros(1), arriving.cumsum(0)])
     return first, torch.argsort(graph.target, stable=True), graph.source == graph.target
 
 
 def whole_sums(graph: Graph) -> Tensor:
-    """(n, 1 or 2, 6) the sums of `Whole`, of all nodes."""
+    """(n, 1 or 2, 6) `Whole.sums` for all nodes."""
     return _sums(graph) if varies(graph.edge_weight) else graph.memo("sums", lambda: _sums(graph))
 
 
@@ -180,7 +182,7 @@ def _sums(graph: Graph) -> Tensor:
 def _read_fanouts(fanouts: Any) -> list[int]:
     if not isinstance(fanouts, Sequence) or isinstance(fanouts, str) or not len(fanouts):
         raise TypeError(
-            f"fanouts must list how many neighbours each hop takes, as [10, 5], but it is {shown(fanouts)}."
+            f"fanouts must list the number of neighbours per hop, such as [10, 5], but it is {shown(fanouts)}."
         )
     read = [integer(fanout, "fanouts") for fanout in fanouts]
     if bad := [f for f in read if f < 1 and f != -1]:
@@ -192,18 +194,20 @@ def _read_nodes(graph: Graph, nodes: Any, name: str) -> Tensor:
     try:
         read = torch.as_tensor(nodes, device=graph.device)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must hold node numbers, but it is {shown(nodes)}.") from None
+        raise TypeError(f"{name} must be a sequence of node indices, but it is {shown(nodes)}.") from None
     if read.ndim == 1 and not len(read):
-        raise ValueError(f"{name} is empty; give at least one node.")
+        raise ValueError(f"{name} must contain at least one node, but it is empty.")
     if read.ndim != 1 or read.is_floating_point() or read.is_complex() or read.dtype == torch.bool:
-        raise TypeError(f"{name} must hold node numbers, but it is {read.dtype} of shape {tuple(read.shape)}.")
+        raise TypeError(
+            f"{name} must be a vector of node indices, but it is {read.dtype} of shape {tuple(read.shape)}."
+        )
     read = read.to(torch.int64)
     if bad := [v for v in (int(read.min()), int(read.max())) if not 0 <= v < graph.size]:
-        raise ValueError(f"{name} holds node {bad[0]}, but the graph has {graph.size} nodes, numbered from 0.")
+        raise ValueError(f"{name} contains node {bad[0]}, but the graph has {graph.size} nodes, numbered from 0.")
     ordered = read.sort().values
     if bool((twice := ordered[1:] == ordered[:-1]).any()):
         raise ValueError(
-            f"{name} holds node {int(ordered[1:][twice][0])} twice; torch.unique(..., return_inverse=True) makes them "
-            "distinct."
+            f"{name} contains node {int(ordered[1:][twice][0])} twice; remove duplicates with "
+            "torch.unique(..., return_inverse=True)."
         )
     return read

@@ -1,12 +1,13 @@
-"""python -m gconv propagate: S^k X of a graph and features on disk, within a given memory.
+"""python -m gconv propagate: S^k X for a graph and features on disk, within a memory limit.
 
-EDGES is a list of edges u -> v (.npy, .npz, .i32, .i64, .txt, .csv, .tsv and .gz of text), or a folder that an earlier
-call has built. FEATURES has a row for each node: .npy or .npz (data.npz:node_feat names the array), or text. DIR gets
+EDGES is a list of edges u -> v (.npy, .npz, .i32, .i64, .txt, .csv, .tsv and .gz of text), or a graph folder built by
+an earlier call. FEATURES has one row per node: .npy or .npz (data.npz:node_feat names the array), or text. The output
+folder DIR contains
 
     graph/                 the graph, sorted by rows; can be given as EDGES of another call
     power-1.npy ...        S X, S^2 X, ..., S^k X, to be read with numpy.load(..., mmap_mode="r") or gconv.external.Rows
 
-The same command, repeated after a kill or a full disk, goes on where it was. Examples:
+If the command is repeated after a kill or a full disk, it resumes where it stopped. Examples:
 
     python -m gconv propagate edges.csv x.npy --k 3 --memory 8GB --out run              SGC and SIGN, gcn's S
     python -m gconv propagate edges.csv x.npy --k 2 --norm mean --out run               sage's mean
@@ -14,7 +15,7 @@ The same command, repeated after a kill or a full disk, goes on where it was. Ex
     python -m gconv propagate data.npz:edge_index data.npz:node_feat --undirected --duplicates drop --memory 24GB \\
         --out papers100M
 
-Memory holds one slab of channels at all nodes, 4 bytes a number; with more memory S is read fewer times.
+Memory holds one slab of channels at all nodes, 4 bytes per number; with more memory, S is read fewer times.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SCALINGS: dict[str, tuple[Norm, bool]] = {
 
 
 class _Lines:
-    """Progress on stderr: a line that is rewritten on a terminal, else a line every few seconds."""
+    """Progress on stderr: a single updated line on a terminal, otherwise a line every few seconds."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
@@ -65,18 +66,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m gconv propagate", description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("edges", metavar="EDGES", help="file of edges, or folder of a graph that was built")
-    add("features", metavar="FEATURES", help="file of features, a row a node")
+    add("edges", metavar="EDGES", help="edge list file, or folder of a graph built before")
+    add("features", metavar="FEATURES", help="feature file, one row per node")
     add("--out", metavar="DIR", required=True, help="folder for the graph and the results")
     add("--k", type=int, default=3, help="number of powers (3)")
-    add("--memory", default="2GB", help="for the whole process, such as 8GB (2GB)")
+    add("--memory", default="2GB", help="limit for the whole process, such as 8GB (2GB)")
     add(
         "--norm", choices=list(SCALINGS), default="gcn", help="gcn: symmetric with self-loops added; sym: without (gcn)"
     )
-    add("--alpha", type=float, default=0.0, help="share of X that each step adds, as in appnp (0)")
-    add("--keep", choices=("all", "last"), default="all", help="all powers, or the last alone (all)")
+    add("--alpha", type=float, default=0.0, help="weight of X in each step, as in appnp (0)")
+    add("--keep", choices=("all", "last"), default="all", help="all powers, or only the last (all)")
     add("--dtype", choices=("float32", "float64"), help="of the results (that of the features)")
-    add("--nodes", type=int, help="how many (the rows of FEATURES)")
+    add("--nodes", type=int, help="number of nodes (the rows of FEATURES)")
     add("--undirected", action="store_true", help="add the reverse of each edge")
     add("--duplicates", choices=("keep", "drop", "refuse"), default="keep", help="repeated edges (keep)")
     given = parser.parse_args(argv)
@@ -90,14 +91,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         lines.close()
-        sys.exit("interrupted; the same command goes on from here")
+        sys.exit("interrupted; repeat the command to resume")
 
 
 def _run(given: argparse.Namespace, lines: _Lines) -> None:
     import torch
 
     from gconv.external.features import Features, features_from_text, is_text
-    from gconv.external.files import in_words
+    from gconv.external.files import format_bytes
     from gconv.external.graph import DiskGraph
     from gconv.external.product import propagate
 
@@ -139,6 +140,6 @@ def _run(given: argparse.Namespace, lines: _Lines) -> None:
     )
     done = time.perf_counter()
     lines.close()
-    size = in_words(sum(power.nbytes for power in powers))
+    size = format_bytes(sum(power.nbytes for power in powers))
     print(f"{graph!r}, built in {built - start:.1f} s")
     print(f"{len(powers)} x {powers[0].shape} {powers[0].dtype}, {size}, in {out}, computed in {done - built:.1f} s")

@@ -1,7 +1,7 @@
-"""Edge lists too long for memory, read in chunks: .npy and .npz arrays, raw pairs, text, and tensors.
+"""Edge lists larger than memory, read in chunks: .npy and .npz arrays, raw pairs, text, and tensors.
 
-A source gives `chunks(position, most)`: from a position on, at most so many edges at a time as int64 sources and
-targets, each with the position after it. A position is a list of numbers that JSON can hold.
+An edge source has a method `chunks(position, most)`, which yields chunks of at most `most` edges from a position on, as
+int64 sources and targets with the position after the chunk. A position is a JSON-serialisable list of integers.
 """
 
 from __future__ import annotations
@@ -28,50 +28,50 @@ Position = list[int]
 Chunk = tuple[Position, np.ndarray, np.ndarray]
 RAW = {".i32": np.dtype("<i4"), ".i64": np.dtype("<i8")}
 TEXT = (".txt", ".csv", ".tsv", ".edges", ".el")
-LINES = 1 << 23  # bytes of text that are read at a time
-DIGITS = 18  # of a number that surely fits int64
+LINES = 1 << 23  # bytes of text read at a time
+DIGITS = 18  # number of decimal digits that always fit int64
 
 
 class EdgeSource(Protocol):
-    """Where edges come from."""
+    """The interface of edge sources."""
 
     name: str
 
     @property
     def count(self) -> int | None:
-        """How many there are; None where only reading them tells."""
+        """The number of edges; None if it is unknown before reading."""
 
     @property
     def fingerprint(self) -> str:
-        """Another one, if the edges are others."""
+        """A string that identifies the edges."""
 
     def chunks(self, position: Position, most: int) -> Iterator[Chunk]:
-        """The edges after a position, [] for all."""
+        """Chunks of the edges after a position; [] for all edges."""
 
     def where(self, start: Position, number: int) -> str:
-        """The place of edge `number` of the chunk that starts at a position, for a message."""
+        """A description of the location of edge `number` of the chunk that starts at a position."""
 
 
 def open_edges(edges: Any) -> EdgeSource:
-    """What reads edges from a file or a tensor.
+    """An edge source for a file, tensor or array.
 
     Args:
-        edges: a path, or a tensor or array (2, e) as PyG's edge_index. By the end of its name a file is
+        edges: a path, or a tensor or array (2, e) like PyG's edge_index. Formats by file extension:
             .npy: integers (2, e) or (e, 2);
-            .npz: such an array named edge_index, or as in "data.npz:NAME";
+            .npz: such an array named edge_index, or NAME as in "data.npz:NAME";
             .i32, .i64: pairs of little-endian integers without a header;
-            .txt, .csv, .tsv, .edges, .el: a line an edge, two numbers with space, tab or comma between them; lines that
-            start with # or % are comments. With .gz after it: compressed.
+            .txt, .csv, .tsv, .edges, .el: one edge per line, two integers separated by space, tab or comma; lines
+            starting with # or % are comments. These may be compressed, with an additional .gz.
 
     Raises:
-        TypeError, ValueError: if it is none of these, or the array isn't one of edges.
-        DiskError: if the file can't be read.
+        TypeError, ValueError: if it is none of these, or the array does not contain edges.
+        DiskError: if the file cannot be read.
     """
     if isinstance(edges, Tensor | np.ndarray):
         array = edges.detach().cpu().numpy() if isinstance(edges, Tensor) else edges
         return _Given(array)
     if not isinstance(edges, str | os.PathLike):
-        raise TypeError(f"Edges are a path or a tensor (2, e), but they are {shown(edges)}.")
+        raise TypeError(f"edges must be a path or a tensor (2, e), but it is {shown(edges)}.")
     path, member = split_member(edges)
     with using(path, "read"):
         if not path.is_file():
@@ -85,11 +85,11 @@ def open_edges(edges: Any) -> EdgeSource:
         return _Pairs(ArrayFile(path, raw=RAW[path.suffix]))
     if ending in TEXT:
         return _Lines(path)
-    raise ValueError(f"{path}: edges are read from .npy, .npz, .i32, .i64 and {', '.join(TEXT)} (and .gz of these).")
+    raise ValueError(f"{path}: edges must be in a .npy, .npz, .i32, .i64 or {', '.join(TEXT)} file (or .gz of text).")
 
 
 def split_member(path: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The file, and the name after a colon of an array in it.
+    """The path, and the array name after a colon for .npz files.
 
     >>> split_member("data.npz:node_feat")[1], split_member("edges.npy")[1]
     ('node_feat', '')
@@ -100,12 +100,12 @@ def split_member(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def open_text(path: Path) -> Any:
-    """A file of text, which may be compressed, as bytes."""
+    """A text file, compressed or not, opened for reading bytes."""
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def stamp(path: Path) -> str:
-    """Size, time and first megabyte of a file."""
+    """A fingerprint of a file: its size, modification time and a hash of the first megabyte."""
     with using(path, "read"), path.open("rb") as file:
         start = hashlib.sha256(file.read(1 << 20)).hexdigest()[:16]
         known = os.fstat(file.fileno())
@@ -113,9 +113,9 @@ def stamp(path: Path) -> str:
 
 
 class ArrayFile:
-    """An array of a .npy file, of a .npz archive (also a compressed one), or of pairs without a header.
+    """An array in a .npy file, in a (compressed) .npz archive, or in a raw file of integer pairs.
 
-    `read` takes numbers in the order in which they lie in the file; nothing is memory-mapped.
+    `read` returns a range of elements in file order, without memory mapping.
     """
 
     shape: tuple[int, ...]
@@ -127,20 +127,21 @@ class ArrayFile:
             size = path.stat().st_size
             if size % (2 * raw.itemsize):
                 raise ValueError(
-                    f"{path} holds pairs of {raw.itemsize}-byte integers, but its {size} bytes are no whole number of "
-                    f"them: from byte {size // (2 * raw.itemsize) * 2 * raw.itemsize} on it is cut off."
+                    f"{path} must contain pairs of {raw.itemsize}-byte integers, but its size of {size} bytes is not a "
+                    f"multiple of {2 * raw.itemsize}: it is truncated after byte "
+                    f"{size // (2 * raw.itemsize) * 2 * raw.itemsize}."
                 )
             self.dtype, self.shape, self.fortran, self.start = raw, (size // (2 * raw.itemsize), 2), False, 0
             return
         self.dtype, self.shape, self.fortran, self.start = read_header(self._file(0), self.name)
         if self.dtype.hasobject:
-            raise ValueError(f"{self.name} holds Python objects, but numbers are needed.")
+            raise ValueError(f"{self.name} must contain numbers, but it contains Python objects.")
         have, need = self._length(), self.start + math.prod(self.shape) * self.dtype.itemsize
         if have < need:
-            raise ValueError(f"{self.name} is cut off: it has {have} bytes, but an array {self.shape} takes {need}.")
+            raise ValueError(f"{self.name} is truncated: it has {have} bytes, but an array {self.shape} takes {need}.")
 
     def _file(self, stream: int) -> Any:
-        """A file of its own for each place that is read from."""
+        """The file object of a stream: sequential readers at different positions use separate ones."""
         if stream not in self._files:
             with using(self.path, "read"):
                 if not self.member:
@@ -163,10 +164,10 @@ class ArrayFile:
         try:
             return zipfile.ZipFile(self.path)
         except zipfile.BadZipFile:
-            raise ValueError(f"{self.path} is no .npz archive, or is cut off.") from None
+            raise ValueError(f"{self.path} is not a .npz archive, or is truncated.") from None
 
     def read(self, first: int, last: int, stream: int = 0) -> np.ndarray:
-        """The numbers first to last. Raises: DiskError."""
+        """The elements from first to last - 1. Raises: DiskError."""
         file, out = self._file(stream), np.empty(last - first, self.dtype)
         with using(self.path, "read"):
             try:
@@ -175,10 +176,10 @@ class ArrayFile:
                 while view:
                     done = file.readinto(view)
                     if not done:
-                        raise DiskError(f"Can't read {self.name}: it ends {len(view)} bytes too early.")
+                        raise DiskError(f"Cannot read {self.name}: it ends {len(view)} bytes too early.")
                     view = view[done:]
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise DiskError(f"Can't read {self.name}: it is damaged ({error}).") from None
+            except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+                raise DiskError(f"Cannot read {self.name}: it is damaged ({error}).") from None
         return out
 
     def __del__(self) -> None:
@@ -191,18 +192,18 @@ def _as_int64(values: np.ndarray) -> np.ndarray:
 
 
 class _Pairs:
-    """Edges as an array (2, e) or (e, 2) of a file."""
+    """Edges in a file as an array (2, e) or (e, 2)."""
 
     def __init__(self, array: ArrayFile) -> None:
         shape = array.shape
         if array.dtype.kind not in "iu" or len(shape) != 2 or 2 not in shape:
             raise ValueError(
-                f"{array.name}: edges are integers of shape (2, e) or (e, 2), but it holds {array.dtype} of shape "
+                f"{array.name}: edges must be integers of shape (2, e) or (e, 2), but they are {array.dtype} of shape "
                 f"{shape}."
             )
         self.array, self.name = array, array.name
         self.count = max(shape) if min(shape) == 2 else math.prod(shape) // 2
-        self.apart = (shape[0] == 2) != array.fortran  # all sources, then all targets
+        self.apart = (shape[0] == 2) != array.fortran  # whether all sources precede all targets in the file
 
     @property
     def fingerprint(self) -> str:
@@ -231,7 +232,7 @@ class _Given:
 
     def __init__(self, array: np.ndarray) -> None:
         if array.dtype.kind not in "iu" or array.ndim != 2 or array.shape[0] != 2:
-            raise ValueError(f"Edges are integers of shape (2, e), but they are {array.dtype} of shape {array.shape}.")
+            raise ValueError(f"edges must be integers (2, e), but they are {array.dtype} of shape {array.shape}.")
         self.array, self.count = array, array.shape[1]
 
     @property
@@ -248,7 +249,7 @@ class _Given:
 
 
 class _Lines:
-    """Edges as lines of text; a position is a byte and the number of lines before it."""
+    """Edges as lines of text; a position is a byte offset and the number of lines before it."""
 
     count = None
 
@@ -276,7 +277,7 @@ class _Lines:
             text = file.read(most)
             return text + file.readline() if text and not text.endswith(b"\n") else text
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DiskError(f"Can't read {self.name}: it is damaged ({error}).") from None
+            raise DiskError(f"Cannot read {self.name}: it is damaged ({error}).") from None
 
     def where(self, start: Position, number: int) -> str:
         byte, line = start or (0, 0)
@@ -299,7 +300,7 @@ def _is_edge(line: bytes) -> bool:
 
 
 def _parse(text: bytes, name: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
-    """The edges of whole lines, of which there were `lines` before. Raises: ValueError with the number of a line.
+    """The edges in complete lines of text, preceded by `lines` others. Raises: ValueError with the line number.
 
     >>> _parse(b"0 1\\n5,2\\n", "edges.txt", 0)
     (array([0, 5]), array([1, 2]))
@@ -309,7 +310,7 @@ def _parse(text: bytes, name: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
         found = _parse_plain(text)
         if found is not None:
             return found
-    pairs = []  # with comments, or with a mistake that is to be named
+    pairs = []  # the slow path, for comments and error messages
     for number, line in enumerate(text.splitlines(), lines + 1):
         if not _is_edge(line):
             continue
@@ -322,7 +323,7 @@ def _parse(text: bytes, name: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
             more = " (weights are not supported: keep the first two columns)" if len(fields) > 2 else ""
             given = line[:40].decode(errors="replace")
             raise ValueError(
-                f"{name}, line {number}: an edge is two whole numbers, but the line is {given!r}{more}."
+                f"{name}, line {number}: an edge must be two integers, but the line is {given!r}{more}."
             ) from None
         pairs.append(pair)
     source, target = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
@@ -336,7 +337,7 @@ def _number(field: bytes) -> int:
 
 
 def _parse_plain(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """The edges of text of digits and separators alone; None unless each line is empty or well formed."""
+    """The edges in text that consists of digits and separators; None unless each line is empty or well formed."""
     data = np.frombuffer(text, np.uint8)
     digit = data >= ord("0")
     edge = np.diff(digit, prepend=False, append=False)
@@ -348,7 +349,7 @@ def _parse_plain(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
     if (line[0::2] != line[1::2]).any() or (np.diff(line[0::2]) < 1).any():
         return None
     comma = np.flatnonzero(data == ord(","))
-    if len(comma):  # one between two numbers at most
+    if len(comma):  # at most one between two numbers
         pair = np.searchsorted(start[1::2], comma)
         if pair[-1] >= len(start) // 2 or (np.diff(pair) < 1).any() or (comma < stop[0::2][pair]).any():
             return None

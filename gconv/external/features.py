@@ -1,4 +1,4 @@
-"""Signals on disk, one row a node: features to read in ranges of rows, and results for a DataLoader."""
+"""Signals on disk, one row per node: features read by ranges of rows, and results for a DataLoader."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from gconv.arguments import checked, shown
 from gconv.external.edges import TEXT, ArrayFile, open_text, split_member, stamp
 from gconv.external.files import HEADER, DiskError, as_bytes, header, load, opened, sync, using, write_at
 
-LINES = 1 << 22  # bytes of text that are read at a time
+LINES = 1 << 22  # bytes of text read at a time
 
 
 class Features:
-    """Rows of a signal (n, c), read a range at a time.
+    """A signal (n, c), read by ranges of rows.
 
     Args:
-        x: a path of a .npy or .npz file ("data.npz:node_feat"), a tensor or an array, real numbers (n, c).
+        x: the path of a .npy or .npz file ("data.npz:node_feat"), a tensor or an array, real numbers (n, c).
 
     Raises:
-        TypeError, ValueError: if it isn't such an array.
-        DiskError: if the file can't be read.
+        TypeError, ValueError: if it is not such an array.
+        DiskError: if the file cannot be read.
     """
 
     def __init__(self, x: Any) -> None:
@@ -42,26 +42,30 @@ class Features:
             if not path.is_file():
                 raise DiskError(f"There is no file {path}.")
             if path.suffix not in (".npy", ".npz"):
-                raise ValueError(f"{path}: features are a .npy or .npz file; features_from_text reads text.")
+                raise ValueError(f"{path}: features must be a .npy or .npz file; features_from_text converts text.")
             self.file = ArrayFile(path, member or "node_feat")
             self.name, self.shape, dtype = self.file.name, self.file.shape, self.file.dtype
             if self.file.fortran and min(self.shape, default=0) > 1:
-                raise ValueError(f"{self.name} is in Fortran order; features lie row by row (numpy.ascontiguousarray).")
+                raise ValueError(
+                    f"{self.name} is in Fortran order; save it in C order, with numpy.ascontiguousarray."
+                )
         else:
-            raise TypeError(f"x is a path, a tensor or an array (n, c), but it is {shown(x)}.")
+            raise TypeError(f"x must be a path, a tensor or an array (n, c), but it is {shown(x)}.")
         if len(self.shape) != 2 or dtype.kind not in "fiu" or not self.shape[1]:
-            raise ValueError(f"{self.name}: features are numbers (n, c), c >= 1, but it is {dtype} {self.shape}.")
+            raise ValueError(
+                f"{self.name}: features must be real numbers (n, c), c >= 1, but it is {dtype} of shape {self.shape}."
+            )
         self.dtype = dtype
 
     @property
     def fingerprint(self) -> str:
-        """Another one, if the numbers are others."""
+        """A string that identifies the values."""
         if self.file is not None:
             return f"{stamp(self.file.path)}-{self.file.member}"
         return hashlib.sha256(as_bytes(np.ascontiguousarray(self.array))).hexdigest()
 
     def read(self, first: int, last: int, stream: int = 0) -> np.ndarray:
-        """(last - first, c). Raises: DiskError."""
+        """The rows first to last - 1. Raises: DiskError."""
         if self.file is None:
             return self.array[first:last]
         c = self.shape[1]
@@ -70,11 +74,11 @@ class Features:
 
 @checked
 def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
-    """Turn text, a line a node with commas, tabs or spaces between the numbers (.gz too), into a float32 .npy file.
+    """Convert text (or .gz), one line per node with numbers separated by commas or whitespace, to a float32 .npy file.
 
     Raises:
-        ValueError: if a line isn't as many numbers as the first; the message has its number.
-        DiskError: if a file can't be read or written.
+        ValueError: if a line does not have as many numbers as the first one; the message has its line number.
+        DiskError: if a file cannot be read or written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +99,7 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
                     text = source.read(LINES)
                     text += source.readline()
             except (EOFError, zlib.error) as error:
-                raise DiskError(f"Can't read {path}: it is damaged ({error}).") from None
+                raise DiskError(f"Cannot read {path}: it is damaged ({error}).") from None
             if not text:
                 break
             lines = text.splitlines()
@@ -119,29 +123,29 @@ def _numbers(line: bytes, count: int, where: str) -> list[float]:
         row = []
     if len(row) != count or not count:
         given = line[:40].decode(errors="replace")
-        raise ValueError(f"{where}: {count} numbers are expected, but the line is {given!r}.")
+        raise ValueError(f"{where}: {count or 'one or more'} numbers are expected, but the line is {given!r}.")
     return row
 
 
 def is_text(path: str | os.PathLike[str]) -> bool:
-    """Whether the name of a file is one of text, perhaps compressed."""
+    """Whether a file is text, compressed or not, by its extension."""
     return os.fspath(path).removesuffix(".gz").endswith(TEXT)
 
 
 class Rows(Dataset[tuple[Tensor, ...]]):
-    """Rows of signals on disk, such as the powers that `propagate` wrote, for minibatches of a torch DataLoader.
+    """A torch Dataset of rows of signals on disk, such as the powers written by `propagate`.
 
-    Meaning: sample i is the rows of node index[i] of all signals side by side, and of y. A DataLoader reads a whole
-    minibatch at a time; nothing else is in memory. Workers open the files for themselves. The pages that were read are
-    the system's cache: it drops them where memory is needed, but tools count them as this process's.
+    Meaning: sample i consists of the rows of all signals for node index[i], concatenated, and its label. A DataLoader
+    reads one minibatch at a time, and nothing else is in memory. Each worker opens the files itself. Pages that were
+    read are in the system's page cache, which is released on demand but may be counted as memory of the process.
 
     Args:
         signals: arrays (n, c) or paths of .npy files.
-        index: (m,) numbers of nodes, say those of the training set; None for all.
+        index: (m,) node indices, for example of the training set (for a mask: mask.nonzero()[:, 0]); None for all.
         y: (n,) labels of all nodes, or None.
 
     Raises:
-        ValueError: if the signals, labels and index don't belong together.
+        TypeError, ValueError: if signals, index or labels have the wrong type or do not match.
 
     >>> from torch.utils.data import DataLoader
     >>> rows = Rows([np.eye(4, dtype="f4"), np.ones((4, 1), "f4")], index=[3, 1], y=torch.arange(4))
@@ -157,24 +161,26 @@ class Rows(Dataset[tuple[Tensor, ...]]):
         self.sources = [Path(s.filename) if isinstance(s, np.memmap) and s.filename else s for s in signals]
         self._open()
         if not self.signals or {s.ndim for s in self.signals} != {2} or len({s.shape[0] for s in self.signals}) > 1:
-            raise ValueError(f"Signals are (n, c) of the same n, but they are {[s.shape for s in self.signals]}.")
+            raise ValueError(f"signals must be (n, c) with the same n, but they are {[s.shape for s in self.signals]}.")
         n = self.signals[0].shape[0]
         try:
             self.index = torch.arange(n) if index is None else torch.as_tensor(index).reshape(-1)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"index must be a sequence of numbers of nodes, but it is {shown(index)}.") from None
+            raise TypeError(f"index must be a sequence of node indices, but it is {shown(index)}.") from None
         index = self.index
+        if index.dtype == torch.bool:
+            raise TypeError("index must contain node indices, but it is a mask: give mask.nonzero()[:, 0].")
         if len(index) and (index.is_floating_point() or not 0 <= int(index.min()) <= int(index.max()) < n):
-            raise ValueError(f"index holds numbers of nodes, 0 to {n - 1}.")
+            raise ValueError(f"index must contain node indices, 0 to {n - 1}.")
         if y is not None and not hasattr(y, "__getitem__"):
             raise TypeError(f"y must be a tensor of labels or None, but it is {shown(y)}.")
         if y is not None and len(y) != n:
-            raise ValueError(f"y has {len(y)} labels, but the signals {n} rows.")
+            raise ValueError(f"y has {len(y)} labels, but the signals have {n} rows.")
         self.y = y
 
     @property
     def channels(self) -> int:
-        """Of all signals together."""
+        """The number of channels of all signals together."""
         return sum(s.shape[1] for s in self.signals)
 
     def _open(self) -> None:
@@ -185,11 +191,11 @@ class Rows(Dataset[tuple[Tensor, ...]]):
 
     @checked
     def batch(self, places: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
-        """(len(places), c) of the nodes index[places], and their labels where there are some."""
+        """(len(places), c) the rows of the nodes index[places], and their labels if there are any."""
         at = self.index[torch.as_tensor(places, dtype=torch.int64)]
         if at.ndim != 1:
-            raise ValueError(f"places must be a sequence of numbers, but its shape is {tuple(at.shape)}.")
-        order = np.argsort(at.numpy(), kind="stable")  # in the order of the disk
+            raise ValueError(f"places must be a sequence of indices, but its shape is {tuple(at.shape)}.")
+        order = np.argsort(at.numpy(), kind="stable")  # read in file order
         nodes = at.numpy()[order]
         x = np.empty((len(nodes), self.channels), np.result_type(*(s.dtype for s in self.signals)))
         x[order] = np.concatenate([s[nodes] for s in self.signals], 1)

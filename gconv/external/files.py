@@ -1,6 +1,7 @@
-"""Files that survive a kill and a full disk: positioned writes, JSON, .npy headers; a memory budget, sizes in words.
+"""Crash-safe files: positioned writes, atomic JSON files, .npy headers; memory budgets, and sizes as text.
 
-Nothing is memory-mapped: pages of a map count as resident memory, and writing to one on a full disk ends the process.
+Files are not memory-mapped for writing: mapped pages count as resident memory, and writing to a map on a full disk
+kills the process.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ import numpy as np
 
 from gconv.arguments import integer, shown
 
-RESERVE = 1 << 24  # bytes of memory for small objects, and what the C library keeps
-HEADER = 128  # bytes of the header of every .npy file written here
+RESERVE = 1 << 24  # bytes of memory for small objects and allocator overhead
+HEADER = 128  # bytes of the header of the .npy files written here
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 Progress = Callable[[str, int, int], object]
 
 
 class DiskError(OSError):
-    """A file can't be read or written; the message names it, the reason, and what to do."""
+    """Raised if a file cannot be read or written; the message names the file, the reason, and what to do."""
 
 
 def number_of_bytes(size: int | str) -> int:
     """A size as a number of bytes.
 
     Raises:
-        TypeError, ValueError: if it is neither a positive integer nor a text such as "8GB", "512 MiB" or "1.5g".
+        TypeError, ValueError: if it is neither a positive integer nor a string such as "8GB", "512 MiB" or "1.5g".
 
     >>> number_of_bytes("8GB"), number_of_bytes("1.5 GiB"), number_of_bytes(1000)
     (8000000000, 1610612736, 1000)
@@ -50,9 +51,10 @@ def number_of_bytes(size: int | str) -> int:
     return count
 
 
-def in_words(size: float) -> str:
-    """
-    >>> in_words(8e9), in_words(1.25e6), in_words(12)
+def format_bytes(size: float) -> str:
+    """A number of bytes as text.
+
+    >>> format_bytes(8e9), format_bytes(1.25e6), format_bytes(12)
     ('8 GB', '1.2 MB', '12 B')
     """
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -62,7 +64,7 @@ def in_words(size: float) -> str:
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds now (its peak where /proc is absent)."""
+    """The resident memory of this process in bytes (its peak if /proc is not available)."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, AttributeError):
@@ -72,41 +74,41 @@ def resident() -> int:
 
 
 def budget(memory: int | str, least: int, what: str) -> int:
-    """What is left of `memory`, which is for the whole process, at least the `least` bytes that something needs.
+    """The bytes left of `memory`, the limit of the whole process.
 
     Raises:
-        ValueError: if too little is left; the message says how much memory is enough.
+        ValueError: if fewer than `least` bytes are left; the message says how much memory is enough.
     """
     given, held = number_of_bytes(memory), resident()
     left = given - held - RESERVE
     if left < least:
         raise ValueError(
-            f"memory={in_words(given)} is too little: this process holds {in_words(held)} already and {what} takes "
-            f"{in_words(least)}; give at least {in_words((held + least + RESERVE) * 1.02)}."
+            f"memory={format_bytes(given)} is too little: this process holds {format_bytes(held)} already and {what} takes "
+            f"{format_bytes(least)}; give at least {format_bytes((held + least + RESERVE) * 1.02)}."
         )
     return left
 
 
 @contextmanager
 def using(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turns errors of the system into a DiskError of one sentence."""
+    """Converts OSErrors to DiskErrors with a message for the user."""
     try:
         yield
     except DiskError:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        todo = "; what is done stays valid: make room and repeat the same call to go on" if full else ""
-        raise DiskError(f"Can't {verb} {path}: {(error.strerror or str(error)).lower()}{todo}.") from None
+        todo = "; completed steps are kept: free disk space and repeat the call to resume" if full else ""
+        raise DiskError(f"Cannot {verb} {path}: {(error.strerror or str(error)).lower()}{todo}.") from None
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The memory of an array without gaps."""
+    """The bytes of a contiguous array."""
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def write_at(file: int, path: Path, data: np.ndarray | bytes, offset: int) -> int:
-    """Write all of it, and return where it ends. Raises: DiskError."""
+    """Write all data at an offset, and return the offset of its end. Raises: DiskError."""
     view = memoryview(data) if isinstance(data, bytes) else as_bytes(np.ascontiguousarray(data))
     with using(path):
         while view:
@@ -116,20 +118,20 @@ def write_at(file: int, path: Path, data: np.ndarray | bytes, offset: int) -> in
 
 
 def read_at(file: int, path: Path, out: np.ndarray, offset: int) -> np.ndarray:
-    """Fill an array, without gaps, from a file. Raises: DiskError, where the file ends too early as well."""
+    """Fill a contiguous array from a file. Raises: DiskError, also if the file is too short."""
     view = as_bytes(out)
     with using(path, "read"):
         while view:
             done = os.preadv(file, [view[: 1 << 30]], offset)
             if not done:
-                raise DiskError(f"Can't read {path}: it ends at byte {offset}, {len(view)} bytes too early.")
+                raise DiskError(f"Cannot read {path}: it ends at byte {offset}, {len(view)} bytes too early.")
             view, offset = view[done:], offset + done
     return out
 
 
 @contextmanager
 def opened(path: Path, write: bool = False) -> Iterator[int]:
-    """A descriptor of a file, to read from or to write at any place; a missing one is made. Raises: DiskError."""
+    """A file descriptor for reading or writing at any position; files to write are created. Raises: DiskError."""
     with using(path, "write" if write else "read"):
         file = os.open(path, os.O_RDWR | os.O_CREAT if write else os.O_RDONLY, 0o644)
     try:
@@ -139,7 +141,7 @@ def opened(path: Path, write: bool = False) -> Iterator[int]:
 
 
 def sync(file: int, path: Path) -> None:
-    """Wait until what was written is on the disk. Raises: DiskError."""
+    """Flush a file to disk. Raises: DiskError."""
     with using(path):
         os.fsync(file)
 
@@ -151,22 +153,22 @@ def header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def read_header(file: Any, name: str) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """Of a .npy file: dtype, shape, whether it is in Fortran order, and where the numbers begin.
+    """The dtype, shape, Fortran order and data offset of a .npy file.
 
     Raises:
-        ValueError: if it is no .npy file.
+        ValueError: if it is not a .npy file.
     """
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except (ValueError, EOFError, TokenError) as error:
-        raise ValueError(f"{name} is no .npy file: {str(error).splitlines()[0]}.") from None
+        raise ValueError(f"{name} is not a .npy file: {str(error).splitlines()[0]}.") from None
     return dtype, shape, fortran, file.tell()
 
 
 def load(path: Path) -> np.ndarray:
-    """A .npy file as a read-only memory map; an array without numbers as it is."""
+    """A .npy file as a read-only memory map; an empty array if it has no elements, which cannot be mapped."""
     with using(path, "read"):
         with open(path, "rb") as file:
             dtype, shape, _, _ = read_header(file, str(path))
@@ -177,7 +179,7 @@ def load(path: Path) -> np.ndarray:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole, or leave what was there. Raises: DiskError."""
+    """Write a file atomically: on failure the previous contents remain. Raises: DiskError."""
     trial = path.with_name(f"{path.name}.new")
     try:
         with opened(trial, write=True) as file:
@@ -193,12 +195,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole, or leave what was there. Raises: DiskError."""
+    """Write a JSON file atomically. Raises: DiskError."""
     write_whole(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None where there is no file. Raises: DiskError, ValueError."""
+    """Read a file written by `write_json`; None if it does not exist. Raises: DiskError, ValueError."""
     try:
         with using(path, "read"):
             text = path.read_bytes() if path.exists() else None
@@ -212,22 +214,22 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, made if there is none, for this process alone. Raises: DiskError if another one works in it."""
-    import fcntl  # Linux and macOS have it
+    """Create a folder if necessary and lock it for this process. Raises: DiskError if another process uses it."""
+    import fcntl  # available on Linux and macOS
 
     with using(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with opened(folder / ".lock", write=True) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it does
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released even if the process is killed
         except OSError:
-            raise DiskError(f"Another process works in {folder}; wait for it, or give another folder.") from None
+            raise DiskError(f"Another process works in {folder}; wait for it or use another folder.") from None
         yield
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """Refuse to start what the disk has no room for. Raises: DiskError."""
+    """Check that the disk has enough free space. Raises: DiskError."""
     with using(folder):
         free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DiskError(f"{what} takes {in_words(needed)} in {folder}, but the disk has {in_words(free)} left.")
+        raise DiskError(f"{what} takes {format_bytes(needed)} in {folder}, but the disk has {format_bytes(free)} left.")

@@ -1,4 +1,4 @@
-"""DiskGraph: a graph on disk in row buckets, built from an edge list longer than memory."""
+"""DiskGraph: a graph on disk in CSR format, built from an edge list larger than memory."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from gconv.external.files import (
 
 Duplicates = Literal["keep", "drop", "refuse"]
 FORMAT = 1
-MAX_BUCKETS = 256  # files that are open at once
-EDGE_BYTES = 56  # of memory for each edge of a chunk: two ends, a key, and what numpy needs on the way
-KEY_BYTES = 24  # the same of a bucket that is sorted
-MAX_CHUNK = 1 << 24  # edges that are read at once
-MAX_SORTED = 1 << 28  # edges that are sorted at once
-CHECKPOINT = 1 << 26  # edges, after which the journal is written while they are put into buckets
+MAX_BUCKETS = 256  # number of files open at once
+EDGE_BYTES = 56  # memory per edge of a chunk: two indices, a key, and numpy temporaries
+KEY_BYTES = 24  # memory per edge of a bucket while it is sorted
+MAX_CHUNK = 1 << 24  # edges read at once
+MAX_SORTED = 1 << 28  # edges sorted at once
+CHECKPOINT = 1 << 26  # edges between updates of the journal while filling buckets
 NO_PROGRESS: Progress = lambda what, done, total: None  # noqa: E731
 
 
 @dataclass(frozen=True)
 class DiskGraph:
-    """A graph on disk: the rows of its adjacency A, A[i, j] the number of edges j -> i, in compressed form.
+    """A graph on disk: its adjacency A, with A[i, j] the number of edges j -> i, in CSR format.
 
-    In its folder: crow.npy (n + 1,) int64, where the rows begin; col.npy (e,) int32, the sources of each row in
-    ascending order, self-loops left out; loops.npy (n,) int32, how many self-loops a node has, where there are any.
-    No values are stored: normalisations are diagonal scalings, and the degrees are the differences of crow.
+    Its folder contains crow.npy (n + 1,) int64, the row pointers; col.npy (e,) int32, the sources of each row in
+    ascending order without self-loops; and, if there are any, loops.npy (n,) int32, the number of self-loops of each
+    node. Values are not stored: normalisations are diagonal scalings, and degrees are the differences of crow.
 
     Args:
         path: the folder.
-        nodes: n.
-        entries: edges other than self-loops.
-        loops: self-loops.
+        nodes: n, the number of nodes.
+        entries: the number of edges other than self-loops.
+        loops: the number of self-loops.
     """
 
     path: Path
@@ -63,28 +63,28 @@ class DiskGraph:
 
     @property
     def num_edges(self) -> int:
-        """Edges, self-loops among them."""
+        """The number of edges, including self-loops."""
         return self.entries + self.loops
 
     @classmethod
     @checked
     def open(cls, path: str | os.PathLike[str]) -> DiskGraph:
-        """A graph that was built before.
+        """Open a graph that was built before.
 
         Raises:
-            DiskError, ValueError: if there is none, it is not finished, or a file of it is not as it was written.
+            DiskError, ValueError: if there is none, it is not complete, or one of its files was changed.
 
         >>> DiskGraph.open("nowhere")
         Traceback (most recent call last):
             ...
-        gconv.external.files.DiskError: There is no graph in nowhere; DiskGraph.build makes one.
+        gconv.external.files.DiskError: There is no graph in nowhere; create one with DiskGraph.build.
         """
         folder = Path(path)
         known = read_json(folder / "graph.json")
         if known is None:
             begun = (folder / "work").is_dir()
-            state = f"The graph in {folder} isn't finished; repeat the call of DiskGraph.build to go on."
-            raise DiskError(state if begun else f"There is no graph in {folder}; DiskGraph.build makes one.")
+            state = f"The graph in {folder} isn't finished; repeat the call of DiskGraph.build to resume."
+            raise DiskError(state if begun else f"There is no graph in {folder}; create one with DiskGraph.build.")
         if known.get("format") != FORMAT:
             raise ValueError(f"The graph in {folder} was built by another version of gconv; build it again.")
         graph = cls(folder, known["nodes"], known["entries"], known["loops"])
@@ -108,25 +108,25 @@ class DiskGraph:
         memory: int | str = "2GB",
         progress: Progress = NO_PROGRESS,
     ) -> DiskGraph:
-        """Build a graph in a folder, from an edge list that may be longer than memory.
+        """Build a graph in a folder from an edge list that may be larger than memory.
 
-        Meaning: edges are put into buckets of rows on disk, and each bucket is sorted in memory. The disk needs 8 bytes
-        an edge on the way, and 4 an edge and 8 a node at the end. A call that was interrupted, or killed, goes on where
-        it was when it is repeated: at most one bucket is done again. A finished graph is opened.
+        Meaning: edges are distributed to buckets of rows on disk, and each bucket is sorted in memory. It takes 8 bytes
+        of disk space per edge temporarily, and 4 per edge and 8 per node in the end. If the call is repeated after an
+        interruption or a kill, it resumes: at most one bucket is processed again. A complete graph is only opened.
 
         Args:
-            path: the folder, made if there is none.
-            edges: a path, or a tensor (2, e): row 0 holds sources, row 1 targets; `open_edges` lists the formats.
-            nodes: n, at most 2^31 - 1; None for the largest number and one, which takes one more reading.
-            undirected: adds the reverse of each edge that is no self-loop.
-            duplicates: "keep" repeated edges, which then add up as in a `Graph`; "drop" all but one; "refuse" them.
-            memory: for the whole process, such as "8GB".
-            progress: is called with what is done, and how much of how much.
+            path: the folder, created if necessary.
+            edges: a path, or a tensor (2, e): row 0 the sources, row 1 the targets; see `open_edges` for the formats.
+            nodes: n, at most 2^31 - 1; None for the largest index plus one, which takes an additional pass.
+            undirected: whether to add the reverse of each edge, except for self-loops.
+            duplicates: "keep" repeated edges, which then add up as in a `Graph`; "drop" all but one; or "refuse" them.
+            memory: limit for the whole process, such as "8GB".
+            progress: called with a description, and the completed and total amounts.
 
         Raises:
-            ValueError: if a line or number is no edge (the message has its line or offset), an edge is repeated where
-                that is refused, memory is too little, or the folder holds another graph.
-            DiskError: if a file can't be read or written; nothing half-written is ever taken for a graph.
+            ValueError: if an edge is malformed or out of range (the message has its line or offset), an edge is
+                repeated and duplicates is "refuse", memory is too little, or the folder holds another graph.
+            DiskError: if a file cannot be read or written; an incomplete graph is never opened.
 
         >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +134,7 @@ class DiskGraph:
         DiskGraph(3 nodes, 4 edges)
         """
         if duplicates not in ("keep", "drop", "refuse"):
-            raise ValueError(f'duplicates are to be "keep", "drop" or "refuse", not {shown(duplicates)}.')
+            raise ValueError(f'duplicates must be "keep", "drop" or "refuse", but it is {shown(duplicates)}.')
         source = open_edges(edges)
         nodes = None if nodes is None else integer(nodes, "nodes", 0)
         folder = Path(path)
@@ -146,17 +146,18 @@ class DiskGraph:
                 known = read_json(folder / file)
                 if known is not None and known.get("settings") != settings:
                     raise ValueError(
-                        f"{folder} holds a graph of other edges or options; delete it, or give another folder."
+                        f"{folder} holds a graph of other edges or options; delete it or use another folder."
                     )
             if not (folder / "graph.json").exists():
                 _Builder(folder, source, settings, memory, progress).run()
         return cls.open(folder)
 
     def rows(self, entries: int, rows: int, first: int = 0) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Blocks of rows from `first` on: where they begin and end, and crow between.
+        """Blocks of rows from `first` on: (first row, end, crow of these rows).
 
         Args:
-            entries, rows: of a block at most; a row with more entries is a block by itself.
+            entries, rows: maximal size of a block; a row with more entries is a separate block.
+            first: the row at which to start.
         """
         path = self.path / "crow.npy"
         with opened(path) as file:
@@ -176,7 +177,7 @@ class DiskGraph:
 
 
 class _Builder:
-    """The steps of DiskGraph.build; its journal says which are done."""
+    """The steps of DiskGraph.build, with a journal of completed steps."""
 
     def __init__(
         self, folder: Path, source: EdgeSource, settings: dict[str, Any], memory: int | str, progress: Progress
@@ -205,28 +206,28 @@ class _Builder:
             self.sort()
         self.finish()
 
-    # -- what is read ----------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------------
 
     def checked(self, position: Position, nodes: int) -> Iterator[tuple[Position, Position, np.ndarray, np.ndarray]]:
-        """Chunks of edges, none of which has an end outside of 0 to nodes - 1: where they begin and end, and ends."""
-        limit = np.uint64(nodes)  # negative numbers are large ones without a sign
+        """Validated chunks of edges: (position before, position after, sources, targets). Raises: ValueError."""
+        limit = np.uint64(nodes)  # as unsigned integers, negative numbers are large
         for after, source, target in self.source.chunks(position, self.chunk):
             bad = (source.view(np.uint64) >= limit) if source.flags.c_contiguous else (source < 0) | (source >= nodes)
             bad |= (target < 0) | (target >= nodes)
             if bad.any():
                 at = int(bad.argmax())
                 pair = f"{source[at]} -> {target[at]}"
-                ids = f"the numbers of {nodes} nodes are 0 to {nodes - 1}"
+                ids = f"with {nodes} nodes, indices must be from 0 to {nodes - 1}"
                 if min(source[at], target[at]) < 0:
-                    ids = "the number of a node is not negative"
+                    ids = "indices must not be negative"
                 elif nodes == 2**31 - 1:
-                    ids = "at most 2^31 - 1 nodes are supported; number them anew"
+                    ids = "at most 2^31 - 1 nodes are supported; renumber them"
                 raise ValueError(f"{self.source.where(position, at)}: the edge is {pair}, but {ids}.")
             yield position, after, source, target
             position = after
 
     def begin(self) -> None:
-        """The number of nodes, and of rows of a bucket."""
+        """Determine the number of nodes and the number of rows per bucket."""
         nodes, count = self.settings["nodes"], self.source.count
         if nodes is not None and nodes >= 2**31:
             raise ValueError(f"At most 2^31 - 1 nodes are supported, but nodes={nodes}.")
@@ -239,7 +240,7 @@ class _Builder:
                 self.progress("counting nodes", count, self.source.count or 0)
             nodes = largest + 1
         elif count is None:
-            count = _size_of(self.source) // 4  # at least, of text
+            count = _size_of(self.source) // 4  # an estimate from the size of a text file
         edges = count * (2 if self.undirected else 1)
         check_room(self.folder, 8 * edges + 8 * nodes, f"A graph of {nodes} nodes and {edges} edges")
         wanted = max(1, min(MAX_BUCKETS, -(-4 * edges // self.most), nodes))
@@ -247,7 +248,7 @@ class _Builder:
         buckets = -(-nodes // height)
         self.record(step="scatter", nodes=nodes, height=height, position=[], sizes=[0] * buckets)
 
-    # -- edges into buckets of rows, as numbers (row, column) --------------------------------------------------------
+    # -- distribution of edges to buckets of rows, as 64-bit keys (row, column) ------------------------------------
 
     def bucket(self, number: int) -> Path:
         return self.work / f"bucket-{number}.keys"
@@ -259,7 +260,7 @@ class _Builder:
             for number, size in enumerate(sizes):
                 with using(self.bucket(number)):
                     files.append(os.open(self.bucket(number), os.O_RDWR | os.O_CREAT, 0o644))
-                    os.ftruncate(files[number], 8 * size)  # what came after the journal was written comes again
+                    os.ftruncate(files[number], 8 * size)  # discard edges written after the last journal entry
             bounds = np.arange(1, len(sizes), dtype=np.int64) * self.height << 32
             since = 0
             for _, after, source, target in self.checked(position, self.nodes):
@@ -277,7 +278,7 @@ class _Builder:
                         sizes[number] += len(part)
                 since += len(source)
                 position = after
-                self.progress("edges into buckets", sum(sizes), (self.source.count or 0) * (1 + self.undirected))
+                self.progress("distributing edges", sum(sizes), (self.source.count or 0) * (1 + self.undirected))
                 if since >= CHECKPOINT:
                     self.save(files, sizes, position)
                     since = 0
@@ -292,7 +293,7 @@ class _Builder:
             sync(file, self.bucket(number))
         self.record(sizes=sizes, position=position)
 
-    # -- buckets into sorted rows ------------------------------------------------------------------------------------
+    # -- sorting of buckets into rows --------------------------------------------------------------------------------
 
     def sort(self) -> None:
         names = [self.work / f"{name}.npy" for name in ("crow", "col", "loops")]
@@ -310,7 +311,7 @@ class _Builder:
                         sync(file, name)
                     self.record(row=last, entries=entries + len(columns), loops=self.journal["loops"] + int(own.sum()))
                 self.record(bucket=number + 1)
-                self.progress("buckets sorted", number + 1, len(self.journal["sizes"]))
+                self.progress("sorting buckets", number + 1, len(self.journal["sizes"]))
                 with using(self.bucket(number)):
                     self.bucket(number).unlink(missing_ok=True)
             nodes, entries = self.nodes, self.journal["entries"]
@@ -322,7 +323,7 @@ class _Builder:
         self.record(step="finish")
 
     def pieces(self, number: int, end: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """What is left of a bucket, in ranges of rows that memory holds: first and last row, sorted keys."""
+        """The remaining rows of a bucket in ranges that fit in memory: (first row, end, sorted keys)."""
         path, size, first = self.bucket(number), self.journal["sizes"][number], self.journal["row"]
         if first >= end:
             return
@@ -342,7 +343,7 @@ class _Builder:
                 rows = int(np.searchsorted(sums, self.most, "right"))
                 if not rows:
                     raise ValueError(
-                        f"Node {first} has {counts[0]} edges, more than memory holds at once; give memory="
+                        f"Node {first} has {counts[0]} edges, which do not fit in memory; give memory="
                         f"{-(-int(counts[0]) * KEY_BYTES // 10**9) + 1}GB or more."
                     )
                 low, high = first << 32, (first + rows) << 32
@@ -359,7 +360,7 @@ class _Builder:
             yield read_at(file, path, np.empty(min(step, size - at), np.int64), 8 * at)
 
     def compressed(self, keys: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pointers from 0 on, columns, and the number of self-loops of each row."""
+        """Row pointers starting from 0, columns, and the number of self-loops of each row."""
         if self.duplicates != "keep" and len(keys) > 1:
             again = np.flatnonzero(keys[1:] == keys[:-1])
             if len(again) and self.duplicates == "refuse":
@@ -367,7 +368,7 @@ class _Builder:
                 raise ValueError(self.repeated(key & (1 << 32) - 1, key >> 32))
             if len(again):
                 keys = np.delete(keys, again)
-        columns = keys.astype(np.int32)  # the lower half
+        columns = keys.astype(np.int32)  # the lower 32 bits
         loop = keys >> 32 == columns
         own = np.zeros(last - first, np.int32)
         if loop.any():
@@ -377,7 +378,7 @@ class _Builder:
         return pointers, columns, own
 
     def repeated(self, source: int, target: int) -> str:
-        """Where an edge comes for the second time."""
+        """A message with the location of the second occurrence of an edge."""
         seen = 0
         for position, _, sources, targets in self.checked([], self.nodes):
             same = (sources == source) & (targets == target)
@@ -386,9 +387,9 @@ class _Builder:
             at = np.flatnonzero(same)
             if seen + len(at) > 1:
                 place = self.source.where(position, int(at[1 - seen]))
-                return f'{place}: the edge {source} -> {target} comes again; duplicates="drop" keeps one of each.'
+                return f'{place}: the edge {source} -> {target} is repeated; duplicates="drop" keeps one of each.'
             seen += len(at)
-        return f'The edge {source} -> {target} comes more than once; duplicates="drop" keeps one of each.'
+        return f'The edge {source} -> {target} is repeated; duplicates="drop" keeps one of each.'
 
     def finish(self) -> None:
         names = ["crow.npy", "col.npy", *(["loops.npy"] if self.journal["loops"] else [])]

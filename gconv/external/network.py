@@ -1,4 +1,4 @@
-"""Layer-wise inference: a trained network on all nodes of a graph on disk, one layer after the other."""
+"""Layer-wise inference: a trained network on all nodes of a graph on disk, one layer at a time."""
 
 from __future__ import annotations
 
@@ -52,28 +52,28 @@ def infer(
 ) -> np.ndarray:
     """The output of a trained network at all nodes, computed layer by layer on disk.
 
-    Meaning: each layer Y = S X W_0 + X W_1 + b takes one streamed product S X, or S (X W_0) where that is narrower, and
-    one pass over the rows, in which the modules up to the next layer follow. So no node is computed twice, as it would
-    be by blocks of neighbours, and memory holds what `propagate` holds. The result is that of the network in evaluation
-    mode on the whole graph, up to rounding. A call that was stopped goes on where it was, at most one pass over rows
-    is done again.
+    Meaning: each layer Y = S X W_0 + X W_1 + b takes one streamed product S X, or S (X W_0) if that has fewer channels,
+    and one pass over the rows, which also applies the modules up to the next layer. Unlike with blocks of neighbours,
+    no node is computed twice, and the memory is that of `propagate`. The result is that of the network in evaluation
+    mode on the whole graph, up to rounding. If the call is repeated after an interruption, it resumes; at most one pass
+    over the rows is repeated.
 
     Args:
-        net: a Sequential, or Sequentials in it, of layers that read one adjacency (gcn, sage with mean or sum,
-            graphconv, lightgcn, simple) and modules that treat each row alone. It may have been trained on blocks.
+        net: a Sequential, possibly nested, of layers with one adjacency (gcn, sage with mean or sum, graphconv,
+            lightgcn, simple) and modules that act on each row separately. It may have been trained on blocks.
         graph: a DiskGraph or its folder.
         x: (n, i): a .npy or .npz file, a tensor or an array.
         out: a folder for output.npy.
-        memory: for the whole process, such as "8GB".
-        progress: is called with what is done, and how many of how many rows.
+        memory: limit for the whole process, such as "8GB".
+        progress: called with a description and the numbers of completed and of all rows.
 
     Returns:
         (n, o), a read-only memory map.
 
     Raises:
-        TypeError: if net is no Sequential.
-        ValueError: if a layer isn't one of these, x doesn't fit, or `out` has the output of another call.
-        DiskError: if a file can't be read or written.
+        TypeError: if net is not a Sequential.
+        ValueError: if net has no modules or another layer, x does not match, or `out` has the output of another call.
+        DiskError: if a file cannot be read or written.
 
     >>> import tempfile
     >>> from gconv.operators import gcn, sage
@@ -85,9 +85,12 @@ def infer(
     True
     """
     if not isinstance(net, nn.Sequential):
-        raise TypeError(f"infer takes an nn.Sequential, but it was given {shown(net)}.")
+        raise TypeError(f"infer takes an nn.Sequential, but {shown(net)} was given.")
+    modules = list(modules_of(net))
+    if not modules:
+        raise ValueError("infer takes an nn.Sequential of layers, but this one is empty.")
     stages: list[Stage] = [(None, [])]
-    for module in modules_of(net):
+    for module in modules:
         if on_graphs(module):
             stages.append((module, []))  # type: ignore[arg-type]
         else:
@@ -104,7 +107,7 @@ def infer(
     with locked(folder), torch.no_grad():
         known = read_json(folder / "infer.json")
         if known is not None and known.get("settings") != settings:
-            raise ValueError(f"{folder} holds the output of another call; delete it, or give another folder.")
+            raise ValueError(f"{folder} holds the output of another call; delete it or use another folder.")
         if known is None or not known["done"]:
             write_json(folder / "infer.json", {"done": False, "settings": settings})
             net.eval()
@@ -126,10 +129,10 @@ def infer(
 
 
 def scaling_of(layer: GConv) -> Scaling:
-    """The S of a layer that reads one unweighted adjacency.
+    """The normalisation S of a layer with a single unweighted adjacency.
 
     Raises:
-        ValueError: if it is another layer.
+        ValueError: for other layers.
     """
     at = layer.spec.structure
     if (
@@ -141,7 +144,7 @@ def scaling_of(layer: GConv) -> Scaling:
         return Scaling("row" if at.mean else at.norm, at.loops == "fill")
     raise ValueError(
         f"{layer.spec} isn't streamed: layers that read one adjacency are (gcn, sage with mean or sum, graphconv, "
-        "lightgcn, simple). Others run on blocks of Graph.sample, by gconv.apply_blocks."
+        "lightgcn, simple). Run other layers on blocks of Graph.sample, with gconv.apply_blocks."
     )
 
 
@@ -154,7 +157,7 @@ def _fingerprint(net: nn.Module) -> str:
 
 
 class _Stage:
-    """A layer, if there is one, and the modules that follow it."""
+    """An optional layer and the modules that follow it."""
 
     def __init__(
         self,
@@ -223,7 +226,7 @@ class _Stage:
         return next((p for module in modules for p in module.parameters()), None)
 
     def rows(self, x: Features, first: int, last: int) -> Tensor:
-        """In the type and on the device of the weights."""
+        """Rows of a signal, with the dtype and device of the weights."""
         rows, like = torch.from_numpy(np.array(x.read(first, last))), self.parameter()
         if like is not None:
             return rows.to(like)
@@ -235,14 +238,14 @@ class _Stage:
         return y
 
     def write(self, path: Path, make: RowMap) -> None:
-        """The rows of a signal, a window at a time; under its name once it is whole."""
+        """Write a signal by windows of rows; the file gets its final name when it is complete."""
         trial, n, y = path.with_name(f"{path.name}.part"), self.graph.nodes, None
         with opened(trial, write=True) as file:
             end = HEADER
             for first, last in self.windows():
                 y = make(first, last).cpu().numpy()
                 if y.ndim != 2 or len(y) != last - first:
-                    raise ValueError(f"Modules between layers give (rows, channels), not {y.shape}.")
+                    raise ValueError(f"Modules between layers must return (rows, channels), but they give {y.shape}.")
                 end = write_at(file, trial, y, end)
                 self.progress(f"stage {self.number}, rows", last, n)
             assert y is not None

@@ -41,18 +41,18 @@ from gconv.kernels.sparse import spmm_torch
 
 Norm = Literal["sym", "row"] | None
 FORMAT = 1
-MAX_ENTRIES = 1 << 22  # of a block
-BLOCK_BYTES = 1 << 24  # of a block's results, and of what is read at a time
+MAX_ENTRIES = 1 << 22  # entries of S in a block
+BLOCK_BYTES = 1 << 24  # of the results of a block, and of a single read
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which S is meant: diagonal matrices on both sides of the 0/1 pattern on disk.
+    """The normalisation S of a graph on disk: diagonal matrices on both sides of its 0/1 pattern.
 
     Args:
         norm: "sym" for D^-1/2 A D^-1/2, "row" for D^-1 A, None for A; D holds the in-degrees of A.
-        loops: replaces the self-loops of A by one a node first, as gcn does.
+        loops: whether to replace the self-loops of A by one per node first, as gcn does.
     """
 
     norm: Norm = "sym"
@@ -60,10 +60,10 @@ class Scaling:
 
     def __post_init__(self) -> None:
         if self.norm not in ("sym", "row", None):
-            raise ValueError(f'norm is "sym", "row" or None, but it is {shown(self.norm)}.')
+            raise ValueError(f'norm must be "sym", "row" or None, but it is {shown(self.norm)}.')
 
     def sides(self, crow: np.ndarray, own: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(m, 1) the left and the right factor of rows, from their pointers and numbers of self-loops."""
+        """The left and right factors (m, 1) of a range of rows, from their pointers and numbers of self-loops."""
         if self.norm is None:
             return None, None
         degree = np.diff(crow).astype(np.float64)
@@ -74,7 +74,7 @@ class Scaling:
 
 
 class Plan(NamedTuple):
-    """How much is in memory at once: channels of the slab, entries and rows of a block, rows that are read."""
+    """Sizes held in memory: channels of the slab, entries and rows of a block, rows per read."""
 
     width: int
     entries: int
@@ -82,13 +82,13 @@ class Plan(NamedTuple):
     window: int
 
     def bytes(self, nodes: int, item: int) -> int:
-        """Of memory, about."""
+        """The approximate memory in bytes."""
         block = self.entries * (12 + item) + self.rows * (3 * self.width * item + 48)
         return nodes * self.width * item + block + 3 * BLOCK_BYTES
 
 
 def make_plan(nodes: int, channels: int, item: int, left: int, slab: int | None, block: int | None) -> Plan:
-    """The widest slab that fits, in equal parts of the channels."""
+    """A plan with the widest slab that fits, where all slabs have about the same number of channels."""
     part = min(left // 4, 12 * BLOCK_BYTES)
     entries = block or max(1, min(MAX_ENTRIES, part // (2 * (12 + item))))
     fits = max(1, (left - part - 3 * BLOCK_BYTES) // max(1, nodes * item))
@@ -115,37 +115,39 @@ def propagate(
     block: int | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[np.ndarray]:
-    """The powers S X, S^2 X, ..., S^k X on disk, computed within a given memory.
+    """The powers S X, S^2 X, ..., S^k X on disk, computed within a memory limit.
 
-    Equation: Z_0 = X, Z_{t+1} = (1 - alpha) S Z_t + alpha X; with alpha = 0 that is Z_t = S^t X.
+    Equation: Z_0 = X, Z_{t+1} = (1 - alpha) S Z_t + alpha X; with alpha = 0, Z_t = S^t X.
 
-    Meaning: memory holds a slab, some channels of Z_t at all nodes; the columns of S are streamed from disk in blocks
-    of rows, once for each slab and power. SGC trains on S^k X, SIGN on all powers concatenated, and alpha > 0 is
-    appnp. S is that of gcn by default; norm="row", loops=False is the mean of sage, norm=None a sum. The result is that
-    of the layer in memory up to rounding, and does not depend on `memory`, beyond rounding, nor on threads at all.
+    Meaning: a slab, some channels of Z_t at all nodes, is held in memory; S is streamed from disk in blocks of rows,
+    once per slab and power. SGC trains on S^k X, SIGN on all powers concatenated, and alpha > 0 gives appnp. By default
+    S is that of gcn; norm="row", loops=False is the mean of sage, norm=None a sum. The result equals that of the layer
+    in memory up to rounding. It depends on `memory` only up to rounding, and not on the number of threads.
 
-    Repeated after an interruption or a kill the call goes on where it was and ends with the same numbers, bit for bit:
-    at most the block that was being computed is computed again. A finished result is opened.
+    If the call is repeated after an interruption or a kill, it resumes with the block that was being computed, and the
+    final result is identical, bit for bit. If the result is complete, it is only opened.
 
     Args:
         graph: a DiskGraph or its folder.
         x: (n, c): a .npy or .npz file, a tensor or an array.
-        k: at least 1.
-        out: a folder for power-1.npy, ..., power-k.npy, (n, c); made if there is none.
-        norm, loops: which S, see `Scaling`.
-        alpha: in [0, 1]: the share of X.
-        keep: "last" keeps the last power alone.
+        k: number of powers, at least 1.
+        out: a folder for power-1.npy, ..., power-k.npy, each (n, c); created if necessary.
+        norm, loops: the normalisation, see `Scaling`.
+        alpha: weight of X, in [0, 1].
+        keep: "last" keeps only the last power.
         dtype: torch.float32 or torch.float64; None for float64 with float64 features, else float32.
-        memory: for the whole process, such as "8GB". More takes fewer passes over S.
-        slab, block: channels in memory, and entries and rows of a block, at most; None for what `memory` allows.
-        progress: is called with what is done, and how many of how many rows.
+        memory: limit for the whole process, such as "8GB". With more memory, S is read fewer times.
+        slab, block: maximal number of channels in memory, and of entries and rows of a block; None: as many as `memory`
+            allows.
+        progress: called with a description and the numbers of completed and of all rows.
 
     Returns:
-        the powers as read-only memory maps; the last alone with keep="last".
+        the powers as read-only memory maps; only the last with keep="last".
 
     Raises:
-        ValueError: if x doesn't fit the graph, memory is too little for one channel, or `out` has another result.
-        DiskError: if a file can't be read or written, or the disk has too little room.
+        ValueError: if x does not match the graph, memory is not enough for one channel, or `out` contains another
+            result.
+        DiskError: if a file cannot be read or written, or the disk has too little free space.
 
     >>> import tempfile
     >>> from gconv import GConv, Graph
@@ -159,9 +161,9 @@ def propagate(
     """
     k, alpha = integer(k, "k", 1), float(alpha)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is a share in [0, 1], but it is {alpha!r}.")
+        raise ValueError(f"alpha must be in [0, 1], but it is {alpha!r}.")
     if keep not in ("all", "last"):
-        raise ValueError(f'keep is "all" or "last", but it is {shown(keep)}.')
+        raise ValueError(f'keep must be "all" or "last", but it is {shown(keep)}.')
     graph = graph if isinstance(graph, DiskGraph) else DiskGraph.open(graph)
     features, scaling = Features(x), Scaling(norm, bool(loops))
     if features.shape[0] != graph.nodes:
@@ -169,7 +171,7 @@ def propagate(
     if dtype is None:
         dtype = torch.float64 if features.dtype == np.float64 else torch.float32
     if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype is torch.float32 or torch.float64, but it is {shown(dtype)}.")
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, but it is {shown(dtype)}.")
     slab = None if slab is None else integer(slab, "slab", 1)
     block = None if block is None else integer(block, "block", 1)
     number_of_bytes(memory)
@@ -182,7 +184,7 @@ def propagate(
         known = read_json(folder / "propagate.json")
         begun = read_json(folder / "work" / "journal.json") if known is None else None
         if any(found is not None and found.get("settings") != settings for found in (known, begun)):
-            raise ValueError(f"{folder} holds the result of another call; delete it, or give another folder.")
+            raise ValueError(f"{folder} holds the result of another call; delete it or use another folder.")
         if known is None:
             _Run(graph, features, scaling, folder, settings, begun, memory, slab, block, progress).run()
     powers = range(1, k + 1) if keep == "all" else (k,)
@@ -190,10 +192,10 @@ def propagate(
 
 
 class _Run:
-    """The steps of `propagate`; its journal says which are done.
+    """The steps of `propagate`, with a journal of completed steps.
 
-    With one slab, part (power, 0) is the result; with several, parts of slabs are concatenated at the end.
-    Part (0, slab) is the slab of X, where there are several.
+    With a single slab, part (power, 0) is the result; with several, their parts are concatenated at the end, and
+    part (0, slab) is a slab of X.
     """
 
     def __init__(
@@ -267,7 +269,7 @@ class _Run:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def split(self) -> None:
-        """X as slabs, once, so that each is read without the others."""
+        """Split X into slabs on disk, so that each can be read separately."""
         paths = [self.part(0, number) for number in range(len(self.slabs))]
         for number, (first, last) in enumerate(self.slabs):
             self.begin(paths[number], last - first)
@@ -279,7 +281,7 @@ class _Run:
                     write_at(file, path, rows[:, first:last], HEADER + at * (last - first) * self.dtype.itemsize)
             if (at // self.plan.window) % 64 == 63:
                 self.kept(paths, split_rows=at + len(rows))
-            self.progress("channels apart", at + len(rows), self.n)
+            self.progress("splitting channels", at + len(rows), self.n)
         self.kept(paths, split=True)
 
     def kept(self, paths: list[Path], **changes: Any) -> None:
@@ -293,7 +295,7 @@ class _Run:
             write_at(file, path, header(self.dtype, (self.n, width)), 0)
 
     def signal(self, power: int, number: int, first: int, last: int, stream: int = 0) -> np.ndarray:
-        """Rows of the slab of Z_power."""
+        """Rows of a slab of Z_power."""
         if power == 0 and len(self.slabs) == 1:
             return self.features.read(first, last, stream)
         path, width = self.part(power, number), self.slabs[number][1] - self.slabs[number][0]
@@ -309,7 +311,7 @@ class _Run:
             return read_at(file, path, np.empty(last - first, np.int32), HEADER + 4 * first)
 
     def load(self, slab: Tensor, power: int, number: int) -> None:
-        """The slab of Z_power, each row times the right factor."""
+        """Read a slab of Z_power and multiply its rows by the right factor."""
         to = slab.numpy()
         for first, last, crow in self.graph.rows(1 << 62, self.plan.window):
             rows = self.signal(power, number, first, last)
@@ -320,9 +322,9 @@ class _Run:
                 np.multiply(rows, right, out=to[first:last], casting="unsafe")
 
     def blocks(self, first: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray, bool]]:
-        """Row blocks of S from disk: where they begin and end, crow between, that of these columns, and if it is all.
+        """Row blocks of S from disk: (first row, last row, crow, local crow of these columns, columns, is complete).
 
-        A row that is longer than a block comes in pieces.
+        A row that is longer than a block is split into several blocks.
         """
         path = self.graph.path / "col.npy"
         with opened(path) as file:
@@ -361,7 +363,7 @@ class _Run:
                 written.result()
 
     def scale(self, y: Tensor, x: Tensor, crow: np.ndarray, a: int, b: int, number: int) -> None:
-        """Self-loops, the left factor, and the share of X."""
+        """Add self-loops, multiply by the left factor, and add alpha X."""
         to, own = y.numpy(), self.own_loops(a, b)
         if self.scaling.loops:
             y += x
@@ -407,7 +409,7 @@ class _Run:
                 last = min(self.n, at + self.plan.window)
                 rows = [self.signal(power, number, at, last) for number in range(len(self.slabs))]
                 write_at(file, path, np.concatenate(rows, 1), HEADER + at * self.c * self.dtype.itemsize)
-                self.progress(f"power {power}, channels together", last, self.n)
+                self.progress(f"power {power}, merging channels", last, self.n)
             sync(file, path)
 
 
@@ -416,19 +418,19 @@ def _kind(dtype: np.dtype) -> torch.dtype:
 
 
 def _product(crow: np.ndarray, col: np.ndarray, values: Tensor, x: Tensor, y: Tensor, add: Tensor | None) -> None:
-    """y = S x + add from some rows of S, in the compiled kernel where there is one."""
+    """y = S x + add for a block of rows of S, by the compiled kernel if it is available."""
     pointers, columns = torch.from_numpy(crow), torch.from_numpy(col)
     values = values[: len(col)]
     if native.supports(values, x):
         native.spmm(pointers, columns, values, x, add, None, (1.0, float(add is not None), 0.0), y, whole=False)
         return
-    sites = pointers.new_empty(1).expand(x.shape[0] + 1)  # read for its length alone
+    sites = pointers.new_empty(1).expand(x.shape[0] + 1)  # only its length is used
     found = spmm_torch(values, x, None, pointers, columns, sites)
     y.copy_(found if add is None else found.add_(add))
 
 
 def _ahead(pool: ThreadPoolExecutor, items: Iterator[T]) -> Iterator[T]:
-    """The same items, each of which is made in another thread while the one before is used."""
+    """The same items, prefetched by one: the next item is computed in another thread."""
     end: Any = object()
     following = pool.submit(next, items, end)
     while (item := following.result()) is not end:

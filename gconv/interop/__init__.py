@@ -1,12 +1,12 @@
-"""Convert models of torch.nn and PyG, and back.
+"""Conversion of models from and to torch.nn and PyG.
 
 convert        a copy of a model whose layers run through gconv
-preview        its report beforehand
-restore        a converted model as it was
+preview        the report of `convert`, without converting
+restore        a converted model with its original classes
 as_linear_map  a layer of torch.nn or PyG as a LinearMap
 export         a GConv as a layer of torch.nn or PyG
 from_torch     a layer of torch.nn or PyG as a GConv
-twin           a layer on grids as a layer on a graph
+twin           a grid layer as a graph layer
 """
 
 from gconv.interop.convert import convert, preview, restore

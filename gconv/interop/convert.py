@@ -24,41 +24,42 @@ Model = TypeVar("Model", bound=nn.Module)
 def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     """A copy of a model in which every torch and PyG layer inside the family runs through gconv.
 
-    Equation: each layer becomes Y = sum_k S_k X W_k + b with the S_k and W_k that it always meant.
+    Equation: each converted layer computes Y = sum_k S_k X W_k + b with its own S_k and W_k.
 
-    Meaning: the same numbers and the same gradients, by gconv's engine. The copy is a model of the same class; a
-    converted layer still is one of its own class, with the same parameters under the same names, so state_dicts,
-    hooks, parametrizations and pruning go on working. Its `gconv` is the GConv that runs it, `spec` its operator,
-    `at(domain)` its linear map, `plan(x, domain)` how it runs. `report()` of the copy says what became of each layer,
-    which conventions of the peer were kept, and what was left alone and why; `gconv.interop.preview` asks beforehand.
+    Meaning: values and gradients are the same, computed by gconv. The copy is a model of the same class, and the class
+    of a converted layer derives from its original class, with the same parameters under the same names, so state_dicts,
+    hooks, parametrizations and pruning continue to work. `layer.gconv` is the GConv that runs it, `spec` its operator,
+    `at(domain)` its linear map, `plan(x, domain)` its plan. `report()` of the copy lists for each layer its operator
+    and the conventions that are kept, or the reason why it was left unchanged; `gconv.interop.preview` gives the report
+    without converting.
 
-    Traps: the parameters of the copy are new tensors with the same values: make optimisers after converting. Shared
-    layers stay shared. Dropout inside a layer (attention) draws other random numbers than the peer did. Edge weights
-    that make a degree negative are refused in words, where PyG returns NaN.
+    Traps: the parameters of the copy are new tensors with the same values, so create optimisers after converting.
+    Shared layers stay shared. Dropout inside a layer (attention) draws different random numbers than the original.
+    Edge weights that make a degree negative raise an error, where PyG returns NaN.
 
-    Converted layers compile in one graph and are exported without a call beforehand, as layers of gconv do: see GConv.
-    torch.jit.script refuses them in words that name `restore`.
+    Converted layers are compiled in one graph and exported without a previous call, like layers of gconv: see GConv.
+    torch.jit.script is not supported; use `restore` first.
 
-    A call that a description does not cover goes to the peer's own forward. PyG runs for: explainers and hooks into
-    messages; layers whose parts were exchanged or hooked; adjacencies of torch_sparse, in CSC layout or with gradients;
-    weights of another type than x; labels out of range; attention weights of pairs; sparse signals that need gradients
-    or have more than 2^26 numbers; several signals in one call of a layer by attention; dropout inside ARMAConv. Where
-    numbers cannot be read (compilers, exporters), PyG also runs for readouts by `index` or `ptr`, adjacencies whose
-    values or loops decide, dense attention without loops, and SuperGATConv in training.
+    Calls that a description does not cover run in the original forward. For PyG these are: explainers and hooks on
+    messages; layers whose submodules were replaced or have hooks; adjacencies of torch_sparse, in CSC layout or with
+    gradients; edge weights with another dtype than x; labels out of range; attention weights of pairs; sparse signals
+    that require gradients or have more than 2^26 entries; several signals in one call of an attention layer; dropout in
+    ARMAConv. If values cannot be read (compilers, exporters): also readouts by `index` or `ptr`, adjacencies whose
+    values or loops matter, dense attention without loops, and SuperGATConv in training.
 
     Args:
         model: any module, or a single layer. It is not changed.
-        constant_inputs: whether a graph layer takes a signal (n, c) that comes again unchanged for a `gconv.constant`
-            from then on: its sparse form and S x are kept. For training on one graph, without dropout before the first
-            layer. A signal is the same if it is the same tensor object, on the same storage, with the same version: a
-            new tensor, one that was written into, or one that needs a gradient is computed with anew. Writes that torch
-            does not count defeat this, `x.data.mul_(2)` or those into the array that `x.numpy()` gave: they are noticed
-            in the numbers that are compared in each call, all of a signal of up to 16384 and some rows of a larger one.
+        constant_inputs: whether graph layers treat a signal (n, c) that is passed again unchanged as a
+            `gconv.constant`, whose sparse form and S x are cached. Intended for training on one graph without dropout
+            before the first layer. A signal is the same if it is the same tensor object with the same storage and
+            version; new, modified, or differentiable tensors are not cached. Writes that torch does not track, such as
+            `x.data.mul_(2)` or writes through `x.numpy()`, are detected only by comparing values in each call: all
+            values of signals up to 16384 numbers, and some rows of larger ones.
 
-    Shapes: every layer takes and returns what it did before.
+    Shapes: as before for every layer.
 
     Raises:
-        TypeError: if it is no module.
+        TypeError: if it is not a module.
 
     >>> import torch
     >>> from torch import nn
@@ -77,7 +78,7 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert takes a torch module, but a {type(model).__name__} was given.")
     if not isinstance(constant_inputs, bool):
-        raise TypeError(f"constant_inputs is True or False, not {shown(constant_inputs)}.")
+        raise TypeError(f"constant_inputs must be True or False, but it is {shown(constant_inputs)}.")
     twin = copied(model)
     report, found = _survey(twin)
     for layer, spec in found:
@@ -89,14 +90,14 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
 
 
 def copied(model: Model) -> Model:
-    """A deep copy, also of models with weights that a hook computes (weight_norm, pruning), which torch refuses."""
+    """A deep copy that also supports weights computed by hooks (weight_norm, pruning), which copy.deepcopy does not."""
     derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})  # computed again by hooks
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})  # recomputed by the hooks
 
 
 @checked
 def preview(model: nn.Module) -> Report:
-    """The report of `convert`, and nothing converted; also for models that have a `report` of their own.
+    """The report of `convert` without converting; also for models that define a `report` attribute themselves.
 
     >>> preview(nn.Sequential(nn.Linear(3, 2), nn.Tanh())).converted[0].spec
     pointwise(3, 2, ndim=1)
@@ -141,12 +142,12 @@ def _walk(
 
 
 def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
-    """Give a layer the class that runs through gconv."""
+    """Change the class of a layer to its converted class."""
     if isinstance(layer, Converted):
         renew(layer)
         return
     cls = type(layer)
-    if parametrize.is_parametrized(layer):  # torch made this class for this layer; conversion goes beneath it
+    if parametrize.is_parametrized(layer):  # torch created this class for this layer: convert its base class
         body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
         layer.__class__ = type(cls.__name__, (convertible(cls.__mro__[1]),), body)
     else:
@@ -156,7 +157,7 @@ def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
 
 @checked
 def restore(layer: Model) -> Model:
-    """A copy of a converted model or layer with the classes it had before.
+    """A copy of a converted model or layer with its original classes.
 
     >>> from torch import nn
     >>> type(restore(convert(nn.Conv1d(2, 3, 3)))) is nn.Conv1d

@@ -1,4 +1,4 @@
-"""A layer of torch or PyG that runs in gconv: its class derives from the original one, and only `forward` is new."""
+"""Converted layers: subclasses of the original torch or PyG classes whose forward runs in gconv."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gconv.spec import OperatorSpec, OutsideFamily
 
 
 class Converted(ConvertedState):
-    """A layer that runs in gconv: these methods come before those of the class that it always was."""
+    """Mixin of converted layers, placed before the original class in the method resolution order."""
 
     @property
     def spec(self) -> OperatorSpec:
@@ -42,12 +42,12 @@ class Converted(ConvertedState):
         return as_linear_map(self, domain, x)
 
     def plan(self, *args: Any, lowering: str | None = None, measure: bool | int = False, **kwargs: Any) -> Plan:
-        """How `layer(*args, **kwargs)` will run: arguments as the layer itself takes them, options as `GConv.plan`.
+        """The plan of `layer(*args, **kwargs)`: arguments as for the layer itself, options as for `GConv.plan`.
 
-        A `Graph` in place of an edge_index is taken, too.
+        A `Graph` is accepted instead of an edge_index, too.
 
         Raises:
-            OutsideFamily: if such a call goes to the peer's own forward.
+            OutsideFamily: if this call runs in the original forward.
         """
         assert isinstance(self, nn.Module)
         engine = self._engine()
@@ -61,15 +61,15 @@ class Converted(ConvertedState):
         if self._changed:
             renew(self)
         if self.gconv is None:
-            raise OutsideFamily("This layer has been changed since it was converted, and runs without gconv now.")
+            raise OutsideFamily("This layer was changed since it was converted, and now runs without gconv.")
         return self.gconv
 
     def __prepare_scriptable__(self) -> Any:
-        """What torch.jit.script asks for first."""
+        """Called by torch.jit.script, which cannot compile converted layers."""
         raise TypeError(NOT_SCRIPTABLE.format(f"a converted {type(self).__name__}"))
 
     def __repr__(self) -> str:
-        """What the layer prints before its conversion."""
+        """The repr of the layer before its conversion."""
         twin = object.__new__(type(self))
         inside = {name: part for name, part in vars(self)["_modules"].items() if name != "gconv"}
         twin.__dict__.update(vars(self), _modules=inside)
@@ -77,7 +77,7 @@ class Converted(ConvertedState):
         return text
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """An argument of the peer that is changed later (`layer.dropout = 0.6`) is heeded."""
+        """Detects changes of arguments after conversion (`layer.dropout = 0.6`)."""
         if name[0] != "_" and name not in ("training", "gconv", "report", "built"):
             old = getattr(self, name, None)
             if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
@@ -86,7 +86,7 @@ class Converted(ConvertedState):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
-        if len(reduced) == 2:  # Keras writes and reads its layers by functions of its own
+        if len(reduced) == 2:  # Keras serialises its layers by its own functions
             return _read_again, (original_class(type(self)), reduced[0].__name__, *reduced[1])
         state = {k: v for k, v in reduced[2].items() if k != "_last_graph" and not k.startswith("_traced_")}
         if self._repeated is not None:
@@ -95,12 +95,12 @@ class Converted(ConvertedState):
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors, neither of them still to be initialised, have one shape."""
+    """Whether two tensors are initialised and have the same shape."""
     return not is_lazy(a) and not is_lazy(b) and a.shape == b.shape
 
 
 def _read_again(cls: type, read: str, *written: Any) -> Any:
-    """A converted layer from what its library wrote of it."""
+    """A converted layer from its library's serialisation."""
     layer = getattr(cls, read)(*written)
     layer.__class__ = convertible(cls)
     layer.add_module("gconv", Unweighted(describe(layer)[1]).train(layer.training))
@@ -108,12 +108,12 @@ def _read_again(cls: type, read: str, *written: Any) -> Any:
 
 
 def _blank(cls: type) -> Any:
-    """What a pickled layer is loaded into."""
+    """An empty converted layer, into which a pickle is loaded."""
     made: Any = convertible(cls)
     return made.__new__(made)
 
 
-_peer._blank = _blank  # type: ignore[attr-defined]  # models that were pickled before name it there
+_peer._blank = _blank  # type: ignore[attr-defined]  # for pickles of earlier versions, which refer to it there
 
 
 @function("classes of converted layers", stays=True)
@@ -140,12 +140,12 @@ def convertible(cls: type) -> type:
                         y = peer.call(self, *args, **kwargs)
                 else:
                     y = peer.call(self, *args, **kwargs)
-            except LeftAlone:  # a part was exchanged
+            except LeftAlone:  # a submodule was replaced
                 y = None
             except (ValueError, TypeError) as error:
                 if on_graphs:
                     raise refusal(self, original, args, kwargs, error) from None
-                y = None  # torch's layer answers, or raises the error that it always raised
+                y = None  # torch's own forward runs, or raises its usual error
             except BARE:
                 if on_graphs:
                     raise
@@ -159,13 +159,13 @@ def convertible(cls: type) -> type:
         try:
             return original(self, *args, **kwargs)
         except BARE as error:
-            raise both(InputError, type(error))(f"{cls.__name__} refuses this call{said(error)}.") from error
+            raise both(InputError, type(error))(f"{cls.__name__} does not accept this call{said(error)}.") from error
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
 
     def reset_parameters(self: Any) -> None:
         self._cached_graph = None
-        for name in CACHES:  # which some classes of PyG keep
+        for name in CACHES:  # attributes of some PyG classes
             if hasattr(self, name):
                 setattr(self, name, None)
         cls.reset_parameters(self)  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ CACHES = ("_cached_edge_index", "_cached_adj_t")
 
 
 def _fill_cache(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    """Let PyG put the graph that a layer keeps where its users look for it, once."""
+    """Fill the cache attributes of a PyG layer, once, by running its original forward."""
     if all(getattr(layer, name, None) is None for name in CACHES):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             original(layer, *args, **kwargs)
@@ -190,13 +190,13 @@ BARE = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedErro
 
 
 def said(error: Exception) -> str:
-    """What a peer's error says, its first line, as the end of a sentence."""
+    """The first line of a peer's error message, as the end of a sentence."""
     lines = str(error).strip().splitlines()
-    return f": {lines[0].rstrip('.')}" if lines else "; an argument that it needs is missing, or is of another kind"
+    return f": {lines[0].rstrip('.')}" if lines else "; a required argument is missing or of the wrong type"
 
 
 def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception:
-    """gconv's error about a call, of the class, too, that the peer raises for it, if the peer refuses it as well."""
+    """gconv's error for a call; if the peer raises an error as well, it is also an instance of that error's class."""
     twin = copy.copy(layer)
     twin.__dict__.update(_parameters=dict(layer._parameters), _buffers=dict(layer._buffers))
     try:
@@ -204,28 +204,28 @@ def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, er
             original(twin, *args, **kwargs)
     except Exception as theirs:
         if type(theirs) is TypeError and type(error) is TypeError and "argument" in str(theirs):
-            return theirs  # names an argument that is missing or unknown
+            return theirs  # a missing or unknown argument
         try:
             return both(type(error), type(theirs))(str(error))
-        except TypeError:  # classes that do not combine
+        except TypeError:  # incompatible exception classes
             return error
     return error
 
 
 @at_trace_time
 def _renewed(layer: Any) -> None:
-    """For a compiler."""
+    """`renew` during tracing by a compiler."""
     renew(layer)
 
 
 @at_trace_time
 def _ready(layer: Any) -> str | None:
-    """Whether a layer runs in gconv, for a compiler: its parts are looked at once."""
+    """Whether a layer runs in gconv, evaluated once during tracing by a compiler."""
     return "yes" if layer.gconv is not None and obstacle(layer, layer.peer.inner) is None else None
 
 
 def renew(layer: Any) -> None:
-    """Make the spec again; where the new arguments are not covered, the peer's own forward runs from now on."""
+    """Recompute the spec after a change; if it is not supported, the original forward runs from now on."""
     layer._changed = False
     try:
         spec = describe(layer)[1]

@@ -1,6 +1,6 @@
-"""Back again: a GConv as a layer of torch.nn or PyG.
+"""Export of a GConv as a layer of torch.nn or PyG.
 
-What `convert` knows of a peer, read backwards: its weight map is linear, and autograd transposes it.
+It inverts the descriptions used by `convert`: the weight map of a peer is linear, and autograd computes its transpose.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Make = Callable[..., nn.Module]
 
 
 def renamed(make: Make, **names: str) -> Make:
-    """A constructor whose arguments have other names than the factory's."""
+    """A constructor whose arguments are named differently from the factory's."""
 
     def call(**arguments: Any) -> nn.Module:
         return make(**{names.get(key, key): value for key, value in arguments.items()})
@@ -46,14 +46,14 @@ def pointwise(in_channels: int, out_channels: int, bias: bool, ndim: int) -> nn.
 
 
 def padded(make: Make, convolves: bool = False) -> Make:
-    """Torch's padding: one number an axis, the same on both sides."""
+    """A constructor with torch's padding: one number per axis, the same on both sides."""
 
     def call(padding: Any, **arguments: Any) -> nn.Module:
         if isinstance(padding, str) and not (convolves and padding in ("same", "valid")):
-            raise LeftAlone(f"it has no padding={padding!r}")
+            raise LeftAlone(f"it does not support padding={padding!r}")
         if isinstance(padding, tuple) and any(isinstance(p, tuple) for p in padding):
             if any(before != after for before, after in padding):
-                raise LeftAlone(f"torch pads both sides alike, not by {padding}; a pad before it can")
+                raise LeftAlone(f"torch's padding is the same on both sides, not {padding}; put a pad layer before it")
             padding = tuple(before for before, _ in padding)
         return make(padding=padding, **arguments)
 
@@ -63,7 +63,7 @@ def padded(make: Make, convolves: bool = False) -> Make:
 def transposed(make: Make) -> Make:
     def call(padding_mode: str, **arguments: Any) -> nn.Module:
         if padding_mode != "zeros":
-            raise LeftAlone("torch's transposed convolutions have zero padding only")
+            raise LeftAlone("torch's transposed convolutions support zero padding only")
         return make(**arguments)
 
     return call
@@ -80,7 +80,7 @@ def averaging(make: Make) -> Make:
 
 def upsample(antialias: bool, ndim: int | None, **arguments: Any) -> nn.Module:
     if antialias:
-        raise LeftAlone("torch.nn.Upsample has no antialias, only torch.nn.functional.interpolate has")
+        raise LeftAlone("torch.nn.Upsample does not support antialias; torch.nn.functional.interpolate does")
     return nn.Upsample(**arguments)
 
 
@@ -94,7 +94,7 @@ def pad(padding: Any, mode: str, ndim: int) -> nn.Module:
 def shuffle(name: str) -> Make:
     def call(ndim: int, **arguments: Any) -> nn.Module:
         if ndim != 2:
-            raise LeftAlone(f"torch.nn.{name} is for images of two axes")
+            raise LeftAlone(f"torch.nn.{name} supports two axes only")
         return getattr(nn, name)(**arguments)
 
     return call
@@ -154,12 +154,12 @@ def pyg_layers() -> dict[str, Make]:
 
     def hypergraph(apply_weights: bool, **arguments: Any) -> nn.Module:
         if apply_weights:
-            raise LeftAlone("PyG's HypergraphConv lets the weights of hyperedges into the degrees alone")
+            raise LeftAlone("PyG's HypergraphConv uses the weights of hyperedges in the degrees only")
         return pyg.HypergraphConv(**arguments)
 
     def fagcn(initial: bool, **arguments: Any) -> nn.Module:
         if not initial:
-            raise LeftAlone("PyG's FAConv takes x_0 as a signal of its own")
+            raise LeftAlone("PyG's FAConv takes x_0 as a separate argument")
         return pyg.FAConv(**arguments)
 
     def gat(in_channels: int, share_weights: bool, **arguments: Any) -> nn.Module:
@@ -170,7 +170,7 @@ def pyg_layers() -> dict[str, Make]:
 
     def directed(aggr: str, alpha: float, root_weight: bool, weighted: bool, bias: bool, **channels: int) -> nn.Module:
         if weighted or aggr == "both":
-            raise LeftAlone("PyG's DirGNNConv passes no edge weights, and normalises each direction by its own degree")
+            raise LeftAlone("PyG's DirGNNConv ignores edge weights, and normalises each direction by one degree")
         inner = bias and not root_weight
         conv = pyg.GCNConv if aggr == "gcn" else pyg.SAGEConv
         options = {} if aggr == "gcn" else {"aggr": aggr}
@@ -218,23 +218,23 @@ def pyg_layers() -> dict[str, Make]:
     }
 
 
-# -- biases that a peer mixes like a channel -----------------------------------------------------------------------
+# -- biases that a peer treats like a channel ----------------------------------------------------------------------
 
 
 def row(W: Tensor, values: Tensor | float = 0.0) -> Tensor:
-    """W with a last row for the channel of ones."""
+    """W with an additional last row, for the channel of ones."""
     return torch.cat([W, torch.zeros_like(W[..., :1, :]) + values], -2)
 
 
-def lifted(layer: GConv) -> dict[str, Tensor | None]:
-    """The parameters, with a row for the channel of ones where the peer needs one."""
+def with_bias_rows(layer: GConv) -> dict[str, Tensor | None]:
+    """The parameters, with a row for the channel of ones if the peer needs one."""
     own: dict[str, Tensor | None] = dict(layer._parameters)
     W, name, given = layer.weight, layer.spec.name, dict(layer.spec.arguments)
     if name == "gatv2" and given["bias"]:
         assert W is not None
         shift = own["shift"]
         if given["share_weights"]:
-            raise LeftAlone("PyG's GATv2Conv with share_weights has its attention's bias in the messages, too")
+            raise LeftAlone("PyG's GATv2Conv with share_weights adds the bias of its attention to the messages, too")
         assert shift is not None and own["target_weight"] is not None
         target = row(own["target_weight"], shift.unsqueeze(1))
         return own | {"weight": row(W), "target_weight": target, "shift": torch.zeros_like(shift)}
@@ -260,30 +260,30 @@ def lifted(layer: GConv) -> dict[str, Tensor | None]:
 
 @checked
 def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
-    """A GConv as the layer of torch.nn or PyG that does the same.
+    """A GConv as the equivalent layer of torch.nn or PyG.
 
-    Equation: none; the same S_k and W_k in another library's clothes.
+    Equation: the same Y = sum_k S_k X W_k + b, computed by the other library.
 
-    Meaning: what was trained here runs there.
+    Meaning: layers trained with gconv can be used without it.
 
-    Traps: the result has parameters of its own. Calls are the peer's: PyG takes edge_index, two arguments for two
-    signals (gcn2, fagcn), two lists of edges (signed). Where a note of `convert` names an odd convention of the peer
-    (PyG's improved loops on graphs without weights, say), it holds here too.
+    Traps: the result has its own copies of the parameters. It is called as usual in its library: PyG takes edge_index,
+    two arguments for two signals (gcn2, fagcn), two edge lists (signed). Conventions named in the notes of `convert`
+    (such as PyG's weights of improved loops on unweighted graphs) apply here, too.
 
     Args:
-        layer: a GConv, or a layer that `convert` made, which becomes what it was.
+        layer: a GConv, or a layer converted by `convert`, whose original class is restored.
         library: "torch" or "pyg".
 
     Raises:
-        OutsideFamily: if that library has no such layer; the message says what is missing.
-        TypeError, ValueError: if it is no GConv, or the library is neither.
+        OutsideFamily: if the library has no equivalent layer; the message says why.
+        TypeError, ValueError: if it is not a GConv, or the library is unknown.
 
     >>> from gconv.operators import conv2d
     >>> export(GConv(conv2d(3, 8, 3, padding=1)), "torch")
     Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     if not isinstance(library, str) or library not in ("torch", "pyg"):
-        raise ValueError(f"export knows the libraries 'torch' and 'pyg', not {shown(library)}.")
+        raise ValueError(f"library must be 'torch' or 'pyg', but it is {shown(library)}.")
     if isinstance(layer, Converted):
         return restore(layer)
     if not isinstance(layer, GConv):
@@ -292,23 +292,23 @@ def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
     layers = torch_layers() if library == "torch" else pyg_layers()
     make = layers.get(layer.spec.name)
     if make is None:
-        raise OutsideFamily(f"{name} has no layer that is {layer.spec!r}.")
+        raise OutsideFamily(f"{name} has no layer equivalent to {layer.spec!r}.")
     try:
         if layer.spec.sides is not None:
-            raise LeftAlone("there the matrices of sources and targets have sizes of their own")
+            raise LeftAlone("its matrices of sources and targets have different sizes there")
         made = make(**dict(layer.spec.arguments))
         _fill(made, layer)
     except (LeftAlone, TypeError, ValueError, AssertionError) as error:
-        raise OutsideFamily(f"{name} has no layer that is {layer.spec!r}: {str(error).rstrip('.')}.") from None
+        raise OutsideFamily(f"{name} has no layer equivalent to {layer.spec!r}: {str(error).rstrip('.')}.") from None
     return made.train(layer.training)
 
 
 def _fill(made: nn.Module, layer: GConv) -> None:
-    """Give a peer the weights of a GConv."""
+    """Copy the weights of a GConv to a peer. Raises: LeftAlone."""
     like = next(layer.parameters(), None)
     if like is not None:
         made.to(like.device, like.dtype)
     peer, spec = describe(made)
     if spec.structure.domain == "grid" and spec.structure != layer.spec.structure:
-        raise LeftAlone("its geometry is another one there")
-    fill(made, peer, {key: W.detach() for key, W in lifted(layer).items() if W is not None})
+        raise LeftAlone("its geometry differs there")
+    fill(made, peer, {key: W.detach() for key, W in with_bias_rows(layer).items() if W is not None})

@@ -1,4 +1,4 @@
-"""A layer of another library as a GConv of its own."""
+"""Layers of other libraries as independent GConv layers."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from gconv.spec import OutsideFamily
 
 
 def gconv_of(layer: nn.Module, asking: str) -> GConv:
-    """A GConv that shares the weights of a layer, or is it.
+    """A GConv that shares the weights of a layer, or the layer itself if it is a GConv.
 
     Raises:
-        TypeError: if it is no layer.
-        OutsideFamily: if it is not of the family, or does more than sum_k S_k X W_k + b.
+        TypeError: if it is not a layer.
+        OutsideFamily: if it is not in the family, or computes more than sum_k S_k X W_k + b.
     """
     if not isinstance(layer, nn.Module):
         raise TypeError(f"{asking} takes a layer, such as nn.Conv2d(3, 8, 3), but {shown(layer)} was given.")
     if any(is_lazy(p) for p in layer.parameters()):
-        raise OutsideFamily(f"{type(layer).__name__} has no weights yet, as it is not initialised: call it once.")
+        raise OutsideFamily(f"{type(layer).__name__} is not initialised, so it has no weights yet: call it once.")
     found, name = identify(layer), base_class(layer).__name__
     if not isinstance(found, Layer):
-        why = found.reason if isinstance(found, Other) else "it holds several layers: ask about them one by one"
-        raise OutsideFamily(f"{name} is no GConv: {why}.")
+        why = found.reason if isinstance(found, Other) else "it contains several layers: convert them one by one"
+        raise OutsideFamily(f"{name} cannot be written as a GConv: {why}.")
     if found.after:
-        raise OutsideFamily(f"{name} is no GConv alone: {found.after}.")
+        raise OutsideFamily(f"{name} cannot be written as a single GConv: {found.after}.")
     if found.peer is not None and found.peer.affine(layer):
-        raise OutsideFamily(f"{name} is no GConv alone: its bias is mixed like a channel; gconv.convert can run it.")
+        raise OutsideFamily(
+            f"{name} cannot be written as a single GConv: its structure also acts on a bias; use gconv.convert."
+        )
     if found.peer is None:
         assert isinstance(layer, GConv)
         return layer
@@ -42,7 +44,7 @@ def gconv_of(layer: nn.Module, asking: str) -> GConv:
 
 @checked
 def from_torch(layer: nn.Module) -> GConv:
-    """A GConv with the operator and the weights of a layer; see `GConv.from_torch`.
+    """A GConv with the operator and copies of the weights of a layer; see `GConv.from_torch`.
 
     >>> from_torch(nn.Conv2d(3, 8, 3, padding=1))
     GConv(conv2d(3, 8, 3, padding=1))

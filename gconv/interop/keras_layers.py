@@ -1,11 +1,11 @@
-"""The convolutions and Dense of Keras 3 with its torch backend.
+"""Descriptions of the convolutions and Dense of Keras 3 with its torch backend.
 
-Conventions of Keras that differ from torch's, and are kept exactly: kernels are (*kernel, i, o), those of transposed
-convolutions (*kernel, o, i); channels come last unless data_format says otherwise; "same" is out = ceil(in / stride)
-with an odd site of padding behind; a transposed convolution with "same" has in * stride sites, cut from the full result
-at places that depend on kernel, stride and output_padding; an activation may follow in the layer.
+Keras differs from torch in these conventions, which are reproduced exactly: kernels are (*kernel, i, o), those of
+transposed convolutions (*kernel, o, i); channels are last unless data_format is "channels_first"; "same" means
+out = ceil(in / stride) with an odd site of padding at the end; a transposed convolution with "same" has in * stride
+sites, cropped from the full result depending on kernel, stride and output_padding; a layer may include an activation.
 
-Source: keras.io/api/layers/convolution_layers, and the behaviour of Keras 3.15, which the tests compare with.
+Source: keras.io/api/layers/convolution_layers, and the behaviour of Keras 3.15, with which the tests compare.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ layers = keras.layers
 
 
 def parts(module: nn.Module) -> dict[str, nn.Module]:
-    """The layers inside a model or layer of Keras, which does not register them as torch's children."""
+    """The sublayers of a Keras model or layer, which Keras does not register as torch submodules."""
     inside: Any = module
     own = {layer.name: layer for layer in inside._flatten_layers(include_self=False, recursive=False)}
     held = {k: m for k, m in module._modules.items() if m is not None and not isinstance(m, nn.ParameterDict)}
@@ -35,57 +35,57 @@ def parts(module: nn.Module) -> dict[str, nn.Module]:
 
 WHY = {
     "activations": "an activation, not linear",
-    "regularization": "drops or adds numbers at random, and does nothing in inference",
+    "regularization": "random in training, the identity in inference",
     "normalization": "normalises by statistics of its input or of a batch",
-    "reshaping": "only gives its input another shape",
+    "reshaping": "only reshapes its input",
     "rnn": "recurrent, not one linear map",
     "merging": "a function of several inputs",
-    "pooling": "gconv.operators has avg_pool2d, max_pool2d and global_pool, but Keras' layers are not read",
+    "pooling": "Keras' pooling layers are not converted; gconv.operators has avg_pool2d, max_pool2d and global_pool",
 }
 
 
 def why_outside(cls: type) -> str:
-    """The reason, in words, why a layer of Keras stays what it is."""
+    """The reason why a layer of Keras is left unchanged."""
     if cls is layers.InputLayer:
         return "returns its input"
     if cls is layers.Embedding:
-        return "a table that integers index, not a map of signals"
+        return "a lookup table indexed by integers, not a map of signals"
     kinds = cls.__module__.split(".")
-    return next((WHY[kind] for kind in kinds if kind in WHY), "no layer that gconv knows")
+    return next((WHY[kind] for kind in kinds if kind in WHY), "not a layer that gconv supports")
 
 
 # -- reading a layer -----------------------------------------------------------------------------------------------
 
 
 def built(layer: Any) -> Any:
-    """The layer, if it has weights that can be read.
+    """The layer, if its weights can be read.
 
     Raises:
-        LeftAlone: if they are still to be made, or quantised.
+        LeftAlone: if they are not created yet, quantised, or combined with LoRA matrices.
     """
     if not layer.built:
-        raise LeftAlone("its weights are not made yet: call the model once, then convert it")
+        raise LeftAlone("its weights are not created yet: call the model once before converting it")
     if getattr(layer, "quantization_mode", None) is not None:
         raise LeftAlone(f"its weights are quantised ({layer.quantization_mode})")
     if getattr(layer, "lora_enabled", False):
-        raise LeftAlone("it has LoRA matrices, which Keras merges into the weight of a copy")
+        raise LeftAlone("it has LoRA matrices, which are not supported")
     return layer
 
 
 def value(variable: Any) -> Tensor | None:
-    """The tensor of a variable of Keras."""
+    """The tensor of a Keras variable."""
     return variable if variable is None else variable.value
 
 
 def flat(variable: Any) -> Tensor:
-    """A kernel (*kernel, a, b) as (k, a, b)."""
+    """A kernel (*kernel, a, b) flattened to (k, a, b)."""
     kernel = value(variable)
     assert kernel is not None
     return kernel.flatten(0, -3)
 
 
 def padding(layer: Any) -> Any:
-    """Keras' padding, as gconv's operators take it."""
+    """Keras' padding as the argument of gconv's operators."""
     if layer.padding == "causal":
         return tuple((d * (k - 1), 0) for k, d in zip(layer.kernel_size, layer.dilation_rate, strict=True))
     return "same_upper" if layer.padding == "same" else 0
@@ -98,12 +98,12 @@ def geometry(layer: Any) -> dict[str, Any]:
 
 
 def activation(layer: Any) -> Callable[[Tensor], Tensor] | None:
-    """What follows the linear map inside a layer."""
+    """The activation of a layer; None if it has none."""
     return None if layer.activation in (None, keras.activations.linear) else layer.activation
 
 
 def after(layer: Any) -> str | None:
-    """The same in words."""
+    """A description of the activation of a layer; None if it has none."""
     found = activation(layer)
     return None if found is None else f"the activation {getattr(found, '__name__', type(found).__name__)} follows"
 
@@ -125,7 +125,7 @@ def call(layer: Any, inputs: Any) -> Tensor | None:
 
 
 def activated(layer: Any, y: Tensor | None) -> Tensor | None:
-    """y, with the activation of the layer."""
+    """y after the activation of the layer."""
     follows = activation(layer)
     return y if follows is None or y is None else follows(y)
 
@@ -163,7 +163,7 @@ def depthwise_weights(layer: Any) -> Weights:
 
 
 def separable_spec(layer: Any) -> OperatorSpec:
-    """SeparableConv1D, SeparableConv2D; with several filters a channel as a convolution with the product of both."""
+    """SeparableConv1D, SeparableConv2D; with several filters per channel as a convolution with the product of both."""
     i, q = built(layer).depthwise_kernel.shape[-2:]
     o, d = layer.filters, layer.rank
     if q == 1:
@@ -172,7 +172,7 @@ def separable_spec(layer: Any) -> OperatorSpec:
 
 
 def separable_weights(layer: Any) -> Weights:
-    """(*kernel, i, q) and (1, ..., i q, o) as d (k, i) over P^T (o, i), or as W_k = d_k P."""
+    """(*kernel, i, q) and (1, ..., i q, o) as d (k, i) followed by P^T (o, i), or as W_k = d_k P."""
     D, P = flat(layer.depthwise_kernel), flat(layer.pointwise_kernel)[0]
     if D.shape[-1] == 1:
         return {"weight": torch.cat([D.squeeze(-1), P.mT]), "bias": bias(layer)}
@@ -181,7 +181,7 @@ def separable_weights(layer: Any) -> Weights:
 
 
 def cut(k: int, s: int, d: int, mode: str, extra: int | None) -> tuple[int, int]:
-    """Sites to cut before and behind the full result of a transposed convolution, of (n - 1) s + d (k - 1) + 1.
+    """The numbers of sites to crop at both ends of a transposed convolution's full result of (n - 1) s + d (k - 1) + 1.
 
     >>> cut(3, 2, 1, "same", None), cut(2, 3, 1, "valid", None)
     ((0, 1), (0, -1))
@@ -224,7 +224,7 @@ def dense_weights(layer: Any) -> Weights:
 
 
 def dense_call(layer: Any, inputs: Any, training: Any = None) -> Tensor | None:
-    """layer(inputs) of Dense; what is float64 goes to Keras, which multiplies it in float32."""
+    """layer(inputs) of Dense; float64 inputs run in Keras, which multiplies them in float32."""
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs.dtype == torch.float64:
         return None
     return activated(layer, linear_call(layer, inputs))

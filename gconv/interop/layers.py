@@ -1,7 +1,8 @@
-"""What a module is: a layer of the family, layers in a row, or something else. Every function that takes one asks here.
+"""Classification of modules: a layer of the family, a sequence of layers, or another module. Used by all functions that
+take modules.
 
-A class name says nothing of what `forward` does. A module counts as a layer of the family if its class, its instance
-and its hooks leave the forward that gconv knows in place; everything else is `Other`, with the reason.
+A class name does not determine what `forward` computes. A module is a layer of the family only if neither its class nor
+its instance nor a hook replaces the forward known to gconv; all others are `Other`, with a reason.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ class Layer:
 
     @property
     def after(self) -> str | None:
-        """What follows the convolution inside the layer, in words; None if nothing does."""
+        """A description of what follows the convolution inside the layer; None if nothing does."""
         return None if self.peer is None else self.peer.after(self.module)
 
     def settle(self, domain: Any) -> tuple[GConv, Any]:
-        """A GConv that has the weights of the layer, and the domain as that GConv takes it."""
+        """A GConv with the weights of the layer, and the domain in a form that GConv accepts."""
         if self.peer is None:
             assert isinstance(self.module, GConv)
             return self.module, domain
         spec, domain = self.peer.settle(self.module, self.spec, domain)
         engine = Unweighted(spec).eval()
         own = getattr(self.module, "gconv", None)
-        if isinstance(own, Unweighted):  # which knows the dtype of a converted layer without weights
+        if isinstance(own, Unweighted):  # it stores the dtype of a converted layer without weights
             engine._like = own._like
         return engine.borrow(self.peer.weights(self.module)), domain
 
@@ -63,7 +64,7 @@ class Layer:
         """The layer on a domain as a LinearMap, without its bias.
 
         Raises:
-            NotLinear: if it takes a maximum, or something nonlinear follows its linear part.
+            NotLinear: if it takes a maximum, or a nonlinear function follows its linear part.
         """
         if self.after:
             raise NotLinear(f"{self.name} is not linear: {self.after}.")
@@ -78,7 +79,7 @@ class Layer:
         return replace(A, mixing=replace(A.mixing, i=i), W=A.W[..., :i, :], i=i)  # type: ignore[type-var]
 
     def enter(self, x: Tensor, domain: Any = None) -> EngineCall:
-        """What layer(x, domain) asks of gconv's engine."""
+        """The call of a GConv that layer(x, domain) makes."""
         if self.peer is None:
             assert isinstance(self.module, GConv)
             return EngineCall(self.module, x, domain, {})
@@ -87,12 +88,12 @@ class Layer:
             return EngineCall(gconv, with_ones(x) if self.peer.affine(self.module) else x, place, {})
         if not x.is_complex():
             return engine_call(self.module, x)
-        asked = engine_call(self.module, x.real)  # converted layers leave complex numbers to torch; the map is the same
+        asked = engine_call(self.module, x.real)  # complex inputs are not converted, but the map is the same
         return replace(asked, x=asked.x.to(x.dtype))
 
 
 def _as_signal(x: Tensor, domain: Any) -> Tensor:
-    """An image as torch's layers take it, (c, *grid) or (1, c, *grid), as a signal (n, c); a signal as it is."""
+    """An image in torch's layout, (c, *grid) or (1, c, *grid), as a signal (n, c); a signal unchanged."""
     if not isinstance(domain, Grid) or not isinstance(x, Tensor) or (x.ndim == 2 and len(x) == domain.size):
         return x
     d = domain.ndim
@@ -103,7 +104,7 @@ def _as_signal(x: Tensor, domain: Any) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """Layers in a row: an nn.Sequential or nn.ModuleList whose forward nobody has changed."""
+    """A sequence of layers: an nn.Sequential or nn.ModuleList with its original forward."""
 
     module: nn.Module
     parts: tuple[nn.Module, ...]
@@ -111,12 +112,12 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Other:
-    """Any other module, and why gconv cannot say what it computes.
+    """Any other module, and the reason why gconv does not know what it computes.
 
     Args:
         module: the module.
-        reason: in words, for messages.
-        follows: whether the forward of its class is what runs, so that a tracer can follow it.
+        reason: for messages.
+        follows: whether the forward of its class is what runs, so that it can be traced.
     """
 
     module: nn.Module
@@ -125,7 +126,7 @@ class Other:
 
 
 def identify(module: nn.Module) -> Layer | Chain | Other:
-    """What a module is.
+    """The classification of a module.
 
     >>> from gconv.operators import cheb
     >>> type(identify(GConv(cheb(2, 2, k=3)))).__name__, identify(nn.Linear(2, 3)).spec
@@ -134,14 +135,14 @@ def identify(module: nn.Module) -> Layer | Chain | Other:
     ...     def forward(self, x):
     ...         return 2 * super().forward(x)
     >>> identify(Doubled(2, 3)).reason
-    'a subclass of Linear with code of its own (forward), which gconv cannot answer for'
+    'a subclass of Linear with code of its own (forward), whose behaviour gconv does not know'
     """
     if isinstance(module, Unweighted):
-        return Other(module, "it has no weights of its own: ask the converted layer around it", False)
+        return Other(module, "it has no weights of its own: use the converted layer that contains it", False)
     if "forward" in vars(module):
-        return Other(module, "the forward of this very layer was replaced", False)
+        return Other(module, "its forward was replaced on the instance", False)
     if _hooks(module):
-        return Other(module, "a forward hook sits on it, which may change what it computes", False)
+        return Other(module, "a forward hook is registered on it, which may change its result", False)
     if isinstance(module, GConv):
         if type(module).forward is not GConv.forward:
             return Other(module, "a subclass of GConv with a forward of its own")
@@ -159,11 +160,11 @@ def identify(module: nn.Module) -> Layer | Chain | Other:
 
 
 def _hooks(module: nn.Module) -> bool:
-    """Whether hooks may change what a module takes or returns; those that make its weights are run instead."""
+    """Whether hooks may change the input or result of a module; hooks that compute its weights are run instead."""
     if module._forward_hooks:
         return True
     for hook in module._forward_pre_hooks.values():
-        if isinstance(hook, SpectralNorm):  # without a step of power iteration
+        if isinstance(hook, SpectralNorm):  # without updating its power iteration
             setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
         elif isinstance(hook, WeightNorm | prune.BasePruningMethod):
             hook(module, None)
@@ -173,12 +174,12 @@ def _hooks(module: nn.Module) -> bool:
 
 
 def fill(module: nn.Module, peer: Peer, wanted: dict[str, Tensor]) -> None:
-    """Give a layer of torch.nn or PyG the weights W = J p of a GConv, by p = J^T (J J^T)^-1 W.
+    """Set the parameters p of a layer of torch.nn or PyG to give the weights W = J p of a GConv, p = J^T (J J^T)^-1 W.
 
-    A weight map places every number once or adds a few, so that J J^T is diagonal: a row sum finds it.
+    Every row of the weight map J copies or adds different parameters, so J J^T is diagonal and equals its row sums.
 
     Raises:
-        LeftAlone: if there are weights that the layer cannot have.
+        LeftAlone: if the layer cannot represent the weights.
     """
     with torch.enable_grad():
         carried = {key: W for key, W in peer.weights(module).items() if W is not None and W.requires_grad}
@@ -197,7 +198,7 @@ def fill(module: nn.Module, peer: Peer, wanted: dict[str, Tensor]) -> None:
         return {key: W.detach() for key, W in peer.weights(module).items() if W is not None}
 
     if any(W.shape != carried[key].shape for key, W in wanted.items() if key in carried):
-        raise LeftAlone("its parameters have other shapes there")
+        raise LeftAlone("its parameters have different shapes there")
     times = put({key: torch.ones_like(W) for key, W in carried.items()})
     again = put({key: W / torch.where(times[key] == 0, 1.0, times[key]) for key, W in wanted.items() if key in carried})
     for key, W in wanted.items():
@@ -205,12 +206,12 @@ def fill(module: nn.Module, peer: Peer, wanted: dict[str, Tensor]) -> None:
             raise LeftAlone(f"its {key} has no place there")
 
 
-# -- what a call asks of the engine --------------------------------------------------------------------------------
+# -- capturing the call of a GConv ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class EngineCall:
-    """gconv(x, domain, **edges), as a value."""
+    """The arguments of a call gconv(x, domain, **edges)."""
 
     gconv: GConv
     x: Tensor
@@ -226,7 +227,7 @@ class _Captured(Exception):
 
 
 class _Capturing(Unweighted):
-    """Stands in for the engine of a layer and raises what it is asked instead of running it."""
+    """Replaces the engine of a layer and raises the captured call instead of running it."""
 
     def borrow(self, weights: Weights) -> GConv:
         gconv = super().borrow(weights)
@@ -241,15 +242,15 @@ class _Capturing(Unweighted):
 
 
 def _shell(cls: type, peer: Peer) -> type:
-    """A class of layers that derives from a peer's class, with the state of converted layers and nothing else."""
+    """A subclass of a peer's class with the state of converted layers only."""
     return type(cls.__name__, (ConvertedState, cls), {"peer": peer, "__module__": cls.__module__})
 
 
 def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
-    """What a call of a layer of torch.nn or PyG, converted or not, asks of gconv's engine; nothing is computed.
+    """The call of a GConv that a call of a layer of torch.nn or PyG, converted or not, makes; nothing is computed.
 
     Raises:
-        OutsideFamily: if such a call does not run in gconv; the message says why.
+        OutsideFamily: if the call does not run in gconv; the message says why.
 
     >>> import torch
     >>> engine_call(nn.Linear(64, 10), torch.zeros(4, 64)).x.shape  # four sites

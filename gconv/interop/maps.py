@@ -1,4 +1,4 @@
-"""Foreign layers as linear maps."""
+"""Layers of torch.nn and PyG as linear maps."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from gconv.spec import OutsideFamily
 
 @checked
 def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Map:
-    """A layer of torch.nn, PyG or gconv on a domain, as the linear map that it is; its bias is left out.
+    """A layer of torch.nn, PyG or gconv on a domain as a linear map, without its bias.
 
-    Equation: A @ x = layer(x) - layer(0), A = sum_k W_k^T (x) S_k.
+    Equation: A @ x = layer(x) - layer(0), A = sum_k S_k (x) W_k^T.
 
-    Meaning: the door to matrix, spectrum, norm and adjoint for layers that were never written with gconv.
+    Meaning: it makes matrix, spectrum, norm and adjoint available for layers of other libraries. An `nn.Sequential` is
+    the composition of its layers, `A_k @ ... @ A_1`, without Identity and, in eval mode, Dropout.
 
     Args:
         module: a layer, converted or not.
-        domain: a Grid for what works on images, otherwise a Graph, edge_index, PyG Data, ... with the edge weights or
-            attributes that the layer would be called with; for PyG's dense layers the adjacency (n, n).
-        x: (n, i) the signal at which adaptive structure (attention) is frozen; torch's layers also take an image
-            (i, *grid) of their own layout.
+        domain: a Grid for layers on images, otherwise a Graph, edge_index, PyG Data, ... with the edge weights or
+            attributes of the call; for PyG's dense layers the adjacency (n, n).
+        x: (n, i) the signal at which adaptive structure (attention) is frozen; for torch's layers also an image
+            (i, *grid).
 
-    `nn.Sequential` is the composition of its layers, `A_k @ ... @ A_1`; Identity, and Dropout in eval, are left out.
-
-    Shapes: A maps signals (*b, n, i) to (*b, m, o), sites before channels also on grids.
+    Shapes: A maps signals (*b, n, i) to (*b, m, o), with sites before channels also on grids.
 
     Raises:
-        OutsideFamily: if the layer is not of the family; the message says why.
-        NotLinear: if it takes a maximum, or something nonlinear follows its linear part.
+        OutsideFamily: if the layer is not in the family; the message says why.
+        NotLinear: if it takes a maximum, or a nonlinear function follows its linear part.
+        TypeError: if it is not a module.
         ValueError: if its structure is adaptive and no x is given.
 
     >>> import torch
@@ -56,7 +56,7 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Ma
 def _layer(module: nn.Module, found: Layer | Chain | Other) -> Layer:
     if isinstance(found, Layer):
         return found
-    reason = found.reason if isinstance(found, Other) else "layers in a row that are none"
+    reason = found.reason if isinstance(found, Other) else "it is an empty container"
     raise OutsideFamily(f"{base_class(module).__name__} has no LinearMap: {reason}.")
 
 
@@ -66,19 +66,19 @@ def _passes(part: nn.Module) -> bool:
 
 
 def _composed(parts: list[nn.Module], domain: Any, x: Tensor | None) -> Map:
-    """The maps of layers in a row, each on the domain that the one before leads to."""
+    """The composition of the maps of a sequence of layers, each on the output domain of the previous one."""
     place: Any = domain if isinstance(domain, Grid) else read_graph(domain, -1 if x is None else x.shape[-2])
     A: Map | None = None
     for part in parts:
         layer = _layer(part, identify(part))
         structure = layer.spec.structure
         at = x
-        if x is None and A is not None and structure.kind != "adaptive":  # says how many channels pass
+        if x is None and A is not None and structure.kind != "adaptive":  # determines the number of channels
             at = torch.zeros(place.size, A.o, dtype=A.dtype, device=A.device)
         step = layer.at(place, at)
         place = structure.target(place)
         x = None if x is None else step @ x
         A = step if A is None else step @ A
     if A is None:
-        raise OutsideFamily("A Sequential without layers that do something has no LinearMap: there is nothing to map.")
+        raise OutsideFamily("An nn.Sequential of identities only has no LinearMap: there is nothing to map.")
     return A

@@ -1,9 +1,9 @@
 """Descriptions of layers of torch and PyG (`Peer`), and how such a layer calls the engine.
 
-A converted layer is still the layer it was: its class derives from the peer's, so its parameters keep their names and
-places (state_dict, optimiser groups, hooks, parametrizations, pruning), and only `forward` is new. That reads GConv's
-weight off the layer's own parameters, a view or a differentiable function of them, and lets the engine run. A call
-that the description does not cover goes to the peer's own forward.
+The class of a converted layer derives from the original class, so its parameters keep their names and identity
+(state_dict, optimiser groups, hooks, parametrizations, pruning), and only `forward` is replaced. The new forward
+computes the weight of a GConv as a view or differentiable function of the layer's parameters and runs the engine. Calls
+that the description does not cover run in the original forward.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ Weights = dict[str, Tensor | None]
 
 
 class LeftAlone(Exception):
-    """The layer cannot be described exactly; the message is the reason, for the report."""
+    """Raised if a layer cannot be described exactly and is left unchanged; the message is the reason in reports."""
 
 
 def never(layer: Any) -> bool:
-    """The answer of peers that have no such case."""
+    """The default of `Peer.affine`."""
     return False
 
 
 @dataclass(frozen=True)
 class Peer:
-    """How one class of foreign layers maps onto a GConv.
+    """The description of one class of layers of another library in terms of a GConv.
 
     Args:
-        spec: the operator of a layer; raises LeftAlone where its arguments are not covered.
-        weights: GConv's parameters as functions of the layer's; names that are missing are None.
-        call: forward with the peer's own signature; None hands the call to the peer's forward.
-        notes: the conventions worth naming.
-        affine: x gets a last channel of ones, so that a bias that is mixed like a channel needs no form of its own.
-        inner: children that are layers of their own (an MLP after the convolution) and are converted as such.
-        after: what follows the linear map, in words; such a layer has no LinearMap.
-        settle: the spec and the domain of a LinearMap, where they depend on each other.
+        spec: the operator of a layer; raises LeftAlone if its arguments are not supported.
+        weights: the parameters of the GConv as functions of the layer's; missing names are None.
+        call: forward with the layer's signature; it returns None if the original forward has to run.
+        notes: conventions of the layer, for reports.
+        affine: whether a channel of ones is appended to x, which represents biases that S acts on.
+        inner: submodules that are separate layers (an MLP after the convolution) and are converted separately.
+        after: a description of what follows the linear map; such a layer has no LinearMap.
+        settle: the spec and the domain of a LinearMap, if they depend on each other.
     """
 
     spec: Callable[[Any], OperatorSpec]
@@ -65,17 +65,17 @@ class Peer:
 
 
 class Unweighted(GConv):
-    """A GConv without parameters: it borrows them, call by call, from the layer it stands in."""
+    """A GConv without parameters, which are passed to `borrow` for each call."""
 
     def __init__(self, spec: OperatorSpec) -> None:
         super().__init__(spec, device="meta")
         self._like = torch.empty(0)
-        self.formats: dict[Hashable, tuple[int, ...]] = {}  # strides of the peer's results, by what it was given
+        self.formats: dict[Hashable, tuple[int, ...]] = {}  # strides of the peer's results, by shape and layout of x
         for name in self._parameters:
             self._parameters[name] = None
 
     def borrow(self, weights: Weights) -> GConv:
-        """A GConv with these weights; it shares all else with this one."""
+        """A GConv with these weights that shares all other state with this one."""
         layer = object.__new__(GConv)
         layer.__dict__.update(self.__dict__, _parameters={**self._parameters, **weights})
         return layer
@@ -88,7 +88,7 @@ class Unweighted(GConv):
         return "GConv"
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        raise TypeError("This GConv has the weights of the converted layer around it: call that layer.")
+        raise TypeError("This GConv uses the weights of the converted layer that contains it: call that layer.")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _unweighted, (self.spec, self.training)
@@ -100,35 +100,35 @@ def _unweighted(spec: OperatorSpec, training: bool) -> Unweighted:
 
 @function("engines of calls of converted layers", 256)
 def unweighted(spec: OperatorSpec) -> Unweighted:
-    """For specs that a call decides."""
+    """Cached engines for specs that depend on the call."""
     return Unweighted(spec)
 
 
 class ConvertedState:
-    """What a converted layer holds besides the class it always was; `gconv` is the GConv that runs it."""
+    """The state of a converted layer; `gconv` is the GConv that runs it."""
 
-    gconv: Unweighted | None  # None where an argument that was changed later is not covered
+    gconv: Unweighted | None  # None if the layer was changed after conversion and is no longer supported
     peer: Peer
 
-    _cached_graph: Graph | None = None  # of PyG's layers that keep their first graph
-    _last_graph: Graph | None = None  # the graph of the call before, where it is put together from several tensors
-    _repeated: Repeated | None = None  # the signal of the call before, of models with constant_inputs
-    _changed: bool = False  # whether an attribute was set, so that the spec must be made again
+    _cached_graph: Graph | None = None  # of PyG layers with cached=True: their first graph
+    _last_graph: Graph | None = None  # the graph of the previous call, if it is built from several tensors
+    _repeated: Repeated | None = None  # the signal of the previous call, for models with constant_inputs
+    _changed: bool = False  # whether an attribute was set, so that the spec must be recomputed
 
 
 def original_class(cls: type) -> type:
-    """The class of a layer before its conversion: the first in line that is no class of converted layers."""
+    """The class of a layer before its conversion: the first in its MRO that is not a class of converted layers."""
     return next(kind for kind in cls.__mro__ if not issubclass(kind, ConvertedState))
 
 
 def base_class(layer: nn.Module) -> type:
-    """The class of a layer without what conversion and parametrizations put before it."""
+    """The class of a layer without the subclasses added by conversion and parametrizations."""
     cls = type(layer)
     return original_class(cls.__mro__[1] if parametrize.is_parametrized(layer) else cls)
 
 
 def engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> Unweighted:
-    """The GConv of a layer for a spec that a call decides."""
+    """The engine of a layer for a spec that depends on the call."""
     if torch.compiler.is_dynamo_compiling():
         found: Unweighted = getattr(layer, _engine(layer, make, *arguments))
         return found
@@ -137,7 +137,7 @@ def engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> Un
 
 @at_trace_time
 def _engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> str:
-    """Where that GConv was left, for a compiler."""
+    """The attribute name of that engine, evaluated during tracing by a compiler."""
     spec = make(*arguments)
     return leave(layer, f"gconv_{spec.name}", layer.gconv.like(spec))
 
@@ -150,7 +150,7 @@ def run(
     weights: Weights | None = None,
     **edges: Tensor | None,
 ) -> Tensor:
-    """A converted layer on x, or on a pair, by gconv; perhaps as another operator, or with other weights."""
+    """Run a converted layer on x, or on a pair; optionally as another operator or with other weights."""
     gconv, peer = layer.gconv if other is None else other, layer.peer
     affine = peer.affine is not never and peer.affine(layer)
     repeated = layer._repeated
@@ -163,12 +163,12 @@ def run(
 
 
 def run_on(gconv: GConv, S: Basis, call: Call) -> Tensor:
-    """A layer's operator, on a structure that is given."""
+    """Run a layer's operator with a given structure."""
     return gconv._cast(plan(S, call).chosen.run(S, call))
 
 
 def with_ones(x: Any) -> Any:
-    """x with a last channel of ones; both of a pair."""
+    """x, or both elements of a pair, with an additional last channel of ones."""
     if isinstance(x, tuple):
         return tuple(map(with_ones, x))
     return torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)

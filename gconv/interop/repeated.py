@@ -1,4 +1,4 @@
-"""Signals that come again unchanged, for `convert(model, constant_inputs=True)`."""
+"""Detection of repeated inputs, for `convert(model, constant_inputs=True)`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gconv.kernels.constants import declared
 
 
 class Repeated:
-    """The signal of a layer's last call, and what it is for the engine from its second call on.
+    """The input of a layer's last call, declared constant when it is passed again.
 
-    It is the same signal if it is the same tensor object, on the same storage, of the same version and form. Nothing
-    holds the tensor itself; once it is gone, what was kept of it is dropped.
+    A signal is the same if it is the same tensor object with the same storage, version, shape, strides, dtype and
+    device. Only a weak reference to the tensor is kept; when the tensor is freed, the cached data is dropped.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class Repeated:
         self.constant: Tensor | None = None
 
     def take(self, x: Tensor, prepare: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """What the engine reads: prepare(x), as a constant if x is the signal of the last call.
+        """The input of the engine: prepare(x), declared constant if x is the signal of the last call.
 
         Args:
-            x: the signal that a layer was given.
-            prepare: what the layer does with it first; None: nothing.
+            x: the input of the layer.
+            prepare: preprocessing by the layer; None for none.
         """
         if x.requires_grad or x.ndim != 2 or not is_plain_eager() or x.is_inference() or not x.is_floating_point():
             return x if prepare is None else prepare(x)
@@ -38,7 +38,7 @@ class Repeated:
         if self.last is None or self.last() is not x or self.state != state:
             self.constant, self.state, self.last = None, state, ref(x, self._drop)
             return x if prepare is None else prepare(x)
-        if self.constant is None or (prepare is not None and known(self.constant) is None):  # written into unseen
+        if self.constant is None or (prepare is not None and known(self.constant) is None):  # written to untracked
             with torch.inference_mode(False), torch.no_grad():
                 alias = x.detach()
                 self.constant = declared(alias if prepare is None else prepare(alias), alias)

@@ -1,4 +1,4 @@
-"""What `convert` did, layer by layer."""
+"""The report of `convert`, layer by layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Entry:
     """One layer of a model.
 
     Args:
-        path: its place in the model; "" is the model itself.
+        path: its qualified name in the model; "" for the model itself.
         layer: its class.
-        spec: what it became; None where it was left alone.
-        notes: the conventions that were kept; where it was left alone, the reason.
+        spec: the operator it was converted to; None if it was left unchanged.
+        notes: conventions of the original layer that are kept; if it was left unchanged, the reason.
 
     >>> print(Entry("1", "ReLU", None, ("an activation, not linear",)))
     1: ReLU left alone
@@ -42,8 +42,8 @@ class Entry:
 class Report:
     """The entries of all layers, in the order of the model.
 
-    `report[path]` is the entry of one layer, `len(report)` their number, `str(report)` the text to read.
-    Calling it returns it, so that it can sit on a model as `model.report()`.
+    `report[path]` is the entry of one layer, `len(report)` the number of entries, `str(report)` a readable table.
+    Calling a report returns it, so that `model.report` and `model.report()` are equivalent.
 
     >>> from torch import nn
     >>> from gconv.interop import convert
@@ -56,12 +56,12 @@ class Report:
 
     @property
     def converted(self) -> tuple[Entry, ...]:
-        """The layers that run through gconv now."""
+        """The layers that run through gconv."""
         return tuple(entry for entry in self.entries if entry.converted)
 
     @property
     def left_alone(self) -> tuple[Entry, ...]:
-        """The layers that are what they were."""
+        """The layers that were left unchanged."""
         return tuple(entry for entry in self.entries if not entry.converted)
 
     def __call__(self) -> Report:
@@ -71,7 +71,7 @@ class Report:
         for entry in self.entries:
             if entry.path == path:
                 return entry
-        raise KeyError(f"The model has no layer at {path!r}; the report knows {[e.path for e in self.entries]}.")
+        raise KeyError(f"The model has no layer at {path!r}; there are {[e.path for e in self.entries]}.")
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)

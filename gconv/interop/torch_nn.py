@@ -1,4 +1,4 @@
-"""The layers of torch.nn, one entry a class."""
+"""Descriptions of the layers of torch.nn, one entry per class."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from gconv.operators.shapes import per_axis
 from gconv.spec import OperatorSpec
 
 NDIM = {"1d": 1, "2d": 2, "3d": 3}
-KEPT = 64  # shapes of inputs whose format a layer remembers
+MAX_FORMATS = 64  # number of input layouts for which a layer caches the strides of its result
 
 
 def ndim(layer: nn.Module) -> int:
-    """Axes of the grids that a layer of this class runs on, from the end of its name."""
+    """The number of axes of a layer's grid, from the end of its class name."""
     return next(d for cls in type(layer).__mro__ for end, d in NDIM.items() if cls.__name__.endswith(end))
 
 
 def short(value: Any) -> Any:
-    """One number where all axes have the same."""
+    """A single number if it is the same for all axes."""
     if isinstance(value, (tuple, list)) and len(set(value)) == 1:
         return value[0]
     return tuple(value) if isinstance(value, list) else value
 
 
 def no_weights(layer: Any) -> Weights:
-    """For what has none."""
+    """The weights of layers without parameters."""
     return {}
 
 
 def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
-    """Images (b, c, *grid) or one without b; anything else is the peer's to judge."""
+    """Run images (b, c, *grid) or (c, *grid); for other inputs None, so that the original forward runs."""
     d = axes or ndim(layer)
     fits = input.ndim in (d + 1, d + 2) and input.is_floating_point() and input.numel()
     return run(layer, input) if fits else None
 
 
 def maxima(layer: Any, input: Tensor) -> Tensor | None:
-    """As `images`, by torch's own kernel where it learns: of equal numbers the first gets all of the gradient.
+    """As `images`; if gradients are needed, by torch's kernel, which gives the gradient of ties to the first maximum.
 
-    Other lowerings share it among them. A maximum that this kernel does not cover goes to the peer.
+    Other lowerings distribute it equally. If torch's kernel does not apply, the original forward runs.
     """
     if not torch.is_grad_enabled() or not input.requires_grad:
         return images(layer, input)
@@ -57,16 +57,16 @@ def maxima(layer: Any, input: Tensor) -> Tensor | None:
 
 
 def torch_forward(layer: nn.Module) -> Callable[..., Tensor]:
-    """torch's own forward of a converted layer."""
+    """The original forward of a converted layer."""
     forward: Callable[..., Tensor] = next(cls for cls in type(layer).__mro__ if cls in PEERS).forward  # type: ignore[attr-defined]
     return forward
 
 
 def in_its_format(call: Callable[[Any, Tensor], Tensor | None]) -> Callable[[Any, Tensor], Tensor | None]:
-    """A call whose result lies in memory as torch's own does, which is asked once for each shape and layout of inputs.
+    """A call whose result has the strides of torch's result, which is computed once per shape and layout of the input.
 
-    For layers without parameters that torch's own kernels do not run here. Under autocast, where torch decides by its
-    own lists in which type each of them runs, they go to torch.
+    For layers without parameters that do not run torch's kernels. Under autocast the original forward runs, since torch
+    chooses the dtype of each operator by its own lists.
     """
 
     def formatted(layer: Any, input: Tensor) -> Tensor | None:
@@ -77,7 +77,7 @@ def in_its_format(call: Callable[[Any, Tensor], Tensor | None]) -> Callable[[Any
             return y
         formats, key = layer.gconv.formats, (input.shape, input.stride(), input.dtype)
         if key not in formats:
-            if len(formats) >= KEPT:
+            if len(formats) >= MAX_FORMATS:
                 formats.clear()
             with torch.no_grad():
                 formats[key] = torch_forward(layer)(layer, input).stride()
@@ -87,7 +87,7 @@ def in_its_format(call: Callable[[Any, Tensor], Tensor | None]) -> Callable[[Any
 
 
 def with_strides(y: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """y with these strides, of a dense tensor: a copy if they are others.
+    """y with these (dense) strides; a copy if its strides differ.
 
     >>> with_strides(torch.ones(2, 3), (1, 2)).stride()
     (1, 2)
@@ -161,7 +161,7 @@ def conv_call(layer: Any, input: Tensor) -> Tensor | None:
     y, weight = images(layer, input), layer.weight
     if y is None or weight.shape[1] > 1 or weight.ndim == 3 or weight.stride(1) > 1:
         return y
-    # a filter a channel: only here torch sees that the weight is in channels_last, and its views don't show it
+    # torch returns channels_last for a depthwise weight in channels_last, which the views of the weight do not show
     d = weight.ndim - 2
     if not suggests_last(weight) or (d == 3 and not keeps_format(input)):
         return y
@@ -187,7 +187,7 @@ def avg_spec(layer: Any) -> OperatorSpec:
 
 def max_spec(layer: Any) -> OperatorSpec:
     if layer.return_indices:
-        raise LeftAlone("return_indices=True also asks where the maxima are, which is no convolution")
+        raise LeftAlone("return_indices=True also returns the positions of the maxima")
     window = [short(v) for v in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)]
     factory = getattr(operators, f"max_pool{ndim(layer)}d")
     return factory(*window, ceil_mode=layer.ceil_mode)
@@ -206,7 +206,7 @@ MAX = Peer(max_spec, no_weights, maxima, lambda layer: ["a maximum: it has no Li
 def adaptive_spec(layer: Any) -> OperatorSpec:
     kind = "max" if "Max" in mapped(layer) else "avg"
     if kind == "max" and layer.return_indices:
-        raise LeftAlone("return_indices=True also asks where the maxima are, which is no convolution")
+        raise LeftAlone("return_indices=True also returns the positions of the maxima")
     if short(layer.output_size) == 1:
         return operators.global_pool("max" if kind == "max" else "mean")
     factory = getattr(operators, f"adaptive_{kind}_pool{ndim(layer)}d")
@@ -216,8 +216,8 @@ def adaptive_spec(layer: Any) -> OperatorSpec:
 def adaptive(layer: Any, input: Tensor) -> Tensor | None:
     d = ndim(layer)
     if torch.is_autocast_enabled(input.device.type):
-        return None  # torch's lists say in which type it runs
-    if layer.gconv.spec.name == "global_pool" and input.ndim == d + 1:  # it must be told that there is no batch
+        return None  # torch chooses the dtype
+    if layer.gconv.spec.name == "global_pool" and input.ndim == d + 1:  # the Grid shows that there is no batch axis
         return run(layer, input, Grid.of(input, d)) if input.is_floating_point() and input.numel() else None
     return (maxima if "Max" in mapped(layer) else images)(layer, input)
 
@@ -227,12 +227,12 @@ ADAPTIVE_MAX = Peer(adaptive_spec, no_weights, adaptive, lambda layer: ["a maxim
 
 
 def mapped(layer: nn.Module) -> str:
-    """The name of the class of torch that a layer is one of."""
+    """The name of a layer's torch class."""
     return next(cls.__name__ for cls in type(layer).__mro__ if cls in PEERS)
 
 
 def on_axes(spec: Callable[[Any, int], OperatorSpec]) -> Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]]:
-    """For layers that run on grids of any number of axes."""
+    """`Peer.settle` for layers that run on grids of any number of axes."""
     return lambda layer, made, domain: (spec(layer, domain.ndim) if isinstance(domain, Grid) else made, domain)
 
 
@@ -264,7 +264,7 @@ def upsample_call(layer: Any, input: Tensor) -> Tensor | None:
     if d == 2 and input.dtype == torch.float64 and layer.mode.startswith("nearest"):
         sizes = zip(structure.target(Grid.of(input, 2)).shape, Grid.of(input, 2).shape, strict=True)
         if any(m % n for m, n in sizes):
-            return None  # torch's rounding at a border depends on the size of the image there
+            return None  # torch's rounding of ties depends on the image size here
     return run(layer, input, other=layer.gconv.like(spec))
 
 
@@ -305,7 +305,7 @@ def shuffle_call(layer: Any, input: Tensor) -> Tensor | None:
 def pad_spec(layer: Any) -> OperatorSpec:
     name, d = mapped(layer), ndim(layer)
     if getattr(layer, "value", 0.0) != 0.0:
-        raise LeftAlone(f"it lays a border of {layer.value}, which is no linear map; only zeros are")
+        raise LeftAlone(f"it pads with {layer.value}, which is not linear; only padding with zeros is")
     mode: Any = {"Refle": "reflect", "Repli": "replicate", "Circu": "circular"}.get(name[:5], "zeros")
     flat = layer.padding
     pairs = tuple((flat[2 * a], flat[2 * a + 1]) for a in reversed(range(d)))
@@ -320,15 +320,15 @@ UNFOLD = Peer(
     ),
     no_weights,
     in_its_format(unfold_call),
-    lambda layer: ["its patches lie in a row"],
+    lambda layer: ["its patches are flattened"],
 )
 FOLD = Peer(
-    fold_spec, no_weights, in_its_format(fold_call), lambda layer: ["its patches lie in a row", "overlaps add up"]
+    fold_spec, no_weights, in_its_format(fold_call), lambda layer: ["its patches are flattened", "overlaps add up"]
 )
 
 
 def pad_call(layer: Any, input: Tensor) -> Tensor | None:
-    return images(layer, input) if any(layer.padding) else None  # without a border it is a copy, in a format of torch's
+    return images(layer, input) if any(layer.padding) else None  # without padding torch returns a copy, in its format
 
 
 PAD = Peer(pad_spec, no_weights, pad_call)
@@ -340,7 +340,7 @@ SHUFFLED = in_its_format(shuffle_call)
 
 def linear_call(layer: Any, input: Tensor) -> Tensor | None:
     """layer(x) of a linear layer of torch or PyG."""
-    if input.layout is not torch.strided:  # one product of a sparse matrix, and no structure
+    if input.layout is not torch.strided:  # a plain product with a sparse matrix
         return None
     if not input.ndim or not input.is_floating_point() or not input.numel():
         return None
@@ -365,7 +365,9 @@ LINEAR = Peer(
 
 
 def unknown_channels(layer: Any) -> OperatorSpec:
-    raise LeftAlone("its number of channels is only known at the call; gconv.operators.channel_shuffle takes it")
+    raise LeftAlone(
+        "its number of channels is only known at the call; use gconv.operators.channel_shuffle, which takes it"
+    )
 
 
 PEERS: dict[type, Peer] = {

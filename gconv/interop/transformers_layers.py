@@ -1,4 +1,4 @@
-"""The layer of the transformers library that torch.nn does not have."""
+"""The linear layer of the transformers library (GPT-2's Conv1D)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PEERS: dict[type, Peer] = {
         conv1d_spec,
         lambda layer: {"weight": layer.weight.unsqueeze(0), "bias": layer.bias},
         linear_call,
-        lambda layer: ["all axes but the last are sites", "a weight of (in, out)"],
+        lambda layer: ["all axes but the last are sites", "the weight is stored as (in, out)"],
         settle=on_axes(conv1d_spec),
     )
 }

@@ -1,4 +1,4 @@
-"""A layer on grids as a layer on a graph whose edges are labelled by tap."""
+"""Grid layers as graph layers whose edges are labelled by tap."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from gconv.module import GConv, bind, leads_to
 from gconv.operators import selection, simple
 from gconv.spec import OutsideFamily, Structure
 
-KEPT = 16  # graphs that a twin remembers
+MAX_GRAPHS = 16  # number of graphs that a Twin caches
 
 
 class Twin(nn.Module):
-    """The graph counterpart of a layer on grids, as `gconv.twin` makes it.
+    """The graph counterpart of a grid layer, returned by `gconv.twin`.
 
     Args:
-        gconv: the layer on graphs, with the weights.
-        structure: the one on grids, whose entries are the edges.
+        gconv: the graph layer, with the weights.
+        structure: of the grid layer, whose entries become the edges.
 
-    Shapes: images (b, i, *grid) or (i, *grid) -> (b, o, *grid) or (o, *grid), as the layer on grids.
+    Shapes: images (b, i, *grid) or (i, *grid) -> (b, o, *grid) or (o, *grid), as for the grid layer.
 
     >>> isinstance(twin(nn.Conv1d(1, 1, 3)), Twin)
     True
@@ -41,17 +41,17 @@ class Twin(nn.Module):
         self._graphs: dict[tuple[int, ...], Graph | Bipartite] = {}
 
     def target(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The grid of the result, for images on a grid of this shape."""
+        """The shape of the output grid for images on a grid of this shape."""
         found = leads_to(self.structure, Grid(tuple(shape)))
         assert isinstance(found, Grid)
         return found.shape
 
     @checked
     def graph(self, shape: Sequence[int]) -> Graph | Bipartite:
-        """The graph for images on a grid of this shape: pixels in row-major order, an edge for each entry of each S_k.
+        """The graph for images on a grid of this shape: pixels in row-major order, one edge per entry of each S_k.
 
-        Its `edge_type` is the tap k, its `edge_weight`, where it is not 1, the entry. Where the result has another
-        grid, it is a Bipartite, from the pixels of the one to those of the other.
+        Its `edge_type` is the tap k, and its `edge_weight` the entry (omitted if all are 1). If the output has another
+        grid, it is a Bipartite from the input pixels to the output pixels.
 
         >>> from torch import nn
         >>> found = twin(nn.Conv2d(1, 1, 3, padding=1))
@@ -59,8 +59,9 @@ class Twin(nn.Module):
         (Graph(16 nodes, 100 edges, edge_type), tensor([0, 0, 0]))
         """
         grid = Grid(tuple(shape))
-        if grid.shape not in self._graphs:
-            if len(self._graphs) >= KEPT:
+        known = self._graphs.get(grid.shape)
+        if known is None:
+            if len(self._graphs) >= MAX_GRAPHS:
                 self._graphs.clear()
             like = self.gconv.weight if self.gconv.weight is not None else self.gconv._like
             signal = torch.empty(1, 0, dtype=torch.float64, device=like.device)
@@ -72,9 +73,9 @@ class Twin(nn.Module):
             if not bool((S.values == 1).all()):
                 named["edge_weight"] = S.values.to(like.dtype)
             out = self.target(grid.shape)
-            made = Graph(ends, grid.size, **named) if out == grid.shape else Bipartite(ends, S.shape[:0:-1], **named)
-            self._graphs[grid.shape] = made
-        return self._graphs[grid.shape]
+            known = Graph(ends, grid.size, **named) if out == grid.shape else Bipartite(ends, S.shape[:0:-1], **named)
+            self._graphs[grid.shape] = known
+        return known
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
@@ -94,27 +95,27 @@ class Twin(nn.Module):
 
 @checked
 def twin(layer: nn.Module) -> Twin:
-    """The graph counterpart of a layer on grids: the same taps and weights, on edges labelled by tap.
+    """The graph counterpart of a grid layer: the same taps and weights, on a graph with edges labelled by tap.
 
-    Equation: both are y = sum_k S_k x W_k + b. The grid's S_k are shift matrices, known by offset; the twin reads their
+    Equation: both compute y = sum_k S_k x W_k + b. The S_k of the grid layer are shift matrices; the twin reads their
     entries from a graph, S_k[i, j] = sum of the weights of the edges j -> i with label k.
 
-    Meaning: a convolution is a graph convolution that tells its neighbours apart. Whatever the stride, dilation,
-    padding and its mode, transposed or not, in one to three axes, the twin computes the same; what it reads can then be
-    changed edge by edge.
+    Meaning: a convolution is a graph convolution that distinguishes its neighbours. The twin gives the same result for
+    any stride, dilation, padding and padding mode, transposed or not, in one to three axes; its edges can then be
+    modified individually.
 
-    Cost: an edge for each entry, and numbers of rows for each edge; the grid's own lowerings are faster.
+    Cost: one edge per entry of S, and one row of x per edge; the grid layer itself is faster.
 
     Args:
-        layer: a convolution, pooling, upsampling or other layer on grids, of gconv or torch.nn, converted or not.
+        layer: a convolution, pooling, upsampling or other grid layer of gconv or torch.nn, converted or not.
 
     Returns:
-        Twin: a module that takes images, with `gconv`, the layer on graphs (`selection`, or `simple` where nothing is
-        learned), which has a copy of the weights, and `graph(shape)`, the graph that it is called with on such images.
+        Twin: a module on images with `gconv`, the graph layer (`selection`, or `simple` if there are no parameters)
+        with copies of the weights, and `graph(shape)`, the graph for images of that shape.
 
     Raises:
-        TypeError: if it is no layer, or one on graphs.
-        OutsideFamily: if it is not of the family, or rearranges pixels into channels.
+        TypeError: if it is not a layer, or a graph layer.
+        OutsideFamily: if it is not in the family, or rearranges pixels into channels.
 
     >>> from torch import nn
     >>> conv = nn.Conv2d(2, 3, 3, stride=2, padding=1, padding_mode="circular")
@@ -129,11 +130,11 @@ def twin(layer: nn.Module) -> Twin:
     own = gconv_of(layer, "twin")
     structure = own.spec.structure
     if structure.domain == "graph":
-        raise TypeError(f"{own.spec.name} works on graphs already; twin takes a layer on grids.")
+        raise TypeError(f"twin takes a layer on grids, but {own.spec.name} works on graphs.")
     mixing, W = plain(own.spec.mixing, own.weight)
     largest = getattr(structure, "reduce", "sum") == "max"
     if structure.kind != "fixed" or not (W is not None or (isinstance(mixing, Fixed) and mixing.taps == 1)):
-        raise OutsideFamily(f"{own.spec.name} has no twin: its sites are rearranged, or its structure is learned.")
+        raise OutsideFamily(f"{own.spec.name} has no twin: it rearranges sites into channels, or learns its structure.")
     if W is None:
         return Twin(GConv(simple("max" if largest else "sum")).train(layer.training), structure)
     i: int = getattr(mixing, "i", 0)

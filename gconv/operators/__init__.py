@@ -1,13 +1,13 @@
 """The convolutions, one family a file.
 
-Each is a description: structure, mixing, samples, source; none has a forward pass.
+Each operator is a description (structure, mixing, samples, citation); none has a forward pass of its own.
 
 On grids (2d stands for 1d, 2d, 3d):
     convolution.py   conv2d, conv_transpose2d, depthwise, pointwise, separable
     pooling.py       avg_pool2d, max_pool2d, global_pool
     resampling.py    upsample, adaptive_avg_pool2d, adaptive_max_pool2d
-    patches.py       unfold, fold, pixel_shuffle, pixel_unshuffle, pad and, anywhere, channel_shuffle
-    symmetry.py      p4_lift, p4_conv: what turns with the image
+    patches.py       unfold, fold, pixel_shuffle, pixel_unshuffle, pad; channel_shuffle (on graphs, too)
+    symmetry.py      p4_lift, p4_conv: equivariant to rotations by 90 degrees and to reflections
 
 On graphs, one step:
     neighbourhood.py gcn, graphconv, sage
@@ -21,15 +21,15 @@ On graphs, polynomials and spectra:
     wavelet.py       wavelet, gwnn
     a file each      spectral, mixhop, diffusion, lanczos, pan
 
-On graphs, edges told apart by label, place, feature, degree or direction:
-    a file each      selection (the twin of a grid convolution), relational, directed, signed, hypergraph, mf,
+On graphs, edges distinguished by label, position, features, degree or direction:
+    a file each      selection (a grid convolution as a graph operator), relational, directed, signed, hypergraph, mf,
                      monet, spline, nnconv, pdn
 
-On graphs, S made from x:
+On graphs, S computed from x (attention and gates):
     gat.py           gat, gatv2
     a file each      agnn, supergat, transformer, fagcn (with signs), feast, rgat, resgated, egc
 
-`outside.OUTSIDE` has the convolutions of PyG that are not of the form, each with the assumption that fails.
+`outside.OUTSIDE` lists the convolutions of PyG that are outside the family, each with the assumption that fails.
 """
 
 from gconv.operators.agnn import agnn

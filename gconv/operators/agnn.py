@@ -1,4 +1,4 @@
-"""Attention by the angle between signals."""
+"""Attention by cosine similarity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Cosine(GraphStructure):
-    """One tap: the softmax over the arriving edges of beta cos(x_i, x_j)."""
+    """One tap: the softmax over the incoming edges of beta cos(x_i, x_j)."""
 
     learned: bool
     add_self_loops: bool
@@ -33,7 +33,7 @@ class Cosine(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         kind = torch.finfo(call.x.dtype)
-        least = kind.smallest_normal * kind.eps  # in float16, 1e-12 would round to 0, and a signal of zeros give NaN
+        least = kind.smallest_normal * kind.eps  # 1e-12 is 0 in float16, and a zero signal would give NaN
         u = F.normalize(call.x, dim=-1, eps=max(1e-12, least)).unsqueeze(-2)
         cosine = one.dots(domain.at_targets(u, -3), u)
         return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
@@ -48,16 +48,16 @@ class Cosine(GraphStructure):
     citation="Thekumparampil et al., Attention-based Graph Neural Network for Semi-Supervised Learning, 2018",
 )
 def agnn(requires_grad: bool = True, add_self_loops: bool = True) -> Parts:
-    """Propagation towards the neighbours that point the same way: attention with one number to learn, or none.
+    """Propagation with attention by cosine similarity, with a single learned parameter or none.
 
     Equation: Y = S X, S[i, j] = softmax over j of beta cos(x_i, x_j).
 
-    Meaning: beta = 0 is the plain mean of the neighbours; a large beta listens to the most similar one alone.
+    Meaning: beta = 0 is the mean of the neighbours; a large beta selects the most similar neighbour.
 
-    In the family: one tap, adaptive and row-stochastic; W = I.
+    In the family: one tap, adaptive and row-stochastic; W = I. Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: as PyG: existing self-loops are replaced by new ones, edge weights are ignored, a signal of zeros has cosine
-    0 to all. A node without edges (add_self_loops=False) gets 0.
+    Traps: as in PyG, existing self-loops are replaced by new ones, edge weights are ignored, and the cosine with a zero
+    vector is 0. A node without incoming edges (add_self_loops=False) gets 0.
 
     Args: PyG's AGNNConv's. requires_grad: whether beta, which starts at 1, is learned.
 

@@ -1,7 +1,7 @@
-"""What the convolutions by attention share.
+"""Helpers shared by the attention operators.
 
-Attention is a convolution whose structure adapts to the signal: S_h[i, j] is how much site i listens to site j, one tap
-a head. On a complete graph it is the self-attention of a transformer, on a pixel graph attention over a window.
+Attention is a convolution whose structure depends on the signal: S_h[i, j] is the weight with which site i reads site
+j, one tap per head. On a complete graph this is a transformer's self-attention, on a pixel graph windowed attention.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REDUCE = {"mean": "mean", "add": "sum", "sum": "sum", "min": "amin", "max": "am
 
 
 def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Softmax over the entries of each row, (*b, e, h) -> (*b, e, h); safe for large logits."""
+    """Softmax over the entries of each row, (*b, e, h) -> (*b, e, h); numerically stable."""
     index, shape = row.unsqueeze(-1).expand_as(logits), (*logits.shape[:-2], rows, logits.shape[-1])
     top = logits.detach().new_full(shape, -torch.inf).scatter_reduce(-2, index, logits.detach(), "amax")
     weight = (logits - top.index_select(-2, row)).exp()
@@ -31,35 +31,35 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
 
 
 def attend(domain: Edges, one: Pattern, logits: Tensor, root: bool = False) -> Basis:
-    """A tap a head: the softmax of its logits (*b, e, h) over the entries of each row; and perhaps the node itself."""
+    """One tap per head: the softmax of the logits (*b, e, h) over each row; with `root` the node itself, too."""
     return head_taps(domain, one, one.softmax(logits), root)
 
 
 def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False) -> Basis:
-    """A tap a head with values (*b, e, h), and perhaps the node itself."""
+    """One tap per head with values (*b, e, h); with `root` the node itself, too."""
     S = SharedTaps(one, values)
     return Stack((S, itself(domain, values.dtype))) if root else S
 
 
 def arrivals(graph: Edges, add_self_loops: bool) -> tuple[Pattern, Tensor]:
-    """The edges to attend over, as `laplacian.pattern` gives them; added loops replace those there are (as in PyG)."""
+    """The edges to attend over, as from `laplacian.pattern`; added self-loops replace existing ones, as in PyG."""
     return pattern(graph, "replace" if add_self_loops else "keep", by_rows=True)
 
 
 def edge_features(graph: Edges, add_self_loops: bool, dim: int, fill: Fill, dtype: torch.dtype, name: str) -> Tensor:
-    """The features (e, d) of the edges that `arrivals` gives; an added loop gets what `fill` says.
+    """The features (e, d) of the edges returned by `arrivals`; those of added self-loops are set by `fill`.
 
     Args:
         graph: with `edge_attr`.
-        add_self_loops: whether loops were added.
-        dim: features an edge.
-        fill: one number, or one a feature; or how the features of the edges that arrive at the node are reduced:
-            "mean", "add", "min", "max", "mul". Where none arrives they are 0, for "mul" 1.
+        add_self_loops: whether self-loops were added.
+        dim: number of features per edge.
+        fill: one number, or one per feature; or the reduction over the node's incoming edges: "mean", "add", "min",
+            "max" or "mul". Without incoming edges the features are 0, for "mul" 1.
         dtype: of the result.
-        name: of the operator, for the message.
+        name: of the operator, for error messages.
 
     Raises:
-        ValueError: if the graph has no edge features or another number of them.
+        ValueError: if the graph has no edge features, or another number of them.
     """
     attr = graph.edge_attr
     if attr is None or attr.shape[1] != dim:
@@ -83,19 +83,19 @@ def edge_features(graph: Edges, add_self_loops: bool, dim: int, fill: Fill, dtyp
 
 
 def head_mixing(heads: int, i: int, c: int, concat: bool, root: bool) -> Mixing | Parametrised:
-    """Heads side by side or averaged, perhaps with a last tap for the node itself."""
+    """The mixing of concatenated or averaged heads; with `root` a last tap for the node itself."""
     if concat:
         return Heads(heads, i, c, root)
     return AveragedHeads(heads, i, c) if root else Dense(heads, i, c, scale=1 / heads)
 
 
 def glorot(heads: int, i: int, c: int) -> Parameter:
-    """A matrix (i, c) a head, started as one of (i, heads c)."""
+    """One matrix (i, c) per head, initialised like a single matrix (i, heads c)."""
     return Parameter((heads, i, c), "uniform", (6 / (i + heads * c)) ** 0.5)
 
 
 def check_heads(heads: int, dropout: float) -> None:
-    """Refuse what is no number of heads, and no share to drop."""
+    """Validate the number of heads and the dropout probability. Raises: ValueError."""
     if not isinstance(heads, int) or heads < 1:
         raise ValueError(f"heads must be a positive integer, but it is {heads!r}.")
     if not 0 <= dropout < 1:
@@ -103,7 +103,7 @@ def check_heads(heads: int, dropout: float) -> None:
 
 
 def check_features(edge_dim: int | None, fill: Fill) -> None:
-    """Refuse what is no number of edge features, and no way to fill those of added loops."""
+    """Validate the number of edge features and the fill value of added self-loops. Raises: ValueError."""
     if edge_dim is not None and (not isinstance(edge_dim, int) or edge_dim < 1):
         raise ValueError(f"edge_dim must be a positive integer or None, but it is {edge_dim!r}.")
     if isinstance(fill, str) and fill not in _REDUCE:
@@ -113,6 +113,6 @@ def check_features(edge_dim: int | None, fill: Fill) -> None:
 
 
 def complete(n: int = 5) -> Graph:
-    """The complete graph, every node its own neighbour too: attention on it is self-attention."""
+    """The complete graph with self-loops: attention on it is self-attention."""
     i = torch.arange(n)
     return Graph(torch.stack([i.repeat(n), i.repeat_interleave(n)]), n)

@@ -21,13 +21,13 @@ Numbers = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Filter(GraphStructure):
-    """One learned polynomial sum_k c_k p_k(L) with c = theta M, or relu(theta) M; M = I if there is no `change`.
+    """One learned polynomial sum_k c_k p_k(L) with c = theta M, or relu(theta) M; M = I without `change`.
 
     Args:
         powers: the matrix and the family p_k.
-        start: theta at the start.
-        change: M, a row for each parameter and a column for each polynomial.
-        positive: whether a negative theta counts as 0.
+        start: the initial theta.
+        change: M, the change of basis: one row per parameter, one column per polynomial.
+        positive: whether theta is clamped at 0 from below.
     """
 
     powers: Powers
@@ -49,14 +49,14 @@ class Filter(GraphStructure):
         return Polynomial(self.powers.L(domain, call.x), self.powers.recurrence, c.unsqueeze(0))
 
 
-MAX_DEGREE = 2_000  # of filters whose coefficients come from values at nodes, by a square matrix
+MAX_DEGREE = 2_000  # of filters defined by values at nodes, whose change of basis is a dense matrix
 
 
 def steps(k: int, least: int = 0, most: int = MAX_STEPS) -> int:
-    """k, the number of steps, if it is one.
+    """k, a number of steps, after validation.
 
     Raises:
-        ValueError: if it is no integer, below `least` or above `most`.
+        ValueError: if it is not an integer from `least` to `most`.
     """
     if not isinstance(k, int) or isinstance(k, bool) or k < least:
         raise ValueError(f"k counts steps and must be an integer >= {least}, but it is {k!r}.")
@@ -73,9 +73,9 @@ def nodes(k: int) -> Tensor:
 
 
 def interpolation(k: int) -> Tensor:
-    """(k + 1, k + 1): values at the Chebyshev nodes @ this = coefficients c of the polynomial sum_t c_t T_t.
+    """The matrix (k + 1, k + 1) that maps values at the Chebyshev nodes to the coefficients c of sum_t c_t T_t.
 
-    Equation: c_t = (2 - [t = 0]) / (k + 1) sum_j f(x_j) T_t(x_j), exact where f is a polynomial of degree <= k.
+    Equation: c_t = (2 - [t = 0]) / (k + 1) sum_j f(x_j) T_t(x_j), exact if f is a polynomial of degree <= k.
 
     >>> x = nodes(2)
     >>> ((2 * x**2 - 1) @ interpolation(2)).round(decimals=6).abs()  # T_2 itself
@@ -92,7 +92,7 @@ def _rows(matrix: Tensor) -> tuple[Numbers, ...]:
 
 
 def _frequencies(k: int) -> Powers:
-    """Chebyshev polynomials of L - I, whose spectrum [-1, 1] is that of the symmetric L, moved by one."""
+    """Chebyshev polynomials of L - I, with L the symmetric Laplacian: its spectrum [0, 2] is shifted to [-1, 1]."""
     return Powers(Recurrence.chebyshev(k + 1), "laplacian", "sym", 2.0)
 
 
@@ -106,17 +106,17 @@ def _frequencies(k: int) -> Powers:
     "NeurIPS 2021",
 )
 def bernstein(k: int = 10) -> Parts:
-    """BernNet's propagation: a filter given by its values along the spectrum, never negative.
+    """BernNet's propagation: a non-negative filter parametrised by its values along the spectrum.
 
     Equation: Y = sum_{t=0..k} relu(theta_t) C(k, t) / 2^k (2 I - L)^(k-t) L^t X, L = I - D^-1/2 A D^-1/2.
 
-    Meaning: theta_t is (about) the filter's response at frequency 2 t / k; all ones pass every signal unchanged, which
-    is the start. A response that is never negative is what the paper's optimisation problem asks for.
+    Meaning: theta_t is approximately the filter's response at frequency 2 t / k. It is initialised to ones, which pass
+    every signal unchanged. The response is non-negative, as the paper's optimisation problem requires.
 
-    In the family: one tap, a learned polynomial of the Laplacian; W = I. The Bernstein basis is turned into Chebyshev's
-    by a fixed matrix in float64, so one recurrence of k products does what the defining formula does in k (k + 3) / 2.
+    In the family: one tap, a learned polynomial of the Laplacian; W = I. A fixed matrix in float64 converts the
+    Bernstein basis to Chebyshev's, so that a recurrence of k products replaces the k (k + 3) / 2 of the definition.
 
-    Traps: self-loops are dropped, and out-degrees normalise (PyG's Laplacian, which the paper's code calls).
+    Traps: self-loops are dropped, and the Laplacian is normalised by out-degrees (PyG's, which the paper's code calls).
 
     Args: k: degree; k + 1 parameters.
 
@@ -147,18 +147,19 @@ def bernstein(k: int = 10) -> Parts:
     "NeurIPS 2022",
 )
 def chebnetii(k: int = 10) -> Parts:
-    """ChebNetII's propagation: the filter that takes learned values at the Chebyshev nodes.
+    """ChebNetII's propagation: the filter that interpolates learned values at the Chebyshev nodes.
 
     Equation: Y = sum_{t=0..k} c_t T_t(L - I) X, c_t = (2 - [t = 0]) / (k + 1) sum_j relu(theta_j) T_t(x_j),
     x_j the k + 1 zeros of T_(k+1), ascending.
 
-    Meaning: theta_j is the response at frequency 1 + x_j, exactly; the polynomial between is the interpolant, whose
-    coefficients fall off as they should, where free Chebyshev coefficients need not. Starts at ones: all pass.
+    Meaning: theta_j is exactly the response at frequency 1 + x_j. In between the filter is the interpolating
+    polynomial, whose coefficients decay as those of a smooth function do; free Chebyshev coefficients need not. theta
+    is initialised to ones, which pass every signal unchanged.
 
     In the family: one tap, a learned polynomial of the Laplacian; W = I.
 
-    Traps: between the nodes the response may be negative, which bernstein's cannot. Self-loops are dropped,
-    out-degrees normalise and lambda_max is taken as 2 (all as in the paper's code).
+    Traps: between the nodes the response may be negative, unlike bernstein's. Self-loops are dropped, the Laplacian is
+    normalised by out-degrees, and lambda_max is taken as 2 (all as in the paper's code).
 
     Args: k: degree; k + 1 parameters.
 
@@ -203,25 +204,25 @@ def _jacobi(k: int, a: float, b: float) -> Recurrence:
 def jacobi(
     in_channels: int, out_channels: int | None = None, k: int = 10, a: float = 1.0, b: float = 1.0, bias: bool = False
 ) -> Parts:
-    """JacobiConv's filter: Jacobi polynomials of the adjacency, one coefficient a channel.
+    """JacobiConv's filter: Jacobi polynomials of the adjacency, with one coefficient per degree and channel.
 
     Equation: Y = sum_{t=0..k} P_t^(a,b)(S) X W_t, S = D^-1/2 A D^-1/2, W_t diagonal, P_0 = 1,
     P_1 = (a - b) / 2 + (a + b + 2) / 2 z, P_t = (alpha_t z + beta_t) P_{t-1} - gamma_t P_{t-2}.
 
-    Meaning: the P_t are orthogonal under the weight (1 - z)^a (1 + z)^b; where it matches the density of the signal
-    over the spectrum, the coefficients are learned fast. a = b = -1/2 is Chebyshev's basis up to scale, 0 Legendre's.
+    Meaning: the P_t are orthogonal under the weight (1 - z)^a (1 + z)^b; if it matches the density of the signal over
+    the spectrum, the coefficients converge fast. a = b = -1/2 is Chebyshev's basis up to scale, a = b = 0 Legendre's.
 
-    In the family: k + 1 taps, polynomials of one sparse matrix; W depthwise, a filter a channel, or dense.
+    In the family: k + 1 taps, polynomials of one sparse matrix; W depthwise (one filter per channel), or dense.
 
-    Traps: degrees contain the weights (the paper's code counts edges) and come from edges that arrive, as gcn's; no
-    loops are added. The paper's products of tanh in the coefficients are left to the optimiser.
+    Traps: degrees are sums of edge weights (the paper's code counts edges) over the incoming edges, as in gcn; no
+    self-loops are added. The paper parametrises its coefficients by products of tanh; here they are free parameters.
 
     Args: out_channels: None for the paper's diagonal W, a number for a dense one. k: degree. a, b: both > -1.
 
     Shapes: x (*b, n, i) -> (*b, n, i), or (*b, n, o) with out_channels.
 
     Raises:
-        ValueError: if k < 0, or a or b is not above -1.
+        ValueError: if k < 0, a or b is not above -1, or the polynomials of that degree exceed 1e30 on [-1, 1].
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Averages whose diagonal is enhanced."""
+"""Neighbourhood averages with an amplified diagonal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Enhanced(GraphStructure):
-    """D^-1 (A + I) with its diagonal 1 + lambda times as large, and the node itself."""
+    """D^-1 (A + I) with its diagonal multiplied by 1 + lambda, and the node itself."""
 
     diag_lambda: float
     add_self_loops: bool
@@ -46,17 +46,18 @@ class Enhanced(GraphStructure):
 def cluster_gcn(
     in_channels: int, out_channels: int, diag_lambda: float = 0.0, add_self_loops: bool = True, bias: bool = True
 ) -> Parts:
-    """Cluster-GCN's layer: an average over neighbours and the node, the node enhanced, and the node itself.
+    """Cluster-GCN's layer: a mean over the node and its neighbours with an amplified diagonal, and the node itself.
 
     Equation: Y = (A' + lambda diag(A')) X W_0 + X W_1 + b, A' = D^-1 (A + I), D the degrees of A + I.
 
-    Meaning: lambda keeps a node's own signal from being drowned by its neighbourhood when layers are stacked.
+    Meaning: lambda > 0 preserves a node's own signal when many layers are stacked.
 
     In the family: two taps, a fixed average and the identity; W dense.
 
     Traps: as PyG's ClusterGCNConv: existing self-loops are replaced by one of weight 1; edge weights are ignored; the
-    degree counts the edges that arrive. With add_self_loops=False PyG's code assigns lambda / degree to the loops by
-    their place in the list, and fails unless there are as many loops as nodes; here every loop has its own node's.
+    degree counts incoming edges. With add_self_loops=False PyG assigns lambda / degree to the self-loops by their
+    position in the edge list, and fails unless there are as many loops as nodes; here each loop uses its own node's
+    degree.
 
     Args: PyG's ClusterGCNConv's.
 

@@ -21,7 +21,7 @@ LECUN = "LeCun et al., Gradient-Based Learning Applied to Document Recognition, 
 
 @dataclass(frozen=True)
 class Kernel(GridStructure):
-    """The structure of a convolution: a kernel's geometry, on whatever grid it meets."""
+    """The structure of a convolution: the geometry of its kernel, for grids of any size."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -50,7 +50,7 @@ class Kernel(GridStructure):
         size, padding = domain.shape, self.pads(domain.shape)
         if self.transposed:
             size = self.target(domain).shape
-            # output_padding beyond a stride adds sites that no tap reaches
+            # each full stride in output_padding adds sites that no tap writes to
             spare = [e // s * s for e, s in zip(self.output_padding, self.stride, strict=True)]
             padding = tuple((before, after - e) for (before, after), e in zip(padding, spare, strict=True))
         return Shifts(size, self.kernel, self.stride, self.dilation, padding, self.mode, transposed=self.transposed)
@@ -69,7 +69,11 @@ class Kernel(GridStructure):
 def read_kernel(
     ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode, extra: Any = None
 ) -> Kernel:
-    """The structure of a convolution from torch's arguments; `extra`, its output_padding, makes it a transposed one."""
+    """The structure of a convolution from torch's arguments; a transposed one if `extra`, the output_padding, is given.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
     kernel = per_axis("kernel_size", kernel_size, axes(ndim), 1)
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     if mode not in ("zeros", "circular", "reflect", "replicate"):
@@ -109,11 +113,16 @@ def conv1d(
     bias: bool = True,
     padding_mode: Mode = "zeros",
 ) -> Parts:
-    """Convolution of sequences; `conv2d` says everything.
+    """Convolution of sequences; see `conv2d` for details.
 
     Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d k - p, i] W[k, i, o].
 
+    Args: torch.nn.Conv1d's, in its order.
+
     Shapes: x (b, i, length) -> (b, o, length').
+
+    Raises:
+        ValueError: as conv2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -151,17 +160,18 @@ def conv2d(
 ) -> Parts:
     """Convolution of images.
 
-    Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d a_k - p, i] W[k, i, o], with a_k the place of tap k in the kernel.
+    Equation: y[m, o] = b[o] + sum_k sum_i x[s m + d a_k - p, i] W[k, i, o], with a_k the offset of tap k in the kernel.
 
-    Meaning: each output pixel is a weighted sum of the pixels under the kernel; the same weights everywhere. As in all
-    of deep learning the kernel is not flipped: this is cross-correlation.
+    Meaning: each output pixel is a weighted sum of the pixels under the kernel, with the same weights everywhere. As in
+    deep learning generally, the kernel is not flipped: this is cross-correlation.
 
-    In the family: S_k is the shift by a_k (a doubly block Toeplitz matrix; circulant for circular borders), W dense or
-    in groups.
+    In the family: S_k is the shift by a_k (a doubly block Toeplitz matrix; circulant for circular padding); W dense or
+    grouped.
 
-    Traps: padding="same" puts the odd site of an even kernel behind, as torch does. `reflect` may reach n - 1 sites and
-    `circular` n. Beyond torch: padding also takes ((before, after), (before, after)), and ONNX's "same_upper" and
-    "same_lower", with which h' = ceil(h / s) at any stride and an odd site is put behind or before.
+    Traps: where padding="same" needs an odd number of sites, the extra one is added at the end, as in torch. `reflect`
+    can pad by at most n - 1 sites and `circular` by at most n. Beyond torch: padding also takes ((before, after),
+    (before, after)) and ONNX's "same_upper" and "same_lower", with which h' = ceil(h / s) for any stride; they add an
+    odd site at the end or at the beginning.
 
     Args: torch.nn.Conv2d's, in its order.
 
@@ -198,9 +208,16 @@ def conv3d(
     bias: bool = True,
     padding_mode: Mode = "zeros",
 ) -> Parts:
-    """Convolution of volumes; `conv2d` says everything.
+    """Convolution of volumes; see `conv2d` for details.
+
+    Equation: as conv2d, with three axes.
+
+    Args: torch.nn.Conv3d's, in its order.
 
     Shapes: x (b, i, d, h, w) -> (b, o, d', h', w').
+
+    Raises:
+        ValueError: as conv2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -231,9 +248,16 @@ def conv_transpose1d(
     dilation: Any = 1,
     padding_mode: Mode = "zeros",
 ) -> Parts:
-    """Transposed convolution of sequences; `conv_transpose2d` says everything.
+    """Transposed convolution of sequences; see `conv_transpose2d` for details.
+
+    Equation: as conv_transpose2d, with one axis.
+
+    Args: torch.nn.ConvTranspose1d's, in its order.
 
     Shapes: x (b, i, length) -> (b, o, length').
+
+    Raises:
+        ValueError: as conv_transpose2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -267,17 +291,18 @@ def conv_transpose2d(
     dilation: Any = 1,
     padding_mode: Mode = "zeros",
 ) -> Parts:
-    """Transposed convolution of images: the adjoint of a convolution's structure, used to enlarge.
+    """Transposed convolution of images: the adjoint of a convolution's structure, used for upsampling.
 
-    Equation: y = b + sum_k S_k^T x W_k, with S_k the shifts of the convolution that leads from the output grid back.
+    Equation: y = b + sum_k S_k^T x W_k, with S_k the shifts of the convolution from the output grid to the input grid.
 
-    Meaning: each input pixel paints the kernel, weighted by its value, onto the output; strides become upsampling.
+    Meaning: each input pixel adds a copy of the kernel, weighted by its value, to the output; strides upsample.
 
-    In the family: every S_k transposed; conv2d's matrix transposed, with weights of its own.
+    In the family: every S_k of conv2d transposed; W dense or grouped.
 
-    Traps: not an inverse. torch only has zero padding here; the other modes are the true adjoints of those of conv2d:
-    what was read beyond a border is added back to the site it came from. Beyond torch: padding as pairs, negative to
-    add sites that no tap reaches (ONNX's output_shape says no more), and "same_upper" / "same_lower", with h' = h s.
+    Traps: it is not an inverse. torch supports zero padding only; the other modes here are the adjoints of conv2d's
+    padding modes: a value read beyond a border is added back to the site it was copied from. Beyond torch: padding as
+    pairs, where negative numbers add sites that no tap writes to (ONNX's output_shape), and "same_upper" and
+    "same_lower", with h' = h s.
 
     Args: torch.nn.ConvTranspose2d's, in its order.
 
@@ -319,9 +344,16 @@ def conv_transpose3d(
     dilation: Any = 1,
     padding_mode: Mode = "zeros",
 ) -> Parts:
-    """Transposed convolution of volumes; `conv_transpose2d` says everything.
+    """Transposed convolution of volumes; see `conv_transpose2d` for details.
+
+    Equation: as conv_transpose2d, with three axes.
+
+    Args: torch.nn.ConvTranspose3d's, in its order.
 
     Shapes: x (b, i, d, h, w) -> (b, o, d', h', w').
+
+    Raises:
+        ValueError: as conv_transpose2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -351,13 +383,20 @@ def depthwise(
     padding_mode: Mode = "zeros",
     ndim: int = 2,
 ) -> Parts:
-    """Depthwise convolution: each channel has filters of its own, and channels do not meet.
+    """Depthwise convolution: each channel is filtered separately.
 
-    Equation: y[m, c q + r] = b + sum_k x[s m + d a_k - p, c] W[k, c, r], r < q the multiplier.
+    Equation: y[m, c q + r] = b[c q + r] + sum_k x[s m + d a_k - p, c] W[k, c, r], with q the multiplier and r < q.
 
-    In the family: the shifts of conv2d, W block diagonal (groups = channels).
+    Meaning: it filters over space without mixing channels; a `pointwise` convolution usually follows.
+
+    In the family: the shifts of conv2d; W block diagonal (groups = channels).
+
+    Args: torch.nn.Conv2d's, with multiplier: filters per channel; ndim: 1, 2 or 3 axes.
 
     Shapes: x (b, c, *grid) -> (b, c q, *grid').
+
+    Raises:
+        ValueError: as conv2d, or if ndim is not 1, 2 or 3.
 
     >>> import torch
     >>> from gconv import GConv
@@ -376,11 +415,16 @@ def depthwise(
     citation="Lin, Chen and Yan, Network In Network, ICLR 2014",
 )
 def pointwise(in_channels: int, out_channels: int, bias: bool = True, ndim: int = 2) -> Parts:
-    """The 1 x 1 convolution: one matrix for the channels of every pixel.
+    """The 1 x 1 convolution: the same matrix applied to the channels of every pixel.
 
-    Equation: Y = X W + b. In the family: one tap, S_0 = I.
+    Equation: Y = X W + b. In the family: one tap, S_0 = I; W dense.
+
+    Args: ndim: 1, 2 or 3 axes.
 
     Shapes: x (b, i, *grid) -> (b, o, *grid).
+
+    Raises:
+        ValueError: if a number of channels is not positive, or ndim is not 1, 2 or 3.
 
     >>> import torch
     >>> from gconv import GConv
@@ -412,13 +456,19 @@ def separable(
     padding_mode: Mode = "zeros",
     ndim: int = 2,
 ) -> Parts:
-    """Depthwise separable convolution: a filter a channel, then a 1 x 1 convolution, as one operator.
+    """Depthwise separable convolution: one filter per channel, then a 1 x 1 convolution, as one operator.
 
     Equation: Y = sum_k S_k X diag(d_k) P + b.
 
-    Meaning: k i + i o numbers instead of k i o. In the family: the shifts of conv2d, W_k = diag(d_k) P of low rank.
+    Meaning: k i + i o parameters instead of k i o. In the family: the shifts of conv2d; W_k = diag(d_k) P, stored as
+    d (k, i) followed by P^T (o, i).
+
+    Args: torch.nn.Conv2d's; ndim: 1, 2 or 3 axes.
 
     Shapes: x (b, i, *grid) -> (b, o, *grid').
+
+    Raises:
+        ValueError: as conv2d, or if ndim is not 1, 2 or 3.
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Random walks along the edges and against them."""
+"""Random walks on a directed graph and on its reverse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Walks(GraphStructure):
-    """Powers 0 to k of the walk along the edges, then 1 to k of the walk against them."""
+    """Powers 0 to k of the random walk along the edges, then powers 1 to k of the walk on the reversed graph."""
 
     k: int
 
@@ -42,22 +42,22 @@ class Walks(GraphStructure):
     init="glorot",
 )
 def diffusion(in_channels: int, out_channels: int, k: int = 2, bias: bool = True) -> Parts:
-    """The diffusion convolution of DCRNN: walks along the edges and against them, one matrix for each length.
+    """The diffusion convolution of DCRNN: random walks in both directions, with one matrix per direction and length.
 
     Equation: Y = X W_0 + sum_{t=1..k} (D_O^-1 A^T)^t X W_t + (D_I^-1 A)^t X W_{k+t} + b, with A[i, j] the edges
-    j -> i, D_O the weights that leave a node (columns of A) and D_I those that arrive.
+    j -> i, D_O the out-degrees (column sums of A) and D_I the in-degrees (row sums).
 
-    Meaning: a node gathers from where a walk of t steps would lead it, downstream and upstream apart: traffic ahead
-    and traffic behind are not the same.
+    Meaning: a node averages over the end points of walks of t steps, downstream and upstream separately: in a road
+    network, traffic ahead and traffic behind have different effects.
 
     In the family: 2k + 1 taps, powers of two sparse matrices; W dense.
 
-    Traps: the paper's W is our A^T, so its D_O^-1 W is D_O^-1 A^T. The paper sums K terms from step 0 in both
-    directions; step 0 is the node itself in both and has one matrix here, and k is K - 1. The authors' code differs
-    from their formula: it applies the transposed walks, by Chebyshev's recurrence. A node without edges out (in)
-    gathers nothing in that direction.
+    Traps: the paper's W is A^T here, so its D_O^-1 W is D_O^-1 A^T. The paper sums K terms from step 0 in both
+    directions; step 0 is the identity in both, has a single matrix here, and k is K - 1. The authors' code differs from
+    their formula: it applies the transposed walks, by Chebyshev's recurrence. A node without outgoing (incoming) edges
+    receives nothing from that direction.
 
-    Args: k: steps.
+    Args: k: number of steps.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 

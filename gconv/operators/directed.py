@@ -1,4 +1,4 @@
-"""Directed graphs: what arrives and what leaves, each with a matrix."""
+"""Directed graphs: separate matrices for incoming and outgoing edges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gconv.operators.shapes import messy, ring
 from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 Aggregate = Literal["gcn", "mean", "sum", "both"]
-NORMS: dict[str, tuple[Norm, Norm]] = {  # of A by its in-degrees, and of A by its out-degrees, then transposed
+NORMS: dict[str, tuple[Norm, Norm]] = {  # of A with in-degrees, and of A with out-degrees, which is then transposed
     "gcn": ("sym", "sym"),
     "mean": ("row", "col"),
     "sum": (None, None),
@@ -24,7 +24,7 @@ NORMS: dict[str, tuple[Norm, Norm]] = {  # of A by its in-degrees, and of A by i
 
 @dataclass(frozen=True)
 class BothWays(GraphStructure):
-    """(1 - alpha) of the edges as they are, alpha of the edges reversed, and perhaps the node itself."""
+    """(1 - alpha) times the graph, alpha times the reversed graph; with `root` the node itself, too."""
 
     aggr: Aggregate
     alpha: float
@@ -66,31 +66,32 @@ def directed(
     weighted: bool = False,
     bias: bool = True,
 ) -> Parts:
-    """Dir-GNN: the edges as they are, the edges reversed, and the node itself, each with a matrix.
+    """Dir-GNN: separate matrices for the graph, for the reversed graph, and for the node itself.
 
     Equation: Y = (1 - alpha) S(A) X W_0 + alpha S(A^T) X W_1 + X W_2 + b.
 
-    Meaning: "who cites me" and "whom I cite" need not mean the same; alpha weighs the second.
+    Meaning: in a directed graph both directions carry information of different kinds (citing and being cited); alpha is
+    the weight of the reversed one.
 
     In the family: three taps, two fixed (normalised) adjacencies and the identity; W dense.
 
-    Traps: PyG's DirGNNConv(GCNConv) adds no self-loops, and S is symmetric in the degree of its own direction at both
-    ends, D_in^-1/2 A D_in^-1/2 and D_out^-1/2 A^T D_out^-1/2 ("gcn"); the paper, and DGL's GraphConv, take
+    Traps: PyG's DirGNNConv(GCNConv) adds no self-loops and uses one degree per direction at both ends of an edge,
+    D_in^-1/2 A D_in^-1/2 and D_out^-1/2 A^T D_out^-1/2 ("gcn"); the paper, and DGL's GraphConv, use
     D_in^-1/2 A D_out^-1/2 and its transpose ("both"). "mean" is DirGNNConv(SAGEConv). PyG passes no edge weights;
-    `weighted` reads them. Its three biases are one: b = (1 - alpha) b_in + alpha b_out + b_root.
+    `weighted` uses them. PyG's three biases are one here: b = (1 - alpha) b_in + alpha b_out + b_root.
 
     Args:
-        in_channels, out_channels: channels.
-        aggr: "gcn", "mean", "sum" or "both": S.
-        alpha: share of the reversed edges, in [0, 1].
-        root_weight: whether the node itself has a matrix.
-        weighted: whether edge weights count.
-        bias: whether one number a channel is added.
+        in_channels, out_channels: numbers of channels.
+        aggr: "gcn", "mean", "sum" or "both": the normalisation S.
+        alpha: weight of the reversed edges, in [0, 1].
+        root_weight: whether to add the node itself, with its own matrix.
+        weighted: whether to use edge weights.
+        bias: whether to add a bias.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's taps are PyG's conv_in, conv_out, lin.
 
     Raises:
-        ValueError: if aggr is unknown or alpha outside of [0, 1].
+        ValueError: if aggr is unknown, alpha is outside of [0, 1], or a weighted degree is negative ("gcn", "both").
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Efficient graph convolution: every node mixes a few bases as it likes."""
+"""Efficient graph convolution: every node combines a few basis filters with its own coefficients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Aggregator = Literal["symnorm", "mean", "sum"]
 
 @dataclass(frozen=True)
 class Combined(GraphStructure):
-    """For each aggregation A, head h and basis b a tap diag(w_hb(x)) A: every node weighs what it gathers."""
+    """One tap diag(w_hb(x)) A per aggregator A, head h and basis b: each node scales what it aggregates."""
 
     aggregators: tuple[Aggregator, ...]
     heads: int
@@ -56,7 +56,7 @@ class Combined(GraphStructure):
 
 @dataclass(frozen=True)
 class Bases(Parametrised):
-    """Taps (aggregation, head h, basis b): V_b writes the block of head h. The weight is (bases, i, o / heads)."""
+    """Taps (aggregator, head h, basis b): V_b writes the block of head h. The weight is (bases, i, o / heads)."""
 
     aggregators: int
     heads: int
@@ -96,26 +96,28 @@ def egc(
     add_self_loops: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """EGConv: a few matrices for all, and every node chooses how to add them.
+    """EGConv: shared basis matrices, combined by every node with coefficients computed from its own features.
 
     Equation: y_i = [head h: sum over A, b of w_(h, A, b)(x_i) sum_j A_ij V_b^T x_j] + b, w(x_i) = C x_i + c.
 
-    Meaning: anisotropic, as attention is, but the weights belong to the nodes, not to the edges: less memory.
+    Meaning: anisotropic, like attention, but the coefficients belong to nodes instead of edges, which saves memory.
 
-    In the family: aggregations x heads x bases taps diag(w) A, adaptive, products that are never formed; W has V_b in
+    In the family: aggregators x heads x bases taps diag(w) A, adaptive, products that are never formed; W holds V_b in
     the block of its head. Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: edge weights are ignored. As in PyG a node with a self-loop keeps it; but where "symnorm" is not among the
-    aggregators PyG adds loops up to the largest node that an edge names, here to all. PyG's min, max, var and std are
-    not linear for frozen weights, and outside. Taps are many (8 x 4 by default): PyG's order of work is faster.
+    Traps: edge weights are ignored. As in PyG, a node with a self-loop keeps it; without "symnorm" PyG adds loops only
+    up to the largest node in edge_index, here all nodes get one. PyG's aggregators min, max, var and std are not linear
+    even with frozen weights, and are outside the family. There are many taps (8 x 4 by default), so PyG's order of
+    evaluation is faster.
 
-    Args: PyG's EGConv's; of its aggregators symnorm, mean and sum.
+    Args: PyG's EGConv's; the aggregators are "symnorm", "mean" and "sum".
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight (bases, i, o / heads) is PyG's bases_lin; comb_weight and comb_bias
     are its comb_lin.
 
     Raises:
-        ValueError: if an aggregator is unknown or repeated, or num_heads does not divide out_channels.
+        ValueError: if an aggregator is unknown or repeated, num_bases is not positive, or num_heads does not divide
+            out_channels.
 
     >>> import torch
     >>> from gconv import GConv

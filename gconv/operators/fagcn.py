@@ -1,4 +1,4 @@
-"""Attention with signs: neighbours are added or subtracted."""
+"""Signed attention: neighbours are added or subtracted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Signed(GraphStructure):
         source, target = x @ theta["att_l"], x @ theta["att_r"]
         values = (source[..., L.pattern.col] + target[..., L.pattern.row]).tanh() * L.values
         S = SharedTaps(L.pattern, values.unsqueeze(-1))
-        return Stack((S, Polynomial(L, Recurrence.monomial(1), ((self.eps,),))))  # eps I, a polynomial without steps
+        return Stack((S, Polynomial(L, Recurrence.monomial(1), ((self.eps,),))))  # eps I, a polynomial of degree 0
 
 
 @register(
@@ -69,22 +69,21 @@ def fagcn(
     normalize: bool = True,
     initial: bool = True,
 ) -> Parts:
-    """FAGCN: each edge learns whether it smooths or sharpens.
+    """FAGCN: attention coefficients with signs, so that each edge acts as a low-pass or a high-pass filter.
 
     Equation: Y = S X + eps X_0, S[i, j] = tanh(a_l . x_j + a_r . x_i) / sqrt(d_i d_j).
 
-    Meaning: a positive entry brings the two nodes nearer to each other, a negative one drives them apart: a low-pass
-    or a high-pass filter, edge by edge.
+    Meaning: a positive entry makes the two nodes more similar, a negative entry less similar.
 
-    In the family: two taps, an adaptive S without a softmax (rows do not sum to one) and eps I; W only splits the
-    channels.
+    In the family: two taps, an adaptive S without softmax (rows do not sum to one) and eps I; W only selects channels.
+    Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: x carries X and X_0 side by side, 2 c channels, and attention sees X; PyG takes two arguments.
-    initial=False takes X alone, as X_0 too. Degrees, and loops for nodes that have none, are gcn's on the graph without
-    its weights; PyG refuses weights with normalize=True, here they are ignored. With normalize=False they stand for
-    1 / sqrt(d_i d_j), and no loops are added. dropout drops entries of S, never eps X_0.
+    Traps: x is the concatenation of X and X_0, 2 c channels, and the attention reads X; PyG takes two arguments. With
+    initial=False, X is used as X_0, too. Degrees and added self-loops are gcn's, on the unweighted graph: PyG raises an
+    error for edge weights with normalize=True, here they are ignored. With normalize=False edge weights are used in
+    place of 1 / sqrt(d_i d_j), and no self-loops are added. dropout applies to S, not to eps X_0.
 
-    Args: PyG's FAConv's. initial: whether X_0 is a signal of its own.
+    Args: PyG's FAConv's. initial: whether x contains a separate X_0.
 
     Shapes: x (*b, n, 2 c), X then X_0, or (*b, n, c) with initial=False -> (*b, n, c).
 

@@ -1,4 +1,4 @@
-"""Feature-steered convolution: which matrix an edge takes depends on what its ends carry."""
+"""Feature-steered convolution: each edge selects among the matrices by the features of its end points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Steered(GraphStructure):
-    """One tap a head: the softmax over the heads of u_h . (x_j - x_i) + c_h, over the number of edges that arrive."""
+    """One tap per head: softmax over the heads of u_h . (x_j - x_i) + c_h, divided by the number of incoming edges."""
 
     heads: int
     i: int
@@ -34,7 +34,7 @@ class Steered(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
         steer = call.x @ theta["u"].t()
-        difference = one.ends(-domain.at_targets(steer), steer)  # before c is added: c is lost beside large signals
+        difference = one.ends(-domain.at_targets(steer), steer)  # subtract before adding c, which rounding would lose
         q = (difference + theta["c"]).softmax(-1)
         return SharedTaps(one, q * mean(one, call.x.dtype).unsqueeze(-1))
 
@@ -51,18 +51,19 @@ class Steered(GraphStructure):
 def feast(
     in_channels: Channels, out_channels: int, heads: int = 1, add_self_loops: bool = True, bias: bool = True
 ) -> Parts:
-    """FeaStConv: every edge spreads over the matrices by what its two ends carry.
+    """FeaStConv: every edge is a convex combination of matrices, with coefficients from the features of its end points.
 
     Equation: Y = sum_h S_h X W_h + b, S_h[i, j] = (1 / |N(i)|) softmax over h of u_h . (x_j - x_i) + c_h.
 
-    Meaning: the offset labels of a grid convolution, learned from the signal. Attention picks among neighbours; this
-    picks among matrices.
+    Meaning: the offset labels of a grid convolution, learned from the signal. Attention selects among neighbours; this
+    operator selects among matrices.
 
-    In the family: one tap a head, adaptive; over all heads the values of an edge sum to 1 / |N(i)|; W dense. Linear
+    In the family: one tap per head, adaptive; the values of an edge sum to 1 / |N(i)| over the heads; W dense. Linear
     only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: as PyG: existing self-loops are replaced by new ones; |N(i)| counts edges, the loop among them; edge weights
-    are ignored. Adding one vector to every x changes no S. Each signal of a batch (b, n, c) has a structure of its own.
+    Traps: as in PyG, existing self-loops are replaced by new ones; |N(i)| counts edges, the self-loop included; edge
+    weights are ignored. S is invariant to adding one vector to all x_i. In a batch (b, n, c) each signal has its own
+    structure.
 
     Args: PyG's FeaStConv's.
 

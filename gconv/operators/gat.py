@@ -1,4 +1,4 @@
-"""Attention by a small network on both ends of an edge: GAT and GATv2."""
+"""Additive attention over edges: GAT and GATv2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Attention(GraphStructure):
-    """One tap a head: the softmax over the arriving edges of LeakyReLU(a_src . W x_j + a_dst . W x_i)."""
+    """One tap per head: the softmax over the incoming edges of LeakyReLU(a_src . W x_j + a_dst . W x_i)."""
 
     heads: int
     c: int
@@ -63,7 +63,7 @@ class Attention(GraphStructure):
             return Stack((S, Identity(call.x.shape[-2]))) if self.root else S
         W = call.weight[: self.heads]
         V = W if self.i is None else theta["target_weight"]
-        # a . (W^T x) = x . (W a): no logit needs a transformed signal
+        # a . (W^T x) = x . (W a): the logits do not need the transformed signal
         target, source = (
             (matrix @ theta[name].unsqueeze(-1)).squeeze(-1).t() for matrix, name in ((V, "att_dst"), (W, "att_src"))
         )
@@ -77,7 +77,7 @@ class Attention(GraphStructure):
 
 @dataclass(frozen=True)
 class AttentionV2(GraphStructure):
-    """One tap a head: the softmax over the arriving edges of a . LeakyReLU(W x_j + V x_i + shift)."""
+    """One tap per head: the softmax over the incoming edges of a . LeakyReLU(W x_j + V x_i + shift)."""
 
     heads: int
     i: int
@@ -160,26 +160,28 @@ def gat(
     residual: bool = False,
     share_weights: bool = True,
 ) -> Parts:
-    """Graph attention: each node weighs its neighbours by what they carry.
+    """Graph attention: each node averages its neighbours with weights computed from the features of both.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
     S_h[i, j] = softmax over j of LeakyReLU(a_src,h . W_h^T x_j + a_dst,h . V_h^T x_i + a_edge,h . U_h^T u_ij);
     V = W with share_weights.
 
-    In the family: one tap a head, adaptive and row-stochastic; each head writes its own block (concat) or their mean is
-    taken. With residual, the node itself is a last tap. Linear only when frozen: `layer.at(graph, x=x0)`.
+    Meaning: S_h[i, j] is the weight with which node i reads node j.
 
-    Traps: as PyG: existing self-loops are replaced by new ones; the features u of a new one are by default the mean of
-    those that arrive, 0 where none does. Edge weights are ignored. Without edge features an edge_dim is an error here;
-    PyG goes on without them. dropout drops attention weights in training, after the softmax. Each signal
-    of a batch (b, n, c) has an attention of its own.
+    In the family: one tap per head, adaptive and row-stochastic; each head writes its own block (concat) or their mean
+    is taken. With residual, the node itself is a last tap. Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Args: PyG's GATConv's. out_channels: of each head. fill_value: also one number a feature, as a tuple.
-    share_weights: False gives the node itself a matrix of its own in the logits (`target_weight`), as PyG's
-    GATConv((i_source, i_target), ...) has it, between two sets of nodes or not.
+    Traps: as in PyG, existing self-loops are replaced by new ones, whose features u are by default the mean over the
+    incoming edges, 0 if there are none. Edge weights are ignored. A graph without edge features is an error if edge_dim
+    is given; PyG ignores edge_dim then. dropout is applied to the attention weights, after the softmax. In a batch
+    (b, n, c) each signal has its own attention.
+
+    Args: PyG's GATConv's. out_channels: per head. fill_value: one number per feature, as a tuple, is accepted, too.
+    share_weights: False uses a separate matrix `target_weight` for x_i in the logits, as PyG's
+    GATConv((i_source, i_target), ...) does; it works on a Graph, too.
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight is
-    (heads, i, o), with residual `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
+    (heads, i, o); residual adds `heads` blocks of W_0, or one block with concat=False.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
@@ -231,26 +233,26 @@ def gatv2(
     share_weights: bool = False,
     residual: bool = False,
 ) -> Parts:
-    """Graph attention in which every node may rank its neighbours in an order of its own.
+    """GATv2: graph attention in which the ranking of the neighbours can depend on the node.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with residual),
     S_h[i, j] = softmax over j of a_h . LeakyReLU(W_h^T x_j + V_h^T x_i + U_h^T u_ij + s_h).
 
-    Meaning: gat adds what the two ends say and only then bends it, so that all nodes rank their neighbours alike; here
-    the two ends meet before the nonlinearity.
+    Meaning: gat applies a monotone nonlinearity to a sum of a source term and a target term, so all nodes rank their
+    neighbours alike. Here the nonlinearity comes before the dot product with a_h.
 
     In the family: as gat, with other logits; V is a parameter of the structure (`target_weight`), V = W with
     share_weights.
 
-    Traps: as PyG's, loops and edge features as in gat. PyG's bias=True puts a bias into lin_l, lin_r and the output:
-    the logits see the sum of the first two, here `shift`; the one of lin_l also travels with the message, and where the
-    rows of S sum to one it is the same as an output bias. Here only the output has it. On rows without edges
-    (add_self_loops=False), or under dropout, PyG's differs; a signal with a constant channel carries it there too.
+    Traps: self-loops and edge features as in gat. PyG's bias=True adds a bias to lin_l, to lin_r and to the output. The
+    logits contain the sum of the first two, here `shift`. The bias of lin_l is also part of each message; if the rows
+    of S sum to one, it is equivalent to an output bias, and only that exists here. For nodes without edges
+    (add_self_loops=False) and under dropout the result differs from PyG's; a constant channel in x reproduces it.
 
-    Args: PyG's GATv2Conv's. out_channels: of each head. fill_value: also one number a feature, as a tuple.
+    Args: PyG's GATv2Conv's. out_channels: per head. fill_value: one number per feature, as a tuple, is accepted, too.
 
-    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight as in
-    gat; lin_l is its heads.
+    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_attr (e, edge_dim). The weight is as
+    in gat; its heads are PyG's lin_l.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Deep graph convolutions: a residual to the first layer, and matrices near the identity."""
+"""Deep graph convolutions: an initial residual connection, and weight matrices near the identity."""
 
 from __future__ import annotations
 
@@ -64,18 +64,19 @@ def gcn2(
     add_self_loops: bool = True,
     normalize: bool = True,
 ) -> Parts:
-    """GCNII: one averaging step, a share of the first layer's signal, and a matrix near the identity.
+    """GCNII: an averaging step, an initial residual connection, and a matrix near the identity.
 
     Equation: Y = ((1 - alpha) S X + alpha X_0) ((1 - beta) I + beta W), S = D^-1/2 (A + I) D^-1/2,
-    beta = log(theta / layer + 1); not shared: X_0 has a W of its own.
+    beta = log(theta / layer + 1); with shared_weights=False X_0 is multiplied by a second matrix instead of W.
 
-    Meaning: the deeper the layer, the less it changes; so it can be sixty-four layers deep.
+    Meaning: X_0 is the output of the first layer. The deeper a layer, the closer its matrix is to the identity, so
+    that networks of 64 layers can be trained.
 
-    In the family: two taps, gcn's S and the identity; W is made from a smaller one: half of it is zero, as S sees
-    X alone and the identity X_0 alone.
+    In the family: two taps, gcn's S and the identity; half of each W_k is zero, since S reads only X and the identity
+    reads only X_0.
 
-    Traps: x carries X and X_0 side by side, 2 c channels; PyG takes two arguments. Without theta and layer beta is 1.
-    There is no bias. gcn's conventions for loops and degrees.
+    Traps: x is the concatenation of X and X_0, 2 c channels; PyG takes two arguments. Without theta and layer, beta is
+    1. There is no bias. gcn's conventions for self-loops and degrees.
 
     Args: PyG's GCN2Conv's.
 
@@ -83,7 +84,8 @@ def gcn2(
     weight1 and weight2.
 
     Raises:
-        ValueError: if alpha is outside of [0, 1], or only one of theta and layer is given, or theta / layer <= -1.
+        ValueError: if alpha is outside of [0, 1], only one of theta and layer is given, layer < 1, or
+            theta / layer <= -1.
 
     >>> import torch
     >>> from gconv import GConv

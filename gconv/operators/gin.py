@@ -1,4 +1,4 @@
-"""The sum over a neighbourhood that tells multisets apart."""
+"""The aggregation of the graph isomorphism network: an injective sum over neighbourhoods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Sum(GraphStructure):
-    """A + (1 + eps) I with eps fixed, or learned."""
+    """A + (1 + eps) I with a fixed or learned eps."""
 
     eps: float
     train_eps: bool
@@ -50,17 +50,17 @@ class Sum(GraphStructure):
     citation="Xu et al., How Powerful are Graph Neural Networks?, ICLR 2019",
 )
 def gin(eps: float = 0.0, train_eps: bool = False) -> Parts:
-    """The aggregation of the graph isomorphism network; the network that reads it is yours.
+    """The aggregation of the graph isomorphism network, without the perceptron that follows it.
 
     Equation: Y = (A + (1 + eps) I) X.
 
-    Meaning: a sum, unlike a mean or a maximum, tells any two neighbourhoods apart. A multilayer perceptron behind it,
-    `nn.Sequential(GConv(gin()), mlp)` in a network that passes the graph on, is PyG's GINConv.
+    Meaning: a sum, unlike a mean or a maximum, can distinguish any two multisets of neighbours. Followed by a
+    multilayer perceptron it is PyG's GINConv: `mlp(GConv(gin())(x, graph))`.
 
     In the family: one tap, fixed or learned (eps); W = I.
 
-    Traps: edge weights are ignored, as in PyG; a self-loop counts beside the (1 + eps). GINEConv adds edge features
-    inside a ReLU: it is outside of the family.
+    Traps: edge weights are ignored, as in PyG; a self-loop counts in addition to 1 + eps. GINEConv adds edge features
+    inside a ReLU and is outside the family.
 
     Args: PyG's GINConv's, without its `nn`.
 

@@ -1,4 +1,4 @@
-"""Hypergraphs: nodes to hyperedges and back."""
+"""Hypergraph convolution: from nodes to hyperedges and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class ThereAndBack(GraphStructure):
-    """The average over the nodes of a hyperedge, then over the hyperedges of a node."""
+    """The mean over the nodes of each hyperedge, followed by the mean over the hyperedges of each node."""
 
     apply_weights: bool
 
@@ -30,7 +30,7 @@ class ThereAndBack(GraphStructure):
 
 
 def groups(weights: bool = True) -> Graph:
-    """Six nodes in four hyperedges: one of a single node, an incidence listed twice, the last node in none."""
+    """Six nodes in four hyperedges: one with a single node, one incidence listed twice, the last node in none."""
     index = torch.tensor([[0, 1, 2, 1, 3, 4, 4, 2, 2], [0, 0, 0, 1, 1, 1, 2, 3, 3]])
     return Graph.from_hyperedge_index(index, 6, torch.tensor([0.5, 2.0, 1.0, 1.5]) if weights else None)
 
@@ -51,29 +51,29 @@ def covered() -> Graph:
     init="glorot",
 )
 def hypergraph(in_channels: int, out_channels: int, apply_weights: bool = False, bias: bool = True) -> Parts:
-    """The hypergraph convolution: every hyperedge averages its nodes, every node its hyperedges.
+    """The hypergraph convolution: every hyperedge averages its nodes, and every node averages its hyperedges.
 
-    Equation: Y = D^-1 H B^-1 H^T X W + b; with apply_weights Y = D^-1 H W_e B^-1 H^T X W + b. H (n, hyperedges)
-    incidences, W_e weights of the hyperedges, D = diag(H W_e 1), B = diag(H^T 1).
+    Equation: Y = D^-1 H B^-1 H^T X W + b; with apply_weights Y = D^-1 H W_e B^-1 H^T X W + b. H (n, hyperedges) holds
+    the incidences, W_e the weights of the hyperedges, D = diag(H W_e 1), B = diag(H^T 1).
 
-    Meaning: a walk from a node to one of its groups and on to one of its members.
+    Meaning: two steps of a random walk: from a node to one of its hyperedges, and from there to one of its nodes.
 
-    In the family: one tap, a product of two sparse ones that is never formed; W dense.
+    In the family: one tap, a product of two sparse matrices that is never formed; W dense.
 
     Traps: a hypergraph is a `Graph` in which "node v is in hyperedge e" is an edge v -> v with edge_type e and the
-    weight of e: `Graph.from_hyperedge_index` reads PyG's. PyG's HypergraphConv documents D^-1 H W_e B^-1 H^T, but its
-    code lets the weights into D only: so does this, unless `apply_weights` (then the rows of S sum to 1). The labels
-    of a union count within each part. An edge u -> v with label e is legal: u sends into e, v receives from it.
+    weight of e; `Graph.from_hyperedge_index` reads PyG's. PyG's HypergraphConv documents D^-1 H W_e B^-1 H^T, but its
+    code uses the weights in D only. So does this, unless `apply_weights` is given (then the rows of S sum to 1). Labels
+    of a disjoint union are local to each part. An edge u -> v with label e is allowed: u sends to e, v receives from e.
 
     Args:
-        in_channels, out_channels: channels.
-        apply_weights: the paper's formula instead of PyG's code.
-        bias: whether one number a channel is added.
+        in_channels, out_channels: numbers of channels.
+        apply_weights: whether to use the paper's formula instead of PyG's code.
+        bias: whether to add a bias.
 
     Shapes: x (*b, n, i) -> (*b, n, o), edge_type (h,) for h incidences.
 
     Raises:
-        ValueError: if the graph has no labels, or the weights at a node sum to less than 0.
+        ValueError: if the graph has no labels.
 
     >>> import torch
     >>> from gconv import GConv

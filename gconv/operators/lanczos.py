@@ -1,4 +1,4 @@
-"""A few Ritz vectors in place of the whole Fourier basis."""
+"""A low-rank approximation of the graph Fourier basis by Ritz vectors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from gconv.operators.mixhop import chosen, read_powers
 from gconv.operators.shapes import ring, weighted
 from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
-TINY = 1e-6  # a residual below this counts as 0: the Krylov space is exhausted
+TINY = 1e-6  # a residual below this counts as 0: the Krylov space is invariant
 
 
 def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Ritz values (r,) and vectors (n, r) of k Lanczos steps on each part of a disjoint union.
 
-    Equation: S V = V T + residual with V^T V = I and T tridiagonal, T = Q diag(r) Q^T; the vectors are V Q. Every part
-    starts from its constant vector, and stops where its residual vanishes.
+    Equation: S V = V T + residual with V^T V = I and T tridiagonal, T = Q diag(r) Q^T; the vectors are V Q. Each part
+    starts from its constant vector and stops when its residual vanishes.
 
-    Also, where S needs a gradient, the matrix (r, r) that `tangent` takes: the Ritz values are constants.
+    The third result is the matrix (r, r) for `tangent`, if S requires a gradient: Ritz values and vectors are
+    returned as constants.
 
     Args:
         S: one symmetric tap (n, n), in float64.
@@ -45,7 +46,7 @@ def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor, Ten
         kept.append(alive)
         w = S.expand(v.unsqueeze(-1))[0, :, 0]
         alpha = total(v * w)
-        diagonal.append(torch.where(alive, alpha, 2.0 + t))  # what has died stands apart from all Ritz values
+        diagonal.append(torch.where(alive, alpha, 2.0 + t))  # finished parts get values above all Ritz values
         for _ in range(2):
             for u in basis:
                 w = w - total(u * w)[part] * u
@@ -59,11 +60,11 @@ def ritz(S: Taps, part: Tensor, parts: int, k: int) -> tuple[Tensor, Tensor, Ten
     if k > 1:
         side = torch.diag_embed(torch.stack(beside[:-1], -1), 1)
         T = T + side + side.mT
-    ritz_values, Q = eigh(T.detach())  # ascending: the dead ones come last
+    ritz_values, Q = eigh(T.detach())  # ascending: the placeholders of finished parts come last
     own = torch.einsum("nt,ntr->nr", V, Q[part])
     apart = torch.nn.functional.one_hot(part, parts).to(own.dtype)
     U = (apart.unsqueeze(-1) * own.unsqueeze(1)).flatten(1)
-    lives: Tensor | slice = slice(None)  # any number of vectors gives the same shapes
+    lives: Tensor | slice = slice(None)  # while only shapes are computed, all vectors are kept
     if not shapes_only(values):
         lives = (torch.arange(k, device=part.device) < torch.stack(kept).sum(0).unsqueeze(1)).flatten()
     moved = change(T)  # (parts, k, k)
@@ -85,7 +86,7 @@ class Exponents:
 
 
 def _slope(a: Tensor, b: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(a^p - b^p) / (a - b) by halving p; a^p and b^p."""
+    """(a^p - b^p) / (a - b), a^p and b^p, by repeated squaring."""
     if p == 1:
         return torch.ones_like(a + b), a, b
     D, A, B = _slope(a, b, p // 2)
@@ -95,7 +96,7 @@ def _slope(a: Tensor, b: Tensor, p: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Ritz(GraphStructure):
-    """Exact low powers of the symmetric adjacency, and high powers of its Ritz approximation."""
+    """Exact low powers of the symmetrically normalised adjacency, and high powers of its Ritz approximation."""
 
     k: int
     short: tuple[int, ...]
@@ -139,23 +140,23 @@ def lanczos(
     long: tuple[int, ...] = (10, 20, 30),
     bias: bool = True,
 ) -> Parts:
-    """LanczosNet's convolution: short walks exactly, long ones in a low-rank basis.
+    """LanczosNet's convolution: low powers of S exactly, high powers in a low-rank basis.
 
     Equation: Y = sum_{p in short} S^p X W_p + sum_{p in long} U diag(r^p) U^T X W_p + b, S = D^-1/2 A D^-1/2, with the
     Ritz values r and vectors U (n, k) of k Lanczos steps from the constant vector.
 
-    Meaning: high powers of S live on its extreme eigenvalues, which Lanczos finds first; power 30 then costs what
-    power 1 does, n k numbers for each of the two changes of basis.
+    Meaning: high powers of S are dominated by its extreme eigenvalues, to which Lanczos converges first. Power 30 then
+    costs as much as power 1: two products with (n, k) matrices.
 
-    In the family: a tap for each power: polynomials of a sparse matrix, and diagonal in fewer than n vectors; W dense.
+    In the family: one tap per power: polynomials of a sparse matrix, and taps diagonal in k < n vectors; W dense.
 
-    Traps: the paper starts from a random vector. A fixed random vector would tie the result to the order of the nodes;
-    the constant one goes along with any renaming, so the operator is equivariant, but it sees only what is reached
-    from it: on a graph whose nodes are all alike, such as a ring, that is the mean alone. Every part of a union has
-    its own k vectors, stored with zeros elsewhere, (n, parts k). The paper's MLP of the Ritz values is not built in.
+    Traps: the paper starts from a random vector, which would make the result depend on the order of the nodes. The
+    constant vector is permutation invariant, so the operator is equivariant, but the Krylov space is limited to what
+    it generates: on a vertex-transitive graph, such as a ring, only the mean. Each part of a union has its own k
+    vectors, stored with zeros elsewhere as (n, parts k). The paper's MLP on the Ritz values is not included.
 
-    Args: k: Lanczos steps, at most; they end early where nothing new is found. short: powers taken exactly, perhaps
-        none. long: powers >= 1 taken in the Ritz basis, at least one.
+    Args: k: maximal number of Lanczos steps; they stop early when the Krylov space is invariant. short: powers computed
+        exactly, may be empty. long: powers >= 1 computed in the Ritz basis, at least one.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 

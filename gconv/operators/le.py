@@ -1,4 +1,4 @@
-"""Local extrema: how a node differs from its neighbours."""
+"""The local extremum convolution: differences between a node and its neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Extrema(GraphStructure):
-    """The weighted adjacency, minus its degrees, and the node itself."""
+    """Three taps: the weighted adjacency A, the negative degrees -D, and the node itself."""
 
     taps = 3
     reads = "both"
@@ -31,20 +31,20 @@ class Extrema(GraphStructure):
     "Representations, AAAI 2020",
 )
 def le(in_channels: Channels, out_channels: int, bias: bool = True) -> Parts:
-    """The local extremum convolution: neighbours less the node, each with a matrix, and the node itself.
+    """The local extremum convolution: the difference between neighbours and node, plus the node itself.
 
     Equation: Y = A X W_0 - D X W_1 + X W_2 + b, D = diag(A 1); at a node
     y_i = sum over edges j -> i of w_ij (W_0^T x_j - W_1^T x_i) + W_2^T x_i + b.
 
-    Meaning: with W_0 = W_1 it is minus the Laplacian: it is large where a node is a local extremum.
+    Meaning: with W_0 = W_1 the first two terms are minus the Laplacian, which is large at local extrema.
 
     In the family: three taps, A, -D and the identity; W dense.
 
-    Traps: PyG's LEConv(bias=True) has two biases. That of lin3 is b. That of lin1 is inside the sum over edges, so node
-    i receives it D_ii times, which no single b can be; append a channel of ones to x and it is the last row of W_0.
-    lin2 has none.
+    Traps: PyG's LEConv(bias=True) has two biases. The one of lin3 is b. The one of lin1 is inside the sum over edges,
+    so node i receives it D_ii times, which a single b cannot express; append a channel of ones to x, and it is the last
+    row of W_0. lin2 has no bias.
 
-    Args: PyG's LEConv's. bias: that of lin3.
+    Args: PyG's LEConv's. bias: the one of lin3.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's taps are PyG's lin1, lin2, lin3.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).

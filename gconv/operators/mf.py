@@ -1,4 +1,4 @@
-"""Molecular fingerprints: a matrix for each degree."""
+"""Molecular fingerprints: one pair of matrices per node degree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class ByDegree(GraphStructure):
-    """For each degree the neighbours of the nodes that have it; then for each degree those nodes themselves."""
+    """One adjacency per degree, with the rows of the nodes of that degree; then one identity per degree, likewise."""
 
     max_degree: int
 
@@ -45,15 +45,15 @@ class ByDegree(GraphStructure):
     citation="Duvenaud et al., Convolutional Networks on Graphs for Learning Molecular Fingerprints, NeurIPS 2015",
 )
 def mf(in_channels: Channels, out_channels: int, max_degree: int = 10, bias: bool = True) -> Parts:
-    """The molecular fingerprint convolution: nodes of different degree have different matrices.
+    """The molecular fingerprint convolution: the matrices depend on the degree of the node.
 
-    Equation: y_i = W_d^T sum over edges j -> i of x_j + W_(D+1+d)^T x_i + b, d = min(number of edges that arrive, D).
+    Equation: y_i = W_d^T sum over edges j -> i of x_j + W_(D+1+d)^T x_i + b, d = min(number of incoming edges, D).
 
-    Meaning: the degree of an atom is most of its chemistry.
+    Meaning: in a molecule the number of bonds of an atom determines much of its chemistry.
 
-    In the family: 2 (D + 1) taps: the adjacency and the identity, cut into rows of equal degree; W dense.
+    In the family: 2 (D + 1) taps: the adjacency and the identity, split into rows of equal degree; W dense.
 
-    Traps: edge weights are ignored, as in PyG. PyG's MFConv has a bias for each degree, which no single b can be;
+    Traps: edge weights are ignored, as in PyG. PyG's MFConv has a bias per degree, which a single b cannot express;
     append a channel of ones to x, and the last row of W_(D+1+d) is the bias of degree d.
 
     Args: PyG's MFConv's. max_degree: D; larger degrees count as D. bias: one b for all degrees.

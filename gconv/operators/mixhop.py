@@ -1,4 +1,4 @@
-"""Powers of the adjacency that write side by side."""
+"""Concatenated powers of the adjacency."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gconv.spec import Parts, Sample, register
 
 
 def chosen(powers: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
-    """One row for each of some powers, which takes it from the list of all."""
+    """The rows of the identity that select these powers from the list of all powers up to the largest."""
     return tuple(tuple(float(t == p) for t in range(max(powers) + 1)) for p in powers)
 
 
 def read_powers(name: str, powers: Any, least: int = 0) -> tuple[int, ...]:
-    """Distinct integers.
+    """A tuple of distinct powers, after validation.
 
     Raises:
-        ValueError: if there are none, two are equal or one is below `least`.
+        ValueError: if there are none, two are equal, or one is not an integer from `least` to MAX_STEPS.
     """
     given = tuple(powers) if isinstance(powers, (tuple, list)) else ()
     whole = all(isinstance(p, int) and not isinstance(p, bool) and p >= least for p in given)
@@ -48,17 +48,17 @@ def mixhop(
     add_self_loops: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """MixHop: neighbourhoods of several widths, each with channels of its own.
+    """MixHop: several powers of the adjacency, each with its own output channels.
 
-    Equation: Y = [S^p X W_p for p in powers] + b side by side, S = D^-1/2 (A + I) D^-1/2.
+    Equation: Y = [S^p X W_p for p in powers] + b, concatenated, with S = D^-1/2 (A + I) D^-1/2.
 
-    Meaning: the next layer can subtract one power from another, a difference of neighbourhoods, which sums of powers
-    under one nonlinearity cannot do.
+    Meaning: since the powers stay separate, the next layer can compute differences between neighbourhoods of different
+    sizes, which a sum of powers cannot represent.
 
-    In the family: a tap for each power of gcn's S, by repeated products; W by heads, each tap writing its own block.
+    In the family: one tap per power of gcn's S, by repeated products; W by heads: each tap writes its own block.
 
-    Traps: blocks come in the order of `powers`, as in PyG; PyG lets a power be named twice, with one matrix for both,
-    which is refused here.
+    Traps: blocks are in the order of `powers`, as in PyG. PyG accepts a repeated power, with one matrix for both; here
+    it is an error.
 
     Args: PyG's MixHopConv's. out_channels: of each block.
 

@@ -1,4 +1,4 @@
-"""Gaussian mixtures over pseudo-coordinates of the edges."""
+"""Gaussian kernels on the pseudo-coordinates of the edges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Gaussians(GraphStructure):
-    """One tap a Gaussian, over `edge_attr`, averaged over the edges that arrive; and perhaps the node itself."""
+    """One tap per Gaussian of `edge_attr`, averaged over the incoming edges; with `root` the node itself, too."""
 
     kernels: int
     dim: int
@@ -66,7 +66,7 @@ class Gaussians(GraphStructure):
 def monet(
     in_channels: Channels, out_channels: int, dim: int, kernel_size: int, root_weight: bool = True, bias: bool = True
 ) -> Parts:
-    """MoNet: edges are sorted into learned Gaussian bins of their pseudo-coordinates, one matrix a bin.
+    """MoNet: edges are weighted by learned Gaussians of their pseudo-coordinates, with one matrix per Gaussian.
 
     Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of g_k(u_ij) x_j + W_K^T x_i + b,
     g_k(u) = exp(-1/2 sum_d (u_d - mu_k,d)^2 / sigma_k,d^2).
@@ -75,16 +75,16 @@ def monet(
 
     In the family: K + 1 taps, learned sparse structure and the identity; W dense.
 
-    Traps: as PyG's GMMConv runs it: the mean over edges, and no factor 1 / K (its docstring has one). Edge weights are
-    ignored; u is `edge_attr`.
+    Traps: as in the code of PyG's GMMConv: the mean over edges, without the factor 1 / K of its docstring. Edge weights
+    are ignored; u is `edge_attr`.
 
-    Args: PyG's GMMConv's. dim: pseudo-coordinates an edge; kernel_size: Gaussians.
+    Args: PyG's GMMConv's. dim: number of pseudo-coordinates per edge; kernel_size: K, the number of Gaussians.
 
-    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim).
+    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim); mu, sigma (K, dim).
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
-        ValueError: if the graph has no pseudo-coordinates or another number of them.
+        ValueError: if dim or kernel_size is not positive, or the graph has no edge_attr or one of another width.
 
     >>> import torch
     >>> from gconv import GConv

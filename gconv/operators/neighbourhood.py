@@ -1,4 +1,4 @@
-"""One step on a graph: every node gathers its neighbours once."""
+"""One-hop graph convolutions: every node aggregates its neighbours once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Aggregate = Literal["mean", "sum", "max"]
 
 @dataclass(frozen=True)
 class Neighbours(GraphStructure):
-    """One tap, a (normalised) adjacency, and perhaps a second, the node itself."""
+    """One tap, a (normalised) adjacency; with `root` a second one, the node itself."""
 
     loops: Loops = "keep"
     fill: float = 1.0
@@ -62,7 +62,7 @@ class Neighbours(GraphStructure):
             summed=self.reduce == "sum",
         )
         values = S.values
-        if self.mean:  # over the number of edges that arrive, whatever they weigh
+        if self.mean:  # divides by the number of incoming edges, not by their weight
             values = values * mean(S.pattern, call.x.dtype, domain, self.loops)
         if self.mean or self.reduce == "max":
             S = Taps(S.pattern, values, self.reduce)
@@ -98,16 +98,16 @@ def gcn(
 
     Equation: Y = D^-1/2 (A + I) D^-1/2 X W + b, with D the degrees of A + I.
 
-    Meaning: every node averages itself and its neighbours, well-connected ones less, then mixes the channels.
-    A low-pass filter: the first-order Chebyshev convolution with tied weights.
+    Meaning: every node averages itself and its neighbours, weighting nodes of high degree less, then mixes channels.
+    It is a low-pass filter: the first-order Chebyshev convolution with tied weights.
 
     In the family: one tap, a fixed normalised adjacency; W dense.
 
-    Traps: PyG's conventions. A node that has a self-loop keeps its weight and gets no second one; on directed graphs
-    the in-degree normalises both ends (DGL takes out- and in-degree, Kipf's code row sums); degrees contain
-    the weights.
+    Traps: PyG's conventions. A node with a self-loop keeps it and its weight, and gets no second one. On directed
+    graphs the in-degree normalises both ends of an edge (DGL takes out- and in-degrees, Kipf's code row sums). Degrees
+    are sums of edge weights. With normalize=False no self-loops are added.
 
-    Args: PyG's GCNConv's. improved: loops of weight 2.
+    Args: PyG's GCNConv's. improved: added self-loops have weight 2.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
     Between two sets of nodes, with normalize=False: `layer(x_source, bipartite)`.
@@ -139,18 +139,24 @@ def gcn(
     init="glorot",
 )
 def graphconv(in_channels: Channels, out_channels: int, aggr: Aggregate = "sum", bias: bool = True) -> Parts:
-    """The graph convolution of Morris et al.: neighbours and the node itself, each with a matrix.
+    """The graph convolution of Morris et al.: separate matrices for the neighbours and for the node itself.
 
     Equation: y_i = W_0^T aggr over edges j -> i of w_ij x_j + W_1^T x_i + b.
 
-    In the family: two taps, the weighted adjacency and the identity; W dense. With aggr="max" not linear.
+    Meaning: the node's own signal is kept apart from its neighbours', as the 1-WL colour refinement does.
 
-    Traps: the mean divides by the number of edges, not by their weights (as PyG does). No neighbour gives 0.
+    In the family: two taps, the weighted adjacency and the identity; W dense. With aggr="max" it is not linear.
+
+    Traps: the mean divides by the number of edges, not by their total weight (as in PyG). A node without incoming
+    edges aggregates to 0.
 
     Args: PyG's GraphConv's.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's tap 0 is PyG's lin_rel, tap 1 its lin_root.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
+
+    Raises:
+        ValueError: if aggr is unknown.
 
     >>> import torch
     >>> from gconv import GConv
@@ -174,18 +180,23 @@ def graphconv(in_channels: Channels, out_channels: int, aggr: Aggregate = "sum",
 def sage(
     in_channels: Channels, out_channels: int, aggr: Aggregate = "mean", root_weight: bool = True, bias: bool = True
 ) -> Parts:
-    """GraphSAGE: the mean of the neighbours and the node itself, each with a matrix.
+    """GraphSAGE: separate matrices for the mean of the neighbours and for the node itself.
 
-    Equation: y_i = W_0^T aggr over edges j -> i of x_j + W_1^T x_i + b.
+    Equation: y_i = W_0^T aggr over edges j -> i of x_j + W_1^T x_i + b; without root_weight the second term is absent.
 
-    In the family: two taps, the row-normalised adjacency and the identity; W dense. With aggr="max" not linear.
+    Meaning: it learns an aggregation instead of node embeddings, so it applies to unseen nodes and graphs.
 
-    Traps: edge weights are ignored, as in PyG. A node without neighbours aggregates to 0.
+    In the family: two taps, the row-normalised adjacency and the identity; W dense. With aggr="max" it is not linear.
+
+    Traps: edge weights are ignored, as in PyG. A node without incoming edges aggregates to 0.
 
     Args: PyG's SAGEConv's.
 
     Shapes: x (*b, n, i) -> (*b, n, o). The weight's tap 0 is PyG's lin_l, tap 1 its lin_r.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
+
+    Raises:
+        ValueError: if aggr is unknown.
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Edge-conditioned convolution: a network of the edge's attributes writes its matrix."""
+"""Edge-conditioned convolution: a network computes the matrix of each edge from its attributes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Conditioned(GraphStructure):
-    """One tap a hidden unit, ReLU(u W_1^T + b_1), one that is 1 on every edge, and perhaps the node itself."""
+    """One tap per hidden unit, ReLU(u W_1^T + b_1), one tap that is 1 on every edge; with `root` the node itself."""
 
     dim: int
     hidden: int
@@ -69,34 +69,34 @@ def nnconv(
     root_weight: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """The edge-conditioned convolution: the matrix of an edge is a network of its attributes.
+    """The edge-conditioned convolution: the matrix of an edge is computed from its attributes by a network.
 
     Equation: y_i = sum over edges j -> i of Theta(u_ij)^T x_j + W_root^T x_i + b,
     Theta(u) = sum_h phi_h(u) W_h + W_hidden, phi = ReLU(W_1 u + b_1).
 
-    Meaning: however nonlinear in the edge, it is linear in x: the last layer of the network is the mixing, what is
-    before it the structure.
+    Meaning: nonlinear in the edge attributes but linear in x: the last layer of the network is the mixing, the layers
+    before it are the structure.
 
-    In the family: hidden + 1 taps on the edges, learned, and the identity; W dense.
+    In the family: hidden + 1 learned taps on the edges, and the identity; W dense.
 
-    Traps: edge weights are ignored. PyG's NNConv takes any network; its Sequential(Linear(dim, hidden), ReLU(),
-    Linear(hidden, i o)) is this, with `edge_attr` for u. A maximum over the edges does not split into taps. PyG makes
-    a matrix for every edge, e i o numbers; here there are e (hidden + 1) values.
+    Traps: edge weights are ignored. PyG's NNConv takes any network; Sequential(Linear(dim, hidden), ReLU(),
+    Linear(hidden, i o)) is this operator, with `edge_attr` as u. A maximum over the edges cannot be split into taps.
+    PyG forms a matrix per edge, e i o numbers; here e (hidden + 1) values are stored.
 
     Args:
-        in_channels, out_channels: channels.
-        dim: attributes of an edge.
-        hidden: units of the network.
-        aggr: "sum", or "mean" over the edges that arrive.
-        root_weight: whether the node itself has a matrix.
-        bias: whether one number a channel is added.
+        in_channels, out_channels: numbers of channels.
+        dim: number of attributes per edge.
+        hidden: number of hidden units of the network.
+        aggr: "sum" or "mean" over the incoming edges.
+        root_weight: whether to add the node itself, with its own matrix.
+        bias: whether to add a bias.
 
-    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim). w1 (hidden, dim) and b1 are the first Linear's; the weight's
-    taps are the columns of the last Linear as (i, o), its bias as (i, o), and PyG's lin.
+    Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim). w1 (hidden, dim) and b1 are those of the first Linear; the
+    weight's taps are the columns of the last Linear as (i, o), then its bias as (i, o), then PyG's lin.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
-        ValueError: if aggr is neither, a size is not positive, or the graph has other attributes.
+        ValueError: if aggr is unknown, a size is not positive, or the graph has no edge_attr or one of another width.
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""PyG's convolutions that are not of the form sum_k S_k X W_k + b, and the assumption that fails."""
+"""PyG's convolutions that are not of the form sum_k S_k X W_k + b, each with the assumption that fails."""
 
 from __future__ import annotations
 

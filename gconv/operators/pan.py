@@ -1,4 +1,4 @@
-"""Path integrals: walks of every length, each length with a learned weight."""
+"""Path integrals: sums over walks, with a learned weight per length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Paths(GraphStructure):
-    """N^-1/2 (sum_l c_l A^l) N^-1/2, N the number of nodes within reach."""
+    """N^-1/2 (sum_l c_l A^l) N^-1/2, N the number of nodes within filter_size hops."""
 
     filter_size: int
 
@@ -43,19 +43,19 @@ class Paths(GraphStructure):
     citation="Ma et al., Path Integral Based Convolution and Pooling for Graph Neural Networks, NeurIPS 2020",
 )
 def pan(in_channels: int, out_channels: int, filter_size: int, bias: bool = True) -> Parts:
-    """PANConv: the maximal entropy transition matrix, all walks up to a length, weighed by their length.
+    """PANConv: the maximal entropy transition matrix, a sum over all walks up to a length, weighted by length.
 
     Equation: Y = N^-1/2 (sum_{l<=L} c_l A^l) N^-1/2 X W + b, c_l = p_0 p_1 ... p_l, N_ii the number of nodes from which
-    i is reached in at most L steps.
+    i can be reached in at most L steps.
 
-    Meaning: p_l is the price of one more step; a learned, short-sighted relative of appnp.
+    Meaning: p_l is the factor for one more step; like appnp, but with learned coefficients and a finite range.
 
     In the family: one tap, a learned polynomial of the adjacency between two diagonals, never formed; W dense.
 
-    Traps: as PyG's code has it, c_l is the product of the weights so far, not the weight; N counts nodes, not walks,
-    the node itself among them; edge weights are ignored, double edges count twice in A. PyG returns M beside the
-    output: here it is `layer.at(graph).S`. PyG's runs on a sparse tensor package that was absent here, so PyG could not
-    be run, and the oracle is this formula with dense matrices.
+    Traps: as in PyG's code, c_l is a cumulative product of the weights, not the weight itself; N counts nodes (the node
+    itself included), not walks; edge weights are ignored, and double edges count twice in A. PyG also returns the
+    matrix M, here `layer.at(graph).S`. PyG's PANConv needs a sparse tensor package, so it was not run here: the oracle
+    in the tests is this formula with dense matrices.
 
     Args: PyG's PANConv's. filter_size: L.
 

@@ -1,4 +1,4 @@
-"""Operators that move numbers and learn nothing: patches and their sum, pixel and channel shuffles, borders."""
+"""Operators without parameters that rearrange values: unfold and fold, pixel and channel shuffles, padding."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHI = "Shi et al., Real-Time Single Image and Video Super-Resolution Using an Ef
 
 @dataclass(frozen=True)
 class Folding(GridStructure):
-    """The shifts that lead from a grid of patches back to a grid of known size, or of blocks back to their sites.
+    """Transposed shifts, from a grid of patches to a grid of given size, or from a grid of blocks to their sites.
 
     Args:
-        size: the grid led to; None where it follows from the patches, one beside the other.
+        size: the output grid; None if the patches tile it, so that its size follows from theirs.
         kernel, stride, dilation, padding: of the patches.
     """
 
@@ -59,7 +59,7 @@ class Folding(GridStructure):
 
 @dataclass(frozen=True)
 class Blocks(GridStructure):
-    """The sites of blocks that tile the grid, a tap for each place in a block."""
+    """The sites of blocks that tile the grid, with one tap per position in a block."""
 
     kernel: tuple[int, ...]
 
@@ -83,7 +83,7 @@ class Blocks(GridStructure):
 
 @dataclass(frozen=True)
 class Stay(Structure):
-    """Every site keeps its own signal, on any domain."""
+    """The identity, on any domain."""
 
     domain = "any"
     square = "each node keeps its own signal"
@@ -96,7 +96,7 @@ class Stay(Structure):
 def _patches(
     kernel_size: Any, dilation: Any, padding: Any, stride: Any, ndim: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Pairs]:
-    """Kernel, stride, dilation and padding, read."""
+    """Kernel, stride, dilation and padding, one number (or pair) per axis, after validation."""
     kernel = per_axis("kernel_size", kernel_size, axes(ndim), 1)
     steps, spread = per_axis("stride", stride, ndim, 1), per_axis("dilation", dilation, ndim, 1)
     pads = read_padding(padding, kernel, steps, spread)
@@ -115,17 +115,17 @@ def _patches(
     citation="Chellapilla, Puri and Simard, High Performance CNNs for Document Processing, IWFHR 2006",
 )
 def unfold(kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, ndim: int = 2) -> Parts:
-    """Patches (im2col): all that lies under the kernel, side by side in the channels.
+    """Patch extraction (im2col): the values under the kernel, concatenated as channels.
 
-    Equation: y[m, c k + t] = x[s m + d a_t - p, c], with a_t the place of tap t and k taps.
+    Equation: y[m, c k + t] = x[s m + d a_t - p, c], with k taps and a_t the offset of tap t.
 
-    Meaning: a convolution is this, then a matrix. In the family: the shifts of conv2d; W_t writes channel c of tap t to
-    channel c k + t.
+    Meaning: a convolution is unfold followed by a matrix product. In the family: the shifts of conv2d; W_t writes
+    channel c of tap t to channel c k + t.
 
-    Traps: torch.nn.Unfold returns (b, c k, h' w'), its patches in a row; here they keep their grid, y.flatten(2) is
-    torch's. Arguments in torch's order, dilation before stride.
+    Traps: torch.nn.Unfold flattens the patches to (b, c k, h' w'); here they stay on their grid, and y.flatten(2) is
+    torch's result. Arguments are in torch's order, dilation before stride.
 
-    Args: torch.nn.Unfold's, padding also as pairs; ndim: 1, 2 or 3 axes.
+    Args: torch.nn.Unfold's, with padding also as pairs; ndim: 1, 2 or 3 axes.
 
     Shapes: x (b, c, *grid) -> (b, c k, *grid').
 
@@ -155,21 +155,21 @@ def unfold(kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 
 def fold(
     output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1, ndim: int = 2
 ) -> Parts:
-    """The adjoint of `unfold` (col2im): patches are laid where they came from, and overlaps add up.
+    """The adjoint of `unfold` (col2im): patches are added back at their positions, and overlaps are summed.
 
     Equation: y = sum_t S_t^T x_t, with x_t the channels c k + t and S_t the shifts of `unfold`.
 
-    Meaning: each patch is painted back. In the family: every S_t transposed, and W_t reads channel c k + t.
+    Meaning: it reassembles an image from patches. In the family: every S_t transposed; W_t reads channel c k + t.
 
-    Traps: the adjoint, not the inverse: a site covered twice counts twice. torch.nn.Fold takes (b, c k, L); here the
-    patches are on their grid.
+    Traps: it is the adjoint, not the inverse: a site covered by two patches is the sum of both. torch.nn.Fold takes
+    (b, c k, L); here the patches are on their grid.
 
-    Args: torch.nn.Fold's, padding also as pairs; ndim: 1, 2 or 3 axes.
+    Args: torch.nn.Fold's, with padding also as pairs; ndim: 1, 2 or 3 axes.
 
     Shapes: x (b, c k, *grid') -> (b, c, *output_size).
 
     Raises:
-        ValueError: if the patches of that output size lie on another grid, or k does not divide the channels.
+        ValueError: if the grid of patches does not match output_size, or k does not divide the channels.
 
     >>> import torch
     >>> from gconv import GConv
@@ -194,12 +194,12 @@ def fold(
 def pixel_shuffle(upscale_factor: int, ndim: int = 2) -> Parts:
     """Sub-pixel rearrangement: r^2 channels become a block of r x r pixels.
 
-    Equation: y[r m + a, c] = x[m, c r^2 + t], with a the place of tap t in the block.
+    Equation: y[r m + a, c] = x[m, c r^2 + t], with a the offset of tap t in the block.
 
-    Meaning: the end of a super-resolution network; a convolution before it learns to upsample. In the family: `fold`
-    with kernel and stride r, an orthogonal map.
+    Meaning: the last layer of a super-resolution network: the convolution before it learns the upsampling. In the
+    family: `fold` with kernel and stride r, an orthogonal map.
 
-    Traps: ONNX's DepthToSpace has this order of channels in mode "CRD", not in its default.
+    Traps: ONNX's DepthToSpace uses this order of channels in mode "CRD", not by default.
 
     Args: upscale_factor: r; ndim: 1, 2 or 3 axes (torch: 2).
 
@@ -228,10 +228,10 @@ def pixel_shuffle(upscale_factor: int, ndim: int = 2) -> Parts:
 def pixel_unshuffle(downscale_factor: int, ndim: int = 2) -> Parts:
     """Space to depth: each block of r x r pixels becomes r^2 channels.
 
-    Equation: y[m, c r^2 + t] = x[r m + a, c], with a the place of tap t in the block.
+    Equation: y[m, c r^2 + t] = x[r m + a, c], with a the offset of tap t in the block.
 
-    Meaning: downsampling that loses nothing; the inverse and the adjoint of `pixel_shuffle`. In the family: `unfold`
-    with kernel and stride r.
+    Meaning: lossless downsampling; the inverse and the adjoint of `pixel_shuffle`. In the family: `unfold` with kernel
+    and stride r.
 
     Args: downscale_factor: r; ndim: 1, 2 or 3 axes (torch: 2).
 
@@ -257,16 +257,16 @@ def pixel_unshuffle(downscale_factor: int, ndim: int = 2) -> Parts:
     citation="Zhang et al., ShuffleNet, CVPR 2018",
 )
 def channel_shuffle(channels: int, groups: int) -> Parts:
-    """Channels change places, so that the groups of the next grouped convolution meet.
+    """A permutation of the channels that exchanges information between the groups of grouped convolutions.
 
     Equation: y[m, c g + r] = x[m, r (i / g) + c].
 
-    Meaning: channels written in g rows are read by columns. In the family: S = I and W a permutation; on images and on
-    graphs.
+    Meaning: the channels, as a (g, i / g) matrix, are transposed. In the family: S = I and W a permutation, on images
+    and on graphs.
 
-    Args: channels: i; groups: g, as torch.nn.ChannelShuffle's.
+    Args: channels: i. groups: g, as torch.nn.ChannelShuffle's.
 
-    Shapes: x (b, i, *grid) -> the same; graphs (*b, n, i).
+    Shapes: x (b, i, *grid) -> (b, i, *grid); on graphs (*b, n, i) -> (*b, n, i).
 
     Raises:
         ValueError: if the groups do not divide the channels.
@@ -290,25 +290,27 @@ def channel_shuffle(channels: int, groups: int) -> Parts:
     citation=DUMOULIN,
 )
 def pad(padding: Any, mode: Mode = "zeros", ndim: int = 2) -> Parts:
-    """Lay a border around the grid.
+    """Pad the borders of a grid.
 
-    Equation: y[m] = x[m - p] inside, and outside 0 or the site of the grid that the mode names.
+    Equation: y[m] = x[m - p] inside the grid; outside it 0, or the value of the site chosen by the mode.
 
-    Meaning: circular continues on the other side, reflect mirrors without repeating the border, replicate repeats it.
+    Meaning: "circular" wraps around, "reflect" mirrors without repeating the border, "replicate" repeats the border.
     In the family: a kernel of a single tap, with padding; W = I.
 
-    Traps: pairs follow the axes, ((top, bottom), (left, right)); torch.nn.ZeroPad2d takes (left, right, top, bottom).
-    Negative numbers crop. A constant other than zero is no linear map (torch.nn.ConstantPad2d) and lies outside.
+    Traps: pairs are in the order of the axes, ((top, bottom), (left, right)); torch.nn.ZeroPad2d takes (left, right,
+    top, bottom). Negative numbers crop. Padding with a constant other than zero (torch.nn.ConstantPad2d) is not linear
+    and outside the family.
 
     Args:
-        padding: a number, one an axis, or (before, after) for each axis.
+        padding: a number, one per axis, or (before, after) for each axis.
         mode: "zeros", "circular", "reflect" or "replicate".
         ndim: 1, 2 or 3 axes.
 
     Shapes: x (b, c, h, w) -> (b, c, h + before + after, ...).
 
     Raises:
-        ValueError: if the mode is unknown, nothing would be left, or reflect reaches beyond n - 1 or circular n sites.
+        ValueError: if the mode is unknown, the result would be empty, or the padding exceeds n - 1 ("reflect") or n
+            ("circular") sites.
 
     >>> import torch
     >>> from gconv import GConv

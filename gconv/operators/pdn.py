@@ -1,4 +1,4 @@
-"""Pathfinder discovery: the edges' attributes say what each edge weighs."""
+"""Pathfinder discovery: edge weights computed from edge attributes by a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Weighed(GraphStructure):
-    """gcn's adjacency of edges that a network of their attributes weighs, sigmoid(w_2 . ReLU(W_1 u + b_1) + b_2)."""
+    """gcn's adjacency with learned edge weights sigmoid(w_2 . ReLU(W_1 u + b_1) + b_2), u the edge attributes."""
 
     dim: int
     hidden: int
@@ -40,7 +40,7 @@ class Weighed(GraphStructure):
         units = (u @ theta["w1"].t() + theta["b1"]).relu()
         weight = (units @ theta["w2"] + theta["b2"]).sigmoid()
         entries, edge = pattern(domain, "fill" if self.add_self_loops else "keep")
-        weight = torch.cat([weight, weight.new_ones(1)])[edge]  # -1 reads the weight of an added loop
+        weight = torch.cat([weight, weight.new_ones(1)])[edge]  # index -1 is an added loop, of weight 1
         return Taps(entries, normalised(entries, weight) if self.normalize else weight)
 
 
@@ -63,24 +63,24 @@ def pdn(
     normalize: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """PDNConv: a graph convolution whose edge weights are learned from the attributes of the edges.
+    """PDNConv: gcn with edge weights computed from the edge attributes by a small network.
 
     Equation: Y = D^-1/2 (A' + I) D^-1/2 X W + b, A'[i, j] = sum over edges j -> i of
     sigmoid(w_2 . ReLU(W_1 u_ij + b_1) + b_2), D the degrees of A' + I.
 
-    Meaning: of several kinds of neighbourship, the task picks those that matter.
+    Meaning: the network learns which kinds of edges are relevant for the task.
 
     In the family: one tap, learned; W dense.
 
-    Traps: gcn's conventions, as in PyG: a node with a self-loop keeps it, and its learned weight; in-degrees normalise
-    both ends. u is `edge_attr`; edge weights are ignored. Without normalize no loops are added.
+    Traps: gcn's conventions, as in PyG: a node with a self-loop keeps it and its learned weight; in-degrees normalise
+    both ends of an edge. u is `edge_attr`; edge weights are ignored. With normalize=False no self-loops are added.
 
     Args: PyG's PDNConv's.
 
     Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, edge_dim). w1, b1 and w2, b2 are PyG's mlp.0 and mlp.2.
 
     Raises:
-        ValueError: if a size is not positive, or the graph has other attributes.
+        ValueError: if a size is not positive, or the graph has no edge_attr or one of another width.
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Many steps on a graph: polynomials of one sparse matrix, by their recurrence."""
+"""Multi-hop graph convolutions: polynomials of one sparse matrix, evaluated by their recurrence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_STEPS = 100_000
 
 @dataclass(frozen=True)
 class Powers(GraphStructure):
-    """p_k(L), or fixed combinations of them, of a rescaled Laplacian or a normalised adjacency."""
+    """Polynomials p_k(L) of a rescaled Laplacian or a normalised adjacency, or fixed combinations of them."""
 
     recurrence: Recurrence
     matrix: Literal["laplacian", "adjacency", "adjacency+loops"]
@@ -48,7 +48,11 @@ def _terms(k: int, least: int) -> int:
 
 
 def at_most(name: str, value: int, most: int) -> int:
-    """The value, if it does not ask for more than `most`."""
+    """The value, if it is at most `most`.
+
+    Raises:
+        ValueError: otherwise.
+    """
     if value > most:
         raise ValueError(f"{name} can be at most {most:,}, but it is {value}.")
     return value
@@ -75,26 +79,27 @@ def cheb(
     lambda_max: float | str | None = "bound",
     bias: bool = True,
 ) -> Parts:
-    """The Chebyshev convolution: a filter of k terms, k - 1 steps wide, learned without an eigenbasis.
+    """The Chebyshev convolution: a learned spectral filter of k terms over k - 1 hops, without an eigenbasis.
 
     Equation: Y = sum_{t<k} T_t(L~) X W_t + b, L~ = 2 L / lambda_max - I, T_0 = 1, T_1 = z, T_t = 2 z T_{t-1} - T_{t-2}.
 
-    Meaning: W_t weighs the t-th Chebyshev polynomial of the graph's frequencies; a node sees its k - 1 hop
-    neighbourhood.
+    Meaning: W_t is the coefficient matrix of the t-th Chebyshev polynomial in the graph's frequencies; the receptive
+    field of a node is its (k - 1)-hop neighbourhood.
 
-    In the family: k taps, polynomials of one sparse matrix, never formed; W dense. Run by the recurrence at the input
-    width, or by Clenshaw's at the output width.
+    In the family: k taps, polynomials of one sparse matrix that are never formed; W dense. Evaluated by the recurrence
+    on the input channels, or by Clenshaw's algorithm on the output channels.
 
-    Traps: k counts terms (PyG's K; a paper's order is k - 1). PyG's conventions: self-loops are dropped, out-degrees
-    normalise, the "rw" operator acts as A D^-1, an isolated node has diagonal 1 in a normalised L, and lambda_max
-    defaults to the bound 2 max(L_ij), which is 2 for normalised Laplacians; "exact" computes it.
+    Traps: k counts terms (PyG's K; a paper's order is k - 1). PyG's conventions: self-loops are dropped; the Laplacian
+    is normalised by out-degrees; "rw" acts as A D^-1; an isolated node has diagonal 1 in a normalised L; lambda_max
+    defaults to the bound 2 max(L_ij), which is 2 for normalised Laplacians ("exact" computes the eigenvalue).
 
-    Args: PyG's ChebConv's; `lambda_max` here, not in the call.
+    Args: PyG's ChebConv's, with `lambda_max` here instead of in the call.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 
     Raises:
-        ValueError: if k < 1, or the normalisation is unknown.
+        ValueError: if k < 1, the normalisation is unknown, lambda_max is not positive or far too small for the graph,
+            or a weighted degree is negative (with "sym").
 
     >>> import torch
     >>> from gconv import GConv
@@ -118,13 +123,17 @@ def cheb(
     init="glorot",
 )
 def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> Parts:
-    """Simplified graph convolution: k steps of gcn's averaging, one matrix.
+    """Simplified graph convolution: k steps of gcn's averaging and one matrix.
 
     Equation: Y = S^k X W + b, S = D^-1/2 (A + I) D^-1/2.
 
-    In the family: one tap, the k-th power of gcn's S, by repeated products; W dense.
+    Meaning: k layers of gcn without the nonlinearities and with a single weight matrix; S^k X can be precomputed.
 
-    Args: PyG's SGConv's, K written k.
+    In the family: one tap, the k-th power of gcn's S, evaluated by repeated products; W dense.
+
+    Traps: gcn's conventions for self-loops and degrees.
+
+    Args: PyG's SGConv's, with K named k.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 
@@ -154,15 +163,17 @@ def sgc(in_channels: int, out_channels: int, k: int = 1, bias: bool = True) -> P
     init="glorot",
 )
 def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> Parts:
-    """Topology adaptive graph convolution: one matrix for each number of steps.
+    """Topology adaptive graph convolution: one matrix per power of the adjacency.
 
     Equation: Y = sum_{t=0..k} S^t X W_t + b, S = D^-1/2 A D^-1/2.
 
+    Meaning: a polynomial filter in the monomial basis; W_t mixes the channels of what is t hops away.
+
     In the family: k + 1 taps, the powers of one sparse matrix; W dense.
 
-    Traps: no self-loops are added (as in PyG); k steps are k + 1 taps.
+    Traps: no self-loops are added (as in PyG); k hops are k + 1 taps.
 
-    Args: PyG's TAGConv's, K written k.
+    Args: PyG's TAGConv's, with K named k.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 
@@ -186,15 +197,17 @@ def tag(in_channels: int, out_channels: int, k: int = 3, bias: bool = True) -> P
     citation="Gasteiger, Bojchevski and Guennemann, Predict then Propagate, ICLR 2019",
 )
 def appnp(k: int = 10, alpha: float = 0.1) -> Parts:
-    """Personalised PageRank propagation of predictions: no weights of its own.
+    """Personalised PageRank propagation of predictions, without parameters.
 
     Equation: Y = sum_{t<k} alpha (1 - alpha)^t S^t X + (1 - alpha)^k S^k X, S = D^-1/2 (A + I) D^-1/2.
 
-    Meaning: k steps of Z <- (1 - alpha) S Z + alpha X: a walk that returns home with probability alpha.
+    Meaning: k steps of Z <- (1 - alpha) S Z + alpha X, a random walk with restart probability alpha.
 
     In the family: one tap, a fixed polynomial of gcn's S; W = I.
 
-    Args: PyG's APPNP's, K written k.
+    Traps: gcn's conventions for self-loops and degrees. PyG's dropout of edges between the steps is not included.
+
+    Args: PyG's APPNP's, with K named k.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
 

@@ -1,4 +1,4 @@
-"""Pooling: one window matrix, channels left as they are. The mean is linear; the maximum is not."""
+"""Pooling: one window matrix, applied to each channel. The mean is linear, the maximum is not."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gconv.mixing import Fixed
 from gconv.operators.shapes import Padding, are_pairs, grid, messy, pads_on, per_axis, read_padding
 from gconv.spec import Domain, GridStructure, Parts, Sample, Structure, Theta, register
 
-MANY, BLOCK = 4096, 1024  # nodes from which on a sum over them goes in blocks, and nodes in a block
+MANY, BLOCK = 4096, 1024  # number of nodes above which global sums are computed in blocks, and nodes per block
 SCHERER = "Scherer, Mueller and Behnke, Evaluation of Pooling Operations, ICANN 2010"
 
 
 @dataclass(frozen=True)
 class Window(GridStructure):
-    """The structure of pooling: all sites under the kernel in one tap."""
+    """The structure of pooling: all sites under the kernel form one tap."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -56,7 +56,7 @@ class Window(GridStructure):
             covered.append((before, after) if self.count_include_pad else (0, 0))
             if self.ceil_mode:
                 out = -(-(n + before + after - d * (k - 1) - 1) // s) + 1
-                out -= (out - 1) * s >= n + before  # a window may not start behind the grid
+                out -= (out - 1) * s >= n + before  # the last window must start inside the grid or its left padding
                 needed = (out - 1) * s + d * (k - 1) + 1 - n - before
                 after = needed if needed > after or after - needed >= s else after
             padding.append((before, after))
@@ -68,7 +68,7 @@ class Window(GridStructure):
         )
 
     def _refuse_empty(self, size: tuple[int, ...], padding: list[tuple[int, int]]) -> None:
-        """A window without any site of the grid has no mean over the sites of the grid."""
+        """Raises InputError if a window contains no site of the grid, so that its mean is undefined."""
         for axis, (n, k, s, d, (before, after)) in enumerate(
             zip(size, self.kernel, self.stride, self.dilation, padding, strict=True)
         ):
@@ -132,7 +132,16 @@ def avg_pool1d(
     count_include_pad: bool = True,
     dilation: Any = 1,
 ) -> Parts:
-    """Average pooling of sequences; `avg_pool2d` says everything.
+    """Average pooling of sequences; see `avg_pool2d` for details.
+
+    Equation: as avg_pool2d, with one axis.
+
+    Args: torch.nn.AvgPool1d's, in its order, and `dilation`.
+
+    Shapes: x (b, c, length) -> (b, c, length').
+
+    Raises:
+        ValueError: as avg_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -166,22 +175,22 @@ def avg_pool2d(
 
     Equation: y[m] = (1 / |window|) sum over the sites j of the window at m of x[j].
 
-    Meaning: a fixed blur with a stride. In the family: one tap, the window matrix, and W = I.
+    Meaning: a fixed blur followed by subsampling. In the family: one tap, the window matrix; W = I.
 
-    Traps: with padding, torch counts the padded sites in |window| (count_include_pad=True), but never those that only
-    ceil_mode adds; ONNX's default is not to count them. The stride defaults to the kernel (ONNX: to 1).
+    Traps: torch counts padded sites in |window| (count_include_pad=True), except those added only by ceil_mode; ONNX
+    does not count them by default. The stride defaults to the kernel size (ONNX: to 1).
 
-    Args: torch.nn.AvgPool2d's, in its order. Beyond torch, as in ONNX: `dilation`, and padding also as
-    ((before, after), ...), which may exceed half the kernel, "same_upper" or "same_lower" (h' = ceil(h / stride), an
-    odd site behind or before).
+    Args: torch.nn.AvgPool2d's, in its order. Beyond torch, as in ONNX: `dilation`, and padding as ((before, after),
+    ...), which may exceed half the kernel, or "same_upper" or "same_lower" (h' = ceil(h / stride), with an odd site at
+    the end or at the beginning).
 
     Shapes: x (b, c, h, w) -> (b, c, h', w').
 
     Raises:
-        ValueError: if a number is out of range, padding exceeds half the kernel, a window lies wholly in the padding
-            and has no mean, or the kernel does not fit.
+        ValueError: if a number is out of range, padding exceeds half the kernel, a window lies entirely in padding that
+            is not counted, or the kernel does not fit.
 
-    Outside the family: power averages (LPPool, not linear in x), and fractional max pooling, whose windows are random.
+    Outside the family: power means (LPPool, not linear in x) and fractional max pooling (random windows).
 
     >>> import torch
     >>> from gconv import GConv
@@ -208,7 +217,16 @@ def avg_pool3d(
     divisor_override: int | None = None,
     dilation: Any = 1,
 ) -> Parts:
-    """Average pooling of volumes; `avg_pool2d` says everything.
+    """Average pooling of volumes; see `avg_pool2d` for details.
+
+    Equation: as avg_pool2d, with three axes.
+
+    Args: torch.nn.AvgPool3d's, in its order, and `dilation`.
+
+    Shapes: x (b, c, d, h, w) -> (b, c, d', h', w').
+
+    Raises:
+        ValueError: as avg_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -232,7 +250,16 @@ def _largest(ndim: int, kernel_size: Any, stride: Any, padding: Any, dilation: A
 def max_pool1d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Parts:
-    """Max pooling of sequences; `max_pool2d` says everything.
+    """Max pooling of sequences; see `max_pool2d` for details.
+
+    Equation: as max_pool2d, with one axis.
+
+    Args: torch.nn.MaxPool1d's, in its order, without return_indices.
+
+    Shapes: x (b, c, length) -> (b, c, length').
+
+    Raises:
+        ValueError: as max_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -258,13 +285,13 @@ def max_pool2d(
 
     Equation: y[m] = max over the sites j of the window at m of x[j].
 
-    Meaning: keeps the strongest response, wherever in the window it is. In the family: the window matrix with its tap
-    reduced by max instead of the sum, W = I. Not linear: `layer.at(...)` raises NotLinear.
+    Meaning: the strongest response in the window, independent of its position. In the family: the window matrix,
+    reduced by max instead of the sum; W = I. Not linear: `layer.at(...)` raises NotLinear.
 
-    Traps: padding never wins (it counts as minus infinity). The stride defaults to the kernel. A window wholly in the
-    padding gives minus infinity, as in torch.
+    Traps: padding counts as minus infinity, so a window entirely in the padding gives minus infinity, as in torch. The
+    stride defaults to the kernel size.
 
-    Args: torch.nn.MaxPool2d's, in its order, without return_indices. Padding also as avg_pool2d's.
+    Args: torch.nn.MaxPool2d's, in its order, without return_indices. Padding as in avg_pool2d.
 
     Shapes: x (b, c, h, w) -> (b, c, h', w').
 
@@ -289,7 +316,16 @@ def max_pool2d(
 def max_pool3d(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> Parts:
-    """Max pooling of volumes; `max_pool2d` says everything.
+    """Max pooling of volumes; see `max_pool2d` for details.
+
+    Equation: as max_pool2d, with three axes.
+
+    Args: torch.nn.MaxPool3d's, in its order, without return_indices.
+
+    Shapes: x (b, c, d, h, w) -> (b, c, d', h', w').
+
+    Raises:
+        ValueError: as max_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -300,14 +336,14 @@ def max_pool3d(
 
 
 def _gathered(row: Tensor, rows: int, values: Tensor, reduce: Literal["sum", "max"]) -> Taps:
-    """One tap in which site j has a single entry, in this row."""
+    """One tap in which site j has a single entry, in row `row[j]`."""
     site = torch.arange(len(row), device=row.device)
     return Taps(Pattern((1, rows, len(row)), torch.zeros_like(row), row, site), values, reduce)
 
 
 @dataclass(frozen=True)
 class Everything(Structure):
-    """One output site for the whole grid, or for each part of a disjoint union of graphs."""
+    """One output site for the whole grid, or one for each part of a disjoint union of graphs."""
 
     reduce: Literal["mean", "sum", "max"]
 
@@ -324,14 +360,14 @@ class Everything(Structure):
         part, parts = domain.part(), len(domain.ptr) - 1
         if self.reduce == "max":
             return _gathered(part, parts, torch.ones_like(part, dtype=call.x.dtype), "max")
-        # a share of many nodes is too small a number for float16, whose products are summed in float32 anyway
+        # 1 / n can underflow in float16; sums of float16 products are accumulated in float32 anyway
         values = torch.ones_like(part, dtype=call.x.dtype)
         if self.reduce == "mean":
             dtype = torch.float32 if call.x.dtype == torch.float16 else call.x.dtype
             values = counts(part, parts).double().reciprocal()[part].to(dtype)
         if domain.size <= MANY:
             return _gathered(part, parts, values, "sum")
-        # many terms are summed in blocks, whose sums are summed: one after the other, rounding would add up
+        # pairwise summation in two levels limits the accumulation of rounding errors over many terms
         sizes = [-(-(b - a) // BLOCK) for a, b in itertools.pairwise(domain.ptr)]
         blocks = torch.tensor(sizes, device=domain.device)
         start = torch.tensor(domain.ptr[:-1], device=domain.device)
@@ -363,16 +399,18 @@ def global_pool(reduce: Literal["mean", "sum", "max"] = "mean") -> Parts:
 
     Equation: y[g] = reduce over the sites j of part g of x[j].
 
-    Meaning: the readout between convolutions and a classifier. In the family: one tap whose rows cover the
-    parts; W = I.
+    Meaning: the readout between convolutions and a classifier. In the family: one tap with one row per part; W = I.
+    With "max" it is not linear.
 
-    Trap: a bare edge_index is one graph, so it gives one row. Give the PyG batch itself, `pool(x, batch)`, or where a
-    model has only its tensors `Graph.from_edge_index(edge_index, batch=batch)`.
+    Traps: a bare edge_index is one graph and gives one row. For a batch of graphs pass the PyG batch itself,
+    `pool(x, batch)`, or, if only its tensors are available, `Graph.from_edge_index(edge_index, batch=batch)`.
+
+    Args: reduce: "mean", "sum" or "max".
 
     Shapes: images (b, c, *grid) -> (b, c, 1, ...); graphs (*b, n, c) -> (*b, parts, c).
 
     Raises:
-        ValueError: if `reduce` is none of "mean", "sum", "max".
+        ValueError: if `reduce` is not "mean", "sum" or "max".
 
     >>> import torch
     >>> from gconv import GConv

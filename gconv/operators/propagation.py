@@ -1,4 +1,4 @@
-"""Propagation: fixed and learned low-pass filters of a graph, most of them without weights."""
+"""Propagation: fixed and learned polynomial filters on a graph, most of them without a weight matrix."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ def _share(alpha: float, least: float = 0.0) -> float:
     citation="He et al., LightGCN: Simplifying and Powering Graph Convolution Network for Recommendation, SIGIR 2020",
 )
 def lightgcn(normalize: bool = True) -> Parts:
-    """LightGCN's propagation: the neighbours' average and nothing else.
+    """LightGCN's propagation: a normalised sum over the neighbours.
 
-    Equation: Y = D^-1/2 A D^-1/2 X, or Y = A X.
+    Equation: Y = D^-1/2 A D^-1/2 X, or Y = A X with normalize=False.
 
-    Meaning: neither weights nor the node itself; in LightGCN the layers' outputs are averaged, which puts it back.
+    Meaning: there is no weight matrix and no self-connection; LightGCN averages the outputs of all layers, the input
+    included, which brings each node's own signal back.
 
     In the family: one tap, an adjacency; W = I.
 
-    Traps: no self-loops are added, so an isolated node gets 0. The in-degree normalises both ends (PyG).
+    Traps: no self-loops are added, so an isolated node gets 0. In-degrees normalise both ends of an edge (PyG).
 
     Args: PyG's LGConv's.
 
@@ -78,16 +79,16 @@ def ssg(
     add_self_loops: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """Simple spectral graph convolution: the mean of all walks up to k steps, and the node itself.
+    """Simple spectral graph convolution: the mean of the first k powers of S, mixed with the node itself.
 
     Equation: Y = (alpha I + (1 - alpha) / k sum_{t=1..k} S^t) X W + b, S = D^-1/2 (A + I) D^-1/2.
 
-    Meaning: a truncated diffusion kernel: long walks widen the view, short ones keep it from washing out.
+    Meaning: a truncated diffusion kernel: high powers enlarge the receptive field, low powers limit oversmoothing.
 
     In the family: one tap, a fixed polynomial of gcn's S; W dense.
 
-    Traps: as PyG's SSGConv runs it: alpha I once, where the paper's sum has it in every term (the same number); S^0 is
-    no part of the sum.
+    Traps: as in PyG's SSGConv, alpha I is added once; the paper writes it inside the mean, which is equal. The sum
+    starts at t = 1.
 
     Args: PyG's SSGConv's, K written k.
 
@@ -117,18 +118,18 @@ def ssg(
     citation="Chien, Peng, Li and Milenkovic, Adaptive Universal Generalized PageRank Graph Neural Network, ICLR 2021",
 )
 def gpr(k: int = 10, alpha: float = 0.1) -> Parts:
-    """GPRGNN's propagation: generalised PageRank, one learned number for each number of steps.
+    """GPRGNN's propagation: generalised PageRank, with one learned coefficient per power of S.
 
     Equation: Y = sum_{t=0..k} theta_t S^t X, S = D^-1/2 (A + I) D^-1/2.
 
-    Meaning: starts as personalised PageRank, theta_t = alpha (1 - alpha)^t and theta_k = (1 - alpha)^k, that is appnp;
-    learned signs turn the low-pass filter into a high-pass one where neighbours differ.
+    Meaning: initialised as personalised PageRank (appnp): theta_t = alpha (1 - alpha)^t and theta_k = (1 - alpha)^k.
+    Learned signs can turn the low-pass filter into a high-pass one, as heterophilous graphs require.
 
     In the family: one tap, a learned polynomial of gcn's S; W = I.
 
-    Traps: theta is the paper's gamma, its code's `temp`.
+    Traps: theta is the paper's gamma, and `temp` in its code.
 
-    Args: k: steps. alpha: of the start.
+    Args: k: number of steps. alpha: restart probability of the initial theta.
 
     Shapes: x (*b, n, c) -> (*b, n, c); theta (k + 1,).
 
@@ -145,15 +146,15 @@ def gpr(k: int = 10, alpha: float = 0.1) -> Parts:
     return Filter(Powers(Recurrence.monomial(k + 1), "adjacency+loops"), tuple(map(float, start))), Fixed(), False
 
 
-DIRECTED = 100.0  # rounding errors on directed graphs grow like exp(0.42 t): beyond, nothing but them is left
-LONGEST = 1e8  # the time whose series has about 100,000 terms
+DIRECTED = 100.0  # largest t on directed graphs, where rounding errors grow like exp(0.42 t) and then dominate
+LONGEST = 1e8  # largest t; its series has about 100,000 terms
 
 
 def heat_series(t: float) -> tuple[float, ...]:
-    """e^(-t) (I_0(t), -2 I_1(t), 2 I_2(t), ...): exp(-t (1 + z)) in Chebyshev polynomials of z, down to 1e-200.
+    """e^(-t) (I_0(t), -2 I_1(t), 2 I_2(t), ...): the Chebyshev coefficients of exp(-t (1 + z)), down to 1e-200.
 
-    The ratios of Bessel's functions come from their recurrence run backwards, I_k / I_(k-1) = 1 / (2 k / t + I_(k+1) /
-    I_k), each between 0 and 1; their products are scaled by the value at z = -1, where all terms add up to 1.
+    The ratios of the Bessel functions come from their backward recurrence, I_k / I_(k-1) = 1 / (2 k / t + I_(k+1) /
+    I_k), each between 0 and 1. Their products are normalised at z = -1, where the absolute terms sum to 1.
 
     >>> [round(c, 6) for c in heat_series(1.0)[:3]]
     [0.46576, -0.415821, 0.099878]
@@ -170,10 +171,10 @@ def heat_series(t: float) -> tuple[float, ...]:
 
 
 def heat_error(t: float, k: int) -> float:
-    """The largest error of `heat(t, k)` over all frequencies in [0, 2], which it has at frequency 0.
+    """The largest error of `heat(t, k)` over all frequencies in [0, 2], attained at frequency 0.
 
-    Equation: 2 e^(-t) sum_{j>k} I_j(t), the sum of the terms left out; on an undirected graph the operator norm of
-    the error is at most that.
+    Equation: 2 e^(-t) sum_{j>k} I_j(t), the sum of the omitted terms; on an undirected graph it bounds the operator
+    norm of the error.
 
     >>> heat_error(1.0, 2) > heat_error(1.0, 6) > heat_error(1.0, 14) > 0
     True
@@ -182,7 +183,7 @@ def heat_error(t: float, k: int) -> float:
 
 
 def heat_degree(t: float) -> int:
-    """The degree that float64 cannot tell from the whole series; up to t = DIRECTED on directed graphs too.
+    """The degree at which the truncation error is below float64 precision; up to t = DIRECTED on directed graphs too.
 
     Equation: the smallest k with 2 e^(-t) sum_{j>k} (1 + sqrt(2))^j I_j(t) < 1e-15. The eigenvalues of L - I lie in the
     unit disk, where |T_j| <= (1 + sqrt(2))^j; on the interval [-1, 1] of undirected graphs |T_j| <= 1, which is the
@@ -209,21 +210,21 @@ def heat_degree(t: float) -> int:
     "Gasteiger, Weissenberger and Guennemann, Diffusion Improves Graph Learning, NeurIPS 2019",
 )
 def heat(t: float = 1.0, k: int | None = None) -> Parts:
-    """The heat kernel: what is left of a signal after it has diffused for a time t.
+    """The heat kernel: a signal after diffusion for a time t.
 
     Equation: Y = exp(-t L) X, L = I - D^-1/2 A D^-1/2, by k steps of the Chebyshev series
-    exp(-t L) = e^(-t) (I_0(t) + 2 sum_j (-1)^j I_j(t) T_j(L - I)), I_j Bessel's functions.
+    exp(-t L) = e^(-t) (I_0(t) + 2 sum_j (-1)^j I_j(t) T_j(L - I)), I_j the modified Bessel functions.
 
     Meaning: the solution of dX/dt = -L X; frequency lambda is damped by exp(-t lambda).
 
     In the family: one tap, a fixed polynomial of the Laplacian; W = I.
 
-    Traps: on undirected graphs the error is at most `heat_error(t, k)`. On directed ones that bound does not hold, more
-    terms are needed (the default has them) and rounding errors grow like exp(0.42 t): keep t small there (20 is fine,
-    at 40 single precision overflows, above 100 they are refused). Self-loops are dropped. An isolated node has L = 1
-    and cools by exp(-t).
+    Traps: on undirected graphs the error is at most `heat_error(t, k)`. On directed graphs that bound does not hold,
+    more terms are needed (the default includes them), and rounding errors grow like exp(0.42 t): keep t small (20 is
+    fine, 40 overflows in single precision, above 100 is an error). Self-loops are dropped. An isolated node has L = 1
+    and is damped by exp(-t).
 
-    Args: t: time, > 0. k: degree; None for as much as float64 can tell, see `heat_degree`.
+    Args: t: time, > 0. k: degree; None for float64 precision, see `heat_degree`.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
 
@@ -248,7 +249,7 @@ def heat(t: float = 1.0, k: int | None = None) -> Parts:
 
 @dataclass(frozen=True)
 class OnUndirected(GraphStructure):
-    """Polynomials that stand for another function on the interval [-1, 1]: they need a symmetric matrix."""
+    """Polynomials that approximate another function on the interval [-1, 1]; they require a symmetric matrix."""
 
     powers: Powers
     instead: str = "appnp, a power series,"
@@ -275,19 +276,19 @@ class OnUndirected(GraphStructure):
     citation="Gasteiger, Weissenberger and Guennemann, Diffusion Improves Graph Learning, NeurIPS 2019",
 )
 def ppr(alpha: float = 0.15, k: int | None = None) -> Parts:
-    """Personalised PageRank, not truncated: where a walk that returns home with probability alpha is found.
+    """Personalised PageRank in the limit of infinitely many steps: a random walk with restart probability alpha.
 
     Equation: Y = alpha (I - (1 - alpha) S)^-1 X, S = D^-1/2 (A + I) D^-1/2, by k steps of the Chebyshev series
     alpha / sqrt(1 - q^2) (1 + 2 sum_j r^j T_j(S)), q = 1 - alpha, r = q / (1 + sqrt(1 - q^2)).
 
-    Meaning: appnp with k = infinity. A step of its power series leaves q of the error, a step of this one r: 0.56
-    instead of 0.85 at alpha = 0.15, where 59 steps are enough for float64.
+    Meaning: appnp with k = infinity. Each term of appnp's power series reduces the error by a factor q, each term of
+    this series by r: 0.56 instead of 0.85 at alpha = 0.15, where 59 terms give float64 precision.
 
     In the family: one tap, a fixed polynomial of gcn's S; W = I.
 
     Traps: undirected graphs only. The error is at most 2 alpha / sqrt(1 - q^2) r^(k+1) / (1 - r).
 
-    Args: alpha: probability of a return. k: degree; None for as many as float64 can tell.
+    Args: alpha: restart probability. k: degree; None for float64 precision.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
 

@@ -1,4 +1,4 @@
-"""Rational filters: with poles, by their series (ARMA) or in the Fourier basis (Cayley)."""
+"""Rational filters: by truncated series (ARMA) or in the graph Fourier basis (Cayley)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Poles(GraphStructure):
-    """sum_{t<=T} a_k^t S^t for each of k learned numbers a_k, S the symmetric adjacency."""
+    """sum_{t<=T} a_k^t S^t for each learned number a_k, S the symmetrically normalised adjacency."""
 
     taps: int
     layers: int
@@ -50,22 +50,22 @@ class Poles(GraphStructure):
     init="glorot",
 )
 def arma(in_channels: int, out_channels: int, num_stacks: int = 2, num_layers: int = 4, bias: bool = True) -> Parts:
-    """The ARMA filter: learned poles, by as many terms of their geometric series as there are layers.
+    """The ARMA filter: learned poles, expanded in geometric series of num_layers terms.
 
     Equation: Y = sum_k (sum_{t=0..T} a_k^t S^t) X W_k + b, S = D^-1/2 A D^-1/2; for |a_k| < 1 and T = infinity the
     bracket is (I - a_k S)^-1.
 
-    Meaning: one number a_k decides how far stack k sees: its response 1 / (1 - a_k s) is sharp where a polynomial of
-    the same size is flat. The sum is what T rounds of Z <- a_k S Z + X leave.
+    Meaning: a_k sets the range of stack k. Its response 1 / (1 - a_k s) can be sharper than that of a polynomial with
+    as many parameters. The sum is the result of T iterations of Z <- a_k S Z + X.
 
     In the family: K taps, learned polynomials of one sparse matrix; W dense.
 
-    Traps: this is PyG's ARMAConv with act=None, shared weights, the recurrent matrices a_k I, and its mean over stacks
-    taken into W. Any other ARMAConv with act=None, and one layer or no bias, is a polynomial of S with free matrices:
-    tag(k=num_layers) with the products of its matrices as weights; with an act it is several layers, not one. No
-    self-loops are added. Nothing keeps |a_k| below 1, where alone the series has a limit.
+    Traps: this is PyG's ARMAConv with act=None, shared weights and recurrent matrices a_k I; its mean over stacks is
+    absorbed in W. Every other ARMAConv with act=None, and with one layer or without bias, is tag(k=num_layers) whose
+    weights are products of its matrices; with an act it is several layers. No self-loops are added. |a_k| is not
+    constrained to be below 1, where the series converges.
 
-    Args: PyG's ARMAConv's. num_stacks: poles; num_layers: T, the highest power.
+    Args: PyG's ARMAConv's. num_stacks: number of poles; num_layers: T, the highest power.
 
     Shapes: x (*b, n, i) -> (*b, n, o); a (num_stacks,).
 
@@ -113,7 +113,7 @@ class Turns:
 
 @dataclass(frozen=True)
 class Cayley(GraphStructure):
-    """1, then the real and imaginary parts of the powers of (h lambda - i) / (h lambda + i), with a learned zoom h."""
+    """1, then the real and imaginary parts of the powers of (h lambda - i) / (h lambda + i), with h learned."""
 
     k: int
     norm: Literal["sym"] | None
@@ -144,19 +144,20 @@ class Cayley(GraphStructure):
 def cayley(
     in_channels: int, out_channels: int, k: int = 3, normalization: Literal["sym"] | None = "sym", bias: bool = True
 ) -> Parts:
-    """The Cayley filter: Fourier multipliers on a line bent into a circle, with a learned zoom.
+    """The Cayley filter: a trigonometric polynomial in the Cayley transform of the spectrum, with a learned zoom.
 
     Equation: Y = X W_0 + sum_{j=1..k} 2 Re(C^j) X W_j - 2 Im(C^j) X W_{k+j} + b, C = (h L - i I)(h L + i I)^-1; that is
     X c_0 + 2 Re sum_j C^j X c_j with complex matrices c_j = W_j + i W_{k+j}.
 
-    Meaning: C sends the spectrum onto the unit circle, exp(-2 i arccot(h lambda)), where powers are a Fourier basis.
-    A large h spreads the low frequencies over the circle, a small one the high ones: the filter focuses where it must.
+    Meaning: C maps the spectrum to the unit circle, exp(-2 i arccot(h lambda)), on which powers form a Fourier basis.
+    A large h spreads the low frequencies over the circle, a small h the high ones; learning h selects the band that
+    the filter resolves.
 
     In the family: 2k + 1 taps with real multipliers, 1, 2 cos and 2 sin of 2 j arccot(h lambda), diagonal in one
     orthogonal basis; W dense.
 
-    Traps: exact by the eigenbasis, O(n^3) once for each graph, where the paper iterates Jacobi's method; undirected
-    graphs only. The sign of h turns the circle round: -h takes C to its conjugate.
+    Traps: computed exactly in the eigenbasis, O(n^3) once per graph, where the paper iterates Jacobi's method;
+    undirected graphs only. Changing the sign of h replaces C by its conjugate.
 
     Args: k: order. normalization: "sym" or None, the Laplacian.
 

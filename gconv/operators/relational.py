@@ -1,4 +1,4 @@
-"""Relations: every label of an edge has a matrix, or a mixture of a few."""
+"""Relational graph convolutions: one matrix per edge label, or combinations of a few basis matrices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Aggregate = Literal["mean", "sum", "max"]
 
 @dataclass(frozen=True)
 class Relations(GraphStructure):
-    """One tap a label, or one a basis (learned mixtures of the labels), and perhaps the node itself."""
+    """One tap per label, or one per basis (learned combinations of the labels); with `root` the node itself, too."""
 
     relations: int
     bases: int | None
@@ -78,31 +78,31 @@ def relational(
     root_weight: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """R-GCN: the neighbours of each relation are averaged, each relation has a matrix, and so has the node itself.
+    """R-GCN: the mean of the neighbours under each relation, with one matrix per relation and one for the node itself.
 
     Equation: y_i = sum_r W_r^T aggr over edges j -> i of relation r of x_j + W_root^T x_i + b.
     With bases: W_r = sum_b comp[r, b] V_b, which is S'_b = sum_r comp[r, b] S_r with W_b = V_b.
 
-    Meaning: `selection` with averages; a few bases, or blocks on the diagonal, keep many relations from overfitting.
+    Meaning: `selection` with means. Shared bases or block-diagonal matrices limit overfitting with many relations.
 
-    In the family: one tap a relation, fixed, and W dense; or one tap a basis, learned (comp), and W dense; or W in
-    blocks. And the identity. With aggr="max" not linear.
+    In the family: one fixed tap per relation, with W dense or block diagonal; or one learned tap per basis (comp), with
+    W dense; and the identity for the node itself. With aggr="max" it is not linear.
 
-    Traps: the label is `edge_type`; edge weights are ignored, as in PyG; the mean is over the edges of one relation
-    (PyG's RGCNConv and FastRGCNConv alike), while the paper leaves c_i,r open. PyG's RGCNConv ignores edges whose label
-    is too large; here they are an error. Nodes without features (x = None in PyG) are rows of the identity here. The
-    maximum of a mixture is not a mixture of maxima: aggr="max" takes no bases.
+    Traps: relations are read from `edge_type`; edge weights are ignored, as in PyG. The mean is over the edges of one
+    relation (as in PyG's RGCNConv and FastRGCNConv); the paper leaves c_i,r open. PyG's RGCNConv ignores edges with too
+    large a label; here they are an error. For nodes without features (x = None in PyG), use the identity matrix as x.
+    The maximum of a combination is not a combination of maxima, so aggr="max" cannot be used with bases.
 
     Args: PyG's RGCNConv's.
 
-    Shapes: x (*b, n, i) -> (*b, n, o), edge_type (e,). The weight is PyG's weight with its root as last tap, comp is
-    PyG's; with blocks and a root, (relations blocks + blocks^2, i / blocks, o / blocks): the blocks of each relation,
-    then those of the root, row by row.
+    Shapes: x (*b, n, i) -> (*b, n, o), edge_type (e,). The weight is PyG's weight with its root as last tap; comp is
+    PyG's. With blocks and a root the weight is (relations blocks + blocks^2, i / blocks, o / blocks): the blocks of
+    each relation, then those of the root, row by row.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
-        ValueError: if bases and blocks are both given, blocks do not divide the channels, aggr is unknown, "max" comes
-            with bases, or the graph has no labels or one that is too large.
+        ValueError: if bases and blocks are both given, blocks do not divide the channels, aggr is unknown, "max" is
+            combined with bases, or the graph has no labels or one that is too large.
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Resampling: a small matrix along each axis of the grid, fixed by its old and its new size. Nothing is learned."""
+"""Resampling without parameters: one small matrix per axis, determined by the old and the new size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gconv.spec import GridStructure, Parts, Sample, Theta, register
 
 Along = Literal["nearest", "nearest-exact", "linear", "cubic", "area"]
 T = TypeVar("T")
-KEPT = 64  # grids whose matrices a structure remembers
+KEPT = 64  # number of grids whose matrices a structure caches
 MATRICES: Holders[Any] = Holders("matrices of resampling", "layers", lambda structure: [structure.memo])
 KEYS = "Keys, Cubic Convolution Interpolation for Digital Image Processing, IEEE Trans. ASSP 1981"
 HE = "He et al., Spatial Pyramid Pooling in Deep Convolutional Networks, ECCV 2014"
@@ -38,16 +38,16 @@ MODES: dict[str, tuple[Along, int | None]] = {
 
 @dataclass(frozen=True)
 class Resampled(GridStructure):
-    """One tap, A_1 (x) A_2 (x) A_3: each axis from n to m sites.
+    """One tap, the Kronecker product A_1 (x) A_2 (x) A_3 of one matrix (m, n) per axis.
 
     Args:
-        ndim: axes.
-        mode: how a new site reads the old ones.
-        size: m for each axis, None where it stays; or None with
+        ndim: number of axes.
+        mode: of interpolation.
+        size: m for each axis, None for an axis that keeps its size; None if `factor` is given.
         factor: m = floor(n factor) for each axis.
-        align_corners: the first and last sites stay where they are.
-        exact: steps are n / m even where a factor is given.
-        antialias: when shrinking, the window grows with the step.
+        align_corners: whether the first and last sites of both grids coincide.
+        exact: whether the step is n / m even if a factor is given.
+        antialias: whether the window is widened by the step when downsampling.
     """
 
     ndim: int
@@ -100,9 +100,9 @@ class Resampled(GridStructure):
 
 
 def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor], T]) -> T:
-    """What a structure is on a grid, made once, so that a compiler need not trace the making.
+    """The cached basis of a structure on a grid, so that a compiler does not have to trace its construction.
 
-    Sizes that an exporter keeps open stay open where an axis is kept or pooled whole; all others become constants.
+    Symbolic sizes remain symbolic if every axis is either kept or pooled entirely; otherwise they become constants.
     """
     if any(isinstance(n, SymInt) for n in domain.shape):
         if structure.size is not None and {*structure.size} <= {1, None}:
@@ -121,7 +121,7 @@ def _kept(structure: Any, domain: Grid, x: Tensor, make: Callable[[Grid, Tensor]
 
 
 def _windows(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(row, col, sites of the row): window i of m covers the sites from floor(i n / m) up to ceil((i + 1) n / m)."""
+    """(row, col, sites of the row): window i of m covers the sites floor(i n / m) <= j < ceil((i + 1) n / m)."""
     place = torch.arange(m)
     if m == n:
         return place, place, torch.ones_like(place)
@@ -136,7 +136,7 @@ def _windows(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _nearest(n: int, m: int, step: float, mode: Along, ndim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The site read by each new one (m, 1). Which side a border falls on is a matter of torch's rounding, kept here."""
+    """The site read by each new one and its weight, (m, 1) each; floating-point rounding at ties is that of torch."""
     precise = dtype == torch.float64 and ndim != 2
     kind = torch.float64 if precise else torch.float32
     at = torch.arange(m, dtype=kind) + (0.5 if mode == "nearest-exact" else 0.0)
@@ -161,7 +161,7 @@ def _interpolated(n: int, m: int, step: float, mode: Along, align_corners: bool)
 
 
 def _antialiased(n: int, m: int, step: float, mode: Along) -> tuple[Tensor, Tensor]:
-    """The same with a window as wide as the step, (m, window); weights that reach nothing are 0."""
+    """As `_interpolated`, with a window as wide as the step, (m, window); unused weights are 0."""
     wide = max(1.0, step)
     support = wide * (1 if mode == "linear" else 2)
     centre = (torch.arange(m, dtype=torch.float64) + 0.5) * step
@@ -176,7 +176,7 @@ def _antialiased(n: int, m: int, step: float, mode: Along) -> tuple[Tensor, Tens
 
 
 def _cubic(t: Tensor, a: float) -> Tensor:
-    """Keys's kernel at distance t."""
+    """The cubic convolution kernel of Keys at distance t."""
     t = t.abs()
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((t - 5) * t + 8) * t * a - 4 * a
@@ -204,30 +204,31 @@ def upsample(
     antialias: bool = False,
     ndim: int | None = None,
 ) -> Parts:
-    """Interpolation to another size, larger or smaller.
+    """Interpolation to a larger or smaller size.
 
     Equation: y[m_1, m_2] = sum over j_1, j_2 of A_1[m_1, j_1] A_2[m_2, j_2] x[j_1, j_2].
 
-    Meaning: new site m lies at (m + 1/2) s - 1/2 among the old ones, s the step (with align_corners m s, and the
-    corners stay). "nearest" takes floor(m s), "nearest-exact" the nearest; linear modes weigh the two neighbours along
-    each axis, "bicubic" four by Keys's kernel with a = -0.75; "area" is the mean of an adaptive window.
+    Meaning: with step s, output site m is at position (m + 1/2) s - 1/2 of the input (at m s with align_corners, where
+    the corners coincide). "nearest" reads floor(m s), "nearest-exact" the nearest site; linear modes weight the two
+    neighbours along each axis, "bicubic" four of them by Keys' kernel with a = -0.75; "area" is adaptive averaging.
 
-    In the family: one fixed tap, a product of one matrix for each axis that is never multiplied out; W = I.
+    In the family: one fixed tap, a Kronecker product of one matrix per axis that is never formed; W = I.
 
-    Traps: the step is 1 / scale_factor where that is given, n / m for a `size` or with recompute_scale_factor. In
-    "nearest" and "nearest-exact" torch's rounding decides where floor(m s) falls on a border: it computes in float32 in
-    two dimensions (in float64 on large images of doubles, which is not followed here). antialias has a = -0.5;
-    torch's goes wrong on an output one site wide. Call the layer once on a size before compiling it with fullgraph.
+    Traps: the step is 1 / scale_factor if that is given, n / m with `size` or recompute_scale_factor. For "nearest" and
+    "nearest-exact", ties in floor(m s) are rounded as in torch, which computes in float32 in two dimensions (but in
+    float64 for large float64 images, which is not reproduced). antialias uses a = -0.5; torch's result is wrong for an
+    output one site wide. Call the layer once for each size before compiling it with fullgraph.
 
     Args:
         size, scale_factor, mode, align_corners, recompute_scale_factor: torch.nn.Upsample's, in its order.
         antialias: as torch.nn.functional.interpolate's, for "bilinear" and "bicubic".
-        ndim: 1, 2 or 3 axes; by default what the mode or the size says, else 2.
+        ndim: 1, 2 or 3 axes; default: determined by the mode or the length of size or scale_factor, else 2.
 
-    Shapes: x (b, c, *grid) -> (b, c, *size), size = floor(scale_factor grid) where a factor is given.
+    Shapes: x (b, c, *grid) -> (b, c, *size), with size = floor(scale_factor grid) if a factor is given.
 
     Raises:
-        ValueError: if not exactly one of size and scale_factor is given, or the mode, its axes and options do not fit.
+        ValueError: if not exactly one of size and scale_factor is given, or the mode does not support the number of
+            axes or an option.
 
     >>> import torch
     >>> from gconv import GConv
@@ -260,7 +261,7 @@ def upsample(
 
 
 def _sizes(output_size: Any, ndim: int) -> tuple[int | None, ...]:
-    """The sizes of adaptive pooling; None where an axis keeps its own."""
+    """The output sizes of adaptive pooling; None for an axis that keeps its size. Raises: ValueError."""
     values = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * ndim
     if len(values) != ndim or not all(v is None or (isinstance(v, int) and v >= 1) for v in values):
         raise ValueError(
@@ -277,7 +278,16 @@ def _sizes(output_size: Any, ndim: int) -> tuple[int | None, ...]:
     citation=HE,
 )
 def adaptive_avg_pool1d(output_size: Any) -> Parts:
-    """Average pooling of sequences to a given length; `adaptive_avg_pool2d` says everything.
+    """Average pooling of sequences to a given length; see `adaptive_avg_pool2d` for details.
+
+    Equation: as adaptive_avg_pool2d, with one axis.
+
+    Args: output_size: torch.nn.AdaptiveAvgPool1d's; None keeps the length.
+
+    Shapes: x (b, c, length) -> (b, c, output_size).
+
+    Raises:
+        ValueError: as adaptive_avg_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -296,19 +306,19 @@ def adaptive_avg_pool1d(output_size: Any) -> Parts:
     citation=HE,
 )
 def adaptive_avg_pool2d(output_size: Any) -> Parts:
-    """Average pooling of images to a given size, whatever the size of the image.
+    """Average pooling of images to a given output size, for any input size.
 
     Equation: y[m] = mean of x[j] over floor(m n / m') <= j < ceil((m + 1) n / m') along each axis, m' sites from n.
 
-    Meaning: m' windows that cover the axis as evenly as whole sites allow; they overlap where m' does not divide n. In
-    the family: one fixed tap, a product of one matrix for each axis; W = I.
+    Meaning: m' windows that cover the axis as evenly as possible; they overlap if m' does not divide n. In the family:
+    one fixed tap, a Kronecker product of one matrix per axis; W = I.
 
-    Args: output_size: torch.nn.AdaptiveAvgPool2d's; None keeps an axis.
+    Args: output_size: torch.nn.AdaptiveAvgPool2d's; None keeps the size of an axis.
 
     Shapes: x (b, c, h, w) -> (b, c, *output_size).
 
     Raises:
-        ValueError: if output_size is no size.
+        ValueError: if output_size is not a positive integer, None, or one of them per axis.
 
     >>> import torch
     >>> from gconv import GConv
@@ -325,7 +335,16 @@ def adaptive_avg_pool2d(output_size: Any) -> Parts:
     citation=HE,
 )
 def adaptive_avg_pool3d(output_size: Any) -> Parts:
-    """Average pooling of volumes to a given size; `adaptive_avg_pool2d` says everything.
+    """Average pooling of volumes to a given size; see `adaptive_avg_pool2d` for details.
+
+    Equation: as adaptive_avg_pool2d, with three axes.
+
+    Args: output_size: torch.nn.AdaptiveAvgPool3d's; None keeps the size of an axis.
+
+    Shapes: x (b, c, d, h, w) -> (b, c, *output_size).
+
+    Raises:
+        ValueError: as adaptive_avg_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -369,7 +388,16 @@ class Largest(GridStructure):
 
 @register(samples=lambda adaptive_max_pool1d: [Sample(adaptive_max_pool1d(3), lambda: grid(7), 2)], citation=HE)
 def adaptive_max_pool1d(output_size: Any) -> Parts:
-    """Max pooling of sequences to a given length; `adaptive_max_pool2d` says everything.
+    """Max pooling of sequences to a given length; see `adaptive_max_pool2d` for details.
+
+    Equation: as adaptive_max_pool2d, with one axis.
+
+    Args: output_size: torch.nn.AdaptiveMaxPool1d's, without return_indices; None keeps the length.
+
+    Shapes: x (b, c, length) -> (b, c, output_size).
+
+    Raises:
+        ValueError: as adaptive_max_pool2d.
 
     >>> import torch
     >>> from gconv import GConv
@@ -387,19 +415,19 @@ def adaptive_max_pool1d(output_size: Any) -> Parts:
     citation=HE,
 )
 def adaptive_max_pool2d(output_size: Any) -> Parts:
-    """Max pooling of images to a given size, whatever the size of the image.
+    """Max pooling of images to a given output size, for any input size.
 
     Equation: y[m] = max of x[j] over floor(m n / m') <= j < ceil((m + 1) n / m') along each axis, m' sites from n.
 
-    Meaning: the windows of `adaptive_avg_pool2d`. In the family: one tap, reduced by max instead of the sum; W = I. Not
-    linear: `layer.at(...)` raises NotLinear.
+    Meaning: the windows are those of `adaptive_avg_pool2d`. In the family: one tap, reduced by max instead of the sum;
+    W = I. Not linear: `layer.at(...)` raises NotLinear.
 
-    Args: output_size: torch.nn.AdaptiveMaxPool2d's, without return_indices; None keeps an axis.
+    Args: output_size: torch.nn.AdaptiveMaxPool2d's, without return_indices; None keeps the size of an axis.
 
     Shapes: x (b, c, h, w) -> (b, c, *output_size).
 
     Raises:
-        ValueError: if output_size is no size.
+        ValueError: if output_size is not a positive integer, None, or one of them per axis.
 
     >>> import torch
     >>> from gconv import GConv
@@ -414,7 +442,16 @@ def adaptive_max_pool2d(output_size: Any) -> Parts:
     citation=HE,
 )
 def adaptive_max_pool3d(output_size: Any) -> Parts:
-    """Max pooling of volumes to a given size; `adaptive_max_pool2d` says everything.
+    """Max pooling of volumes to a given size; see `adaptive_max_pool2d` for details.
+
+    Equation: as adaptive_max_pool2d, with three axes.
+
+    Args: output_size: torch.nn.AdaptiveMaxPool3d's, without return_indices; None keeps the size of an axis.
+
+    Shapes: x (b, c, d, h, w) -> (b, c, *output_size).
+
+    Raises:
+        ValueError: as adaptive_max_pool2d.
 
     >>> import torch
     >>> from gconv import GConv

@@ -1,4 +1,4 @@
-"""Gated edges: each channel decides for itself which neighbours it hears."""
+"""Gated edges: one gate per edge and channel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Gates(GraphStructure):
-    """One tap an output channel, sigmoid(key_c . x_i + query_c . x_j + gate_c); and perhaps the node itself."""
+    """One tap per output channel, sigmoid(key_c . x_i + query_c . x_j + gate_c); with `root` the node itself, too."""
 
     i: int
     o: int
@@ -50,18 +50,18 @@ class Gates(GraphStructure):
     citation="Bresson and Laurent, Residual Gated Graph ConvNets, 2017",
 )
 def resgated(in_channels: Channels, out_channels: int, root_weight: bool = True, bias: bool = True) -> Parts:
-    """The gated graph convolution: an edge has a gate for every channel, open or shut by what its two ends carry.
+    """The gated graph convolution: each message is multiplied channel-wise by a gate computed from both end points.
 
-    Equation: y_i = sum over edges j -> i of sigmoid(K x_i + Q x_j + g) * V^T x_j + W_root^T x_i + b, * entry by entry.
+    Equation: y_i = sum over edges j -> i of sigmoid(K x_i + Q x_j + g) * V^T x_j + W_root^T x_i + b, * element-wise.
 
     Meaning: attention without a softmax and with as many heads as channels.
 
-    In the family: one tap an output channel, adaptive, and the identity; W by heads of one channel. Linear only when
+    In the family: one tap per output channel, adaptive, and the identity; W by heads of one channel. Linear only when
     frozen: `layer.at(graph, x=x0)`.
 
-    Traps: PyG's ResGatedGraphConv has a bias in its values, which its gates weigh: no single b can be that; append a
-    channel of ones to x, and it is the last row of V. Its key and query biases are one, g. Edge weights are ignored;
-    with edge_dim its values have a term without x, which is outside of the family.
+    Traps: PyG's ResGatedGraphConv has a bias in its values, which the gates multiply and a single b cannot express;
+    append a channel of ones to x, and it is the last row of V. PyG's key and query biases are summed in g. Edge weights
+    are ignored. With edge_dim PyG's values have a term that does not depend on x, which is outside the family.
 
     Args: PyG's ResGatedGraphConv's.
 

@@ -1,4 +1,4 @@
-"""Relational attention: a matrix for each relation and head, and attention over what arrives."""
+"""Relational attention: one matrix per relation and head, and attention over the incoming edges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Mod = Literal["f-additive", "f-scaled"] | None
 
 @dataclass(frozen=True)
 class RelationalAttention(GraphStructure):
-    """One tap a relation and head: the softmax, over all that arrives or over its relation, of additive attention."""
+    """One tap per relation and head: additive attention, normalised over all incoming edges or within the relation."""
 
     relations: int
     heads: int
@@ -87,26 +87,30 @@ def rgat(
     dropout: float = 0.0,
     bias: bool = True,
 ) -> Parts:
-    """Relational graph attention: R-GCN's matrices, with attention for averages.
+    """Relational graph attention: R-GCN's matrices, with attention instead of means.
 
     Equation: Y = [head h: sum_r S_(r, h) X W_(r, h)] + b, S_(r, h)[i, j] = softmax of
-    LeakyReLU(q_h . W_r^T x_i + k_h . W_r^T x_j) over all edges that arrive at i, or over those of relation r.
+    LeakyReLU(q_h . W_r^T x_i + k_h . W_r^T x_j) over all incoming edges of i ("across-relation"), or over those of
+    relation r ("within-relation").
+
+    Meaning: across relations, attention also weights the relations against each other; within, each counts equally.
 
     In the family: relations x heads taps, adaptive; each writes the block of its head (concat), or their mean is taken.
     Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: as PyG: q and k read all heads of W_r^T x; no loops are added; edge weights are ignored. mod "f-additive"
-    adds 1 to every weight, "f-scaled" multiplies by the number of edges that arrive. Of PyG's RGATConv this is the
-    additive attention without edge features, bases or blocks; its mods "additive" and "scaled" are not here.
+    Traps: as in PyG, q and k read all heads of W_r^T x; no self-loops are added; edge weights are ignored. mod
+    "f-additive" adds 1 to every attention weight, "f-scaled" multiplies by the number of incoming edges. Of PyG's
+    RGATConv this is the additive attention without edge features, bases or blocks; its mods "additive" and "scaled" are
+    not supported.
 
-    Args: PyG's RGATConv's. out_channels: of each head.
+    Args: PyG's RGATConv's. out_channels: per head.
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False; edge_type (e,). The weight
     (relations heads, i, o) is PyG's weight cut by heads; q and k (heads o, heads) are PyG's.
 
     Raises:
-        ValueError: if a number is not positive, mod or the mechanism is unknown, dropout is outside of [0, 1) or comes
-            with a mod, or the graph has no labels or one that is too large.
+        ValueError: if a number is not positive, mod or the mechanism is unknown, dropout is outside of [0, 1) or
+            combined with a mod, relations times heads exceed 2^20, or the graph has no labels or one that is too large.
 
     >>> import torch
     >>> from gconv import GConv

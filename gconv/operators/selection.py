@@ -1,4 +1,4 @@
-"""Labelled edges, one matrix for each label: on a pixel graph labelled by offset, the grid convolution itself."""
+"""One matrix per edge label: on a pixel graph labelled by offset this is the grid convolution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Labelled(GraphStructure):
-    """One tap for each label of `edge_type`."""
+    """One tap per label of `edge_type`."""
 
     taps: int
 
@@ -46,24 +46,24 @@ class Labelled(GraphStructure):
     citation="Hart, Whitney and Morse, SelectionConv, ECCV 2022",
 )
 def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True, groups: int = 1) -> Parts:
-    """The graph twin of a grid convolution: each edge label has a matrix.
+    """The graph counterpart of a grid convolution: one matrix per edge label.
 
     Equation: y_i = sum_k W_k^T sum over edges j -> i with label k of w_ij x_j + b.
 
     Meaning: with `grid_graph(shape, 8, loops=True)`, whose labels are the nine offsets in raster order, this is a 3 x 3
-    convolution with zero padding 1: the weights of `conv2d` carry over unchanged.
+    convolution with zero padding 1, and the weights of `conv2d` can be loaded unchanged.
 
-    In the family: one tap a label, plain adjacencies; W dense or in groups.
+    In the family: one tap per label, weighted adjacencies; W dense or grouped.
 
     Args:
-        taps: number of labels; labels without an edge are legal.
-        groups: of channels that do not meet; in_channels makes it depthwise.
+        taps: number of labels; labels without edges are allowed.
+        groups: number of channel groups; in_channels makes it depthwise.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
     Between two sets of nodes: `layer(x_source, bipartite)`.
 
     Raises:
-        ValueError: if the graph has no labels, or one that is too large.
+        ValueError: if taps < 1, groups do not divide the channels, or the graph has no labels or one that is too large.
 
     >>> import torch
     >>> from gconv import GConv, grid_graph

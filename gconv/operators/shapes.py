@@ -1,4 +1,4 @@
-"""Reading torch's kernel arguments, and the small domains that samples use."""
+"""Parsing of torch's kernel arguments, and the small domains used by samples."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from gconv.domains import Edges, Graph, Grid, grid_graph
 
-Channels = int | tuple[int, int]  # in both sets of nodes, or in the sources and in the targets
+Channels = int | tuple[int, int]  # of both sets of nodes, or of the sources and of the targets
 
 
 def widest(channels: Channels) -> int:
-    """The number of channels that both signals have once the narrower one is filled up with zeros."""
+    """The number of channels of both signals after zero-padding the narrower one."""
     return max(channels) if isinstance(channels, tuple) else channels
 
 
 def per_axis(name: str, value: Any, ndim: int, least: int | None) -> tuple[int, ...]:
-    """One integer for each axis, from one or several.
+    """One integer per axis, from an integer or a sequence.
 
     Raises:
         ValueError: if there are too few or too many, or one is below `least` (None for no bound).
@@ -50,13 +50,13 @@ Padding = Pairs | Literal["same_upper", "same_lower"]
 def read_padding(
     value: Any, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...], least: int | None = 0
 ) -> Padding:
-    """(before, after) for each axis, from torch's `padding`: a number, one an axis, pairs, "valid" or "same".
+    """(before, after) for each axis, from torch's `padding`: a number, one per axis, pairs, "valid" or "same".
 
-    "same_upper" and "same_lower" are ONNX's: out = ceil(in / stride), which depends on the grid and stays a word until
-    `pads_on` meets one. Pairs may go down to `least`, or to any number where it is None.
+    "same_upper" and "same_lower" are ONNX's: out = ceil(in / stride). They depend on the size of the grid and are
+    returned unchanged; `pads_on` resolves them. Numbers in pairs must be at least `least`; None means no bound.
 
     Raises:
-        ValueError: if it is none of these, or "same" is asked for with a stride.
+        ValueError: if it is none of these, or "same" is combined with a stride.
     """
     if value in ("same_upper", "same_lower"):
         return value
@@ -85,7 +85,9 @@ def are_pairs(value: Any, ndim: int) -> bool:
 def pads_on(
     padding: Padding, size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> Pairs:
-    """(before, after) for each axis on a grid of this size; "same_upper" puts an odd site behind, "same_lower" before.
+    """(before, after) for each axis on a grid of this size.
+
+    An odd total puts the extra site at the end with "same_upper", at the beginning with "same_lower".
 
     >>> pads_on("same_upper", (5,), (2,), (2,), (1,))
     ((0, 1),)
@@ -97,7 +99,7 @@ def pads_on(
 
 
 def split_pads(total: Sequence[int], padding: Literal["same_upper", "same_lower"]) -> Pairs:
-    """Padding in halves, an odd site behind or before; ONNX halves what is less than nothing too."""
+    """Total padding split into (before, after); negative totals are split in the same way, as in ONNX."""
     halves = [(t // 2, t - t // 2) for t in total]
     return tuple((small, large) if padding == "same_upper" else (large, small) for small, large in halves)
 
@@ -106,7 +108,7 @@ def attributes(name: str, graph: Edges, dim: int, dtype: torch.dtype) -> Tensor:
     """The graph's edge_attr (e, dim).
 
     Raises:
-        ValueError: if it has none, or another number of them an edge.
+        ValueError: if the graph has no edge_attr, or one with another number of columns.
     """
     u = graph.edge_attr
     if u is None or u.shape[1] != dim:
@@ -137,7 +139,7 @@ def weighted(n: int = 8) -> Graph:
 
 
 def messy() -> Graph:
-    """Everything at once: directed, weighted, two self-loops, a double edge, an isolated node."""
+    """A graph with every special case: directed, weighted, two self-loops, a double edge, an isolated node."""
     index = torch.tensor([[0, 1, 1, 2, 2, 3, 4, 4, 0, 3], [1, 0, 2, 2, 3, 0, 1, 1, 4, 3]])
     e = index.shape[1]
     attr = torch.stack([torch.linspace(-1, 1, e), torch.linspace(1, 0, e) ** 2], 1).double()

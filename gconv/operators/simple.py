@@ -1,4 +1,4 @@
-"""Aggregation alone: nothing to learn."""
+"""Aggregation over neighbours without parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Root = Literal["sum", "cat", "self_loop"] | None
 
 @dataclass(frozen=True)
 class Aggregation(GraphStructure):
-    """The weighted sum, mean or maximum of what arrives, and perhaps the node itself before it."""
+    """The weighted sum, mean or maximum over incoming edges; with `root` preceded by a tap for the node itself."""
 
     aggr: Literal["sum", "mean", "max"]
     loops: Loops
@@ -60,17 +60,19 @@ class Aggregation(GraphStructure):
     citation="Fey and Lenssen, Fast Graph Representation Learning with PyTorch Geometric, 2019 (its SimpleConv)",
 )
 def simple(aggr: Literal["sum", "mean", "max"] = "sum", combine_root: Root = None) -> Parts:
-    """Propagation that learns nothing: the weighted sum, mean or maximum over the edges.
+    """Propagation without parameters: the weighted sum, mean or maximum over the incoming edges.
 
-    Equation: y_i = aggr over edges j -> i of w_ij x_j, plus x_i ("sum"), with a loop i -> i of weight 1 among the edges
-    ("self_loop"), or [x_i | y_i] ("cat").
+    Equation: y_i = aggr over edges j -> i of w_ij x_j. With combine_root "sum" x_i is added, with "self_loop" an edge
+    i -> i of weight 1 is added to the graph, and with "cat" the result is [x_i | y_i].
 
-    In the family: one tap, or the identity and one tap; W = I, or the two side by side. With "max" not linear.
+    Meaning: the aggregation step of message passing alone.
 
-    Traps: the mean divides by the number of edges, not by their weights; "self_loop" adds a loop beside those there
-    are. No edge gives 0.
+    In the family: one tap, or the identity and one tap; W = I, or both concatenated. With "max" it is not linear.
 
-    Args: PyG's SimpleConv's; of its aggregations sum, mean and max.
+    Traps: the mean divides by the number of edges, not by their total weight; "self_loop" adds a loop even where one
+    exists. A node without incoming edges aggregates to 0.
+
+    Args: PyG's SimpleConv's; the aggregations are "sum", "mean" and "max".
 
     Shapes: x (*b, n, c) -> (*b, n, c), with "cat" (*b, n, 2 c), the node first.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`.

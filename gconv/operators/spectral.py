@@ -21,9 +21,9 @@ from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Bands:
-    """k overlapping bumps over [0, 1], piecewise linear, which sum to one; constant outside.
+    """k overlapping hat functions on [0, top], piecewise linear, that sum to one; constant outside.
 
-    At a knot the slope is the mean of those on either side.
+    The slope at a knot is the mean of the slopes on both sides.
     """
 
     taps: int
@@ -47,7 +47,7 @@ class Bands:
 
 @dataclass(frozen=True)
 class Multipliers(GraphStructure):
-    """k overlapping bands of frequencies: piecewise linear bumps g_k(lambda) that sum to one."""
+    """k overlapping frequency bands: piecewise linear hat functions g_k(lambda) that sum to one."""
 
     taps: int
     norm: Literal["sym"] | None
@@ -71,21 +71,21 @@ class Multipliers(GraphStructure):
 def spectral(
     in_channels: int, out_channels: int, k: int = 8, normalization: Literal["sym"] | None = "sym", bias: bool = True
 ) -> Parts:
-    """Graph Fourier multipliers: transform, weigh the frequencies, transform back.
+    """Graph Fourier multipliers: Fourier transform, multiplication by frequency, inverse transform.
 
     Equation: Y = sum_k U diag(g_k(lambda)) U^T X W_k + b, with L = U diag(lambda) U^T and g_k the k-th of k piecewise
-    linear bumps over [0, lambda_max], which sum to one.
+    linear hat functions on [0, lambda_max] that sum to one.
 
-    Meaning: W_k is the channel mixing at the k-th band of frequencies; between bands it is interpolated, so the filter
-    is smooth in frequency and the number of weights does not grow with the graph (Henaff et al.).
+    Meaning: W_k is the weight matrix of the k-th frequency band. It is interpolated linearly between bands, so the
+    filter is smooth in frequency and the number of weights does not depend on the graph (Henaff et al.).
 
-    In the family: k taps that one orthogonal basis diagonalises; W dense.
+    In the family: k taps that are diagonal in one orthogonal basis; W dense.
 
-    Traps: needs an undirected graph. The eigenbasis costs O(n^3) once and (n, n) numbers. With normalization=None,
-    lambda_max is that of each part of a union. A gradient in edge weights is finite at repeated eigenvalues; where an
-    eigenvalue is a knot of the bumps, it takes the mean of both slopes.
+    Traps: requires an undirected graph. The eigenbasis takes O(n^3) time once per graph and n^2 numbers. With
+    normalization=None, each part of a union uses its own lambda_max. Gradients in edge weights are finite at repeated
+    eigenvalues; at a knot of the hat functions they use the mean of both slopes.
 
-    Args: k: bands. normalization: "sym" or None, the Laplacian whose eigenbasis it is.
+    Args: k: number of bands. normalization: "sym" or None, of the Laplacian.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 

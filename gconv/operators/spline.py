@@ -16,7 +16,7 @@ from gconv.mixing import Dense
 from gconv.operators.shapes import Channels, attributes, messy, per_axis, ring, widest
 from gconv.spec import GraphStructure, Parts, Sample, Theta, register
 
-# degree -> for each piece of a uniform B-spline, the last one first, its coefficients of 1, t, t^2, ...
+# degree -> the coefficients of 1, t, t^2, ... of each piece of a uniform B-spline, last piece first
 PIECES: dict[int, tuple[tuple[float, ...], ...]] = {
     1: ((1, -1), (0, 1)),
     2: ((1 / 2, -1, 1 / 2), (1 / 2, 1, -1), (0, 0, 1 / 2)),
@@ -26,7 +26,7 @@ PIECES: dict[int, tuple[tuple[float, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Splines(GraphStructure):
-    """One tap a control point: products of B-splines over `edge_attr` in [0, 1]; and perhaps the node itself."""
+    """One tap per control point: products of B-splines of `edge_attr` in [0, 1]; with `root` the node itself, too."""
 
     kernel: tuple[int, ...]
     open: tuple[bool, ...]
@@ -69,14 +69,14 @@ class Splines(GraphStructure):
 
 
 def located() -> Graph:
-    """`messy`, with pseudo-coordinates in [0, 1], both ends among them."""
+    """`messy` with pseudo-coordinates in [0, 1], both end points included."""
     g = messy()
     attr = torch.stack([torch.linspace(0, 1, g.num_edges), torch.linspace(1, 0, g.num_edges) ** 2], 1).double()
     return Graph(g.edge_index, g.size, edge_attr=attr, edge_weight=g.edge_weight)
 
 
 def circled() -> Graph:
-    """`ring`, one pseudo-coordinate in [0, 1) an edge."""
+    """`ring` with one pseudo-coordinate in [0, 1) per edge."""
     g = ring(6)
     return Graph(g.edge_index, g.size, edge_attr=torch.arange(g.num_edges, dtype=torch.float64) / g.num_edges)
 
@@ -101,30 +101,30 @@ def spline(
     root_weight: bool = True,
     bias: bool = True,
 ) -> Parts:
-    """SplineCNN: a grid of matrices, read between the grid points by B-splines of the pseudo-coordinates.
+    """SplineCNN: a grid of matrices, interpolated by B-splines at the pseudo-coordinates of each edge.
 
     Equation: y_i = sum_k W_k^T (1 / |N(i)|) sum over edges j -> i of B_k(u_ij) x_j + W_K^T x_i + b,
     B_k(u) = prod_d N_(k_d)(u_d), N the uniform B-splines of this degree.
 
-    Meaning: the kernel of a grid convolution, made continuous: degree 1 interpolates linearly between its taps.
+    Meaning: a continuous version of the kernel of a grid convolution: degree 1 interpolates linearly between its taps.
 
-    In the family: K = prod kernel_size taps with fixed values, (degree + 1)^dim of them on each edge, and the identity;
-    W dense.
+    In the family: K = prod kernel_size taps with fixed values, (degree + 1)^dim of them nonzero per edge, and the
+    identity; W dense.
 
-    Traps: u is `edge_attr` in [0, 1]; edge weights are ignored. The knots are uniform. Open: [0, 1] is kernel_size -
-    degree intervals, and the ends are not repeated, so for degree > 1 no single matrix sits at u = 0; closed:
-    kernel_size intervals that wrap around. The first coordinate runs fastest in k. The mean counts edges. These are the
-    conventions of PyG's SplineConv as its source and its compiled kernels' source have them; that package was absent
-    here, so PyG could not be run, and the oracle is scipy's BSpline.
+    Traps: u is `edge_attr` in [0, 1]; edge weights are ignored. Knots are uniform. Open splines divide [0, 1] into
+    kernel_size - degree intervals, and the end knots are not repeated, so for degree > 1 the value at u = 0 combines
+    several matrices; closed splines use kernel_size intervals that wrap around. The first coordinate varies fastest in
+    k. The mean divides by the number of edges. These conventions are taken from the source of PyG's SplineConv and of
+    its compiled kernels, which were not run here; the oracle in the tests is scipy's BSpline.
 
-    Args: PyG's SplineConv's; aggr "mean" or "sum".
+    Args: PyG's SplineConv's; aggr is "mean" or "sum".
 
     Shapes: x (*b, n, i) -> (*b, n, o), edge_attr (e, dim). The weight is PyG's weight, then its lin.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:
         ValueError: if a size is not positive, the degree is not 1, 2 or 3, an open dimension has kernel_size <= degree,
-            aggr is neither, or edge_attr is missing, of another width or outside of [0, 1].
+            aggr is unknown, or edge_attr is missing, of another width or outside of [0, 1].
 
     >>> import torch
     >>> from gconv import GConv

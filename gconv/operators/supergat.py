@@ -1,4 +1,4 @@
-"""Attention that is also trained to tell edges from non-edges."""
+"""Attention that can also be trained by self-supervision to predict edges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 @dataclass(frozen=True)
 class Likely(GraphStructure):
-    """One tap a head: the softmax over the arriving edges of a logit made from (W x_i) . (W x_j)."""
+    """One tap per head: the softmax over the incoming edges of logits computed from (W x_i) . (W x_j)."""
 
     heads: int
     c: int
@@ -74,20 +74,22 @@ def supergat(
     bias: bool = True,
     attention_type: Literal["MX", "SD"] = "MX",
 ) -> Parts:
-    """SuperGAT: graph attention that weighs an edge by how likely it is.
+    """SuperGAT: graph attention that weights an edge by its predicted probability.
 
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + b, S_h[i, j] = softmax over j of LeakyReLU(l_ij), with z = W_h^T x:
     "SD"  l_ij = z_i . z_j / sqrt(o)
     "MX"  l_ij = (a_l,h . z_j + a_r,h . z_i) sigmoid(z_i . z_j)
 
+    Meaning: z_i . z_j measures how likely the edge j -> i is; "MX" multiplies gat's logits by that probability.
+
     In the family: as gat, with other logits.
 
-    Traps: this is the map alone. In training PyG also samples edges and non-edges for a self-supervised loss that asks
-    z_i . z_j to tell them apart; it adds nothing to the output, and neg_sample_ratio, edge_sample_ratio and
-    is_undirected, which steer it, are no part of the operator. Otherwise as PyG: existing self-loops are replaced by
-    new ones, edge weights are ignored, dropout comes after the softmax.
+    Traps: this is the forward map only. In training PyG also samples edges and non-edges for a self-supervised loss on
+    z_i . z_j; it does not change the output, and its arguments neg_sample_ratio, edge_sample_ratio and is_undirected
+    are not part of the operator. Otherwise as in PyG: existing self-loops are replaced by new ones, edge weights are
+    ignored, dropout is applied after the softmax.
 
-    Args: PyG's SuperGATConv's, without those of the loss. out_channels: of each head.
+    Args: PyG's SuperGATConv's, without those of the loss. out_channels: per head.
 
     Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False.
 

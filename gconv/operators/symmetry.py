@@ -1,4 +1,4 @@
-"""Convolutions that commute with the turns (p4) and mirror images (p4m) of the square grid."""
+"""Convolutions that are equivariant to rotations by 90 degrees (p4) and also to reflections (p4m)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COHEN = "Cohen and Welling, Group Equivariant Convolutional Networks, ICML 2016"
 
 
 def _square(kernel_size: Any, stride: Any, padding: Any, dilation: Any, mode: Mode) -> Kernel:
-    """A kernel that turns onto itself: one number for both axes."""
+    """A square kernel: kernel size, stride, padding and dilation are the same for both axes. Raises: ValueError."""
     given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     for name, value in given.items():
         least = 0 if name == "padding" else 1
@@ -48,23 +48,25 @@ def p4_lift(
     padding_mode: Mode = "zeros",
     group: Group = "p4",
 ) -> Parts:
-    """The first layer of a group-equivariant network: an image is seen by each kernel in all its poses.
+    """The lifting layer of a group-equivariant network: each kernel is applied in all its poses.
 
-    Equation: y[m, o |G| + g] = b[o] + sum_k sum_i x[m + a_k, i] W[g^-1 k, i, o], g^-1 k the tap that g turns onto k.
+    Equation: y[m, o |G| + g] = b[o] + sum_k sum_i x[s m + d a_k - p, i] W[g^-1 k, i, o], with g^-1 k the tap that g
+    maps to k.
 
-    Meaning: turning the image turns the result and moves its poses: y of T_r x at (m, g) is y of x at (r^-1 m, r^-1 g).
-    In the family: the shifts of conv2d; W made from one kernel by an index table, a fourth or an eighth of its numbers.
+    Meaning: rotating the input rotates the output and permutes its poses: for the rotated input T_r x the output at
+    (m, g) is that for x at (r^-1 m, r^-1 g). In the family: the shifts of conv2d; W is gathered from one kernel per
+    output channel by an index table, so there are 4 or 8 times fewer parameters than in W.
 
-    Traps: the layer has out_channels |G| channels out, |G| = 4 or 8, poses innermost; pose 4 m + r mirrors left to
-    right if m, then turns r times against the clock as torch.rot90. The bias is one number for all poses. With a stride
-    it is equivariant only where the stride divides h + 2 p - d (k - 1) - 1 and the same of w.
+    Traps: the output has out_channels |G| channels, |G| = 4 or 8, with the pose as the innermost index. Pose 4 m + r
+    reflects left to right if m = 1, then rotates r times counter-clockwise, as torch.rot90. All poses share one bias.
+    With a stride the layer is equivariant only if the stride divides h + 2 p - d (k - 1) - 1, and likewise for w.
 
-    Args: torch.nn.Conv2d's, integers alone; group: "p4" or "p4m".
+    Args: torch.nn.Conv2d's, as integers; group: "p4" or "p4m".
 
     Shapes: x (b, i, h, w) -> (b, o |G|, h', w').
 
     Raises:
-        ValueError: if a number is out of range or is given an axis apart, or the group is unknown.
+        ValueError: if a number is out of range or given per axis, or the group is unknown.
 
     >>> import torch
     >>> from gconv import GConv
@@ -101,15 +103,15 @@ def p4_conv(
     padding_mode: Mode = "zeros",
     group: Group = "p4",
 ) -> Parts:
-    """A group-equivariant convolution between layers whose channels are poses.
+    """A group-equivariant convolution between signals with poses.
 
-    Equation: y[m, o |G| + g] = b[o] + sum_k sum_i sum_h x[m + a_k, i |G| + h] W[g^-1 k, i |G| + g^-1 h, o].
+    Equation: y[m, o |G| + g] = b[o] + sum_k sum_i sum_h x[s m + d a_k - p, i |G| + h] W[g^-1 k, i |G| + g^-1 h, o].
 
-    Meaning: a convolution over the group instead of the plane: the kernel looks at the poses relative to its own. In
-    the family: as `p4_lift`.
+    Meaning: a convolution over the group instead of the plane: the kernel depends on the input pose relative to the
+    output pose. In the family: as `p4_lift`.
 
-    Traps: in_channels and out_channels count without the poses; the signal has in_channels |G| channels, laid out as
-    `p4_lift` leaves them. The mean over the poses of each channel, then global_pool, is invariant.
+    Traps: in_channels and out_channels do not count poses; the input has in_channels |G| channels in the layout of
+    `p4_lift`. The mean over the poses of each channel, followed by global_pool, is invariant.
 
     Args: as p4_lift.
 

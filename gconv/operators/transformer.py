@@ -1,4 +1,4 @@
-"""Attention by dot products of queries and keys."""
+"""Scaled dot-product attention over edges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gconv.spec import GraphStructure, OutsideFamily, Parameter, Parts, Sample, 
 
 @dataclass(frozen=True)
 class DotProduct(GraphStructure):
-    """One tap a head: the softmax over the arriving edges of (Q x_i + q) . K x_j / sqrt(c)."""
+    """One tap per head: the softmax over the incoming edges of (Q x_i + q) . K x_j / sqrt(c)."""
 
     heads: int
     i: int
@@ -42,7 +42,7 @@ class DotProduct(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, False)
         scale = self.c**-0.5
-        asked = theta["query"] * scale  # numbers of the weight are fewer than logits
+        asked = theta["query"] * scale  # scaling the weight is cheaper than scaling the logits
         if domain.square:
             query, key = by_heads(call.x, torch.cat((asked, theta["key"]))).split(self.heads, -2)
         else:
@@ -77,23 +77,24 @@ def transformer(
     Equation: Y = [S_1 X W_1 | ... | S_h X W_h] + X W_0 + b (W_0 with root_weight),
     S_h[i, j] = softmax over j of (Q_h^T x_i + q_h) . K_h^T x_j / sqrt(o).
 
-    Meaning: attention is a convolution with adaptive structure. On the complete graph, every node its own neighbour,
-    this is the self-attention of a transformer without its output projection; on a pixel graph, attention over windows.
+    Meaning: attention is a convolution with adaptive structure. On the complete graph with self-loops this is a
+    transformer's self-attention without its output projection; on a pixel graph it is windowed attention.
 
-    In the family: one tap a head, adaptive, rows that have edges sum to one; queries and keys are parameters of the
-    structure, values are the mixing. With root_weight, the node itself is a last tap.
+    In the family: one tap per head, adaptive; nonempty rows sum to one. Queries and keys are parameters of the
+    structure, values are the mixing. With root_weight, the node itself is a last tap. Linear only when frozen:
+    `layer.at(graph, x=x0)`.
 
-    Traps: no self-loops are added and double edges count twice, as in PyG; a node without edges gets W_0^T x_i + b.
-    PyG's four biases become two: a key bias adds the same to all logits of a row and changes nothing, and a value bias,
-    where rows sum to one, is an output bias (averaged with concat=False). On nodes without edges, or under dropout, it
-    is not; a signal with a constant channel carries it there too. PyG has no output bias without root_weight; here
-    `bias` always is one. Edge features are outside the family: PyG adds them to the values too, a term that does not
-    come from x. So is beta=True, a gate computed from the result.
+    Traps: no self-loops are added and double edges count twice, as in PyG; a node without incoming edges gets
+    W_0^T x_i + b. PyG's four biases become two: a key bias adds the same number to all logits of a row and has no
+    effect, and a value bias is equivalent to an output bias if rows sum to one (averaged over heads with concat=False).
+    For nodes without edges and under dropout it is not equivalent; a constant channel in x reproduces it. PyG has no
+    output bias without root_weight; here `bias` always is one. Edge features are outside the family, since PyG also
+    adds them to the values, a term that does not depend on x; so is beta=True, a gate computed from the output.
 
-    Args: PyG's TransformerConv's. out_channels: of each head; beta, edge_dim: only False and None.
+    Args: PyG's TransformerConv's. out_channels: per head. beta, edge_dim: only False and None.
 
-    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False. The weight is (heads, i, o), with
-    root_weight `heads` blocks of W_0 more, or (heads + 1, i, o) with concat=False.
+    Shapes: x (*b, n, i) -> (*b, n, heads o), or (*b, n, o) with concat=False. The weight is (heads, i, o); root_weight
+    adds `heads` blocks of W_0, or one block with concat=False.
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`; in_channels may be a pair (i_source, i_target).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Wavelets on graphs: bands of frequencies that are local on the graph too."""
+"""Wavelets on graphs: band-pass filters that are localised on the graph."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
 
 LMAX = 2.0  # of the symmetric Laplacian
 LMIN = LMAX / 20
-LARGEST = 16.0  # s of gwnn: exp(2 s) times the rounding of double precision is a few per cent
+LARGEST = 16.0  # largest s of gwnn, where exp(2 s) times the rounding error of float64 is a few per cent
 
 
 def kernels(scales: int, frequencies: Tensor) -> Tensor:
-    """(scales + 1, ...): the scaling function and the wavelets, widest scale first, at frequencies in [0, 2].
+    """(scales + 1, ...): the scaling function and the wavelets, largest scale first, at frequencies in [0, 2].
 
     Equation: h(lambda) = G exp(-(lambda / (0.6 LMIN))^4), g_s(lambda) = g(s lambda) with
     g(x) = x^2 below 1, -5 + 11 x - 6 x^2 + x^3 from 1 to 2, 4 / x^2 above, and G = 1 + 2 / sqrt(27) the maximum of g;
-    s falls from 2 / LMIN to 1 / LMAX by equal factors, LMAX = 2 and LMIN = LMAX / 20.
+    s decreases geometrically from 2 / LMIN to 1 / LMAX, with LMAX = 2 and LMIN = LMAX / 20.
 
     >>> kernels(2, torch.tensor([0.0, 2.0]))
     tensor([[1.3849, 0.0000],
@@ -64,7 +64,7 @@ class Kernels:
         u, v = a / (0.6 * LMIN), b / (0.6 * LMIN)
         quartic = (u + v) * (u.square() + v.square()) / (0.6 * LMIN)
         found = [(1 + 2 / math.sqrt(27)) * exponential(u**4, v**4) * quartic]
-        one, two = 1 + 1e-9, 2 + 1e-9  # a rounded 1 or 2 belongs to the piece below it
+        one, two = 1 + 1e-9, 2 + 1e-9  # 1 and 2 up to rounding belong to the lower piece
         edges = a.new_tensor([-1e300, one, two, 1e300])
         for j in range(self.scales):
             s = _scale(self.scales, j)
@@ -110,22 +110,22 @@ class Wavelets(GraphStructure):
     init="glorot",
 )
 def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | None = None, bias: bool = True) -> Parts:
-    """Spectral graph wavelets: a signal seen at several scales, each with channel weights of its own.
+    """Spectral graph wavelets: a signal filtered at several scales, with a weight matrix for each scale.
 
     Equation: Y = h(L) X W_0 + sum_{j=1..J} g(s_j L) X W_j + b, L = I - D^-1/2 A D^-1/2; h and g as in `kernels`.
 
-    Meaning: g is a band pass, so g(s L) keeps the frequencies about 1.4 / s; a wide band is narrow on the graph. h
-    keeps what lies below all bands, the mean among it.
+    Meaning: g is a band-pass filter: g(s L) keeps frequencies around 1.4 / s, and wide bands are localised on the
+    graph. h is a low-pass filter for the frequencies below all bands.
 
     In the family: J + 1 taps with fixed multipliers; diagonal in an orthogonal basis, or, with `order`, polynomials of
     the Laplacian by Chebyshev's recurrence (the paper's fast transform); W dense.
 
-    Traps: lambda_max is the bound 2, so that the scales do not depend on the graph; the paper takes it from the graph.
-    The polynomials interpolate the kernels at the Chebyshev nodes, where the paper takes the coefficients of the whole
-    series; near lambda = 0 the scaling function is narrow and a low order does not resolve it. The exact transform
-    needs an undirected graph.
+    Traps: lambda_max is the bound 2, so the scales do not depend on the graph; the paper uses the graph's own. The
+    polynomials interpolate the kernels at the Chebyshev nodes; the paper truncates the Chebyshev series. The scaling
+    function is narrow near lambda = 0, and a low order does not resolve it. The exact transform needs an undirected
+    graph.
 
-    Args: scales: J. order: None for the exact transform, or the degree of the polynomials.
+    Args: scales: J, the number of wavelets. order: None for the exact transform, or the degree of the polynomials.
 
     Shapes: x (*b, n, i) -> (*b, n, o).
 
@@ -146,9 +146,9 @@ def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | N
 
 @dataclass(frozen=True)
 class InWavelets(GraphStructure):
-    """psi diag(theta) psi^-1 with psi = exp(-s L): one learned number for each node of one graph."""
+    """psi diag(theta) psi^-1 with psi = exp(-s L): one learned number per node of one graph."""
 
-    nodes: int = field()  # without a default
+    nodes: int = field()  # required: overrides the default of the base class
     s: float
 
     taps = 1
@@ -187,21 +187,21 @@ class InWavelets(GraphStructure):
     init="glorot",
 )
 def gwnn(in_channels: int, out_channels: int, nodes: int, s: float = 1.0, bias: bool = True) -> Parts:
-    """GWNN's convolution: the graph Fourier multipliers of one graph, with heat wavelets in place of eigenvectors.
+    """GWNN's convolution: multipliers in a basis of heat wavelets instead of eigenvectors, for one fixed graph.
 
     Equation: Y = psi diag(theta) psi^-1 X W + b, psi = exp(-s L), L = I - D^-1/2 A D^-1/2.
 
-    Meaning: column j of psi is the heat that spreads from node j, so theta_j weighs what is about node j: local where
-    an eigenvector is global. At all ones, the start, every signal passes.
+    Meaning: column j of psi is the heat that diffuses from node j, so theta_j weights the neighbourhood of node j;
+    eigenvectors are not localised. theta is initialised to ones, which pass every signal unchanged.
 
     In the family: one tap, the product of a polynomial, a learned diagonal and another polynomial; W dense.
 
-    Traps: theta belongs to the nodes of one graph: the layer fits no other one, and renaming the nodes renames theta.
-    psi^-1 = exp(s L) amplifies by exp(2 s) at most, so single precision suffers where s is large. The authors' code,
-    as read, makes the inverse from eigenvalues that its first step has overwritten, so that its two matrices are not
-    inverse to each other, and may set small and negative entries to 0; here both are exact, series never formed.
+    Traps: theta is tied to the nodes of one graph: the layer cannot be applied to another graph, and permuting the
+    nodes permutes theta. psi^-1 = exp(s L) amplifies by up to exp(2 s), which costs precision for large s. The authors'
+    code, as read, computes the inverse from eigenvalues that it has overwritten, so its two matrices are not inverse to
+    each other, and it may set small and negative entries to 0; here both are exact series that are never formed.
 
-    Args: nodes: of the graph. s: the scale, in (0, 16]; single precision loses its last digit near 8.
+    Args: nodes: number of nodes of the graph. s: scale, in (0, 16]; near 8 no digit of single precision is left.
 
     Shapes: x (*b, n, i) -> (*b, n, o); theta (n,).
 

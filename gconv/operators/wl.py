@@ -1,4 +1,4 @@
-"""Weisfeiler and Leman, continuously: half the node, half the mean of its neighbours."""
+"""The continuous Weisfeiler-Leman step: the average of a node and the mean of its neighbours."""
 
 from __future__ import annotations
 
@@ -36,21 +36,19 @@ class Half(GraphStructure):
     citation="Togninalli et al., Wasserstein Weisfeiler-Lehman Graph Kernels, NeurIPS 2019",
 )
 def wl_continuous() -> Parts:
-    """The Weisfeiler-Leman step on continuous signals: half the node, half the weighted mean of its neighbours.
+    """The continuous Weisfeiler-Leman step: the average of a node and the weighted mean of its neighbours.
 
     Equation: Y = (X + D^-1 A X) / 2.
 
-    Meaning: a lazy random walk; repeated, its signals are the features of a graph kernel.
+    Meaning: a lazy random walk; the signals of repeated steps are the features of a graph kernel.
 
     In the family: one tap, fixed; W = I.
 
-    Traps: the mean divides by the weights that arrive, unlike PyG's other means; a node without neighbours is halved.
+    Traps: the mean divides by the total weight of the incoming edges, unlike PyG's other means. A node without incoming
+    edges is multiplied by 1/2.
 
     Shapes: x (*b, n, c) -> (*b, n, c).
     Between two sets of nodes: `layer((x_source, x_target), bipartite)`.
-
-    Raises:
-        ValueError: if the weights that arrive at a node sum to less than 0.
 
     >>> import torch
     >>> from gconv import GConv

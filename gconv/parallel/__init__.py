@@ -1,11 +1,11 @@
-"""One model on several processes: graphs and grids in parts, one exchange of halo rows a layer.
+"""One model on several processes: graphs and grids are partitioned, and each layer exchanges halo rows once.
 
     partition = shard(graph)                      # the same call in every process of a torch.distributed group
     net = distribute(net, partition)              # a copy with weights that are the same everywhere
     y = net(partition.take(x))                    # the rows of this process
     loss(y).backward()                            # gradients of the sum over the processes
 
-Which input rows an output row reads is the column support of S, for grids and graphs alike: it says what is sent.
+The rows to exchange are the column support of S, the input rows that an output row reads, for grids and graphs alike.
 """
 
 from gconv.parallel.halo import Halo, halo

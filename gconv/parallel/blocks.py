@@ -1,4 +1,4 @@
-"""The rows of a structure S that one process computes, with the columns that they read."""
+"""The rows of a structure S that one process computes, restricted to the columns that they read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gconv.parallel.processes import Processes
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows of S: y = S_block (H x)[pick].
+    """The rows of S in one process: y = S_block (H x)[pick].
 
-    S: the rows of this process, over the rows of H x, or those that `pick` takes; None where there are none.
+    S: the rows of this process, with columns for the rows of H x selected by `pick`; None if there are no rows.
     halo: H.
-    pick: the places in H x that the columns of S stand for, in order; None for all of them.
-    rows: how many there are of the output.
+    pick: the positions in H x of the columns of S, in order; None for all of them.
+    rows: the number of output rows.
     """
 
     S: Basis | None
@@ -32,7 +32,7 @@ class Block:
 
 
 class Steps(Polynomial):
-    """A polynomial of a matrix of which this process has some rows: each product with L exchanges a halo first."""
+    """A polynomial of a partitioned matrix: a halo is exchanged before each product with L."""
 
     halo: Halo
 
@@ -49,7 +49,7 @@ class Steps(Polynomial):
 
     @property
     def _fixed(self) -> bool:
-        return False  # the exchange goes between the products
+        return False  # halos are exchanged between the products
 
     @property
     def fixed(self) -> bool:
@@ -64,18 +64,18 @@ def _leaves(S: Basis) -> tuple[Basis, ...]:
 
 
 def refuses(S: Basis) -> str | None:
-    """Why a structure on a graph cannot be cut into rows; None if it can."""
+    """The reason why a structure on a graph cannot be partitioned by rows; None if it can."""
     if type(S) is Polynomial:
         return "the matrix of its polynomial is learned" if S.L.values.requires_grad else None
     if any(isinstance(leaf, Polynomial) for leaf in _leaves(S)):
         return "it stacks polynomials with other structures"
     if not S.by_entries:
-        return "it needs an eigenbasis of the whole graph, in which every node reads every other"
+        return "it needs an eigenbasis of the whole graph, so that every node reads every other"
     return None
 
 
 def of_rows(S: Basis, bounds: tuple[int, ...], processes: Processes, like: Tensor) -> Block:
-    """The block of a structure whose rows and columns are both shared out at these bounds."""
+    """The block of a structure whose rows and columns are both partitioned by these bounds."""
     low, high = bounds[processes.rank], bounds[processes.rank + 1]
     if isinstance(S, Polynomial):
         L = entries(S.L, like.dtype, like.device)
@@ -101,7 +101,7 @@ def _cut_all(S: Basis, low: int, high: int, halo: Halo, wide_in: int, wide_out: 
 
 
 def _cut(S: Taps, low: int, high: int, halo: Halo, wide_in: int, wide_out: int, like: Tensor) -> Taps:
-    """Rows `low` to `high` of S, of `wide_out` sites each, with columns numbered as the rows of H x, of `wide_in`."""
+    """Rows low to high - 1 of S, of wide_out sites each, with columns indexed by the rows of H x, of wide_in sites."""
     found = S.pattern
     row, col = found.row, found.col
     at = ((row >= low * wide_out) & (row < high * wide_out)).nonzero()[:, 0]
@@ -112,7 +112,7 @@ def _cut(S: Taps, low: int, high: int, halo: Halo, wide_in: int, wide_out: int, 
 
 
 def neighbourhood(graph: Graph, bounds: tuple[int, ...], processes: Processes) -> tuple[Graph, Halo]:
-    """A graph on the rows of H x, with the edges that arrive in this process, that knows the degrees of the whole."""
+    """A graph on the rows of H x with the incoming edges of this process and the degrees of the whole graph."""
     low, high = bounds[processes.rank], bounds[processes.rank + 1]
     edges = ((graph.target >= low) & (graph.target < high)).nonzero()[:, 0]
     halo = Halo(graph.source[edges], bounds, processes)
@@ -131,10 +131,10 @@ def neighbourhood(graph: Graph, bounds: tuple[int, ...], processes: Processes) -
 
 
 def of_slab(S: Basis, n: int, m: int, processes: Processes, like: Tensor, name: str) -> Block:
-    """The block of a structure on grids with n rows in and m rows out, each shared out evenly.
+    """The block of a structure on grids with n input rows and m output rows, both partitioned evenly.
 
     Raises:
-        ValueError: if a slab reads nothing but padding.
+        ValueError: if a slab reads only padding.
     """
     bounds, targets = even(n, processes.size), even(m, processes.size)
     low, high = targets[processes.rank], targets[processes.rank + 1]
@@ -150,7 +150,7 @@ def of_slab(S: Basis, n: int, m: int, processes: Processes, like: Tensor, name: 
 def _of_shifts(
     S: Shifts, bounds: tuple[int, ...], low: int, high: int, processes: Processes, like: Tensor, name: str
 ) -> Block:
-    """In closed form: shifts on a smaller grid, padded along the first axis where the whole grid ends."""
+    """The block in closed form: shifts on a smaller grid, with padding along the first axis at the ends of the grid."""
     k, s, d, before = S.kernel[0], S.stride[0], S.dilation[0], S.padding[0][0]
     rows, taps = torch.arange(low, high).unsqueeze(1), torch.arange(k) * d
     rest = S.padding[1:]
@@ -167,10 +167,8 @@ def _of_shifts(
             site = S._border_maps(torch.device("cpu"))[0][1][place + before]
     halo = Halo(site.to(like.device), bounds, processes)
     blank = processes.gathered(high > low and not len(read))
-    if any(blank):  # in every process, or the others would wait for this one
-        raise ValueError(
-            f"In rank {blank.index(True)} the rows of {name} read nothing but padding: use fewer processes."
-        )
+    if any(blank):  # raised in every process, since the others would wait otherwise
+        raise ValueError(f"In rank {blank.index(True)} the rows of {name} read only padding: use fewer processes.")
     if high == low:
         return Block(None, halo)
     first, last = int(read[0]), int(read[-1])
@@ -181,7 +179,7 @@ def _of_shifts(
     else:
         up, down = first - int(place[0]), int(place[-1]) - last
         local = replace(S, size=(last - first + 1, *S.size[1:]), padding=((up, down), *rest))
-    pick = torch.zeros(last - first + 1, dtype=torch.int64)  # rows in between that nobody reads hold any row
+    pick = torch.zeros(last - first + 1, dtype=torch.int64)  # unread rows in between may be any row
     pick[read - first] = halo.local(site.to(like.device)).cpu()
     every = torch.arange(len(halo.sites))
     return Block(local, halo, None if torch.equal(pick, every) else pick.to(like.device), high - low)

@@ -1,4 +1,4 @@
-"""Halo: the rows of other processes that the rows of this one read, and their exchange."""
+"""Halos: the rows of other processes that this process reads, and their exchange."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class Halo:
-    """The rows that this process holds, followed and preceded by those that it reads of the others, by number.
+    """The rows of this process together with those that it reads from others, in ascending order.
 
-    Equation: H x = x[sites], and H^T adds what was read to the rows it was read from: the backward pass.
+    Equation: H x = x[sites]; the backward pass H^T adds the gradients of halo rows in the processes that own them.
 
     Args:
-        reads: numbers of the rows that are read, in any order.
+        reads: indices of the rows that are read, in any order.
         bounds: process r holds the rows bounds[r] to bounds[r + 1] - 1.
         processes: the group.
 
-    sites: numbers of the rows of H x, ascending, so that sums over them keep their order.
-    before: how many of them precede the rows of this process.
-    send, receive: how many rows go to each process, and come from it.
+    sites: indices of the rows of H x, ascending, so that the order of summation does not change.
+    before: the number of halo rows that precede the rows of this process.
+    send, receive: the numbers of rows sent to and received from each process.
     """
 
     def __init__(self, reads: Tensor, bounds: Sequence[int], processes: Processes) -> None:
@@ -49,7 +49,7 @@ class Halo:
 
     @property
     def rows(self) -> int:
-        """How many rows come from other processes."""
+        """The number of rows received from other processes."""
         return sum(self.receive)
 
     @property
@@ -58,7 +58,7 @@ class Halo:
         return not (sum(self.receive) or sum(self.send))
 
     def local(self, sites: Tensor) -> Tensor:
-        """The places of these rows in H x."""
+        """The positions of these rows in H x."""
         return torch.searchsorted(self.sites, sites)
 
     def __call__(self, x: Tensor, axis: int = -2) -> Tensor:
@@ -90,22 +90,22 @@ class _Exchange(torch.autograd.Function):
 
 
 def column_support(S: Basis, low: int, high: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers of the columns that the rows low to high - 1 of S read, ascending."""
+    """The indices, ascending, of the columns that the rows low to high - 1 of S read."""
     found = entries(S, dtype, device).pattern
     mine = (found.row >= low) & (found.row < high)
     return torch.unique(found.col[mine])
 
 
 def halo(S: Basis, part_in: Partition, part_out: Partition | None = None) -> Halo:
-    """The halo of a structure S (k, m, n): which rows of x the rows of S x in each process read.
+    """The halo of a structure S (k, m, n): the rows of x that the rows of S x in each process read.
 
     Args:
-        S: any form of `gconv.basis` whose entries can be listed; of grids, rows are rows along the first axis.
-        part_in: of its columns.
-        part_out: of its rows; default: the same.
+        S: any form of `gconv.basis` whose entries can be listed; on grids, rows are rows along the first axis.
+        part_in: the partition of its columns.
+        part_out: the partition of its rows; default: the same.
 
     Raises:
-        ValueError: if S has other numbers of rows and columns than the partitions.
+        ValueError: if the shape of S does not match the partitions.
 
     >>> import torch.distributed as dist
     >>> from gconv import Graph

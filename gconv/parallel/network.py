@@ -1,4 +1,4 @@
-"""distribute: a model whose layers exchange halos, on its part of a graph or grid."""
+"""distribute: a model whose layers exchange halos, on one part of a graph or grid."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MIXING = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention)
 
 
 class State:
-    """What the layers of one distributed model share.
+    """The state shared by the layers of a distributed model.
 
-    sizes: by kind of input, how many rows the whole signal has at each layer in turn; counted in the first call.
-    whole: whether the signal has been pooled into one site, which every process holds.
+    sizes: by kind of input, the global number of rows at each layer, counted in the first call.
+    whole: whether the signal has been pooled over the whole domain and is the same in every process.
     """
 
     def __init__(self, partition: Partition) -> None:
@@ -51,14 +51,14 @@ class State:
         self.sizes[key] = self.now
 
     def rows(self, here: int, name: str) -> int:
-        """Rows of the whole signal at this layer, of which `here` are in this process."""
+        """The global number of rows at this layer, of which `here` are in this process. Raises: ValueError."""
         if self.counting or self.at >= len(self.now):
             have = self.processes.gathered(here)
             bounds = even(sum(have), self.processes.size)
-            if have != [b - a for a, b in itertools.pairwise(bounds)]:  # in every process alike
+            if have != [b - a for a, b in itertools.pairwise(bounds)]:  # the same in every process
                 raise ValueError(
-                    f"{name} got {have} rows in the processes, but {sum(have)} rows are shared out evenly: what lies "
-                    "between the layers must keep the rows as they are."
+                    f"{name} got {have} rows in the processes, but {sum(have)} rows must be distributed evenly: code "
+                    "between the layers must not change the rows."
                 )
             self.now.append(sum(have))
         n, self.at = self.now[self.at], self.at + 1
@@ -74,7 +74,7 @@ class Layer(nn.Module):
     def __init__(self, layer: GConv, name: str, state: State) -> None:
         super().__init__()
         self.layer, self.name, self.state = layer, f"{layer.spec.name} ({name})" if name else layer.spec.name, state
-        self.runs: dict[Any, Any] = {}  # lowerings, by what a call depends on
+        self.runs: dict[Any, Any] = {}  # cached lowerings, by shapes, dtypes and gradient mode
         if isinstance(state.partition.domain, Graph):
             self._check_graph(state.partition.domain)
         elif layer.spec.structure.domain == "graph":
@@ -97,7 +97,7 @@ class Layer(nn.Module):
             self.by_rows = self.by_rows or type(S) is Polynomial
             why = blocks.refuses(S) if self.by_rows else None
         if not self.by_rows and structure.reads is None and structure.reads_block is None:
-            why = f"{structure.square}, which only a process that holds all of it could compute"
+            why = f"{structure.square}, which requires the whole graph in one process"
         if why is not None and not self._pools:
             raise TypeError(f"{self.name} cannot be distributed: {why}.")
 
@@ -107,13 +107,13 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, domain: Any = None) -> Tensor:
         if self.state.whole:
-            raise ValueError(f"{self.name} follows a pool of the whole domain, which leaves nothing to share out.")
+            raise ValueError(f"{self.name} follows a pool over the whole domain, after which there are no parts.")
         if isinstance(self.state.partition.domain, Grid):
             return self._on_grid(x)
         if domain is not None and domain is not self.state.partition.domain:
             raise TypeError(
                 f"{self.name} was given {shown(domain)}, but the model is distributed over partition.domain: "
-                "give it that, or nothing."
+                "pass that, or no domain."
             )
         return self._on_graph(x)
 
@@ -151,7 +151,7 @@ class Layer(nn.Module):
         return run(cut, layer._call(block.halo(x)))
 
     def _planned(self, S: Any, x: Tensor, n: int) -> Any:
-        """The lowering that one process would take, the same in all of them."""
+        """The lowering that a single process would choose, the same in all processes."""
         shape = *x.shape[:-2], n, x.shape[-1]
         key = shape, x.dtype, x.device, x.requires_grad, torch.is_grad_enabled()
         if key not in self.runs:
@@ -197,7 +197,7 @@ class Layer(nn.Module):
             made = blocks.of_slab(S, n, target.shape[0], state.processes, x.new_empty(0), self.name)
             block = state.blocks[key] = made
         x = block.halo(x, -d)
-        if block.S is None:  # no rows of the output: zeros of them, through which the backward pass still goes
+        if block.S is None:  # no output rows here: an empty result that still takes part in the backward pass
             o = layer.spec.mixing.channels(x.shape[-d - 1])
             y = x.new_zeros(*x.shape[: -d - 1], o, 0, *target.shape[1:])
             ends = [x, *(p for p in layer.parameters())]
@@ -223,7 +223,7 @@ class Layer(nn.Module):
 
 
 class Norm(nn.Module):
-    """Batch normalisation with the statistics of all processes."""
+    """Batch normalisation with statistics over all processes."""
 
     def __init__(self, norm: nn.Module, state: State) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Norm(nn.Module):
         axes = [a for a in range(x.ndim) if a != (1 if x.ndim > 1 else 0)]
         count = int(self.state.processes.total(torch.tensor([x.numel() // x.shape[1] if x.shape[1] else 0])))
         if count < 2:
-            raise ValueError(f"Batch statistics need more than one number a channel, but there are {count}.")
+            raise ValueError(f"Batch statistics need more than one value per channel, but there are {count}.")
         shape = [1, -1] + [1] * (x.ndim - 2)
         mean = Total.apply(x.sum(axes), self.state.processes) / count
         centred = x - mean.view(shape)
@@ -255,7 +255,7 @@ class Norm(nn.Module):
 
 
 class Whole(nn.Module):
-    """A module that mixes sites, which runs once the signal has been pooled into one, in every process alike."""
+    """A module that mixes sites; it can run only after global pooling, identically in every process."""
 
     def __init__(self, module: nn.Module, name: str, state: State) -> None:
         super().__init__()
@@ -264,13 +264,13 @@ class Whole(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.state.whole:
             kind = type(self.module).__name__
-            raise ValueError(f"{kind} ({self.name}) mixes rows that lie in several processes: pool all of them first.")
+            raise ValueError(f"{kind} ({self.name}) mixes rows of several processes: pool all of them first.")
         y: Tensor = self.module(x)
         return y
 
 
 class Distributed(nn.Module):
-    """What `distribute` returns. It takes and gives the rows of this process; `partition` says which."""
+    """A distributed model, returned by `distribute`. Its input and output are the rows of this process."""
 
     def __init__(self, model: nn.Module, state: State) -> None:
         super().__init__()
@@ -287,7 +287,8 @@ class Distributed(nn.Module):
         if not isinstance(x, Tensor) or x.ndim < -part.axis or x.shape[part.axis] != high - low:
             have = tuple(x.shape) if isinstance(x, Tensor) else shown(x)
             problem = (
-                f"Rank {part.rank} holds {high - low} rows along axis {part.axis}, but x is {have}: partition.take"
+                f"Rank {part.rank} holds {high - low} rows along axis {part.axis}, but x is {have}: pass "
+                "partition.take(x)."
             )
         else:
             shape = list(x.shape)
@@ -301,7 +302,7 @@ class Distributed(nn.Module):
             else:
                 state.processes.gathered({"the_input": text})
         if problem is not None:
-            raise ValueError(problem + "(x) takes them.")
+            raise ValueError(problem)
         state.start(key)
         learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if learned and torch.is_grad_enabled():
@@ -315,27 +316,27 @@ class Distributed(nn.Module):
 
 
 def distribute(model: nn.Module, partition: Partition) -> Distributed:
-    """The model on the part of each process: a copy, with the weights of the first process in all of them.
+    """A copy of a model that runs on the part of each process, with the weights of the first process in all of them.
 
-    Equation: y_r = (model(x))_r, the rows of process r; gradients are those of the sum over r of what each process
-    differentiates, in x the rows of process r, in the weights the same in every process.
+    Equation: y_r = (model(x))_r, the rows of process r. Gradients are those of the sum of the losses of all processes:
+    for x the rows of process r, for the weights the same in every process.
 
-    Meaning: a layer exchanges its halo once, a polynomial of a matrix before each product. Batch statistics and global
-    pools are taken over all processes. Behind a global pool every process holds the same: divide its loss by the
-    number of processes. Layers of torch.nn and PyG become GConv layers.
+    Meaning: each layer exchanges its halo once, a polynomial of a matrix before each product. Batch statistics and
+    global pools are computed over all processes. After a global pool all processes hold the same values: divide the
+    loss by the number of processes. Layers of torch.nn and PyG become GConv layers.
 
-    Traps: what the forward of your own modules does between the layers is taken to treat each node, or each row of
-    images, alone: no mean over nodes, no F.interpolate. Dropout is drawn in each process, so seed them differently.
-    On grids every layer's rows are shared out evenly. All processes must call the model and its backward pass alike.
+    Traps: code in the forward of other modules must act on each node, or on each row of images, separately: no mean
+    over nodes, no F.interpolate. Dropout is drawn independently in each process, so use different seeds. On grids the
+    rows of every layer's output are distributed evenly. All processes must make the same forward and backward calls.
 
     Args:
-        model: of GConv layers, those that `GConv.from_torch` reads, activations, nn.Dropout, nn.Linear, batch
+        model: of GConv layers, layers supported by `GConv.from_torch`, activations, nn.Dropout, nn.Linear, batch
             normalisation, nn.LayerNorm over channels, and containers of them.
-        partition: from `shard`; layers on graphs take partition.domain, or no domain at all.
+        partition: from `shard`; graph layers are called with partition.domain, or without a domain.
 
     Raises:
-        TypeError: if a layer cannot be distributed; the message names it and says why.
-        ProcessError: if the processes hold different models, or one of them ends; then it says which.
+        TypeError: if a layer cannot be distributed, or the edges require gradients; the message names the layer.
+        ProcessError: if the processes have different models, or one of them ends; the message says which.
 
     >>> import torch.distributed as dist
     >>> from gconv.operators import gcn
@@ -349,11 +350,11 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
     """
     if not isinstance(model, nn.Module) or not isinstance(partition, Partition):
         raise TypeError(
-            f"distribute takes a module and what shard returned, not {shown(model)} and {shown(partition)}."
+            f"distribute takes a module and a Partition from shard, not {shown(model)} and {shown(partition)}."
         )
     processes, state = partition.processes, State(partition)
     if isinstance(partition.domain, Graph) and partition.domain.learned:
-        raise TypeError("The edges of a graph that is shared out must not need gradients: detach what they carry.")
+        raise TypeError("The edges of a partitioned graph must not need gradients: detach its tensors.")
     made, problem = model, None
     try:
         made = _replaced(copy.deepcopy(model), "", state)
@@ -374,7 +375,7 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
 
 
 def _replaced(module: nn.Module, name: str, state: State) -> nn.Module:
-    """The module, or what stands for it on a part."""
+    """The module or its distributed replacement. Raises: TypeError."""
     kind = type(module)
     graph, home = isinstance(state.partition.domain, Graph), kind.__module__
     if isinstance(module, GConv):

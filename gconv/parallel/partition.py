@@ -1,4 +1,4 @@
-"""Which process holds which nodes of a graph, or rows of a grid."""
+"""Partitions: the assignment of graph nodes, or rows of a grid, to processes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Method = Literal["rows", "rcm", "metis"]
 
 
 def even(n: int, parts: int) -> tuple[int, ...]:
-    """Bounds of as even parts as there are: part r is n r // parts to n (r + 1) // parts - 1."""
+    """Bounds of an even partition: part r is n r // parts to n (r + 1) // parts - 1."""
     return tuple(n * r // parts for r in range(parts + 1))
 
 
 @dataclass(eq=False, repr=False)
 class Partition:
-    """A graph or a grid whose sites are shared out among processes; `shard` makes it.
+    """A graph or a grid whose sites are distributed over processes, returned by `shard`.
 
     domain: the Graph, with its nodes in the order of the parts, or the Grid.
     bounds: process r holds the nodes, or the rows along the first axis, bounds[r] to bounds[r + 1] - 1.
-    order: (n,) the number that each node had in the graph that was given; None where it kept it.
+    order: (n,) the original index of each node; None if the order is unchanged.
     processes: the group.
     """
 
@@ -38,7 +38,7 @@ class Partition:
     bounds: tuple[int, ...]
     order: Tensor | None
     processes: Processes
-    made: dict[Any, Any] = field(default_factory=dict)  # blocks of structures, by structure
+    made: dict[Any, Any] = field(default_factory=dict)  # cached blocks of structures
 
     @property
     def rank(self) -> int:
@@ -46,7 +46,7 @@ class Partition:
 
     @property
     def range(self) -> tuple[int, int]:
-        """The first node or row of this process, and the first that is no longer its own."""
+        """The first node or row of this process, and the end of its range."""
         return self.bounds[self.rank], self.bounds[self.rank + 1]
 
     @property
@@ -55,7 +55,7 @@ class Partition:
 
     @property
     def width(self) -> int:
-        """Sites in a row."""
+        """The number of sites per row."""
         return math.prod(self.domain.shape[1:]) if isinstance(self.domain, Grid) else 1
 
     @property
@@ -64,11 +64,11 @@ class Partition:
 
     @property
     def axis(self) -> int:
-        """Of signals, counted from the end, along which they are cut."""
+        """The (negative) axis along which signals are partitioned."""
         return -self.domain.ndim if isinstance(self.domain, Grid) else -2
 
     def take(self, x: Tensor, axis: int | None = None) -> Tensor:
-        """The part of this process of a signal, or with an axis of any tensor (labels: axis=0) on the whole domain.
+        """The part of a signal on the whole domain that belongs to this process; axis=0 for labels.
 
         Raises:
             ValueError: if it has another number of nodes or rows.
@@ -83,15 +83,23 @@ class Partition:
         return x.narrow(axis, low, high - low)
 
     def gather(self, y: Tensor, axis: int | None = None) -> Tensor:
-        """The whole signal, in every process, in the order of the graph that was given; gradients do not pass.
+        """The whole signal, in every process, in the original order of the nodes; without gradients.
 
-        The parts along the axis may also be of another grid, such as the output of a network.
+        The parts may also be on another grid, such as the output of a network.
+
+        Raises:
+            ValueError: if the nodes were reordered and the parts together do not have one row per node.
         """
         axis = (self.axis if axis is None else axis) % y.ndim
         parts = self.processes.gathered(y.detach().movedim(axis, 0).cpu())
         whole = torch.cat(parts).movedim(0, axis).to(y.device)
         if self.order is None:
             return whole
+        if whole.shape[axis] != len(self.order):
+            raise ValueError(
+                f"gather needs one row per node, {len(self.order)}, along axis {axis}, but the parts have "
+                f"{whole.shape[axis]} rows in all."
+            )
         place = torch.empty_like(self.order)
         place[self.order] = torch.arange(len(place), device=place.device)
         return whole.index_select(axis, place.to(y.device))
@@ -104,23 +112,25 @@ class Partition:
 def shard(
     domain: Graph | Grid, parts: int | None = None, method: Method | Tensor = "rows", group: Any = None
 ) -> Partition:
-    """Share a domain out among the processes of a group; every process makes the same call.
+    """Partition a domain over the processes of a group; every process must make the same call.
 
-    Meaning: process r holds consecutive nodes, or rows along the first axis of a grid. Each process keeps the edges of
-    the whole graph, from which it takes what its nodes read; signals, and what layers make of them, are in parts.
+    Meaning: process r holds consecutive nodes, or rows along the first axis of a grid. Each process stores the edges of
+    the whole graph and selects those that its nodes need; signals and outputs of layers are partitioned.
 
     Args:
         domain: a Graph or a Grid, the same in every process.
-        parts: how many; that of the processes.
-        method: of a graph: "rows" keeps the order of the nodes; "rcm" puts neighbours near each other (needs scipy);
-            "metis" cuts few edges (needs pymetis); or (n,) the part of each node. Grids take "rows".
+        parts: the number of parts; must be the number of processes.
+        method: for a graph, "rows" keeps the order of the nodes; "rcm" places neighbours close together (needs scipy);
+            "metis" minimises the number of cut edges (needs pymetis); or (n,) the part of each node. For grids, and for
+            unions of graphs, "rows".
         group: of torch.distributed; default: all processes.
 
     Raises:
-        RuntimeError: if torch.distributed has not been started.
-        ValueError: if there are fewer nodes or rows than parts, or other parts than processes; or where pymetis (scipy)
-            is missing.
-        ProcessError: if the processes give different domains, methods, or run different versions.
+        RuntimeError: if torch.distributed is not initialised.
+        TypeError: if domain is not a Graph or Grid.
+        ValueError: if there are fewer nodes or rows than parts, the number of parts differs from that of processes, the
+            method is not supported for the domain, or pymetis or scipy is missing.
+        ProcessError: if the processes pass different domains or methods, or run different versions.
 
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -139,7 +149,7 @@ def shard(
         raise problem
     if any(found):
         rank, text = next((r, t) for r, t in enumerate(found) if t)
-        raise ValueError(f"Rank {rank} was given what shard refuses: {text}")
+        raise ValueError(f"shard failed in rank {rank}: {text}")
     processes.agree(
         the_domain=_digest(domain),
         the_method=method if isinstance(method, str) else _digest(method),
@@ -161,30 +171,35 @@ def shard(
 
 def _check(domain: Any, parts: Any, method: Any, size: int) -> None:
     if not isinstance(domain, Graph | Grid):
-        raise TypeError(f"shard takes a Graph or a Grid, but it was given {shown(domain)}.")
+        raise TypeError(f"shard takes a Graph or a Grid, but {shown(domain)} was given.")
     count = size if parts is None else integer(parts, "parts", 1)
     n, what = (domain.shape[0], "rows") if isinstance(domain, Grid) else (domain.size, "nodes")
     if count > n:
-        raise ValueError(f"{n} {what} cannot be shared out among {count} parts: use at most {n} processes.")
+        raise ValueError(f"{n} {what} cannot be distributed over {count} parts: use at most {n} processes.")
     if count != size:
-        raise ValueError(f"Each process holds one part: there are {size} processes, but parts={count}.")
+        raise ValueError(f"parts must be the number of processes, {size}, but it is {count}.")
     if isinstance(method, Tensor):
         if isinstance(domain, Grid):
-            raise ValueError("A grid is cut into slabs of rows: method='rows'.")
+            raise ValueError("A grid is cut into slabs of rows: use method='rows'.")
         if method.shape != (n,) or method.is_floating_point() or method.dtype == torch.bool:
             raise ValueError(f"method must give the part of each of {n} nodes, but its shape is {tuple(method.shape)}.")
         if n and not 0 <= int(method.min()) <= int(method.max()) < size:
-            raise ValueError(f"The parts are numbered from 0 to {size - 1}, but method holds others.")
+            raise ValueError(f"method must contain parts from 0 to {size - 1}, but it contains others.")
     elif method not in ("rows", "rcm", "metis"):
         raise ValueError(f"method must be 'rows', 'rcm', 'metis' or the part of each node, but it is {shown(method)}.")
     elif isinstance(domain, Grid) and method != "rows":
-        raise ValueError(f"A grid is cut into slabs of rows: method='rows', not {method!r}.")
+        raise ValueError(f"A grid is cut into slabs of rows: use method='rows', not {method!r}.")
     elif method != "rows":
-        _needed(method)
+        _required(method)
+    if isinstance(domain, Graph) and len(domain.ptr) != 2 and not (isinstance(method, str) and method == "rows"):
+        raise ValueError(
+            f"A union of {len(domain.ptr) - 1} graphs keeps the order of its nodes, which marks its parts: use "
+            "method='rows'."
+        )
 
 
-def _needed(method: str) -> Any:
-    """The package that orders the nodes."""
+def _required(method: str) -> Any:
+    """The package that computes the order of the nodes."""
     name = {"metis": "pymetis", "rcm": "scipy"}[method]
     try:
         return importlib.import_module(name)
@@ -193,12 +208,12 @@ def _needed(method: str) -> Any:
 
 
 def metis_parts(graph: Graph, parts: int) -> Tensor:
-    """The part of each node (n,) by METIS, which cuts few edges. Raises: ValueError where pymetis is missing."""
+    """(n,) the part of each node by METIS, which minimises the number of cut edges. Raises: ValueError."""
     ends = torch.cat([graph.edge_index, graph.edge_index.flip(0)], 1).cpu()
     ends = torch.unique(ends[:, ends[0] != ends[1]], dim=1)  # sorted by the first
     first = torch.zeros(graph.size + 1, dtype=torch.int64)
     first[1:] = torch.bincount(ends[0], minlength=graph.size).cumsum(0)
-    pymetis, lists = _needed("metis"), (first.tolist(), ends[1].tolist())
+    pymetis, lists = _required("metis"), (first.tolist(), ends[1].tolist())
     if hasattr(pymetis, "CSRAdjacency"):
         _, part = pymetis.part_graph(parts, pymetis.CSRAdjacency(*lists))
     else:  # before pymetis 2025.2
@@ -207,7 +222,7 @@ def metis_parts(graph: Graph, parts: int) -> Tensor:
 
 
 def _digest(value: Graph | Grid | Tensor) -> str:
-    """A short name of everything that it holds."""
+    """A short description with a hash of the contents."""
     if isinstance(value, Grid):
         return repr(value)
     if isinstance(value, Tensor):

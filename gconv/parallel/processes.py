@@ -1,4 +1,4 @@
-"""A group of processes: its collectives, with an error that names the process that failed."""
+"""Collectives of a group of processes, with errors that name the failed process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-GRACE = 5.0  # seconds in which the processes that are left report a failure
+GRACE = 5.0  # seconds to wait for the reports of the remaining processes after a failure
 
 
 class ProcessError(RuntimeError):
-    """Another process of the group ended, did not answer in time, or was called differently.
+    """Raised if another process of the group ended, did not answer in time, or made a different call.
 
     >>> issubclass(ProcessError, RuntimeError)
     True
@@ -30,19 +30,20 @@ class Processes:
         group: of torch.distributed; None for all processes.
 
     Raises:
-        RuntimeError: if torch.distributed has not been started.
+        RuntimeError: if torch.distributed is not initialised.
+        ValueError: if this process is not a member of the group.
     """
 
     def __init__(self, group: Any = None) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise RuntimeError(
-                "Several processes need a group: start them with torchrun and call "
+                "gconv.parallel needs a process group: start the processes with torchrun and call "
                 "torch.distributed.init_process_group() before gconv.parallel.shard()."
             )
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
-            raise ValueError("This process is no member of the group that was given.")
-        self.bytes_sent = 0  # halo rows, since the start
+            raise ValueError("This process is not a member of the given group.")
+        self.bytes_sent = 0  # total size of the halo rows sent so far
         self._places: list[Any] = []
         self._places = self.gathered((socket.gethostname(), os.getpid()))
 
@@ -53,16 +54,16 @@ class Processes:
             raise ProcessError(f"{self._who()} The process group says: {str(error).splitlines()[0][:200]}") from error
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each process gives, small objects."""
+        """The values of all processes, small picklable objects, by rank."""
         found = [None] * self.size
         self._guarded(lambda: dist.all_gather_object(found, value, group=self.group))
         return found
 
     def agree(self, **values: Any) -> None:
-        """Refuse to go on where the processes hold different values.
+        """Check that all processes have the same values.
 
         Raises:
-            ProcessError: in every process, with the name of the first value that differs.
+            ProcessError: in every process, naming the first value that differs.
         """
         found = self.gathered(values)
         for name in values:
@@ -70,11 +71,11 @@ class Processes:
                 if theirs.get(name) != found[0].get(name):
                     raise ProcessError(
                         f"The processes disagree on {name.replace('_', ' ')}: rank 0 has {found[0].get(name)}, "
-                        f"rank {rank} has {theirs.get(name)}. Give every process the same."
+                        f"rank {rank} has {theirs.get(name)}. It must be the same in every process."
                     )
 
     def exchange(self, x: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        """Rows of x, so many for each process in turn; returns the rows that they send here."""
+        """Send rows of x, send[r] to each rank r in turn, and return the rows received, receive[r] from rank r."""
         out = x.new_empty(sum(receive), *x.shape[1:])
         if self.size > 1:
             work = lambda: dist.all_to_all_single(out, x.contiguous(), receive, send, group=self.group)  # noqa: E731
@@ -82,21 +83,21 @@ class Processes:
         return out
 
     def total(self, x: Tensor, largest: bool = False) -> Tensor:
-        """The sum, or the largest, over the processes; x is left as it is."""
+        """The sum, or the maximum, over the processes; x is not modified."""
         x = x.clone(memory_format=torch.contiguous_format)
         op = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
         self._guarded(lambda: dist.all_reduce(x, op, group=self.group))
         return x
 
     def from_first(self, x: Tensor) -> None:
-        """Overwrite x with what the first process holds."""
+        """Overwrite x with its value in the first process."""
         root = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         self._guarded(lambda: dist.broadcast(x, root, group=self.group))
 
     def _who(self) -> str:
-        """Which processes failed: those that report nothing within a few seconds, unless they are known to run."""
+        """A sentence that names the failed processes: those that ended, or that do not report within GRACE seconds."""
         group: Any = self.group if self.group is not None else dist.group.WORLD
-        try:  # torch keeps the store; every process that is left writes into it
+        try:  # every remaining process writes a key to the group's store
             store = group.get_group_store()
             key = "gconv/failed/{}"
             store.set(key.format(self.rank), "1")
@@ -106,7 +107,7 @@ class Processes:
                 if any(self._ended(r) for r in range(self.size)):
                     break
                 time.sleep(0.05)
-        except (AttributeError, RuntimeError):  # another backend, or the store went with the first process
+        except (AttributeError, RuntimeError):  # no store in this backend, or it ended with the first process
             silent = [0] if self.rank else []
         ended = [r for r in range(self.size) if self._ended(r)]
         names = ", ".join(f"rank {r}" for r in ended or silent)
@@ -120,7 +121,7 @@ class Processes:
             return False
         pid = self._places[rank][1]
         try:
-            os.kill(pid, 0)  # asks only
+            os.kill(pid, 0)  # signal 0 only checks for existence
         except ProcessLookupError:
             return True
         except OSError:
@@ -146,7 +147,7 @@ class Total(torch.autograd.Function):
 
 
 class Largest(torch.autograd.Function):
-    """The largest over the processes; the gradient goes to those that hold it, in equal shares."""
+    """The maximum over the processes; the gradient is divided equally among those that attain it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
@@ -163,7 +164,7 @@ class Largest(torch.autograd.Function):
 
 
 class Shared(torch.autograd.Function):
-    """Parameters that every process holds: themselves, and their gradients summed over the processes, all at once."""
+    """Replicated parameters: the identity, with gradients summed over the processes in one collective per dtype."""
 
     @staticmethod
     def forward(ctx: Any, processes: Processes, *parameters: Tensor) -> Any:

@@ -1,10 +1,10 @@
-"""Networks of images on sites with places.
+"""Transfer of image networks to masked images, panoramas, superpixels, point sets and meshes.
 
-pixels    Pixels: which site is which pixel, or how sites and pixels read each other
+pixels    Pixels: sites in a frame of pixels, exact or by interpolation
 surface   Surface: triangle meshes, spheres
-taps      the taps of a grid operator between sites
+taps      the taps of a grid operator between such sites
 layers    one layer with its weights
-network   transfer: whole networks, followed by torch.fx
+network   transfer: whole networks, traced by torch.fx
 """
 
 from gconv.transfer.network import OnDomain, Transferred, TransferReport, transfer

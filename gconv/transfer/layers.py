@@ -1,4 +1,4 @@
-"""One layer of a grid network as a layer on sites: the same weights, on a graph with labelled offsets."""
+"""One layer of a grid network as a layer on sites: the same weights, on a graph with edges labelled by tap."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OnSites(nn.Module):
 
     Args:
         gconv: the layer.
-        domain: which site reads which, through which tap; None for a layer that works on each site alone.
+        domain: the edges between the sites, labelled by tap; None for a layer that acts on each site separately.
     """
 
     def __init__(self, gconv: GConv, domain: Bipartite | None) -> None:
@@ -46,11 +46,11 @@ class OnSites(nn.Module):
 
 
 class FrameOrder(nn.Module):
-    """Signals (b, c, n) as images, in the order of their frame, in a row: (b, c, pixels), zeros in the holes.
+    """Signals (b, c, n) as flattened images (b, c, pixels) in the order of the frame, with zeros in the holes.
 
     Args:
-        lift: the entries (pixel, site, value) that give a pixel its value.
-        pixels: how many there are.
+        lift: the entries (pixel, site, value) of the map from sites to pixels.
+        pixels: the number of pixels of the frame.
     """
 
     def __init__(self, lift: tuple[Tensor, Tensor, Tensor], pixels: int) -> None:
@@ -65,7 +65,7 @@ class FrameOrder(nn.Module):
         return x.new_zeros(*x.shape[:-1], self.pixels).index_add(-1, pixel, read)
 
 
-def spec_on_sites(spec: OperatorSpec, W: Tensor | None, i: int | None, largest: bool) -> OperatorSpec:
+def spec_on_sites(spec: OperatorSpec, W: Tensor | None, largest: bool) -> OperatorSpec:
     """The operator on labelled edges with the mixing of a grid operator.
 
     Raises:
@@ -88,12 +88,12 @@ def layer_on_sites(engine: GConv, made: Placed, missing: Missing, source: int) -
 
     Args:
         engine: a GConv with the weights.
-        made: its structure there.
-        missing: what reads of holes become.
-        source: number of sites in.
+        made: its structure between the sites.
+        missing: the treatment of taps that read holes.
+        source: the number of input sites.
     """
     spec = engine.spec
-    target = spec_on_sites(spec, engine.weight, None, made.largest)
+    target = spec_on_sites(spec, engine.weight, made.largest)
     value = made.value
     if missing == "renormalise" and not made.largest:
         value = value * _scale(made)[made.row]
@@ -107,7 +107,7 @@ def layer_on_sites(engine: GConv, made: Placed, missing: Missing, source: int) -
 
 
 def carry(engine: GConv, layer: GConv) -> None:
-    """Copy weight and bias of a grid layer."""
+    """Copy the weight and bias of a grid layer to a layer on sites."""
     mixing, W = plain(engine.spec.mixing, engine.weight)
     with torch.no_grad():
         if layer.weight is not None:
@@ -122,6 +122,6 @@ def carry(engine: GConv, layer: GConv) -> None:
 
 
 def _scale(made: Placed) -> Tensor:
-    """(m,) the weight of all that a row should read over the weight of what is there."""
+    """(m,) the total weight of a row's taps divided by the weight of those that do not read holes."""
     there = made.total - made.missing
     return torch.where(there.abs() > 1e-12, made.total / torch.where(there.abs() > 1e-12, there, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""Whole networks on sites: torch.fx follows a model, and each layer that reads pixels becomes one that reads sites."""
+"""Transfer of whole networks: torch.fx traces a model, and each layer on pixels is replaced by one on sites."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from gconv.transfer.taps import Place, placed
 
 @dataclass(frozen=True)
 class Transferred:
-    """What became of one layer.
+    """The report of one transferred layer.
 
     Args:
-        path: its place in the model, or the function that the model calls.
+        path: its qualified name in the model, or the function that the model calls.
         layer: the layer on images.
-        spec: the operator on sites; None where it works on each site alone, or after the sites.
-        sites: how many there are, in and out.
-        note: whether it is exact, and what is approximated or missing.
+        spec: the operator on sites; None if it acts on each site separately, or after the site axis is gone.
+        sites: the numbers of input and output sites.
+        note: "exact", or what is approximated or missing.
 
     >>> print(Transferred("0", "ReLU", None, (16, 16), "exact"))
     0: ReLU: exact
@@ -55,7 +55,7 @@ class Transferred:
 
 @dataclass(frozen=True)
 class TransferReport:
-    """The layers of a transferred network, in the order in which they run; calling it returns it.
+    """The layers of a transferred network, in order of execution; calling a report returns it.
 
     >>> found = transfer(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 2, 3, padding=1)), torch.ones(4, 4, dtype=torch.bool))
     >>> isinstance(found.report, TransferReport), [entry.note for entry in found.report]
@@ -79,15 +79,15 @@ class TransferReport:
 
 
 class OnDomain(nn.Module):
-    """A network on sites, which `transfer` makes.
+    """A network on sites, returned by `transfer`.
 
     Args:
-        network: on signals (b, c, n).
-        domain: where its input lives.
-        target: where its output lives; None where that has no sites.
-        report: what became of each layer.
+        network: the traced network, on signals (b, c, n).
+        domain: of the input.
+        target: the domain of the output; None if the output has no site axis.
+        report: the report, layer by layer.
 
-    Shapes: x (b, n, c) or (n, c) -> (b, m, o) or (m, o) on sites, otherwise what the model returns.
+    Shapes: x (b, n, c) or (n, c) -> (b, m, o) or (m, o) on sites, otherwise the shape that the model returns.
 
     >>> found = transfer(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)), torch.ones(4, 4, dtype=torch.bool))
     >>> isinstance(found, OnDomain), found(torch.rand(1, 16, 1)).shape
@@ -102,7 +102,7 @@ class OnDomain(nn.Module):
         if not isinstance(x, Tensor) or x.ndim not in (2, 3) or x.shape[-2] != self.domain.size:
             what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
             raise InputError(
-                f"A signal on {self.domain!r} has shape (b, {self.domain.size}, channels), but x is {what}."
+                f"x must have shape (b, {self.domain.size}, channels) on {self.domain!r}, but it is {what}."
             )
         y = self.network(x.mT if x.ndim == 3 else x.mT.unsqueeze(0))
         return y if x.ndim == 3 or not isinstance(y, Tensor) else y.squeeze(0)
@@ -117,38 +117,38 @@ def transfer(
     assign: Assign = "bilinear",
     missing: Missing = "zero",
 ) -> OnDomain:
-    """A copy of a trained network of images that runs on sites with places: a masked image, a panorama, a mesh.
+    """A copy of a trained image network that runs on irregular sites: a masked image, a panorama, superpixels, a mesh.
 
-    Equation: each layer Y = sum_k S_k X W_k + b keeps W_k and b; its S_k, shifts of a grid of pixels, become G S_k R
-    between the sites, where R gives pixels the values of sites and G the reverse (see `Pixels`).
+    Equation: each layer Y = sum_k S_k X W_k + b keeps its W_k and b; its S_k, shifts on a grid of pixels, become
+    G S_k R between the sites, where R maps sites to pixels and G pixels to sites (see `Pixels`).
 
-    Meaning: where sites are pixels, in any order, the network is exactly the former one: the taps are edges labelled by
-    their offset. Strides and pools lead to a coarser set of sites, transposed convolutions and upsampling back to the
-    finer one, so that branches meet again. Where the frame is a ring (a panorama) zero padding becomes circular.
-    `.report` says layer by layer what is exact and what is approximated; `.domain` and `.target` are where input and
-    output live, with `gather(images)` and `scatter(signal)` to go between images and signals.
+    Meaning: if the sites are pixels, in any order, the result equals that of the original network: the taps are edges
+    labelled by their offset. Strides and pools map to a coarser set of sites, transposed convolutions and upsampling
+    back to the finer one, so that branches can be combined. Along a periodic axis (a panorama) zero padding becomes
+    circular. `.report` lists for each layer whether it is exact; `.domain` and `.target` are the domains of input and
+    output, whose `gather(images)` and `scatter(signal)` convert between images and signals.
 
-    Border and holes: what the padding of a layer reads outside of the frame is there, as zeros (or as the padding mode
-    has it). Pixels of the frame without a site are absent: sums leave them out (missing="zero"), or are scaled up to
-    the weight of all taps (missing="renormalise", the rule of partial convolutions); a maximum is over what is there.
+    Border and holes: positions outside the frame are read according to the padding mode of the layer. Pixels of the
+    frame without a site are holes: sums omit them (missing="zero") or are rescaled to the weight of all taps
+    (missing="renormalise", as in partial convolutions); maxima omit them.
 
-    Traps: branches must be traceable by torch.fx. Batch and group norms take statistics over the sites that there are,
-    where they take any. A flattened image before a linear layer has zeros in its holes.
+    Traps: the model must be traceable by torch.fx. Batch and group norms compute statistics over the sites. An image
+    that is flattened before a linear layer has zeros in its holes.
 
     Args:
         model: a network of torch.nn layers, converted or not, or of gconv's grid operators. It is not changed.
         domain: `gconv.Pixels`, a Grid, a boolean mask of the frame, a Graph with pos in pixels, or a `gconv.Surface`.
-        coarser: domains of coarser levels, to be used instead of those that are derived where their frame fits. For a
-            Surface, a pair (surface, parent) for each level, parent (n,) the coarser vertex of each vertex.
-        assign: how a Graph's positions between pixels are read: "bilinear" or "nearest".
+        coarser: domains of coarser levels, used instead of derived ones if their frame matches. For a Surface, one pair
+            (surface, parent) per level, with parent (n,) the coarser vertex of each vertex.
+        assign: the interpolation for a Graph's positions between pixels: "bilinear" or "nearest".
         missing: "zero" or "renormalise".
 
-    Shapes: x (b, n, c) -> (b, m, o) where the output lives on sites, otherwise what the model returns (logits).
+    Shapes: x (b, n, c) -> (b, m, o) if the output is defined on sites, otherwise the output of the model (logits).
 
     Raises:
-        TypeError: if model is no module, or domain has no places.
-        InputError: if the domain is empty or does not fit, or a layer's geometry is not defined there.
-        OutsideFamily: if the model does something with pixels that has no meaning on sites; the message says what.
+        TypeError: if model is not a module, or domain has no positions.
+        InputError: if the domain is empty or does not match, or the geometry of a layer is not defined on it.
+        OutsideFamily: if the model contains an operation on pixels that is not defined on sites; the message names it.
 
     >>> import gconv
     >>> cnn = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -169,7 +169,7 @@ def transfer(
     Liu et al., Image Inpainting for Irregular Holes Using Partial Convolutions, ECCV 2018 (renormalise).
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"transfer takes a torch module, but it was given {shown(model)}.")
+        raise TypeError(f"transfer takes a torch module, but {shown(model)} was given.")
     if missing not in ("zero", "renormalise"):
         raise InputError(f"missing must be 'zero' or 'renormalise', but it is {shown(missing)}.")
     twin = copied(model)
@@ -184,7 +184,7 @@ def transfer(
 
 
 def _axes_of(model: nn.Module) -> int:
-    """How many axes the images of a model have. Raises: InputError."""
+    """The number of axes of the images of a model. Raises: InputError."""
     for module in model.modules():
         found = identify(module)
         axes = getattr(found.spec.structure, "ndim", None) if isinstance(found, Layer) else None
@@ -194,7 +194,7 @@ def _axes_of(model: nn.Module) -> int:
 
 
 class _Tracer(fx.Tracer):
-    """Follows everything but layers of the family, also those in modules of gconv."""
+    """Traces into all modules except layers of the family, also into modules of gconv."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class _Tracer(fx.Tracer):
         return id(m) in self.leaves or super().is_leaf_module(m, qualified_name)
 
 
-SAME = {  # modules that do the same to each number, or to each site
+SAME = {  # element-wise modules, and modules that act on each site separately
     cls: cls
     for cls in (
         *(nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
@@ -246,12 +246,12 @@ POOLS = {
 
 
 class _Transfer:
-    """The rewriting of one network."""
+    """Rewrites the graph of one network."""
 
     def __init__(self, model: nn.Module, domain: Place, coarser: tuple[Pixels, ...], missing: Missing) -> None:
         self.model, self.domain, self.coarser = model, domain, coarser
         self.missing: Missing = missing
-        self.where: dict[fx.Node, Place | None] = {}  # where the value of a node of the model lives
+        self.where: dict[fx.Node, Place | None] = {}  # the domain of the value of each node of the model
         self.new: dict[fx.Node, fx.Node] = {}
         self.graph = fx.Graph()
         self.modules: dict[str, nn.Module] = {}
@@ -272,7 +272,7 @@ class _Transfer:
             raise OutsideFamily(f"{name} cannot be transferred: torch.fx cannot trace its forward ({why}).") from None
         inputs = [node for node in traced.nodes if node.op == "placeholder" and not node.args]
         if len(inputs) != 1:
-            raise OutsideFamily(f"{name} cannot be transferred: it takes {len(inputs)} inputs, not one of images.")
+            raise OutsideFamily(f"{name} cannot be transferred: it takes {len(inputs)} inputs instead of one.")
         for node in traced.nodes:
             self._node(node, node is inputs[0])
         made = fx.GraphModule(self.modules | self._attributes(traced), self.graph, name)
@@ -290,13 +290,13 @@ class _Transfer:
         return found
 
     def _lives(self, value: Any) -> Place | None:
-        """Where an argument lives: the domain of the sites in it. Raises: InputError if there are several."""
+        """The domain of an argument; None if it has no site axis. Raises: InputError if there are several domains."""
         found: list[Place] = []
         fx.node.map_arg(value, lambda n: found.append(p) if (p := self.where.get(n)) is not None else None)
         kinds = {id(p): p for p in found if p.size > 1} or {id(p): p for p in found}
         if len(kinds) > 1:
             a, b = list(kinds.values())[:2]
-            raise InputError(f"Two branches of the model meet that live on different sites: {a!r} and {b!r}.")
+            raise InputError(f"The model combines branches on different sites: {a!r} and {b!r}.")
         return next(iter(kinds.values()), None)
 
     def _node(self, node: fx.Node, is_input: bool) -> None:
@@ -315,7 +315,7 @@ class _Transfer:
             self._function(node, domain)
 
     def _keep(self, node: fx.Node, domain: Place | None, **changes: Any) -> None:
-        """The node as it is."""
+        """Copy a node unchanged."""
         self.new[node] = made = self.graph.node_copy(node, lambda n: self.new[n])
         for key, value in changes.items():
             setattr(made, key, value)
@@ -339,7 +339,7 @@ class _Transfer:
     # -- modules ---------------------------------------------------------------------------------------------------
 
     def _path(self, path: str) -> str:
-        """The layer's path, numbered where the model calls it several times."""
+        """A unique name for a layer, numbered if the model calls it several times."""
         taken, k = path, 1
         while taken in self.modules:
             taken, k = f"{path}_{k}", k + 1
@@ -371,33 +371,33 @@ class _Transfer:
             engine, _ = found.settle(Grid((1,) * domain.ndim))
             self._layer(node, path, _name(module), engine, source, domain, key=id(module))
         else:
-            why = "it mixes the last axis of images" if cls is nn.Linear else getattr(found, "reason", "")
+            why = "it acts on the last axis of images" if cls is nn.Linear else getattr(found, "reason", "")
             raise OutsideFamily(f"{path}, a {_name_of(cls)}, cannot be transferred{f': {why}' if why else ''}.")
 
     def _layer(
         self, node: fx.Node, path: str, name: str, engine: GConv, source: fx.Node, domain: Place, key: Any
     ) -> None:
-        """A layer of the family on images as one on sites."""
+        """Replace a layer of the family on images by one on sites."""
         structure = engine.spec.structure
         if structure.domain == "any" and structure.taps == 1 and not hasattr(structure, "reduce"):
-            layer = GConv(spec_on_sites(engine.spec, engine.weight, None, False))
+            layer = GConv(spec_on_sites(engine.spec, engine.weight, False))
             self._call(node, path, OnSites(layer, None), source, domain)
             self._say(path, name, domain, engine.spec)
             return
         made = placed(structure, domain, self.coarser)
         module = layer_on_sites(engine, made, self.missing, domain.size)
         shared = self.layers.setdefault((key, module.gconv.spec), module.gconv)
-        if shared is not module.gconv and module.gconv.weight is not None:  # the same layer once more
+        if shared is not module.gconv and module.gconv.weight is not None:  # the same layer is called again
             module.gconv = shared
         self._call(node, path, module, source, made.target)
         notes = []
         if not (domain.exact and made.target.exact):
-            how = "taps read points of the mesh" if isinstance(domain, Surface) else "sites and pixels read each other"
-            notes.append(f"an assignment: {how}, by weights")
+            how = "on the mesh" if isinstance(domain, Surface) else "between sites and pixels"
+            notes.append(f"approximate: interpolated {how}")
         lost = int((made.missing > 1e-12).sum())
         if lost:
-            how = "left out" if made.largest or self.missing == "zero" else "made up for by the other taps"
-            notes.append(f"exact but for the reads of holes at {lost} of {made.target.size} sites, which are {how}")
+            how = "omitted" if made.largest or self.missing == "zero" else "compensated by rescaling"
+            notes.append(f"exact except at {lost} of {made.target.size} sites that read holes, which are {how}")
         self.entries.append(
             Transferred(path, name, module.gconv.spec, (domain.size, made.target.size), "; ".join(notes) or "exact")
         )
@@ -407,9 +407,9 @@ class _Transfer:
 
     def _flatten(self, node: fx.Node, path: str, source: fx.Node, domain: Place, start: int = 1, end: int = -1) -> None:
         if start not in (1, -1 - domain.ndim) or end not in (-1, 1 + domain.ndim):
-            raise OutsideFamily(f"{path} cannot be transferred: it flattens other axes than channels and pixels.")
+            raise OutsideFamily(f"{path} cannot be transferred: it does not flatten exactly channels and pixels.")
         if isinstance(domain, Surface):
-            raise OutsideFamily(f"{path} cannot be transferred: the vertices of {domain!r} have no order to flatten.")
+            raise OutsideFamily(f"{path} cannot be transferred: the vertices of {domain!r} have no pixel order.")
         total = math.prod(domain.shape)
         order = domain.exact and domain.size == total and bool((domain.lift[0] == torch.arange(total)).all())
         if not order:
@@ -431,7 +431,7 @@ class _Transfer:
         method = node.op == "call_method"
         dims = tuple(range(2, 2 + d))
         if (not method and target in ELEMENTWISE) or (method and name in METHODS):
-            self._keep(node, domain)
+            self._elementwise(node, domain)
         elif target in CONCATENATES:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             if dim not in (1, -1 - d):
@@ -480,16 +480,28 @@ class _Transfer:
                 isinstance(size, tuple | list) and any(isinstance(s, fx.Node) for s in size)
             ):
                 raise OutsideFamily(
-                    f"{path} cannot be transferred: interpolate to the size of another image; give numbers."
+                    f"{path} cannot be transferred: interpolate depends on the size of another image; give numbers."
                 )
             self._pool(node, path, name, operators.upsample(size, factor, mode, corners, ndim=d), domain)
         else:
             raise OutsideFamily(
-                f"{path} cannot be transferred: what {name} makes of pixels has no meaning on sites; use a layer."
+                f"{path} cannot be transferred: {name} on pixels is not defined on sites; use a layer instead."
             )
 
+    def _elementwise(self, node: fx.Node, domain: Place) -> None:
+        """Copy an element-wise function; tensors without a site axis broadcast as they do to images."""
+
+        def argument(n: fx.Node) -> fx.Node:
+            if self.where[n] is not None:
+                return self.new[n]
+            return self.graph.call_function(broadcast_on_sites, (self.new[n], domain.ndim))
+
+        args, kwargs = fx.node.map_arg(node.args, argument), fx.node.map_arg(node.kwargs, argument)
+        self.new[node] = self.graph.create_node(node.op, node.target, args, kwargs)
+        self.where[node] = domain
+
     def _pool(self, node: fx.Node, path: str, name: str, spec: OperatorSpec, domain: Place) -> None:
-        """A function without weights."""
+        """Replace a function without weights."""
         like = next(self.model.parameters(), torch.empty(0))
         engine = GConv(spec, dtype=like.dtype, device=like.device)
         self._layer(node, path, name, engine, node.all_input_nodes[0], domain, key=node)
@@ -522,14 +534,31 @@ class _Transfer:
             if not users:
                 self._keep(node, None)
                 return
-        raise OutsideFamily(f"{path} cannot be transferred: {name} asks for the size of images or for some pixels.")
+        raise OutsideFamily(f"{path} cannot be transferred: {name} reads the size of images or selects pixels.")
+
+
+def broadcast_on_sites(value: Any, ndim: int) -> Any:
+    """A tensor that broadcasts to images (b, c, *grid), as one that broadcasts to signals (b, c, n).
+
+    Raises:
+        InputError: if it varies along the grid.
+    """
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    grid = value.shape[-ndim:]
+    if any(n != 1 for n in grid):
+        raise InputError(
+            f"A tensor of shape {tuple(value.shape)} that is combined with images varies from pixel to pixel, which is "
+            "not defined on sites: its last axes must be 1."
+        )
+    return value.reshape(*value.shape[:-ndim], 1)
 
 
 def _read(args: Any, kwargs: dict[str, Any], names: tuple[str, ...], defaults: tuple[Any, ...]) -> list[Any]:
-    """Arguments of a function behind its first, by position or name."""
+    """The arguments of a function after the first, given by position or name. Raises: OutsideFamily."""
     given = dict(zip(names, args[1:], strict=False))
     if len(args) - 1 > len(names):
-        raise OutsideFamily(f"A call with {len(args)} arguments by position cannot be transferred: give their names.")
+        raise OutsideFamily(f"A call with {len(args)} positional arguments cannot be transferred: pass them by name.")
     unknown = [key for key in kwargs if key not in (*names, "input", "recompute_scale_factor", "antialias", "inplace")]
     if unknown or kwargs.get("antialias") or kwargs.get("recompute_scale_factor"):
         raise OutsideFamily(f"A call with {', '.join(kwargs)} cannot be transferred.")
@@ -541,7 +570,7 @@ def _function_name(node: fx.Node) -> str:
         return str(node.target)
     target: Callable[..., Any] | str = node.target
     name = getattr(target, "__name__", str(target))
-    if name == "fn" or name.startswith("boolean_dispatch"):  # torch's pools, by whether indices are wanted
+    if name == "fn" or name.startswith("boolean_dispatch"):  # torch's pools, which dispatch on return_indices
         found = [key for key in POOLS if getattr(F, key, None) is target]
         return found[0] if found else name
     return name

@@ -1,4 +1,4 @@
-"""Sites with places in a pixel grid: some pixels in any order, superpixels, points between pixels; rings and torus."""
+"""Sites in a frame of pixels: pixels in any order, superpixels, points between pixels; frames may be periodic."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Entries = tuple[Tensor, Tensor, Tensor]  # row, column, value
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pixels:
-    """Sites that have places in a frame of pixels.
+    """Sites with positions in a frame of pixels.
 
-    Equation: a pixel q of the frame has the value sum_j R[q, j] x[j], and a site i is given sum_q G[i, q] y[q].
+    Equation: pixel q of the frame has the value sum_j R[q, j] x[j], and site i has the value sum_q G[i, q] y[q].
 
-    Meaning: an operator of the frame, with taps S_k, becomes the taps G S_k R on the sites. Where each site is a pixel
-    of its own, R and G only choose and reorder, and nothing is approximated. What lies outside of the frame is border,
-    as the operator's padding mode has it; a pixel of the frame that no site gives a value to is a hole.
+    Meaning: an operator on the frame with taps S_k becomes one with taps G S_k R on the sites. If each site is a
+    separate pixel, R and G select and reorder, and the result is exact. Positions outside the frame are treated by the
+    padding mode of the operator; pixels of the frame to which no site contributes are holes.
 
-    Make one by `from_pos`, `from_mask` or `from_labels`.
+    Create it with `from_pos`, `from_mask` or `from_labels`.
 
     Args:
         shape: of the frame.
-        size: n, number of sites.
+        size: n, the number of sites.
         lift: R by its entries (pixel, site, value); the values of a pixel sum to 1.
         sample: G by its entries (site, pixel, value); the values of a site sum to 1.
-        periodic: for each axis whether the frame is a ring there.
-        exact: whether each site is a pixel of its own.
-        origin: the domain that this one is a coarser level of.
+        periodic: for each axis, whether the frame is periodic.
+        exact: whether each site is a separate pixel.
+        origin: the next finer level, from which this one was derived.
 
     >>> ring = Pixels.from_mask(torch.tensor([[True, True, False], [True, True, True]]), periodic=(False, True))
     >>> ring, ring.pos.tolist()[2]
@@ -53,7 +53,7 @@ class Pixels:
     origin: Pixels | None = None
     _memo: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
-    # -- how they are made -----------------------------------------------------------------------------------------
+    # -- constructors ----------------------------------------------------------------------------------------------
 
     @classmethod
     @checked
@@ -67,16 +67,15 @@ class Pixels:
         """Sites at positions, in pixels: row, column.
 
         Args:
-            pos: (n, d). Where they are pixels of a grid, up to one common shift by less than a pixel, the domain is
-                exact.
+            pos: (n, d). If all are pixels of a grid, up to a common shift by less than a pixel, the domain is exact.
             shape: of the frame; default: up to the largest position along each axis.
-            periodic: whether opposite borders meet, for all axes or for each.
-            assign: for other positions, how pixels and sites read each other: "bilinear", from the up to 2^d nearest
-                with weights that fall off over one pixel, or "nearest".
+            periodic: whether the frame is periodic, for all axes or for each.
+            assign: the interpolation for other positions: "bilinear", between a site and the up to 2^d pixels around
+                it, or "nearest".
 
         Raises:
-            TypeError, InputError: if pos is no (n, d) tensor of numbers, is negative or outside of the frame, or two
-                sites lie on one pixel.
+            TypeError, InputError: if pos is not an (n, d) real tensor, is negative or outside the frame, or two sites
+                are on the same pixel.
         """
         if not isinstance(pos, Tensor) or pos.ndim != 2 or not 1 <= pos.shape[1] <= 3 or pos.is_complex():
             what = f"shape {tuple(pos.shape)}" if isinstance(pos, Tensor) else shown(pos)
@@ -87,22 +86,22 @@ class Pixels:
         if not len(where):
             raise InputError("There are no sites: pos is empty.")
         if not bool(torch.isfinite(where).all()):
-            raise InputError("pos holds NaN or infinity; every number of it must be finite.")
+            raise InputError("pos must be finite, but it contains NaN or infinity.")
         if float(where.min()) < 0:
-            raise InputError(f"Positions count pixels from 0, but pos goes down to {float(where.min()):.3g}.")
+            raise InputError(f"pos must not be negative, but its minimum is {float(where.min()):.3g}.")
         place = (where - (where[0] - where[0].round())).round()
         exact = bool(((place - where) - (place[0] - where[0])).abs().max() < 1e-4) and float(place.min()) >= 0
         place = place if exact else where
         most = place.amax(0).floor().long() + 1
         size = tuple(most.tolist()) if shape is None else Grid(tuple(shape)).shape
         if len(size) != pos.shape[1] or any(m > s for m, s in zip(most.tolist(), size, strict=True)):
-            raise InputError(f"The frame of {size} does not hold all positions, which reach {tuple(most.tolist())}.")
+            raise InputError(f"A frame of {size} does not contain all positions, which need {tuple(most.tolist())}.")
         rings = _read_periodic(periodic, len(size))
         n = len(where)
         if exact:
             pixel = _number(place.long(), size)
             if len(pixel.unique()) < n:
-                raise InputError("Two sites lie on one pixel: give each site a place of its own.")
+                raise InputError("Two sites are on the same pixel: their positions must be distinct.")
             one = torch.ones(n, dtype=torch.float64)
             site = torch.arange(n)
             return cls(size, n, (pixel, site, one), (site, pixel, one), rings)
@@ -117,32 +116,32 @@ class Pixels:
         """The pixels of a frame where the mask is true, in row-major order.
 
         Raises:
-            TypeError, InputError: if the mask is no boolean tensor of one to three axes, or leaves nothing.
+            TypeError, InputError: if the mask is not a boolean tensor of one to three axes, or is False everywhere.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not 1 <= mask.ndim <= 3:
             what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else shown(mask)
-            raise TypeError(f"A mask is a boolean tensor with an axis for each axis of the images, but it is {what}.")
+            raise TypeError(f"mask must be a boolean tensor with one axis per axis of the images, but it is {what}.")
         if not bool(mask.any()):
-            raise InputError("The mask leaves nothing: it is false everywhere.")
+            raise InputError("mask must select at least one pixel, but it is False everywhere.")
         return cls.from_pos(mask.nonzero(), tuple(mask.shape), periodic)
 
     @classmethod
     @checked
     def from_labels(cls, labels: Tensor, periodic: bool | Sequence[bool] = False) -> Pixels:
-        """Superpixels: each pixel of a frame belongs to the site that its label names; a negative label is a hole.
+        """Superpixels: each pixel of a frame belongs to the site given by its label; negative labels are holes.
 
-        A pixel has the value of its site, and a site is given the mean over its pixels.
+        A pixel has the value of its site, and a site the mean over its pixels.
 
         Raises:
-            TypeError, InputError: if labels is no integer tensor of one to three axes, or a label is missing.
+            TypeError, InputError: if labels is not an integer tensor of one to three axes, or a label has no pixels.
         """
         whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
         if not whole or labels.dtype == torch.bool or not 1 <= labels.ndim <= 3:
-            raise TypeError("Labels are an integer tensor with an axis for each axis of the images.")
+            raise TypeError("labels must be an integer tensor with one axis per axis of the images.")
         flat = labels.detach().cpu().long().flatten()
         pixel = (flat >= 0).nonzero()[:, 0]
         if not len(pixel):
-            raise InputError("No pixel has a label: all are negative.")
+            raise InputError("labels must contain at least one label >= 0, but all are negative.")
         site, n = flat[pixel], int(flat.max()) + 1
         counts = torch.bincount(site, minlength=n)
         if int(counts.min()) == 0:
@@ -151,7 +150,7 @@ class Pixels:
         lift, sample = (pixel, site, one), _normalised((site, pixel, one))
         return cls(shape, n, lift, sample, _read_periodic(periodic, len(shape)), bool(counts.max() == 1))
 
-    # -- what they are ---------------------------------------------------------------------------------------------
+    # -- properties ------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         rings = [str(a) for a, ring in enumerate(self.periodic) if ring]
@@ -164,7 +163,7 @@ class Pixels:
 
     @property
     def pos(self) -> Tensor:
-        """(n, d) the mean place of each site, in pixels."""
+        """(n, d) the mean position of each site, in pixels."""
         site, pixel, share = self.sample
         place = torch.stack(torch.unravel_index(pixel, self.shape), 1).double()
         return torch.zeros(self.size, self.ndim, dtype=torch.float64).index_add(0, site, share.unsqueeze(1) * place)
@@ -176,7 +175,7 @@ class Pixels:
 
     @property
     def holes(self) -> int:
-        """How many pixels of the frame have no value."""
+        """The number of pixels of the frame without a value."""
         return int((~self.present).sum())
 
     @checked
@@ -204,7 +203,7 @@ class Pixels:
             InputError: if the signal has another number of sites.
         """
         if signal.ndim < 2 or signal.shape[-2] != self.size:
-            raise InputError(f"{self!r} takes a signal (*b, {self.size}, c), not one of shape {tuple(signal.shape)}.")
+            raise InputError(f"{self!r} takes a signal (*b, {self.size}, c), but its shape is {tuple(signal.shape)}.")
         pixel, site, share = (t.to(signal.device) for t in self.lift)
         read = signal.mT[..., site] * share.to(signal.dtype)
         flat = signal.new_zeros(*read.shape[:-1], math.prod(self.shape)).index_add(-1, pixel, read)
@@ -213,10 +212,10 @@ class Pixels:
     # -- other levels ----------------------------------------------------------------------------------------------
 
     def coarsened(self, stride: tuple[int, ...], shift: tuple[int, ...], shape: tuple[int, ...]) -> Pixels:
-        """The level below: pixel m of its frame covers the pixels s m + shift to s (m + 1) + shift - 1 of this one.
+        """The next coarser level: pixel m of its frame covers the pixels s m + shift to s (m + 1) + shift - 1.
 
-        An exact level has the pixels m that cover one that is there, or none of the frame; other levels keep their
-        sites, and see them in the coarser frame.
+        An exact level has the pixels m that cover a site, or no pixel of the frame at all; other levels keep their
+        sites, with positions in the coarser frame.
         """
         if set(stride) == {1} and not any(shift) and shape == self.shape:
             return self
@@ -241,7 +240,7 @@ class Pixels:
 
     def _level(self, pixel: Tensor, shape: tuple[int, ...]) -> Pixels:
         if not len(pixel):
-            raise InputError(f"Nothing is left of {self!r} in a coarser frame of {shape}.")
+            raise InputError(f"No site of {self!r} is left in a coarser frame of {shape}.")
         one, site = torch.ones(len(pixel), dtype=torch.float64), torch.arange(len(pixel))
         return Pixels(shape, len(pixel), (pixel, site, one), (site, pixel, one), self.periodic, True, self)
 
@@ -256,11 +255,11 @@ class Pixels:
         lift, sample = through(self.lift, 0), through(self.sample, 1)
         kept = lift[1].unique()
         if len(kept) < self.size:  # sites that no pixel of the coarser frame covers
-            raise InputError(f"{self.size - len(kept)} sites of {self!r} lie outside of the coarser frame of {shape}.")
+            raise InputError(f"{self.size - len(kept)} sites of {self!r} are outside the coarser frame of {shape}.")
         return Pixels(shape, self.size, lift, sample, self.periodic, False, self)
 
     def refined(self, shape: tuple[int, ...]) -> Pixels:
-        """The level above with a frame of this shape: the one that this was made of, or all pixels of its sites."""
+        """The finer level with this frame: the one from which this was derived, else all pixels of its sites."""
         level: Pixels | None = self
         while level is not None:
             if level.shape == shape:
@@ -280,7 +279,7 @@ class Pixels:
         return found
 
     def _spread(self, parent: Tensor, shape: tuple[int, ...]) -> Pixels:
-        """The same sites in a finer frame, each pixel of which lies in a pixel of this one."""
+        """The same sites in a finer frame, each of whose pixels lies in a pixel of this frame."""
         N, total = math.prod(self.shape), len(parent)
         inside = sparse((torch.arange(total), parent, torch.ones(total, dtype=torch.float64)), (total, N))
         lift = torch.sparse.mm(inside, sparse(self.lift, (N, self.size))).coalesce()
@@ -291,16 +290,16 @@ class Pixels:
 
 
 def sparse(entries: Entries, shape: tuple[int, int]) -> Tensor:
-    """Entries as a torch sparse matrix."""
+    """A torch sparse matrix from its entries."""
     return torch.sparse_coo_tensor(torch.stack(entries[:2]), entries[2], shape, check_invariants=True)
 
 
 def read_places(domain: Any, ndim: int, assign: Assign) -> Pixels:
-    """The Pixels that a user's domain is.
+    """A user's domain as Pixels.
 
     Raises:
-        TypeError: if it has no places.
-        InputError: if the places have another number of axes than the images.
+        TypeError: if it has no positions.
+        InputError: if the positions have another number of axes than the images.
     """
     if isinstance(domain, Pixels):
         found = domain
@@ -314,7 +313,7 @@ def read_places(domain: Any, ndim: int, assign: Assign) -> Pixels:
         found = Pixels.from_pos(domain.pos, assign=assign)
     else:
         raise TypeError(
-            f"transfer takes a domain with places: Pixels, a Grid, a mask, or a Graph with pos, not {shown(domain)}."
+            f"domain must be Pixels, a Grid, a mask, or a Graph with pos, but it is {shown(domain)}."
         )
     if found.ndim != ndim:
         raise InputError(f"The model works on {ndim}-D images, but {found!r} has {found.ndim} axes.")
@@ -331,13 +330,13 @@ def _read_periodic(periodic: Any, ndim: int) -> tuple[bool, ...]:
 
 
 def _number(place: Tensor, shape: Sequence[int]) -> Tensor:
-    """The row-major number of places (n, d)."""
+    """The row-major index of positions (n, d)."""
     steps = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
     return (place * torch.tensor(steps)).sum(1)
 
 
 def _normalised(entries: Entries) -> Entries:
-    """With the values of each row divided by their sum; equal entries are added up."""
+    """The entries after adding duplicates and dividing each row by its sum."""
     rows, cols = int(entries[0].max()) + 1, int(entries[1].max()) + 1
     matrix = sparse(entries, (rows, cols)).coalesce()
     row, col = matrix.indices()
@@ -363,8 +362,8 @@ def _nearest(place: Tensor, shape: tuple[int, ...]) -> Entries:
     pixels = torch.cartesian_prod(*(torch.arange(s) for s in shape)).reshape(-1, len(shape)).double()
     site = torch.cat([torch.cdist(part, place).argmin(1) for part in pixels.split(4096)])
     own = _number(torch.minimum(place.round().long(), torch.tensor(shape) - 1), shape)
-    pixel = torch.cat([torch.arange(len(site)), own])  # a site that is no pixel's nearest still has one
-    lonely = torch.bincount(site, minlength=len(place)) == 0
-    keep = torch.cat([torch.ones(len(site), dtype=torch.bool), lonely])
+    pixel = torch.cat([torch.arange(len(site)), own])  # sites that are not the nearest of any pixel get their own
+    unused = torch.bincount(site, minlength=len(place)) == 0
+    keep = torch.cat([torch.ones(len(site), dtype=torch.bool), unused])
     both = torch.cat([site, torch.arange(len(place))])
     return pixel[keep], both[keep], torch.ones(int(keep.sum()), dtype=torch.float64)

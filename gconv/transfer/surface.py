@@ -19,30 +19,30 @@ from gconv.operators.resampling import Resampled
 from gconv.spec import OutsideFamily
 from gconv.transfer.pixels import Pixels
 
-ROWS = 512  # vertices whose reads are computed at a time
+ROWS = 512  # number of vertices processed at a time
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Surface:
-    """A triangle mesh as a domain of images: each vertex is a pixel, its tangent frame says where right and down are.
+    """A triangle mesh as an image domain: each vertex is a pixel, with a tangent frame that defines right and down.
 
-    Meaning: a tap that reads the pixel (dr, dc) away reads, from a vertex, the point of the mesh that lies
-    dc `right` + dr `down` away in its tangent plane, by the barycentric weights of the triangle there. In a flat mesh
-    whose vertices are pixels, these are the pixels themselves.
+    Meaning: a tap with offset (dr, dc) reads, at a vertex, the point at dc `right` + dr `down` in its tangent plane,
+    interpolated by the barycentric coordinates of the triangle at that point. On a flat mesh whose vertices are pixels,
+    these points are pixels.
 
-    Traps: seen from outside, faces turn against the clock. The default frame has right towards the east around the z
-    axis, and is arbitrary at its two poles.
+    Traps: faces must be oriented counter-clockwise as seen from outside. In the default frame `right` points east
+    around the z axis; it is arbitrary at the two poles.
 
     Args:
         vertices: (n, 3) positions.
         faces: (f, 3) vertices of each triangle.
-        right: (n, 3) the direction of image columns at each vertex; its tangent part is used.
-        spacing: the distance of two pixels; default: the mean length of an edge.
-        open: whether the surface has a border on purpose; beyond it are zeros.
+        right: (n, 3) the direction of increasing image columns at each vertex; its tangential part is used.
+        spacing: the distance between pixels; default: the mean edge length.
+        open: whether the surface may have a border, beyond which values are zero.
 
     Raises:
-        TypeError, InputError: if a tensor is of another shape or type, a face is degenerate or flipped, an edge has
-            more than two faces, a vertex has none, or the mesh has a border or hole without `open`.
+        TypeError, InputError: if a tensor has the wrong shape or type, a face is degenerate or flipped, an edge has
+            more than two faces, a vertex has no face, or the mesh has a border or hole and `open` is False.
 
     >>> Surface.sphere(2)
     Surface(162 vertices, 320 faces)
@@ -53,8 +53,8 @@ class Surface:
     right: Tensor | None = None
     spacing: float | None = None
     open: bool = False
-    finer: Surface | None = field(default=None, init=False)  # the level above,
-    parent: Tensor | None = field(default=None, init=False)  # and for each of its vertices the one of this level
+    finer: Surface | None = field(default=None, init=False)  # the next finer level
+    parent: Tensor | None = field(default=None, init=False)  # the vertex of this level for each vertex of `finer`
     coarser: Surface | None = field(default=None, init=False)
     down: Tensor = field(init=False)
     normal: Tensor = field(init=False)
@@ -73,7 +73,7 @@ class Surface:
         put("vertices", V.detach().double().cpu().clone())
         put("faces", faces.detach().long().cpu().clone())
         if not bool(torch.isfinite(self.vertices).all()):
-            raise InputError("vertices holds NaN or infinity; every number of it must be finite.")
+            raise InputError("vertices must be finite, but it contains NaN or infinity.")
         self._check_faces()
         normal = torch.zeros_like(self.vertices)
         for corner in range(3):
@@ -81,7 +81,7 @@ class Surface:
         length = normal.norm(dim=1, keepdim=True)
         if bool((length < 1e-12).any()):
             raise InputError(
-                f"The faces around vertex {int(length[:, 0].argmin())} have no common side: it has no normal."
+                f"The normals of the faces around vertex {int(length[:, 0].argmin())} cancel: it has no normal."
             )
         normal = normal / length
         if self.right is None:
@@ -95,7 +95,7 @@ class Surface:
         right = right - (right * normal).sum(1, keepdim=True) * normal
         size = right.norm(dim=1, keepdim=True)
         if not bool((size > 1e-9).all()):
-            raise InputError(f"At vertex {int(size[:, 0].argmin())} right has no part in the tangent plane.")
+            raise InputError(f"At vertex {int(size[:, 0].argmin())} right is orthogonal to the tangent plane.")
         put("right", right / size)
         put("down", torch.linalg.cross(self.right, normal))
         put("normal", normal)
@@ -112,27 +112,27 @@ class Surface:
     def _check_faces(self) -> None:
         n, faces = len(self.vertices), self.faces
         if not len(faces) or int(faces.min()) < 0 or int(faces.max()) >= n:
-            raise InputError(f"faces must name vertices from 0 to {n - 1}, at least one face.")
+            raise InputError(f"faces must contain at least one face, of vertices from 0 to {n - 1}.")
         unused = torch.bincount(faces.flatten(), minlength=n) == 0
         if bool(unused.any()):
-            raise InputError(f"Vertex {int(unused.nonzero()[0])} is part of no face.")
+            raise InputError(f"Vertex {int(unused.nonzero()[0])} is not part of any face.")
         size = self._face_normals().norm(dim=1)
         if bool((size <= 1e-12 * size.max()).any()):
-            raise InputError(f"Face {int(size.argmin())} is degenerate: its corners lie in a line.")
+            raise InputError(f"Face {int(size.argmin())} is degenerate: its corners are collinear.")
         way = torch.stack([faces, faces.roll(-1, 1)], 2).reshape(-1, 2)
         key = way[:, 0] * n + way[:, 1]
         seen, times = torch.unique(key, return_counts=True)
         if len(seen) < len(key):
             edge = int(seen[times > 1][0])
             raise InputError(
-                f"The edge from vertex {edge // n} to {edge % n} is passed twice in one direction: a face is flipped, "
-                "or more than two faces meet there."
+                f"The edge from vertex {edge // n} to {edge % n} occurs twice in the same direction: a face is "
+                "flipped, or more than two faces share the edge."
             )
         back = way[:, 1] * n + way[:, 0]
         border = int((~torch.isin(key, back)).sum())
         if border and not self.open:
             raise InputError(
-                f"The mesh has a border or hole of {border} edges: close it, or give open=True, and zeros lie beyond."
+                f"The mesh has a border or hole of {border} edges: close it, or give open=True for zeros beyond it."
             )
 
     # -- ready-made ------------------------------------------------------------------------------------------------
@@ -140,9 +140,12 @@ class Surface:
     @classmethod
     @checked
     def sphere(cls, level: int) -> Surface:
-        """The unit sphere: an icosahedron with a vertex at each pole, each face cut into four, `level` times over.
+        """The unit sphere: an icosahedron with a vertex at each pole, whose faces are subdivided `level` times.
 
-        The first vertices of a level are those of the level before.
+        The first vertices of a level are those of the previous level.
+
+        Raises:
+            InputError: if level is above 8.
         """
         level = integer(level, "level", 0)
         if level > 8:
@@ -201,7 +204,7 @@ class Surface:
         return torch.cat([torch.cdist(part, self.vertices).argmin(1) for part in points.split(ROWS)])
 
     def reads(self, at: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What vertices `at` read at offsets (k, 2) (down, right), in pixels: (tap, row, vertex, weight)."""
+        """The entries (tap, row, vertex, weight) of vertices `at` for offsets (k, 2) (down, right), in pixels."""
         assert self.spacing is not None
         reach = float(offsets.norm(dim=1).max()) if len(offsets) else 0.0
         ends = self.vertices[self.faces]
@@ -216,12 +219,12 @@ class Surface:
         assert right is not None
         corner = self.vertices[self.faces]
         distance = torch.cdist(self.vertices[at], corner.mean(1))
-        turned = normal[at] @ self._face_normals().T <= 0  # the other side of a fold
+        turned = normal[at] @ self._face_normals().T <= 0  # faces on the other side of the surface
         face = distance.masked_fill(turned, math.inf).topk(near, 1, largest=False).indices
         away = corner[face] - self.vertices[at][:, None, None]  # (m, c, 3, 3)
         flat = torch.stack([(away * v[at][:, None, None]).sum(-1) for v in (down, right)], -1)  # (m, c, 3, 2)
         length, short = away.norm(dim=-1, keepdim=True), flat.norm(dim=-1, keepdim=True)
-        flat = flat * (length / short.clamp(min=1e-12)).clamp(max=1e6) / self.spacing  # in pixels, distances kept
+        flat = flat * (length / short.clamp(min=1e-12)).clamp(max=1e6) / self.spacing  # in pixels, keeping distances
         a, b, c = flat.unbind(2)
         found = []
         for k, offset in enumerate(offsets):
@@ -244,10 +247,10 @@ class Surface:
         return tap, row, col, share
 
     def place(self, structure: Any) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
-        """A grid operator's structure here: (target, tap, row, column, value).
+        """The structure of a grid operator on the mesh: (target, tap, row, column, value).
 
         Raises:
-            OutsideFamily: if it has no meaning on a mesh.
+            OutsideFamily: if it is not defined on a mesh.
             InputError: if it needs a level that was not given.
         """
         n = self.size
@@ -261,10 +264,10 @@ class Surface:
             row = torch.arange(finer.size)
             return finer, torch.zeros_like(row), row, self.parent, torch.ones(len(row), dtype=torch.float64)
         if not isinstance(structure, Kernel | Window) or structure.ndim != 2:
-            raise OutsideFamily(f"A {type(structure).__name__} has no meaning on {self!r}.")
+            raise OutsideFamily(f"A {type(structure).__name__} is not defined on {self!r}.")
         strides = set(structure.stride)
         if len(strides) > 1:
-            raise OutsideFamily(f"A stride of {structure.stride} has no meaning on {self!r}: give one number.")
+            raise OutsideFamily(f"On {self!r} a stride must be the same for both axes, but it is {structure.stride}.")
         strided = strides != {1}
         axes = zip(structure.kernel, structure.dilation, strict=True)
         steps = [[d * (a - (k - 1) / 2) for a in range(k)] for k, d in axes]
@@ -291,7 +294,7 @@ class Surface:
             row, col = target.parent, torch.arange(self.size)
             value = 1 / torch.bincount(row, minlength=target.size).double()[row]
         if structure.reduce != "max" and structure.divisor_override:
-            raise OutsideFamily("Pooling with a divisor of its own has no meaning on a mesh.")
+            raise OutsideFamily("Pooling with divisor_override is not defined on a mesh.")
         return target, torch.zeros_like(row), row, col, value
 
     def _transposed(self, structure: Kernel, offsets: Tensor) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
@@ -300,10 +303,10 @@ class Surface:
         assert self.parent is not None
         share = len(offsets) / math.prod(structure.stride)
         total = torch.zeros(finer.size, dtype=torch.float64).index_add(0, row, value)
-        lonely = (total < 1e-6).nonzero()[:, 0]  # read their parent through the mean of all taps
+        unreached = (total < 1e-6).nonzero()[:, 0]  # these read their parent through the mean of all taps
         keep = total[row] >= 1e-6
         k = len(offsets)
-        extra = torch.arange(k).repeat(len(lonely)), lonely.repeat_interleave(k)
+        extra = torch.arange(k).repeat(len(unreached)), unreached.repeat_interleave(k)
         tap, row = torch.cat([tap[keep], extra[0]]), torch.cat([row[keep], extra[1]])
         col = torch.cat([col[keep], self.parent[extra[1]]])
         value = torch.cat([value[keep], torch.ones(len(extra[0]), dtype=torch.float64)])
@@ -312,12 +315,12 @@ class Surface:
 
     def _below(self) -> Surface:
         if self.coarser is None:
-            raise InputError(f"A stride leads below {self!r}: give coarser=[(surface, parent), ...], a level for each.")
+            raise InputError(f"{self!r} has no coarser level: give coarser=[(surface, parent), ...], one per stride.")
         return self.coarser
 
     def _above(self) -> Surface:
         if self.finer is None:
-            raise InputError(f"The model enlarges {self!r}, which is the finest level that there is.")
+            raise InputError(f"The model upsamples {self!r}, which is the finest level.")
         return self.finer
 
 
@@ -326,20 +329,20 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 
 
 def link(surface: Surface, coarser: Sequence[Any]) -> Surface:
-    """A surface whose coarser levels are these pairs (surface, parent), each parent for the level before.
+    """A surface linked to coarser levels, pairs (surface, parent), with a parent for each vertex of the level before.
 
     Raises:
-        TypeError: if a level is no such pair.
+        TypeError: if a level is not such a pair.
         InputError: if a parent is missing, out of range, or a coarse vertex has no children.
     """
     first = level = _bare(surface)
     for entry in coarser:
         if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], Surface):
-            raise TypeError(f"A coarser level of a mesh is a pair (surface, parent), but {shown(entry)} was given.")
+            raise TypeError(f"A coarser level of a mesh must be a pair (surface, parent), but it is {shown(entry)}.")
         below, parent = _bare(entry[0]), entry[1]
         if not isinstance(parent, Tensor) or parent.shape != (level.size,) or parent.is_floating_point():
             raise TypeError(
-                f"parent must be an integer tensor ({level.size},), a vertex of {below!r} for each of {level!r}."
+                f"parent must be an integer tensor ({level.size},) with a vertex of {below!r} for each of {level!r}."
             )
         parent = parent.detach().cpu().long()
         counts = torch.bincount(parent.clamp(0), minlength=below.size)
@@ -355,5 +358,5 @@ def link(surface: Surface, coarser: Sequence[Any]) -> Surface:
 
 
 def _bare(surface: Surface) -> Surface:
-    """The same surface, linked to nothing."""
+    """A copy of the surface without links to other levels."""
     return Surface(surface.vertices, surface.faces, surface.right, surface.spacing, surface.open)

@@ -1,4 +1,4 @@
-"""The taps of a grid operator on a frame of pixels, by their entries; also where opposite borders of the frame meet."""
+"""The taps of a grid operator between sites, as lists of entries, for frames with or without periodic axes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Place = Pixels | Surface
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A structure between two domains with places.
+    """A structure between two sets of sites.
 
     Args:
-        target: where the output lives.
+        target: the domain of the output.
         tap, row, col, value: the entries.
-        total: (m,) the weight of all that a row reads, border and holes included.
-        missing: (m,) the weight of what it reads of holes.
-        taps: how many there are.
-        largest: whether a row takes the maximum of what it reads.
+        total: (m,) the total weight of each row, border and holes included.
+        missing: (m,) the weight of each row's entries in holes.
+        taps: the number of taps.
+        largest: whether rows are reduced by max.
     """
 
     target: Place
@@ -49,7 +49,7 @@ class Placed:
 
 
 def _frame_entries(structure: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
-    """(tap, row, column, value) of a structure on a grid, and the output's grid."""
+    """(tap, row, column, value) of a structure on a grid, and the shape of the output grid."""
     S = bind(structure, Grid(shape), {}, Call(torch.empty(1, 0, dtype=torch.float64)))
     found = entries(S, torch.float64, torch.device("cpu"))
     pattern = found.pattern
@@ -58,7 +58,7 @@ def _frame_entries(structure: Any, shape: tuple[int, ...]) -> tuple[Tensor, Tens
 
 
 def _wrapped(number: Tensor, shape: tuple[int, ...], shift: list[int], into: tuple[int, ...]) -> Tensor:
-    """Sites of one grid as sites of another, each axis moved by -shift, around the rings that are as long as `into`."""
+    """Indices on one grid as indices on the grid `into`, shifted by -shift and wrapped around along each axis."""
     place = torch.unravel_index(number, shape)
     total = torch.zeros_like(number)
     for p, s, n in zip(place, shift, into, strict=True):
@@ -67,7 +67,7 @@ def _wrapped(number: Tensor, shape: tuple[int, ...], shift: list[int], into: tup
 
 
 def _on_rings(structure: Any, frame: Pixels) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]]:
-    """The same where opposite borders meet: the operator on a frame that goes on beyond them, wrapped around."""
+    """As `_frame_entries` for a frame with periodic axes: the entries on an enlarged frame, wrapped around."""
     shape, rings = frame.shape, frame.periodic
     if isinstance(structure, Everything) or not any(rings):
         return _frame_entries(structure, shape)
@@ -77,7 +77,7 @@ def _on_rings(structure: Any, frame: Pixels) -> tuple[Tensor, Tensor, Tensor, Te
         tap, row, col, value, out = _frame_entries(structure, wide)
         times = [o // w for o, w in zip(out, wide, strict=True)]
         if any(w * t != o for w, t, o in zip(wide, times, out, strict=True)):
-            raise InputError(f"Around {frame!r} only whole factors enlarge, not {structure.factor}.")
+            raise InputError(f"On the periodic {frame!r} upsampling needs integer factors, not {structure.factor}.")
         place, small = (
             torch.stack(torch.unravel_index(row, out)),
             tuple(n * t for n, t in zip(shape, times, strict=True)),
@@ -87,7 +87,7 @@ def _on_rings(structure: Any, frame: Pixels) -> tuple[Tensor, Tensor, Tensor, Te
         row = _wrapped(row[keep], out, first.flatten().tolist(), small)
         return tap[keep], row, _wrapped(col[keep], wide, more, shape), value[keep], small
     if not isinstance(structure, Kernel | Window):
-        raise OutsideFamily(f"On {frame!r}, whose borders meet, a {type(structure).__name__} is not defined.")
+        raise OutsideFamily(f"On the periodic {frame!r}, a {type(structure).__name__} is not defined.")
     backwards = isinstance(structure, Kernel) and structure.transposed
     pads = structure.pads(shape) if isinstance(structure, Kernel) else structure.shifts(shape).padding
     out = structure.target(Grid(shape)).shape
@@ -95,8 +95,8 @@ def _on_rings(structure: Any, frame: Pixels) -> tuple[Tensor, Tensor, Tensor, Te
         short, long = (shape[axis], out[axis]) if backwards else (out[axis], shape[axis])
         if ring and long != short * structure.stride[axis]:
             raise InputError(
-                f"Around axis {axis} of {frame!r} a layer of stride {structure.stride[axis]} must lead from {long} to "
-                f"{long / structure.stride[axis]:g} pixels, but it leads to {short}: its padding is another."
+                f"Along the periodic axis {axis} of {frame!r} a layer of stride {structure.stride[axis]} must map "
+                f"{long} to {long / structure.stride[axis]:g} pixels, but with its padding it maps to {short}."
             )
     free = tuple((0, 0) if ring else pad for pad, ring in zip(pads, rings, strict=True))
     before = [pad[0] * ring for pad, ring in zip(pads, rings, strict=True)]
@@ -115,7 +115,7 @@ def _on_rings(structure: Any, frame: Pixels) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _geometry(structure: Kernel | Window, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The stride, and the first of the s pixels that the centre of an output pixel's window lies among."""
+    """The stride, and the offset of the s x s block of pixels that contains the centre of an output pixel's window."""
     pads = structure.pads(shape) if isinstance(structure, Kernel) else structure.shifts(shape).padding
     axes = zip(structure.kernel, structure.dilation, structure.stride, pads, strict=True)
     return structure.stride, tuple(math.ceil((d * (k - 1) - (s - 1)) / 2 - p[0]) for k, d, s, p in axes)
@@ -136,13 +136,13 @@ def _leads_to(structure: Any, frame: Pixels, out: tuple[int, ...], coarser: tupl
         return frame.coarsened(*_geometry(structure, frame.shape), out)
     if isinstance(structure, Everything):
         return frame._memo.setdefault("one", Pixels.from_mask(torch.ones(out, dtype=torch.bool)))
-    # any other resampling: pixel m covers the pixels from floor(m n / o) on
+    # other resampling: output pixel m covers the input pixels from floor(m n / o) on
     steps = tuple(-(-n // o) for n, o in zip(frame.shape, out, strict=True))
     return frame.coarsened(steps, (0,) * len(out), out)
 
 
 def placed(structure: Any, frame: Place, coarser: tuple[Pixels, ...] = ()) -> Placed:
-    """A grid operator's structure between sites with places.
+    """The structure of a grid operator between sites.
 
     Raises:
         InputError, OutsideFamily: if the operator is not defined there.
@@ -157,7 +157,7 @@ def placed(structure: Any, frame: Place, coarser: tuple[Pixels, ...] = ()) -> Pl
     target, taps = _leads_to(structure, frame, out, coarser), int(structure.taps)
     largest = getattr(structure, "reduce", "sum") == "max"
     M, N = math.prod(out), math.prod(frame.shape)
-    inside = torch.zeros(M, dtype=torch.float64).index_add(0, row, value)  # of all that lies in the frame
+    inside = torch.zeros(M, dtype=torch.float64).index_add(0, row, value)  # weight of the entries inside the frame
     hole = torch.zeros(M, dtype=torch.float64).index_add(0, row, value * ~frame.present[col])
     border = torch.zeros_like(inside)
     if isinstance(structure, Kernel) and not structure.transposed:

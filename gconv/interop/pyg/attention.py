@@ -1,4 +1,4 @@
-"""Structure that adapts to the signal."""
+"""PyG's layers with adaptive structure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def gat_spec(layer: Any) -> OperatorSpec:
 
 
 def fill(layer: Any) -> Any:
-    """PyG's fill_value, where it matters."""
+    """PyG's fill_value; "mean" if it has no effect."""
     value = layer.fill_value
     if layer.edge_dim is None or not layer.add_self_loops:
         return "mean"
@@ -67,8 +67,8 @@ def fill(layer: Any) -> Any:
     return value
 
 
-def beside(layer: Any, W: Tensor, affine: bool = False) -> Tensor:
-    """The heads' W, and behind them the node's own."""
+def with_residual(layer: Any, W: Tensor, affine: bool = False) -> Tensor:
+    """The weights of the heads, followed by those of the residual connection if there is one."""
     if layer.res is None:
         return W
     return torch.cat(level(W, blocks(layer.res, layer.heads if layer.concat else 1, affine)))
@@ -83,7 +83,7 @@ def gat_weights(layer: Any) -> Weights:
     }
     if layer.lin is None:
         source, W["target_weight"] = level(source, blocks(layer.lin_dst, layer.heads))
-    W["weight"] = beside(layer, source)
+    W["weight"] = with_residual(layer, source)
     if layer.edge_dim is not None:
         W |= {"att_edge": layer.att_edge[0], "lin_edge": blocks(layer.lin_edge, layer.heads)}
     return W
@@ -109,7 +109,7 @@ def gat_call(
 
 
 def featureless(layer: Any, x: Tensor, edge_index: Tensor) -> Tensor:
-    """A layer with a matrix for features of the edges, in a call without any."""
+    """A call without edge features of a layer that has a matrix for them."""
     weights, other = layer.peer.weights(layer), engine(layer, _featureless, layer)
     return run(layer, x, edge_index, other, {k: W for k, W in weights.items() if k not in ("lin_edge", "att_edge")})
 
@@ -135,11 +135,12 @@ def transformer_call(
 def attended(
     layer: Any, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None, loops: bool, after_dropout: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The output, and PyG's (edge_index, attention weights): a tap a head, in the order of PyG's edges.
+    """The output, and PyG's (edge_index, attention weights) with one column per head, in PyG's order of edges.
 
     Args:
-        loops: whether new loops replaced the old ones; they come last.
-        after_dropout: whether PyG returns what dropout left of the weights.
+        layer, x, edge_index, edge_attr: of the call.
+        loops: whether new self-loops, at the end, replaced existing ones.
+        after_dropout: whether PyG returns the weights after dropout.
     """
     gconv = layer.gconv.borrow(layer.peer.weights(layer))
     vars(gconv)["training"] = False
@@ -155,7 +156,7 @@ def attended(
 
 
 def listed_edges(graph: Graph, edge_index: Tensor, loops: bool) -> tuple[Tensor, Tensor]:
-    """PyG's edges, a new loop at each node last; and for each of them the entry of `arrivals`."""
+    """PyG's edges, with new self-loops last, and for each of them the index of its entry in `arrivals`."""
     one, edge = arrivals(graph, loops)
     kept = graph.source != graph.target if loops else torch.ones_like(graph.source, dtype=torch.bool)
     place = (kept.cumsum(0) - 1)[edge] if len(edge) and graph.num_edges else edge
@@ -170,7 +171,7 @@ def attention_notes(layer: Any) -> list[str]:
     if layer.add_self_loops:
         notes.append("existing self-loops are replaced by new ones")
     if getattr(layer, "dropout", 0.0):
-        notes.append("in training, attention is dropped by other random numbers than PyG's")
+        notes.append("in training, dropout draws different random numbers than PyG's")
     return notes
 
 
@@ -182,7 +183,7 @@ def gatv2_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     i = channels_in(layer, more=gatv2_affine(layer))
     if layer.share_weights and isinstance(i, tuple):
-        raise LeftAlone(f"share_weights=True with in_channels={layer.in_channels}: no matrix fits both")
+        raise LeftAlone(f"share_weights=True needs equal channels, but in_channels={layer.in_channels}")
     return operators.gatv2(
         i,
         layer.out_channels,
@@ -204,7 +205,7 @@ def gatv2_weights(layer: Any) -> Weights:
     lins = (layer.lin_l,) if layer.share_weights else (layer.lin_l, layer.lin_r)
     source, *targets = level(*(blocks(lin, heads, affine) for lin in lins))
     W: Weights = {
-        "weight": beside(layer, source, affine),
+        "weight": with_residual(layer, source, affine),
         "att": layer.att[0],
         "bias": layer.bias,
     }
@@ -244,8 +245,8 @@ def supergat_call(layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = Non
     if not layer.training:
         return y
     if not readable(edge_index):
-        return None  # the edges of its loss are drawn
-    # what the loss asks for: the logits of some edges, and of some pairs of nodes that are none
+        return None  # its loss samples edges
+    # inputs of the self-supervised loss: the logits of sampled edges and non-edges
     edges = listed_edges(read_graph(edge_index, len(x)), edge_index, layer.add_self_loops)[0]
     positive = layer.positive_sampling(edges)
     negative = layer.negative_sampling(edges, len(x), batch) if neg_edge_index is None else neg_edge_index
@@ -255,7 +256,7 @@ def supergat_call(layer: Any, x: Any, edge_index: Any, neg_edge_index: Any = Non
     if layer.attention_type == "SD":
         logits = logits / layer.out_channels**0.5
     labels = (torch.arange(len(logits), device=x.device) < positive.shape[1]).to(logits.dtype)
-    vars(layer).update(att_x=logits, att_y=labels)  # no argument of the layer: its operator stays
+    vars(layer).update(att_x=logits, att_y=labels)  # bypasses __setattr__: the operator does not change
     return y
 
 
@@ -288,9 +289,9 @@ def transformer_weights(layer: Any) -> Weights:
 
 
 def transformer_notes(layer: Any) -> list[str]:
-    notes = ["no self-loops are added; a node without edges gets its own part alone"]
+    notes = ["no self-loops are added; a node without edges gets only its own term"]
     if layer.dropout:
-        notes.append("in training, attention is dropped by other random numbers than PyG's")
+        notes.append("in training, dropout draws different random numbers than PyG's")
     return notes + [AFFINE] * transformer_affine(layer)
 
 
@@ -320,7 +321,7 @@ def fa_call(
     if y is None or not isinstance(return_attention_weights, bool):
         return y
     if layer.cached and layer.normalize:
-        return None  # its edges are those of the first call
+        return None  # it uses the edges of the first call
     loops = layer.normalize and layer.add_self_loops
     source, target = edges = listed_edges(read_graph(edge_index, len(x)), edge_index, loops)[0]
     return y, (edges, (layer.att_l(x)[source] + layer.att_r(x)[target]).tanh().squeeze(-1))
@@ -330,7 +331,7 @@ def eg_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     graph_cached(layer)
     if layer.aggregators != ["symnorm"]:
-        raise LeftAlone(f"aggregators={layer.aggregators}: gconv converts 'symnorm' alone")
+        raise LeftAlone(f"aggregators={layer.aggregators}: gconv converts only 'symnorm'")
     i = sizes(layer.bases_lin)[0]
     heads, bases = layer.num_heads, layer.num_bases
     return operators.egc(i, layer.out_channels, ("symnorm",), heads, bases, layer.add_self_loops, has_bias(layer))
@@ -363,7 +364,7 @@ def _bases(layer: Any) -> OperatorSpec:
 def resgated_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
     if type(layer.act) is not nn.Sigmoid or layer.edge_dim is not None:
-        raise LeftAlone("its gates are no sigmoids of x alone (another act, or edge_dim)")
+        raise LeftAlone("its gates are not sigmoids of x alone (act or edge_dim is given)")
     return operators.resgated(channels_in(layer, more=1), layer.out_channels, layer.root_weight, has_bias(layer))
 
 
@@ -388,7 +389,7 @@ def resgated_call(layer: Any, x: Any, edge_index: Any, edge_attr: Any = None) ->
 def rgat_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     if layer.attention_mode != "additive-self-attention" or layer.dim != 1 or layer.edge_dim is not None:
-        raise LeftAlone("gconv knows its additive attention without edge features alone")
+        raise LeftAlone("gconv supports only its additive attention without edge features")
     return operators.rgat(
         layer.in_channels,
         layer.out_channels,
@@ -428,7 +429,7 @@ def rgat_call(
     if not isinstance(return_attention_weights, bool):
         return relational_call(layer, x, edge_index, edge_type)
     if layer.mod is not None or not usual(layer, x, edge_index) or not labelled(layer, edge_index, edge_type):
-        return None  # PyG's weights are those before `mod`
+        return None  # PyG returns the weights before `mod`
     gconv = layer.gconv.borrow(layer.peer.weights(layer))
     call = gconv._call(x)
     S = gconv._basis(read_graph(edge_index, len(x), edge_type=edge_type), call)
@@ -448,7 +449,7 @@ PEERS: dict[type, Peer] = {
         supergat_spec,
         supergat_weights,
         supergat_call,
-        listed("in training the edges of its self-supervised loss are drawn by PyG's methods"),
+        listed("in training the edges of its self-supervised loss are sampled by PyG"),
     ),
     pyg.TransformerConv: Peer(
         transformer_spec, transformer_weights, transformer_call, transformer_notes, affine=transformer_affine
@@ -470,7 +471,7 @@ PEERS: dict[type, Peer] = {
         eg_spec,
         eg_weights,
         eg_call,
-        lambda m: ["its bases run as a gcn that each node combines: the same, with fewer taps"] + [CACHED] * m.cached,
+        lambda m: ["its bases run as one gcn, whose outputs each node combines"] + [CACHED] * m.cached,
     ),
     pyg.ResGatedGraphConv: Peer(resgated_spec, resgated_weights, resgated_call, listed(AFFINE), affine=lambda m: True),
     pyg.RGATConv: Peer(
@@ -479,7 +480,7 @@ PEERS: dict[type, Peer] = {
         rgat_call,
         lambda m: (
             ["edge weights are ignored"]
-            + ["calls that ask for attention weights stay PyG's: it returns those before `mod`"] * (m.mod is not None)
+            + ["calls that return attention weights run in PyG, which returns those before `mod`"] * (m.mod is not None)
         ),
     ),
 }

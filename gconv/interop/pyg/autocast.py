@@ -1,6 +1,6 @@
-"""Which layers of PyG return float32 under autocast, though a product inside is of lower precision.
+"""The PyG layers that return float32 under autocast, although a product inside runs in lower precision.
 
-PyG's sums promote: what a product in bfloat16 meets on its way out (weights of edges, attention, a bias) is float32.
+PyG's sums promote: the bfloat16 result of a product is combined with float32 edge weights, attention or a bias.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch_geometric import nn as pyg
 from gconv.interop.peer import base_class
 
 LOW = (torch.bfloat16, torch.float16)
-Rule = Callable[[Any, bool, bool], bool]  # of a layer, whether x is float32, and whether its edges have weights
+Rule = Callable[[Any, bool, bool], bool]  # (layer, whether x is float32, whether edges have weights) -> promotes
 
 
 def always(layer: Any, x: bool, weighted: bool) -> bool:
@@ -47,7 +47,7 @@ WIDE: dict[type, Rule] = {
 
 
 def as_peer(cls: type, layer: Any, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """An output of low precision in the type that PyG returns under autocast."""
+    """A low-precision output in the dtype that PyG returns under autocast."""
     rule = WIDE.get(cls)
     if rule is None or not torch.is_autocast_enabled(y.device.type):
         return y

@@ -1,4 +1,4 @@
-"""What the layers of PyG share: what must be ordinary about them and about a call, and how weights are read."""
+"""Helpers for the descriptions of PyG layers: checks of layers and calls, and reading of weights."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ from gconv.kernels import is_fake, is_plain_eager
 PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
 AGGR: dict[str, Any] = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
-CACHED = "cached=True: the first graph serves all later calls, as in PyG; reset_parameters forgets it"
+CACHED = "cached=True: the first graph is used in all later calls, as in PyG; reset_parameters clears it"
 GRAPH_TENSORS = ("edge_index", "edge_weight", "edge_attr", "edge_type", "pos")
 HOOKS = tuple(
     f"_{name}_forward_{when}"
     for name in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
     for when in ("hooks", "pre_hooks")
 )
-BY_CHANNEL = {  # layers that treat each channel of a message alone: cut into pieces, they make the same sums
+BY_CHANNEL = {  # layers that treat the channels of messages independently, so decomposed_layers has no effect
     pyg.GCNConv, pyg.TAGConv, pyg.SGConv, pyg.SSGConv, pyg.APPNP, pyg.LGConv, pyg.MixHopConv, pyg.ChebConv
 }  # fmt: skip
-AFFINE = "a last channel of ones carries the biases that are mixed or weighed like a channel"
+AFFINE = "a constant last channel represents the biases that are aggregated like a channel"
 
 
 def ordinary(layer: Any, aggr: tuple[str, ...] = SUM, node_dim: int = -2) -> None:
-    """Refuse what PyG lets any layer change.
+    """Check the general options of MessagePassing.
 
     Raises:
-        LeftAlone: with the reason.
+        LeftAlone: if one of them is not supported.
     """
     if layer.flow != "source_to_target":
         raise LeftAlone(f"flow={layer.flow!r}: gconv's edges lead from source to target")
     if layer.node_dim != node_dim:
         raise LeftAlone(f"node_dim={layer.node_dim}: gconv's nodes are the axis before the channels")
     if layer.aggr not in aggr:
-        raise LeftAlone(f"aggr={layer.aggr!r}, which is none of {', '.join(aggr)}")
+        raise LeftAlone(f"aggr={layer.aggr!r} is not one of {', '.join(aggr)}")
     if layer.decomposed_layers > 1 and base_class(layer) not in BY_CHANNEL:
-        raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} cuts its channels into pieces")
+        raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} splits its channels into groups")
 
 
 def channels_in(layer: Any, both: bool = True, more: int = 0) -> Any:
-    """The channels in, a pair where those of sources and targets differ.
+    """The input channels, a pair if those of sources and targets differ.
 
     Args:
+        layer: the layer.
         both: whether the layer reads the targets.
-        more: channels that are appended to the signal.
+        more: number of channels appended to the signal.
     """
     channels = layer.in_channels
     if not isinstance(channels, (tuple, list)):
@@ -62,19 +63,19 @@ def channels_in(layer: Any, both: bool = True, more: int = 0) -> Any:
 
 
 def graph_cached(layer: Any) -> None:
-    """Refuse a layer whose cache is already full.
+    """Check that a layer has not cached a graph yet.
 
     Raises:
-        LeftAlone: with the reason.
+        LeftAlone: if it has.
     """
-    if vars(layer).get("_cached_graph") is not None:  # which a converted layer holds, too
+    if vars(layer).get("_cached_graph") is not None:  # a converted layer stores the graph itself
         return
     if layer.cached and (layer._cached_edge_index is not None or layer._cached_adj_t is not None):
-        raise LeftAlone("cached=True, and it holds a graph already: reset_parameters empties it")
+        raise LeftAlone("cached=True, and it has cached a graph already: reset_parameters clears it")
 
 
 def observed(layer: Any) -> bool:
-    """Whether an explainer or a hook looks into the messages."""
+    """Whether an explainer or a hook needs the messages."""
     own = vars(layer)
     for name in HOOKS:
         if own.get(name):
@@ -83,7 +84,7 @@ def observed(layer: Any) -> bool:
 
 
 def per_edge(value: Any, x: Tensor, edge_index: Tensor, ndims: tuple[int, ...] = (1,)) -> bool:
-    """Whether there is nothing, or one row an edge of x's dtype."""
+    """Whether a value is None, or a tensor with one row per edge and the dtype and device of x."""
     if value is None:
         return True
     if (type(value) not in PLAIN and not is_fake(value)) or value.ndim not in ndims or value.dtype != x.dtype:
@@ -92,24 +93,24 @@ def per_edge(value: Any, x: Tensor, edge_index: Tensor, ndims: tuple[int, ...] =
 
 
 def dense(x: Any) -> bool:
-    """Whether x is an ordinary tensor in memory, or one of those that exporters run a program on."""
+    """Whether x is a plain strided tensor, or a fake tensor of an exporter."""
     return (type(x) in PLAIN or is_fake(x)) and x.layout is torch.strided
 
 
 def several(layer: Any) -> bool:
-    """Whether PyG lets a layer take several signals (*b, n, c) on one graph."""
+    """Whether PyG's layer accepts several signals (*b, n, c) on one graph."""
     if getattr(layer, "node_dim", -2) == 0:
         return False
     return layer.gconv.spec.structure.kind != "adaptive" or isinstance(layer, pyg.ResGatedGraphConv)
 
 
 def usual(layer: Any, x: Any, *indices: Any) -> bool:
-    """A signal as one tensor, edges as plain edge_index tensors, and nobody looking."""
+    """Whether a call is supported: the signal a plain tensor, edges plain edge_index tensors, messages not observed."""
     if type(x) not in PLAIN and not is_fake(x):
         return False
     if x.layout is not torch.strided or x.ndim < 2 or not x.is_floating_point() or not x.shape[-2]:
         return False
-    if layer.gconv.spec.sides is not None:  # it takes pairs alone
+    if layer.gconv.spec.sides is not None:  # it takes pairs only
         return False
     if x.ndim != 2 and not several(layer):
         return False
@@ -126,7 +127,7 @@ def usual(layer: Any, x: Any, *indices: Any) -> bool:
 
 
 def kept_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) -> Graph:
-    """The graph that is given; the first one that was, if the layer caches."""
+    """The given graph; for a layer with cached=True, the first one."""
     if not getattr(layer, "cached", False):
         return read_graph(edge_index, x.shape[-2], **edges)
     if layer._cached_graph is not None:
@@ -138,14 +139,14 @@ def kept_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None
 
 
 def on_graph(layer: Any, x: Tensor, edge_index: Tensor, **edges: Tensor | None) -> Tensor:
-    """Run on that graph."""
+    """Run a layer on the graph of `kept_graph`."""
     return run(layer, x, kept_graph(layer, x, edge_index, **edges))
 
 
 def same_graph(layer: Any, graph: Graph) -> Graph:
-    """The graph of the call before if it equals this one, so that what was derived from it is used again.
+    """The graph of the previous call if it equals this one by content, so that its cached quantities are reused.
 
-    For graphs that a call puts together from several tensors. All that a graph holds is compared, by content.
+    For graphs that a call builds from several tensors.
     """
     if graph.learned or not is_plain_eager():
         return graph
@@ -178,7 +179,7 @@ def unweighted(layer: Any, x: Any, edge_index: Any, size: Any = None) -> Tensor 
 
 
 def attributed(layer: Any, x: Any, edge_index: Any, edge_attr: Tensor | None = None, size: Any = None) -> Tensor | None:
-    """layer(x, edge_index, edge_attr), attributes needed."""
+    """layer(x, edge_index, edge_attr) with required attributes."""
     if not usual(layer, x, edge_index) or size is not None or edge_attr is None:
         return None
     return run(layer, x, edge_index, edge_attr=edge_attr) if per_edge(edge_attr, x, edge_index, (1, 2)) else None
@@ -189,22 +190,22 @@ def has_bias(layer: Any) -> bool:
 
 
 def matrices(*lins: Any) -> Tensor:
-    """Linear layers as W (k, i, o), a tap each."""
+    """The weights of linear layers as W (k, i, o), one tap each."""
     if len(lins) == 1:
         return lins[0].weight.t().unsqueeze(0)
     parts = [lin.weight for lin in lins]
-    if all([part.shape == parts[0].shape for part in parts]):  # a list: a generator is a call for each part
+    if all([part.shape == parts[0].shape for part in parts]):  # a list, which is faster than a generator
         return torch.stack(parts).mT
     return stacked(*[part.t() for part in parts])
 
 
 def stacked(*parts: Tensor) -> Tensor:
-    """Matrices (i, o) as taps (k, i, o), the shorter ones (of the side with fewer channels) filled up with zeros."""
+    """Matrices (i, o) as taps (k, i, o); those with fewer rows are zero-padded."""
     return torch.stack(level(*parts))
 
 
 def level(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Matrices (..., i, o) of the same number of rows."""
+    """Matrices (..., i, o), zero-padded to the same number of rows."""
     widths = [part.shape[-2] for part in parts]
     i = max(widths)
     if widths.count(i) == len(widths):
@@ -213,20 +214,20 @@ def level(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def matrix(lin: Any) -> Tensor:
-    """A linear layer's (o, i) as (i, o)."""
+    """The weight (o, i) of a linear layer as (i, o)."""
     W: Tensor = lin.weight.t()
     return W
 
 
 def sizes(lin: Any) -> tuple[int, int]:
-    """Channels in and out of a linear layer of torch or PyG, without a look at its weight, which may be computed."""
+    """The input and output channels of a linear layer of torch or PyG, without computing its weight."""
     if isinstance(lin, nn.Linear):
         return lin.in_features, lin.out_features
     return lin.in_channels, lin.out_channels
 
 
 def blocks(lin: Any, heads: int, affine: bool = False) -> Tensor:
-    """A linear layer that writes heads side by side, as (heads, i, c); affine with its bias, or 0, as a last row."""
+    """The weight of a linear layer with concatenated heads as (heads, i, c); affine adds its bias, or 0, as a row."""
     W: Tensor = lin.weight.unflatten(0, (heads, -1)).mT
     if not affine:
         return W
@@ -239,7 +240,7 @@ def nothing(layer: Any) -> Weights:
 
 
 def biased(*names: str) -> Callable[[Any], Weights]:
-    """Weights of layers that mix by linear layers of these names, a tap each, with a bias of their own."""
+    """Weights of layers with one linear layer per tap, of these names, and a separate bias."""
     if len(names) == 1:
         name = names[0]
         return lambda layer: {"weight": getattr(layer, name).weight.t().unsqueeze(0), "bias": layer.bias}
@@ -247,7 +248,7 @@ def biased(*names: str) -> Callable[[Any], Weights]:
 
 
 def inner_bias(*names: str) -> Callable[[Any], Weights]:
-    """As `biased`, where the first linear layer with a bias has the layer's."""
+    """As `biased`, with the bias of the first of the linear layers that has one."""
 
     def weights(layer: Any) -> Weights:
         lins = [getattr(layer, n) for n in names]
@@ -258,9 +259,10 @@ def inner_bias(*names: str) -> Callable[[Any], Weights]:
 
 
 def listed(*notes: str) -> Callable[[Any], list[str]]:
-    """The same notes for every layer of a class."""
+    """A function that returns these notes for every layer of a class."""
     return lambda layer: list(notes)
 
 
 def maximum(layer: Any) -> list[str]:
+    """The note for layers that take a maximum."""
     return ["a maximum: it has no LinearMap"] if layer.aggr == "max" else []

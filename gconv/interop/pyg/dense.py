@@ -1,4 +1,4 @@
-"""Dense adjacencies, readouts, and the linear layer."""
+"""PyG's layers on dense adjacencies, its readouts, and its linear layer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gconv.interop.torch_nn import LINEAR
 from gconv.kernels import readable
 from gconv.spec import OperatorSpec
 
-Matrix = Callable[[Any, Tensor, bool], Tensor]  # of a layer, from its adjacencies (b, n, n), and whether to add loops
-DENSE = "the dense adjacency, its zeros left out, is read as a graph; one that needs a gradient stays PyG's"
+Matrix = Callable[[Any, Tensor, bool], Tensor]  # (layer, adjacencies (b, n, n), whether to add loops) -> A
+DENSE = "the nonzeros of the dense adjacency are read as a graph; adjacencies that require gradients run in PyG"
 
 
 def as_graph(A: Tensor, loops: bool = False) -> Graph:
-    """A batch (b, n, n) as one graph of b parts, out_i = sum_j A[i, j] x_j; zeros are no edges.
+    """A batch (b, n, n) as the disjoint union of b graphs, out_i = sum_j A[i, j] x_j; zeros are not edges.
 
-    With `loops`, zeros on the diagonal are edges, too.
+    With `loops`, zeros on the diagonal are edges of weight 0.
     """
     n, there = A.shape[-1], A != 0
     if loops:
@@ -37,7 +37,7 @@ def as_graph(A: Tensor, loops: bool = False) -> Graph:
 
 
 def dense(layer: Any, x: Any, adj: Any, matrix: Matrix, add_loop: bool = True, loops: bool = False) -> Tensor | None:
-    """layer(x, adj); `matrix` says which A acts."""
+    """layer(x, adj), with A computed from adj by `matrix`."""
     if not is_dense(x) or not is_dense(adj) or adj.dtype != x.dtype or adj.requires_grad:
         return None
     if x.ndim not in (2, 3) or adj.ndim not in (2, 3) or not x.shape[-2]:
@@ -51,13 +51,13 @@ def dense(layer: Any, x: Any, adj: Any, matrix: Matrix, add_loop: bool = True, l
 
 
 def settled(matrix: Matrix) -> Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]]:
-    """The domain of a LinearMap, from an adjacency (n, n)."""
+    """`Peer.settle` for layers whose domain is an adjacency (n, n)."""
 
     def settle(layer: Any, spec: OperatorSpec, domain: Any) -> tuple[OperatorSpec, Any]:
         if not isinstance(domain, Tensor) or domain.ndim != 2 or not domain.is_floating_point():
             raise TypeError(
-                f"The domain of a {type(layer).__name__} is a dense adjacency (n, n) of floating point numbers, "
-                f"not {domain if isinstance(domain, Graph) else type(domain).__name__}."
+                f"The domain of a {type(layer).__name__} must be a dense adjacency (n, n) of floating point numbers, "
+                f"but it is {domain if isinstance(domain, Graph) else f'a {type(domain).__name__}'}."
             )
         return spec, as_graph(matrix(layer, domain.unsqueeze(0), True))
 
@@ -69,14 +69,14 @@ def masked(y: Tensor | None, mask: Tensor | None) -> Tensor | None:
 
 
 def looped(adj: Tensor, add_loop: bool, value: float = 1.0) -> Tensor:
-    """The diagonal replaced."""
+    """The adjacency with its diagonal replaced by `value`, if add_loop."""
     if not add_loop:
         return adj
     return torch.where(torch.eye(adj.shape[-1], dtype=torch.bool, device=adj.device), value, adj)
 
 
 def averaged(layer: Any, adj: Tensor, add_loop: bool) -> Tensor:
-    """Rows divided by their sums where these exceed 1."""
+    """Rows divided by max(1, row sum)."""
     return adj / adj.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -121,7 +121,7 @@ def dense_gin(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = T
 
 def dense_gat(layer: Any, x: Any, adj: Any, mask: Any = None, add_loop: bool = True) -> Tensor | None:
     if isinstance(adj, Tensor) and not add_loop and not (readable(adj) and bool((adj != 0).any(-1).all())):
-        return None  # a row without entries is 0 / 0 in PyG
+        return None  # PyG returns NaN (0 / 0) for rows without entries
     return masked(dense(layer, x, adj, gat_matrix, add_loop), mask)
 
 
@@ -176,7 +176,7 @@ def readout(
 
 
 def pooled(reduce: Literal["mean", "sum", "max"]) -> Peer:
-    """A readout; domains of its LinearMap are graphs of several parts."""
+    """The description of a readout; the domain of its LinearMap is a union of graphs."""
     return Peer(lambda layer: operators.global_pool(reduce), nothing, readout)
 
 
@@ -193,7 +193,7 @@ PEERS: dict[type, Peer] = {
         inner_bias("lin_rel", "lin_root"),
         dense_sage,
         listed(DENSE, "the mean divides by the sum of the weights, or by 1 where that is larger"),
-        after=lambda m: "with normalize=True each row is divided by its length" if m.normalize else None,
+        after=lambda m: "with normalize=True each row is divided by its norm" if m.normalize else None,
         settle=settled(averaged),
     ),
     pyg.DenseGraphConv: Peer(
@@ -202,7 +202,7 @@ PEERS: dict[type, Peer] = {
         ),
         inner_bias("lin_rel", "lin_root"),
         dense_graph,
-        lambda m: [DENSE] + ["the maximum reads the adjacency transposed, as PyG's code does"] * (m.aggr == "max"),
+        lambda m: [DENSE] + ["the maximum uses the transposed adjacency, as PyG's code does"] * (m.aggr == "max"),
         settle=settled(graph_matrix),
     ),
     pyg.DenseGINConv: Peer(

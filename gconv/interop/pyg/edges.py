@@ -1,4 +1,4 @@
-"""Edges that carry something: labels, signs, attributes; degrees and hyperedges."""
+"""PyG's layers with edge labels, signs, attributes, degrees or hyperedges."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rgcn_spec(layer: Any) -> OperatorSpec:
     root = layer.root is not None
     width = channels_in(layer, root)
     if layer.num_blocks is not None and isinstance(width, tuple):
-        raise LeftAlone(f"num_blocks with in_channels={width}: its blocks have two sizes")
+        raise LeftAlone(f"num_blocks with in_channels={width}: its blocks have different sizes")
     return operators.relational(
         width,
         layer.out_channels,
@@ -75,7 +75,7 @@ def relational_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) 
 
 
 def labelled(layer: Any, edge_index: Tensor, edge_type: Any) -> bool:
-    """Whether there is one relation an edge, and each is one that the layer has, as far as they can be read."""
+    """Whether there is one valid relation per edge; the range is checked only if values can be read."""
     if not dense(edge_type) or edge_type.dtype != torch.int64 or edge_type.shape != edge_index.shape[1:]:
         return False
     return not readable(edge_type) or not bool(((edge_type < 0) | (edge_type >= layer.num_relations)).any())
@@ -86,9 +86,9 @@ def rgcn_call(layer: Any, x: Any, edge_index: Any, edge_type: Any = None) -> Ten
         x = torch.arange(layer.in_channels_l, device=layer.weight.device)
     elif not dense(x) or x.dtype != torch.int64 or x.ndim != 1:
         return relational_call(layer, x, edge_index, edge_type)
-    elif base_class(layer) is pyg.FastRGCNConv:  # which reads the embedding of each node's place, not of its number
+    elif base_class(layer) is pyg.FastRGCNConv:  # it uses the embedding of each node's position, not of x
         return None
-    # numbers of embeddings: x W is a choice of rows of W, tap by tap
+    # x holds indices of embeddings: X W is a selection of rows of W for each tap
     signal = layer.weight.new_empty(len(x), 1)
     if layer.num_blocks is not None or not usual(layer, signal, edge_index):
         return None
@@ -148,7 +148,7 @@ def mf_weights(layer: Any) -> Weights:
 def hypergraph_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, node_dim=0)
     if layer.use_attention:
-        raise LeftAlone("use_attention=True: its attention reads features of the hyperedges, a second signal")
+        raise LeftAlone("use_attention=True: its attention reads the features of hyperedges, a second signal")
     return operators.hypergraph(*sizes(layer.lin), bias=has_bias(layer))
 
 
@@ -169,9 +169,9 @@ def hypergraph_call(
 def gmm_spec(layer: Any) -> OperatorSpec:
     ordinary(layer, MEAN)
     if layer.separate_gaussians:
-        raise LeftAlone("separate_gaussians=True: each pair of channels has a structure of its own")
+        raise LeftAlone("separate_gaussians=True: each pair of channels has its own structure")
     if layer.root_weight is False and not hasattr(layer, "root"):
-        raise LeftAlone("with root_weight=False PyG's GMMConv fails: it reads a `root` that it never sets")
+        raise LeftAlone("root_weight=False: PyG's GMMConv fails, since it uses an undefined attribute `root`")
     i = channels_in(layer, layer.root_weight)
     return operators.monet(i, layer.out_channels, layer.dim, layer.kernel_size, layer.root_weight, has_bias(layer))
 
@@ -184,7 +184,7 @@ def gmm_weights(layer: Any) -> Weights:
 
 
 def in_a_row(parts: Iterable[nn.Module], *kinds: tuple[type, ...]) -> bool:
-    """Whether the parts are of exactly these classes, one after the other."""
+    """Whether the modules are of exactly these classes, in this order."""
     classes = [base_class(part) for part in parts]
     return len(classes) == len(kinds) and all(cls in some for cls, some in zip(classes, kinds, strict=True))
 
@@ -193,13 +193,13 @@ def network(layer: Any) -> tuple[Any, Any]:
     """The two linear layers of Sequential(Linear, ReLU, Linear).
 
     Raises:
-        LeftAlone: if the network is another one, or someone hooks into it.
+        LeftAlone: if the network has another form or hooks.
     """
     parts = list(layer.nn) if type(layer.nn) is nn.Sequential else []
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layer.nn.modules())
     if not in_a_row(parts, LINEAR, (nn.ReLU,), LINEAR) or hooked:
         raise LeftAlone(
-            "its network is not Sequential(Linear, ReLU, Linear), the one that splits into a structure and a mixing"
+            "its network is not Sequential(Linear, ReLU, Linear), which can be split into structure and mixing"
         )
     return parts[0], parts[2]
 
@@ -265,22 +265,22 @@ PEERS: dict[type, Peer] = {
         rgcn_call,
         listed(
             "the mean is over the edges of one relation",
-            "calls with node numbers for x stay PyG's: it reads the embedding of each node's place, not of its number",
+            "calls with node indices as x run in PyG, which uses the embedding of each node's position, not of x",
         ),
     ),
     pyg.SignedConv: Peer(
-        signed_spec, signed_weights, signed_call, listed("the two lists of edges are one graph with two labels")
+        signed_spec, signed_weights, signed_call, listed("the two edge lists become one graph with two labels")
     ),
     pyg.MFConv: Peer(mf_spec, mf_weights, unweighted, lambda m: [AFFINE] * mf_affine(m), affine=mf_affine),
     pyg.HypergraphConv: Peer(
         hypergraph_spec,
         biased("lin"),
         hypergraph_call,
-        listed("weights of hyperedges count in the degrees of the nodes alone, unlike in its documented formula"),
+        listed("weights of hyperedges are used in the degrees of the nodes only, unlike in its documented formula"),
     ),
     pyg.GMMConv: Peer(
-        gmm_spec, gmm_weights, attributed, listed("the mean over edges, without the 1 / K of its docstring")
+        gmm_spec, gmm_weights, attributed, listed("the mean over edges, without the factor 1 / K of its docstring")
     ),
     pyg.NNConv: Peer(nn_spec, nn_weights, attributed, listed("edge weights are ignored")),
-    pyg.PDNConv: Peer(pdn_spec, pdn_weights, pdn_call, listed("gcn's loops and degrees, of the learned weights")),
+    pyg.PDNConv: Peer(pdn_spec, pdn_weights, pdn_call, listed("gcn's loops and degrees, with the learned weights")),
 }

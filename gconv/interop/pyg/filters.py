@@ -1,4 +1,4 @@
-"""Many steps: polynomials of one matrix."""
+"""PyG's multi-hop layers: polynomials of one matrix."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from gconv.laplacian import laplacian
 from gconv.module import dropped
 from gconv.spec import OperatorSpec
 
-CACHED_SIGNAL = "cached=True: the filtered signal of the first call is the input of all later ones, as in PyG"
+CACHED_SIGNAL = "cached=True: the filtered signal of the first call is reused in all later calls, as in PyG"
 CHEB_NOTES = [
-    "self-loops are dropped; out-degrees normalise",
+    "self-loops are dropped; the Laplacian is normalised by out-degrees",
     "lambda_max defaults to 2 max(L_ij) of the whole batch of graphs",
 ]
 
@@ -64,7 +64,7 @@ def cheb_call(
 
 
 def rescaled(layer: Any, x: Tensor, graph: Graph, batch: Any, lambda_max: Tensor) -> Tensor | None:
-    """With a largest eigenvalue for each graph of a batch, or one that needs a gradient."""
+    """A call with one lambda_max per graph of a batch, or a differentiable one."""
     if lambda_max.numel() > 1:
         if not dense(batch) or batch.shape != (graph.size,) or lambda_max.ndim != 1:
             return None
@@ -91,7 +91,7 @@ def tag_spec(layer: Any) -> OperatorSpec:
 
 def sg_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
-    if not layer.add_self_loops:  # mixhop's power K alone
+    if not layer.add_self_loops:  # mixhop with the single power K
         return operators.mixhop(*sizes(layer.lin), (layer.K,), False, layer.lin.bias is not None)
     return operators.sgc(*sizes(layer.lin), layer.K, layer.lin.bias is not None)
 
@@ -105,7 +105,7 @@ def ssg_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> Te
 
 
 def cached_call(layer: Any, kept: str, x: Any, edge_index: Any, edge_weight: Any) -> Tensor | None:
-    """With cached=True the filtered signal of the first call is the input of all later ones."""
+    """With cached=True the filtered signal of the first call is reused in all later calls."""
     if not layer.cached:
         return weighted(layer, x, edge_index, edge_weight)
     signal: Tensor | None = getattr(layer, kept)
@@ -140,12 +140,12 @@ def appnp_call(layer: Any, x: Any, edge_index: Any, edge_weight: Any = None) -> 
         return weighted(layer, x, edge_index, edge_weight)
     if not usual(layer, x, edge_index) or not per_edge(edge_weight, x, edge_index):
         return None
-    if edge_weight is None:  # weights keep the entries in the order in which PyG draws
+    if edge_weight is None:  # explicit weights keep the entries in the order of PyG's random draws
         edge_weight = x.new_ones(edge_index.shape[1])
     graph = kept_graph(layer, x, edge_index, edge_weight=edge_weight)
     S, y = layer.gconv.spec.structure.L(graph, x), x
     for _ in range(layer.K):
-        S = dropped(S, layer.dropout)  # each step drops edges of those that the step before has left
+        S = dropped(S, layer.dropout)  # each step drops edges from those kept by the previous step
         y = (1 - layer.alpha) * S.expand(y).squeeze(-3) + layer.alpha * x
     return y
 
@@ -168,13 +168,13 @@ def arma_affine(layer: Any) -> bool:
 def arma_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
     if layer.act is not None:
-        raise LeftAlone("an activation sits inside the layer, between one step and the next (act=None has none)")
+        raise LeftAlone("it applies an activation between its steps (use act=None)")
     i, o = layer.init_weight.shape[-2:]
     return operators.tag(i + arma_affine(layer), o, layer.num_layers, layer.bias is not None and layer.num_layers == 1)
 
 
 def arma_weights(layer: Any) -> Weights:
-    """Z <- S Z M_t + X R_t + b_t, multiplied out: a matrix for each power of S."""
+    """The recursion Z <- S Z M_t + X R_t + b_t expanded into one matrix per power of S."""
     at = (lambda t: 0) if layer.shared_weights else (lambda t: t)
     affine = arma_affine(layer)
 
@@ -217,7 +217,7 @@ PEERS: dict[type, Peer] = {
         arma_spec,
         arma_weights,
         arma_call,
-        lambda m: ["its steps are multiplied out, a matrix for each power"] + [AFFINE] * arma_affine(m),
+        lambda m: ["its steps are expanded into one matrix per power"] + [AFFINE] * arma_affine(m),
         affine=arma_affine,
     ),
 }

@@ -1,8 +1,8 @@
-"""The forms that PyG gives a graph and a signal, brought to the one that the calls of the layers read.
+"""Conversion of PyG's other input formats to dense signals and plain edge_index tensors.
 
-A layer's call takes a dense signal and a plain edge_index, and returns None for all else. Only then is the call looked
-at here: a `torch.sparse` adjacency or an EdgeIndex becomes an edge_index with what its values mean to the layer, and a
-sparse signal a dense one. Ordinary calls pay nothing for it.
+A layer's `Peer.call` supports dense signals and plain edge_index tensors, and returns None otherwise. Only then is the
+call converted here: a `torch.sparse` adjacency or an EdgeIndex to an edge_index, with its values interpreted as the
+layer does, and a sparse signal to a dense one. Calls in the usual format have no overhead.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from gconv.interop.pyg.pairs import between
 from gconv.kernels import readable
 
 Arguments = dict[str, Any]
-# of a layer, the arguments of a call, its edge_index and the values of its adjacency; False where PyG has to run
+# (layer, arguments of a call, edge_index, values of its adjacency) -> False if PyG has to run
 Reader = Callable[[Any, Arguments, Tensor, Tensor], bool]
 
-DENSE = 1 << 26  # numbers of a sparse signal that may be written out
+MAX_DENSE = 1 << 26  # largest number of entries of a sparse signal that is converted to dense
 _OPENED = WeakCache("edge_index of sparse adjacencies")
 
 
@@ -37,16 +37,15 @@ def is_sparse(value: Any) -> TypeGuard[Tensor]:
 
 
 def source(given: Arguments) -> Tensor:
-    """The signal, or that of the sources."""
+    """The signal, or the signal of the sources."""
     x: Any = given["x"]
     return x[0] if isinstance(x, tuple) else x
 
 
 def opened(adj: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The edge_index and values of PyG's `adj_t`, rows are targets; None if it is none.
+    """The edge_index and values of PyG's `adj_t`, whose rows are targets; None for unsupported layouts.
 
-    The same adjacency has the same edge_index tensor each time, as long as it is not changed, so that what was derived
-    from it is found again.
+    The edge_index tensor of an adjacency is cached, so that the graph cached for that tensor is reused.
     """
     if adj.ndim - adj.dense_dim() != 2 or adj.requires_grad:
         return None
@@ -67,21 +66,21 @@ def opened(adj: Tensor) -> tuple[Tensor, Tensor] | None:
     return edge_index, values
 
 
-# -- what the values of an adjacency mean to a layer ---------------------------------------------------------------
+# -- interpretation of the values of an adjacency, by layer --------------------------------------------------------
 
 
 def ignored(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """Nothing."""
+    """Values are ignored."""
     return True
 
 
 def ones(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """Nothing, because all of them are 1."""
+    """Values must all be 1."""
     return values.ndim == 1 and readable(values) and bool((values == 1).all())
 
 
 def labels(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """The relations of the edges."""
+    """Values are the relations of the edges."""
     if given.get("edge_type") is not None or values.dtype != torch.int64 or values.ndim != 1:
         return False
     given["edge_type"] = values
@@ -89,15 +88,15 @@ def labels(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> 
 
 
 def weights(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """The weights of the edges."""
+    """Values are edge weights."""
     if given.get("edge_weight") is not None or values.ndim != 1:
         return False
     given["edge_weight"] = values
     return True
 
 
-def beside(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """Weights that only an adjacency brings: the layer has no argument for them."""
+def extra_weights(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
+    """Values are edge weights, for which the layer has no argument."""
     if values.ndim != 1 or values.dtype != source(given).dtype:
         return False
     if not ones(layer, given, edge_index, values):
@@ -105,8 +104,8 @@ def beside(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> 
     return True
 
 
-def instead(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """Weights, where PDNConv makes its own of edge features otherwise."""
+def replacing_weights(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
+    """Values replace the edge weights that PDNConv otherwise computes from edge features."""
     if given.get("edge_attr") is not None or values.ndim != 1 or values.dtype != source(given).dtype:
         return False
     given["values"] = values
@@ -114,7 +113,7 @@ def instead(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) ->
 
 
 def with_loops(fill: Callable[[Any], float | None], read: Reader = weights) -> Reader:
-    """Weights; a loop that the layer adds is added to the one that is there, whose weight grows by `fill`."""
+    """Values are edge weights; an added self-loop increases the weight of an existing one by `fill`."""
 
     def looped(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
         more = fill(layer)
@@ -130,7 +129,7 @@ def loopless(edge_index: Tensor) -> bool:
 
 
 def signs(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
-    """Of FAConv, whose operator normalises graphs without weights."""
+    """For FAConv, which supports edge weights only without normalisation."""
     if not layer.normalize:
         return weights(layer, given, edge_index, values)
     return ones(layer, given, edge_index, values) and (loopless(edge_index) or not layer.add_self_loops)
@@ -144,13 +143,13 @@ ADJACENCY: dict[type, Reader] = {
     **dict.fromkeys((pyg.GraphConv, pyg.LEConv, pyg.TAGConv, pyg.LGConv), weights),
     **dict.fromkeys((pyg.SGConv, pyg.SSGConv, pyg.APPNP, pyg.MixHopConv, pyg.GCN2Conv), with_loops(one)),
     pyg.GCNConv: with_loops(lambda m: None if one(m) is None else 2.0 if m.improved else 1.0),
-    pyg.EGConv: with_loops(one, beside),
+    pyg.EGConv: with_loops(one, extra_weights),
     pyg.SimpleConv: lambda m, given, ei, w: (
         (m.combine_root != "self_loop" or loopless(ei)) and weights(m, given, ei, w)
     ),
     pyg.FAConv: signs,
-    pyg.PDNConv: with_loops(one, instead),
-    **dict.fromkeys((pyg.SAGEConv, pyg.GINConv), beside),
+    pyg.PDNConv: with_loops(one, replacing_weights),
+    **dict.fromkeys((pyg.SAGEConv, pyg.GINConv), extra_weights),
     **dict.fromkeys((pyg.GATConv, pyg.GATv2Conv, pyg.SuperGATConv, pyg.TransformerConv), ignored),
     **dict.fromkeys((pyg.AGNNConv, pyg.FeaStConv, pyg.ResGatedGraphConv, pyg.ClusterGCNConv), ignored),
     pyg.FastRGCNConv: labels,
@@ -158,7 +157,7 @@ ADJACENCY: dict[type, Reader] = {
 
 
 def taking(cls: type, peer: Peer) -> Peer:
-    """The same, in a call of which the graph and the signal may have other forms."""
+    """A description whose `call` also supports the other input formats."""
     call, read = peer.call, ADJACENCY.get(cls)
     signature, arguments = inspect.signature(call), inspect.signature(cls.forward).parameters  # type: ignore
     names = tuple(signature.parameters)[1:]
@@ -173,9 +172,9 @@ def taking(cls: type, peer: Peer) -> Peer:
             return y
         given = {**dict(zip(ordered, args, strict=False)), **kwargs}
         if len(args) > len(ordered) or len(given) < len(args) + len(kwargs):
-            return None  # too many arguments, or one twice
+            return None  # too many arguments, or a repeated one
         if any(name not in given for name in needed) or any(name not in arguments for name in given):
-            return None  # one that is missing, or that PyG does not have
+            return None  # missing or unknown
         adj, before = given.get("edge_index"), dict(given)
         if not (reread(layer, given) and (not is_sparse(adj) or from_sparse(layer, given, adj, read))):
             return None
@@ -192,13 +191,13 @@ def taking(cls: type, peer: Peer) -> Peer:
 
 
 def rows(x: Any) -> tuple[int | None, int | None]:
-    """The number of sources and targets that a signal, or a pair, has."""
+    """The numbers of sources and targets of a signal or a pair."""
     source, target = x if isinstance(x, tuple) else (x, x)
     return tuple(s.shape[-2] if isinstance(s, Tensor) and s.ndim > 1 else None for s in (source, target))  # type: ignore
 
 
 def reread(layer: Any, given: Arguments) -> bool:
-    """Bring all but a sparse adjacency to the usual form; False where PyG has to run."""
+    """Convert all arguments but a sparse adjacency to the usual format; False if PyG has to run."""
     x = given.get("x")
     if isinstance(x, tuple) and len(x) != 2:
         return False
@@ -208,7 +207,7 @@ def reread(layer: Any, given: Arguments) -> bool:
                 return False
             given[name] = value.as_tensor()
         elif name in ("x", "x_0") and is_sparse(value):
-            if value.requires_grad or value.numel() > DENSE:
+            if value.requires_grad or value.numel() > MAX_DENSE:
                 return False
             given[name] = value.to_dense()
     if isinstance(x, Tensor) and given.get("size") is not None:
@@ -219,7 +218,7 @@ def reread(layer: Any, given: Arguments) -> bool:
 
 
 def from_sparse(layer: Any, given: Arguments, adj: Tensor, read: Reader | None) -> bool:
-    """Read an adjacency (targets, sources) as edges; False where PyG has to run."""
+    """Convert an adjacency (targets, sources) to edges; False if PyG has to run."""
     found = None if read is None else opened(adj)
     if read is None or found is None or len(adj.shape) < 2:
         return False
@@ -234,7 +233,7 @@ def from_sparse(layer: Any, given: Arguments, adj: Tensor, read: Reader | None) 
 
 
 def _in_the_form_of(layer: Any, adj: Tensor, output: tuple[Tensor, tuple[Tensor, Tensor]]) -> Any:
-    """Attention weights as PyG returns them beside a sparse adjacency: as its values, in its order."""
+    """Attention weights in PyG's format for a sparse adjacency: as its values, in its order."""
     y, (edge_index, alpha) = output
     alpha = alpha[torch.argsort(edge_index[1] * len(adj) + edge_index[0], stable=True)]
     if not hasattr(layer, "add_self_loops"):  # TransformerConv returns the adjacency it was given

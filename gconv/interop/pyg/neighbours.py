@@ -1,4 +1,4 @@
-"""One step on a graph: sums, means and maxima over neighbours."""
+"""PyG's one-hop layers: sums, means and maxima over neighbours."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from gconv.interop.pyg.common import (
 from gconv.kernels import at_trace_time
 from gconv.spec import OperatorSpec
 
-GIN_NOTES = ["its aggregation runs through gconv; the network behind it, `nn`, is kept", "edge weights are ignored"]
-LOOPED = "on a sparse adjacency with loops PyG runs: there it adds its loops to them, where edges are replaced"
-TWO_SIGNALS = "x and x_0 run as one signal, side by side"
+GIN_NOTES = ["its aggregation runs through gconv; the network `nn` after it is kept", "edge weights are ignored"]
+LOOPED = "calls with a sparse adjacency with loops run in PyG, which adds to such loops instead of replacing them"
+TWO_SIGNALS = "x and x_0 are concatenated to one signal"
 
 
 def gcn_spec(layer: Any, improved: bool | None = None) -> OperatorSpec:
@@ -73,11 +73,11 @@ def gcn_settle(layer: Any, spec: OperatorSpec, domain: Any) -> tuple[OperatorSpe
 def gcn_notes(layer: Any) -> list[str]:
     notes = []
     if layer.normalize:
-        notes.append("degrees count the arriving weights and normalise both ends, on directed graphs too")
+        notes.append("degrees sum the incoming weights and normalise both ends, on directed graphs, too")
     if layer.add_self_loops:
         notes.append("a node with a self-loop keeps it and gets no second one")
     if layer.improved:
-        notes.append("improved=True: loops weigh 2 where edge weights are given, and 1 where none are")
+        notes.append("improved=True: added loops have weight 2 if edge weights are given, and 1 otherwise")
     return notes + [CACHED] * layer.cached
 
 
@@ -112,16 +112,16 @@ def sage_call(layer: Any, x: Any, edge_index: Any, size: Any = None, *, values: 
 
 def sage_after(layer: Any) -> str | None:
     if layer.project:
-        return "with project=True neighbours pass a ReLU before they are aggregated"
-    return "with normalize=True each row is divided by its length" if layer.normalize else None
+        return "with project=True a ReLU is applied to the neighbours before aggregation"
+    return "with normalize=True each row is divided by its norm" if layer.normalize else None
 
 
 def sage_notes(layer: Any) -> list[str]:
     notes = ["edge weights are ignored"]
     if layer.project:
-        notes.append("project=True: the linear layer and the ReLU before it stay PyG's, and so does lin_r")
+        notes.append("project=True: the linear layer and ReLU before it, and lin_r, run in PyG")
     if layer.normalize:
-        notes.append("normalize=True: each row is divided by its length afterwards")
+        notes.append("normalize=True: each row is divided by its norm afterwards")
     return notes + maximum(layer)
 
 
@@ -157,7 +157,7 @@ def cluster_spec(layer: Any) -> OperatorSpec:
     ordinary(layer)
     if not layer.add_self_loops:
         raise LeftAlone(
-            "add_self_loops=False: PyG then needs as many loops as nodes, and weighs them by their place in the list"
+            "add_self_loops=False: PyG then needs as many loops as nodes, and weights them by position in the list"
         )
     return operators.cluster_gcn(
         *sizes(layer.lin_out), layer.diag_lambda, layer.add_self_loops, layer.lin_out.bias is not None
@@ -189,9 +189,9 @@ def dir_spec(layer: Any) -> OperatorSpec:
     for conv in convs:
         ordinary(conv, (*SUM, *MEAN))
         if isinstance(channels_in(conv), tuple):
-            raise LeftAlone("its layers lead from one set of nodes to another")
+            raise LeftAlone("its inner layers are bipartite")
         if observed(conv):
-            raise LeftAlone("someone looks into the messages of the layers inside")
+            raise LeftAlone("an explainer or a hook needs the messages of its inner layers")
     aggr: Any
     if kinds == {pyg.GCNConv} and all(c.normalize and not c.cached and not c.add_self_loops for c in convs):
         aggr, lin = "gcn", layer.conv_in.lin
@@ -203,7 +203,7 @@ def dir_spec(layer: Any) -> OperatorSpec:
         aggr, lin = AGGR[layer.conv_in.aggr], layer.conv_in.lin_l
     else:
         names = " and ".join(sorted(cls.__name__ for cls in kinds))
-        raise LeftAlone(f"gconv knows it around a plain GCNConv or SAGEConv, not around {names}")
+        raise LeftAlone(f"gconv supports it around a plain GCNConv or SAGEConv, not around {names}")
     parts = (
         *((conv.lin_l if kinds == {pyg.SAGEConv} else conv) for conv in convs),
         *([layer.lin] if layer.root_weight else []),
@@ -213,7 +213,7 @@ def dir_spec(layer: Any) -> OperatorSpec:
 
 
 def dir_call(layer: Any, x: Any, edge_index: Any) -> Tensor | None:
-    """The layers inside may have been changed, which the layer around them does not see."""
+    """Checks for changes of the inner layers, which the outer layer does not detect."""
     return unweighted(layer, x, edge_index) if _same_inside(layer) else None
 
 
@@ -253,7 +253,7 @@ def gcn2_weights(layer: Any) -> Weights:
 
 
 def two_signals(layer: Any, x: Any, x_0: Any, edge_index: Any, edge_weight: Any = None) -> Tensor | None:
-    """layer(x, x_0, edge_index, edge_weight), the two side by side."""
+    """layer(x, x_0, edge_index, edge_weight), with the signals concatenated."""
     if not dense(x_0) or not dense(x) or x.shape != x_0.shape or x.dtype != x_0.dtype:
         return None
     return weighted(layer, torch.cat([x, x_0], -1), edge_index, edge_weight)

@@ -1,4 +1,4 @@
-"""PyG's layers between two sets of nodes: pairs (x_source, x_target), `size=`, and adjacencies that are not square."""
+"""PyG's bipartite calls: pairs (x_source, x_target), `size=`, and adjacencies that are not square."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gconv.interop.pyg.common import AGGR, dense, observed, per_edge
 from gconv.interop.pyg.edges import labelled
 
 Pair = tuple[Tensor, Tensor | None]
-# of a layer, a pair, the domain, and the values of an adjacency that the layer has no argument for
+# (layer, pair, domain, adjacency values for which the layer has no argument) -> result, or None to run PyG
 Between = Callable[[Any, Pair, Bipartite, Tensor | None], Tensor | None]
 EDGES = ("edge_weight", "edge_attr", "edge_type", "values")
 
 
 def plainly(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
-    """Where a missing target is a target of zeros."""
+    """For layers that treat missing target features as zeros."""
     if x[1] is None and layer.peer.affine(layer):
         i = layer.in_channels
         x = x[0], x[0].new_zeros(domain.sizes[1], i[1] if isinstance(i, tuple) else i)
@@ -31,7 +31,7 @@ def plainly(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Te
 
 
 def of_two(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
-    """Where PyG needs both."""
+    """For layers that require both features."""
     return None if x[1] is None else run(layer, x, domain)
 
 
@@ -67,7 +67,7 @@ def simple(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Ten
 
 
 def halved(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
-    """WLConvContinuous, which takes the mean with the node itself only where there is one."""
+    """WLConvContinuous, which averages with the node itself only if target features are given."""
     y: Tensor = run(layer, x, domain)
     return 2 * y if x[1] is None else y
 
@@ -78,13 +78,13 @@ def relations(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> 
 
 
 def looping(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
-    """FeaStConv, which adds a loop at each target: there must be as many sources."""
+    """FeaStConv, which adds a loop at each target and so needs at least as many sources."""
     fits = domain.sizes[0] >= domain.sizes[1] or not layer.add_self_loops
     return of_two(layer, x, domain, values) if fits else None
 
 
 def attention(layer: Any, x: Pair, domain: Bipartite, values: Tensor | None) -> Tensor | None:
-    """With features of the edges where the layer has a matrix for them."""
+    """For attention layers: edge features must be given exactly if the layer has a matrix for them."""
     return plainly(layer, x, domain, None) if (domain.edge_attr is None) == (layer.edge_dim is None) else None
 
 
@@ -108,7 +108,7 @@ BETWEEN: dict[type, Between] = {
 
 
 def between(cls: type, layer: Any, given: dict[str, Any]) -> Tensor | None:
-    """A call with a pair of signals; None where PyG has to run."""
+    """A call with a pair of signals; None if PyG has to run."""
     form, x, edge_index = BETWEEN.get(cls), given["x"], given.get("edge_index")
     if form is None or len(x) != 2 or observed(layer) or not isinstance(edge_index, Tensor):
         return None
