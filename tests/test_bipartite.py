@@ -408,7 +408,7 @@ def test_every_operator_reads_pairs_or_says_why_not():
         (lambda f, b, s, t: Bipartite(b.edge_index, (4, 6)), "names source 4"),
         (lambda f, b, s, t: Bipartite(b.edge_index, (6, -4)), "must not be negative"),
         (lambda f, b, s, t: Bipartite(b.edge_index, (6, 4), ptr=((0, 0), (6, 5))), "ptr must increase"),
-        (lambda f, b, s, t: Bipartite(b.edge_index, (6, 4), edge_weight=torch.ones(2)), "one number for each"),
+        (lambda f, b, s, t: Bipartite(b.edge_index, (6, 4), edge_weight=torch.ones(2)), "one number per edge"),
         (lambda f, b, s, t: b.split(s), "has 6 \\+ 4 sites"),
         (lambda f, b, s, t: adjacency(b, torch.float32, norm="sym"), "one degree for both ends"),
         (lambda f, b, s, t: analysis.effective_resistance(b), "one set of nodes, a Graph"),

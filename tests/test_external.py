@@ -283,7 +283,7 @@ def test_calls_that_do_not_fit_are_refused(tmp_path):
         propagate(disk, x, 1, tmp_path / "y", memory="1MB")
     with pytest.raises(ValueError, match=r'memory is a size such as "8GB"'):
         propagate(disk, x, 1, tmp_path / "y", memory="much")
-    with pytest.raises(ValueError, match=r"alpha is a share in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
         propagate(disk, x, 1, tmp_path / "y", alpha=2.0)
     with pytest.raises(ValueError, match="norm must be 'sym', 'row' or None"):
         propagate(disk, x, 1, tmp_path / "y", norm="both")
@@ -560,7 +560,7 @@ def test_the_command_is_the_function(tmp_path, capsys):
         main(["propagate", "none.npy", f"{tmp_path}/x.csv", "--out", str(tmp_path / "new")])
     with pytest.raises(SystemExit) as end:
         main(["propagate", "--help"])
-    assert end.value.code == 0 and "goes on where it was" in capsys.readouterr().out
+    assert end.value.code == 0 and "it resumes where it stopped" in capsys.readouterr().out
 
 
 def test_a_mask_is_no_index(tmp_path):
@@ -580,10 +580,10 @@ def test_a_network_without_layers_moves_no_file(tmp_path):
 
 def test_a_damaged_compressed_archive_is_an_error_of_ours(tmp_path):
     np.savez_compressed(tmp_path / "x.npz", node_feat=np.random.default_rng(0).random((400, 4)))
-    content = bytearray((tmp_path / "x.npz").read_bytes())
-    for at in range(2000, 2200):
-        content[at] ^= 0xFF
-    (tmp_path / "x.npz").write_bytes(content)
-    graph = build(tmp_path / "g", torch.randint(400, (2, 9)), 400)
-    with pytest.raises(DiskError, match="is damaged"):
-        propagate(graph, tmp_path / "x.npz", 1, tmp_path / "y", memory=MEMORY)
+    whole, graph = (tmp_path / "x.npz").read_bytes(), build(tmp_path / "g", torch.randint(400, (2, 9)), 400)
+    for first, kind, message in ((2000, ValueError, "is not a .npy file"), (8000, DiskError, "is damaged")):
+        content = bytearray(whole)
+        content[first : first + 200] = bytes(255 - byte for byte in content[first : first + 200])
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(kind, match=message):
+            propagate(graph, tmp_path / "x.npz", 1, tmp_path / "y", memory=MEMORY)

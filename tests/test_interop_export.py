@@ -10,7 +10,7 @@ import gconv
 from gconv import GConv, Graph, OutsideFamily, list_operators
 from gconv.interop import convert, export
 from gconv.interop.export import pyg_layers, torch_layers
-from gconv.operators import conv2d, gat, gcn, global_pool, sage
+from gconv.operators import conv2d, gat, gcn, global_pool, sage, upsample
 from gconv.spec import operator
 
 F64 = torch.float64
@@ -124,9 +124,9 @@ def test_modes_and_dtypes_are_kept():
 
 def test_refusals():
     cases = [
-        (GConv(gcn(3, 2)), "torch", r"torch.nn has no layer that is gcn\(3, 2\)\.$"),
+        (GConv(gcn(3, 2)), "torch", r"torch.nn has no layer equivalent to gcn\(3, 2\)\.$"),
         (GConv(conv2d(3, 2, 3, padding=((0, 1), (1, 1)))), "torch", "is the same on both sides"),
-        (GConv(global_pool()), "torch", "no layer that is global_pool"),
+        (GConv(global_pool()), "torch", "no layer equivalent to global_pool"),
         (GConv(conv2d(3, 2, 3)), "pyg", "PyG has no layer"),
     ]
     for layer, library, message in cases:
@@ -145,3 +145,9 @@ def test_a_peer_with_other_weights_is_noticed(monkeypatch):
     monkeypatch.setitem(gconv.interop.torch_nn.PEERS, nn.Conv2d, broken)
     with pytest.raises(OutsideFamily, match="its bias has no place there"):
         export(GConv(conv2d(3, 2, 3)), "torch")
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_nearest_upsampling_is_exported_on_any_number_of_axes(d):
+    layer, x = GConv(upsample(scale_factor=2, ndim=d)), torch.rand(1, 2, *(3, 4, 2)[:d])
+    assert torch.equal(export(layer, "torch")(x), layer(x))

@@ -212,7 +212,7 @@ def test_batches_of_neighbour_loaders_are_blocks():
 @pytest.mark.parametrize(
     ("seeds", "fanouts", "error", "match"),
     [
-        ([], [2], ValueError, "seeds is empty"), ([1, 2, 1], [2], ValueError, "holds node 1 twice"),
+        ([], [2], ValueError, "at least one node, but"), ([1, 2, 1], [2], ValueError, "contains node 1 twice"),
         ([6], [2], ValueError, "node 6, but the graph has 6 nodes"), ([-1], [2], ValueError, "node -1"),
         ([0.5], [2], TypeError, "node indices"), ("ab", [2], TypeError, "node indices"),
         (torch.ones(6, dtype=torch.bool), [2], TypeError, "torch.bool"), (3, [2], TypeError, "shape"),

@@ -61,7 +61,7 @@ def _merged(
             how = " (in either direction)" if undirected else ""
             raise ValueError(
                 f"The edge from {shown(ids[u])} to {shown(ids[v])} is listed more than once{how}; choose how to treat "
-                'duplicates by duplicates="sum", "first" or "keep".'
+                'them: duplicates="sum", "first" or "keep".'
             )
         elif duplicates == "sum":
             merged[key][1] += value
@@ -100,7 +100,9 @@ def _weight(value: Any, row: int) -> float:
     try:
         return real_number(float(value) if isinstance(value, str) else value)
     except (TypeError, ValueError):
-        raise ValueError(f"The weight of edge {row} (from 0) must be finite, but it is {shown(value)}.") from None
+        raise ValueError(
+            f"The weight of edge {row} (from 0) must be a finite number, but it is {shown(value)}."
+        ) from None
 
 
 # -- tables --------------------------------------------------------------------------------------------------------

@@ -46,9 +46,7 @@ class Features:
             self.file = ArrayFile(path, member or "node_feat")
             self.name, self.shape, dtype = self.file.name, self.file.shape, self.file.dtype
             if self.file.fortran and min(self.shape, default=0) > 1:
-                raise ValueError(
-                    f"{self.name} is in Fortran order; save it in C order, with numpy.ascontiguousarray."
-                )
+                raise ValueError(f"{self.name} is in Fortran order; save it in C order, with numpy.ascontiguousarray.")
         else:
             raise TypeError(f"x must be a path, a tensor or an array (n, c), but it is {shown(x)}.")
         if len(self.shape) != 2 or dtype.kind not in "fiu" or not self.shape[1]:

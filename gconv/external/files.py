@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -83,8 +84,8 @@ def budget(memory: int | str, least: int, what: str) -> int:
     left = given - held - RESERVE
     if left < least:
         raise ValueError(
-            f"memory={format_bytes(given)} is too little: this process holds {format_bytes(held)} already and {what} takes "
-            f"{format_bytes(least)}; give at least {format_bytes((held + least + RESERVE) * 1.02)}."
+            f"memory={format_bytes(given)} is too little: this process holds {format_bytes(held)} already and "
+            f"{what} takes {format_bytes(least)}; give at least {format_bytes((held + least + RESERVE) * 1.02)}."
         )
     return left
 
@@ -162,7 +163,7 @@ def read_header(file: Any, name: str) -> tuple[np.dtype, tuple[int, ...], bool, 
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, TokenError) as error:
+    except (ValueError, EOFError, TokenError, zlib.error) as error:
         raise ValueError(f"{name} is not a .npy file: {str(error).splitlines()[0]}.") from None
     return dtype, shape, fortran, file.tell()
 

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv.arguments import checked, shown
+from gconv.domains import Grid
 from gconv.interop.convert import restore
 from gconv.interop.converted import Converted
 from gconv.interop.layers import fill
 from gconv.interop.peer import LeftAlone
 from gconv.interop.peers import describe
 from gconv.module import GConv
-from gconv.spec import OutsideFamily
+from gconv.spec import GridStructure, OutsideFamily
 
 Make = Callable[..., nn.Module]
 
@@ -309,6 +310,10 @@ def _fill(made: nn.Module, layer: GConv) -> None:
     if like is not None:
         made.to(like.device, like.dtype)
     peer, spec = describe(made)
-    if spec.structure.domain == "grid" and spec.structure != layer.spec.structure:
-        raise LeftAlone("its geometry differs there")
+    structure = layer.spec.structure
+    if structure.domain == "grid":
+        assert isinstance(structure, GridStructure)
+        spec, _ = peer.settle(made, spec, Grid((1,) * structure.ndim))  # nn.Upsample has no number of axes
+        if spec.structure != structure:
+            raise LeftAlone("its geometry differs there")
     fill(made, peer, {key: W.detach() for key, W in with_bias_rows(layer).items() if W is not None})

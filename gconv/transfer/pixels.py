@@ -312,9 +312,7 @@ def read_places(domain: Any, ndim: int, assign: Assign) -> Pixels:
             raise TypeError("The graph has no positions: give it pos (n, d), in pixels.")
         found = Pixels.from_pos(domain.pos, assign=assign)
     else:
-        raise TypeError(
-            f"domain must be Pixels, a Grid, a mask, or a Graph with pos, but it is {shown(domain)}."
-        )
+        raise TypeError(f"domain must be Pixels, a Grid, a mask, or a Graph with pos, but it is {shown(domain)}.")
     if found.ndim != ndim:
         raise InputError(f"The model works on {ndim}-D images, but {found!r} has {found.ndim} axes.")
     return found
