@@ -42,7 +42,7 @@ def test_what_is_left_alone_says_why():
     assert "aggr='median'" in reason(pyg.SAGEConv(3, 2, aggr="median"))
     assert "aggr=['mean', 'max']" in reason(pyg.SAGEConv(3, 2, aggr=["mean", "max"]))
     assert "needs equal channels" in reason(pyg.GATv2Conv((3, 4), 2, share_weights=True))
-    assert "two sizes" in reason(pyg.RGCNConv((3, 6), 3, 2, num_blocks=3))
+    assert "different sizes" in reason(pyg.RGCNConv((3, 6), 3, 2, num_blocks=3))
     assert "run the model once" in reason(pyg.GCNConv(-1, 2))
     assert "gates its result" in reason(pyg.TransformerConv(3, 2, beta=True))
     assert "normalize=False" in reason(pyg.TAGConv(3, 2, normalize=False))
@@ -54,7 +54,7 @@ def test_what_is_left_alone_says_why():
     assert "ReLU(x_j + e_ij)" in reason(pyg.GINEConv(mlp(3, 2)))
     used = pyg.GCNConv(3, 2, cached=True)
     used(torch.randn(6, 3), messy().edge_index)
-    assert "holds a graph already" in reason(used)
+    assert "cached a graph already" in reason(used)
 
     class Own(pyg.GCNConv):
         def message(self, x_j, edge_weight):
@@ -129,7 +129,7 @@ def test_parts_with_hooks_or_of_another_kind_see_pyg(signal):
     assert "a hook is registered on its submodule 'lin'" in reason(hooked)
     exchanged = pyg.SAGEConv(3, 2).double()
     exchanged.lin_r = Doubled(3, 2, bias=False).double()
-    assert "its part 'lin_r' is a Doubled" in reason(exchanged)
+    assert "its submodule 'lin_r' is a Doubled" in reason(exchanged)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         for change in (

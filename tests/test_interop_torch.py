@@ -210,7 +210,7 @@ def test_what_is_left_alone_says_why():
     assert "only known at the call" in reason(nn.ChannelShuffle(2))
     assert "attention" in reason(nn.MultiheadAttention(4, 2))
     assert "power mean" in reason(nn.LPPool2d(2, 2))
-    assert "at random" in reason(nn.FractionalMaxPool2d(2, 1))
+    assert "windows are random" in reason(nn.FractionalMaxPool2d(2, 1))
     assert "second input" in reason(nn.MaxUnpool2d(2))
     assert "not a layer that gconv supports" in reason(nn.CosineSimilarity())
     patched = nn.Conv2d(2, 3, 3)

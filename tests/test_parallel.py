@@ -139,11 +139,11 @@ def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
 
 def test_bad_calls_are_said_in_a_sentence(alone):
     for domain, options, error, text in [
-        (PATH, {"parts": 5}, ValueError, "use at most 4"), (PATH, {"parts": 2}, ValueError, "1 processes"),
+        (PATH, {"parts": 5}, ValueError, "use at most 4"), (PATH, {"parts": 2}, ValueError, "number of processes, 1"),
         (PATH, {"method": "random"}, ValueError, "random"), ("path", {}, TypeError, "Graph or a Grid"),
         (Grid((8, 6)), {"method": "rcm"}, ValueError, "slabs"), (PATH, {"parts": 0}, ValueError, "at least 1"),
         (PATH, {"method": torch.zeros(3, dtype=torch.int64)}, ValueError, "each of 4 nodes"),
-        (PATH, {"method": torch.ones(4, dtype=torch.int64)}, ValueError, "numbered from 0 to 0"),
+        (PATH, {"method": torch.ones(4, dtype=torch.int64)}, ValueError, "parts from 0 to 0"),
     ]:  # fmt: skip
         with pytest.raises(error, match=text):
             shard(domain, **options)
