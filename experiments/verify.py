@@ -31,6 +31,7 @@ class Config:
     """Rows to repeat."""
 
     rows: int = 3
+    """Number of rows to repeat."""
     seed: int = 0
     """Seed of the random choice of rows."""
     budget: float | None = None
@@ -42,6 +43,7 @@ class Config:
     data_root: Path | None = None
     """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
     device: str = "auto"
+    """Device."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -41,6 +41,7 @@ class Config:
     repeats: int = 3
     """Runs of the fast method, of which the median is reported."""
     seed: int = 0
+    """Seed of the initial weights."""
 
 
 def graph(config: Config, root: object = None) -> tuple[Graph, common.Data]:

@@ -40,6 +40,7 @@ class Options:
     only: str = ""
     """Run only this operator; empty for all."""
     seed: int = 0
+    """Seed of weights and signals."""
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,19 @@ class Config:
     """Network and training options."""
 
     model: Literal["grid", "gcn", "all"] = "all"
+    """Detection head."""
     dataset: Literal["BCCD", "random"] = "BCCD"
     """Data set; random: generated discs, for testing."""
     width: int = 12
     """Number of channels of the first layer."""
     batch: int = 8
+    """Batch size."""
     epochs: int = 60
+    """Number of epochs."""
     lr: float = 0.004
+    """Learning rate."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

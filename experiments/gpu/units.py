@@ -16,9 +16,13 @@ class Options:
     """Part, device and time limit."""
 
     part: str
+    """Part to run."""
     out: Path
+    """Folder for the rows."""
     device: torch.device
+    """Device."""
     seconds: float = SECONDS
+    """Time limit in seconds."""
     data: Path | None = None
     """A file written by `experiments.gpu.pack`; without it, CIFAR-10 is read from the data root."""
     tiny: bool = False

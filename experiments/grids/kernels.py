@@ -59,6 +59,7 @@ class Config:
     quick: bool = False
     """Run tiny sizes, for testing; rows are written to runs/."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -26,12 +26,15 @@ class Recipe:
     """Training settings: SGD with Nesterov momentum, with linear increase and decrease of the learning rate."""
 
     epochs: int = 8
+    """Number of epochs."""
     batch: int = 128
+    """Batch size."""
     lr: float = 0.1
     """Peak learning rate."""
     warmup: float = 0.2
     """Fraction of the steps until the peak."""
     momentum: float = 0.9
+    """Momentum."""
     weight_decay: float = 5e-4
     """Weight decay of kernels and matrices; biases and batch norms have none."""
     smoothing: float = 0.1

@@ -21,12 +21,19 @@ class Recipe:
     """Training settings, independent of the network."""
 
     epochs: int = 10
+    """Number of epochs."""
     batch: int = 16
+    """Batch size."""
     lr: float = 0.001
+    """Learning rate."""
     momentum: float = 0.9
+    """Momentum."""
     channels_last: bool = True
+    """Use the channels-last memory format."""
     bf16: bool = False
+    """Use bfloat16 autocast."""
     device: str = "auto"
+    """Device for training."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

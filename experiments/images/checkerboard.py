@@ -29,6 +29,7 @@ class Config:
     """An upsampling layer."""
 
     way: Literal["all", "transposed", "resized"] = "all"
+    """Kind of upsampling: transposed convolution, or resizing followed by a convolution."""
     kernel: int = 0
     """Kernel size; 0 for all."""
     stride: int = 0

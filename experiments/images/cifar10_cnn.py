@@ -41,6 +41,7 @@ class Config(Recipe):
     control_steps: int = 50
     """Number of steps run by both engines from the same weights before training; the largest loss gap is recorded."""
     seed: int = 0
+    """Random seed."""
 
 
 def head() -> list[nn.Module]:

@@ -36,6 +36,7 @@ class Config(Recipe):
     """Model and training options."""
 
     model: Model | Literal["all"] = "all"
+    """Network."""
     k: int = 3
     """Number of Chebyshev terms."""
     neighbours: Literal[4, 8] = 8
@@ -47,6 +48,7 @@ class Config(Recipe):
     limit: int | None = None
     """Use only the first images of each split; recorded in the row."""
     seed: int = 0
+    """Random seed."""
 
 
 class OnPixels(nn.Module):

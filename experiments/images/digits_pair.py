@@ -56,8 +56,11 @@ class Config:
     """Networks and training options; options that are not given take all values, or those of the task's recipe."""
 
     task: Literal["all", "images", "nodes"] = "all"
+    """Classification of images or of nodes."""
     dataset: Literal["all", "digits", "citation-like", "digits-knn", "karate"] = "all"
+    """Data set."""
     model: Literal["all", "cnn", "selection", "gcn", "cheb", "gat", "mlp"] = "all"
+    """Network."""
     epochs: int | None = None
     """Number of epochs (default: 10 for images, 100 for nodes)."""
     width: int | None = None
@@ -73,6 +76,7 @@ class Config:
     weight_decay: float = 5e-4
     """Weight decay in node tasks."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -57,6 +57,7 @@ class Config(Recipe):
     """Network and training options."""
 
     rung: Rung = "all"
+    """Number of distinct weight matrices per kernel, or pointwise, p4, p4m."""
     where: Where = "all"
     """Stages with this rung; the others have nine taps."""
     width: int = 32
@@ -64,6 +65,7 @@ class Config(Recipe):
     spec: str = ""
     """Instead of a rung: an operator "module:factory(k=3)" on the pixel graph or on the grid."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -47,16 +47,23 @@ class Config(Recipe):
     images: int = 5000
     """Number of training images; as many are used for validation."""
     width: int = 32
+    """Number of channels of the first stage."""
     dropout: float = 0.0
     """Dropout probability after each stage."""
     stopping: bool = False
     """Keep the epoch with the highest validation accuracy."""
     epochs: int = 30
+    """Number of epochs."""
     weight_decay: float = 0.0
+    """Weight decay."""
     smoothing: float = 0.0
+    """Label smoothing."""
     flip: bool = False
+    """Mirror a random half of the images in each epoch."""
     shift: int = 0
+    """Shift images by up to this many pixels along each axis."""
     seed: int = 0
+    """Random seed."""
 
 
 def expand(config: Config, seeds: int) -> list[Config]:

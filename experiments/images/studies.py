@@ -85,6 +85,7 @@ class Config(Recipe):
     width: int = 16
     """Number of channels of the first stage of the base."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

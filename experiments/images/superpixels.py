@@ -61,6 +61,7 @@ class Config:
     """Network and training options."""
 
     model: Model = "all"
+    """Network."""
     spec: str = ""
     """Instead of a model: an operator "module:factory(k=3)" on graphs with pseudo-coordinates."""
     dataset: Literal["cifar10", "random"] = "cifar10"
@@ -70,12 +71,17 @@ class Config:
     size: int = 100_000
     """Maximum number of parameters."""
     layers: int = 4
+    """Number of convolutions."""
     epochs: int = 15
+    """Number of epochs."""
     batch: int = 128
+    """Batch size."""
     lr: float = 0.002
+    """Learning rate."""
     limit: int | None = None
     """Use only the first images of each split; recorded in the row."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -68,18 +68,23 @@ class Config:
     """Network, training and number of windows."""
 
     model: Literal["cnn", "graph", "all"] = "all"
+    """Network."""
     dataset: Literal["BCCD", "random"] = "BCCD"
     """random: generated discs, for testing."""
     width: int = 16
+    """Number of channels."""
     side: int = 64
     """Side of a window in pixels; a multiple of 4."""
     windows: int = 3000
     """Number of windows for training."""
     epochs: int = 8
+    """Number of epochs."""
     lr: float = 0.005
+    """Learning rate."""
     asked: int = 50
     """Maximum number of windows per class for which attributions are computed."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

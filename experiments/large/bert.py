@@ -65,12 +65,15 @@ class Config:
     rank: int = 4
     """adapters: rank."""
     lr: float | None = None
+    """Learning rate."""
     batch: int | None = None
+    """Batch size."""
     epochs: int | None = None
     """Maximum number of epochs."""
     patience: int | None = None
     """Number of epochs without a lower validation loss after which training stops."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -37,11 +37,13 @@ class Config:
     """Options."""
 
     model: Literal["minilm", "gpt2", "vit", "patches", "all"] = "all"
+    """Model."""
     width: int = 96
     """Channels of the models with random weights; a multiple of 4."""
     layers: int = 4
     """Blocks of the models with random weights."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

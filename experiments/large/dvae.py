@@ -51,17 +51,25 @@ class Config:
     """Network and training options."""
 
     engine: Literal["gconv", "torch", "all"] = "all"
+    """Layers of gconv, or of torch.nn."""
     dataset: Literal["cifar10", "random"] = "cifar10"
     """random: generated images, for testing."""
     images: int = 5000
     """Number of training images."""
     width: int = 32
+    """Number of channels."""
     codes: int = 128
+    """Number of codes."""
     epochs: int = 2
+    """Number of epochs."""
     batch: int = 50
+    """Batch size."""
     lr: float = 0.002
+    """Learning rate."""
     beta: float = 0.0005
+    """Weight of the divergence of the codes in the loss."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -48,6 +48,7 @@ class Config:
     """Fine-tuning options."""
 
     way: Literal["all", "last", "bias", "adapters", "scratch", "every"] = "every"
+    """Fine-tuning method."""
     dataset: Literal["cifar10", "random"] = "cifar10"
     """random: generated images, for testing."""
     shots: int = 0
@@ -59,9 +60,11 @@ class Config:
     steps: int = 100
     """Steps of fine-tuning."""
     width: int = 16
+    """Number of channels."""
     rank: int = 4
     """adapters: rank."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

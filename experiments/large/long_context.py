@@ -34,12 +34,15 @@ class Config:
     """Options."""
 
     model: Literal["convolution", "attention", "all"] = "all"
+    """Mixer."""
     tokens: int = 0
     """0: 512, 1024, ... 65,536, of attention 8192."""
     width: int = 64
     """Channels; a multiple of 4."""
     repeats: int = 3
+    """Number of repetitions, of which the minimum is used."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -54,15 +54,19 @@ class Config:
     """Network and fine-tuning options."""
 
     network: Literal["pnet", "rnet", "onet", "emotions", "direction", "every"] = "every"
+    """Network."""
     way: Literal["last", "adapters", "all", "scratch", "every"] = "every"
+    """Fine-tuning method."""
     dataset: Literal["bccd", "random"] = "bccd"
     """random: generated images and weights, for testing."""
     shots: int = 20
     """Number of images per class."""
     steps: int = 100
+    """Number of training steps."""
     rank: int = 4
     """adapters: rank."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

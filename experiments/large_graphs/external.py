@@ -38,14 +38,19 @@ class Config:
     """Options."""
 
     nodes: int = 10_000_000
+    """Number of nodes."""
     edges: int = 100_000_000
     """Number of edges before repeated ones are removed."""
     channels: int = 16
+    """Number of channels."""
     k: int = 3
+    """Number of powers."""
     memory_gb: float = 6.0
+    """Memory limit in GB."""
     checked: int = 1000
     """Number of rows that are verified."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -40,13 +40,17 @@ class Config:
     """Options."""
 
     graph: Literal["grid", "geometric", "power law", "all"] = "all"
+    """Graph."""
     method: Literal["random", "rows", "rcm", "metis", "all"] = "all"
+    """Partition method."""
     side: int = 128
     """Side of the grid; the other graphs have the same number of nodes."""
     parts: int = 8
+    """Number of processes."""
     width: int = 64
     """Number of channels that are exchanged."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

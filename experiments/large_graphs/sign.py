@@ -36,19 +36,29 @@ class Config:
     out: Path
     """Folder for the graph and the powers."""
     dataset: Literal["arxiv", "products", "papers100M"] = "arxiv"
+    """Data set."""
     model: Literal["sign", "sgc"] = "sign"
+    """Network."""
     k: int = 3
+    """Number of powers."""
     memory: str = "2GB"
     """Memory limit of the process while the graph and the powers are computed."""
     hidden: int = 512
+    """Number of hidden channels."""
     dropout: float = 0.5
+    """Dropout probability."""
     lr: float = 0.001
+    """Learning rate."""
     batch: int = 4096
+    """Batch size."""
     epochs: int = 50
+    """Number of epochs."""
     workers: int = 0
     """Number of processes that load minibatches."""
     seed: int = 0
+    """Random seed."""
     data_root: Path | None = None
+    """Folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
 
 
 def powers(data: OGB, config: Config) -> list[Path]:

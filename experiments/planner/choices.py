@@ -49,6 +49,7 @@ class Config:
     nodes: int = 170_000
     """Approximate number of nodes of the graphs."""
     seed: int = 0
+    """Random seed."""
 
 
 @dataclass(frozen=True)

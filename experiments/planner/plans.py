@@ -55,6 +55,7 @@ class Config:
     replay: bool = False
     """Measure nothing: update the choices in existing rows, using their times."""
     seed: int = 0
+    """Random seed."""
 
 
 @dataclass(frozen=True)

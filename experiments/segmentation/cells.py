@@ -55,6 +55,7 @@ class Config:
     """Network and training options."""
 
     model: Literal["unet", "sage", "gcn", "all"] = "all"
+    """Network."""
     dataset: Literal["bccd", "random"] = "bccd"
     """random: generated cells, for testing."""
     width: int = 8
@@ -64,10 +65,13 @@ class Config:
     segments: int = 600
     """Graph networks: approximate number of superpixels per photo."""
     batch: int = 4
+    """Number of photos per step."""
     steps: int = 300
+    """Number of training steps."""
     lr: float = 0.005
     """Peak learning rate."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

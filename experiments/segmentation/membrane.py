@@ -52,6 +52,7 @@ class Config:
     """Network and training options."""
 
     model: Literal["unet", "gcn", "sage", "cheb", "all"] = "all"
+    """Network."""
     dataset: Literal["membrane", "random"] = "membrane"
     """random: generated cells, for testing."""
     width: int = 16
@@ -65,8 +66,11 @@ class Config:
     batch: int = 4
     """unet: number of crops per step. Graph networks use one slice per step."""
     steps: int = 300
+    """Number of training steps."""
     lr: float = 0.003
+    """Learning rate."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

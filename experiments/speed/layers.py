@@ -55,6 +55,7 @@ class Config:
     threads: int = 0
     """Number of threads of the large cases; 0 for all."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

@@ -64,6 +64,7 @@ class Config:
     edges: int = 2_300_000
     """Number of directed edges of the random graph."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

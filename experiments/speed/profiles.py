@@ -36,6 +36,7 @@ class Config:
     quick: bool = False
     """Run tiny sizes, for testing."""
     seed: int = 0
+    """Random seed."""
 
 
 @dataclass(frozen=True)

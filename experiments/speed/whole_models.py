@@ -52,6 +52,7 @@ class Config:
     threads: int = 0
     """Number of threads; 0 for all."""
     seed: int = 0
+    """Random seed."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Config:
     """Network and training options; None selects the value in `SETTINGS`."""
 
     model: Literal["kim", "separable", "textgcn", "sgc", "all"] = "all"
+    """Network."""
     dataset: Literal["TREC", "MR", "R8", "random", "all"] = "all"
     """random: generated texts, for testing."""
     width: int = 300
@@ -62,7 +63,9 @@ class Config:
     length: int = 128
     """kim, separable: maximum number of words of a document."""
     dropout: float | None = None
+    """Dropout probability."""
     lr: float | None = None
+    """Learning rate."""
     batch: int | None = None
     """Number of training documents per step; 0 for all."""
     epochs: int | None = None
@@ -70,6 +73,7 @@ class Config:
     patience: int | None = None
     """Number of epochs without a lower validation loss after which training stops."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""

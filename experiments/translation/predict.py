@@ -41,9 +41,11 @@ class Options:
     """Translate English sentences into German."""
 
     sentences: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """English sentences, in quotation marks."""
     checkpoint: Path | None = None
     """Weights; NAME.json must be in the same folder (default: experiments/checkpoints, else runs)."""
     beam: int = 5
+    """Number of beams."""
     picture: Path | None = None
     """PNG file to write: the attention of each German word to the English words, for the first sentence."""
     train: bool = False

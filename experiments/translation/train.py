@@ -52,11 +52,13 @@ class Config:
     """Network and training options."""
 
     model: Literal["conv", "transformer", "light", "graph", "all"] = "all"
+    """Network."""
     dataset: Literal["multi30k", "random"] = "multi30k"
     """random: a generated language, for testing."""
     units: int = 4000
     """Maximum number of units of the byte pair encoding."""
     width: int = 128
+    """Number of channels."""
     heads: int = 4
     """Number of heads of attention and of lightweight convolutions."""
     feed: int = 256
@@ -64,7 +66,9 @@ class Config:
     layers: int = 4
     """Number of layers of the encoder and of the decoder (one more for conv and graph)."""
     dropout: float = 0.3
+    """Dropout probability."""
     epochs: int = 20
+    """Number of epochs."""
     tokens: int = 1250
     """Maximum number of tokens per batch, including padding."""
     lr: float = 0.002
@@ -72,8 +76,11 @@ class Config:
     warmup: int = 1000
     """Number of steps until the peak."""
     smoothing: float = 0.1
+    """Label smoothing."""
     beam: int = 5
+    """Number of beams."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Check the options."""
