@@ -56,7 +56,7 @@ from gconv.plan import backward
 
 
 def step_sum(rng: Any) -> Gaps:
-    """The sum: (f*g)[n] = sum_m f[m] g[n-m]"""
+    """One dimension: (f*g)[n] = sum_m f[m] g[n-m]"""
     f, g = np.array([1.0, 2, 3, 4]), np.array([3.0, 2, 1])
     show("f", f)
     show("g", g)
@@ -78,7 +78,7 @@ def step_sum(rng: Any) -> Gaps:
 
 
 def step_plane(rng: Any) -> Gaps:
-    """The plane: (f*g)[i,j] = sum_{m,n} f[m,n] g[i-m,j-n]"""
+    """Two dimensions: (f*g)[i,j] = sum_{m,n} f[m,n] g[i-m,j-n]"""
     f, g = np.arange(1.0, 10).reshape(3, 3), np.array([[1.0, 2], [3, 4]])
     show("f", f)
     show("g", g)
@@ -150,7 +150,7 @@ def step_geometry(rng: Any) -> Gaps:
 
 
 def step_matrix(rng: Any) -> Gaps:
-    """Its matrix: doubly block Toeplitz, and circulant where opposite borders meet"""
+    """The matrix: doubly block Toeplitz, or block circulant with circular padding"""
     g = np.array([[1.0, 2], [3, 4]])[..., None, None]
     say("A linear map is a matrix. Kernel [[1, 2], [3, 4]] on a 3 x 3 image, pixels in reading order, 9 columns:")
     small = as_matrix((3, 3, 1), g)
@@ -214,7 +214,7 @@ def step_transposed(rng: Any) -> Gaps:
 
 
 def step_backward(rng: Any) -> Gaps:
-    """Forward, then backward by hand: dX = sum_k S_k^T dY W_k^T, dW_k = (S_k X)^T dY, db = sum dY"""
+    """The forward pass, and the backward pass by hand: dX = sum_k S_k^T dY W_k^T, dW_k = (S_k X)^T dY, db = sum dY"""
     x, kernel, b = rng.normal(size=(6, 5, 2)), rng.normal(size=(3, 3, 2, 3)), rng.normal(size=3)
     geometry: dict[str, Any] = {"s": 2, "p": 1}
 
@@ -301,7 +301,7 @@ def step_pooling(rng: Any) -> Gaps:
 
 
 def step_chapter(rng: Any) -> Gaps:
-    """The chapter's example: [16, 3, 32, 32] through Conv2d(3, 64, 3, padding=1)"""
+    """nn.Conv2d: [16, 3, 32, 32] through Conv2d(3, 64, 3, padding=1)"""
     x = torch.from_numpy(rng.normal(size=(16, 3, 32, 32)))
     kernel, b = rng.normal(size=(3, 3, 3, 64)) / 27**0.5, rng.normal(size=64)
     ours, theirs = layer(conv2d(3, 64, 3, padding=1), kernel, b), torch_layer(kernel, b, padding=1)
@@ -320,7 +320,7 @@ def step_chapter(rng: Any) -> Gaps:
 
 
 def step_library(rng: Any) -> Gaps:
-    """The library: a convolution is data, one engine runs it"""
+    """The library: one description, one engine"""
     x, kernel, b = rng.normal(size=(8, 8, 3)), rng.normal(size=(3, 3, 3, 4)), rng.normal(size=4)
     ours = layer(conv2d(3, 4, 3, padding=1), kernel, b)
     say(f"The layer is {ours.spec}; its S_k are nine shifts, never formed.")
