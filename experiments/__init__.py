@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.argv[:1] == ["-m"] and not {"-h", "--help"}.isdisjoint(sys.orig_argv):  # which needs no torch
+if sys.argv[:1] == ["-m"] and not {"-h", "--help"}.isdisjoint(sys.orig_argv):  # without importing torch
     from experiments.help_first import print_help
 
     print_help(sys.orig_argv)

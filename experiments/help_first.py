@@ -1,7 +1,7 @@
-"""`python -m experiments.images.ladder --help` without importing torch, which takes seconds.
+"""Prints the help of `python -m experiments.images.ladder --help` without importing torch, which takes seconds.
 
-The module is run as always, up to where its parser prints the help and ends the process. Packages that no help needs
-are placeholders, any attribute of which is a class that can be subclassed, called and indexed.
+The module runs normally until its parser prints the help and ends the process. Packages that are not needed for this
+are replaced by placeholders, whose attributes are classes that can be subclassed, called and indexed.
 """
 
 import importlib.abc
@@ -21,11 +21,11 @@ REAL = {
     "typing_extensions",
     *sys.stdlib_module_names,
 }
-"""What is imported: the standard library, the two packages of this repository, and tyro with what it requires."""
+"""Packages that are imported: the standard library, experiments, datasets, and tyro with its dependencies."""
 
 
 class Meta(type):
-    """The class of `Placeholder`: whatever is asked of a class gives `Placeholder` again."""
+    """The metaclass of `Placeholder`: attributes, items and calls return `Placeholder` again."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -51,24 +51,24 @@ def _attribute(name: str) -> Any:
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Makes a module of placeholders for every package that is not in `REAL`."""
+    """Creates a module of placeholders for every package that is not in `REAL`."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """The module, unless it is to be imported."""
+        """The spec of a placeholder module; None for packages that are imported."""
         if name.partition(".")[0] in REAL:
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give it its attributes."""
+        """Define the attributes of the module."""
         vars(module)["__getattr__"] = _attribute
 
 
 def print_help(argv: Sequence[str]) -> None:
-    """Run the module that was started with `-m`, which ends the process; return where that takes the real packages.
+    """Run the module started with `-m`, which ends the process; return if this needs the real packages.
 
     Args:
-        argv: as the interpreter got it, `sys.orig_argv`.
+        argv: the command line of the interpreter, `sys.orig_argv`.
     """
     module = argv[argv.index("-m") + 1]
     if module.partition(".")[0] != "experiments":
@@ -77,7 +77,7 @@ def print_help(argv: Sequence[str]) -> None:
     sys.meta_path.insert(0, finder)
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except Exception:  # something at the module's top level asks more of a package than a placeholder has
+    except Exception:  # the top level of the module needs more than placeholders
         pass
     finally:
         sys.meta_path.remove(finder)
