@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if sys.argv[:1] == ["-m"] and sys.orig_argv[-2:] in (["datasets", "-h"], ["datasets", "--help"]):  # without importing torch
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-2:] in (["datasets", "-h"], ["datasets", "--help"]):  # needs no torch
     import runpy
 
     runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")

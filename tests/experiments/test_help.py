@@ -44,7 +44,7 @@ def from_the_parser(commands):
 
 def test_help_needs_no_torch():
     out, imported = helped(["experiments.images.ladder"])
-    assert out.startswith("usage: ") and "--rung" in out and "--budget" in out and "Toy sizes" in out
+    assert out.startswith("usage: ") and "--rung" in out and "--budget" in out and "tiny sizes" in out
     assert "tyro" in imported and not INSIDE & imported
 
 
