@@ -5,7 +5,8 @@ import torch
 
 import gconv
 from gconv import GConv, constant
-from gconv.kernels import known
+from gconv.kernels import constants, known
+from gconv.lowering import fixed
 from gconv.operators import cheb, gat, gcn, graphconv, sage, sgc, tag
 from gconv.operators.shapes import messy, ring
 from gconv.testing import assert_close
@@ -44,6 +45,18 @@ def test_sparse_form_and_products_are_kept_and_the_planner_knows():
     assert wide.plan(dense, graph).chosen.name == "sparse:aggregate"
     many = constant(torch.randn(3000, 1000) * (torch.rand(3000, 1000) < 0.01))
     assert GConv(gcn(1000, 16)).plan(many, ring(3000)).chosen.name == "sparse:transform"
+
+
+@pytest.mark.parametrize("spec", SPECS[:6], ids=lambda s: s.name)
+def test_the_backward_pass_of_a_large_sparse_signal_reads_its_sparse_form(spec, monkeypatch):
+    asked = []
+    xt_y = constants.Constant.xt_y
+    monkeypatch.setattr(constants.Constant, "xt_y", lambda self, Y: asked.append(Y.shape) or xt_y(self, Y))
+    monkeypatch.setattr(fixed, "MIN_BYTES_ROWS", 1)  # in place of many rows
+    layer, x, graph = GConv(spec, dtype=torch.float64), constant(signal(0.1)), messy()
+    found = [c.name for c in layer.plan(x, graph).candidates if c.cost and c.name.endswith(":transform")]
+    layer(x, graph, lowering=found[0]).sum().backward()
+    assert asked and sum(shape[1] for shape in asked) == layer.weight[..., 0, :].numel()
 
 
 def test_what_was_written_into_is_no_longer_constant():

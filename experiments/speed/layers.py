@@ -41,7 +41,9 @@ from experiments.speed.summary import OURS, remarks
 from gconv.kernels import backend
 
 FLOOR = "floor"
-TOL = {"filter": 1e-10, "layer": 1e-3}  # layers have gradients that are sums over millions of float32 values
+# layers: gradients that are sums over millions of float32 numbers; many signals: some of millions of attention scores
+# are within rounding of LeakyReLU's kink, where the two sides take different slopes
+TOL = {"filter": 1e-10, "layer": 1e-3, "signals": 1e-3}
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, gathers: bool, co
         signals = signals.squeeze(0) if how == "rows" else signals
         y = _apply(signals, W, bias, (S, gathers, how, None))
         return y if x.ndim == y.ndim == 3 else y.view(*x.shape[:-2], m, W.shape[2])
-    return _apply(x, W, bias, (S, gathers, chunks(x.nbytes * len(W), 1), constant))
+    how = chunks(x.nbytes * len(W), 1) if constant is None else "all"  # nothing as wide as a sparse X is made
+    return _apply(x, W, bias, (S, gathers, how, constant))
 
 
 def _apply(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
