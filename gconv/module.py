@@ -180,7 +180,24 @@ def _compute_basis(structure: Structure, domain: Domain | Edges, theta: Theta, c
             f"The basis of {type(structure).__name__} must be a stack of {structure.taps} sparse matrices, one of the "
             f"forms in gconv.basis, but it is {what}."
         )
+    sites = _sites(structure, domain)
+    if is_static((*S.shape, *sites)) and S.shape[1:] != sites:
+        raise TypeError(
+            f"The basis of {type(structure).__name__} on {domain!r} must hold matrices of {sites[0]} x {sites[1]} "
+            f"(sites out x sites in), but they are {S.shape[1]} x {S.shape[2]}."
+        )
     return S
+
+
+def _sites(structure: Structure, domain: Domain | Edges) -> tuple[int, int]:
+    """(m, n): sites out and sites in of a structure on a domain. Raises: TypeError where it leads to no domain."""
+    target = structure.target(domain)
+    if not isinstance(target, Grid | Edges):
+        raise TypeError(
+            f"The target of {type(structure).__name__} must be a Grid or a Graph, but it is {shown(target)}."
+        )
+    m = target.size if isinstance(target, Grid) else target.sites[0]
+    return m, domain.size if isinstance(domain, Grid) else domain.sites[1]
 
 
 def leads_to(structure: Structure, domain: Domain) -> Domain:

@@ -248,6 +248,12 @@ class OperatorSpec:
                 f"{self.name}: its structure, a {type(self.structure).__name__}, must be derived from "
                 "gconv.spec.GraphStructure or GridStructure."
             )
+        learned = self.structure.parameters()
+        if not isinstance(learned, dict) or not all(isinstance(p, Parameter) for p in learned.values()):
+            raise TypeError(
+                f"{self.name}: parameters() of its structure, a {type(self.structure).__name__}, must return a dict of "
+                f"names to gconv.spec.Parameter, but it returned {given.shown(learned)}."
+            )
         axes = ("ndim",) if isinstance(self.structure, GridStructure) else ()
         for role, part, names in (
             ("structure", self.structure, ("taps", "domain", *axes)),

@@ -156,6 +156,9 @@ def test_a_spec_without_a_registered_operator_prints_plans_and_trains():
         OperatorSpec.from_dict(layer.spec.to_dict())
 
 
+M = Dense(1, 2, 3)
+
+
 def broken(**members):
     return type("Broken", (Same,), members)()
 
@@ -206,6 +209,27 @@ def test_a_basis_that_is_none_is_refused(kind, basis, what):
     layer = GConv(OperatorSpec("idea", (), broken(kind=kind, basis=basis), Dense(1, 2, 3)))
     with pytest.raises(TypeError, match=f"The basis of Broken must be a stack of 1 sparse matrices.*but it is {what}"):
         layer(torch.zeros(3, 2), Graph(INDEX))
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learned", "adaptive"])
+@pytest.mark.parametrize(("extra", "size"), [(1, "4 x 4"), (-1, "2 x 2")])
+def test_a_basis_of_another_size_is_refused(kind, extra, size):
+    layer = GConv(OperatorSpec("idea", (), broken(kind=kind, basis=lambda s, d, t, c: Identity(d.size + extra)), M))
+    with pytest.raises(TypeError, match=f"The basis of Broken on .* must hold matrices of 3 x 3 .*they are {size}"):
+        layer(torch.zeros(3, 2), Graph(INDEX))
+
+
+@pytest.mark.parametrize("target", [None, 3, torch.zeros(3)])
+def test_a_target_that_is_no_domain_is_refused(target):
+    layer = GConv(OperatorSpec("idea", (), broken(target=lambda self, domain: target), M))
+    with pytest.raises(TypeError, match="The target of Broken must be a Grid or a Graph, but it is"):
+        layer(torch.zeros(3, 2), Graph(INDEX))
+
+
+@pytest.mark.parametrize("learned", [None, [1], {"a": torch.ones(3)}, {"a": (3,)}])
+def test_parameters_that_are_none_are_refused(learned):
+    with pytest.raises(TypeError, match=r"idea: parameters\(\) of its structure, a Broken, must return a dict of names"):
+        OperatorSpec("idea", (), broken(kind="learned", parameters=lambda self: learned), M)
 
 
 def define(name="twice", module=__name__, bias=False):
