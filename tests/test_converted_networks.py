@@ -1,10 +1,12 @@
-"""Whole convolutional networks, converted: ten steps of training go as the original's do."""
+"""Whole networks, converted: they train, run under autocast, compile and export as the originals do."""
 
 import copy
+import io
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_geometric.nn as pyg
 from torch import nn
 
 from gconv.interop import convert
@@ -94,6 +96,55 @@ class UNet(nn.Module):
         return self.out(torch.cat([y, self.wide(b)], 1)).permute(0, 2, 3, 1).reshape(-1, 4)
 
 
+class Cheb(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = pyg.ChebConv(8, 16, 3), pyg.ChebConv(16, 4, 3)
+
+    def forward(self, x, edge_index):
+        return self.two(self.one(x, edge_index).relu_(), edge_index)
+
+
+IMAGES = {"small": small, "LeNet": LeNet, "VGG": VGG, "ResNet": resnet, "U-Net": UNet}
+GRAPHS = {
+    "GCN": lambda: pyg.GCN(8, 16, 2, 4),
+    "GAT": lambda: pyg.GAT(8, 16, 2, 4, heads=2),
+    "SAGE": lambda: pyg.GraphSAGE(8, 16, 2, 4),
+    "Cheb": Cheb,
+}
+NETWORKS = IMAGES | GRAPHS
+OPEN = {
+    "images": ({0: torch.export.Dim("b")},),
+    "graph": ({0: torch.export.Dim("n", min=4)}, {1: torch.export.Dim("e", min=4)}),
+}
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+def made(name):
+    """A network, its converted copy, and what dimensions an exporter is to leave open."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    return model, convert(copy.deepcopy(model)), OPEN["images" if name in IMAGES else "graph"]
+
+
+def given(name, size, dtype=torch.float32):
+    """A batch of images, or a graph, of this size."""
+    torch.manual_seed(size)
+    if name in IMAGES:
+        return (torch.randn(size, 1, 16, 16, dtype=dtype),)
+    n = 10 * size
+    edges = torch.randint(n, (2, 3 * n))
+    return torch.randn(n, 8, dtype=dtype), torch.cat([edges, edges.flip(0)], 1)
+
+
+def outcome(model, args):
+    """The output of a call, and the gradients of a function of it in the parameters."""
+    model.zero_grad()
+    y = model(*args)
+    y.sin().sum().backward()
+    return [y.detach(), *(p.grad for p in model.parameters())]
+
+
 def trained(model, x, target, steps=10):
     """The loss before each step of training, and the parameters after the last."""
     optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -109,7 +160,7 @@ def trained(model, x, target, steps=10):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("make", [small, LeNet, VGG, resnet, UNet])
+@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_training_goes_as_before(make, channels_last):
     torch.manual_seed(0)
     model = make().double()
@@ -128,7 +179,7 @@ def test_training_goes_as_before(make, channels_last):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [small, LeNet, VGG, resnet, UNet])
+@pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_autocast_gives_the_same_types(make):
     torch.manual_seed(0)
     model = make().eval()
@@ -143,3 +194,57 @@ def test_autocast_gives_the_same_types(make):
         types.append((found, y))
     assert types[0][0] == types[1][0]
     torch.testing.assert_close(types[0][1], types[1][1], rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_training_on_a_graph_goes_as_before(name):
+    model, twin, _ = made(name)
+    x, edges = given(name, 2, torch.float64)
+    target = torch.arange(len(x)) % 4
+    for m in (twin.double(), model.double()):
+        m.register_forward_pre_hook(lambda m, args: (*args, edges))
+    for a, b in zip(trained(twin, x, target), trained(model, x, target), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@quiet
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compiled_networks_train_on_three_sizes(name):
+    model, twin, _ = made(name)
+    compiled = torch.compile(twin)
+    for size in (2, 3, 5):
+        args = given(name, size)
+        for got, want in zip(outcome(compiled, args), outcome(model, args), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+
+@quiet
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_exported_networks_take_other_sizes(name):
+    model, twin, sizes = made(name)
+    program = torch.export.export(twin.eval(), given(name, 3), dynamic_shapes=sizes).module()
+    for size in (2, 5):
+        args = given(name, size)
+        torch.testing.assert_close(program(*args), model.eval()(*args), rtol=1e-4, atol=1e-5)
+
+
+@quiet
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_networks_take_other_sizes(name):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, twin, sizes = made(name)
+    file = io.BytesIO()
+    torch.onnx.export(twin.eval(), given(name, 3), dynamo=True, dynamic_shapes=sizes, verbose=False).save(file)
+    session = runtime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for size in (2, 5):
+        args = given(name, size)
+        named = {entry.name: t.numpy() for entry, t in zip(session.get_inputs(), args, strict=True)}
+        found = torch.from_numpy(session.run(None, named)[0])
+        torch.testing.assert_close(found, model.eval()(*args), rtol=1e-4, atol=1e-5)
