@@ -42,8 +42,11 @@ sanitize: $(VENV)/.ok  ## run the tests of the compiled kernels with gcc's addre
 	  GCONV_KERNELS_LIBRARY="$$(ls $(SANITIZED)/_csr*.so)" $(PY) -m pytest -q --timeout 900 -k "not opcheck and not torch" \
 	  $(SANITIZED_TESTS) $(ARGS)
 
-test-full: $(VENV)/.ok  ## run all tests, including slow ones, and three minutes of random cases; about 25 minutes
-	$(PY) -m pytest -n auto --dist loadfile -m '' $(ARGS)
+# All slow tests take hours on two cores, so they run in an order drawn with GCONV_TEST_SEED until the time is over.
+MINUTES ?= 15
+test-full: $(VENV)/.ok  ## run the quick tests, slow tests for MINUTES=15, drawn at random, and random cases for 3 minutes
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	$(PY) -m pytest -n auto -m slow --minutes $(MINUTES) $(ARGS)
 	$(PY) -m tests.fuzz --minutes 3 --jobs 2
 
 test-oldest:  ## run the quick tests with the oldest supported torch, in a separate environment (.venv-oldest)

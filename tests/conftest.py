@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from gconv.kernels import native
 os.environ.setdefault("KERAS_BACKEND", "torch")  # before anything imports keras, whose default is TensorFlow
 
 STDERR = pytest.StashKey[int]()
+START = pytest.StashKey[float]()
 SEED = int(os.environ.get("GCONV_TEST_SEED", "0"))
 
 # The one table of tolerances: relative to the largest entry, for sums of a few thousand products.
@@ -45,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     gconv.module.AT_IMPORT = (
         sys.maxsize
     )  # threads of the runner, and what tests leave, change no path; see test_threads
+    config.stash[START] = time.monotonic()
     gc.disable()  # until everything is collected: what is made then stays
     if importlib.util.find_spec("triton") is None:  # the one module that cannot be imported without an extra
         config.option.ignore = [*(config.option.ignore or []), "gconv/kernels/triton_code.py"]
@@ -94,6 +97,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every test with an eigensolver that picks other eigenvectors and signs, see tests/eigensolver.py",
     )
+    parser.addoption(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="run tests in an order drawn with GCONV_TEST_SEED, and skip those that have not begun after N minutes",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - item.config.stash[START] > 60 * minutes:
+        pytest.skip(f"not begun within {minutes:g} minutes")
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +144,9 @@ def pytest_pycollect_makeitem(collector: pytest.Collector, obj: object) -> list[
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--minutes") is not None:
+        random.Random(SEED).shuffle(items)
     drawn: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
