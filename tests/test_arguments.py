@@ -228,7 +228,7 @@ def test_a_target_that_is_no_domain_is_refused(target):
 
 @pytest.mark.parametrize("learned", [None, [1], {"a": torch.ones(3)}, {"a": (3,)}])
 def test_parameters_that_are_none_are_refused(learned):
-    with pytest.raises(TypeError, match=r"idea: parameters\(\) of its structure, a Broken, must return a dict of names"):
+    with pytest.raises(TypeError, match=r"idea: parameters\(\) of its structure, a Broken, must return a dict"):
         OperatorSpec("idea", (), broken(kind="learned", parameters=lambda self: learned), M)
 
 

@@ -99,7 +99,7 @@ def test_nothing_is_kept_alive():
         (torch.zeros(2, 3, 4), TypeError, r"a signal \(n, c\)"),
         (torch.zeros(2, 3, dtype=torch.int64), TypeError, "floating point"),
         ([[1.0]], TypeError, "not a list"),
-        (torch.zeros(2, 3, requires_grad=True), ValueError, "needs a gradient"),
+        (torch.zeros(2, 3, requires_grad=True), ValueError, "requires a gradient"),
     ],
 )
 def test_refusals(x, error, message):
