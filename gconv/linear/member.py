@@ -151,7 +151,7 @@ def select_channels(
 
 
 def _index(index: Index, size: int, what: str, device: torch.device | str) -> Tensor:
-    wrong = f"A selection is a non-empty list of indices of {what} from 0 to {size - 1}, not "
+    wrong = f"A selection is a non-empty list of indices of {what} from 0 to {size - 1}, but index is "
     try:
         at = torch.as_tensor(list(index) if not isinstance(index, Tensor) else index, device=device)
     except (TypeError, ValueError, RuntimeError):
