@@ -163,7 +163,7 @@ def test_foster_s_theorem_and_components():
     total = float((graph.weights(DOUBLE) * effective_resistance(graph)).sum()) / 2
     assert total == pytest.approx(8 - 2)
     assert effective_resistance(graph, torch.tensor([[0, 6, 3], [7, 7, 3]])).tolist() == [math.inf, math.inf, 0]
-    with pytest.raises(ValueError, match="undirected graphs"):
+    with pytest.raises(ValueError, match="undirected graph"):
         effective_resistance(messy())
     with pytest.raises(ValueError, match=r"\(2, p\) tensor of nodes"):
         effective_resistance(graph, torch.tensor([0, 1]))

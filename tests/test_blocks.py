@@ -132,7 +132,7 @@ def test_without_the_shuffle_the_groups_never_meet():
         (lambda: inverted_residual(4, 4, expansion=0), "expansion must be at least 1"),
         (lambda: shufflenet_unit(12, 24, 3), "as many channels out as in"),
         (lambda: shufflenet_unit(24, 24, 3, 2), "more channels out than in"),
-        (lambda: shufflenet_unit(12, 22, 3, 2), "4 does not divide 22"),
+        (lambda: shufflenet_unit(12, 22, 3, 2), "must be a multiple of 4, but it is 22"),
         (lambda: shufflenet_unit(8, 24, 3, 2), "groups must divide the channels"),
         (lambda: shufflenet_unit(12, 12, 3, 3), "stride must be 1 or 2"),
         (lambda: low_rank_conv2d(3, 4, 3, 0), "rank must be at least 1"),

@@ -374,7 +374,7 @@ MISTAKES = [
         "three by position",
         lambda: GConv(gcn(2, 2))(X, INDEX, WEIGHT),
         TypeError,
-        r"by name: layer\(x, graph, edge_weight=w\)",
+        r"by keyword: layer\(x, graph, edge_weight=w\)",
     ),
 ]
 
