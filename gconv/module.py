@@ -184,13 +184,13 @@ def _compute_basis(structure: Structure, domain: Domain | Edges, theta: Theta, c
     if is_static((*S.shape, *sites)) and S.shape[1:] != sites:
         raise TypeError(
             f"The basis of {type(structure).__name__} on {domain!r} must hold matrices of {sites[0]} x {sites[1]} "
-            f"(sites out x sites in), but they are {S.shape[1]} x {S.shape[2]}."
+            f"(output sites x input sites), but they are {S.shape[1]} x {S.shape[2]}."
         )
     return S
 
 
 def _sites(structure: Structure, domain: Domain | Edges) -> tuple[int, int]:
-    """(m, n): sites out and sites in of a structure on a domain. Raises: TypeError where it leads to no domain."""
+    """(m, n): output and input sites of a structure on a domain. Raises: TypeError if its target is not a domain."""
     target = structure.target(domain)
     if not isinstance(target, Grid | Edges):
         raise TypeError(
@@ -384,12 +384,12 @@ class GConv(nn.Module):
     def _without_memory(
         self, error: RuntimeError, x: Tensor, domain: Any, edges: EdgeData, lowering: str | None
     ) -> RuntimeError:
-        """The allocator's error, with what the layer makes and what takes less."""
+        """The allocator's error, with the sizes of the layer's arrays and how to use less memory."""
         said = str(error).splitlines()[0][:200].rstrip(".")
         text = f"{self.spec.name} ran out of memory on {x.device}: x {tuple(x.shape)} has {x.nbytes / 1e6:.4g} MB"
-        advice = ["fewer signals or smaller images at a time", "torch.no_grad() where no gradient is wanted"]
+        advice = ["pass fewer signals or smaller images at a time", "use torch.no_grad() if no gradient is needed"]
         if self.spec.structure.domain == "graph":
-            advice[0] = "a part of the graph at a time (graph.sample, gconv.parallel)"
+            advice[0] = "process a part of the graph at a time (graph.sample, gconv.parallel)"
         try:
             carried: dict[str, Any] = {name: value for name, value in edges.items() if value is not None}
             made = self.plan(x, domain, lowering=lowering, **carried)
@@ -398,10 +398,10 @@ class GConv(nn.Module):
             largest = peaks[made.chosen.name]
             text += f", and the lowering {made.chosen.name!r} makes arrays of up to {largest / 1e6:.4g} MB"
             if peaks[least] < largest:
-                advice.insert(0, f"lowering={least!r}, whose arrays have up to {peaks[least] / 1e6:.4g} MB")
-        except (RuntimeError, ValueError, TypeError):  # it was the structure that found no room, or there is none left
-            text += ", and what S needs on this domain comes on top"
-        return type(error)(f"{text}. {said}. What takes less: {'; '.join(advice)}.")
+                advice.insert(0, f"use lowering={least!r}, whose arrays have up to {peaks[least] / 1e6:.4g} MB")
+        except (RuntimeError, ValueError, TypeError):  # the structure ran out of memory, or planning does
+            text += ", not counting what S needs on this domain"
+        return type(error)(f"{text}. {said}. To use less memory: {'; '.join(advice)}.")
 
     def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""

@@ -143,7 +143,7 @@ def test_a_layer_that_finds_no_memory_says_for_what(monkeypatch, error, case):
             said.startswith(f"{spec.name} ran out of memory on cpu: x {tuple(given[0].shape)} has 0.00")
             and "\n" not in said
         )
-        assert "the lowering 'dense' makes arrays of up to" in said and "What takes less: lowering='" in said
+        assert "the lowering 'dense' makes arrays of up to" in said and "To use less memory: use lowering='" in said
         assert str(error).splitlines()[0].rstrip(".") in said and caught.value.__cause__ is error
     assert ("graph.sample" in said) == (case == "graph")
 
