@@ -183,7 +183,7 @@ def drawn(samples, *quick):
     return pytest.mark.parametrize("sample", given)
 
 
-@drawn(COMPILED, "conv2d", "gcn")
+@drawn(COMPILED, "gcn")
 def test_compiled_equals_eager(sample):
     assert law_compile(sample, torch.float64)
 

@@ -34,6 +34,7 @@ def rows(options):
         return {row["name"]: row for row in map(json.loads, file)}
 
 
+@pytest.mark.slow
 def test_checks_and_timings_make_rows(options):
     wanted = ("analysis.norm", "gcn layer", "S X", "convolution 1x1, bfloat16", "gcn training step, 120")
     units = [*checks.units(options), *speed.units(options)]
