@@ -40,6 +40,7 @@ TABLES = {
     "pretrained": "experiments.large.pretrained_convolutions",
     "external": "experiments.large_graphs.external",
     "halo_rows": "experiments.large_graphs.halo_rows",
+    "int8": "experiments.detection.int8",
     "superpixels": "experiments.images.superpixels",
 }
 

@@ -27,7 +27,9 @@ sys.modules["gconv"] = None  # an import raises
 import torch
 kind, program, data, out = sys.argv[1:]
 given = torch.load(data)
-if kind == "export":
+if kind == "aoti":
+    y = torch._inductor.aoti_load_package(program)(*given)
+elif kind == "export":
     y = torch.export.load(program).module()(*given)
 else:
     import onnxruntime
@@ -89,7 +91,10 @@ def made(kind, name, path):
         else:
             program = torch.export.export(net, first, dynamic_shapes=sizes)
             assert not any("gconv" in str(node.target) for node in program.graph.nodes)
-            torch.export.save(program, path)
+            if kind == "aoti":
+                torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+            else:
+                torch.export.save(program, path)
         return second, net(*second)
 
 
@@ -105,13 +110,14 @@ def elsewhere(kind, program, given, folder):
 
 @quiet
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("kind", ["export", "onnx"])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("kind", "name"), [*((kind, name) for kind in ("export", "onnx") for name in NETWORKS), ("aoti", "images")]
+)
 def test_saved_programs_run_at_other_sizes_without_gconv(kind, name, tmp_path):
     if kind == "onnx":
         pytest.importorskip("onnxscript")
-    path = tmp_path / {"export": "net.pt2", "onnx": "net.onnx"}[kind]
+    path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pt2")
     given, want = made(kind, name, path)
     assert_close(f"{name} by {kind}", elsewhere(kind, path, given, tmp_path), want, 2e-5)
 

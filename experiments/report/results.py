@@ -2,7 +2,7 @@
 
 from experiments.citation import networks as citation
 from experiments.citation import published
-from experiments.detection import bccd
+from experiments.detection import bccd, int8
 from experiments.harness.render import (
     Figure,
     Published,
@@ -246,6 +246,7 @@ TABLES: tuple[Table, ...] = (
     external.TABLE,
     halo_rows.TABLE,
     bccd.TABLE,
+    int8.TABLE,
     translation.TABLE,
     conversions.TABLE,
     bert.TABLE,
