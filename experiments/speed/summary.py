@@ -93,7 +93,7 @@ def _grown(rows: Sequence[Row], unit: str) -> list[str]:
         large = [(size, value) for size, value in zip(*found[OURS], strict=True) if size >= 100_000]
         if axis == "edges" and unit == "ms" and 1 < len(large) < len(sizes):
             got = measure.exponent(*zip(*large, strict=True))
-            said.append(f"From 100000 edges on, where calls cost little beside the work, with edges^{got:.2f}.")
+            said.append(f"From 100000 edges on, where the overhead of a call is small, with edges^{got:.2f}.")
     return said
 
 
