@@ -17,8 +17,9 @@ COL = torch.tensor([1, 0, 1, 4, 0, 1])
 
 def problem(heads=2, width=3, dtype=DOUBLE):
     csr = CSR.build(ROW, COL, M, N)
-    s, t, p = (torch.randn(*n, heads, width, dtype=dtype, requires_grad=True) for n in ((N,), (M,), ()))
-    return csr, s, t, p
+    s, t = (torch.randn(n, heads, width, dtype=dtype, requires_grad=True) for n in (N, M))
+    p = torch.randn(heads, width, dtype=dtype) / width  # logits of size 1: a saturated softmax has no gradients
+    return csr, s, t, p.requires_grad_()
 
 
 def by_hand(csr, s, t, p, slope, bend=F.leaky_relu):
