@@ -203,18 +203,24 @@ def test_a_compiled_peer_counts_and_one_that_does_not_compile_is_named(monkeypat
     assert (found["peer"], found["faster_than_compiled"], found["over_floor"]) == ("PyG, compiled default", 2.0, 2.0)
 
 
-def test_the_floor_is_what_a_layer_multiplies():
-    """Counted by torch's own counter of products, and by the calls of the sparse kernel."""
+def test_the_floor_is_what_a_layer_multiplies(monkeypatch):
+    """Matrix products are counted by torch's flop counter, sparse and sampled ones by their calls."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from experiments.speed.floor import PRODUCTS, floor
+    from experiments.speed import floor
 
-    assert set(PRODUCTS) == set(LAYERS)
+    calls = []
+    for name in ("spmm_rows", "sddmm"):
+        monkeypatch.setattr(floor, name, lambda *given, name=name, **named: calls.append(name))
+    assert set(floor.PRODUCTS) == set(LAYERS)
     for case in of("layer"):
-        n, i, o = case.nodes, case.channels[0], case.channels[-1]
+        n, i, o, need = case.nodes, case.channels[0], case.channels[-1], floor.PRODUCTS[case.op]
+        step = floor.floor(case)
+        calls.clear()
         with FlopCounterMode(display=False) as counter:
-            floor(case)()
-        assert counter.get_total_flops() == 3 * 2 * n * i * o * PRODUCTS[case.op].terms
+            step()
+        assert counter.get_total_flops() == 3 * 2 * n * i * o * need.terms
+        assert (calls.count("spmm_rows"), calls.count("sddmm")) == (need.sparse, need.sampled)
 
 
 @pytest.mark.slow
