@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,8 +153,12 @@ class Checkpoint:
     stay unchanged, and the run starts again. Raises (save): ResultsError, TypeError.
     """
 
+    earlier = 0.0
+    """Seconds that the run of this process had taken before the checkpoint that it restored."""
+
     def __init__(self, path: str | Path, every: int = 1, **parts: Any):
         self.path, self.every, self.parts, self._checked = Path(path), every, parts, False
+        self._start = time.perf_counter()
 
     def restore(self, extra: Any = None) -> tuple[int, Any]:
         """Restore the saved state. Returns: `(epochs done, saved extra)`, or `(0, extra)` if nothing is saved."""
@@ -169,6 +174,7 @@ class Checkpoint:
                 raise ValueError("saved from other parts")
             self._load(saved["parts"])
             set_rng_state(saved["rng"])
+            Checkpoint.earlier = saved.get("seconds", 0.0)
             return saved["epoch"], saved["extra"]
         except Exception as error:  # whatever is wrong with the file, it is discarded
             self._load(before)
@@ -182,7 +188,9 @@ class Checkpoint:
         if epoch % self.every:
             return
         buffer = io.BytesIO()
-        torch.save({"epoch": epoch, "extra": extra, "rng": rng_state(), "parts": self._states()}, buffer)
+        seconds = Checkpoint.earlier + time.perf_counter() - self._start
+        state = {"epoch": epoch, "extra": extra, "rng": rng_state(), "parts": self._states(), "seconds": seconds}
+        torch.save(state, buffer)
         body = buffer.getvalue()
         if not self._checked:
             try:

@@ -399,12 +399,14 @@ def test_checkpoint_refuses_what_it_could_not_read_again(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_resumable_sweep_hands_out_and_removes_checkpoints(tmp_path):
+def test_resumable_sweep_hands_out_and_removes_checkpoints(tmp_path, monkeypatch):
     results, starts = Results(tmp_path / "rows.jsonl"), []
 
     def run(config, path):
         checkpoint = Checkpoint(path)
         starts.append(checkpoint.restore()[0])
+        if len(starts) == 1:
+            monkeypatch.setattr(time, "perf_counter", lambda now=time.perf_counter: now() + 100)
         checkpoint.save(starts[-1] + 1)
         if len(starts) == 1:
             raise RuntimeError("stopped")
@@ -412,8 +414,9 @@ def test_resumable_sweep_hands_out_and_removes_checkpoints(tmp_path):
 
     with pytest.raises(SystemExit):
         sweep([Config()], run, results, experiment="toy", resumable=True)
-    sweep([Config()], run, results, experiment="toy", resumable=True)
-    assert starts == [0, 1] and not list((tmp_path / ".checkpoints").iterdir())
+    row, other = sweep([Config(), Config(seed=1)], run, results, experiment="toy", resumable=True)
+    assert starts == [0, 1, 0] and not list((tmp_path / ".checkpoints").iterdir())
+    assert 100 <= row["seconds"] < 200 and other["seconds"] < 100, "time before the interruption counts, once"
 
 
 # ---- the machine
