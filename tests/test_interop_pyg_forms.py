@@ -198,16 +198,19 @@ CACHING = {
 
 
 @pytest.mark.parametrize("name", CACHING)
-def test_what_a_layer_caches_is_where_pyg_puts_it(name):
+def test_what_a_layer_caches_is_where_pyg_puts_it(name, monkeypatch):
     """And it goes with reset_parameters; later graphs are not looked at."""
     layer = CACHING[name]()
     twin, edges = convert(layer), TWO if name in ("GCN2Conv", "FAConv") else BARE
     x = torch.randn(N, 3)
+    messages = []
+    monkeypatch.setattr(twin.aggr_module, "forward", lambda *given, **named: messages.append(given))
     for graph in (EDGES, EDGES.flip(0)):
         given = (*signals(edges, x), graph)
         torch.testing.assert_close(twin(*given), layer(*given))
     for ours, theirs in zip(twin._cached_edge_index, layer._cached_edge_index, strict=True):
         torch.testing.assert_close(ours, theirs)
+    assert not messages, "the cache is filled without propagation"
     again = copy.deepcopy(twin)
     torch.testing.assert_close(again(*given), layer(*given))
     twin.load_state_dict(layer.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
@@ -180,10 +181,24 @@ CACHES = ("_cached_edge_index", "_cached_adj_t")
 
 
 def _fill_cache(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
-    """Fill the cache attributes of a PyG layer, once, by running its original forward."""
-    if all(getattr(layer, name, None) is None for name in CACHES):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            original(layer, *args, **kwargs)
+    """Fill the cache attributes of a PyG layer, once, by running its original forward up to the propagation."""
+    if any(getattr(layer, name, None) is not None for name in CACHES):
+        return
+    twin = copy.copy(layer)
+    twin.__dict__["propagate"] = _stop
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), suppress(_Filled):
+        original(twin, *args, **kwargs)
+    for name in CACHES:
+        if hasattr(twin, name):
+            setattr(layer, name, getattr(twin, name))
+
+
+class _Filled(Exception):
+    """Raised in place of the propagation."""
+
+
+def _stop(*args: Any, **kwargs: Any) -> None:
+    raise _Filled
 
 
 BARE = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError)
