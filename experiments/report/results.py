@@ -40,8 +40,8 @@ TABLES: tuple[Table, ...] = (
         cells=one("config.dataset", "metrics.test_accuracy"),
         format=mean_std(100),
         caption=(
-            "Test accuracy in % on the public split of Planetoid, at the epoch with the lowest validation loss of 200. "
-            "The following are below the published number by more than its spread (0.5 if none is given); the reasons "
+            "Test accuracy in % on the public split of Planetoid, at the epoch with the lowest validation loss of 200 "
+            "(gcn2: 400). The following are below the published number by more than its spread (0.5 if none is given); the reasons "
             "are suspected: "
             + "; ".join(f"{model} on {data}: {why}" for (model, data), why in published.CITATION_MISSES.items())
             + "."

@@ -14,6 +14,7 @@ from datasets import load_citation_like
 from experiments.citation import networks as citation
 from experiments.citation import published
 from experiments.citation.networks import MODELS, Config, expand, prepare, resolve, train
+from experiments.citation.recipes import RECIPES
 from experiments.harness import common
 from experiments.harness.options import fields_of
 
@@ -171,6 +172,13 @@ def test_an_option_for_all_models_goes_to_those_that_have_it():
     assert {c.k for c in runs if c.model in ("cheb", "tag")} == {2} and {c.k for c in runs if c.model == "gcn"} == {
         None
     }
+
+
+def test_a_run_has_every_value_of_its_recipe_unless_another_is_given():
+    for config in expand(Config(), 1):
+        recipe = RECIPES.get((config.model, config.dataset), RECIPES[config.model])
+        assert {name: getattr(config, name) for name in fields_of(recipe)} == fields_of(recipe), config.model
+        assert expand(Config(dataset=config.dataset, model=config.model, epochs=7), 1)[0].epochs == 7
 
 
 def test_rows_hold_the_whole_recipe_and_are_not_repeated(embedded, monkeypatch, tmp_path, capsys):
