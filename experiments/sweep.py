@@ -21,6 +21,9 @@ from experiments.harness.store import ResultsError
 TABLES = {
     "ladder": "experiments.images.ladder",
     "citation": "experiments.citation.networks",
+    "citation_search": "experiments.citation.search",
+    "citation_tuned": "experiments.citation.tuned",
+    "citation_splits": "experiments.citation.splits",
     "text": "experiments.text.classify",
     "membrane": "experiments.segmentation.membrane",
     "cells": "experiments.segmentation.cells",

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from datasets import load_citation_like
+from experiments.citation import compare, published, search, splits, tuned
 from experiments.citation import networks as citation
-from experiments.citation import published
 from experiments.citation.networks import MODELS, Config, expand, prepare, resolve, train
 from experiments.citation.recipes import RECIPES
 from experiments.harness import common
+from experiments.harness.experiment import Place
 from experiments.harness.options import fields_of
 
 SMALL = load_citation_like(nodes=700, classes=4, words=300, validation=200, test=400)
@@ -231,3 +232,98 @@ def test_two_jobs_give_what_one_gives(data_root, tmp_path):
         subprocess.run(command, cwd=common.ROOT, env=env, check=True, capture_output=True, timeout=500)
         losses.append(sorted((r["seed"], r["metrics"]["val_loss"]) for r in common.Results(path).rows()))
     assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+# -- the search, tuned settings, random splits
+
+
+def test_a_search_begins_with_the_published_settings_and_changes_the_same_in_all_models():
+    assert all(search.setting(model, data, 0) == RECIPES.get((model, data), RECIPES[model])
+               for model in MODELS for data in citation.DATASETS)  # fmt: skip
+    for trial in range(1, search.TRIALS):
+        drawn = {model: search.setting(model, "Cora", trial) for model in ("gcn", "gat", "sgc", "appnp")}
+        assert len({round(drawn[m].lr / RECIPES[m].lr, 3) for m in drawn}) == 1
+        assert len({drawn[m].dropout for m in drawn}) == 1
+        assert drawn["gcn"].hidden // 16 == drawn["gat"].hidden // 8
+        assert drawn["gcn"].alpha is None and drawn["sgc"].hidden is None, "a model keeps the parameters that it has"
+    assert len({search.setting("gcn", "Cora", trial) for trial in range(search.TRIALS)}) > search.TRIALS // 2
+
+
+def test_a_search_sees_no_test_label(monkeypatch):
+    d = SMALL.data.clone()
+    d.y[d.test_mask] = d.y[d.test_mask].flip(0).roll(1)
+    e = SMALL.data.clone()
+    e.y[e.val_mask] = e.y[e.val_mask].roll(7)
+    (one,) = search.expand(search.Config(dataset="Cora", model="gcn", trial=1, epochs=8), 1)
+    found = []
+    for data in (SMALL.data, d, e):
+        seen = prepare(replace(SMALL, data=data))
+        monkeypatch.setattr(search, "load", lambda name, root, seen=seen: (seen, None))
+        metrics = search.run(one, Place()).metrics
+        found.append({k: v for k, v in metrics.items() if "seconds" not in k})
+    assert found[0] == found[1] != found[2], "test labels change nothing, validation labels do"
+    assert "test_accuracy" not in found[0]
+
+
+def trial_row(trial, accuracy, loss, seed, model="gcn"):
+    config = search.expand(search.Config(dataset="Cora", model=model, trial=trial), 1)[0]
+    return {"config": {**fields_of(config), "seed": seed}, "metrics": {"val_accuracy": accuracy, "val_loss": loss}}
+
+
+def test_the_best_trial_has_the_highest_mean_accuracy_then_the_lowest_loss():
+    rows = [trial_row(t, 0.7, 1.0, s) for t in range(search.TRIALS) for s in (0, 1) if t not in (4, 6)]
+    rows += [trial_row(t, 0.8 + gap, loss, s) for t, loss in ((4, 0.9), (6, 0.8)) for s, gap in ((0, 0.01), (1, -0.01))]
+    (recipe, accuracy) = search.best(rows)["gcn", "Cora"]
+    assert recipe == search.setting("gcn", "Cora", 6) and accuracy == pytest.approx(0.8)
+    assert not search.best(rows[:-1]), "an incomplete trial"
+    lucky = [r | {"metrics": {"val_accuracy": 0.99, "val_loss": 1.0}} if r is rows[0] else r for r in rows]
+    assert search.best(lucky)["gcn", "Cora"][0] == search.setting("gcn", "Cora", 0), "0.845 on average"
+
+
+def test_tuned_runs_have_the_settings_of_the_search_and_seeds_of_their_own(monkeypatch):
+    settings = {(m, "Cora"): (search.setting(m, "Cora", 2), 0.7 + (m == "appnp") / 10) for m in MODELS}
+    monkeypatch.setattr(tuned, "chosen", lambda: settings)
+    runs = tuned.expand(Config(dataset="Cora", model="cheb"), 3)
+    assert [c.seed for c in runs] == [100, 101, 102] and {c.hidden for c in runs} == {
+        settings["cheb", "Cora"][0].hidden
+    }
+    assert {c.model for c in tuned.expand(Config(dataset="Cora", model="best"), 2)} == {"appnp"}
+    for wrong, says in (
+        ({"model": "gnc"}, "there is no model 'gnc'; there are best, mlp"),
+        ({"model": "gcn", "lr": 0.1}, "the search chose lr"),
+        ({"model": "gcn", "dataset": "CiteSeer"}, "not complete for gcn: run"),
+        ({"model": "best"}, "on CiteSeer is not complete for 22 models"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            tuned.expand(Config(**wrong), 1)
+
+
+def test_a_random_split_takes_its_papers_apart(task):
+    one, same, other = (splits.split(task, seed, validation=200, test=300) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one[4:], same[4:], strict=True))
+    assert not torch.equal(one.train, other.train) and not torch.equal(one.test, other.test)
+    assert (task.y[one.train].bincount() == 20).all() and (len(one.val), len(one.test)) == (200, 300)
+    assert len(torch.cat(one[4:]).unique()) == 80 + 200 + 300, "no paper is in two parts"
+    empty = task.x.to_dense()
+    empty[:300] = 0
+    taken = torch.cat(splits.split(task._replace(x=empty), 1, validation=100, test=100)[4:])
+    assert (taken >= 300).all(), "papers without text are in no part"
+    with pytest.raises(ValueError, match="500 \\+ 1000 others; there are 700 papers with text"):
+        splits.split(task, 0)
+
+
+def test_a_comparison_finds_a_difference_that_is_there_and_none_that_is_not():
+    noise = torch.rand(20, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def row(model, seed, accuracy):
+        return {"config": {"model": model, "dataset": "Cora", "seed": seed}, "metrics": {"test_accuracy": accuracy}}
+
+    rows = [row("gcn", s, 0.8 + e / 50) for s, e in enumerate(noise)]
+    rows += [row("better", s, 0.81 + e / 50) for s, e in enumerate(noise)]
+    rows += [row("same", s, 0.8 + e / 50 + (-1) ** s * 0.01) for s, e in enumerate(noise)]
+    rows += [row("few", s, 0.9) for s in range(3)]
+    gaps = compare.differences(rows, "Cora", "gcn")
+    assert gaps["better"][0] == pytest.approx(1) and gaps["better"][1] < 1e-4 and gaps["same"][1] > 0.5
+    assert "few" not in gaps
+    (said,) = compare.sentences(rows)
+    assert "better: better +1.0; no difference found: same +0.0" in said and "at least 20" in said
