@@ -12,5 +12,6 @@ from gconv.parallel.halo import Halo, halo
 from gconv.parallel.network import distribute
 from gconv.parallel.partition import Partition, shard
 from gconv.parallel.processes import ProcessError
+from gconv.parallel.statistics import sync_batch_norm
 
-__all__ = ["Halo", "Partition", "ProcessError", "distribute", "halo", "shard"]
+__all__ = ["Halo", "Partition", "ProcessError", "distribute", "halo", "shard", "sync_batch_norm"]

@@ -19,6 +19,7 @@ from gconv.module import GConv, bind, leads_to
 from gconv.parallel import blocks
 from gconv.parallel.partition import Partition, even
 from gconv.parallel.processes import Largest, Shared, Total
+from gconv.parallel.statistics import normalised
 from gconv.plan import plan
 from gconv.spec import OutsideFamily
 
@@ -236,22 +237,7 @@ class Norm(nn.Module):
             return y
         if isinstance(self.state.partition.domain, Graph) and x.ndim != 2:
             raise ValueError(f"Batch normalisation on a graph takes (nodes, channels), not {tuple(x.shape)}.")
-        axes = [a for a in range(x.ndim) if a != (1 if x.ndim > 1 else 0)]
-        count = int(self.state.processes.total(torch.tensor([x.numel() // x.shape[1] if x.shape[1] else 0])))
-        if count < 2:
-            raise ValueError(f"Batch statistics need more than one value per channel, but there are {count}.")
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        mean = Total.apply(x.sum(axes), self.state.processes) / count
-        centred = x - mean.view(shape)
-        var = Total.apply((centred * centred).sum(axes), self.state.processes) / count
-        if norm.training and norm.track_running_stats:
-            with torch.no_grad():
-                norm.num_batches_tracked.add_(1)
-                share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-                norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), share)
-        y = centred * (var + norm.eps).rsqrt().view(shape)
-        return y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)
+        return normalised(norm, x, self.state.processes)
 
 
 class Whole(nn.Module):

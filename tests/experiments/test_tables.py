@@ -187,7 +187,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
     )
     metrics |= dict.fromkeys(measured, 1.0)
     metrics |= dict.fromkeys(("best_possible_mean_iou", "test_recall"), 0.5) | {"layers": 9, "converted": 9}
-    metrics |= dict.fromkeys(("seconds_training", "parameters"), 9)
+    metrics |= dict.fromkeys(("seconds_training", "parameters", "images_per_second"), 9)
     large = ("value", "gradient", "bits_per_byte", "error_of_mean", "memory_mb", "trained", "used", "perplexity")
     metrics |= dict.fromkeys(large, 1.0)
     fields = {
@@ -217,6 +217,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             "ladder",
             "studies",
             "superpixels",
+            "data_parallel",
             "overfitting",
             "multiply_adds",
             "checkerboard",

@@ -1,0 +1,100 @@
+"""Batch normalisation with statistics over all processes, on any device and backend of torch.distributed."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gconv.arguments import shown
+from gconv.parallel.processes import Processes, Total
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def normalised(norm: Any, x: Tensor, processes: Processes) -> Tensor:
+    """norm(x) for a layer in training, or without running statistics; x (b, c, ...) is the part of this process."""
+    axes = [a for a in range(x.ndim) if a != (1 if x.ndim > 1 else 0)]
+    own = x.numel() // x.shape[1] if x.shape[1] else 0
+    count = int(processes.total(torch.tensor([own], device=x.device)))
+    if count < 2:
+        raise ValueError(f"Batch statistics need more than one value per channel, but there are {count}.")
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    mean = Total.apply(x.sum(axes), processes) / count
+    centred = x - mean.view(shape)
+    var = Total.apply((centred * centred).sum(axes), processes) / count
+    if norm.training and norm.track_running_stats:
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+            norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), share)
+    y = centred * (var + norm.eps).rsqrt().view(shape)
+    return y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)
+
+
+class SyncBatchNorm(BatchNorm):
+    """A batch normalisation layer made by `sync_batch_norm`."""
+
+    processes: Processes
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"Batch normalisation takes (b, c, ...), not {tuple(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(b, c, ...), the part of this process -> the same shape."""
+        if not self.training and self.running_mean is not None:
+            y: Tensor = super().forward(input)
+            return y
+        self._check_input_dim(input)
+        return normalised(self, input, self.processes)
+
+
+def sync_batch_norm(module: nn.Module, group: Any = None) -> nn.Module:
+    """A copy of a module whose batch normalisation computes mean and variance over the batches of all processes.
+
+    Equation: y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over the batches of all processes together.
+
+    Meaning: for data-parallel training. With the batch divided among processes, the network then computes what one
+    process computes with the whole batch, up to rounding, and gradients pass through the shared statistics.
+    torch.nn.SyncBatchNorm does the same, but on GPUs only; a model returned by `distribute` needs neither.
+
+    Names of parameters and buffers do not change. All processes must make the same forward and backward calls.
+
+    Args:
+        module: a network, or a batch normalisation layer.
+        group: of torch.distributed; None for all processes.
+
+    Raises:
+        RuntimeError: if torch.distributed is not initialised.
+        TypeError: if module is not a module.
+        ValueError: in the forward pass, if all processes together have fewer than two values per channel.
+
+    >>> import torch.distributed as dist
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(2, 3, 8, 8)
+    >>> torch.allclose(sync_batch_norm(net)(x), net(x), atol=1e-5)
+    True
+    >>> dist.destroy_process_group()
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"sync_batch_norm takes a module, not {shown(module)}.")
+    made, processes = copy.deepcopy(module), Processes(group)
+    if isinstance(made, BatchNorm):
+        return _synced(made, processes)
+    for parent in list(made.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, BatchNorm):
+                setattr(parent, name, _synced(child, processes))
+    return made
+
+
+def _synced(norm: BatchNorm, processes: Processes) -> SyncBatchNorm:
+    new = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for name, value in (*norm._parameters.items(), *norm._buffers.items()):
+        setattr(new, name, value)
+    new.processes = processes
+    return new.train(norm.training)
