@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gconv.caches import function
 
@@ -26,6 +30,68 @@ class InputTypeError(TypeError, RuntimeError):
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether torch could not allocate an array, on the CPU or another device."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def allocator_says(error: BaseException) -> str:
+    """The first line of an allocator's error, which names the requested size, without a full stop."""
+    return str(error).splitlines()[0][:200].rstrip(".")
+
+
+class Differentiable(torch.autograd.Function):
+    """An autograd function that names the arrays of its backward pass if memory runs out there.
+
+    A subclass has `what`, the name of the operation, or a static method that returns it for the context.
+
+    >>> class Double(Differentiable):
+    ...     what = "2 x"
+    ...     @staticmethod
+    ...     def forward(ctx, x):
+    ...         return 2 * x
+    ...     @staticmethod
+    ...     def backward(ctx, g):
+    ...         return 2 * g
+    >>> Double.apply(torch.ones(1).requires_grad_()).grad_fn.name()
+    'DoubleBackward'
+    """
+
+    what: str | Callable[[Any], str]
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        cls.backward = staticmethod(explained(cls.backward, cls.what))  # type: ignore[method-assign]
+
+
+def explained(backward: Callable[..., Any], what: str | Callable[[Any], str]) -> Callable[..., Any]:
+    """A backward pass (ctx, *gradients) whose allocator errors name its arrays."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Any) -> Any:
+        try:
+            return backward(ctx, *gradients)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error) or error.__cause__ is not None:  # that one has been explained already
+                raise
+            raise _without_memory(error, what if isinstance(what, str) else what(ctx), ctx, gradients) from error
+
+    return run
+
+
+def _without_memory(error: RuntimeError, what: str, ctx: Any, gradients: tuple[Any, ...]) -> RuntimeError:
+    given, kept = [t for t in gradients if isinstance(t, Tensor)], []
+    with contextlib.suppress(RuntimeError):  # arrays that hooks would have to allocate again
+        kept = sorted((t for t in ctx.saved_tensors if t is not None), key=lambda t: -t.nbytes)[:1]
+    where = f" on {given[0].device}" if given else ""
+    return type(error)(
+        f"The backward pass of {what} ran out of memory{where}: {_sizes('the gradient of the result', given)}"
+        f"{_sizes(', and the largest array saved for it', kept)}. "
+        f"{allocator_says(error)}. To use less memory: pass fewer signals or smaller images at a time, or a part of "
+        "the graph (graph.sample, gconv.parallel); save fewer arrays with torch.utils.checkpoint; choose a lowering "
+        "with a smaller peak, as listed by print(layer.plan(...))."
+    )
+
+
+def _sizes(name: str, tensors: list[Tensor]) -> str:
+    return f"{name} {', '.join(f'{tuple(t.shape)} has {t.nbytes / 1e6:.4g} MB' for t in tensors)}" if tensors else ""
 
 
 def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:

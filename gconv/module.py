@@ -22,7 +22,7 @@ from gconv.caches import Cache, Holders, register
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.domains.reading import recall
-from gconv.errors import InputError, InputTypeError, ran_out_of_memory
+from gconv.errors import InputError, InputTypeError, allocator_says, ran_out_of_memory
 from gconv.kernels import (
     CallKind,
     Constant,
@@ -385,7 +385,6 @@ class GConv(nn.Module):
         self, error: RuntimeError, x: Tensor, domain: Any, edges: EdgeData, lowering: str | None
     ) -> RuntimeError:
         """The allocator's error, with the sizes of the layer's arrays and how to use less memory."""
-        said = str(error).splitlines()[0][:200].rstrip(".")
         text = f"{self.spec.name} ran out of memory on {x.device}: x {tuple(x.shape)} has {x.nbytes / 1e6:.4g} MB"
         advice = ["pass fewer signals or smaller images at a time", "use torch.no_grad() if no gradient is needed"]
         if self.spec.structure.domain == "graph":
@@ -401,7 +400,7 @@ class GConv(nn.Module):
                 advice.insert(0, f"use lowering={least!r}, whose arrays have up to {peaks[least] / 1e6:.4g} MB")
         except (RuntimeError, ValueError, TypeError):  # the structure ran out of memory, or planning does
             text += ", not counting what S needs on this domain"
-        return type(error)(f"{text}. {said}. To use less memory: {'; '.join(advice)}.")
+        return type(error)(f"{text}. {allocator_says(error)}. To use less memory: {'; '.join(advice)}.")
 
     def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from limits import forked, joined, started
 
 from gconv import GConv, module
-from gconv.errors import InputError, ran_out_of_memory
+from gconv.errors import Differentiable, InputError, ran_out_of_memory
 from gconv.kernels import memory
 from gconv.kernels.memory import empty
-from gconv.operators import conv2d, gcn
+from gconv.kernels.registry import Kernel
+from gconv.lowering import fixed
+from gconv.operators import conv2d, gat, gatv2, gcn, sage
 from gconv.operators.shapes import ring
 
 
@@ -146,6 +149,90 @@ def test_a_layer_that_finds_no_memory_says_for_what(monkeypatch, error, case):
         assert "the lowering 'dense' makes arrays of up to" in said and "To use less memory: use lowering='" in said
         assert str(error).splitlines()[0].rstrip(".") in said and caught.value.__cause__ is error
     assert ("graph.sample" in said) == (case == "graph")
+
+
+def subclasses(kind):
+    return [below for one in kind.__subclasses__() for below in (one, *subclasses(one))]
+
+
+def test_every_autograd_function_of_the_package_says_what_runs_out_of_memory():
+    ours = {f for f in subclasses(torch.autograd.Function) if f.__module__.startswith("gconv.")}
+    assert len(ours) > 10 and all(issubclass(f, Differentiable) for f in ours)
+
+
+CALLS = {
+    "sum_k S_k X W_k": lambda x: GConv(gcn(2, 3))(x, ring(70)),
+    "heads_spmm": lambda x: GConv(gatv2(2, 3, heads=2))(x, ring(70)),
+    "attention": lambda x: GConv(gat(2, 3))(x, ring(70)),
+    "segment_max": lambda x: GConv(sage(2, 3, "max"))(x, ring(70)),
+}
+
+
+@pytest.mark.parametrize("error", ALLOCATORS, ids=["GPU", "CPU"])
+@pytest.mark.parametrize("what", CALLS)
+def test_a_backward_pass_that_finds_no_memory_says_for_what(monkeypatch, error, what):
+    """The allocator's error is simulated in each function of a backward pass in turn."""
+
+    def fail(*_):
+        raise error
+
+    y = CALLS[what](torch.ones(70, 2).requires_grad_())
+    monkeypatch.setattr(fixed, "gradients", fail)
+    homes = [vars(module) for name, module in sys.modules.items() if name.startswith("gconv.kernels.")]
+    for kernel in {made for home in homes for made in home.values() if type(made) is Kernel}:
+        monkeypatch.setattr(kernel, "backward", fail)
+    with pytest.raises(type(error)) as caught:
+        y.sum().backward()
+    said = str(caught.value)
+    assert (
+        said.startswith("The backward pass of ") and " ran out of memory on cpu: the gradient of the result (" in said
+    )
+    assert " has 0.00" in said and "largest array saved for it (" in said and "\n" not in said
+    assert str(error).splitlines()[0].rstrip(".") in said and "To use less memory: pass fewer signals" in said
+    assert caught.value.__cause__ is error and said.count("ran out of memory on") == 1
+
+
+def test_other_errors_of_a_backward_pass_stay_as_they_are(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("something else")
+
+    y = CALLS["sum_k S_k X W_k"](torch.ones(70, 2).requires_grad_())
+    monkeypatch.setattr(fixed, "gradients", fail)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        y.sum().backward()
+
+
+def test_a_nested_backward_pass_is_explained_once():
+    error = ALLOCATORS[0]
+
+    class Inner(Differentiable):
+        what = "the inner"
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            raise error
+
+    class Outer(Differentiable):
+        what = "the outer"
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            with torch.enable_grad():
+                x = ctx.saved_tensors[0].detach().requires_grad_()
+                return torch.autograd.grad(Inner.apply(x), x, g)
+
+    with pytest.raises(torch.OutOfMemoryError, match="The backward pass of the inner ran") as caught:
+        Outer.apply(torch.ones(3).requires_grad_()).sum().backward()
+    assert "the outer" not in str(caught.value)
 
 
 def test_other_errors_of_a_layer_stay_as_they_are():

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from gconv.errors import Differentiable
 from gconv.kernels.transforms import derivatives, readable, transformed, wrapped
 
 NEAR = 1e-4  # for eigenvalues closer than this, second divided differences are computed from derivatives
@@ -98,8 +99,10 @@ def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
         yield quotient.index_put((torch.arange(len(one), device=at.device).unsqueeze(1), *pairs), close[:, m])
 
 
-class _Second(torch.autograd.Function):
+class _Second(Differentiable):
     """sum_m f[l_i, l_m, l_j] E_im E_mj at E = 0, which is zero; computed only when differentiated twice."""
+
+    what = "a function of a matrix"
 
     @staticmethod
     def forward(ctx: Any, E: Tensor, at: Tensor, response: Response, taps: int) -> Tensor:
@@ -114,8 +117,10 @@ class _Second(torch.autograd.Function):
         return (_Again.apply(E, G, at, ctx.response) if torch.is_grad_enabled() else None), None, None, None
 
 
-class _Again(torch.autograd.Function):
+class _Again(Differentiable):
     """The backward pass of `_Second`: linear in E, and so zero at E = 0; its derivative is not zero."""
+
+    what = "a function of a matrix"
 
     @staticmethod
     def forward(ctx: Any, E: Tensor, G: Tensor, at: Tensor, response: Response) -> Tensor:
@@ -136,8 +141,10 @@ class _Again(torch.autograd.Function):
         return _Last.apply(found, V), None, None, None
 
 
-class _Last(torch.autograd.Function):
+class _Last(Differentiable):
     """A second derivative, which cannot be differentiated again."""
+
+    what = "a function of a matrix"
 
     @staticmethod
     def forward(ctx: Any, found: Tensor, V: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv.errors import Differentiable
 from gconv.kernels.transforms import is_plain_eager, no_subclass
 from gconv.rates import at, rates
 
@@ -83,8 +84,10 @@ def xt_y(X: Tensor, Y: Tensor, out: Tensor | None = None) -> Tensor:
     return product if out is None else out.copy_(product)
 
 
-class _FewColumns(torch.autograd.Function):
+class _FewColumns(Differentiable):
     """X W with few columns of W."""
+
+    what = "X W"
 
     @staticmethod
     def forward(ctx: Any, X: Tensor, W: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gconv.errors import Differentiable, explained
 from gconv.kernels.transforms import composes, is_plain_eager
 
 STRUCTURE = "Tensor crow, Tensor col, Tensor crow_t, Tensor col_t, Tensor to_t, Tensor from_t"
@@ -26,8 +27,13 @@ Output = Tensor | tuple[Tensor, ...]
 Structure = tuple[Tensor, ...]  # crow, col, crow_t, col_t, to_t, from_t
 
 
-class _Recorded(torch.autograd.Function):
+class _Recorded(Differentiable):
     """A kernel's call as an autograd function; the pattern, the kernel and its body are the last arguments."""
+
+    @staticmethod
+    def what(ctx: Any) -> str:
+        name: str = ctx.kernel.name
+        return name
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -114,7 +120,7 @@ class Kernel:
             saved = ctx.saved_tensors
             return (*backward(ctx, saved[:-6], saved[-6:], gradient), *[None] * 6)
 
-        torch.library.register_autograd(f"gconv::{name}", derivative, setup_context=setup, lib=library)
+        torch.library.register_autograd(f"gconv::{name}", explained(derivative, name), setup_context=setup, lib=library)
         self.operator = getattr(torch.ops.gconv, name)
 
     def __call__(self, structure: Structure, *arguments: Any) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.call import Call
+from gconv.errors import Differentiable
 from gconv.kernels import Constant, empty, matmul, mm_padded, owned, transformed, xt_y
 from gconv.kernels.gemm import MIN_NUMBERS
 from gconv.kernels.narrow import LANES
@@ -79,8 +80,10 @@ def _transposed(plan: Plan) -> Plan:
     return plan[0].T, not plan[1], plan[2], None
 
 
-class Mixed(torch.autograd.Function):
+class Mixed(Differentiable):
     """`mixed`, and its gradients."""
+
+    what = "sum_k S_k X W_k"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -108,8 +111,10 @@ class Mixed(torch.autograd.Function):
         return dx, dw, db, None
 
 
-class Moments(torch.autograd.Function):
+class Moments(Differentiable):
     """The gradient in W of `mixed`, and its gradients."""
+
+    what = "(S_k X)^T Z"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, z: Tensor, plan: Plan) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.basis import Basis, entries
+from gconv.errors import Differentiable
 from gconv.parallel.processes import Processes
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class Halo:
         return f"Halo({self.own} rows, {self.rows} of other processes)"
 
 
-class _Exchange(torch.autograd.Function):
+class _Exchange(Differentiable):
+    what = "a halo exchange"
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, halo: Halo, axis: int) -> Tensor:
         ctx.halo, ctx.axis = halo, axis

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gconv.errors import Differentiable
+
 GRACE = 5.0  # seconds to wait for the reports of the remaining processes after a failure
 
 
@@ -133,8 +135,10 @@ class Processes:
             return False
 
 
-class Total(torch.autograd.Function):
+class Total(Differentiable):
     """The sum over the processes, in each of them; its adjoint sums the gradients."""
+
+    what = "a sum over processes"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
@@ -146,8 +150,10 @@ class Total(torch.autograd.Function):
         return ctx.processes.total(g), None
 
 
-class Largest(torch.autograd.Function):
+class Largest(Differentiable):
     """The maximum over the processes; the gradient is divided equally among those that attain it."""
+
+    what = "a maximum over processes"
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
@@ -163,8 +169,10 @@ class Largest(torch.autograd.Function):
         return torch.where(mine, both[0] / both[1].clamp(min=1), 0.0), None
 
 
-class Shared(torch.autograd.Function):
+class Shared(Differentiable):
     """Replicated parameters: the identity, with gradients summed over the processes in one collective per dtype."""
+
+    what = "replicated parameters"
 
     @staticmethod
     def forward(ctx: Any, processes: Processes, *parameters: Tensor) -> Any:
