@@ -45,7 +45,6 @@ TABLES = {
     "halo_rows": "experiments.large_graphs.halo_rows",
     "int8": "experiments.detection.int8",
     "superpixels": "experiments.images.superpixels",
-    "data_parallel": "experiments.images.data_parallel",
 }
 
 

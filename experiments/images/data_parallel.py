@@ -308,7 +308,7 @@ TABLE = Table(
         "The CNN of the ladder (rung 9) trained in one process and in two, one thread each, batches of 128 images in "
         "all; batch norm over all processes."
     ),
-    command="python -m experiments.sweep data_parallel --official",
+    command="python -m experiments.images.data_parallel --official --threads 1",
 )
 
 
