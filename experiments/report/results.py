@@ -18,16 +18,7 @@ from experiments.harness.render import (
     several,
     worst,
 )
-from experiments.images import (
-    data_parallel,
-    digits_pair,
-    ladder,
-    ladder_picture,
-    light,
-    overfitting,
-    studies,
-    superpixels,
-)
+from experiments.images import digits_pair, ladder, ladder_picture, light, overfitting, studies, superpixels
 from experiments.interpretability import cells
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained_convolutions
 from experiments.large_graphs import external, halo_rows
@@ -287,7 +278,6 @@ TABLES: tuple[Table, ...] = (
         command="python -m experiments.conformance",
     ),
     superpixels.TABLE,
-    data_parallel.TABLE,
     classify.TABLE,
     membrane.TABLE,
     areas.TABLE,
