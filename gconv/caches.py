@@ -155,6 +155,7 @@ class Holders(Generic[T]):
         owner: what the objects are, in the plural.
         caches: returns the dictionaries of an object.
         own: returns tensors of an object that are not results, and so are not counted.
+        stays: whether `clear_cache` keeps them.
     """
 
     def __init__(
@@ -163,11 +164,13 @@ class Holders(Generic[T]):
         owner: str,
         caches: Callable[[T], Iterable[Any]],
         own: Callable[[T], Iterable[Any]] = lambda holder: (),
+        stays: bool = False,
     ) -> None:
         self._live: WeakValueDictionary[int, Any] = WeakValueDictionary()
         self._caches, self._own = caches, own
         bound = f"as long as the {owner} live"
-        register(name, self, self._count, self._values, self._clear, bound, self._owned)
+        clear = (lambda: None) if stays else self._clear
+        register(name, self, self._count, self._values, clear, bound, self._owned)
 
     def add(self, holder: T) -> None:
         """Include an object."""

@@ -26,11 +26,11 @@ from gconv.errors import InputError, InputTypeError, allocator_says, ran_out_of_
 from gconv.kernels import (
     CallKind,
     Constant,
+    as_fake,
     at_trace_time,
     call_kind,
     concrete,
     constant_of,
-    faked,
     is_jit_tracing,
     is_plain_eager,
     lasting,
@@ -70,13 +70,7 @@ register(  # clear_cache keeps them, because compiled functions find their struc
 )
 THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)  # in C, because every call uses it
 AT_IMPORT = THREADS()
-"""The number of Python threads now, and when gconv was imported (threads of servers, notebooks and test runners).
-
-If threads were started since, layers compute with views of their parameters, which avoids a deadlock in torch 2.13: it
-creates the gradient accumulator of a leaf while holding a mutex and then waits for the GIL, whereas an autograd
-function in Python holds the GIL and waits for the mutex, so that two threads that share a layer block each other.
-Creating a view does not take the GIL, and its autograd node exists from the start.
-"""
+"""The number of Python threads now, and when gconv was imported (threads of servers, notebooks and test runners)."""
 MAX_SHAPES = 64  # number of signal shapes for which a layer caches its decisions
 
 
@@ -86,12 +80,12 @@ def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call)
     if torch.compiler.is_dynamo_compiling():
         return _bind_in_trace(structure, domain, theta, call)
     if structure.kind != "fixed":
-        return _compute_basis(structure, domain if type(x) in PLAIN else faked(domain, x), theta, call)
+        return _compute_basis(structure, domain if type(x) in PLAIN else as_fake(domain, x), theta, call)
     key = (structure, x.dtype, x.device)
     if isinstance(domain, Edges):
         if domain.learned:
-            return _compute_basis(structure, faked(domain, x), theta, call)
-        return faked(domain.memo(key, lambda: _compute_basis(structure, domain, theta, call)), x)
+            return _compute_basis(structure, as_fake(domain, x), theta, call)
+        return as_fake(domain.memo(key, lambda: _compute_basis(structure, domain, theta, call)), x)
     if _is_open(domain):
         return _compute_basis(structure, domain, theta, call)
     made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
@@ -99,7 +93,7 @@ def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call)
         with lasting():
             made = _compute_basis(structure, domain, theta, Call(torch.empty(0, dtype=x.dtype, device=x.device)))
         _GRID_BASES[domain, key] = made
-    return faked(made, x)
+    return as_fake(made, x)
 
 
 def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
@@ -189,6 +183,13 @@ def _compute_basis(structure: Structure, domain: Domain | Edges, theta: Theta, c
     return S
 
 
+def _unshared(p: Tensor | None) -> Tensor | None:
+    """p or, beside other threads, a view of it: see `GConv._keep_accumulators`; for devices with streams."""
+    if p is None or THREADS() <= AT_IMPORT or not torch.is_grad_enabled():
+        return p
+    return p.view_as(p)
+
+
 def _sites(structure: Structure, domain: Domain | Edges) -> tuple[int, int]:
     """(m, n): output and input sites of a structure on a domain. Raises: TypeError if its target is not a domain."""
     target = structure.target(domain)
@@ -200,7 +201,7 @@ def _sites(structure: Structure, domain: Domain | Edges) -> tuple[int, int]:
     return m, domain.size if isinstance(domain, Grid) else domain.sites[1]
 
 
-def leads_to(structure: Structure, domain: Domain) -> Domain:
+def output_domain(structure: Structure, domain: Domain) -> Domain:
     """The domain of the output."""
     if not isinstance(domain, Grid) or torch.compiler.is_dynamo_compiling() or _is_open(domain):
         return structure.target(domain)
@@ -306,6 +307,7 @@ class GConv(nn.Module):
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
         self._images: Decisions = {}
         self._graphs: WeakKeyDictionary[Edges, Decisions] = WeakKeyDictionary()
+        self._accumulators: dict[str, tuple[Tensor, Tensor]] = {}  # see `_keep_accumulators`
         _LAYERS.add(self)
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         if weight is not None and spec.structure.domain == "graph":
@@ -366,12 +368,12 @@ class GConv(nn.Module):
             decided = None if edges else self._images if domain is None else self._decisions_for(domain)
             if decided is None:
                 return self._run(x, domain, edges, lowering)
-            grad = torch.is_grad_enabled(), x.requires_grad
+            records = torch.is_grad_enabled()
             layout = x.stride() if x.layout is torch.strided else x.layout
             constant = constant_of(x)
-            key = x.shape, x.dtype, x.device, lowering, grad, layout, constant is None
+            key = x.shape, x.dtype, x.device, lowering, records, x.requires_grad, layout, constant is None
             S, run = decided.get(key, NOT_DECIDED)
-            if run is None or not self._fits(x):
+            if run is None or not self._fits(x, records and x.is_cpu):
                 return self._run(x, domain, edges, lowering, decided, key)
             call = self._call(x, "eager", constant)
             y = run(self._basis(domain, call, True) if S is None else S, call)
@@ -431,44 +433,80 @@ class GConv(nn.Module):
         call = self._call(signal)
         S = self._basis(place, call)
         chosen = plan(S, call, lowering).chosen
-        target = leads_to(structure, place)
+        target = output_domain(structure, place)
         images = isinstance(target, Grid)
         call = call.at(x) if images else call
         run = on_images(chosen, S, call, target.shape) if isinstance(target, Grid) else chosen.run
         same = structure.kind == "fixed" and not structure.dropout  # whether S is the same in the next call
         if decided is not None and (place is domain or (images and same)):
+            later = chosen.prepare(S, call) if same and not images and chosen.prepare is not None else None
             if len(decided) >= MAX_SHAPES:
                 decided.clear()
-            decided[key] = S if same else None, run
+            decided[key] = S if same else None, later or run
         return self._cast(run(S, call))
 
     def _call(self, x: Tensor, kind: CallKind | None = None, constant: Constant | None = None) -> Call:
         """The `Call` for a signal."""
+        mixing = self.spec.mixing
+        weight: Tensor | None
+        bias: Tensor | None
         if kind is None:
             kind = call_kind()
             constant = constant_of(x) if kind == "eager" else None
-        mixing = self.spec.mixing
-        weight: Tensor | None = self.weight
-        bias: Tensor | None = self.bias
-        if kind == "eager" and THREADS() > AT_IMPORT and torch.is_grad_enabled():
-            weight = weight if weight is None else weight.view_as(weight)
-            bias = bias if bias is None else bias.view_as(bias)
+            if kind == "eager" and torch.is_grad_enabled():
+                self._keep_accumulators()
+            weight, bias = self.weight, self.bias
+        else:
+            own = self._parameters  # read directly, because torch's __getattr__ is slow
+            weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
+            bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
+        if not x.is_cpu and kind == "eager":
+            weight, bias = _unshared(weight), _unshared(bias)
         if isinstance(mixing, Parametrised):
             assert weight is not None
             own, W = mixing.plain(weight)
             return Call(x, own, W, spread_bias(mixing, bias), weight, kind, constant)
         return Call(x, mixing, weight, bias, weight, kind, constant)
 
-    def _fits(self, x: Tensor) -> bool:
-        """Whether the parameters have their original shapes, and the weight has the dtype and device of x."""
-        weight = self.weight
-        if weight is not None and (weight.dtype != x.dtype or weight.device != x.device):
-            return False
+    def _fits(self, x: Tensor, keep: bool) -> bool:
+        """Whether the parameters have their original shapes, and the weight has the dtype and device of x.
+
+        With `keep`, the gradient accumulators of the parameters are kept, see `_keep_accumulators`.
+        """
+        own, accumulators, new = self._parameters, self._accumulators, False
         for name, shape in self._shapes.items():
-            p = getattr(self, name)
-            if p is not None and p.shape != shape:
+            p = own[name] if name in own else getattr(self, name)
+            if p is None:
+                continue
+            if p.shape != shape:
                 return False
+            if name == "weight" and (p.dtype != x.dtype or p.device != x.device):
+                return False
+            if keep and p.requires_grad and p.is_leaf:
+                kept = accumulators.get(name)
+                new = new or kept is None or kept[0] is not p
+        if new:
+            self._keep_accumulators()
         return True
+
+    def _keep_accumulators(self) -> None:
+        """Keep the gradient accumulators of the parameters alive, which avoids a deadlock in torch 2.13.
+
+        torch creates the accumulator of a leaf while holding a mutex of that leaf, and creating it waits for the GIL.
+        An autograd function in Python holds the GIL and waits for the mutex. If two threads share a layer, they can
+        therefore block each other, unless the accumulator exists already. The operations here release the GIL before
+        they wait for the mutex. Their results are empty, but their autograd nodes refer to the accumulator; a reference
+        from Python to the accumulator itself would not do, because torch then waits for the GIL to find it.
+
+        Not for parameters on other devices, because accumulators belong to the stream of their creation.
+        """
+        for name in self._shapes:
+            p = getattr(self, name)
+            if p is None or not (p.requires_grad and p.is_leaf and p.is_cpu):
+                self._accumulators.pop(name, None)
+                continue
+            with torch.enable_grad():
+                self._accumulators[name] = p, (p.narrow(0, 0, 0) if p.ndim else p).clone()
 
     def _cast(self, y: Tensor) -> Tensor:
         """y in the dtype that torch's layers return under autocast, for any lowering."""
@@ -570,10 +608,13 @@ class GConv(nn.Module):
     def _basis(self, domain: Domain, call: Call, checked: bool = False) -> Basis:
         """S for a call. With `checked`, the structure's result was validated in an earlier call."""
         structure = self.spec.structure
-        theta = {name: getattr(self, name) for name in self._structure}
-        if theta and call.kind == "eager" and THREADS() > AT_IMPORT and torch.is_grad_enabled():
-            for name in theta:
-                theta[name] = theta[name].view_as(theta[name])
+        if checked:
+            own = self._parameters
+            theta = {name: own[name] if name in own else getattr(self, name) for name in self._structure}
+        else:
+            theta = {name: getattr(self, name) for name in self._structure}
+        if theta and call.kind == "eager" and not call.x.is_cpu:
+            theta = {name: _unshared(p) for name, p in theta.items()}
         S = (structure.basis if checked else partial(bind, structure))(domain, theta, call)
         drop = structure.dropout
         return dropped(S, drop) if drop and self.training else S
@@ -714,6 +755,7 @@ class GConv(nn.Module):
         super()._apply(fn, recurse)
         self._like = fn(self._like)
         self._images.clear()  # the memory format of the weight affects that of the result
+        self._accumulators.clear()  # a new dtype or device makes torch create others
         if isinstance(self.spec.mixing, Dense) and self.spec.structure.domain == "grid" and self.weight is not None:
             first = torch.empty(1, 2, 2, 2, device=self.weight.device)
             formats = [fn(first), fn(first.contiguous(memory_format=torch.channels_last))]
@@ -729,12 +771,12 @@ class GConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
-        del state["_images"], state["_graphs"]  # caches
+        del state["_images"], state["_graphs"], state["_accumulators"]  # caches
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_like": torch.empty(0), **state})  # layers pickled by older versions have no _like
-        self._images, self._graphs = {}, WeakKeyDictionary()
+        self._images, self._graphs, self._accumulators = {}, WeakKeyDictionary(), {}
         _LAYERS.add(self)
 
     def extra_repr(self) -> str:

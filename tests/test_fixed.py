@@ -618,3 +618,25 @@ def test_dropout_of_a_fixed_structure_is_drawn_in_each_call_and_ends_with_traini
     layer.train()
     drawn = [layer(x, graph) for _ in range(4)]
     assert not all(torch.equal(y, drawn[0]) for y in drawn)
+
+
+@pytest.mark.parametrize("spec", [gcn(3, 4), sage(3, 4), cheb(3, 4, k=3)], ids=["gcn", "sage", "cheb"])
+def test_a_prepared_call_notices_what_changed_since(spec):
+    """Autocast, and weights of another kind; the key of a prepared call does not hold these."""
+    layer, x = GConv(spec), torch.randn(6, 3)
+    want = layer(x, MESSY)
+    for _ in range(2):  # the first call prepares the others
+        assert torch.equal(layer(x, MESSY), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = layer(x, MESSY)
+    assert low.dtype == torch.bfloat16
+    assert_close("under autocast", low.float(), want, 0.05)
+    twice = {name: 2 * p for name, p in layer.named_parameters()}
+    assert_close("other weights", torch.func.functional_call(layer, twice, (x, MESSY)), 2 * want, 1e-6)
+    assert_close("under vmap", torch.func.vmap(lambda x: layer(x, MESSY))(torch.stack([x, x]))[1], want, 1e-6)
+    with torch.no_grad():
+        layer.weight.mul_(2), layer.bias.mul_(2)
+    assert_close("in place", layer(x, MESSY), 2 * want, 1e-6)
+    with pytest.raises(ValueError, match="weight of shape"):
+        layer.weight.data = layer.weight.data[..., :2]
+        layer(x, MESSY)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from experiments.harness.machine import ROOT
-from gconv import GConv, Graph, Grid
+from gconv import GConv, Graph, Grid, cache_info, clear_cache
 from gconv.operators import cheb, conv2d, gat, gcn, global_pool, spectral
 from gconv.parallel import ProcessError, distribute, halo, shard
 from gconv.parallel.processes import Processes
+from gconv.testing import assert_close
 
 LIMIT = 240  # seconds, for processes that start on a busy machine
 
@@ -103,6 +104,23 @@ def test_one_process_is_a_group_too(alone):
     net = distribute(nn.Sequential(layer, nn.ReLU()), part)
     assert torch.equal(net(part.take(x)), layer(x, PATH).relu())
     assert torch.equal(part.gather(net(x)), net(x)) and "4 nodes" in repr(part)
+
+
+def test_what_a_distributed_model_keeps_is_bounded_and_listed(alone, monkeypatch):
+    monkeypatch.setattr("gconv.parallel.partition.MAX_BLOCKS", 3)
+    monkeypatch.setattr("gconv.parallel.network.MAX_SHAPES", 3)
+    part = shard(Grid((4, 4)))
+    model = distribute(GConv(conv2d(1, 2, 3, padding=1)), part)
+    names = "blocks of partitions", "lowerings of distributed layers"
+    before = [cache_info()[name].entries for name in names]
+    for width in range(3, 9):
+        images = torch.ones(1, 1, 4, width)
+        assert_close("again", model(images), model(images), 1e-6)
+        for name, start in zip(names, before, strict=True):
+            assert 1 <= cache_info()[name].entries - start <= 3, name
+    clear_cache()
+    assert cache_info()[names[0]].entries > before[0], "building a block communicates, so that they are kept"
+    assert cache_info()[names[1]].entries == 0
 
 
 def test_a_union_of_graphs_keeps_its_order(alone):

@@ -1,6 +1,9 @@
 """Several threads at once, on shared graphs and on their own, first calls included; and forked processes."""
 
+import copy
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,11 +16,6 @@ from gconv.kernels import CSR, memory, native, order, spmm
 from gconv.lowering import fixed
 from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage
 from gconv.testing import assert_close
-
-
-@pytest.fixture(autouse=True)
-def threads_count(monkeypatch):
-    monkeypatch.setattr("gconv.module.AT_IMPORT", 0)  # conftest has them ignored
 
 
 def together(run, count=4):
@@ -135,19 +133,85 @@ def test_a_fork_while_locks_are_held_and_threads_have_run():
         torch.set_num_threads(before)
 
 
-def test_beside_other_threads_layers_compute_with_views_of_their_parameters(monkeypatch):
-    """Of leaves, torch keeps what accumulates their gradients under a lock that two threads could wait for for ever."""
+def test_the_accumulators_of_parameters_exist_before_an_autograd_function_gets_them(monkeypatch):
+    """torch creates a leaf's accumulator under a lock for which two threads could wait forever: see the next test.
+
+    This holds whether or not another thread has been started, so that one which comes at any moment is safe.
+    """
     given = []
-    monkeypatch.setattr(fixed.Mixed, "apply", lambda x, W, bias, plan: given.append((W, bias)) or x @ W[0] + bias)
+
+    def alive(p):
+        with torch.enable_grad():
+            before = p._use_count()
+            node = p.view_as(p).grad_fn.next_functions[0][0]  # an accumulator, which holds a reference to p
+            return node.variable is p and p._use_count() == before
+
+    def apply(x, W, bias, plan):
+        given.append([alive(p) for p in (layer.weight, layer.bias)])
+        return x @ W[0] + bias
+
+    monkeypatch.setattr(fixed.Mixed, "apply", apply)
     layer, x, index = GConv(gcn(2, 3)), torch.ones(3, 2), torch.tensor([[0, 1], [1, 2]])
-    done = threading.Event()
-    waiting = started(done.wait, LIMIT)
-    try:
+    given.append([alive(p) for p in (layer.weight, layer.bias)])  # negative control: before any call
+    for _ in range(2):
         layer(x, index, lowering="sparse").sum().backward()
-    finally:
-        done.set()
-        joined([waiting])
-    monkeypatch.setattr("gconv.module.THREADS", lambda: 0)  # negative control: alone, it computes with the leaves
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
     layer(x, index, lowering="sparse")
-    assert [[t.is_leaf for t in pair] for pair in given] == [[False, False], [True, True]]
-    assert layer.weight.grad is not None and layer.bias.grad is not None
+    layer.double(), layer.float()
+    layer(x, index, lowering="sparse")
+    layer.requires_grad_(False), layer(x, index), layer.requires_grad_(True)
+    layer(x, index, lowering="sparse")
+    assert given == [[False, False], *[[True, True]] * 5]
+    assert layer.weight.grad is None and layer.bias.grad is not None
+    copied = copy.deepcopy(layer)
+    assert not alive(copied.weight), "a copy does not keep the accumulators of the original"
+
+
+HANG = """
+import sys, threading, torch
+from gconv import GConv, Graph
+from gconv.operators import gcn, gat
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, p):
+        return 2 * p
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+sys.setswitchinterval(1e-6)
+own, x, graph = sys.argv[1] == "gconv", torch.ones(3, 2), Graph(torch.tensor([[0, 1], [1, 2]]), 3)
+for number in range(int(sys.argv[2])):
+    layer = GConv((gcn, gat)[number % 2](2, 3))  # whose accumulators do not exist yet
+    start = threading.Barrier(2)
+
+    def one(first):
+        start.wait()
+        for _ in range(20):
+            if own:
+                layer(x, graph)
+            elif first:
+                Twice.apply(layer.weight)
+            else:
+                layer.weight.view_as(layer.weight)
+
+    late = [threading.Thread(target=one, args=(first,)) for first in (True, False)]
+    for thread in late:
+        thread.start()
+    for thread in late:
+        thread.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("who", "rounds"), [("gconv", 300), ("torch", 100_000)])
+def test_threads_that_share_a_new_layer_do_not_block_each_other(who, rounds):
+    """With torch's own functions they do (negative control)."""
+    command = [sys.executable, "-c", HANG, who, str(rounds)]
+    if who == "torch":
+        with pytest.raises(subprocess.TimeoutExpired):
+            subprocess.run(command, timeout=30)
+    else:
+        subprocess.run(command, timeout=100, check=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gconv.caches import Holders
 from gconv.domains.foreign import as_tensor
-from gconv.kernels import apart, at_trace_time, lasting, leave, readable
+from gconv.kernels import at_trace_time, lasting, leave, outside_transforms, readable
 
 if TYPE_CHECKING:
     from gconv.domains.sampling import Whole
@@ -104,7 +104,7 @@ class Edges:
     def _copy_edge_index(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Store a copy of edge_index. Returns the smallest and largest index of the sources, then of the targets."""
         given = check_edge_index(self.edge_index)
-        with apart(given):
+        with outside_transforms(given):
             copied = given.detach().to(torch.int64, copy=True).contiguous()
         object.__setattr__(self, "edge_index", copied)
         if not readable(copied):  # during tracing indices cannot be checked
@@ -117,7 +117,7 @@ class Edges:
         for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
             value = getattr(self, name)
             if value is not None:
-                with apart(value if isinstance(value, Tensor) else None):
+                with outside_transforms(value if isinstance(value, Tensor) else None):
                     object.__setattr__(self, name, self._check_edge_tensor(name, value, ndims))
 
     def _check_edge_tensor(self, name: str, value: Any, ndims: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,7 @@ from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
 from gconv.domains.edges import Edges, check_edge_index, read_permutation
-from gconv.kernels import apart, readable, varies, wrapped
+from gconv.kernels import outside_transforms, readable, varies, wrapped
 
 
 @explain_keywords(num_nodes="size", n="size", weight="edge_weight", weights="edge_weight", edges="edge_index")
@@ -88,7 +88,7 @@ class Graph(Edges):
                 raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {self.device}.")
             if readable(self.pos) and not bool(torch.isfinite(self.pos.detach()).all()):
                 raise ValueError("pos must be finite, but it contains NaN or infinity.")
-            with apart(self.pos):
+            with outside_transforms(self.pos):
                 put("pos", self.pos.clone())
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
             raise ValueError(f"ptr must increase from 0 to {size}, the number of nodes, but it is {self.ptr}.")

@@ -15,7 +15,7 @@ from gconv.domains import Bipartite, Graph, Grid
 from gconv.errors import InputError
 from gconv.interop.from_torch import gconv_of
 from gconv.mixing import Fixed, Grouped, plain, spread_bias
-from gconv.module import GConv, bind, leads_to
+from gconv.module import GConv, bind, output_domain
 from gconv.operators import selection, simple
 from gconv.spec import OutsideFamily, Structure
 
@@ -42,7 +42,7 @@ class Twin(nn.Module):
 
     def target(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the output grid for images on a grid of this shape."""
-        found = leads_to(self.structure, Grid(tuple(shape)))
+        found = output_domain(self.structure, Grid(tuple(shape)))
         assert isinstance(found, Grid)
         return found.shape
 

@@ -171,7 +171,16 @@ def call(kernel: Callable[..., None], work: int, *arguments: Any) -> None:
         kernel(*arguments, LEVEL, threads, chunk, chunks)
 
 
-def _values(values: Tensor, dtype: torch.dtype) -> Tensor:
+def run_spmm(packed: bytes, kind: int, work: int) -> None:
+    """Call `gconv_spmm` with a packed `product` of this type, for this many multiply-adds."""
+    assert LIBRARY is not None
+    if work < SERIAL:
+        LIBRARY.gconv_spmm(packed, kind, LEVEL, 1, 0, 1)
+    else:
+        call(LIBRARY.gconv_spmm, work, packed, kind)
+
+
+def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous values in the dtype that the kernels need for signals of this dtype."""
     wanted = torch.float32 if dtype == torch.bfloat16 else dtype
     return (values if values.dtype == wanted else values.to(wanted)).contiguous()
@@ -224,7 +233,7 @@ def spmm(
     dtype = x.dtype
     signals, b, x_batch, x_row = _rows(x)
     m, c = crow.shape[0] - 1, x.shape[-1]
-    values = _values(values, dtype)
+    values = converted(values, dtype)
     if out is None:
         y = empty(x, (m, c) if x.ndim == 2 else (*x.shape[:-2], m, c))
         y_batch, y_row = m * c, c
@@ -448,7 +457,7 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     b, _, _, c = signals.shape
     outer, inner = (1, heads) if together else (heads, 1)
     y = empty(x, (b, m, outer, c))
-    values = _values(values, x.dtype)
+    values = converted(values, x.dtype)
     row = signals.shape[2] * c * x.element_size()
     found = node_order.find(crow, col, x.shape[-3], row, b) if c >= SCHEDULED else None
     at, to, place, start = (crow.data_ptr(), col.data_ptr(), None, None) if found is None else found.pointers

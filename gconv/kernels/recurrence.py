@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.kernels import narrow, native
+from gconv.kernels import narrow, native, order
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, SPMM, spmm_torch, turned
@@ -57,25 +57,49 @@ def _flat(rows: Rows) -> list[float]:
 
 
 class Step:
-    """out = alpha S x + beta z + gamma w, by the compiled kernel if it supports the arguments."""
+    """out = alpha S x + beta z + gamma w for signals (b, n, c) or (n, c), by the compiled kernel if it supports them.
+
+    Signals that are too small for a schedule of the rows are passed to the kernel directly, because a recurrence on a
+    small graph consists of the overhead of its calls.
+    """
 
     def __init__(self, values: Tensor, like: Tensor, structure: tuple[Tensor, ...]) -> None:
         self.values, self.structure = values, structure
-        on_cpu = like.device.type == "cpu" and structure[0].dtype == torch.int32
+        crow, col = structure[:2]
+        on_cpu = like.device.type == "cpu" and crow.dtype == torch.int32
         self.compiled = on_cpu and native.supports(values, like)
+        if self.compiled:
+            self.values = native.converted(values, like.dtype)
+            self.pattern = crow.data_ptr(), col.data_ptr(), 0, self.values.data_ptr()
+            self.rows, self.entries, self.type = crow.shape[0] - 1, col.shape[0], native.TYPES[like.dtype]
 
     def __call__(
         self, out: Tensor, x: Tensor, alpha: float, z: Tensor | None, beta: float, w: Tensor | None, gamma: float
     ) -> None:
         z, w = (z if beta else None), (w if gamma else None)
-        if self.compiled:
-            crow, col = self.structure[:2]
-            native.spmm(crow, col, self.values, x, z, w, (alpha, beta, gamma), out)
+        if not self.compiled:
+            y = spmm_torch(self.values, x, None, *self.structure)
+            y = y * alpha if alpha != 1 else y
+            y = y if z is None else y + beta * z
+            out.copy_(y if w is None else y + gamma * w)
             return
-        y = spmm_torch(self.values, x, None, *self.structure)
-        y = y * alpha if alpha != 1 else y
-        y = y if z is None else y + beta * z
-        out.copy_(y if w is None else y + gamma * w)
+        c, b = x.shape[-1], x.shape[0] if x.ndim == 3 else 1
+        x_batch, x_row, x_last = (0, *x.stride())[-3:]
+        z_batch, z_row, z_last = (0, 0, 1) if z is None else (0, *z.stride())[-3:]
+        w_batch, w_row, w_last = (0, 0, 1) if w is None else (0, *w.stride())[-3:]
+        y_batch, y_row, _ = (0, *out.stride())[-3:]
+        gaps = c > 1 and not x_last == z_last == w_last == 1
+        if gaps or self.rows * c * x.itemsize >= order.MIN_BYTES_X:
+            native.spmm(*self.structure[:2], self.values, x, z, w, (alpha, beta, gamma), out)
+            return
+        packed = native.PACKED.pack(
+            *self.pattern,
+            *(x.data_ptr(), 0 if z is None else z.data_ptr(), 0 if w is None else w.data_ptr(), out.data_ptr(), 0, 0),
+            *(self.rows, b, c, 1, 1, 1),
+            *(x_batch, x_row, 0, y_batch, y_row, 0, z_batch, z_row, 0, w_batch, w_row),
+            *(alpha, beta, gamma),
+        )
+        native.run_spmm(packed, self.type, self.entries * b * c)
 
 
 def _check(values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], *rest: Any) -> None:

@@ -238,7 +238,7 @@ def bare(t: Tensor) -> Tensor:
     return t
 
 
-def apart(*sources: Tensor | None) -> AbstractContextManager[object]:
+def outside_transforms(*sources: Tensor | None) -> AbstractContextManager[object]:
     """A context outside of all torch.func transforms, unless one of the sources is wrapped by them."""
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active() or wrapped(*sources):
         return nullcontext()
@@ -255,7 +255,7 @@ def lasting(of: object = None) -> AbstractContextManager[object]:
     if is_plain_eager():
         return torch.inference_mode(False)
     stack = ExitStack()
-    stack.enter_context(apart())
+    stack.enter_context(outside_transforms())
     if concrete(of):
         stack.enter_context(untraced())
     if not torch.compiler.is_compiling():
@@ -277,7 +277,7 @@ def untraced() -> Iterator[None]:
                 _set_tracing_state(state)
 
 
-def faked(of: T, like: Tensor) -> T:
+def as_fake(of: T, like: Tensor) -> T:
     """A structure or domain with its tensors converted to fake ones, if `like` is fake and its mode requires it."""
     mode = getattr(like, "fake_mode", None)
     if mode is None or getattr(mode, "allow_non_fake_inputs", False):

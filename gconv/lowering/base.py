@@ -129,6 +129,8 @@ class Lowering:
         cost: of the forward pass, with the work of the backward pass for the gradients that the problem needs.
         limit: returns why it cannot run a problem of this size, or None if it can.
         images: the same as `run` with call.x (b, i, *grid), for algorithms that work on images.
+        prepare: returns a faster `run` for later calls on the same S whose signal has the shape, dtype and layout of
+            this call's signal and requires the same gradients, or None.
     """
 
     name: str
@@ -137,6 +139,7 @@ class Lowering:
     cost: Callable[[Any, Mixing, Problem], Cost]
     limit: Callable[[Any, Mixing, Problem], str | None] | None = None
     images: Run | None = None
+    prepare: Callable[[Any, Call], Run | None] | None = None
 
 
 def add_bias(y: Tensor, bias: Tensor | None) -> Tensor:

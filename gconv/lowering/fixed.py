@@ -29,6 +29,7 @@ from gconv.kernels import Constant, empty, matmul, mm_padded, owned, transformed
 from gconv.kernels.gemm import MIN_NUMBERS
 from gconv.kernels.narrow import LANES
 from gconv.kernels.transforms import PLAIN
+from gconv.lowering.base import Run
 
 CHUNK_BYTES = 1 << 21  # size of S_k x, over all k, in one chunk
 MIN_BYTES_ROWS = 1 << 24  # size of S_k x, over all k, of a single signal above which it is processed in chunks of rows
@@ -66,6 +67,31 @@ def mixed(S: Basis, x: Tensor, W: Tensor, bias: Tensor | None, gathers: bool, co
         return y if x.ndim == y.ndim == 3 else y.view(*x.shape[:-2], m, W.shape[2])
     how = chunks(x.nbytes * len(W), 1) if constant is None else "all"  # nothing as wide as a sparse X is made
     return _apply(x, W, bias, (S, gathers, how, constant))
+
+
+def prepared(S: Basis, call: Call, gathers: bool, otherwise: Run) -> Run | None:
+    """`mixed` for later calls with a signal of the shape, dtype and layout of this one; None if it has a batch.
+
+    It checks only what may have changed since: with autocast, or a weight of another type, `otherwise` is called.
+    """
+    if call.x.ndim != 2 or not applies(S, call):
+        return None
+    plan: Plan = (S, gathers, chunks(call.x.nbytes * S.shape[0], 1), None)
+
+    def run(_: Any, call: Call) -> Tensor:
+        x, W, bias, constant = call.x, call.W, call.bias, call.constant
+        if type(W) not in PLAIN or torch.is_autocast_enabled("cpu"):
+            return otherwise(S, call)
+        assert W is not None
+        used = plan if constant is None or constant.sparse is None else (S, gathers, "all", constant)
+        if torch.is_grad_enabled() and (
+            x.requires_grad or W.requires_grad or (bias is not None and bias.requires_grad)
+        ):
+            y: Tensor = Mixed.apply(x, W, bias, used)
+            return y
+        return _mix(x, W, bias, used)
+
+    return run
 
 
 def _apply(x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -177,12 +203,18 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """dX if W is given, and dW if x is given. `expanded`: all S_k X, if the forward pass saved them."""
     S, gathers, how, constant = plan
-    like = x if W is None else W.mT
-    if like is None:
+    if W is not None:
+        i = W.shape[1]
+    elif x is not None:
+        i = x.shape[-1]
+    else:
         return None, None
-    (k, _, n), i, o = S.shape, like.shape[-1], dy.shape[-1]
+    (k, _, n), o = S.shape, dy.shape[-1]
+    aggregated = expanded or (gathers and i < o and constant is None)
+    if k == 1 and how == "all" and not aggregated and dy.dtype != torch.bfloat16:
+        return _gradients_of_one(x, W, dy, S.T, constant)
     dw = None if x is None else dy.new_empty(k, i, o)
-    if expanded or (gathers and i < o and constant is None):  # after scatter, S^T dY uses the forward pass's CSR
+    if aggregated:  # after scatter, S^T dY uses the forward pass's CSR
         if x is not None and dw is not None:
             dy = dy if dy.stride(-1) == 1 else dy.contiguous()
             if expanded:
@@ -200,6 +232,20 @@ def gradients(
     dx = None if W is None else empty(dy, (*dy.shape[:-2], n, i))
     gather(S.T, dy, how, None if W is None else W.mT, None, dx, x, dw, constant, True)
     return dx, dw
+
+
+def _gradients_of_one(
+    x: Tensor | None, W: Tensor | None, dy: Tensor, T: Basis, constant: Constant | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """`_gradients_at_once` for a single tap, with less overhead."""
+    dw: Tensor | None = None
+    back = _matrix(T.leaves[0].expand_flat(dy if dy.stride(-1) == 1 else dy.contiguous()))
+    if x is not None:
+        dw = (xt_y(_matrix(x), back) if constant is None else constant.xt_y(back)).contiguous().unsqueeze(0)
+    if W is None:
+        return None, dw
+    dx = torch.mm(back, W.squeeze(0).mT)
+    return dx if dy.ndim == 2 else dx.view(*dy.shape[:-2], -1, dx.shape[1]), dw
 
 
 def _gradients_at_once(

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.call import Call
-from gconv.kernels import faked, kept
+from gconv.kernels import as_fake, kept
 from gconv.kernels.narrow import LANES
 from gconv.lowering import fixed
-from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
+from gconv.lowering.base import Cost, Lowering, Problem, Run, Work, add_bias
 from gconv.mixing import Heads, Mixing, Separable
 
 WRITTEN = 8  # passes over the entries that it takes to compute and store the values of attention
@@ -29,7 +29,7 @@ SPREAD = 32.0  # size of the work "turn" when single numbers are permuted
 
 def _form(S: Basis, call: Call) -> Basis:
     form = S.as_sparse(call.x.dtype, call.x.device)
-    return form if call.kind == "eager" or not S.is_grid else faked(form, call.x)
+    return form if call.kind == "eager" or not S.is_grid else as_fake(form, call.x)
 
 
 def _expanded(S: Basis, x: Tensor) -> Tensor:
@@ -70,6 +70,19 @@ def _copy_if_shared(y: Tensor, S: Basis, call: Call) -> Tensor:
     if call.bias is not None or call.mixing.shape is not None:
         return y  # y is the result of a sum or product, and so a new tensor
     return y.clone() if S.is_identity or not S.linear or call.constant is not None else y
+
+
+def _prepare(gathers: bool) -> Callable[[Basis, Call], Run | None]:
+    """`Lowering.prepare` of the two algorithms, for a fixed S with a dense mixing."""
+    run = aggregate_first if gathers else transform_first
+
+    def prepare(S: Basis, call: Call) -> Run | None:
+        mixing = call.mixing
+        if not mixing.is_dense or mixing.scale != 1.0 or call.W is None or (gathers and call.constant is not None):
+            return None
+        return fixed.prepared(_form(S, call), call, gathers, run)
+
+    return prepare
 
 
 def _refuses_sparse(S: Basis, mixing: Mixing) -> str | None:
@@ -201,7 +214,11 @@ def _transform(refuses_form: Callable[[Basis, Mixing], str | None]) -> Callable[
     return lambda S, mixing: refuses_form(S, mixing) or _refuses_transform(S, mixing)
 
 
-SPARSE_AGGREGATE = Lowering("sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate)
-SPARSE_TRANSFORM = Lowering("sparse:transform", transform_first, _transform(_refuses_sparse), cost_transform)
+SPARSE_AGGREGATE = Lowering(
+    "sparse:aggregate", aggregate_first, _refuses_sparse, cost_aggregate, prepare=_prepare(gathers=True)
+)
+SPARSE_TRANSFORM = Lowering(
+    "sparse:transform", transform_first, _transform(_refuses_sparse), cost_transform, prepare=_prepare(gathers=False)
+)
 RECURRENCE_AGGREGATE = replace(SPARSE_AGGREGATE, name="recurrence:aggregate", refuses=_refuses_recurrence)
 RECURRENCE_TRANSFORM = replace(SPARSE_TRANSFORM, name="recurrence:transform", refuses=_transform(_refuses_recurrence))

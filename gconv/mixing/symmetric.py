@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gconv.caches import Cache
-from gconv.kernels import faked, lasting
+from gconv.kernels import as_fake, lasting
 from gconv.mixing.base import Mixing, Parametrised
 from gconv.mixing.elementary import Dense
 
@@ -109,7 +109,7 @@ class Symmetric(Parametrised):
         return self.taps * self.i
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
-        table = faked(_table(self.size, self.group, self.lifted, W.device), W)
+        table = as_fake(_table(self.size, self.group, self.lifted, W.device), W)
         if self.lifted:
             flat = W.unflatten(1, (-1, self.order)).movedim(2, 1).flatten(0, 1)  # (k h, i, o)
             poses = flat.index_select(0, table.flatten()).unflatten(0, table.shape)  # (k, h, g, i, o)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gconv.arguments import shown
 from gconv.basis import Polynomial, entries
+from gconv.caches import Holders
 from gconv.domains import Graph, Grid
 from gconv.lowering import on_images
 from gconv.lowering.sparse import aggregate_first
-from gconv.module import GConv, bind, leads_to
+from gconv.module import MAX_SHAPES, GConv, bind, output_domain
 from gconv.parallel import blocks
 from gconv.parallel.partition import Partition, even
 from gconv.parallel.processes import Largest, Shared, Total
@@ -38,7 +39,6 @@ class State:
     def __init__(self, partition: Partition) -> None:
         self.partition, self.processes = partition, partition.processes
         self.sizes: dict[Any, list[int]] = {}
-        self.blocks: dict[Any, Any] = partition.made
         self.start(None)
 
     def start(self, key: Any) -> None:
@@ -69,6 +69,9 @@ class State:
         return n
 
 
+_RUNS: Holders[Layer] = Holders("lowerings of distributed layers", "layers", lambda layer: [layer.runs])
+
+
 class Layer(nn.Module):
     """A GConv on the part of one process."""
 
@@ -76,6 +79,7 @@ class Layer(nn.Module):
         super().__init__()
         self.layer, self.name, self.state = layer, f"{layer.spec.name} ({name})" if name else layer.spec.name, state
         self.runs: dict[Any, Any] = {}  # cached lowerings, by shapes, dtypes and gradient mode
+        _RUNS.add(self)
         if isinstance(state.partition.domain, Graph):
             self._check_graph(state.partition.domain)
         elif layer.spec.structure.domain == "graph":
@@ -133,17 +137,17 @@ class Layer(nn.Module):
         if self._pools:
             return self._pool_graph(x, graph, low, high)
         if not self.by_rows:
-            found = state.blocks.get("neighbourhood")
+            found = part.made.get("neighbourhood")
             if found is None:
-                found = state.blocks["neighbourhood"] = blocks.neighbourhood(graph, part.bounds, state.processes)
+                found = part.keep("neighbourhood", blocks.neighbourhood(graph, part.bounds, state.processes))
             local, halo = found
             y: Tensor = layer(halo(x), local)
             return y.narrow(-2, halo.before, halo.own)
         S = layer._basis(graph, layer._call(x))
         key = layer.spec.structure, x.dtype, x.device
-        block = state.blocks.get(key)
+        block = part.made.get(key)
         if block is None:
-            block = state.blocks[key] = blocks.of_rows(S, part.bounds, state.processes, x.new_empty(0))
+            block = part.keep(key, blocks.of_rows(S, part.bounds, state.processes, x.new_empty(0)))
         cut = block.S
         if isinstance(S, Polynomial):
             assert isinstance(cut, blocks.Steps)
@@ -157,8 +161,14 @@ class Layer(nn.Module):
         key = shape, x.dtype, x.device, x.requires_grad, torch.is_grad_enabled()
         if key not in self.runs:
             like = x.new_empty(shape).requires_grad_(x.requires_grad)
-            self.runs[key] = plan(S, self.layer._call(like)).chosen.run
+            return self._keep(key, plan(S, self.layer._call(like)).chosen.run)
         return self.runs[key]
+
+    def _keep(self, key: Any, run: Any) -> Any:
+        if len(self.runs) >= MAX_SHAPES:
+            self.runs.clear()
+        self.runs[key] = run
+        return run
 
     def _pool_graph(self, x: Tensor, graph: Graph, low: int, high: int) -> Tensor:
         reduce = self.layer.spec.structure.reduce  # type: ignore[attr-defined]
@@ -185,7 +195,7 @@ class Layer(nn.Module):
         layer.spec.mixing.channels(x.shape[-d - 1])
         n = state.rows(x.shape[-d], self.name)
         grid = Grid((n, *x.shape[1 - d :])) if d > 1 else Grid((n,))
-        target = leads_to(structure, grid)
+        target = output_domain(structure, grid)
         assert isinstance(target, Grid)
         S = bind(structure, grid, {}, layer._call(x))
         if S.is_identity or (S.is_grid and getattr(S, "trivial", False)):
@@ -193,10 +203,10 @@ class Layer(nn.Module):
         if target.size == 1 and grid.size > 1 and layer.weight is None:
             return self._pool_grid(S, x, d)
         key = structure, grid, x.dtype, x.device
-        block = state.blocks.get(key)
+        block = part.made.get(key)
         if block is None:
             made = blocks.of_slab(S, n, target.shape[0], state.processes, x.new_empty(0), self.name)
-            block = state.blocks[key] = made
+            block = part.keep(key, made)
         x = block.halo(x, -d)
         if block.S is None:  # no output rows here: an empty result that still takes part in the backward pass
             o = layer.spec.mixing.channels(x.shape[-d - 1])
@@ -210,7 +220,7 @@ class Layer(nn.Module):
         run = self.runs.get(kind)
         if run is None:
             chosen = plan(block.S, call).chosen
-            run = self.runs[kind] = on_images(chosen, block.S, call.at(x), shape)
+            run = self._keep(kind, on_images(chosen, block.S, call.at(x), shape))
         return run(block.S, call.at(x))
 
     def _pool_grid(self, S: Any, x: Tensor, d: int) -> Tensor:

@@ -6,17 +6,24 @@ import hashlib
 import importlib
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 import gconv
 from gconv.arguments import integer, shown
+from gconv.caches import Holders
 from gconv.domains import Graph, Grid
 from gconv.parallel.processes import Processes
 
 Method = Literal["rows", "rcm", "metis"]
+T = TypeVar("T")
+MAX_BLOCKS = 64  # cached blocks of a partition
+# clear_cache keeps them, because building a block communicates: a process that has lost its block would wait for others
+_BLOCKS: Holders[Partition] = Holders(
+    "blocks of partitions", "partitions", lambda partition: [partition.made], stays=True
+)
 
 
 def even(n: int, parts: int) -> tuple[int, ...]:
@@ -38,7 +45,17 @@ class Partition:
     bounds: tuple[int, ...]
     order: Tensor | None
     processes: Processes
-    made: dict[Any, Any] = field(default_factory=dict)  # cached blocks of structures
+    made: dict[Any, Any] = field(default_factory=dict)  # cached blocks of structures, see `keep`
+
+    def __post_init__(self) -> None:
+        _BLOCKS.add(self)
+
+    def keep(self, key: Any, block: T) -> T:
+        """Cache a block, and return it. All processes make the same calls, so they evict the same blocks."""
+        if len(self.made) >= MAX_BLOCKS:
+            self.made.clear()
+        self.made[key] = block
+        return block
 
     @property
     def rank(self) -> int:
