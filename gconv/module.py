@@ -457,9 +457,9 @@ class GConv(nn.Module):
                 self._keep_accumulators()
             weight, bias = self.weight, self.bias
         else:
-            own = self._parameters  # read directly, because torch's __getattr__ is slow
-            weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
-            bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
+            direct = self._parameters  # because torch's __getattr__ is slow
+            weight = direct["weight"] if "weight" in direct else self.weight  # noqa: SIM401
+            bias = direct["bias"] if "bias" in direct else self.bias  # noqa: SIM401
         if not x.is_cpu and kind == "eager":
             weight, bias = _unshared(weight), _unshared(bias)
         if isinstance(mixing, Parametrised):
@@ -608,9 +608,10 @@ class GConv(nn.Module):
     def _basis(self, domain: Domain, call: Call, checked: bool = False) -> Basis:
         """S for a call. With `checked`, the structure's result was validated in an earlier call."""
         structure = self.spec.structure
+        theta: dict[str, Any]
         if checked:
-            own = self._parameters
-            theta = {name: own[name] if name in own else getattr(self, name) for name in self._structure}
+            direct = self._parameters
+            theta = {name: direct[name] if name in direct else getattr(self, name) for name in self._structure}
         else:
             theta = {name: getattr(self, name) for name in self._structure}
         if theta and call.kind == "eager" and not call.x.is_cpu:

@@ -90,7 +90,8 @@ class Step:
         y_batch, y_row, _ = (0, *out.stride())[-3:]
         gaps = c > 1 and not x_last == z_last == w_last == 1
         if gaps or self.rows * c * x.itemsize >= order.MIN_BYTES_X:
-            native.spmm(*self.structure[:2], self.values, x, z, w, (alpha, beta, gamma), out)
+            crow, col = self.structure[:2]
+            native.spmm(crow, col, self.values, x, z, w, (alpha, beta, gamma), out)
             return
         packed = native.PACKED.pack(
             *self.pattern,
