@@ -25,7 +25,7 @@ from torch import Tensor
 from gconv.basis import Basis
 from gconv.call import Call
 from gconv.errors import Differentiable
-from gconv.kernels import Constant, empty, matmul, mm_padded, owned, transformed, xt_y
+from gconv.kernels import Constant, empty, matmul, mm_padded, no_subclass, owned, transformed, xt_y
 from gconv.kernels.gemm import MIN_NUMBERS
 from gconv.kernels.narrow import LANES
 from gconv.kernels.transforms import PLAIN
@@ -48,7 +48,7 @@ def chunks(size: int, b: int) -> Chunks:
 def applies(S: Basis, call: Call) -> bool:
     """Whether S is fixed and the call is plain eager: plain CPU tensors of one dtype, without autocast."""
     x, W = call.x, call.W
-    if call.kind != "eager" or type(x) not in PLAIN or type(W) not in PLAIN or x.dtype != W.dtype:  # type: ignore[union-attr]
+    if call.kind != "eager" or W is None or not no_subclass(x, W) or x.dtype != W.dtype:
         return False
     if not (x.is_cpu and x.is_floating_point() and x.layout is torch.strided and x.numel()):
         return False
