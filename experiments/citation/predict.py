@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
 from datasets.planetoid import load_planetoid
 from datasets.root import read
-from experiments.citation.networks import Config, Network, Task, load, optimiser, resolve
+from experiments.citation.networks import Config, Network, Task, load, resolve
+from experiments.citation.responses import fitted
 from experiments.harness import predicting
-from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.common import RUNS
 from gconv import Graph
 
 NAME = "papers"
@@ -133,20 +133,7 @@ def draw(scores: Tensor, papers: Papers, path: Path) -> None:
 def learn(options: Options) -> None:
     """Train the network with the protocol of `experiments.citation`, and write the checkpoint."""
     task: Task = load("Cora", options.data_root)[0]
-    seed_everything(0)
-    model = Network(SMALL, WORDS, task.classes)
-    adam, best, kept = optimiser(model, SMALL), float("inf"), model.state_dict()
-    for _ in range(SMALL.epochs or 200):
-        model.train()
-        adam.zero_grad(set_to_none=True)
-        F.cross_entropy(model(task.x, task.graph)[task.train], task.y[task.train]).backward()
-        adam.step()
-        model.eval()
-        with torch.no_grad():
-            loss = F.cross_entropy(model(task.x, task.graph)[task.val], task.y[task.val]).item()
-        if loss < best:
-            best, kept = loss, {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(kept)
+    model = fitted(task, SMALL)
     model.load_state_dict(model.half().state_dict())
     model.float().eval()
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Tables and figures of accuracy and of numerical agreement, for `experiments.tables`."""
 
-from experiments.citation import compare, published
+from experiments.citation import compare, published, responses
 from experiments.citation import networks as citation
 from experiments.detection import bccd, int8
 from experiments.harness.render import (
@@ -317,6 +317,7 @@ FIGURES: tuple[Figure, ...] = (
         draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
         title="Planetoid public split: test accuracy in %",
     ),
+    responses.FIGURE,
     superpixels.FIGURE,
     classify.FIGURE,
     membrane.FIGURE,

@@ -1,5 +1,6 @@
 """Citation graphs on embedded data: every network learns, the rule never sees the test set, bad input is named."""
 
+import math
 import os
 import re
 import statistics
@@ -7,17 +8,21 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from datasets import load_citation_like
-from experiments.citation import compare, published, search, splits, tuned
+from experiments.citation import compare, published, responses, search, splits, tuned
 from experiments.citation import networks as citation
 from experiments.citation.networks import MODELS, Config, expand, prepare, resolve, train
 from experiments.citation.recipes import RECIPES
 from experiments.harness import common
 from experiments.harness.experiment import Place
 from experiments.harness.options import fields_of
+from gconv import GConv
+from gconv.operators import cheb, gpr, jacobi, sgc
+from gconv.operators.shapes import ring
 
 SMALL = load_citation_like(nodes=700, classes=4, words=300, validation=200, test=400)
 
@@ -327,3 +332,37 @@ def test_a_comparison_finds_a_difference_that_is_there_and_none_that_is_not():
     assert "few" not in gaps
     (said,) = compare.sentences(rows)
     assert "better: better +1.0; no difference found: same +0.0" in said and "at least 20" in said
+
+
+# -- frequency responses
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "loops"),
+    [(sgc(3, 2, k=2), 3, True), (gpr(5, 0.2), 1, True), (cheb(2, 3, k=3), 2, False), (jacobi(2, k=4), 2, False)],
+    ids=["sgc", "gpr", "cheb", "jacobi"],
+)
+def test_a_response_is_the_gain_of_an_eigenvector(task, spec, channels, loops):
+    """Cosines are eigenvectors on a ring: of 1 - cos(t) for the Laplacian, (2/3) (1 - cos(t)) with self-loops."""
+    layer, graph = GConv(spec, dtype=torch.float64), ring(10)
+    frequency, gain = responses.response(layer, task._replace(graph=graph))
+    assert (min(frequency), max(frequency), max(gain)) == (0, 2, 1) and frequency == sorted(frequency)
+    there, wanted = [], []
+    for turns in range(6):
+        angle = 2 * math.pi * turns / 10
+        wave = torch.cos(angle * torch.arange(10.0, dtype=torch.float64))[:, None]
+        outputs = [layer(wave * torch.eye(channels, dtype=torch.float64)[c], graph) for c in range(channels)]
+        outputs = [y - (0 if layer.bias is None else layer.bias) for y in outputs]
+        there.append((2 / 3 if loops else 1) * (1 - math.cos(angle)))
+        wanted.append((torch.stack(outputs).norm() / wave.norm()).item())
+    wanted, got = np.array(wanted), np.interp(there, frequency, gain)
+    scale = (wanted @ got) / (got @ got)  # the response is relative to its largest value
+    np.testing.assert_allclose(got * scale, wanted, atol=0.01 * wanted.max())
+    wrong = np.interp(there, frequency, np.roll(gain, 8))
+    assert abs(wrong * ((wanted @ wrong) / (wrong @ wrong)) - wanted).max() > 0.05 * wanted.max(), "negative control"
+
+
+def test_responses_are_those_of_filters_only():
+    assert {c.model for c in responses.expand(Config(), 1)} == set(responses.FILTERS)
+    with pytest.raises(ValueError, match="there is no response of gat; there are sgc"):
+        responses.expand(Config(model="gat"), 1)
