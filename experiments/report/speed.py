@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from experiments.grids import summary as grids_summary
 from experiments.harness.common import Row
 from experiments.harness.render import Figure, Table, plain, several, share
+from experiments.images import data_parallel
 from experiments.speed import summary as speed_summary
 
 PLANS_VARY = ("seed", "case", "spec", "shape", "domain", "degree", "training", "dx")
@@ -23,6 +24,7 @@ def _choices(rows: Sequence[Row]) -> list[str]:
 
 
 TABLES: tuple[Table, ...] = (
+    data_parallel.TABLE,
     Table(
         name="plans",
         experiment="plans",
