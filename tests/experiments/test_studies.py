@@ -5,7 +5,7 @@ import torch
 
 from experiments.harness import fit
 from experiments.harness.experiment import Place
-from experiments.images import checkerboard, light, overfitting, studies
+from experiments.images import anchor, checkerboard, light, overfitting, studies
 
 
 def parameters(model):
@@ -82,3 +82,36 @@ def test_images_moved_to_the_border_keep_what_is_left():
     assert (up[..., :3, :] == x[..., 2:, :]).all() and (down[..., 2:, :] == x[..., :3, :]).all()
     assert (left[..., :3] == x[..., 2:]).all() and (right[..., 2:] == x[..., :3]).all()
     assert all((moved == 0).sum() == 10 for moved in (up, down, left, right))
+
+
+def test_the_anchor_starts_from_whitened_patches_and_identities():
+    images = torch.nn.functional.avg_pool2d(torch.randn(64, 3, 32, 32), 3, 1, 1)
+    model = anchor.network(64, images).eval()
+    assert abs(light.multiply_adds(model) / 1e6 - 54.2) < 0.1 and parameters(model) == 569_656
+    y = model[0](images)
+    correlation = torch.cov(y.transpose(0, 1).flatten(1))[:12, :12]
+    torch.testing.assert_close(correlation, torch.eye(12), atol=0.06, rtol=0)
+    plain = torch.cov(torch.nn.functional.unfold(images, 2).transpose(0, 1).flatten(1))
+    assert (torch.corrcoef(plain) - torch.eye(12)).abs().max() > 0.3, "negative control: patches are correlated"
+    torch.testing.assert_close(y[:, 12:], -y[:, :12])
+    z = model[1](y)
+    torch.testing.assert_close(model[2](z)[:, :24], z)
+    assert not model[0].weight.requires_grad and model[0].bias.requires_grad
+
+
+def test_six_views_of_a_network_that_sees_the_mean_colour_are_one():
+    data = fit.task("random", None)
+    model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+    split = fit.Split(data.test.images[:, :, :1, :1].expand(-1, -1, 32, 32), data.test.labels)
+    where = torch.device("cpu")
+    assert anchor.accuracy_of_views(model, data, split, where) == fit.accuracy(model, data, split, where)
+    column = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    with torch.no_grad():
+        column[1].weight.zero_(), column[1].bias.zero_()
+        column[1].weight[0, 0], column[1].weight[1, 31] = 1.0, 1.0  # the class is the brighter of two corners
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    images[0, 0, :2, :2], images[1, 0, :2, 30:] = 255, 255
+    corners = fit.Split(images, torch.tensor([0, 1]))
+    assert (
+        fit.accuracy(column, data, corners, where) == 1 and anchor.accuracy_of_views(column, data, corners, where) < 1
+    )
