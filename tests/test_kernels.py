@@ -297,6 +297,24 @@ def test_products_of_several_heads(heads, width, dtype):
 
 
 @pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize(("heads", "width"), [(8, 4), (8, 8), (16, 8), (12, 4), (4, 8)])
+def test_heads_whose_channels_fill_a_vector(heads, width, dtype):
+    """They have loops of their own; each signal has its own values."""
+    csr, *_ = problem(dtype)
+    values, tol = torch.randn(2, len(ROW), heads, dtype=dtype), 1e-12 if dtype == DOUBLE else 1e-5
+    wide = torch.randn(2, SHAPE[1], 2, heads, width, dtype=dtype)
+    x, y = wide[:, :, 1], torch.randn(2, SHAPE[0], heads, width, dtype=dtype)  # rows of x have gaps between them
+    row, col = ROW[csr.perm], COL[csr.perm]
+    for signal in range(2):
+        v = values[signal].unsqueeze(-1)
+        want = torch.zeros(SHAPE[0], heads, width, dtype=dtype).index_add(0, row, v * x[signal, col])
+        assert_close("apart", heads_spmm(csr, values, x)[signal], want, tol)
+        back = torch.zeros(SHAPE[1], heads, width, dtype=dtype).index_add(0, col, v * y[signal, row])
+        assert_close("transposed", heads_spmm(csr, values, y, transposed=True)[signal], back, tol)
+    assert_close("sampled", heads_sddmm(csr, y, x, heads, True), (y[:, row] * x[:, col]).sum(-1), tol)
+
+
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("heads", [1, 3, 8, 70])
 def test_softmax_sums_and_ends(heads, dtype):
     csr, *_ = problem(dtype)

@@ -77,6 +77,39 @@ UNROLL(16)
     }
 }
 
+/* The same for 8 of several heads, from head h on, whose channels fill one vector, so that an entry is read once for all of
+ * them. Whether there is a schedule is a constant at the call. */
+INLINE void NAME(eight_heads)(const int slots, const product *p, int64_t batch, int64_t first, int64_t last, int64_t h) {
+    const REAL *values = (const REAL *)p->values + h;
+    const int32_t *crow = p->crow, *col = p->col, *order = p->order;
+    const int64_t step = p->x_row, x_head = p->x_head, y_head = p->y_head, heads = p->heads, stop = crow[last];
+    const STORE *x = (const STORE *)p->x + batch * p->x_batch + h * x_head;
+    const VEC alpha = (REAL)p->alpha - (VEC){0};
+    for (int64_t i = first; i < last; i++) {
+        const int64_t r = slots ? p->place[i] : i, shift = slots ? p->start[i] - crow[i] : 0;
+        VEC sum[8];
+UNROLL(8)
+        for (int v = 0; v < 8; v++) sum[v] = (VEC){0};
+        for (int64_t k = crow[i]; k < crow[i + 1]; k++) {
+            const int64_t ahead = k + AHEAD < stop ? k + AHEAD : k;
+            const STORE *row = x + col[k] * step, *next = x + col[ahead] * step;
+            const REAL *value = values + (order ? order[k + shift] : k + shift) * heads;
+            if (order && !slots) __builtin_prefetch(values + order[ahead] * heads);
+UNROLL(8)
+            for (int v = 0; v < 8; v++) {
+                __builtin_prefetch(next + v * x_head);
+                sum[v] += (value[v] - (VEC){0}) * LOAD(row + v * x_head);
+            }
+        }
+        STORE *y = (STORE *)p->y + batch * p->y_batch + r * p->y_row + h * y_head;
+UNROLL(8)
+        for (int v = 0; v < 8; v++) {
+            sum[v] *= alpha;
+            SAVE(y + v * y_head, sum[v]);
+        }
+    }
+}
+
 #define CASE(n, mode, slots)                                                 \
     case n:                                                                  \
         NAME(block)(n, NAME(mode), slots, p, batch, first, last, at, width); \
@@ -93,6 +126,14 @@ static void NAME(spmm)(const product *p, int64_t batch, int64_t first, int64_t l
 #else
     const int64_t most = HEAD_VECTORS;
 #endif
+    if (p->outer > 1 && p->outer % 8 == 0 && p->channels == LANES && !p->z && !p->w) {
+        for (int64_t h = 0; h < p->outer; h += 8)
+            if (slots)
+                NAME(eight_heads)(1, p, batch, first, last, h);
+            else
+                NAME(eight_heads)(0, p, batch, first, last, h);
+        return;
+    }
     for (int64_t at = 0, width; at < p->channels; at += width) {
         width = p->channels - at;
         if (width > most * LANES) { /* leave the next block at least one full vector */
@@ -233,12 +274,37 @@ UNROLL(4)
     for (int v = 0; v < have; v++) out[v] = total[v] + rest[v];
 }
 
+/* The same for a multiple of LANES heads whose channels fill one vector, and one signal. */
+INLINE void NAME(dots_of_heads)(const product *p, int64_t first, int64_t last) {
+    const int32_t *crow = p->crow, *col = p->col;
+    const int64_t stop = crow[last], heads = p->heads, x_head = p->x_head, z_head = p->z_head;
+    REAL *out = (REAL *)p->y + crow[first] * heads;
+    for (int64_t i = first; i < last; i++)
+        for (int64_t k = crow[i]; k < crow[i + 1]; k++) {
+            const STORE *left = (const STORE *)p->z + i * p->z_row, *right = (const STORE *)p->x + col[k] * p->x_row;
+            const STORE *next = (const STORE *)p->x + col[k + AHEAD < stop ? k + AHEAD : k] * p->x_row;
+            for (int64_t h = 0; h < heads; h += LANES, out += LANES) {
+                VEC sums[LANES];
+UNROLL(16)
+                for (int v = 0; v < LANES; v++, left += z_head, right += x_head, next += x_head) {
+                    __builtin_prefetch(next);
+                    sums[v] = LOAD(left) * LOAD(right);
+                }
+                *(VEC *)out = NAME(lanes)(sums);
+            }
+        }
+}
+
 #define CASE_OF(n)                       \
     case n:                              \
         NAME(dots)(n, p, first, last); \
         break;
 static void NAME(sddmm)(const product *p, int64_t first, int64_t last) {
     const int64_t c = p->channels, n = p->batch != 1 ? 0 : c < 4 && c < LANES ? -c : c < LANES ? 0 : (c + LANES - 1) / LANES;
+    if (p->batch == 1 && p->heads > 1 && p->heads % LANES == 0 && c == LANES) {
+        NAME(dots_of_heads)(p, first, last);
+        return;
+    }
     switch (n) {
 #if LANES * REAL_BYTES == 16 /* the narrowest vectors: only they have rows that are narrower still */
         CASE_OF(-3) CASE_OF(-2) CASE_OF(-1)

@@ -103,6 +103,7 @@ def cost(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     build = 2.0 * k * entries
     work = (
         Work("gather", p.item * S.nnz * n, p.item * n, p.item * float(n) * n),
+        *((Work("call", float(S.steps)),) if S.steps else ()),  # the matrices of a recurrence are formed step by step
         p.stream(structure, 3),
         *replace(p, dx=False).product(build, k, p.i * p.o),
         p.stream(entries, 3 * (1 + p.dw)),
