@@ -46,6 +46,7 @@ TABLES = {
     "halo_rows": "experiments.large_graphs.halo_rows",
     "int8": "experiments.detection.int8",
     "superpixels": "experiments.images.superpixels",
+    "pixel_operators": "experiments.images.pixel_operators",
     "anchor": "experiments.images.anchor",
 }
 

@@ -111,7 +111,9 @@ def network(width: int, images: Tensor) -> nn.Sequential:
         first.weight.copy_(whitening(images))
         nn.init.zeros_(first.bias)  # type: ignore[arg-type]
     whiten = GConv.from_torch(first)
-    whiten.weight.requires_grad_(False)
+    whiten.requires_grad_(False)
+    assert whiten.bias is not None
+    whiten.bias.requires_grad_()
     layers: list[nn.Module] = [whiten, nn.GELU()]
     i = 24
     for o in (width, 2 * width, 2 * width):

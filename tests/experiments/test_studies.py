@@ -5,7 +5,7 @@ import torch
 
 from experiments.harness import fit
 from experiments.harness.experiment import Place
-from experiments.images import anchor, checkerboard, light, overfitting, studies
+from experiments.images import anchor, checkerboard, ladder, light, overfitting, pixel_operators, studies
 
 
 def parameters(model):
@@ -115,3 +115,22 @@ def test_six_views_of_a_network_that_sees_the_mean_colour_are_one():
     assert (
         fit.accuracy(column, data, corners, where) == 1 and anchor.accuracy_of_views(column, data, corners, where) < 1
     )
+
+
+@pytest.mark.parametrize("name", pixel_operators.NETWORKS)
+def test_every_operator_on_pixels_trains_all_its_parameters(name):
+    (config,) = pixel_operators.expand(pixel_operators.Config(network=name, width=2, dataset="random"), 1)
+    model = ladder.network(config)
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    still = {n for n, p in model.named_parameters() if p.numel() > 1 and not p.grad.any()}
+    assert not still, "every parameter has an effect"
+
+
+def test_operators_on_pixels_are_chosen_by_name():
+    runs = pixel_operators.expand(pixel_operators.Config(), 3)
+    assert len(runs) == 3 * len(pixel_operators.NETWORKS) and {(c.width, c.limit) for c in runs} == {(16, 10_000)}
+    with pytest.raises(ValueError, match="there is no network 'gta'; there are 9, 1"):
+        pixel_operators.expand(pixel_operators.Config(network="gta"), 1)
+    with pytest.raises(ValueError, match="--network chooses the operator"):
+        pixel_operators.expand(pixel_operators.Config(rung="3"), 1)
