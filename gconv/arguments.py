@@ -112,26 +112,31 @@ def bind(
         return signature.bind(*args, **kwargs)
     except TypeError:
         pass
-    known = list(signature.parameters)
+    kinds = {word: p.kind for word, p in signature.parameters.items()}
+    open_ended = [kind for kind in kinds.values() if kind in (_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD)]
+    known = [word for word, kind in kinds.items() if kind not in open_ended]
+    ordered = [word for word in known if kinds[word] is not _Kind.KEYWORD_ONLY]
     listed = f"its arguments are {', '.join(known)}" if known else "it takes no arguments"
     for word in kwargs:
-        if word not in known:
+        if word not in known and _Kind.VAR_KEYWORD not in open_ended:
             guess = near(word, known, meanings)
             raise TypeError(
                 f"{name}: unknown {word!r}{guess or ';'} {listed[0].upper() if guess else listed[0]}{listed[1:]}."
             )
-    if len(args) > len(known):
-        raise TypeError(f"{name}: {len(args)} arguments were given by position, but {listed}.")
-    twice = [word for word in known[: len(args)] if word in kwargs]
+    if len(args) > len(ordered) and _Kind.VAR_POSITIONAL not in open_ended:
+        by_name = f"; {', '.join(known[len(ordered) :])} by name only" if ordered != known else ""
+        raise TypeError(f"{name}: {len(args)} arguments were given by position, but {listed}{by_name}.")
+    twice = [word for word in ordered[: len(args)] if word in kwargs]
     if twice:
         raise TypeError(f"{name}: {twice[0]!r} is given twice, by position and by name.")
-    needed = [word for word, p in signature.parameters.items() if p.default is p.empty]
-    missing = [word for word in needed[len(args) :] if word not in kwargs]
+    given = {*ordered[: len(args)], *kwargs}
+    missing = [word for word in known if signature.parameters[word].default is _Kind.empty and word not in given]
     raise TypeError(
         f"{name}: {' and '.join(map(repr, missing))} {'is' if len(missing) == 1 else 'are'} missing; {listed}."
     )
 
 
+_Kind = inspect.Parameter  # of an argument: by position, by name, or open-ended
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -172,8 +177,6 @@ def checked(function: F) -> F:
         try:
             bound = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            if open_ended:
-                raise
             visible = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
             bind(visible, name, args[len(signature.parameters) - len(visible.parameters) :], kwargs)
             raise
@@ -237,6 +240,8 @@ def accepts(value: Any, hint: Any) -> bool:
             return bool(torch.device(value))
         except RuntimeError:
             return False
+    if value == "" and isinstance(value, str) and any((get_origin(part) or part) is os.PathLike for part in parts):
+        return False
     return any(_accepts_one(value, part) for part in parts)
 
 
@@ -291,20 +296,18 @@ def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
 
     def decorate(cls: type[C]) -> type[C]:
         init = cls.__init__
-        known = tuple(inspect.signature(init).parameters)[1:]
+        signature = inspect.signature(init)
+        visible = signature.replace(parameters=list(signature.parameters.values())[1:])
+        known = tuple(visible.parameters)
 
         @wraps(init)
         def explained(self: C, *args: Any, **kwargs: Any) -> None:
-            for word in kwargs:
-                if word not in known:
-                    guess = near(word, known, meanings)
-                    listed = f"{' Its' if guess else '; its'} arguments are {', '.join(known)}"
-                    raise TypeError(f"{cls.__name__}: unknown {word!r}{guess}{listed}.")
             try:
                 init(self, *args, **kwargs)
             except Exception as error:
                 if type(error) not in RAW_ERRORS:
                     raise
+                bind(visible, cls.__name__, args, kwargs, meanings)
                 hints = _evaluated(init)
                 for key, value in {**dict(zip(known, args, strict=False)), **kwargs}.items():
                     if key not in str(error) and not accepts(value, hints.get(key, Any)):

@@ -303,6 +303,8 @@ class GConv(nn.Module):
     ) -> None:
         super().__init__()
         _check_spec(spec, arguments)
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            raise TypeError(f"GConv: dtype must be a floating point type, such as torch.float32, but it is {dtype}.")
         self.spec = spec
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
         self._images: Decisions = {}
@@ -638,7 +640,7 @@ class GConv(nn.Module):
         if graph.device != x.device:
             raise InputError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
         self._check_domain(graph)
-        self.spec.mixing.channels(x.shape[-1])
+        self._check_channels(x.shape[-1])
         return x, graph
 
     def _view(self, domain: Bipartite) -> Bipartite:
@@ -719,12 +721,14 @@ class GConv(nn.Module):
             raise ValueError(
                 f"{self.spec.name} reads its grid off the images, {grid.shape}, but {what} was given as well."
             )
-        c = x.shape[-d - 1]
+        self._check_channels(x.shape[-d - 1], f" Images are (b, c, *grid), and x has shape {tuple(x.shape)}.")
+        return (x.flatten(-d) if d > 1 else x).mT, grid
+
+    def _check_channels(self, c: int, more: str = "") -> None:
         try:
             self.spec.mixing.channels(c)
         except ValueError as error:
-            raise InputError(f"{error} Images are (b, c, *grid), and x has shape {tuple(x.shape)}.") from None
-        return (x.flatten(-d) if d > 1 else x).mT, grid
+            raise InputError(f"{str(error).replace('This operator', self.spec.name)}{more}") from None
 
     def _check_domain(self, domain: Domain) -> None:
         wanted = self.spec.structure.domain

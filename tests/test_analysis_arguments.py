@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gconv import GConv, Graph, Grid, analysis
+from gconv.errors import InputError
 from gconv.linear import identity
 from gconv.operators import conv2d, gcn
 from gconv.operators.shapes import ring
@@ -275,3 +276,9 @@ def test_tensors_of_wrong_shapes_are_refused_in_words():
         with pytest.raises((TypeError, ValueError)) as caught:
             call()
         one_sentence(caught.value)
+
+
+def test_a_batch_is_no_input_of_a_bound():
+    for layer in (nn.Conv2d(2, 2, 3), CONV):
+        with pytest.raises(InputError, match=r"takes an input without its batch axis; x has the shape \(4, 2, 5, 5\)"):
+            analysis.lipschitz_bound(nn.Sequential(layer, nn.ReLU()), torch.zeros(4, 2, 5, 5))

@@ -12,6 +12,7 @@ import torch
 
 from gconv import GConv, Graph, Grid, OperatorSpec, cite, list_operators
 from gconv import spec as registry
+from gconv.analysis import receptive_field
 from gconv.basis import Identity
 from gconv.mixing import Dense
 from gconv.operators import cheb, conv2d, gat, gcn, global_pool, mixhop, wl_continuous
@@ -86,6 +87,18 @@ NAMED = [
     (lambda: gcn(3, 2)(torch.zeros(3, 3), INDEX), r"gcn\(3, 2\) is a spec, .* layer = GConv\(gcn\(3, 2\)\)"),
     (lambda: GConv(gcn, 3, 2), r"not the function that makes one: write GConv\(gcn\(3, 2\)\)"),
     (lambda: GConv(gcn(3, 2), 3, 2), "GConv takes one spec, but it was given"),
+    (lambda: GConv(gcn(3, 2)).plan(), "GConv.plan: 'x' is missing; its arguments are x, domain, lowering, measure"),
+    (lambda: GConv(gcn(3, 2), dtype=torch.int64), "GConv: dtype must be a floating point type.* but it is torch.int64"),
+    (lambda: receptive_field(3, 4), "2 arguments were given by position, .* A, domain, x; domain, x by name only"),
+    (
+        lambda: Graph(INDEX, 3, *[None] * 9),
+        "Graph: 11 arguments were given by position, but its arguments are edge_ind",
+    ),
+    (lambda: Grid(6, 6), r"Grid takes one shape, such as Grid\(\(32, 32\)\), but 2 arguments were given"),
+    (
+        lambda: GConv(gcn(3, 3)).at(Graph(INDEX)) + 3,
+        r"A \+ B takes two linear maps, but 3 was given; c \* A.I is a mul",
+    ),
     (lambda: GConv(conv2d(1, 1, 3)).at((6, 6)), r"conv2d works on a grid, such as Grid\(\(32, 32\)\), but a tuple"),
 ]
 

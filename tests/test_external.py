@@ -230,6 +230,8 @@ def test_a_bad_line_is_named(tmp_path, text, message):
         build(tmp_path / "graph", tmp_path / "edges.txt", 5, duplicates="refuse")
     with pytest.raises(DiskError, match=r"isn't finished|no graph"):
         DiskGraph.open(tmp_path / "graph")
+    (tmp_path / "edges.txt").write_text("0 1\n1 2\n")  # the corrected file goes into the same folder
+    assert build(tmp_path / "graph", tmp_path / "edges.txt", 5, duplicates="refuse").nodes == 5
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import matplotlib
+import matplotlib.pyplot
 import networkx
 import numpy as np
 import pytest
 import scipy.sparse
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch_geometric.data import Data
 
@@ -47,6 +48,9 @@ NONSENSE = {
     "a class": int,
     "a tensor of integers": torch.zeros(2, 3, dtype=torch.int64),
     "a tensor of seven axes": torch.zeros((1,) * 7),
+    "a type of integers": torch.int64,
+    "a layer": nn.ReLU(),
+    "no text": "",
 }
 RAW = (  # what Python, numpy and torch say of a mistake inside a function
     "object has no attribute",
@@ -79,6 +83,7 @@ WORDS = {  # what messages call an argument, beside its name
     "cols": "selection|index",
     "i": "selection|index",
     "in_channels": "channels",
+    "into": "network",
     "index": "numbers",
     "labels": "label",
     "layers": "layer",
@@ -293,6 +298,10 @@ CALLS: dict[str, Any] = {
         "progress": False,
     },
     "wheel_of": lambda folder: {"name": "pnet", "root": folder},
+    # parallel, in a group of one process
+    "distribute": lambda _: {"model": nn.Sequential(gconv.GConv(gcn(2, 2))), "partition": parallel.shard(ring())},
+    "halo": lambda _: {"S": gconv.GConv(gcn(2, 2)).at(ring()).S, "part_in": parallel.shard(ring())},
+    "shard": lambda _: {"domain": ring()},
     # testing
     "check_operator": lambda _: {"operator": sample(), "dtypes": [torch.float64], "laws": [testing.law_linearity]},
 }
@@ -339,7 +348,6 @@ LEFT_OUT = {
     "Affine", "CacheInfo", "Entry", "Report", "Response", "Halo", "Partition", "ProcessError", "Law", "Case",
     "OperatorSpec", "LinearMap", "Pixels", "Twin", "DiskGraph",
     "Block", "Composed", "Map", "Program", "ProgramMap", "Scaled", "Sum",  # made by the algebra
-    "distribute", "halo", "shard",  # need a process group, see test_parallel
     "Grid.of",  # on the path of every call; it reads images that were checked
     "assert_close",  # raises AssertionError, as it says
     "Bipartite.from_pyg", "Graph.from_pygsp",  # read objects of other libraries, see test_readers
@@ -449,9 +457,9 @@ def wrong_answers(name, argument, folder):
     """What is wrong with the answers of a function to values that are no such argument."""
     function, make = function_of(name), {**CALLS, **METHODS}[name]
     kinds = plain_kinds(hints_of(function).get(argument, Any))
-    named = "|".join(map(re.escape, {name, name.split(".")[-1], argument, *WORDS.get(argument, argument).split("|")}))
+    words = {name, name.split(".")[-1], argument, *WORDS.get(argument, argument).split("|")}
     for what, value in NONSENSE.items():
-        if (name, argument, what) in ALLOWED or (argument == "progress" and what == "a class"):
+        if (name, argument, what) in ALLOWED or (argument == "progress" and what in ("a class", "a layer")):
             continue
         place = folder / what.replace(" ", "-")
         place.mkdir()
@@ -462,6 +470,7 @@ def wrong_answers(name, argument, folder):
             pass  # no file is there
         except (ValueError, TypeError, OSError) as error:
             text, refused = str(error), True
+            named = "|".join(map(re.escape, words | ({"ReLU"} if what == "a layer" else set())))
             if isinstance(error, OSError) and str(value) in text:
                 continue  # which file could not be read or written
             if any(raw in text for raw in RAW) or not re.search(
@@ -478,12 +487,21 @@ def wrong_answers(name, argument, folder):
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def elsewhere(tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GCONV_OFFLINE", "1")
     monkeypatch.delenv("GCONV_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     matplotlib.use("Agg")
+    monkeypatch.setitem(matplotlib.rcParams, "figure.max_open_warning", 0)
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    if name in ("distribute", "halo", "shard"):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+    else:
+        yield
+    matplotlib.pyplot.close("all")
 
 
 ARGUMENTS = [(name, argument) for name, argument in arguments() if not name.startswith("plot_")]
@@ -512,3 +530,30 @@ def test_the_right_calls_are_right(name, tmp_path):
         function(**make(tmp_path))
     except DataError as error:
         assert str(tmp_path) in str(error)  # it asks for the files
+
+
+CALLABLE = [name for name, call in {**CALLS, **METHODS}.items() if call and name not in LEFT_OUT]
+
+
+@pytest.mark.sampled(16)
+@pytest.mark.parametrize("name", CALLABLE)
+def test_calls_of_a_wrong_form_name_the_function_and_an_argument(name, tmp_path):
+    """No argument, too many by position, and an unknown name."""
+    function, short = function_of(name), name.split(".")[-1]
+    right = {**CALLS, **METHODS}[name](tmp_path)
+    parameters = inspect.signature(function).parameters.values()
+    kinds = {p.kind for p in parameters}
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    calls = [lambda: function()] if needed else []
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        calls.append(lambda: function(*right.values(), *[None] * 30))
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        calls.append(lambda: function(**right, magic=1))
+    for call in calls:
+        with pytest.raises(TypeError) as caught:
+            call()
+        text = str(caught.value)
+        assert "\n" not in text and (short in text or name.split(".")[0] in text), text
+        assert any(re.search(rf"\b{p.name}\b", text) for p in parameters) or "magic" in text or "positional" in text

@@ -551,6 +551,12 @@ LISTS = [
     ([(0, 1), (1, 0)], {"undirected": True}, ValueError, r"more than once \(in either direction\)"),
     (PAIRS, {"nodes": ["a", "b"]}, ValueError, "names the node 'c', which is not in nodes"),
     (PAIRS, {"nodes": ["a", "b", "c", "a"]}, ValueError, "nodes lists 'a' more than once"),
+    (
+        csv_file("who,whom\nann,bob\n"),
+        {"nodes": ["ann", "bob"]},
+        ValueError,
+        "names the node 'who', .* If the first line of the file is a header, give source and target as names",
+    ),
     (PAIRS, {"nodes": "abc"}, TypeError, "nodes must be the list of all names"),
     (PAIRS, {"duplicates": "max"}, ValueError, "duplicates must be 'error', 'sum', 'first' or 'keep', but it is 'max'"),
     (PAIRS, {"weight": 2}, ValueError, "Edge 0 .* has 2 entries, so there is no column weight=2"),

@@ -21,7 +21,7 @@ for name, one, style in (("as initialised", layer, "-"), ("clipped at 0.5", clip
     axis.plot(analysis.singular_values(one.at(grid)), style, color="0.1", label=name)
     print(f"{name}: norm {analysis.norm(one.at(grid)):.3f}")
 axis.axhline(0.5, color="0.6", linewidth=1)
-axis.set(xlabel="number", ylabel="singular value", ylim=(0, None))
+axis.set(xlabel="index, in descending order", ylabel="singular value", ylim=(0, None))
 axis.legend()
 
 # %%

@@ -32,6 +32,6 @@ for axis, picture in zip(axes[1:], (zeros, absent), strict=True):
     shown = axis.imshow((picture - whole).where(mask, torch.nan), cmap="RdBu_r", vmin=-0.5, vmax=0.5)
 for axis, title in zip(axes, ("image", "hole filled with zeros", "hole masked"), strict=True):
     axis.set(title=title, xticks=[], yticks=[])
-figure.colorbar(shown, ax=axes, shrink=0.8, label="difference from the blur of the whole image")
+figure.colorbar(shown, ax=axes[1:], shrink=0.8, label="difference from the blur of the whole image")
 for name, picture in (("zeros", zeros), ("masked", absent)):
     print(f"{name}: largest difference {float((picture - whole)[mask].abs().max()):.3f}")

@@ -13,7 +13,8 @@ paper, or were chosen by validation accuracy (see the comments). Options such as
 models that have the parameter.
 
     python -m experiments.sweep citation                             run missing runs, all models with ten seeds first
-    python -m experiments.citation --spec "mine:factory(k=3)"        your own operator in a two-layer network
+    python -m experiments.citation --spec "mine.py:factory(k=3)"     your own operator in a two-layer network
+    python -m experiments.citation --spec ... --compare gcn cheb     the same, in one table with other models
     python -m experiments.citation --dataset Cora --model gcn        a single model
     python -m experiments.citation --dataset PubMed                  another data set, if its files are available
 

@@ -46,6 +46,8 @@ def code_of(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _file(module: str) -> Path:
+    if module.endswith(".py"):  # an operator given by its file
+        return Path(module).expanduser()
     file = getattr(importlib.import_module(module), "__file__", None)
     return Path(file) if file else Path()
 

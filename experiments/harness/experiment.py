@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from experiments.harness.options import RUNS, Data, Outcome, SweepOptions, fields_of, parse
 from experiments.harness.store import Row
@@ -62,7 +62,12 @@ class Experiment:
     def main(self, argv: Sequence[str] | None = None, *, isolate: bool = False) -> None:
         """The command line. Raises: SystemExit."""
         config, options = parse(self.config, SweepOptions, self.about, argv, self.defaults)
-        self.report(self.rows(config, options, isolate))
+        rows = self.rows(config, options, isolate)
+        self.report(rows)
+        if options.compare:
+            from experiments.harness.render import comparison
+
+            print(f"\n{comparison(rows)}")
 
     def rows(self, config: Any, options: SweepOptions, isolate: bool = False) -> list[Row]:
         """Run what is missing of a configuration. Returns: its rows. Raises: SystemExit."""
@@ -70,7 +75,7 @@ class Experiment:
             config = replace(config, **self.smoke)
             options = replace(options, results=options.results or RUNS / "smoke" / f"{self.name}.jsonl")
         try:
-            configs = self.expand(config, options.seeds)
+            configs = [*self.compared(config, options), *self.expand(config, options.seeds)]
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
         return sweep(
@@ -83,6 +88,19 @@ class Experiment:
             launch=options.launch(isolate),
             modules=self.modules,
         )
+
+    def compared(self, config: Any, options: SweepOptions) -> list[Any]:
+        """The runs of the models named by --compare. Raises: ValueError without --spec, or for an unknown model."""
+        if options.compare and not getattr(config, "spec", ""):
+            raise ValueError('--compare goes with an operator of your own, --spec "module:factory(k=3)"')
+        name = "rung" if hasattr(config, "rung") else "model"
+        known = get_args(get_type_hints(self.config).get(name))
+        runs: list[Any] = []
+        for model in options.compare:
+            if known and model not in known:
+                raise ValueError(f"--compare {model}: there is no such {name}; there are {', '.join(known)}")
+            runs += self.expand(replace(config, spec="", **{name: model}), options.seeds)
+        return runs
 
     @staticmethod
     def asdict(config: Any) -> dict[str, Any]:

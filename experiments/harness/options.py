@@ -98,6 +98,8 @@ class SweepOptions(Options):
     """Run tiny sizes (seconds per run), for testing; rows are written to runs/smoke/NAME.jsonl."""
     device: str = "auto"
     """Device for training: auto (the first GPU, else the CPU), cpu, cuda:1 ..."""
+    compare: tuple[str, ...] = ()
+    """With --spec: models to train with the same options and seeds, and to print in one table with your operator."""
 
     def __post_init__(self) -> None:
         """Check the options."""

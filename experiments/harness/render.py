@@ -245,6 +245,33 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     return "\n\n".join([table.caption, grid, *table.remarks(rows), *_unfinished(table, labels, cells), *notes]) + "\n"
 
 
+def comparison(rows: Sequence[Row]) -> str:
+    """Rows of models and of operators given by --spec as one table: test accuracy in %, one column per data set.
+
+    Raises: TableError if a cell would mix configurations or data.
+    """
+    from tabulate import tabulate
+
+    def label(config: Mapping[str, Any]) -> str:
+        file, colon, call = str(config.get("spec") or "").partition(":")
+        return f"{Path(file).name}:{call}" if colon else str(config.get("rung") or config["model"])
+
+    table = Table(
+        name="comparison",
+        experiment="",
+        label="operator",
+        cells=one("data.label", "metrics.test_accuracy"),
+        format=mean_std(100),
+        caption="Test accuracy in %: mean +- standard deviation (number of seeds).",
+        command="",
+        same=("data.hash",),
+    )
+    cells = collect(table, [{**row, "operator": label(row["config"])} for row in rows])
+    labels, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    body = [[one, *(table.format(cells[one, c]) if (one, c) in cells else "-" for c in columns)] for one in labels]
+    return f"{table.caption}\n\n{tabulate(body, ['operator', *columns], tablefmt='pipe', disable_numparse=True)}"
+
+
 def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, str], Sequence[float]]) -> list[str]:
     """A sentence that lists missing runs. Raises: TableError for a cell with too few rows that is not listed."""
     counts = {label: min([len(v) for (name, _), v in cells.items() if name == label], default=0) for label in labels}

@@ -3,8 +3,11 @@
 import ast
 import difflib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gconv import OperatorSpec
@@ -14,7 +17,7 @@ def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
     """The function `(in_channels, out_channels) -> spec` given by a text.
 
     "gconv.operators:cheb(k=3)" gives `cheb(i, o, k=3)`: the experiment supplies the channels, and further arguments
-    must be literals. The module may also be in the current folder.
+    must be literals. The module may also be in the current folder, or given as a path: "ideas/mine.py:factory(k=3)".
 
     Raises: ValueError for a text of another form, a missing module or factory, and arguments that are not literals;
         when called, also if the factory rejects its arguments or does not return a spec.
@@ -73,7 +76,9 @@ def _find(module_name: str, name: str, wrong: Callable[[object], ValueError]) ->
     if "" not in sys.path:
         sys.path.append("")  # the current folder, as with python -m
     try:
-        module = importlib.import_module(module_name)
+        module = _from_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except FileNotFoundError:
+        raise wrong(f"there is no file {module_name}") from None
     except ModuleNotFoundError as error:
         raise wrong(f"there is no module {error.name}") from None
     except Exception as error:
@@ -84,3 +89,23 @@ def _find(module_name: str, name: str, wrong: Callable[[object], ValueError]) ->
     known = [word for word in dir(module) if not word.startswith("_") and callable(getattr(module, word))]
     near = difflib.get_close_matches(name, known, 3)
     raise wrong(f"{module_name} has no {name}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+
+
+def _from_file(name: str) -> ModuleType:
+    """The module in a file; it may import its neighbours. Raises: FileNotFoundError."""
+    if name not in sys.modules:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(name)
+        if (folder := str(path.parent.resolve())) not in sys.path:
+            sys.path.append(folder)
+        found = importlib.util.spec_from_file_location(name, path)
+        assert found is not None and found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        sys.modules[name] = module  # dataclasses look their module up
+        try:
+            found.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -16,6 +16,7 @@ from gconv.analysis.numbers import power_of_two, spectral_norm, wider
 from gconv.arguments import checked
 from gconv.basis import Basis, Stack, entries
 from gconv.domains import Bipartite, Grid, read_graph
+from gconv.errors import InputError
 from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
 from gconv.linear import LinearMap
 from gconv.mixing import plain
@@ -132,8 +133,14 @@ def lipschitz_bound(
     zero = zero if domain is not None else zero.unsqueeze(0)
     graph = None if domain is None else graph_of(domain, zero.shape[-2])
     walker = _Walker(norm_bound if certified else norm, dict(rules or {}))
-    with torch.no_grad():
-        return walker.factor(model, zero, graph)
+    try:
+        with torch.no_grad():
+            return walker.factor(model, zero, graph)
+    except (InputError, OutsideFamily) as error:
+        if domain is None and like.ndim > 3:
+            given = f"x has the shape {tuple(like.shape)}"
+            raise InputError(f"{error} lipschitz_bound takes an input without its batch axis; {given}.") from error
+        raise
 
 
 @dataclass(eq=False)

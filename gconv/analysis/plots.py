@@ -210,7 +210,7 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
         try:
             seen = seen.reshape(tuple(shape))
         except (TypeError, RuntimeError):
-            raise ValueError(f"A field of {seen.numel()} sites cannot be reshaped to {shown(shape)}.") from None
+            raise ValueError(f"A field of {seen.numel()} sites does not have the shape {shown(shape)}.") from None
     if pos is not None:
         pos = _numbers(pos, "plot_receptive_field", (2,), "positions pos (n, 2)")
         if pos.shape != (seen.numel(), 2):

@@ -33,7 +33,11 @@ def read_edge_list(
     number = {name: i for i, name in enumerate(ids)}
     unknown = next((name for name in (*sources, *targets) if name not in number), None)
     if unknown is not None:
-        raise ValueError(f"An edge names the node {shown(unknown)}, which is not in nodes; nodes must list all names.")
+        first = isinstance(edges, str | os.PathLike) and unknown in (sources[0], targets[0])
+        header = " If the first line of the file is a header, give source and target as names." if first else ""
+        raise ValueError(
+            f"An edge names the node {shown(unknown)}, which is not in nodes; nodes must list all names.{header}"
+        )
     pairs = [(number[u], number[v]) for u, v in zip(sources, targets, strict=True)]
     values = [1.0] * len(pairs) if weights is None else [_weight(w, k) for k, w in enumerate(weights)]
     if duplicates != "keep":
@@ -101,7 +105,7 @@ def _weight(value: Any, row: int) -> float:
         return real_number(float(value) if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"The weight of edge {row} (from 0) must be a finite number, but it is {shown(value)}."
+            f"The weight of edge {row} (counted from 0) must be a finite number, but it is {shown(value)}."
         ) from None
 
 
@@ -169,18 +173,18 @@ def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
         if isinstance(row, Mapping):
             for (role, key), column in zip(wanted.items(), found, strict=True):
                 if key not in row:
-                    raise ValueError(f"Edge {k} (from 0) has no key {shown(key)}, given as {role}.")
+                    raise ValueError(f"Edge {k} (counted from 0) has no key {shown(key)}, given as {role}.")
                 column.append(_python(row[key]))
             continue
         if isinstance(row, str | bytes) or (not isinstance(row, Sequence | Tensor) and not hasattr(row, "tolist")):
-            raise TypeError(f"Edge {k} (from 0) must be a pair of names, but it is {shown(row)}.")
+            raise TypeError(f"Edge {k} (counted from 0) must be a pair of names, but it is {shown(row)}.")
         names = range(len(row))
         for (role, column), values in zip(wanted.items(), found, strict=True):
             try:
                 at = columns_of(names, column, role)
             except ValueError:
                 raise ValueError(
-                    f"Edge {k} (from 0) has {len(row)} entries, so there is no column {role}={shown(column)}."
+                    f"Edge {k} (counted from 0) has {len(row)} entries, so there is no column {role}={shown(column)}."
                 ) from None
             values.append(_python(row[at]))
     return found
@@ -228,12 +232,14 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         at = columns_of(header, column, role)
         short = next((k for k, row in enumerate(rows) if len(row) <= at), None)
         if short is not None:
-            raise ValueError(f"{path}: row {short} (from 0) has {len(rows[short])} columns, but {role} is column {at}.")
+            raise ValueError(
+                f"{path}: row {short} (counted from 0) has {len(rows[short])} columns, but {role} is column {at}."
+            )
         found.append([row[at] for row in rows])
     for role, values in zip(wanted, found, strict=True):
         empty = next((k for k, value in enumerate(values) if not value), None)
         if empty is not None:
-            raise ValueError(f"{path}: row {empty} (from 0) has no {role}.")
+            raise ValueError(f"{path}: row {empty} (counted from 0) has no {role}.")
     if all(_is_integer(name) for name in (*found[0], *found[1])):
         found[:2] = [[int(name) for name in end] for end in found[:2]]
     return found

@@ -15,7 +15,7 @@ from gconv.arguments import checked, integer, shown
 from gconv.domains.graph import Graph
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Grid:
     """A regular grid of sites, numbered in row-major order.
 
@@ -34,8 +34,10 @@ class Grid:
 
     shape: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        shape = _read_shape(self.shape)
+    def __init__(self, shape: Sequence[int], *more: Any) -> None:
+        if more:
+            raise TypeError(f"Grid takes one shape, such as Grid((32, 32)), but {1 + len(more)} arguments were given.")
+        shape = _read_shape(shape)
         object.__setattr__(self, "shape", shape)
         if not 1 <= len(shape) <= 3:
             raise ValueError(f"A Grid has one to three axes, but shape {shape} has {len(shape)}.")

@@ -149,7 +149,13 @@ class DiskGraph:
                         f"{folder} holds a graph of other edges or options; delete it or use another folder."
                     )
             if not (folder / "graph.json").exists():
-                _Builder(folder, source, settings, memory, progress).run()
+                resumed = (folder / "work/journal.json").exists()
+                try:
+                    _Builder(folder, source, settings, memory, progress).run()
+                except ValueError:  # once the edges are corrected, the same call is to begin again
+                    if not resumed:
+                        shutil.rmtree(folder / "work", ignore_errors=True)
+                    raise
         return cls.open(folder)
 
     def rows(self, entries: int, rows: int, first: int = 0) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -141,6 +141,10 @@ class Map:
 
     def __add__(self, other: Map) -> Map:
         if not isinstance(other, Map):
+            if isinstance(other, int | float | complex | Tensor):
+                raise TypeError(
+                    f"A + B takes two linear maps, but {shown(other)} was given; c * A.I is a multiple of the identity."
+                )
             return NotImplemented
         from gconv.linear.algebra import add
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gconv.arguments import integer
 from gconv.domains import Edges, Graph, Grid, grid_graph
 
 Channels = int | tuple[int, int]  # of both sets of nodes, or of the sources and of the targets
@@ -124,7 +125,7 @@ def grid(*shape: int) -> Grid:
 
 def ring(n: int = 7) -> Graph:
     """An undirected ring, the graph of a circular grid."""
-    i = torch.arange(n)
+    i = torch.arange(integer(n, "n", 0))
     return Graph(torch.stack([torch.cat([i, (i + 1) % n]), torch.cat([(i + 1) % n, i])]), n)
 
 

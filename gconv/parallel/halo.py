@@ -120,7 +120,12 @@ def halo(S: Basis, part_in: Partition, part_out: Partition | None = None) -> Hal
     Halo(3 rows, 0 of other processes)
     >>> dist.destroy_process_group()
     """
+    from gconv.parallel.partition import Partition
+
     part_out = part_in if part_out is None else part_out
+    if not isinstance(S, Basis) or not (isinstance(part_in, Partition) and isinstance(part_out, Partition)):
+        given = ", ".join(f"a {type(v).__name__}" for v in (S, part_in, part_out))
+        raise TypeError(f"halo takes a structure, such as layer.at(domain).S, and partitions from shard, not {given}.")
     _, m, n = S.shape
     if (m, n) != (part_out.sites, part_in.sites):
         raise ValueError(

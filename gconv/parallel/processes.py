@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.errors import Differentiable
 
 GRACE = 5.0  # seconds to wait for the reports of the remaining processes after a failure
@@ -33,6 +34,7 @@ class Processes:
 
     Raises:
         RuntimeError: if torch.distributed is not initialised.
+        TypeError: if the group is of another type.
         ValueError: if this process is not a member of the group.
     """
 
@@ -42,6 +44,8 @@ class Processes:
                 "gconv.parallel needs a process group: start the processes with torchrun and call "
                 "torch.distributed.init_process_group() before gconv.parallel.shard()."
             )
+        if not (group is None or isinstance(group, dist.ProcessGroup) or group is dist.GroupMember.NON_GROUP_MEMBER):
+            raise TypeError(f"group must be a process group of torch.distributed or None, but it is {shown(group)}.")
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("This process is not a member of the given group.")

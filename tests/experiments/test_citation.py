@@ -201,6 +201,20 @@ def test_rows_hold_the_whole_recipe_and_are_not_repeated(embedded, monkeypatch, 
     assert "sgc    Cora" in capsys.readouterr().out
 
 
+def test_an_operator_in_a_file_of_ones_own_stands_in_a_table_with_gcn(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("from helper import filter\n")
+    (tmp_path / "helper.py").write_text("from gconv.operators import cheb as filter\n")
+    spec = f"{tmp_path}/mine.py:filter(k=2)"
+    argv = ["--smoke", "--seeds", "2", "--results", str(tmp_path / "r.jsonl"), "--spec", spec, "--compare"]
+    citation.main([*argv, "gcn", "mlp"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    names = [line.split("|")[1].strip() for line in lines]
+    assert names[0] == "operator" and names[2:] == ["gcn", "mlp", "mine.py:filter(k=2)"]
+    assert all(re.search(r"\d\d\.\d \+- \d+\.\d \(2\)", line) for line in lines[2:])
+    with pytest.raises(SystemExit, match="error: there is no model 'gnc'; there are mlp"):
+        citation.main([*argv, "gnc"])
+
+
 def test_committed_rows_are_of_these_recipes_and_every_miss_has_its_cause():
     """The table is what this code gives: rows of older recipes must be deleted, a miss must be explained."""
     rows = common.Results(common.RESULTS / "citation.jsonl").rows()

@@ -156,6 +156,7 @@ def test_a_spec_is_read_without_running_its_text():
         "os:getcwd": "did you mean|takes",
         "gconv.operators:cheb": "k",
         "torch:empty": "returns Tensor, not an OperatorSpec",
+        "no/such/file.py:cheb": "there is no file no/such/file.py",
     }.items():
         with pytest.raises(ValueError, match=says) as caught:
             read_spec(text)(2, 3)
@@ -170,6 +171,10 @@ def test_an_operator_of_ones_own_stands_in_the_table(tmp_path, capsys):
     assert "cheb(k=2), width 8" in out and "conv2d(3, padding=1), width 8" in out
     with pytest.raises(SystemExit, match=r"error: --spec gconv\.operators:chebb: .* did you mean cheb"):
         ladder.main([*argv, "gconv.operators:chebb"])
+    with pytest.raises(SystemExit, match="error: --compare 5: there is no such rung; there are all, 9, 6"):
+        ladder.main([*argv, "gconv.operators:cheb(k=2)", "--compare", "5"])
+    with pytest.raises(SystemExit, match="error: --compare goes with an operator of your own, --spec"):
+        ladder.main([*argv[:-1], "--compare", "9"])
 
 
 # -- the ladder ----------------------------------------------------------------------------------------------------
