@@ -240,7 +240,7 @@ def accepts(value: Any, hint: Any) -> bool:
             return bool(torch.device(value))
         except RuntimeError:
             return False
-    if value == "" and isinstance(value, str) and any((get_origin(part) or part) is os.PathLike for part in parts):
+    if isinstance(value, str) and not value and any((get_origin(part) or part) is os.PathLike for part in parts):
         return False
     return any(_accepts_one(value, part) for part in parts)
 
