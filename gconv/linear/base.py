@@ -140,11 +140,11 @@ class Map:
         raise TypeError(f"A @ x takes a torch tensor or another linear map, but {shown(other)} was given.")
 
     def __add__(self, other: Map) -> Map:
+        if isinstance(other, int | float | complex | Tensor):
+            raise TypeError(
+                f"A + B takes two linear maps, but {shown(other)} was given; c * A.I is a multiple of the identity."
+            )
         if not isinstance(other, Map):
-            if isinstance(other, int | float | complex | Tensor):
-                raise TypeError(
-                    f"A + B takes two linear maps, but {shown(other)} was given; c * A.I is a multiple of the identity."
-                )
             return NotImplemented
         from gconv.linear.algebra import add
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis import Basis, entries
 from gconv.errors import Differentiable
 from gconv.parallel.processes import Processes
@@ -124,8 +125,10 @@ def halo(S: Basis, part_in: Partition, part_out: Partition | None = None) -> Hal
 
     part_out = part_in if part_out is None else part_out
     if not isinstance(S, Basis) or not (isinstance(part_in, Partition) and isinstance(part_out, Partition)):
-        given = ", ".join(f"a {type(v).__name__}" for v in (S, part_in, part_out))
-        raise TypeError(f"halo takes a structure, such as layer.at(domain).S, and partitions from shard, not {given}.")
+        raise TypeError(
+            "halo takes a structure, such as layer.at(domain).S, and partitions from shard, not "
+            f"{shown(S)}, {shown(part_in)} and {shown(part_out)}."
+        )
     _, m, n = S.shape
     if (m, n) != (part_out.sites, part_in.sites):
         raise ValueError(

@@ -44,7 +44,8 @@ class Processes:
                 "gconv.parallel needs a process group: start the processes with torchrun and call "
                 "torch.distributed.init_process_group() before gconv.parallel.shard()."
             )
-        if not (group is None or isinstance(group, dist.ProcessGroup) or group is dist.GroupMember.NON_GROUP_MEMBER):
+        known = group is None or isinstance(group, dist.ProcessGroup) or group is dist.GroupMember.NON_GROUP_MEMBER
+        if not known:
             raise TypeError(f"group must be a process group of torch.distributed or None, but it is {shown(group)}.")
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
