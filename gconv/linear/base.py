@@ -139,7 +139,7 @@ class Map:
             return self.apply(other)
         raise TypeError(f"A @ x takes a torch tensor or another linear map, but {shown(other)} was given.")
 
-    def __add__(self, other: Map) -> Map:
+    def __add__(self, other: Any) -> Map:
         if isinstance(other, int | float | complex | Tensor):
             raise TypeError(
                 f"A + B takes two linear maps, but {shown(other)} was given; c * A.I is a multiple of the identity."
