@@ -95,7 +95,8 @@ def draw(axes: Any, rows: Sequence[common.Row]) -> None:
             gain = torch.tensor([metrics["gain"] for metrics in found]).mean(0)
             axes.plot(found[0]["frequency"], gain, "--" if model in FILTERS[:4] else "-", label=model)
     axes.set(xlabel="eigenvalue of the normalised Laplacian", ylabel="gain, relative to the largest", ylim=(0, 1.05))
-    axes.legend(ncols=2, fontsize="small")
+    if axes.lines:
+        axes.legend(ncols=2, fontsize="small")
 
 
 FIGURE = Figure(

@@ -217,13 +217,21 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             "ladder",
             "studies",
             "superpixels",
+            "pixel_operators",
+            "anchor",
             "data_parallel",
             "overfitting",
             "multiply_adds",
             "checkerboard",
             "finetune",
         ):
-            r["metrics"] = metrics | {"test_accuracy": 0.6, "network": "9", "parameters": 9, "most": 2.0}
+            r["metrics"] = metrics | {
+                "test_accuracy": 0.6,
+                "network": "9",
+                "parameters": 9,
+                "most": 2.0,
+                "six_views": 0.6,
+            }
         assert "no rows yet: `" not in render.render(table, [r]), table.name
     assert len({t.name for t in tables.TABLES}) == len(tables.TABLES)
     for figure in tables.FIGURES:
