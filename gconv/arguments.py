@@ -296,9 +296,7 @@ def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
 
     def decorate(cls: type[C]) -> type[C]:
         init = cls.__init__
-        signature = inspect.signature(init)
-        visible = signature.replace(parameters=list(signature.parameters.values())[1:])
-        known = tuple(visible.parameters)
+        known = tuple(inspect.signature(init).parameters)[1:]
 
         @wraps(init)
         def explained(self: C, *args: Any, **kwargs: Any) -> None:
@@ -307,6 +305,8 @@ def explain_keywords(**meanings: str) -> Callable[[type[C]], type[C]]:
             except Exception as error:
                 if type(error) not in RAW_ERRORS:
                     raise
+                signature = inspect.signature(init)  # not in the closure, where torch.compile does not support one
+                visible = signature.replace(parameters=list(signature.parameters.values())[1:])
                 bind(visible, cls.__name__, args, kwargs, meanings)
                 hints = _evaluated(init)
                 for key, value in {**dict(zip(known, args, strict=False)), **kwargs}.items():

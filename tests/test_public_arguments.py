@@ -302,6 +302,7 @@ CALLS: dict[str, Any] = {
     "distribute": lambda _: {"model": nn.Sequential(gconv.GConv(gcn(2, 2))), "partition": parallel.shard(ring())},
     "halo": lambda _: {"S": gconv.GConv(gcn(2, 2)).at(ring()).S, "part_in": parallel.shard(ring())},
     "shard": lambda _: {"domain": ring()},
+    "sync_batch_norm": lambda _: {"module": nn.Sequential(nn.BatchNorm2d(2))},
     # testing
     "check_operator": lambda _: {"operator": sample(), "dtypes": [torch.float64], "laws": [testing.law_linearity]},
 }
@@ -495,7 +496,7 @@ def elsewhere(tmp_path, monkeypatch, request):
     matplotlib.use("Agg")
     monkeypatch.setitem(matplotlib.rcParams, "figure.max_open_warning", 0)
     name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
-    if name in ("distribute", "halo", "shard"):
+    if name in ("distribute", "halo", "shard", "sync_batch_norm"):
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         yield
         dist.destroy_process_group()

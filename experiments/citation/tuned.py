@@ -15,8 +15,8 @@ from experiments.citation import networks, search
 from experiments.citation.networks import DATASETS, Config, load
 from experiments.citation.recipes import MODELS, RECIPES, Recipe
 from experiments.harness.experiment import Experiment
-from experiments.harness.options import RESULTS, RUNS, fields_of
-from experiments.harness.store import Results, Row
+from experiments.harness.options import Options, fields_of
+from experiments.harness.store import Row
 
 FIRST = 100
 """The first seed."""
@@ -24,8 +24,7 @@ FIRST = 100
 
 def chosen() -> dict[tuple[str, str], tuple[Recipe, float]]:
     """The result of the search, from the committed rows and the user's; GCN on the embedded graph has its recipe."""
-    name = f"{search.EXPERIMENT.name}.jsonl"
-    sources = Results(RUNS / name, known=RESULTS / name).sources()
+    sources = Options().open(search.EXPERIMENT.name).sources()
     found = search.best({row["key"]: row for _, rows in sources for row in rows}.values())
     return {("gcn", "embedded"): (RECIPES["gcn"], 0.0), **found}
 

@@ -233,8 +233,9 @@ def heat(t: float = 1.0, k: int | None = None) -> Parts:
 
     >>> import torch
     >>> from gconv import GConv
-    >>> GConv(heat(3.0))(torch.ones(7, 1), ring(7)).flatten()[:3]  # heat is kept on a regular graph
-    tensor([1.0000, 1.0000, 1.0000])
+    >>> y = GConv(heat(3.0))(torch.ones(7, 1), ring(7))
+    >>> torch.allclose(y, torch.ones(7, 1))  # heat is kept on a regular graph
+    True
     """
     if not 0 < t < math.inf:
         raise ValueError(f"t is a time and must be a positive number, but it is {t!r}.")
