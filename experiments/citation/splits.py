@@ -10,12 +10,14 @@ the split as well as the initial weights. Networks are compared by the differenc
     python -m experiments.citation.splits --spec "mine:factory(k=3)"
 """
 
+from dataclasses import replace
+
 import torch
 
 from experiments.citation import networks
-from experiments.citation.networks import Config, Task, expand, load
+from experiments.citation.networks import Config, Task, load
 from experiments.harness import common
-from experiments.harness.experiment import Experiment, Place
+from experiments.harness.experiment import Place
 
 PER_CLASS, VALIDATION, TEST = 20, 500, 1000
 
@@ -53,19 +55,12 @@ def run(config: Config, place: Place) -> common.Outcome:
     return networks.train(split(task, config.seed, **sizes).to(common.device(place.device)), config)
 
 
-EXPERIMENT = Experiment(
+EXPERIMENT = replace(
+    networks.EXPERIMENT,
     name="citation_splits",
     about=__doc__ or "",
-    config=Config,
-    expand=expand,
     run=run,
-    data=lambda config, root: load(config.dataset, root)[1],
     smoke={"epochs": 2, "dataset": "embedded", "model": "gcn"},
-    report=networks.report,
-    modules=networks.EXPERIMENT.modules,
-    measured=networks.EXPERIMENT.measured,
-    tolerance=networks.EXPERIMENT.tolerance,
-    defaults={"seeds": 20},
 )
 
 main = EXPERIMENT.main

@@ -11,10 +11,10 @@ shift but no scale.
 
 Protocol: all 50,000 training images, the recipe of `experiments.images.ladder` (Nesterov SGD, linear increase and
 decrease of the learning rate, mirrored and shifted images) with batches of 256, a peak of 0.2, label smoothing of 0.2
-and nine epochs, which take about an hour on two cores without bfloat16. Nothing is selected; the test images are read
-once, after the last epoch, as they are and as the mean over six views (shifted by -1, 0 and 1 pixels along the
-diagonal, and mirrored). Published, on the official pixels and on a GPU: 93 % for this size (airbench93), 94 % for
-twice the cost.
+and nine epochs, whose time on two cores is an hour by an estimate from the rows of the ladder. Nothing is selected; the
+test images are read once, after the last epoch, as they are and as the mean over six views (shifted by -1, 0 and 1
+pixels along the diagonal, and mirrored). Published, on the official pixels and on a GPU: 93 % for this size
+(airbench93), 94 % for twice the cost.
 
     python -m experiments.images.anchor                train with all threads; an interrupted run continues
     python -m experiments.images.anchor --epochs 2     a short run

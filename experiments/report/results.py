@@ -149,7 +149,8 @@ TABLES: tuple[Table, ...] = (
         where=(("config.epochs", 9), ("config.limit", None), ("config.width", 64)),
         caption=(
             "A CNN of airbench's shape (93 % on the official pixels is published for this size, with 11 epochs and "
-            "more tricks), trained for nine epochs with the ladder's recipe, about an hour on two cores in float32. "
+            "more tricks), trained for nine epochs with the ladder's recipe in float32, by an estimate an hour on two "
+            "cores. "
             "Test accuracy in % after the last epoch, without model selection, of the images as they are and of the "
             "mean over six shifted and mirrored views."
         ),
