@@ -93,7 +93,14 @@ def _supports(structure: Structure, *tensors: Tensor) -> bool:
     return one_dtype and structure[0].dtype == torch.int32 and native.supports(x)
 
 
+def _half(*tensors: Tensor) -> bool:
+    """Whether all tensors have the same 16-bit dtype. They are processed in float32, which gives the same maxima."""
+    return tensors[0].dtype in (torch.float16, torch.bfloat16) and len({t.dtype for t in tensors}) == 1
+
+
 def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
+    if _half(values, x):
+        return _max_cpu(values.float(), x.float(), *structure).to(x.dtype)
     if not _supports(structure, values, x):
         return _max_torch(values, x, *structure)
     crow, col = structure[:2]
@@ -107,6 +114,12 @@ def _max_cuda(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     return _max_torch(values, x, *structure)
 
 
+def _in_float(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> tuple[Tensor, ...]:
+    """16-bit arguments of a derivative in float32, with y recomputed: it was rounded, and ties need exact maxima."""
+    values, x = values.float(), x.float()
+    return values, x, _max_cpu(values, x, *structure), dy.float()
+
+
 def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
     """dy divided by the number of ties."""
     ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, empty(y, y.shape), y)
@@ -114,6 +127,8 @@ def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structur
 
 
 def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
+    if _half(values, x, y, dy):
+        return _dx_cpu(*_in_float(values, x, y, dy, *structure), *structure).to(x.dtype)
     if not _supports(structure, values, x, y, dy):
         return _dx_torch(values, x, y, dy, *structure)
     _, _, crow, col, order, _ = structure
@@ -122,6 +137,8 @@ def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor
 
 
 def _dvalues_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
+    if _half(values, x, y, dy):
+        return _dvalues_cpu(*_in_float(values, x, y, dy, *structure), *structure).to(values.dtype)
     if not _supports(structure, values, x, y, dy):
         return _dvalues_torch(values, x, y, dy, *structure)
     crow, col = structure[:2]
