@@ -258,6 +258,23 @@ def test_maximum_and_its_gradients_are_torchs(width, batch, dtype):
         assert_close(f"gradient in {what}", g, w, 1e-12 if dtype == DOUBLE else 1e-5)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_maximum_in_half_precision_is_the_one_in_float32_rounded(half, monkeypatch):
+    """Value and gradients, without the arrays of messages that torch's operators would write."""
+    csr = CSR.build(torch.randint(0, 40, (200,)), torch.randint(0, 30, (200,)), 45, 30)
+    values, x, dy = torch.randn(200), torch.randn(2, 30, 5), torch.randn(2, 45, 5).to(half)
+    pairs = [(values.to(half).requires_grad_(), x.to(half).requires_grad_())]
+    pairs.append(tuple(t.detach().float().requires_grad_() for t in pairs[0]))
+    if native.LIBRARY is not None:
+        monkeypatch.setattr(maximum, "_messages", None)
+    y, wanted = (segment_max(csr, *pair) for pair in pairs)
+    assert y.dtype == half
+    assert torch.equal(y, wanted.to(half))
+    found = torch.autograd.grad(y, pairs[0], dy)
+    for got, want in zip(found, torch.autograd.grad(wanted, pairs[1], dy.float()), strict=True):
+        assert torch.equal(got, want.to(half))
+
+
 def test_maximum_is_differentiable_twice_and_a_good_operator():
     csr, values, x, _ = problem()
     values.requires_grad_()

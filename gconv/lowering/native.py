@@ -89,10 +89,9 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         n + 2 * p - ((o - 1) * s + dl * (k - 1) + 1)
         for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
     ]
-    y = CONV_T[d](x, weight, None, S.stride, inner, extra, groups, S.dilation)
-    if padding is None:
-        y = S.unpad(y.movedim(-d - 1, -1)).movedim(-1, -d - 1)
-    return _add_bias(y, bias, d)
+    inside = None if padding is None else bias  # unpadding adds up sites, so the bias is added after it
+    y = CONV_T[d](x, weight, inside, S.stride, inner, extra, groups, S.dilation)
+    return y if padding is not None else _add_bias(S.unpad(y.movedim(-d - 1, -1)).movedim(-1, -d - 1), bias, d)
 
 
 def _add_bias(y: Tensor, bias: Tensor | None, d: int) -> Tensor:

@@ -114,9 +114,11 @@ def _gather(S: Basis, p: Problem, width: int, into: float, back: bool) -> Cost:
     """
     n = S.shape[2]
     rows, out = S.nnz * width * p.b, into * width * p.b
-    row = p.item * (min(p.b, LANES) if width == 1 and S.linear else width)  # signals of one channel are interleaved
+    linear = S.linear
+    item = p.item if linear else max(4, p.item)  # maxima are computed in float32 or float64
+    row = item * (min(p.b, LANES) if width == 1 and linear else width)  # signals of one channel are interleaved
     table = 0.0 if S.is_grid else float(row * n)
-    linear, read = S.linear, p.item * rows
+    read = item * rows
     work = (
         Work("gather" if linear else "scatter", read * (1 + back * linear), row, table),
         Work("scatter back", read * back * (not linear), row),
