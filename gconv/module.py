@@ -31,10 +31,12 @@ from gconv.kernels import (
     call_kind,
     concrete,
     constant_of,
+    eagerly,
     is_jit_tracing,
     is_plain_eager,
     lasting,
     leave,
+    may_interrupt,
     tracing,
     untraced,
 )
@@ -409,6 +411,8 @@ class GConv(nn.Module):
     def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""
         if not is_jit_tracing():
+            if isinstance(domain, Tensor) and may_interrupt():  # S is then cached, as in eager calls
+                return eagerly(GConv.forward, self, x, domain, lowering=lowering, **edges)
             return self._run(x, domain, edges, lowering)
         with tracing():
             return self._run(x, domain, edges, lowering)

@@ -6,7 +6,9 @@ from oracles.pyg_layers import BUILDS, CASES, HOW, IDS, edge_arguments, strictly
 from torch import nn
 from torch_geometric import nn as pyg
 
-from gconv import convert
+from gconv import GConv, convert
+from gconv.domains.reading import recall
+from gconv.operators import gcn
 from gconv.operators.shapes import messy
 from gconv.testing import assert_close
 
@@ -90,6 +92,7 @@ MODELS = {
     "Cheb": lambda: pyg.ChebConv(3, 2, 3),
 }
 QUICK = ("GCNConv",)
+INTERRUPTED = pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch reads it where a graph is interrupted
 EVERY = pytest.mark.parametrize("name", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODELS])
 
 
@@ -108,6 +111,39 @@ def test_one_compiled_model_takes_graphs_of_any_size(name):
         torch._dynamo.mark_dynamic(x, 0), torch._dynamo.mark_dynamic(edge_index, 1)
         with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
             assert_close("compiled", run(x, edge_index), model(x, edge_index), 1e-5)
+
+
+@INTERRUPTED
+@EVERY
+def test_a_model_compiled_in_parts_runs_its_graph_layers_as_in_eager_calls(name):
+    """Value and gradients on one graph after another; nothing is compiled again for a new one."""
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    twin = convert(model)
+    torch._dynamo.reset()
+    run = torch.compile(lambda x, edge_index: twin(x.tanh(), edge_index).sin(), backend="aot_eager")
+    for k in range(5):
+        x, edge_index = on(10, 30)
+        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
+            ours = run(leaves[0], edge_index)
+        theirs = model(leaves[1].tanh(), edge_index).sin()
+        assert_close("compiled in parts", ours, theirs, 1e-5)
+        for y in (ours, theirs):
+            y.square().sum().backward()
+        assert_close("its gradient", leaves[0].grad, leaves[1].grad, 1e-4)
+        assert recall(edge_index, 10) is not None, "the graph was read, and is kept, as in eager calls"
+
+
+@INTERRUPTED
+def test_a_native_layer_compiled_in_parts_runs_as_in_eager_calls():
+    torch._dynamo.reset()
+    layer = GConv(gcn(3, 2))
+    run = torch.compile(lambda x, edge_index: layer(x.tanh(), edge_index).sin(), backend="aot_eager")
+    for k in range(3):
+        x, edge_index = on(10, 30)
+        with torch.compiler.set_stance("fail_on_recompile" if k else "default"):
+            assert_close("compiled in parts", run(x, edge_index), layer(x.tanh(), edge_index).sin(), 1e-5)
 
 
 @EVERY

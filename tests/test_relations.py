@@ -116,6 +116,14 @@ def test_gin_learns_eps():
     assert_close("gradient in eps", layer.eps.grad, x.sum().reshape(1), 1e-12)
 
 
+def test_an_eps_that_is_not_trained_is_read_in_each_call():
+    layer, x = GConv(gin(train_eps=True), dtype=DOUBLE), torch.randn(7, 2, dtype=DOUBLE)
+    layer.eps.requires_grad_(False)
+    for eps in (0.0, 0.5, -2.0):
+        layer.load_state_dict({"eps": torch.tensor([eps])})
+        assert_close(f"eps = {eps}", layer(x, ring(7)), GConv(gin(eps=eps))(x, ring(7)), 1e-12)
+
+
 def test_feast_depends_on_differences_alone():
     layer, x = GConv(feast(3, 2, heads=3), dtype=DOUBLE), torch.randn(7, 3, dtype=DOUBLE)
     here, there = layer.at(ring(), x=x), layer.at(ring(), x=x + torch.tensor([1.0, -2.0, 3.0], dtype=DOUBLE))

@@ -22,7 +22,7 @@ from gconv.interop.maps import as_linear_map
 from gconv.interop.peer import ConvertedState, LeftAlone, Unweighted, original_class
 from gconv.interop.peers import describe, find, is_pyg, obstacle
 from gconv.interop.repeated import Repeated
-from gconv.kernels import at_trace_time, is_jit_tracing, tracing
+from gconv.kernels import at_trace_time, eagerly, is_jit_tracing, may_interrupt, tracing
 from gconv.linear import Map
 from gconv.module import NOT_SCRIPTABLE
 from gconv.plan import Plan
@@ -127,6 +127,8 @@ def convertible(cls: type) -> type:
     @wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if on_graphs and torch.compiler.is_dynamo_compiling():
+            if may_interrupt():  # S is then cached for each edge_index, as in eager calls
+                return eagerly(forward, self, *args, **kwargs)
             if self._changed:
                 _renewed(self)
             y = peer.call(self, *args, **kwargs) if _ready(self) else None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gconv import operators
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
-from gconv.interop.torch_nn import linear_call, on_axes, short
+from gconv.interop.torch_nn import on_axes, product_call, short
 from gconv.spec import OperatorSpec
 
 layers = keras.layers
@@ -227,7 +227,7 @@ def dense_call(layer: Any, inputs: Any, training: Any = None) -> Tensor | None:
     """layer(inputs) of Dense; float64 inputs run in Keras, which multiplies them in float32."""
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs.dtype == torch.float64:
         return None
-    return activated(layer, linear_call(layer, inputs))
+    return activated(layer, product_call(layer, inputs))
 
 
 CONV = Peer(conv_spec, conv_weights, call, notes, after=after)

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.kernels import constant_of, is_plain_eager
 from gconv.lowering.images import LAST, suggests_last
 from gconv.lowering.native import keeps_format
 from gconv.operators.shapes import per_axis
@@ -339,11 +341,18 @@ SHUFFLED = in_its_format(shuffle_call)
 
 
 def linear_call(layer: Any, input: Tensor) -> Tensor | None:
-    """layer(x) of a linear layer of torch or PyG."""
+    """layer(x) of a linear layer of torch or PyG, whose weight is (o, i)."""
+    return product_call(layer, input, layer.weight)
+
+
+def product_call(layer: Any, input: Tensor, weight: Tensor | None = None) -> Tensor | None:
+    """layer(x) of a layer that multiplies the channels by a matrix; weight: (o, i), if it is stored as a matrix."""
     if input.layout is not torch.strided:  # a plain product with a sparse matrix
         return None
     if not input.ndim or not input.is_floating_point() or not input.numel():
         return None
+    if weight is not None and layer._repeated is None and is_plain_eager() and constant_of(input) is None:
+        return F.linear(input, weight, layer.bias)  # what the engine would run, without the fixed cost of a plan
     y = run(layer, input.reshape(-1, input.shape[-1]).t())
     return y.t().unflatten(0, input.shape[:-1]) if input.ndim != 1 else y[:, 0]
 

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gconv import operators
 from gconv.interop.peer import Peer
-from gconv.interop.torch_nn import linear_call, on_axes
+from gconv.interop.torch_nn import on_axes, product_call
 from gconv.spec import OperatorSpec
 
 
@@ -22,7 +22,7 @@ PEERS: dict[type, Peer] = {
     Conv1D: Peer(
         conv1d_spec,
         lambda layer: {"weight": layer.weight.unsqueeze(0), "bias": layer.bias},
-        linear_call,
+        lambda layer, x: product_call(layer, x, layer.weight.t()),
         lambda layer: ["all axes but the last are sites", "the weight is stored as (in, out)"],
         settle=on_axes(conv1d_spec),
     )

@@ -229,6 +229,37 @@ def leave(owner: object, name: str, value: object) -> str:
     return f"_traced_{name}"
 
 
+@at_trace_time
+def _whole_graph() -> str | None:
+    context = torch._guards.TracingContext.try_get()
+    shapes = getattr(getattr(context, "fake_mode", None), "shape_env", None)
+    return "yes" if getattr(shapes, "allow_dynamic_output_shape_ops", True) else None
+
+
+def may_interrupt() -> bool:
+    """Whether the current call is compiled by torch.compile without fullgraph=True.
+
+    The compiler then records no operation whose result has a size that depends on values, as S of an edge_index does.
+    """
+    return torch.compiler.is_dynamo_compiling() and _whole_graph() is None
+
+
+_EAGER = SimpleNamespace()
+
+
+@at_trace_time
+def _eager_call() -> str:
+    if not hasattr(_EAGER, "call"):
+        _EAGER.call = torch.compiler.disable(lambda function, args, kwargs: function(*args, **kwargs))
+    return "call"
+
+
+def eagerly(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """A call in a compiled function that is not compiled, which interrupts the graph."""
+    result: T = getattr(_EAGER, _eager_call())(function, args, kwargs)
+    return result
+
+
 def bare(t: Tensor) -> Tensor:
     """An integer tensor without wrappers of differentiation transforms, which do not affect integers."""
     if torch.compiler.is_compiling():

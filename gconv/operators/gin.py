@@ -34,8 +34,12 @@ class Sum(GraphStructure):
         return {"eps": Parameter((1,), "constant", self.eps)} if self.train_eps else {}
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Taps:
-        if not self.train_eps:
-            return adjacency(domain, call.x.dtype, loops="own", fill=1 + self.eps, weighted=False)
+        eps: float | None = self.eps
+        if self.train_eps:
+            frozen = call.kind == "eager" and theta["eps"].is_cpu and not theta["eps"].requires_grad
+            eps = float(theta["eps"]) if frozen else None
+        if eps is not None:
+            return adjacency(domain, call.x.dtype, loops="own", fill=1 + eps, weighted=False)
         entries, edge = pattern(domain, "own")
         values = torch.where(edge < 0, 1 + theta["eps"].to(call.x.dtype), 1.0)
         return Taps(entries, scaled(domain, edge, values))
