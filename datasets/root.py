@@ -118,13 +118,16 @@ MAX_FILE_BYTES = 2**28  # the largest file of these data sets has 31 MB
 def read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a file. Raises: DataCorrupt if it cannot be read, or is larger than any supported file."""
     try:
-        if path.stat().st_size > most:
-            raise DataCorrupt(
-                f"{path} has more than {most >> 20} MiB, so it is not the file that its name says; delete it."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise DataCorrupt(f"{path} cannot be read: {error.strerror or error}.") from error
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            blob = b"" if size > most else file.read(size or most + 1)  # devices and pipes have no size
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DataCorrupt(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if size > most or len(blob) > most:
+        raise DataCorrupt(
+            f"{path} has more than {most >> 20} MiB, so it is not the file that its name says; delete it."
+        )
+    return blob
 
 
 @checked

@@ -45,6 +45,16 @@ def pages(root: Path) -> list[Path]:
     return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
+def check_folders(config: Config) -> None:
+    """Check the folders of a call: without rows, all tables would be emptied. Raises: ValueError."""
+    if not (config.root / "README.md").is_file():
+        raise ValueError(f"--root {config.root} must be a folder with README.md and docs/, and it has no README.md")
+    if not config.results.is_dir():
+        raise ValueError(f"--results {config.results} must be the folder with the rows, and there is no such folder")
+    if config.figures.exists() and not config.figures.is_dir():
+        raise ValueError(f"--figures {config.figures} must be a folder, and it is a file")
+
+
 def _fill(text: str, results: Path) -> str:
     return front.fill(features.fill(operators.fill(render.fill(text, results, TABLES))), results)
 
@@ -55,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = tyro.cli(Config, description=__doc__, args=argv)
     try:
+        check_folders(config)
         old = {page: page.read_text(encoding="utf-8") for page in pages(config.root)}
         new = {page: _fill(text, config.results) for page, text in old.items()}
         rows = {f: render.select(render.load(config.results, f.experiment), f.where) for f in FIGURES}
@@ -77,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             trial.write_text(new[page], encoding="utf-8")
             os.replace(trial, page)
             print(f"wrote {page}")
-    except (TableError, OSError) as error:
+    except (TableError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -110,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = tyro.cli(Config, description=__doc__, args=argv)
+    if not config.results.is_dir():
+        raise SystemExit(f"error: --results {config.results} must be a folder with rows, and it is none")
     try:
         device(config.device)
     except ValueError as error:
@@ -143,7 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         done, failed = done + 1, failed + bool(wrong)
         print(f"{title}: {'; '.join(wrong) or 'the same'}", flush=True)
     if not done:
-        raise SystemExit("error: no row was run again: there is none, or none that the budget allows")
+        where = f"{config.results} has none of {config.table or 'any table'}"
+        reason = "none takes less than --budget; give more minutes" if any(rows.values()) else where
+        raise SystemExit(f"error: no row was run again: {reason}")
     if failed:
         raise SystemExit(f"error: {failed} of {done} rows differ")
     print(f"{done} rows, all the same", file=sys.stderr)

@@ -18,12 +18,18 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import inspect
+import math
 import platform
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:  # --help needs neither torch nor the package
+    from gconv.spec import OperatorSpec
+
+DEFAULT_EDGES = 10_000  # of the random graph of `plan`
 EXTRAS = {"graph": ("torch-geometric", "networkx", "scipy"), "experiments": ("matplotlib", "pandas", "tyro")}
 OWN_OPTIONS = {
     "calibrate": "calibrate/__main__.py",
@@ -89,22 +95,44 @@ def _text(name: str) -> str:
     return inspect.getdoc(operator(name).factory) or name
 
 
-def plan(text: str, shape: Sequence[int], edges: int) -> str:
+def plan(text: str, shape: Sequence[int], edges: int | None = None) -> str:
     """The plan of a layer, given as `name(arguments)`, for an input of this shape, with gradients.
 
     Raises:
-        ValueError: if the text is not an operator with its arguments, or the input does not fit.
+        ValueError: if the text is not an operator with its arguments, or the input does not fit the layer or the
+            memory of this machine.
     """
-    import torch
-
-    import gconv
+    from gconv.errors import allocator_says, ran_out_of_memory
     from gconv.spec import OperatorSpec
 
     if min(shape) < 1:
         raise ValueError(f"the sizes of the input must be at least 1, but they are {list(shape)}")
-    if edges < 0:
+    if edges is not None and edges < 0:
         raise ValueError(f"--edges must be at least 0, but it is {edges}")
-    layer = gconv.GConv(OperatorSpec.parse(text))
+    if 4 * math.prod(shape) > sys.maxsize or 16 * (edges or 0) > sys.maxsize:
+        graph = "" if edges is None else f" with {edges} edges"
+        raise ValueError(f"an input of shape {list(shape)}{graph} has more bytes than can be addressed")
+    spec = OperatorSpec.parse(text)
+    if edges is not None and spec.structure.domain == "grid":
+        raise ValueError(f"--edges is for operators on graphs, and {spec.name} is one on grids; leave it out")
+    try:
+        return _plan(spec, shape, DEFAULT_EDGES if edges is None else edges)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error) and not isinstance(error, MemoryError):
+            raise
+        said = allocator_says(error).rpartition("DefaultCPUAllocator: ")[2] if str(error) else "out of memory"
+        raise ValueError(
+            f"{text} and an input of shape {list(shape)} are too large for the memory of this machine; choose smaller "
+            f"sizes ({said})"
+        ) from None
+
+
+def _plan(spec: OperatorSpec, shape: Sequence[int], edges: int) -> str:
+    import torch
+
+    import gconv
+
+    layer = gconv.GConv(spec)
     x = torch.zeros(tuple(shape))
     if layer.spec.structure.domain == "grid":
         return str(layer.plan(x))
@@ -165,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     planned.add_argument(
         "shape", nargs="+", type=int, help="shape of the input: batch, channels, grid; or nodes, channels"
     )
-    planned.add_argument("--edges", type=int, default=10000, help="number of edges of the random graph (10000)")
+    planned.add_argument("--edges", type=int, help=f"number of edges of the random graph ({DEFAULT_EDGES})")
     commands.add_parser("doctor", help="check the installation")
     commands.add_parser("calibrate", help="measure this machine for plans", add_help=False)
     commands.add_parser("propagate", help="S^k X for a graph larger than memory", add_help=False)

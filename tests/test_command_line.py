@@ -70,6 +70,32 @@ def test_mistakes_are_named(argv, message):
         main(argv)
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["gcn(4, 2)", str(10**14), "4"], "too large for the memory of this machine"),
+        (["gcn(4, 2)", str(10**26), "4"], "more bytes than can be addressed"),
+        (["gcn(4, 2)", "9", "4", "--edges", str(10**15)], "too large for the memory of this machine"),
+        (["gcn(4, 2)", "9", "4", "--edges", str(10**23)], "more bytes than can be addressed"),
+        (["gcn(1000000000, 1000000000)", "9", "4"], "too large for the memory of this machine"),
+        (["conv2d(3, 8, 3)", "1", "3", "9", "9", "--edges", "4"], "--edges is for operators on graphs"),
+    ],
+)
+def test_plans_that_are_too_large_or_contradict_themselves_are_one_sentence(argv, message):
+    with pytest.raises(SystemExit, match=message) as caught:
+        main(["plan", *argv])
+    assert "\n" not in str(caught.value) and "enforce fail" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["foo", "meta", ""])
+def test_rates_are_shown_only_for_devices_that_have_them(capsys, device):
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--show", "--device", device])
+    said = capsys.readouterr()
+    assert not said.out and f"Rates are measured for cpu, cuda, xpu, not for {device!r}." in said.err
+    assert "cuda:1" in printed(capsys, "calibrate", "--show", "--device", "cuda:1")
+
+
 def test_the_doctor_says_what_to_do(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main(["doctor"])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import DataCorrupt, DataUnavailable, cifar10, images, load, pickles, planetoid, superpixel_graph
+from datasets import DataCorrupt, DataUnavailable, cifar10, images, load, pickles, planetoid, root, superpixel_graph
 
 ROOT = Path(cifar10.__file__).parents[1]
 NAMES = [f"class {c}" for c in range(10)]
@@ -171,6 +171,14 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(DataCorrupt, match="data_batch_3 has more than 256 MiB"):
         cifar10.load_cifar10(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="needs an endless device")
+def test_a_device_without_an_end_is_not_read_to_its_end():
+    with pytest.raises(DataCorrupt, match="/dev/zero has more than 1 MiB"):
+        root.read(Path("/dev/zero"), 1 << 20)
+    with pytest.raises(DataCorrupt, match="cannot be read: embedded null"):
+        root.read(Path("a\0b"))
 
 
 def test_a_root_that_is_a_level_too_deep_is_recognised(tmp_path, monkeypatch):

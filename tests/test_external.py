@@ -565,6 +565,62 @@ def test_the_command_is_the_function(tmp_path, capsys):
     assert end.value.code == 0 and "it resumes where it stopped" in capsys.readouterr().out
 
 
+def test_the_command_never_takes_the_features_of_another_call(tmp_path, monkeypatch):
+    """Text is converted to out/features.npy; a call with another text file must not use it."""
+    (tmp_path / "e.csv").write_text("0,1\n1,0\n")
+    for name, text in (("x.csv", "1\n2\n"), ("y.csv", "3\n4\n"), ("empty.csv", "")):
+        (tmp_path / name).write_text(text)
+
+    def call(features, out="out"):
+        main(["propagate", f"{tmp_path}/e.csv", f"{tmp_path}/{features}", "--k", "1", "--norm", "sum",
+              "--memory", MEMORY, "--out", str(tmp_path / out)])  # fmt: skip
+        return np.load(tmp_path / out / "power-1.npy")[:, 0].tolist()
+
+    with pytest.raises(SystemExit, match=r"empty\.csv is empty; expected one line of numbers per node"):
+        call("empty.csv")
+    assert not list((tmp_path / "out").glob("features.npy*"))  # so the same folder can be used with another file
+    assert call("x.csv") == [2, 1] and call("x.csv") == [2, 1]
+    with pytest.raises(SystemExit, match=r"features.npy was converted from another file than .*y.csv"):
+        call("y.csv")
+    (tmp_path / "x.csv").write_text("5\n6\n")
+    with pytest.raises(SystemExit, match="or the file has changed since"):
+        call("x.csv")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gconv.external.features.write_at", killed)
+        with pytest.raises(SystemExit, match="interrupted"):
+            call("x.csv", "new")
+    assert call("y.csv", "new") == [4, 3]
+
+
+def test_wrong_paths_and_options_of_the_command_are_named(tmp_path, capsys):
+    (tmp_path / "e.csv").write_text("0,1\n1,0\n")
+    np.save(tmp_path / "x.npy", np.ones((2, 1), "f4"))
+    np.save(tmp_path / "none.npy", np.ones((0, 1), "f4"))
+    e, x, out = (str(tmp_path / name) for name in ("e.csv", "x.npy", "out"))
+    main(["propagate", e, x, "--k", "1", "--memory", MEMORY, "--out", out])
+    graph = f"{out}/graph"
+    for edges, features, more, message in [
+        (e, str(tmp_path), [], "is a folder, not a file"),
+        (str(tmp_path), x, [], "is a folder, not a file"),
+        (e, str(tmp_path / "none.npy"), [], "has no rows; features have one row per node"),
+        (e, str(tmp_path / "none.csv"), [], "There is no file"),
+        (graph, x, ["--undirected"], "--undirected has an effect only while a graph is built"),
+        (graph, x, ["--nodes", "2"], "--nodes has an effect only while a graph is built"),
+        (graph, x, ["--duplicates", "drop"], "--duplicates has an effect only while a graph is built"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main(["propagate", edges, features, *more, "--memory", MEMORY, "--out", str(tmp_path / "other")])
+    main(["propagate", graph, x, "--k", "1", "--memory", MEMORY, "--out", str(tmp_path / "other")])
+    for edges, features, folder in [("", x, out), (e, "", out), (e, x, "")]:
+        with pytest.raises(SystemExit):
+            main(["propagate", edges, features, "--out", folder])
+        assert "expected a path, but it is empty" in capsys.readouterr().err
+
+
 def test_a_mask_is_no_index(tmp_path):
     """Its numbers would be the nodes 0 and 1."""
     with pytest.raises(TypeError, match=r"mask\.nonzero\(\)"):

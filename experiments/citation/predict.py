@@ -28,6 +28,7 @@ from experiments.citation.networks import Config, Network, Task, load, resolve
 from experiments.citation.responses import fitted
 from experiments.harness import predicting
 from experiments.harness.common import RUNS
+from experiments.harness.outputs import check_not_folder, check_output, refuse_together, whole_file
 from gconv import Graph
 
 NAME = "papers"
@@ -62,6 +63,13 @@ class Options:
     def __post_init__(self) -> None:
         """Check the options."""
         predicting.checked_picture(self.out)
+        inputs = {"a graph": self.graph, "--out": self.out, "--table": self.table}
+        if self.train:
+            refuse_together("--train", {**inputs, "--example": self.example})
+        if self.example is not None:
+            refuse_together("--example", {**inputs, "--checkpoint": self.checkpoint})
+        if self.out is not None and self.out == self.table:
+            raise ValueError(f"--out and --table both name {self.out}; give two files")
 
 
 class Papers(NamedTuple):
@@ -76,8 +84,9 @@ def read_graph(path: Path) -> Papers:
     from safetensors import SafetensorError
     from safetensors.torch import load as tensors_of
 
+    content = read(path, MOST)
     try:
-        found = tensors_of(read(path, MOST))
+        found = tensors_of(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} is no safetensors file, or damaged ({str(error).splitlines()[0]})") from None
     if missing := [name for name in ("edge_index", "x") if name not in found]:
@@ -87,6 +96,8 @@ def read_graph(path: Path) -> Papers:
         raise ValueError(
             f"{path}: x has shape {tuple(x.shape)}; the network reads (n, {WORDS}), a column for each word"
         )
+    if x.is_complex():
+        raise ValueError(f"{path}: x has complex numbers; it counts words, so its numbers are real")
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{path}: edge_index has shape {tuple(edges.shape)} and {edges.dtype}; expected (2, e), int64")
     if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(x):
@@ -132,13 +143,14 @@ def draw(scores: Tensor, papers: Papers, path: Path) -> None:
 
 def learn(options: Options) -> None:
     """Train the network with the protocol of `experiments.citation`, and write the checkpoint."""
+    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
+    check_output("--checkpoint", path, parents=True)
     task: Task = load("Cora", options.data_root)[0]
     model = fitted(task, SMALL)
     model.load_state_dict(model.half().state_dict())
     model.float().eval()
     with torch.no_grad():
         right = (model(task.x, task.graph).argmax(1) == task.y)[task.test].float().mean().item()
-    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
     predicting.written(model, path)
     print(f"wrote {path}: {100 * right:.1f} % of Cora's test papers are right")
 
@@ -148,8 +160,10 @@ def example(options: Options) -> None:
     from safetensors.torch import save
 
     assert options.example is not None
+    check_output("--example", options.example)
     data = load_planetoid("Cora", options.data_root).data
-    options.example.write_bytes(save({"edge_index": data.edge_index.contiguous(), "x": data.x.to(torch.uint8)}))
+    with whole_file(options.example) as part:
+        part.write_bytes(save({"edge_index": data.edge_index.contiguous(), "x": data.x.to(torch.uint8)}))
     print(f"wrote {options.example}: {data.num_nodes} papers, {data.num_edges} edges")
 
 
@@ -162,13 +176,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if options.graph is None:
             raise ValueError("give a graph file; --example FILE writes one")
+        check_output("--out", options.out)
+        check_not_folder("--checkpoint", options.checkpoint)
+        check_output("--table", options.table)
         papers = read_graph(options.graph)
         scores = predict(restored(options.checkpoint or predicting.place(NAME)), papers)
         if options.out is not None:
-            draw(scores, papers, options.out)
+            with whole_file(options.out) as part:
+                draw(scores, papers, part)
         found, subject = scores.softmax(1).max(1)
         if options.table is not None:
-            with open(options.table, "w", encoding="utf-8", newline="") as file:
+            with whole_file(options.table) as part, open(part, "w", encoding="utf-8", newline="") as file:
                 names = [SUBJECTS[c] for c in subject.tolist()]
                 rows = zip(range(len(names)), names, (f"{p:.4f}" for p in found.tolist()), strict=True)
                 csv.writer(file).writerows([("paper", "subject", "probability"), *rows])

@@ -22,6 +22,7 @@ from datasets.cifar10 import load_cifar10
 from datasets.photos import read_photo
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.outputs import check_not_folder, check_output, refuse_together, whole_file
 from experiments.large.finetune import network, scores, train
 
 NAME = "images"
@@ -49,6 +50,8 @@ class Options:
     def __post_init__(self) -> None:
         """Check the options."""
         predicting.checked_picture(self.out)
+        if self.train:
+            refuse_together("--train", {"a photo": self.photo, "--out": self.out})
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, not {self.steps}")
 
@@ -83,6 +86,8 @@ def predict(model: nn.Module, small: Tensor) -> Tensor:
 
 def learn(options: Options) -> None:
     """Train the network, and print its accuracy on the test images."""
+    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
+    check_output("--checkpoint", path, parents=True)
     data = load_cifar10(options.data_root)
     seed_everything(0)
     model = network(WIDTH, len(CLASSES))
@@ -95,7 +100,6 @@ def learn(options: Options) -> None:
     model.float().eval()
     with torch.no_grad():
         guess = torch.cat([scores(model, ready(part)).argmax(1) for part in data.test_images.split(500)])
-    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
     predicting.written(model, path)
     right = 100 * (guess == data.test_labels).float().mean().item()
     print(f"wrote {path}: {right:.1f} % of the test images of {data.label} are named right")
@@ -110,12 +114,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if options.photo is None:
             raise ValueError("give the file of a photo")
+        check_output("--out", options.out)
+        check_not_folder("--checkpoint", options.checkpoint)
         small = square(read_photo(options.photo))
         found = predict(restored(options.checkpoint or predicting.place(NAME)), small).tolist()
         ranked = sorted(zip(found, CLASSES, strict=True), reverse=True)
         if options.out is not None:
             title = f"{ranked[0][1]}: {100 * ranked[0][0]:.0f} %"
-            predicting.bars(options.out, [name for _, name in ranked], [p for p, _ in ranked], title, small)
+            with whole_file(options.out) as part:
+                predicting.bars(part, [name for _, name in ranked], [p for p, _ in ranked], title, small)
     for probability, name in ranked[:3]:
         print(f"{name:10s} {100 * probability:5.1f} %")
     if ranked[0][0] < 0.5:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.photos import read_photo
 from experiments.harness import predicting
+from experiments.harness.outputs import check_not_folder, check_output, whole_file
 from experiments.segmentation.cells import NAMES, ColourUNet, Config, overlay, ready
 
 CHECKPOINT = predicting.FOLDER / "cells.safetensors"
@@ -64,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = tyro.cli(Options, description=__doc__, args=argv)
     with predicting.one_sentence():
+        check_output("--out", options.out)
+        check_not_folder("--checkpoint", options.checkpoint)
         photo, model = read_photo(options.photo), restored(options.checkpoint)
         classes = predict(model, photo)
         if options.out is not None:
-            Image.fromarray(overlay(photo, classes).permute(1, 2, 0).numpy()).save(options.out)
+            with whole_file(options.out) as part:
+                Image.fromarray(overlay(photo, classes).permute(1, 2, 0).numpy()).save(part)
     shares = classes.flatten().bincount(minlength=len(NAMES)) / classes.numel()
     for name, share in zip(NAMES, shares.tolist(), strict=True):
         print(f"{name:10s} {100 * share:5.1f} % of the photo")

@@ -24,6 +24,7 @@ import tyro
 from datasets.text import TextSet
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.outputs import check_network, check_not_folder, check_output, refuse_together, whole_file
 from experiments.text.classify import Config, OnWords, fit, texts
 
 NAME = "questions"
@@ -56,6 +57,8 @@ class Options:
     def __post_init__(self) -> None:
         """Check the options."""
         predicting.checked_picture(self.out)
+        if self.train:
+            refuse_together("--train", {"a question": self.text, "--out": self.out})
 
 
 SPLIT = re.compile(r"[^\W_]+(?=n't\b)|n't\b|'(?:s|ve|re|d|ll)\b|[^\W_]+|[^\w\s]")
@@ -135,11 +138,12 @@ def predict(model: OnWords, words: Sequence[str], known: Sequence[str]) -> tuple
 
 def learn(options: Options, config: Config = SMALL) -> None:
     """Train the network, print its accuracy on the test questions, and write its files."""
+    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
+    check_network(path)
     data = texts(config.dataset, options.data_root)
     seed_everything(config.seed)
     model = OnWords(config, data)
     metrics: dict[str, Any] = fit(model, data, config)
-    path = options.checkpoint or RUNS / f"{NAME}.safetensors"
     text = {"format": FORMAT, "config": asdict(config), "classes": list(data.classes), "words": known_words(data)}
     predicting.written(model, path, text)
     print(f"wrote {path}: {100 * metrics['test_accuracy']:.1f} % of the test documents of {data.label} are right")
@@ -152,6 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.train:
             learn(options)
             return
+        check_output("--out", options.out)
+        check_not_folder("--checkpoint", options.checkpoint)
         model, known, classes = load(options.checkpoint or predicting.place(NAME))
         words = checked(options.text, known)
         found, raises = predict(model, words, known)
@@ -159,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ranked = sorted(zip(found.tolist(), names, strict=True), reverse=True)
         if options.out is not None:
             title = f"{ranked[0][1]}: {100 * ranked[0][0]:.0f} %, of it by each word"
-            predicting.bars(options.out, [word.lstrip("\\") for word in words], raises.tolist(), title)
+            with whole_file(options.out) as part:
+                predicting.bars(part, [word.lstrip("\\") for word in words], raises.tolist(), title)
     for probability, name in ranked[:3]:
         print(f"{name:16s} {100 * probability:5.1f} %")
     unknown = [word for word in words if word not in set(known)]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.outputs import check_network, check_not_folder, check_output, refuse_together, whole_file
 from experiments.translation.corpus import END, START, UNKNOWN, code, corpus, units_of
 from experiments.translation.networks import Look, Memory, Network, PlainLook
 from experiments.translation.search import translate
@@ -33,7 +34,7 @@ COMMITTED = predicting.FOLDER / "translation.safetensors"
 SMALL = Config(
     "conv", units=2000, width=80, layers=2, dropout=0.1, epochs=8, lr=0.003, warmup=500
 )  # fmt: skip
-MOST_UNITS = 100
+MOST_UNITS, MOST_BEAMS = 100, 100
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class Options:
     data_root: Path | None = None
     """For --train: folder of the data sets (default: $GCONV_DATA, else the user's cache folder)."""
     small: Annotated[Config, tyro.conf.Suppress] = field(default_factory=lambda: SMALL)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.picture is not None and self.picture.suffix.lower() != ".png":
+            raise ValueError(f"--picture must end in .png, and {self.picture} does not")
+        if self.train:
+            refuse_together("--train", {"sentences": self.sentences, "--picture": self.picture})
 
 
 def save(model: Network, units: Tokenizer, config: Config, path: Path, **about: Any) -> None:
@@ -132,10 +140,11 @@ def draw(model: Network, units: Tokenizer, sentence: str, translation: str, path
 def train(options: Options) -> None:
     """Train the small network, print its BLEU on the validation pairs, and write the checkpoint."""
     config = options.small
+    path = options.checkpoint or RUNS / COMMITTED.name
+    check_network(path)
     data, units = corpus(config.dataset, options.data_root), units_of(config.dataset, config.units, options.data_root)
     seed_everything(config.seed)
     model = network(config, units.get_vocab_size())
-    path = options.checkpoint or RUNS / COMMITTED.name
     resume = path.with_suffix(".resume.pt")
     fit(model, code(units, data.train), code(units, data.val), config, resume)
     found, _ = scores(model.half().float(), units, data.val, config.beam)
@@ -147,20 +156,23 @@ def train(options: Options) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
     options = tyro.cli(Options, description=__doc__, args=argv)
-    if options.beam < 1:
-        sys.exit(f"error: --beam must be at least 1, not {options.beam}")
+    if not 1 <= options.beam <= MOST_BEAMS:
+        sys.exit(f"error: --beam must be at least 1 and at most {MOST_BEAMS}, not {options.beam}")
     with predicting.one_sentence():
         if options.train:
             train(options)
             return
         if not options.sentences:
             raise ValueError("give an English sentence in quotation marks")
+        check_output("--picture", options.picture)
+        check_not_folder("--checkpoint", options.checkpoint)
         model, units = load(options.checkpoint or predicting.place("translation"))
         sentences = [check(sentence, units) for sentence in options.sentences]
         found = translate(model, units, sentences, options.beam)
         print("\n".join(found))
         if options.picture is not None:
-            draw(model, units, sentences[0], found[0], options.picture)
+            with whole_file(options.picture) as part:
+                draw(model, units, sentences[0], found[0], part)
 
 
 if __name__ == "__main__":

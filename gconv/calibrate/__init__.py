@@ -33,6 +33,14 @@ from gconv.rates import DEVICES, FORMAT, TABLES, TYPES, Curve, Rates, parse, pat
 ROUNDS, LASTS = 5, 3e-3
 
 
+def device_kind(name: str) -> str:
+    """The kind of a device, for example cuda for cuda:1. Raises: ValueError if there is no calibration for it."""
+    found = name.split(":")[0]
+    if found not in ("cpu", *DEVICES):
+        raise ValueError(f"Rates are measured for {', '.join(('cpu', *DEVICES))}, not for {name!r}.")
+    return found
+
+
 def usable(name: str) -> torch.device:
     """The device of a name.
 
@@ -44,8 +52,7 @@ def usable(name: str) -> torch.device:
         ...
     ValueError: Rates are measured for cpu, cuda, xpu, not for 'gpu'.
     """
-    if name.split(":")[0] not in ("cpu", *DEVICES):
-        raise ValueError(f"Rates are measured for {', '.join(('cpu', *DEVICES))}, not for {name!r}.")
+    device_kind(name)
     if reason := absence(name):
         raise ValueError(reason)
     return torch.device(name)

@@ -23,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     from gconv import calibrate, rates  # after the parser, so that --help needs no torch
 
+    try:
+        (calibrate.device_kind if given.show else calibrate.usable)(given.device)
+    except ValueError as error:
+        parser.error(f"argument --device: {error}")
     if given.show:
         print(calibrate.table(rates.rates(given.device.split(":")[0]), given.device))
         return
-    try:
-        calibrate.usable(given.device)
-    except ValueError as error:
-        parser.error(f"argument --device: {error}")
     found = calibrate.measure(_bar, given.device)
     try:
         where = calibrate.store(found, given.device)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # --help needs neither torch nor the package
     from gconv.external.product import Norm
 
+BUILD_OPTIONS = ("nodes", "undirected", "duplicates")  # they change a graph only while it is built
 SCALINGS: dict[str, tuple[Norm, bool]] = {
     "gcn": ("sym", True),
     "sym": ("sym", False),
@@ -61,14 +62,20 @@ class _Lines:
             print(file=sys.stderr)
 
 
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, but it is empty")
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m gconv propagate", description=__doc__, formatter_class=form)
     add = parser.add_argument
-    add("edges", metavar="EDGES", help="edge list file, or folder of a graph built before")
-    add("features", metavar="FEATURES", help="feature file, one row per node")
-    add("--out", metavar="DIR", required=True, help="folder for the graph and the results")
+    add("edges", metavar="EDGES", type=_path, help="edge list file, or folder of a graph built before")
+    add("features", metavar="FEATURES", type=_path, help="feature file, one row per node")
+    add("--out", metavar="DIR", type=_path, required=True, help="folder for the graph and the results")
     add("--k", type=int, default=3, help="number of powers (3)")
     add("--memory", default="2GB", help="limit for the whole process, such as 8GB (2GB)")
     add(
@@ -85,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     lines = _Lines()
     try:
-        _run(given, lines)
+        _run(given, lines, {name: parser.get_default(name) for name in BUILD_OPTIONS})
     except (DiskError, ValueError, TypeError) as error:
         lines.close()
         sys.exit(f"error: {error}")
@@ -94,25 +101,57 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("interrupted; repeat the command to resume")
 
 
-def _run(given: argparse.Namespace, lines: _Lines) -> None:
+def _converted(features: str, out: Path) -> Path:
+    """The features of a text file as out/features.npy, converted unless a repeated call has done it.
+
+    features.json identifies the text file. It is written first, so that an interrupted conversion is repeated.
+
+    Raises: ValueError if features.npy was made from another file.
+    """
+    from gconv.external.edges import stamp
+    from gconv.external.features import features_from_text
+    from gconv.external.files import DiskError, missing_file, read_json, using, write_json
+
+    known, note = out / "features.npy", out / "features.json"
+    if not Path(features).is_file():
+        raise DiskError(missing_file(features))
+    source = {"source": stamp(Path(features))}
+    if known.exists():
+        if read_json(note) != source:
+            raise ValueError(
+                f"{known} was converted from another file than {features}, or the file has changed since; delete "
+                f"{known} or use another folder"
+            )
+        return known
+    with using(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_json(note, source)
+    return features_from_text(features, known)
+
+
+def _run(given: argparse.Namespace, lines: _Lines, built_by_default: dict[str, object]) -> None:
     import torch
 
-    from gconv.external.features import Features, features_from_text, is_text
+    from gconv.external.features import Features, is_text
     from gconv.external.files import format_bytes
     from gconv.external.graph import DiskGraph
     from gconv.external.product import propagate
 
     out, features = Path(given.out), given.features
     if is_text(features):
-        known = out / "features.npy"
-        if not known.exists():
-            out.mkdir(parents=True, exist_ok=True)
-            features_from_text(features, known)
-        features = known
+        features = _converted(features, out)
     rows = Features(features).shape[0]
+    if not rows:
+        raise ValueError(f"{given.features} has no rows; features have one row per node")
     start = time.perf_counter()
     if (Path(given.edges) / "graph.json").exists():
         graph = DiskGraph.open(given.edges)
+        for name, default in built_by_default.items():
+            if getattr(given, name) != default:
+                raise ValueError(
+                    f"{given.edges} is a graph that was built before, and --{name} has an effect only while a graph is "
+                    "built; leave it out, or give the list of edges"
+                )
     else:
         graph = DiskGraph.build(
             out / "graph",

@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from gconv.arguments import shown
-from gconv.external.files import DiskError, as_bytes, read_header, using
+from gconv.external.files import DiskError, as_bytes, missing_file, read_header, using
 
 Position = list[int]
 Chunk = tuple[Position, np.ndarray, np.ndarray]
@@ -75,7 +75,7 @@ def open_edges(edges: Any) -> EdgeSource:
     path, member = split_member(edges)
     with using(path, "read"):
         if not path.is_file():
-            raise DiskError(f"There is no file {path}.")
+            raise DiskError(missing_file(path))
         path.open("rb").close()
     ends = path.suffixes[-1:] if path.suffix != ".gz" else path.suffixes[-2:-1]
     ending = ends[0] if ends else ""

@@ -16,7 +16,19 @@ from torch.utils.data import Dataset
 
 from gconv.arguments import checked, shown
 from gconv.external.edges import TEXT, ArrayFile, open_text, split_member, stamp
-from gconv.external.files import HEADER, DiskError, as_bytes, header, load, opened, sync, using, write_at
+from gconv.external.files import (
+    HEADER,
+    DiskError,
+    as_bytes,
+    header,
+    load,
+    missing_file,
+    opened,
+    removed_on_error,
+    sync,
+    using,
+    write_at,
+)
 
 LINES = 1 << 22  # bytes of text read at a time
 
@@ -40,7 +52,7 @@ class Features:
         elif isinstance(x, str | os.PathLike):
             path, member = split_member(x)
             if not path.is_file():
-                raise DiskError(f"There is no file {path}.")
+                raise DiskError(missing_file(path))
             if path.suffix not in (".npy", ".npz"):
                 raise ValueError(f"{path}: features must be a .npy or .npz file; features_from_text converts text.")
             self.file = ArrayFile(path, member or "node_feat")
@@ -75,7 +87,8 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
     """Convert text (or .gz), one line per node with numbers separated by commas or whitespace, to a float32 .npy file.
 
     Raises:
-        ValueError: if a line does not have as many numbers as the first one; the message has its line number.
+        ValueError: if a line does not have as many numbers as the first one; the message has its line number. Also if
+            there are no lines.
         DiskError: if a file cannot be read or written.
 
     >>> import tempfile
@@ -89,7 +102,7 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
     trial = out.with_name(f"{out.name}.part")
     with using(path, "read"):
         source = open_text(path)
-    with source, opened(trial, write=True) as file:
+    with source, removed_on_error(trial), opened(trial, write=True) as file:
         end = HEADER
         while True:
             try:
@@ -105,6 +118,8 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
             parsed = [_numbers(row, columns, f"{path}, line {line + i}") for i, row in enumerate(lines, 1)]
             rows = np.array(parsed, np.float32)
             end, line = write_at(file, trial, rows, end), line + len(lines)
+        if not line:
+            raise ValueError(f"{path} is empty; expected one line of numbers per node.")
         write_at(file, trial, header(np.dtype("<f4"), (line, columns)), 0)
         with using(trial):
             os.ftruncate(file, end)

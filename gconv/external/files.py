@@ -14,7 +14,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from tokenize import TokenError
@@ -88,6 +88,26 @@ def budget(memory: int | str, least: int, what: str) -> int:
             f"{what} takes {format_bytes(least)}; give at least {format_bytes((held + least + RESERVE) * 1.02)}."
         )
     return left
+
+
+def missing_file(path: str | os.PathLike[str]) -> str:
+    """A message that says that a path is no file: a folder, or nothing.
+
+    >>> missing_file("x.npy")
+    'There is no file x.npy.'
+    """
+    return f"{path} is a folder, not a file." if os.path.isdir(path) else f"There is no file {path}."
+
+
+@contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Removes a file that is not finished when an error ends its writing."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

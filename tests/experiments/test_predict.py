@@ -18,6 +18,7 @@ from experiments.large.finetune import network
 from experiments.segmentation import predict as areas
 from experiments.segmentation.cells import ColourUNet, Config
 from experiments.text import predict as questions
+from experiments.translation import predict as sentences
 
 KNOWN, CLASSES = ["city", "far", "how", "is", "where", "who"], ["LOC", "NUM"]
 TINY = questions.Config("kim", "TREC", width=4, hidden=4, dropout=0.5)
@@ -213,6 +214,7 @@ def test_graphs_are_answered_with_a_picture_and_a_table(files, tmp_path, capsys)
         ({"x": None}, "has no x"),
         ({"x": torch.zeros(4, 7)}, r"x has shape \(4, 7\)"),
         ({"x": torch.full((4, papers.WORDS), torch.nan)}, "negative or not finite"),
+        ({"x": torch.zeros(4, papers.WORDS, dtype=torch.complex64)}, "x has complex numbers"),
         ({"edge_index": torch.zeros(3, 2, dtype=torch.int64)}, r"edge_index has shape \(3, 2\)"),
         ({"edge_index": torch.zeros(2, 2)}, "torch.float32"),
         ({"edge_index": torch.tensor([[0], [9]])}, "names paper 9, and there are papers 0 to 3"),
@@ -226,9 +228,77 @@ def test_files_that_are_no_graph_are_one_sentence(files, tmp_path):
     path = graph_file(tmp_path / "g.safetensors")
     path.write_bytes(path.read_bytes()[:500])
     refused(papers.main, [path, "--checkpoint", files["papers"]], "damaged")
-    refused(papers.main, [tmp_path / "none", "--checkpoint", files["papers"]], "cannot be read")
+    refused(papers.main, [tmp_path / "none", "--checkpoint", files["papers"]], "^error: [^ ]*none cannot be read")
     refused(papers.main, ["--checkpoint", files["papers"]], "give a graph file")
     refused(papers.main, [graph_file(path), "--checkpoint", files["images"]], "images.safetensors")
+
+
+# -- output files --------------------------------------------------------------------------------------------------
+
+
+def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("the work began")
+
+    for module, name in ((papers, "read_graph"), (papers, "load"), (papers, "load_planetoid"), (areas, "restored"),
+                         (images, "restored"), (images, "load_cifar10"), (questions, "load"), (questions, "texts"),
+                         (sentences, "load"), (sentences, "corpus")):  # fmt: skip
+        monkeypatch.setattr(module, name, work)
+    (tmp_path / "text").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    none, under, folder = tmp_path / "none" / "x.png", tmp_path / "text" / "x.png", tmp_path / "folder.png"
+    for path, says in ((none, "there is no folder"), (under, "text is not a folder"), (folder, "is a folder; give")):
+        refused(papers.main, ["g", "--out", path], says)
+        refused(papers.main, ["g", "--table", path], says)
+        refused(papers.main, ["--example", path], says)
+        refused(areas.main, ["p.jpg", "--out", path], says)
+        refused(images.main, ["p.jpg", "--out", path], says)
+        refused(questions.main, ["how", "--out", path], says)
+        refused(sentences.main, ["how", "--picture", path], says)
+    for main in (papers.main, images.main, questions.main, sentences.main):
+        refused(main, ["--train", "--checkpoint", under], "text is not a folder")
+        refused(main, ["--train", "--checkpoint", folder], "is a folder; give")
+        with pytest.raises(AssertionError, match="the work began"):  # the folder is created when the file is written
+            main(["--train", "--checkpoint", str(none)])
+    for main, given in ((papers.main, "g"), (areas.main, "p"), (images.main, "p"), (questions.main, "how"),
+                        (sentences.main, "how")):  # fmt: skip
+        refused(main, [given, "--checkpoint", ""], r"--checkpoint \. is a folder")
+    for main in (questions.main, sentences.main):
+        refused(main, ["--train", "--checkpoint", tmp_path / "x.json"], "is the name of the description")
+        folder.with_suffix(".json").mkdir(exist_ok=True)
+        refused(main, ["--train", "--checkpoint", tmp_path / "folder.safetensors"], "folder.json is a folder")
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "says"),
+    [
+        (papers.main, ["g", "--train"], "--train goes without a graph"),
+        (papers.main, ["--train", "--example", "x", "--out", "x.png"], "--train goes without --out and --example"),
+        (papers.main, ["--example", "x", "--table", "y"], "--example goes without --table"),
+        (papers.main, ["g", "--out", "x.png", "--table", "x.png"], "--out and --table both name x.png"),
+        (images.main, ["p.jpg", "--train"], "--train goes without a photo"),
+        (questions.main, ["how", "--train"], "--train goes without a question"),
+        (sentences.main, ["how", "--train"], "--train goes without sentences"),
+        (sentences.main, ["how", "--picture", "x.txt"], "--picture must end in .png"),
+    ],
+)
+def test_options_that_exclude_each_other(main, arguments, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code and says in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_file_that_is_not_finished_is_not_left(files, tmp_path, monkeypatch):
+    out, graph = tmp_path / "p.png", graph_file(tmp_path / "g.safetensors")
+    out.write_text("before")
+
+    def stopped(scores, found, path):
+        path.write_text("half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(papers, "draw", stopped)
+    refused(papers.main, [graph, "--checkpoint", files["papers"], "--out", out], "the disk is full")
+    assert out.read_text() == "before" and sorted(p.name for p in tmp_path.iterdir()) == ["g.safetensors", "p.png"]
 
 
 # -- the committed networks ----------------------------------------------------------------------------------------

@@ -331,7 +331,13 @@ def test_an_edited_row_is_found(committed, monkeypatch, edit):
 
 
 def test_verify_names_what_it_cannot_do(tmp_path):
-    with pytest.raises(SystemExit, match="no row was run again"):
+    with pytest.raises(SystemExit, match=r"no row was run again: .* has none of any table"):
         verify.main(["--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="no row was run again: none takes less than --budget"):
+        verify.main(["--table", "ladder", "--budget", "0.0001"])
+    (tmp_path / "file").write_text("")
+    for name in ("absent", "file"):
+        with pytest.raises(SystemExit, match=f"--results .*{name} must be a folder with rows"):
+            verify.main(["--results", str(tmp_path / name)])
     with pytest.raises(SystemExit, match="no table 'citations'; did you mean citation"):
         verify.main(["--table", "citations"])

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -149,6 +150,22 @@ def test_missing_page_and_unknown_option_are_clear_errors(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         tables.main(["--chek"])
     assert stop.value.code == 2 and "--check" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--root", "--results", "--figures"])
+@pytest.mark.parametrize("kind", ["absent", "file"])
+def test_a_wrong_folder_leaves_the_pages_as_they_are(page, tmp_path, option, kind):
+    """Without its rows, every table would become "no rows yet"."""
+    text = page([row()], README)
+    other = tmp_path / kind
+    if kind == "file":
+        other.write_text("")
+    places = {"--root": tmp_path, "--results": tmp_path, "--figures": tmp_path / "figures", option: other}
+    if option == "--figures" and kind == "absent":
+        return tables.main([str(part) for pair in places.items() for part in pair])  # created
+    with pytest.raises(SystemExit, match=f"^error: {option} {re.escape(str(other))} must be") as caught:
+        tables.main([str(part) for pair in places.items() for part in pair])
+    assert "\n" not in str(caught.value) and (tmp_path / "README.md").read_text() == text
 
 
 def test_every_registered_table_and_figure_renders(tmp_path):
