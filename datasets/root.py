@@ -125,7 +125,7 @@ def read(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
         raise DataCorrupt(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if size > most or len(blob) > most:
         raise DataCorrupt(
-            f"{path} has more than {most >> 20} MiB, so it is not the file that its name says; delete it."
+            f"{path} has more than {most >> 20} MiB, so it is not the file that its name says; replace or delete it."
         )
     return blob
 

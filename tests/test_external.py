@@ -606,6 +606,7 @@ def test_wrong_paths_and_options_of_the_command_are_named(tmp_path, capsys):
     for edges, features, more, message in [
         (e, str(tmp_path), [], "is a folder, not a file"),
         (str(tmp_path), x, [], "is a folder, not a file"),
+        (e, x, ["--nodes", "3"], "--nodes is 3, but .*npy has 2 rows, one per node"),
         (e, str(tmp_path / "none.npy"), [], "has no rows; features have one row per node"),
         (e, str(tmp_path / "none.csv"), [], "There is no file"),
         (graph, x, ["--undirected"], "--undirected has an effect only while a graph is built"),

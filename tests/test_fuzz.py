@@ -59,6 +59,29 @@ def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, m
     assert one(found[0]["case"]) == 0 and "agree with the reference" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--minutes", "nan"], "--minutes must be positive and finite, not nan"),
+        (["--minutes", "-1"], "--minutes must be positive and finite, not -1"),
+        (["--cases", "0"], "--cases must be at least 1, not 0"),
+        (["--jobs", "0"], "--jobs must be at least 1, not 0"),
+        (["--seed", "-1"], "--seed must be at least 0, not -1"),
+        (["--again", ""], "'' is none"),
+        (["--again", "[1"], "'[1' is none"),
+        (["--again", "{}"], "'{}' is none"),
+    ],
+)
+def test_a_wrong_command_line_runs_no_case_and_is_not_a_success(argv, said, monkeypatch, capsys):
+    from tests.fuzz import __main__ as fuzz
+
+    monkeypatch.setattr(fuzz, "watch", lambda options: pytest.fail("it ran"))
+    monkeypatch.setattr(sys, "argv", ["fuzz", *argv])
+    with pytest.raises(SystemExit) as caught:
+        fuzz.main()
+    assert caught.value.code and said in f"{caught.value.code}{capsys.readouterr().err}"
+
+
 @pytest.mark.parametrize(("code", "waited", "ends"), [("while 1: pass", 0, True), (WAITS, 0, False), (WAITS, 11, True)])
 def test_a_case_hangs_by_the_time_it_works_not_by_that_of_a_busy_machine(code, waited, ends, monkeypatch, tmp_path):
     from tests.fuzz import __main__ as fuzz

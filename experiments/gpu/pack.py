@@ -17,6 +17,7 @@ import numpy as np
 
 from datasets import DataError, load_cifar10
 from datasets.cifar10 import FOLDER, MD5
+from experiments.harness.outputs import check_output, whole_file
 
 LIMIT = 50 << 20  # bytes
 SIDE = 100  # images per row of a sheet
@@ -60,13 +61,13 @@ def pack(path: Path, root: Path | None = None) -> int:
         raise ValueError(f"{found.label} is not 50,000 and 10,000 images")
     held: dict[str, Any] = {"labels": np.concatenate([found.train_labels, found.test_labels]).astype(np.uint8)}
     held |= {"classes": np.array(found.classes), "hash": np.array(found.content_hash)}
-    for n, part in enumerate([*np.split(found.train_images.numpy(), 5), found.test_images.numpy()]):
-        held[f"jpeg{n}"], held[f"rest{n}"] = encode(part)
+    for n, images in enumerate([*np.split(found.train_images.numpy(), 5), found.test_images.numpy()]):
+        held[f"jpeg{n}"], held[f"rest{n}"] = encode(images)
     size = sum(array.nbytes for array in held.values())
     if size > LIMIT:
         raise ValueError(f"{found.label} takes {size >> 20} MiB packed, and {LIMIT >> 20} MiB is the limit")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
+    with whole_file(path) as part, open(part, "wb") as file:
         np.savez(file, **held)
     return path.stat().st_size
 
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, help="the folder of the data sets")
     given = parser.parse_args(argv)
     try:
+        check_output("path", given.path, parents=True)  # packing takes a minute
         size = pack(given.path, given.root)
     except (DataError, ValueError, OSError) as error:
         parser.error(str(error))

@@ -138,6 +138,10 @@ def parse(argv: list[str] | None = None) -> Options:
         device = machine.device(given.device)
     except ValueError as error:
         parser.error(str(error))
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {given.out} cannot be used as a folder: {error.strerror}")
     return Options(**vars(given) | {"device": device})
 
 

@@ -143,6 +143,9 @@ def _run(given: argparse.Namespace, lines: _Lines, built_by_default: dict[str, o
     rows = Features(features).shape[0]
     if not rows:
         raise ValueError(f"{given.features} has no rows; features have one row per node")
+    begun = (out / "graph" / "graph.json").exists() or (Path(given.edges) / "graph.json").exists()
+    if given.nodes not in (None, rows) and not begun:  # before a graph is built for nothing
+        raise ValueError(f"--nodes is {given.nodes}, but {given.features} has {rows} rows, one per node")
     start = time.perf_counter()
     if (Path(given.edges) / "graph.json").exists():
         graph = DiskGraph.open(given.edges)

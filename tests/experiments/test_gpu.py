@@ -132,6 +132,19 @@ def test_a_wrong_command_line_is_one_sentence(given, said, tmp_path, capsys):
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_outputs_that_cannot_be_written_are_named_before_the_work(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pack, "pack", lambda *_: pytest.fail("the work began"))
+    for call, said in (
+        (partial(main, ["--part", "tests", "--device", "cpu", "--out", str(tmp_path / "file")]), "--out"),
+        (partial(pack.main, [str(tmp_path / "file" / "x.npz")]), "file is not a folder"),
+        (partial(pack.main, [str(tmp_path)]), "is a folder; give the name of a file"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            call()
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_packed_images_are_the_same_to_the_bit():
     images = np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8)
     assert np.array_equal(pack.decode(*pack.encode(images)), images)

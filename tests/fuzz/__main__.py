@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import secrets
 import signal
@@ -42,12 +43,25 @@ def main() -> None:
     parser.add_argument("--again", default=None, metavar="LINE", help="run one printed case")
     parser.add_argument("--worker", nargs=3, metavar=("SEED", "CASES", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if wrong := mistake(options):
+        parser.error(wrong)
     if options.worker:
         work(int(options.worker[0]), int(options.worker[1]), Path(options.worker[2]))
-    elif options.again:
+    elif options.again is not None:
         sys.exit(one(options.again))
     else:
         sys.exit(watch(options))
+
+
+def mistake(options: argparse.Namespace) -> str:
+    """What is wrong with the options, since a run without a case would report that nothing was found."""
+    if not 0 < options.minutes < math.inf:
+        return f"--minutes must be positive and finite, not {options.minutes:g}"
+    for name, least in (("cases", 1), ("jobs", 1), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            return f"--{name} must be at least {least}, not {value}"
+    return ""
 
 
 def one(line: str) -> int:
@@ -55,7 +69,11 @@ def one(line: str) -> int:
     from tests.fuzz.check import Finding, check
 
     try:
-        outcome = check(FuzzCase.parse(line))
+        case = FuzzCase.parse(line)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        sys.exit(f"error: --again takes the quoted line of a finding, and {line[:40]!r} is none ({error})")
+    try:
+        outcome = check(case)
     except Finding as finding:
         print(f"FOUND {finding}")
         return 1
