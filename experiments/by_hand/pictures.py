@@ -69,7 +69,7 @@ def matrices(figure: Any) -> None:
         a = as_matrix((5, 5, 1), kernel, **geometry)
         cells(axes, a, (math.isqrt(len(a)), 5))
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("input pixels, a block an image row", fontsize=8)
+        axes.set_xlabel("input pixels; each block is one image row", fontsize=8)
     panels[1].set_ylabel("output pixels", fontsize=8)
 
 
@@ -149,7 +149,7 @@ def frequencies(figure: Any) -> None:
         (drawn,) = filters.plot((line + 1) * lmax / 2, np.polynomial.chebyshev.chebval(line, weights), label=name)
         dots = np.polynomial.chebyshev.chebval(z, weights)
         filters.plot((z + 1) * lmax / 2, dots, "o", color=drawn.get_color(), markersize=4)
-    filters.set_title("frequency responses $h = \\sum_k \\theta_k T_k$", fontsize=10)
+    filters.set_title("frequency responses $h = \\Sigma_k\\, \\theta_k T_k$", fontsize=10)
     filters.set_xlabel("frequency, the eigenvalues of $L$")
     filters.set_ylim(-0.05, 1.55)
     filters.legend(fontsize=8, loc="upper center", title="$\\theta$", title_fontsize=8)

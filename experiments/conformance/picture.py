@@ -1,6 +1,7 @@
-"""The figure of `experiments.conformance`: families as rows, libraries as columns, differing entries framed."""
+"""The figure of `experiments.conformance`: the matrices of each family of libraries, differing entries framed."""
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from experiments.harness.common import Row
 
 INK, APART = "#444444", "#d62728"
+COLUMNS = 4  # as wide as the text of a page, so that the numbers can be read
 
 
 def draw(rows: Sequence[Row], folder: Path) -> Path:
@@ -20,12 +22,14 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
     families: dict[str, list[Row]] = {}
     for row in rows:
         families.setdefault(row["config"]["family"], []).append(row)
-    wide = max(map(len, families.values()))
-    figure = Figure(figsize=(1.75 * wide + 1.2, 1.85 * len(families) + 0.6), layout="constrained")
-    axes = figure.subplots(len(families), wide, squeeze=False)
-    for panels, (family, members) in zip(axes, families.items(), strict=True):
+    lines = {family: math.ceil(len(members) / COLUMNS) for family, members in families.items()}
+    figure = Figure(figsize=(1.5 * COLUMNS + 0.4, 1.75 * sum(lines.values()) + 0.5), layout="constrained")
+    axes, top = figure.subplots(sum(lines.values()), COLUMNS, squeeze=False), 0
+    for family, members in families.items():
         first = np.array(members[0]["metrics"]["matrix_everything"])
         scale = max(abs(np.array(row["metrics"]["matrix_everything"])).max() for row in members)
+        panels = axes[top : top + lines[family]].ravel()
+        top += lines[family]
         for panel in panels:
             panel.axis("off")
         for panel, row in zip(panels, members, strict=False):
@@ -36,7 +40,7 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
             for i, j in np.ndindex(*S.shape):
                 if abs(S[i, j]) > 5e-4:
                     colour = "white" if abs(S[i, j]) > 0.6 * scale else "black"
-                    panel.text(j, i, f"{S[i, j]:.2f}", ha="center", va="center", fontsize=5, color=colour)
+                    panel.text(j, i, f"{S[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
                 if abs(S[i, j] - first[i, j]) > 1e-9:
                     panel.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=APART, lw=0.9))
             apart = abs(S - first).max() > 1e-9
@@ -46,8 +50,8 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
             panel.set_title(row["config"]["peer"].replace(", ", ",\n", 1) + star, fontsize=7)
         panels[0].set_ylabel(family, fontsize=9, fontweight="bold")
     figure.suptitle(
-        "What S is, by library, on one graph: rows get, columns give; red where it is not the first of its row. "
-        "* not run: by its published code or documentation",
+        "The matrix S of each library on the same graph; rows are outputs, columns inputs.\n"
+        "Red: differs from the first of its family. *: not run, by its published code or documentation",
         fontsize=8,
     )
     figure.savefig(whole := io.BytesIO(), format="png", dpi=110)

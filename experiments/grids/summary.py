@@ -7,10 +7,10 @@ from experiments.harness.common import Row
 from experiments.harness.render import Draw
 
 SIDES = {
-    "gconv": "gconv, as planned",
-    "gconv_by_fft": "gconv by fft",
-    "conv2d": "F.conv2d",
-    "gconv_contiguous": "gconv, as planned, contiguous",
+    "gconv": "gconv, channels last",
+    "gconv_by_fft": "gconv, FFT only, channels last",
+    "conv2d": "F.conv2d, channels last",
+    "gconv_contiguous": "gconv, contiguous",
     "conv2d_contiguous": "F.conv2d, contiguous",
 }
 
@@ -38,7 +38,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 
 
 def by_kernel(backward: bool) -> Draw:
-    """Plot milliseconds against kernel size: gconv as planned, gconv by FFT, and torch."""
+    """Plot milliseconds against kernel size: gconv with the planned lowering, gconv by FFT, and torch."""
 
     def draw(axes: Any, rows: Sequence[Row]) -> None:
         found = sweep(rows, backward)

@@ -26,7 +26,7 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
     for name, style in (("p4", "--"), ("p4m", ":")):
         if name in spread:
             axes.axhline(spread[name][0], linestyle=style, color="grey", label=name)
-    axes.set(xlabel="taps told apart (0: the centre alone)", ylabel="test accuracy, %")
+    axes.set(xlabel="distinct weight matrices in a 3 x 3 kernel (0: the centre pixel only)", ylabel="test accuracy, %")
     axes.set_xticks(list(TAPS.values()))
     axes.legend(fontsize="small")
 
@@ -35,6 +35,6 @@ FIGURE = Figure(
     name="ladder",
     experiment="ladder",
     draw=draw,
-    title="CIFAR-10: accuracy and direction",
+    title="CIFAR-10: test accuracy by number of distinct weight matrices",
     where=(("config.spec", ""), ("config.epochs", 8), ("config.limit", None)),
 )

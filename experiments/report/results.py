@@ -1,5 +1,7 @@
 """Tables and figures of accuracy and of numerical agreement, for `experiments.tables`."""
 
+from dataclasses import replace
+
 from experiments.citation import compare, published, responses
 from experiments.citation import networks as citation
 from experiments.detection import bccd, int8
@@ -7,7 +9,6 @@ from experiments.harness.render import (
     Figure,
     Published,
     Table,
-    bars,
     curve,
     last,
     lines,
@@ -31,6 +32,8 @@ from experiments.images import (
 from experiments.interpretability import cells
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained_convolutions
 from experiments.large_graphs import external, halo_rows
+from experiments.report import pictures
+from experiments.report.pictures import laid_out
 from experiments.segmentation import cells as areas
 from experiments.segmentation import membrane
 from experiments.text import classify
@@ -345,37 +348,63 @@ TABLES: tuple[Table, ...] = (
 
 FIGURES: tuple[Figure, ...] = (
     ladder_picture.FIGURE,
-    Figure(
-        name="cifar10_cnn",
-        experiment="cifar10_cnn",
-        draw=lines("config.engine", "metrics.test_accuracy"),
-        title="CIFAR-10: test accuracy in %",
+    laid_out(
+        Figure(
+            name="cifar10_cnn",
+            experiment="cifar10_cnn",
+            draw=lines("config.engine", "metrics.test_accuracy"),
+            title="CIFAR-10: test accuracy in %",
+        ),
+        pictures.whole_epochs,
     ),
-    Figure(
-        name="cifar10_graph",
-        experiment="cifar10_graph",
-        draw=lines("config.model", "metrics.test_accuracy"),
-        title="CIFAR-10 on pixel graphs: test accuracy in %",
+    laid_out(
+        Figure(
+            name="cifar10_graph",
+            experiment="cifar10_graph",
+            draw=lines("config.model", "metrics.test_accuracy"),
+            title="CIFAR-10 on pixel graphs: test accuracy in %",
+        ),
+        pictures.whole_epochs,
     ),
-    digits_pair.FIGURE,
+    laid_out(digits_pair.FIGURE, pictures.join_bars),
     Figure(
         name="citation",
         experiment="citation",
-        draw=bars("config.model", "config.dataset", "metrics.test_accuracy"),
+        draw=pictures.dots("config.model", "config.dataset", "metrics.test_accuracy"),
         title="Planetoid public split: test accuracy in %",
     ),
-    responses.FIGURE,
-    superpixels.FIGURE,
-    classify.FIGURE,
-    membrane.FIGURE,
-    areas.FIGURE,
-    bccd.FIGURE,
+    laid_out(responses.FIGURE, pictures.legend_beside),
+    laid_out(superpixels.FIGURE, pictures.join_bars),
+    laid_out(classify.FIGURE, pictures.join_bars, title="Text classification: test accuracy in %"),
+    laid_out(
+        membrane.FIGURE,
+        pictures.fit_image,
+        xlabel="black: membrane found, red: membrane missed, blue: found where there is none",
+    ),
+    laid_out(areas.FIGURE, pictures.fit_image),
+    laid_out(bccd.FIGURE, pictures.fit_image),
     translation.FIGURE,
-    bert.FIGURE,
-    language_model.FIGURE,
-    long_context.FIGURE,
-    dvae.FIGURE,
-    finetune.FIGURE,
-    pretrained_convolutions.FIGURE,
-    *cells.FIGURES,
+    laid_out(bert.FIGURE, ylabel="test accuracy, %"),
+    laid_out(
+        language_model.FIGURE,
+        pictures.measured_sizes,
+        title="Bits per byte by position in a window",
+        xlabel="position in the window; each point is the mean up to the next",
+        ylabel="bits per byte",
+    ),
+    laid_out(
+        long_context.FIGURE,
+        pictures.measured_sizes,
+        pictures.decimal_values,
+        title="Processor time of a step by number of tokens",
+        ylabel="seconds per step",
+    ),
+    laid_out(dvae.FIGURE, pictures.fit_image, title="Test images and their reconstruction from 64 codes"),
+    laid_out(
+        replace(finetune.FIGURE, draw=pictures.means("config.way", "config.shots", "metrics.test_accuracy")),
+        xlabel="images per class",
+        ylabel="test accuracy, %",
+    ),
+    laid_out(pretrained_convolutions.FIGURE, ylabel="mean recall, %"),
+    *(laid_out(figure, pictures.fit_image) for figure in cells.FIGURES),
 )

@@ -7,6 +7,8 @@ from experiments.grids import summary as grids_summary
 from experiments.harness.common import Row
 from experiments.harness.render import Figure, Table, plain, several, share
 from experiments.images import data_parallel
+from experiments.report import pictures
+from experiments.report.pictures import laid_out
 from experiments.speed import summary as speed_summary
 
 PLANS_VARY = ("seed", "case", "spec", "shape", "domain", "degree", "training", "dx")
@@ -265,24 +267,41 @@ TABLES: tuple[Table, ...] = (
 
 FIGURES: tuple[Figure, ...] = (
     *(
-        Figure(
-            name=f"speed_{axis}_{what}",
-            experiment=experiment,
-            draw=speed_summary.grown(group, axis, unit),
-            title=f"{title}, forward + backward: {what}",
+        laid_out(
+            Figure(
+                name=f"speed_{axis}_{what}",
+                experiment=experiment,
+                draw=speed_summary.grown(group, axis, unit),
+                title=f"{title}, forward + backward: {what}",
+            ),
+            *([pictures.measured_sizes] if axis == "width" else []),
+            pictures.decimal_values,
         )
         for group, axis, title in (("edges", "edges", "A gcn layer, 16 -> 16"), ("spmm", "width", "S X, 170k nodes"))
         for experiment, unit, what in (("speed", "ms", "time"), ("speed_memory", "mb", "memory"))
     ),
-    Figure(name="speed_ratios", experiment="speed", draw=speed_summary.ratios, title="Times faster than the peer"),
+    laid_out(
+        Figure("speed_ratios", "speed", speed_summary.ratios, "Times faster than the peer"),
+        pictures.bars_from_one,
+        xlabel="times faster than the peer; black mark: the goal, red: goal missed",
+    ),
     *(
-        Figure(
-            name=f"grids_{name}",
-            experiment="grids",
-            draw=grids_summary.by_kernel(backward),
-            title=f"Depthwise, 64 channels at 64x64, batch 8: {what}",
+        laid_out(
+            Figure(
+                name=f"grids_{name}",
+                experiment="grids",
+                draw=grids_summary.by_kernel(backward),
+                title=f"Depthwise, 64 channels at 64x64, batch 8: {what}",
+            ),
+            pictures.measured_sizes,
+            pictures.decimal_values,
         )
         for backward, name, what in ((False, "inference", "forward"), (True, "training", "forward + backward"))
     ),
-    Figure(name="speed_roofline", experiment="speed", draw=speed_summary.roofline, title="Roofline, forward passes"),
+    laid_out(
+        Figure("speed_roofline", "speed", speed_summary.roofline, "Roofline, forward passes"),
+        pictures.decimal_axes,
+        pictures.legend_beside,
+        xlabel="FLOP per byte, if every array is read or written once",
+    ),
 )
