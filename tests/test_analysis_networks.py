@@ -464,6 +464,16 @@ def test_pictures_show_the_numbers(ax):
     assert len(ax.lines) == 2 and ax.lines[1].get_ydata()[0] == 2 * values[0] and ax.lines[0].get_label() == "conv"
 
 
+@pytest.mark.parametrize("shape", [(4, 16), (9, 9), (1, 40), (2, 2)])
+def test_ticks_of_a_matrix_are_numbers_of_rows_and_columns(ax, shape):
+    analysis.plot_matrix(torch.ones(shape), ax)
+    ax.figure.draw_without_rendering()
+    for side in (ax.xaxis, ax.yaxis):
+        low, high = sorted(side.get_view_interval())
+        ticks = [at for at in side.get_majorticklocs() if low <= at <= high]
+        assert ticks and all(at == int(at) for at in ticks)
+
+
 def test_responses_are_drawn_in_order_of_frequency(ax):
     r = frequency_response(layer_of(spectral(2, 3, k=3)), weighted())
     analysis.plot_response(r, ax)

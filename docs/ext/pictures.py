@@ -26,8 +26,6 @@ STYLE = {
     "ytick.labelsize": 8,
     "legend.fontsize": 8,
     "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "image.interpolation": "nearest",
     "image.cmap": "viridis",  # brightness increases with the value, so it is readable in greyscale
 }

@@ -25,4 +25,4 @@ with torch.no_grad():
 
 figure, axis = plt.subplots(figsize=(6, 2.5))
 axis.barh([w.name for w in ways], [1e3 * w.seconds for w in ways], color="0.4")
-axis.set(xlabel="predicted time, ms", xscale="log", title="a 7x7 convolution, 8 -> 8 channels")
+axis.set(xlabel="predicted time, ms", title="a 7x7 convolution, 8 -> 8 channels")

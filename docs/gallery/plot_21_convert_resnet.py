@@ -38,4 +38,5 @@ figure, axes = plt.subplots(1, 4, figsize=(10, 2.8))
 for depth, axis in enumerate(axes):
     field = analysis.effective_receptive_field(converted[: depth + 1], (3, 24, 24), draws=5)
     analysis.plot_receptive_field(field.clamp(min=1e-6).log10(), axis)
+    axis.images[0].colorbar.set_label("log10 of the influence")
     axis.set(title=f"after {depth} blocks: {int((field > 0).sum())} pixels", xticks=[], yticks=[])

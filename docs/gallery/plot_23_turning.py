@@ -27,13 +27,17 @@ def gap(layer, poses):
 figure, axes = plt.subplots(2, 3, figsize=(8, 5.2))
 for row, (name, layer, poses) in zip(
     axes,
-    (("conv2d", GConv(conv2d(1, 1, 3, padding=1)), 1), ("p4_lift", GConv(p4_lift(1, 1, 3, padding=1)), 4)),
+    (
+        ("conv2d", GConv(conv2d(1, 1, 3, padding=1, bias=False)), 1),
+        ("p4_lift", GConv(p4_lift(1, 1, 3, padding=1, bias=False)), 4),
+    ),
     strict=True,
 ):
     a, b, difference = gap(layer, poses)
+    top = float(a.abs().max())
     for axis, title, picture in zip(
         row, (f"{name} of the image", "of the rotated image", f"difference: {difference:.1e}"),
         (a[0, 0], b[0, 0], (a.rot90(1, (-2, -1)) - b)[0, 0]), strict=True,
     ):  # fmt: skip
-        axis.imshow(picture, cmap="RdBu_r", vmin=-1.5, vmax=1.5)
+        axis.imshow(picture, cmap="RdBu_r", vmin=-top, vmax=top)
         axis.set(title=title, xticks=[], yticks=[])

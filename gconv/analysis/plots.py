@@ -77,9 +77,12 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
     ax = _axis(ax)
     top = float(M.abs().max()) if M.numel() else 1.0
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import MaxNLocator
 
     signed = LinearSegmentedColormap.from_list("signed", [BLUE, WHITE, RED])
     _bar(ax, ax.imshow(M.numpy(), cmap=signed, vmin=-top, vmax=top, interpolation="nearest"), "entry")
+    for side in (ax.xaxis, ax.yaxis):
+        side.set_major_locator(MaxNLocator("auto", integer=True))
     name = str(A) if isinstance(A, Map) else "matrix"
     ax.set(
         xlabel="input (site, channel)", ylabel="output (site, channel)", title=f"{name}: {M.shape[0]} x {M.shape[1]}"
@@ -150,12 +153,12 @@ def plot_response(
         if response.low == "last":
             ax.set_xlim(*sorted(ax.get_xlim(), reverse=True))
         grid = response.frequency.ndim > 1
-        ax.set(xlabel="cycles a site" if grid else "eigenvalue, low frequencies left", ylabel="gain")
+        ax.set(xlabel="cycles per site" if grid else "eigenvalue, low frequencies left", ylabel="gain")
         return ax
     ((i, o),) = (pairs or [(0, 0)])[:1]
     picture = gain[:, i, o].abs().unflatten(0, response.grid)
     _bar(ax, ax.imshow(picture.numpy(), extent=(-0.5, 0.5, 0.5, -0.5), vmin=0, interpolation="nearest"), "|gain|")
-    ax.set(xlabel="cycles a pixel, across", ylabel="cycles a pixel, down", title=f"|gain|, channel {i} -> {o}")
+    ax.set(xlabel="cycles per pixel, across", ylabel="cycles per pixel, down", title=f"|gain|, channel {i} -> {o}")
     return ax
 
 
@@ -181,7 +184,7 @@ def plot_spectrum(values: Tensor, ax: Any = None, label: str | None = None) -> A
     sorted_values = _numbers(values, "plot_spectrum", (1,), "singular values (s,)").sort(descending=True).values
     ax = _axis(ax)
     ax.plot(range(1, len(values) + 1), sorted_values.numpy(), label=label)
-    ax.set(xlabel="number", ylabel="singular value", ylim=(0, None))
+    ax.set(xlabel="index", ylabel="singular value", ylim=(0, None))
     return ax
 
 
