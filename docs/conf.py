@@ -41,6 +41,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "reset_modules": (pictures.use_style,),
     "show_memory": False,
+    "write_computation_times": False,  # that page loads scripts from other hosts
     "download_all_examples": False,
     "abort_on_example_error": True,
     "plot_gallery": True,

@@ -58,19 +58,19 @@ def sums(figure: Any) -> None:
 def matrices(figure: Any) -> None:
     """The matrix of a 3 x 3 kernel on a 5 x 5 image: doubly block Toeplitz, circulant, and with a stride."""
     kernel = np.arange(1.0, 10).reshape(3, 3, 1, 1)
-    panels = figure.subplots(1, 4, width_ratios=[0.25, 1, 1, 1])
-    cells(panels[0], kernel[..., 0, 0], numbers=True)
-    panels[0].set_title("kernel", fontsize=10)
+    (zero, circular), (taps, stride) = figure.subplots(2, 2, height_ratios=[25, 9])
+    cells(taps, kernel[..., 0, 0], numbers=True)
+    taps.set_title("kernel", fontsize=10)
     for axes, geometry, title in (
-        (panels[1], {"p": 1}, "zero padding:\ndoubly block Toeplitz"),
-        (panels[2], {"p": 1, "circular": True}, "circular padding:\ndoubly block circulant"),
-        (panels[3], {"p": 1, "s": 2}, "stride 2: every other row of\nevery other block (9 x 25)"),
+        (zero, {"p": 1}, "zero padding: doubly block Toeplitz"),
+        (circular, {"p": 1, "circular": True}, "circular padding: doubly block circulant"),
+        (stride, {"p": 1, "s": 2}, "stride 2: every other row of\nevery other block (9 x 25)"),
     ):
         a = as_matrix((5, 5, 1), kernel, **geometry)
         cells(axes, a, (math.isqrt(len(a)), 5))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("input pixels; each block is one image row", fontsize=8)
-    panels[1].set_ylabel("output pixels", fontsize=8)
+        axes.set_ylabel("output pixels", fontsize=8)
 
 
 def shifts(figure: Any) -> None:
@@ -169,7 +169,7 @@ def draw(folder: Path) -> list[Path]:
     for name, paint, shape in (
         ("idea", idea, (11, 3.3)),
         ("sum", sums, (7, 3.6)),
-        ("matrix", matrices, (11, 3.9)),
+        ("matrix", matrices, (7, 5.6)),
         ("shifts", shifts, (6, 6.6)),
         ("cheb", frequencies, (9.5, 7)),
     ):
