@@ -117,6 +117,8 @@ def decimals(*sides: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for side in sides:
+        if side.get_scale() != "log":  # nothing was drawn
+            continue
         low, high = side.get_view_interval()
         side.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=20))
         side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))

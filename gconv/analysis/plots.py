@@ -82,7 +82,7 @@ def plot_matrix(A: Map | Tensor | nn.Module, ax: Any = None, *, domain: Any = No
     signed = LinearSegmentedColormap.from_list("signed", [BLUE, WHITE, RED])
     _bar(ax, ax.imshow(M.numpy(), cmap=signed, vmin=-top, vmax=top, interpolation="nearest"), "entry")
     for side in (ax.xaxis, ax.yaxis):
-        side.set_major_locator(MaxNLocator("auto", integer=True))
+        side.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     name = str(A) if isinstance(A, Map) else "matrix"
     ax.set(
         xlabel="input (site, channel)", ylabel="output (site, channel)", title=f"{name}: {M.shape[0]} x {M.shape[1]}"
