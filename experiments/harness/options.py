@@ -6,6 +6,7 @@ An experiment is a frozen dataclass (its configuration and its command line) and
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "experiments" / "results"  # committed; changed only with --official
 RUNS = ROOT / "runs"  # rows of the user
+MAX_SEEDS = 10_000
 C = TypeVar("C", bound="DataclassInstance")
 
 
@@ -67,8 +69,8 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.seeds < 1 or self.jobs < 1:
-            raise ValueError("--seeds and --jobs must be at least 1")
+        if not (1 <= self.seeds <= MAX_SEEDS and 1 <= self.jobs <= MAX_SEEDS):
+            raise ValueError(f"--seeds and --jobs must be from 1 to {MAX_SEEDS:,}, not {self.seeds} and {self.jobs}")
         if self.official and self.results is not None:
             raise ValueError("--official names the file of the rows, so it goes without --results")
 
@@ -145,7 +147,7 @@ def parse(
         ("config", bare[config], field(default_factory=config)),
         ("options", bare[kind], field(default_factory=lambda: kind(**defaults))),
     ]
-    command: Any = tyro.cli(make_dataclass("Command", parts), description=description, args=argv)
+    command: Any = tyro.cli(make_dataclass("Command", parts), prog=command_name(), description=description, args=argv)
     named = {getattr(part, "device", "auto") for part in (command.config, command.options)} - {"auto"}
     for name in named if getattr(command.options, "launcher", "local") == "local" else ():
         try:
@@ -153,6 +155,15 @@ def parse(
         except ValueError as error:
             raise SystemExit(f"error: --device: {error}") from None
     return command.config, command.options
+
+
+def command_name() -> str | None:
+    """The command of this process as it is typed, `python -m experiments.sweep ladder`; None for a script."""
+    module = getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None)
+    if module is None or not module.startswith("experiments."):
+        return None
+    table = sys.argv[1:2] if module == "experiments.sweep" else []
+    return " ".join(["python -m", module.removesuffix(".__main__"), *table])
 
 
 def grid(config: C, **axes: Iterable[Any]) -> list[C]:

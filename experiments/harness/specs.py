@@ -13,25 +13,29 @@ from typing import Any
 from gconv import OperatorSpec
 
 
+class SpecError(ValueError):
+    """An operator that cannot be used: the text, its module or its factory is wrong."""
+
+
 def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
     """The function `(in_channels, out_channels) -> spec` given by a text.
 
     "gconv.operators:cheb(k=3)" gives `cheb(i, o, k=3)`: the experiment supplies the channels, and further arguments
     must be literals. The module may also be in the current folder, or given as a path: "ideas/mine.py:factory(k=3)".
 
-    Raises: ValueError for a text of another form, a missing module or factory, and arguments that are not literals;
-        when called, also if the factory rejects its arguments or does not return a spec.
+    Raises: SpecError for a text of another form, a missing module or factory, and arguments that are not literals; when
+        called, also if the factory raises, does not return a spec, or returns one with other channels.
 
     >>> read_spec("gconv.operators:cheb(k=3)")(2, 4).name
     'cheb'
-    >>> read_spec("gconv.operators:cheb(k=open('x'))")
+    >>> read_spec("gconv.operators:cheb(k=f(x))")
     Traceback (most recent call last):
         ...
-    ValueError: --spec gconv.operators:cheb(k=open('x')): the argument open('x') is not a literal
+    experiments.harness.specs.SpecError: --spec gconv.operators:cheb(k=f(x)): the argument f(x) is not a literal
     """
 
-    def wrong(what: object) -> ValueError:
-        return ValueError(f"--spec {text}: {what}")
+    def wrong(what: object) -> SpecError:
+        return SpecError(f"--spec {text}: {what}")
 
     module_name, colon, call = text.partition(":")
     if not colon or not module_name or not call:
@@ -57,22 +61,33 @@ def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
         try:
             spec = factory(i, o, *arguments, **named)
         except (TypeError, ValueError) as error:
-            raise wrong(error) from error
+            raise wrong(_said(error)) from error
+        except (Exception, SystemExit) as error:
+            raise wrong(f"{tree.id} raises {type(error).__name__}: {_said(error)}") from error
         if not isinstance(spec, OperatorSpec):
             raise wrong(f"{tree.id} returns {type(spec).__name__}, not an OperatorSpec")
+        given = getattr(spec.mixing, "i", i)
+        if (given, spec.mixing.channels(given)) != (i, o):
+            have = f"{given} channels to {spec.mixing.channels(given)}"
+            raise wrong(f"{tree.id}({i}, {o}) maps {have}; expected {i} to {o}")
         return spec
 
     return make
 
 
-def _literal(node: ast.expr, wrong: Callable[[object], ValueError]) -> Any:
+def _said(error: BaseException) -> str:
+    """The first line of an error."""
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _literal(node: ast.expr, wrong: Callable[[object], SpecError]) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, RecursionError):
         raise wrong(f"the argument {ast.unparse(node)} is not a literal") from None
 
 
-def _find(module_name: str, name: str, wrong: Callable[[object], ValueError]) -> Callable[..., Any]:
+def _find(module_name: str, name: str, wrong: Callable[[object], SpecError]) -> Callable[..., Any]:
     if "" not in sys.path:
         sys.path.append("")  # the current folder, as with python -m
     try:
@@ -81,8 +96,8 @@ def _find(module_name: str, name: str, wrong: Callable[[object], ValueError]) ->
         raise wrong(f"there is no file {module_name}") from None
     except ModuleNotFoundError as error:
         raise wrong(f"there is no module {error.name}") from None
-    except Exception as error:
-        raise wrong(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise wrong(f"importing {module_name} failed: {type(error).__name__}: {_said(error)}") from error
     factory = getattr(module, name, None)
     if callable(factory):
         return factory

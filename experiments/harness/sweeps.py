@@ -26,6 +26,7 @@ from experiments.harness import progress
 from experiments.harness.code import code, code_of
 from experiments.harness.machine import commit, hardware, peak_memory_mb, reset_peak_memory, timer, versions
 from experiments.harness.options import Data, Launch, Outcome, fields_of, run_key
+from experiments.harness.specs import SpecError
 from experiments.harness.store import Checkpoint, Results, ResultsError, Row
 
 
@@ -105,6 +106,8 @@ def sweep(
                 del tasks[key]
                 results.checkpoint(key).unlink(missing_ok=True)
         for row in _launched(tasks, launch, console, experiment):
+            if row.get("wrong"):
+                raise SystemExit(f"error: {row['error']}")
             if "error" in row:
                 failed += 1
                 console.print(f"FAILED {row['config']}\n{row['error']}", style="red", markup=False)
@@ -281,7 +284,10 @@ def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[
 
 
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
-    """Run a task in this process. Returns: its completed row, or its configuration with the error."""
+    """Run a task in this process. Returns: its completed row, or its configuration with the error.
+
+    "wrong" marks an error of the command line, after which no further run is started.
+    """
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     try:
@@ -300,6 +306,8 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
         }
         # Convert to JSON here, where errors can still be reported: a non-finite metric makes the run fail.
         row = json.loads(json.dumps(row, allow_nan=False, default=_plain))
+    except SpecError as error:  # every further run would fail, too
+        return {"config": repr(config), "error": str(error), "wrong": True}
     except (Exception, SystemExit):
         return {"config": repr(config), "error": traceback.format_exc()}
     return row

@@ -16,7 +16,7 @@ from experiments.harness import fit, progress
 from experiments.harness.experiment import Place
 from experiments.harness.machine import hardware
 from experiments.harness.options import Launch, Outcome, SweepOptions
-from experiments.harness.specs import read_spec
+from experiments.harness.specs import SpecError, read_spec
 from experiments.harness.store import Results
 from experiments.harness.sweeps import sweep
 from experiments.images import cifar10_cnn, ladder
@@ -161,6 +161,48 @@ def test_a_spec_is_read_without_running_its_text():
         with pytest.raises(ValueError, match=says) as caught:
             read_spec(text)(2, 3)
         assert str(caught.value).startswith("--spec ") and "\n" not in str(caught.value), text
+
+
+OWN = """
+import sys
+from gconv.operators import gcn, gat
+def key(i, o): return {}["k"]
+def zero(i, o): return i / 0
+def deep(i, o): return deep(i, o)
+def attribute(i, o): return None.x
+def lines(i, o): raise ValueError("one" + chr(10) + "two")
+def ends(i, o): sys.exit(3)
+def wide(i, o): return gat(i, o, heads=4)
+def swapped(i, o): return gcn(o, i)
+def late(i, o): return gcn(i, o) if i == 1 else 1 / 0
+"""
+
+
+def test_whatever_a_factory_does_wrong_is_one_sentence(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    for name, says in {
+        "own.py:key": r"key raises KeyError: 'k'",
+        "own.py:zero": "zero raises ZeroDivisionError: division by zero",
+        "own.py:deep": "deep raises RecursionError",
+        "own.py:attribute": "attribute raises AttributeError",
+        "own.py:lines": ": one$",
+        "own.py:ends": "ends raises SystemExit: 3",
+        "own.py:wide": r"wide\(2, 3\) maps 2 channels to 12; expected 2 to 3",
+        "own.py:swapped": r"swapped\(2, 3\) maps 3 channels to 2; expected 2 to 3",
+        "leaves.py:any": "importing .* failed: SystemExit: 3",
+    }.items():
+        with pytest.raises(SpecError, match=says) as caught:
+            read_spec(f"{tmp_path}/{name}")(2, 3)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_operator_that_fails_in_a_run_ends_the_sweep_with_its_sentence(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    argv = ["--smoke", "--seeds", "3", "--results", str(tmp_path / "rows.jsonl"), "--spec", f"{tmp_path}/own.py:late"]
+    with pytest.raises(SystemExit, match=r"^error: --spec .*late raises ZeroDivisionError: division by zero$"):
+        ladder.main(argv)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_an_operator_of_ones_own_stands_in_the_table(tmp_path, capsys):
