@@ -5,7 +5,7 @@ transpose, the forward and backward pass, torch and PyG, gconv. Each step comput
 prints the largest difference of any entry, which must be below a bound; computations that are wrong on purpose ("must
 differ") must exceed one. Otherwise the exit status is 1. The run takes a few seconds.
 
-    python -m experiments.by_hand                   all steps, and figures in experiments/figures/by_hand_*.png
+    python -m experiments.by_hand                   all steps, and figures in runs/figures/by_hand_*.png
     python -m experiments.by_hand --no-figures      all steps without figures
 """
 
@@ -342,8 +342,10 @@ class ByHand:
 
     seed: int = 0
     """Seed of the random images, kernels and signals; >= 0."""
-    figures: Path = ROOT / "experiments" / "figures"
+    figures: Path = ROOT / "runs" / "figures"
     """Folder for the figures."""
+    official: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Draw the committed figures, experiments/figures/by_hand_*.png."""
     no_figures: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do not draw figures."""
 
@@ -362,11 +364,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = tyro.cli(ByHand, description=__doc__, args=argv)
     if config.seed < 0:
         raise SystemExit(f"error: --seed must be at least 0, but it is {config.seed}")
+    folder = ROOT / "experiments" / "figures" if config.official else config.figures
     if not config.no_figures:
         try:
-            config.figures.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SystemExit(f"error: no pictures can be kept in {config.figures}: {error}; try --no-figures") from None
+            raise SystemExit(f"error: no pictures can be kept in {folder}: {error}; try --no-figures") from None
     gaps = walk(config.seed)
     if wrong := [g.what for g in gaps if not g.ok]:
         raise SystemExit(f"\nerror: {len(wrong)} of {len(gaps)} differences are out of bounds: {'; '.join(wrong)}")
@@ -376,6 +379,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         from experiments.by_hand.pictures import draw
 
         try:
-            print("\n".join(f"drew {path}" for path in draw(config.figures)))
+            print("\n".join(f"drew {path}" for path in draw(folder)))
         except OSError as error:
             raise SystemExit(f"error: a picture could not be written: {error}") from None
