@@ -7,11 +7,11 @@ The network has the shape of airbench (Keller Jordan, 94% on CIFAR-10 in 3.29 se
     norm, GELU, 3x3 convolution, batch norm, GELU; 3x3 max pooling; a linear layer, divided by 9
 
 with 54 M multiply-adds per image. 3x3 convolutions start as the identity on their first channels, batch norms have a
-shift but no scale.
+shift but no scale, and the shift learns 64 times as fast as the weights.
 
 Protocol: all 50,000 training images, the recipe of `experiments.images.ladder` (Nesterov SGD, linear increase and
-decrease of the learning rate, mirrored and shifted images) with batches of 256, a peak of 0.2, label smoothing of 0.2
-and 20 epochs, in bfloat16 (by autocast; parameters and their updates in float32): less than an hour on two cores that
+decrease of the learning rate, mirrored and shifted images) with airbench's batch size, momentum, label smoothing,
+learning rate and weight decay (the last two are those of the mean loss here), and 18 epochs, in bfloat16 (by autocast; parameters and their updates in float32): less than an hour on two cores that
 multiply matrices in bfloat16. Nothing is selected; the test images are read once, after the last epoch, as they are and
 as the mean over six views (shifted by -1, 0 and 1 pixels along the diagonal, and mirrored). Published, on the official
 pixels and on a GPU: 93 % for this size (airbench93), 94 % for twice the cost.
@@ -42,12 +42,16 @@ from gconv.operators import max_pool2d
 class Config(Recipe):
     """Network and training options."""
 
-    epochs: int = 20
+    epochs: int = 18
     """Number of epochs."""
-    batch: int = 256
+    batch: int = 1024
     """Batch size."""
-    lr: float = 0.2
+    lr: float = 1.5
     """Peak learning rate."""
+    momentum: float = 0.85
+    """Momentum."""
+    weight_decay: float = 1.33e-3
+    """Weight decay of kernels and matrices; biases and batch norms have none."""
     smoothing: float = 0.2
     """Label smoothing."""
     width: int = 64
@@ -92,11 +96,16 @@ def convolution(i: int, o: int) -> GConv:
     return GConv.from_torch(plain)
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
-    """Batch norm without a scale."""
-    found = nn.BatchNorm2d(channels)
-    found.weight.requires_grad_(False)
-    return found
+class Norm(nn.BatchNorm2d):
+    """Batch norm whose shift is 8 times its parameter, which is a learning rate 64 times as large, and with no scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.register_parameter("weight", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        return F.batch_norm(x, self.running_mean, self.running_var, None, 8 * self.bias, self.training, 0.4)
 
 
 class Scaled(nn.Linear):
@@ -130,7 +139,7 @@ def network(width: int, images: Tensor, precision: str = "float32") -> nn.Sequen
     layers: list[nn.Module] = [whiten, nn.GELU()]
     i = 24
     for o in (width, 2 * width, 2 * width):
-        layers += [convolution(i, o), GConv(max_pool2d(2)), norm(o), nn.GELU(), convolution(o, o), norm(o), nn.GELU()]
+        layers += [convolution(i, o), GConv(max_pool2d(2)), Norm(o), nn.GELU(), convolution(o, o), Norm(o), nn.GELU()]
         i = o
     kind = Autocast if precision == "bfloat16" else nn.Sequential
     return kind(*layers, GConv(max_pool2d(3)), nn.Flatten(), Scaled(i, 10, bias=False))
