@@ -11,10 +11,11 @@ shift but no scale, and the shift learns 64 times as fast as the weights.
 
 Protocol: all 50,000 training images, the recipe of `experiments.images.ladder` (Nesterov SGD, linear increase and
 decrease of the learning rate, mirrored and shifted images) with airbench's batch size, momentum, label smoothing,
-learning rate and weight decay (the last two are those of the mean loss here), and 18 epochs, in bfloat16 (by autocast; parameters and their updates in float32): less than an hour on two cores that
-multiply matrices in bfloat16. Nothing is selected; the test images are read once, after the last epoch, as they are and
-as the mean over six views (shifted by -1, 0 and 1 pixels along the diagonal, and mirrored). Published, on the official
-pixels and on a GPU: 93 % for this size (airbench93), 94 % for twice the cost.
+learning rate and weight decay (the last two as those of the mean loss), and 18 epochs in bfloat16 (by autocast;
+parameters and their updates in float32), which take less than an hour on two cores that multiply matrices in bfloat16.
+Nothing is selected; the test images are read once, after the last epoch, as they are and as the mean over six views
+(shifted by -1, 0 and 1 pixels along the diagonal, and mirrored). Published, on the official pixels and on a GPU: 93 %
+for this size (airbench93), 94 % for twice the cost.
 
     python -m experiments.images.anchor                train with all threads; an interrupted run continues
     python -m experiments.images.anchor --epochs 2     a short run
@@ -97,7 +98,7 @@ def convolution(i: int, o: int) -> GConv:
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch norm whose shift is 8 times its parameter, which is a learning rate 64 times as large, and with no scale."""
+    """Batch norm without a scale. Its shift is 8 times its parameter, so its learning rate is 64 times as large."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)

@@ -149,13 +149,13 @@ TABLES: tuple[Table, ...] = (
             ("parameters", "metrics.parameters"),
             ("multiply-adds, M", "metrics.multiply_adds"),
         ),
-        where=(("config.epochs", 9), ("config.limit", None), ("config.width", 64)),
+        where=(("config.epochs", 18), ("config.limit", None), ("config.width", 64)),
         caption=(
-            "A CNN of airbench's shape (93 % on the official pixels is published for this size, with 11 epochs and "
-            "more tricks), trained for nine epochs with the ladder's recipe in float32, by an estimate an hour on two "
-            "cores. "
-            "Test accuracy in % after the last epoch, without model selection, of the images as they are and of the "
-            "mean over six shifted and mirrored views."
+            "A CNN of airbench's shape (93 % on the official pixels is published for this size, with ten epochs and "
+            "more tricks), trained with airbench's batch size, momentum, learning rate and weight decay, in bfloat16, "
+            "for 18 epochs. Test accuracy in % after the last epoch, without model selection, of the images as they "
+            "are and of the mean over six shifted and mirrored views. A first run with the ladder's settings (batches "
+            "of 256, learning rate 0.2, weight decay 0.0005, 20 epochs) had reached 88.3 % and 89.9 %."
         ),
         command="python -m experiments.images.anchor --official",
     ),
