@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gconv import operators
 from gconv.domains import Grid
-from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, run
 from gconv.kernels import constant_of, is_plain_eager
 from gconv.lowering.images import LAST, suggests_last
 from gconv.lowering.native import keeps_format
@@ -351,7 +351,8 @@ def product_call(layer: Any, input: Tensor, weight: Tensor | None = None) -> Ten
         return None
     if not input.ndim or not input.is_floating_point() or not input.numel():
         return None
-    if weight is not None and layer._repeated is None and is_plain_eager() and constant_of(input) is None:
+    runs = type(layer.gconv) is Unweighted and layer._repeated is None  # the call is not captured for an analysis
+    if runs and weight is not None and is_plain_eager() and constant_of(input) is None:
         return F.linear(input, weight, layer.bias)  # what the engine would run, without the fixed cost of a plan
     y = run(layer, input.reshape(-1, input.shape[-1]).t())
     return y.t().unflatten(0, input.shape[:-1]) if input.ndim != 1 else y[:, 0]
