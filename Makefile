@@ -78,6 +78,7 @@ tables: $(VENV)/.ok  ## render tables (README, docs/) and figures from experimen
 docs: $(DOCS)/.ok  ## build the site docs/_build/html and execute every page and figure; about three minutes
 	OMP_NUM_THREADS=1 $(DOCS)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html $(ARGS)
 	$(DOCS)/bin/python docs/ext/check_site.py docs/_build/html
+	$(DOCS)/bin/python docs/ext/check_browser.py docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 # Sphinx and its dependencies, in an environment that can import the packages of .venv but does not change them.

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+import shutil
 import sys
 
 import pytest
@@ -75,3 +76,24 @@ def test_the_check_of_the_site_finds_what_is_wrong(tmp_path, monkeypatch):
         "operators/gcn.html: no.png leads nowhere",
         "the search does not know gcn",
     ]
+
+
+def test_the_check_in_a_browser_finds_what_is_wrong(tmp_path, monkeypatch):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    check = importlib.import_module("ext.check_browser")
+    (tmp_path / "index.html").write_text("<p>right</p><img src='dot.svg'>")
+    (tmp_path / "dot.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>")
+    (tmp_path / "wide.html").write_text("<div style='width: 600px'>wide</div>")
+    (tmp_path / "wrong.html").write_text("<img src='no.png'><script>missing()</script>")
+    (tmp_path / "search.html").write_text("<div id=search-results><a href='operators/gcn.html'>gcn</a></div>")
+    found = check.wrong(tmp_path, chromium, 60.0)
+    assert [re.sub(r" \d+ pixels are used", "", text) for text in found if " at 390 " in text] == [
+        "wide.html at 390 pixels: scrolls sideways,",
+        "wrong.html at 390 pixels: Uncaught ReferenceError: missing is not defined",
+        "wrong.html at 390 pixels: no.png does not load",
+    ]
+    assert not any("index.html" in text or "wide.html at 1400" in text for text in found)
+    assert found[-1] == "the search for cheb finds 1 pages, but not its own"
