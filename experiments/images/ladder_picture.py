@@ -1,4 +1,4 @@
-"""The figure of `experiments.images.ladder`: accuracy against the number of distinct taps."""
+"""The figure of `experiments.images.ladder`, accuracy against the number of distinct taps, and what its rows say."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +29,24 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
     axes.set(xlabel="distinct weight matrices in a 3 x 3 kernel (0: the centre pixel only)", ylabel="test accuracy, %")
     axes.set_xticks(list(TAPS.values()))
     axes.legend(fontsize="small")
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """Where direction matters, for below the table: what three matrices instead of nine cost in which stages."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["metrics"]["network"], []).append(100 * row["metrics"]["test_accuracy"])
+    mean = {name: np.mean(y) for name, y in found.items()}
+    places = ("first", "middle", "last")
+    if not {"9", "3", *(f"3, {here}" for here in places), *(f"3, not {here}" for here in places)} <= mean.keys():
+        return []
+    lost = {name: mean["9"] - y for name, y in mean.items()}
+    one = ", ".join(f"{lost[f'3, {here}']:.1f} (only in the {here})" for here in places)
+    rest = ", ".join(f"{lost[f'3, not {here}']:.1f} (all but the {here})" for here in places)
+    return [
+        "Where direction matters: points of accuracy that three matrices instead of nine cost, by stage: "
+        f"{one}, {rest}, {lost['3']:.1f} (all)."
+    ]
 
 
 FIGURE = Figure(

@@ -120,6 +120,7 @@ TABLES: tuple[Table, ...] = (
             "width is 32 unless stated."
         ),
         command="python -m experiments.sweep ladder --official",
+        remarks=ladder_picture.sentences,
     ),
     Table(
         name="pixel_operators",

@@ -360,3 +360,14 @@ def test_the_ladders_picture_shows_every_network():
     ladder_picture.draw(axes, rows)
     assert {"all stages", "3, last", "p4"} <= {text.get_text() for text in axes.get_legend().get_texts()}
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([70, 60, 50])
+
+
+def test_the_ladder_says_what_isotropic_stages_cost():
+    from experiments.images.ladder_picture import sentences
+
+    accuracies = {"9": 0.9, "3": 0.5} | {f"3, {n}{p}": 0.8 for n in ("", "not ") for p in ("first", "middle", "last")}
+    rows = [{"metrics": {"network": name, "test_accuracy": y}} for name, y in accuracies.items()]
+    rows += [{"metrics": {"network": "3, first", "test_accuracy": 0.7}}]  # a second seed
+    (said,) = sentences(rows)
+    assert "15.0 (only in the first), 10.0 (only in the middle)" in said and said.endswith("40.0 (all).")
+    assert sentences(rows[1:]) == []
