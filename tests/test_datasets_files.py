@@ -474,9 +474,9 @@ def test_planetoid_download_asks_for_pinned_checksums(tmp_path, monkeypatch):
 def test_an_unreadable_file_is_corrupt_not_a_traceback(tmp_path, monkeypatch):
     folder = write_planetoid(tmp_path)
 
-    def refuse(path):
+    def refuse(path, mode):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(root.Path, "read_bytes", refuse)
+    monkeypatch.setattr(root.Path, "open", refuse)
     with pytest.raises(DataCorrupt, match=f"{folder}.*cannot be read: Permission denied"):
         planetoid.load_planetoid("CiteSeer", tmp_path)

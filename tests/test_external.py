@@ -610,12 +610,13 @@ def test_wrong_paths_and_options_of_the_command_are_named(tmp_path, capsys):
         (e, str(tmp_path / "none.npy"), [], "has no rows; features have one row per node"),
         (e, str(tmp_path / "none.csv"), [], "There is no file"),
         (graph, x, ["--undirected"], "--undirected has an effect only while a graph is built"),
-        (graph, x, ["--nodes", "2"], "--nodes has an effect only while a graph is built"),
+        (graph, x, ["--nodes", "3"], "built before, with nodes 2, and --nodes has an effect only"),
         (graph, x, ["--duplicates", "drop"], "--duplicates has an effect only while a graph is built"),
     ]:
         with pytest.raises(SystemExit, match=message):
             main(["propagate", edges, features, *more, "--memory", MEMORY, "--out", str(tmp_path / "other")])
-    main(["propagate", graph, x, "--k", "1", "--memory", MEMORY, "--out", str(tmp_path / "other")])
+    for more in ([], ["--nodes", "2", "--duplicates", "keep"]):  # the options with which it was built
+        main(["propagate", graph, x, *more, "--k", "1", "--memory", MEMORY, "--out", str(tmp_path / "other")])
     for edges, features, folder in [("", x, out), (e, "", out), (e, x, "")]:
         with pytest.raises(SystemExit):
             main(["propagate", edges, features, "--out", folder])

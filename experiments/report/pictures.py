@@ -153,10 +153,12 @@ def whole_epochs(axes: Any) -> None:
 
 
 def legend_beside(axes: Any) -> None:
-    """The legend to the right of the axes; lines beyond the ten colours of the cycle are black."""
+    """The legend to the right of the axes, as high as it needs; lines beyond the ten colours of the cycle are black."""
     for line in axes.lines[10:]:
         line.set_color("black")
     if axes.lines:
+        wide, high = axes.figure.get_size_inches()
+        axes.figure.set_size_inches(wide, max(high, 0.5 + 0.2 * len(axes.lines)))
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 

@@ -133,7 +133,7 @@ def _run(given: argparse.Namespace, lines: _Lines, built_by_default: dict[str, o
     import torch
 
     from gconv.external.features import Features, is_text
-    from gconv.external.files import format_bytes
+    from gconv.external.files import format_bytes, read_json
     from gconv.external.graph import DiskGraph
     from gconv.external.product import propagate
 
@@ -149,11 +149,14 @@ def _run(given: argparse.Namespace, lines: _Lines, built_by_default: dict[str, o
     start = time.perf_counter()
     if (Path(given.edges) / "graph.json").exists():
         graph = DiskGraph.open(given.edges)
+        settings = read_json(Path(given.edges) / "graph.json") or {}
+        had = {**(settings.get("settings") or {}), "nodes": graph.nodes}
         for name, default in built_by_default.items():
-            if getattr(given, name) != default:
+            value = getattr(given, name)
+            if value not in (default, had.get(name, default)):
                 raise ValueError(
-                    f"{given.edges} is a graph that was built before, and --{name} has an effect only while a graph is "
-                    "built; leave it out, or give the list of edges"
+                    f"{given.edges} is a graph that was built before, with {name} {had.get(name, default)}, and "
+                    f"--{name} has an effect only while a graph is built; leave it out, or give the list of edges"
                 )
     else:
         graph = DiskGraph.build(
