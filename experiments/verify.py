@@ -22,7 +22,7 @@ from experiments.harness.experiment import Experiment, call
 from experiments.harness.machine import device
 from experiments.harness.options import RESULTS, Launch
 from experiments.harness.store import Results, ResultsError, Row
-from experiments.harness.sweeps import sweep
+from experiments.harness.sweeps import DataMissing, sweep
 from experiments.sweep import TABLES, experiment
 
 
@@ -136,7 +136,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             new = again(experiments[table], row, config)
             wrong = differences(row, new, experiments[table])
-        except ValueError as error:
+        except DataMissing as error:
+            print(f"{title}: passed over, {str(error).splitlines()[0].removeprefix('error: ')}")
+            continue
+        except (ValueError, SystemExit) as error:
             new, wrong = row, [str(error)]
         if row.get("data") != new.get("data"):
             wrong.append(f"the data differ: {row['data']} in the row, {new['data']} now")

@@ -30,6 +30,10 @@ from experiments.harness.specs import SpecError
 from experiments.harness.store import Checkpoint, Results, ResultsError, Row
 
 
+class DataMissing(SystemExit):
+    """Raised by `sweep` if the data of a run are missing or damaged."""
+
+
 class Task(NamedTuple):
     """A run: the function to call, and its row without results."""
 
@@ -67,9 +71,9 @@ def sweep(
         modules: further modules that affect the numbers of a configuration, for the hash of the code.
 
     Raises:
-        SystemExit: before anything runs, if rows cannot be written or data are missing; at the end, when all others
-            have finished, if a run failed (failures are printed with their configuration when they occur) or the
-            budget was used up.
+        DataMissing: if data are missing, before anything runs, or when a run finds it.
+        SystemExit: before anything runs, if rows cannot be written; at the end, when all others have finished, if a run
+            failed (failures are printed with their configuration when they occur) or the budget was used up.
     """
     from rich.console import Console
 
@@ -83,7 +87,7 @@ def sweep(
         try:
             seen = data(config) if callable(data) else data
         except DataError as error:
-            raise SystemExit(f"error: {error}") from None
+            raise DataMissing(f"error: {error}") from None
         key = run_key(config, experiment, seen)
         row = {"experiment": experiment, "key": key, "config": fields_of(config), "seed": getattr(config, "seed", None)}
         row |= {"data": seen and seen._asdict(), "commit": commit(), "code": code(run, modules(config))}
@@ -106,8 +110,8 @@ def sweep(
                 del tasks[key]
                 results.checkpoint(key).unlink(missing_ok=True)
         for row in _launched(tasks, launch, console, experiment):
-            if row.get("wrong"):
-                raise SystemExit(f"error: {row['error']}")
+            if "ends" in row:
+                raise (DataMissing if row["ends"] == "data" else SystemExit)(f"error: {row['error']}")
             if "error" in row:
                 failed += 1
                 console.print(f"FAILED {row['config']}\n{row['error']}", style="red", markup=False)
@@ -286,7 +290,7 @@ def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
     """Run a task in this process. Returns: its completed row, or its configuration with the error.
 
-    "wrong" marks an error of the command line, after which no further run is started.
+    "ends" marks an error of the command line or of the data, after which no further run is started.
     """
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
@@ -307,8 +311,12 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
         # Convert to JSON here, where errors can still be reported: a non-finite metric makes the run fail.
         row = json.loads(json.dumps(row, allow_nan=False, default=_plain))
     except SpecError as error:  # every further run would fail, too
-        return {"config": repr(config), "error": str(error), "wrong": True}
-    except (Exception, SystemExit):
+        return {"config": repr(config), "error": str(error), "ends": "spec"}
+    except (Exception, SystemExit) as error:
+        from datasets.root import DataError
+
+        if isinstance(error, DataError):
+            return {"config": repr(config), "error": str(error), "ends": "data"}
         return {"config": repr(config), "error": traceback.format_exc()}
     return row
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gconv
+from datasets import DataUnavailable
 from experiments import sweep as sweep_command
 from experiments import verify
 from experiments.citation import networks as citation
@@ -370,6 +371,26 @@ def test_an_edited_row_is_found(committed, monkeypatch, edit):
         return verify.main(argv)
     with pytest.raises(SystemExit, match="1 of 1 rows differ"):
         verify.main(argv)
+
+
+def test_rows_whose_data_are_not_there_are_passed_over(committed, monkeypatch, capsys):
+    """Also if only the run finds it; any other failure counts as a difference."""
+
+    def missing(config, place):
+        raise DataUnavailable(f"The weights of seed {config.seed} are not there.\n  folder: none")
+
+    def broken(config, place):
+        raise RuntimeError("no reason")
+
+    argv = ["--rows", "2", "--table", "citation", "--results", str(committed)]
+    found = verify.experiment("citation")
+    for run, says in ((missing, "error: no row was run again"), (broken, "error: 2 of 2 rows differ")):
+        monkeypatch.setattr(verify, "experiment", lambda table, run=run: replace(found, run=run))
+        monkeypatch.setattr(verify, "Launch", lambda threads, isolate: Launch(threads=threads))
+        with pytest.raises(SystemExit, match=says):
+            verify.main(argv)
+        out = capsys.readouterr().out
+        assert (out.count("passed over, The weights of seed") == 2) == (run is missing)
 
 
 def test_verify_names_what_it_cannot_do(tmp_path):
