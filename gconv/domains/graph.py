@@ -15,6 +15,7 @@ from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
 from gconv.domains.edges import Edges, check_edge_index, read_permutation
+from gconv.kernels import order as orders
 from gconv.kernels import outside_transforms, readable, varies, wrapped
 
 
@@ -401,7 +402,8 @@ class Graph(Edges):
 
         Traps: `python -m experiments.planner.choices --only order` measures both. Grids benefit, most with few
         channels; random power-law graphs do not benefit from any order. Computing an order takes as long as tens of
-        products, so gconv never does it implicitly. The parts of a union are not kept.
+        products, so gconv never does it implicitly. The parts of a union are not kept. Without the compiled kernels
+        scipy computes "rcm", and then the order of nodes of equal degree may depend on the processor.
 
         Raises:
             ValueError: if `how` is unknown.
@@ -415,12 +417,10 @@ class Graph(Edges):
             order = torch.argsort(self.in_degree() + self.out_degree(), descending=True, stable=True)
         elif isinstance(how, str) and how == "rcm":
             from scipy.sparse import coo_matrix
-            from scipy.sparse.csgraph import reverse_cuthill_mckee
 
             ends = torch.cat([self.edge_index, self.edge_index.flip(0)], 1).cpu().numpy()
             both = coo_matrix(([True] * ends.shape[1], (ends[0], ends[1])), (self.size, self.size)).tocsr()
-            found = reverse_cuthill_mckee(both, symmetric_mode=True)
-            order = torch.from_numpy(found.copy()).long().to(self.device)
+            order = torch.from_numpy(_reverse_cuthill_mckee(both).copy()).long().to(self.device)
         else:
             raise ValueError(f'how must be "rcm" or "degree", but it is {how!r}.')
         place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
@@ -491,3 +491,16 @@ class Graph(Edges):
         """Pickle without cached derived quantities."""
         args = (self.edge_index, self.size, self.edge_weight, self.edge_attr, self.edge_type, self.pos, self.ptr)
         return Graph, args
+
+
+def _reverse_cuthill_mckee(pattern: Any) -> Any:
+    """The order of the nodes of a symmetric scipy matrix, by gconv's kernel if it is compiled.
+
+    scipy sorts by degree with an unstable sort of numpy's, whose result depends on the processor's instruction set.
+    """
+    if orders.compiled is not None:
+        pattern.sort_indices()
+        return orders.reverse_cuthill_mckee(pattern.indptr, pattern.indices, pattern.shape[1])
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    return reverse_cuthill_mckee(pattern, symmetric_mode=True)

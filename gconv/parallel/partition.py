@@ -178,8 +178,10 @@ def shard(
         return Partition(domain, bounds, None, processes)
     if isinstance(method, str) and method == "rcm":
         graph, order = domain.reordered("rcm")
+        processes.agree(the_order_of_nodes=_digest(order))
         return Partition(graph, bounds, order, processes)
     part = method if isinstance(method, Tensor) else metis_parts(domain, processes.size)
+    processes.agree(the_parts=_digest(part))
     order = torch.argsort(part, stable=True).to(domain.device)
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
     counts = torch.bincount(part.cpu(), minlength=processes.size)
