@@ -93,8 +93,12 @@ def wrong(site: Path, browser: str, limit: float = 600.0) -> list[str]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
             budget = f"--virtual-time-budget={int(1000 * limit)}"
             command = [browser, *OPTIONS, f"--user-data-dir={profile}", budget, "--dump-dom", url]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        server.shutdown()
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+            except subprocess.TimeoutExpired:
+                raise RuntimeError(f"{browser} did not finish within {limit:g} seconds") from None
+            finally:
+                server.shutdown()
     answer = re.search(r'<pre id="answer">(.+?)</pre>', done.stdout, re.DOTALL)
     if answer is None:
         raise RuntimeError(f"{browser} gave no answer: {done.stderr.strip()[-300:]}")

@@ -231,7 +231,8 @@ def leave(owner: object, name: str, value: object) -> str:
 
 @at_trace_time
 def _whole_graph() -> str | None:
-    context = torch._guards.TracingContext.try_get()
+    current = getattr(getattr(getattr(torch, "_guards", None), "TracingContext", None), "try_get", lambda: None)
+    context = current()
     shapes = getattr(getattr(context, "fake_mode", None), "shape_env", None)
     return "yes" if getattr(shapes, "allow_dynamic_output_shape_ops", True) else None
 
