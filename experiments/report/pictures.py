@@ -5,6 +5,7 @@ appearance is set here, so a change of layout does not make rows out of date.
 """
 
 import functools
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,28 @@ def laid_out(figure: Figure, *steps: Step, title: str = "", **settings: Any) -> 
     return replace(figure, draw=draw, title=title or figure.title)
 
 
+def grouped(rows: Sequence[Row], label: str, metric: str, scale: float = 100.0) -> dict[str, list[float]]:
+    """The values of `metric`, times `scale`, of the rows with the same label.
+
+    >>> grouped([{"a": "x", "b": 0.5}, {"a": "y", "b": 0.25}, {"a": "x", "b": 0.75}], "a", "b")
+    {'x': [50.0, 75.0], 'y': [25.0]}
+    """
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(str(get(row, label)), []).append(get(row, metric) * scale)
+    return found
+
+
+def means(rows: Sequence[Row], label: str, metric: str, scale: float = 100.0) -> dict[str, float]:
+    """The means of `grouped`."""
+    return {name: statistics.fmean(values) for name, values in grouped(rows, label, metric, scale).items()}
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation, 0 for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def dots(label: str, column: str, metric: str, scale: float = 100.0) -> Draw:
     """One line per label and one mark per column: mean of `metric` with one standard deviation, best label on top."""
 
@@ -64,7 +87,7 @@ def dots(label: str, column: str, metric: str, scale: float = 100.0) -> Draw:
     return draw
 
 
-def means(label: str, size: str, metric: str, scale: float = 100.0) -> Draw:
+def by_size(label: str, size: str, metric: str, scale: float = 100.0) -> Draw:
     """One line per label: mean of `metric` against a size, with one standard deviation, side by side at each size."""
 
     def draw(axes: Any, rows: Sequence[Row]) -> None:

@@ -22,7 +22,6 @@ from experiments.harness.render import (
 from experiments.images import (
     digits_pair,
     ladder,
-    ladder_picture,
     light,
     overfitting,
     pixel_operators,
@@ -32,7 +31,9 @@ from experiments.images import (
 from experiments.interpretability import cells
 from experiments.large import bert, conversions, dvae, finetune, language_model, long_context, pretrained_convolutions
 from experiments.large_graphs import external, halo_rows
+from experiments.report import ladder as ladder_report
 from experiments.report import pictures
+from experiments.report import studies as ablations
 from experiments.report.pictures import laid_out
 from experiments.segmentation import cells as areas
 from experiments.segmentation import membrane
@@ -120,7 +121,7 @@ TABLES: tuple[Table, ...] = (
             "width is 32 unless stated."
         ),
         command="python -m experiments.sweep ladder --official",
-        remarks=ladder_picture.sentences,
+        remarks=ladder_report.sentences,
     ),
     Table(
         name="pixel_operators",
@@ -138,6 +139,7 @@ TABLES: tuple[Table, ...] = (
             "% after the last of 8 epochs, without model selection. 9 is the CNN, 1 a GCN."
         ),
         command="python -m experiments.sweep pixel_operators --official",
+        remarks=ablations.recovered,
     ),
     Table(
         name="anchor",
@@ -179,6 +181,7 @@ TABLES: tuple[Table, ...] = (
             "accuracy on test images shifted by 8 pixels to each side."
         ),
         command="python -m experiments.sweep studies --official",
+        remarks=ablations.ablations,
     ),
     Table(
         name="overfitting",
@@ -195,6 +198,7 @@ TABLES: tuple[Table, ...] = (
             "accuracy in percentage points. Only early stopping selects an epoch, by validation accuracy."
         ),
         command="python -m experiments.sweep overfitting --official",
+        remarks=ablations.remedies,
     ),
     Table(
         name="multiply_adds",
@@ -329,7 +333,7 @@ TABLES: tuple[Table, ...] = (
         ),
         command="python -m experiments.conformance",
     ),
-    superpixels.TABLE,
+    replace(superpixels.TABLE, remarks=ablations.superpixel_sentences),
     classify.TABLE,
     membrane.TABLE,
     areas.TABLE,
@@ -349,7 +353,8 @@ TABLES: tuple[Table, ...] = (
 )
 
 FIGURES: tuple[Figure, ...] = (
-    ladder_picture.FIGURE,
+    ladder_report.FIGURE,
+    *ablations.FIGURES,
     laid_out(
         Figure(
             name="cifar10_cnn",
@@ -403,7 +408,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     laid_out(dvae.FIGURE, pictures.fit_image, title="Test images and their reconstruction from 64 codes"),
     laid_out(
-        replace(finetune.FIGURE, draw=pictures.means("config.way", "config.shots", "metrics.test_accuracy")),
+        replace(finetune.FIGURE, draw=pictures.by_size("config.way", "config.shots", "metrics.test_accuracy")),
         xlabel="images per class",
         ylabel="test accuracy, %",
     ),

@@ -259,6 +259,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             r["config"] = fields | {"dataset": "TREC", "model": "convolution", "tokens": 512}
         if figure.name == "dvae":
             r["metrics"]["picture"] = 32 * 32 * 3 * "01"
+        r["metrics"] |= {"border_accuracy": 0.5, "train_accuracy": [0.4, 0.5], "val_accuracy": [0.3, 0.4]}
         r["metrics"] |= {"memory_mb": 9, "trained": 9, "by_position": [8.0, 4.0], "cpu_seconds": 1.0}
         if figure.name == "detection":
             picture = bccd.thumbnail(torch.zeros(3, 16, 16, dtype=torch.uint8))
@@ -352,18 +353,18 @@ def test_rows_of_other_code_do_not_share_a_cell():
 def test_the_ladders_picture_shows_every_network():
     from matplotlib.figure import Figure
 
-    from experiments.images import ladder_picture
+    from experiments.report import ladder
 
     names = ("9", "1", "pointwise", "3, last", "p4")
     rows = [{"metrics": {"network": name, "test_accuracy": 0.5 + i / 10}} for i, name in enumerate(names)]
     axes = Figure().subplots()
-    ladder_picture.draw(axes, rows)
+    ladder.draw(axes, rows)
     assert {"all stages", "3, last", "p4"} <= {text.get_text() for text in axes.get_legend().get_texts()}
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([70, 60, 50])
 
 
 def test_the_ladder_says_what_isotropic_stages_cost():
-    from experiments.images.ladder_picture import sentences
+    from experiments.report.ladder import sentences
 
     accuracies = {"9": 0.9, "3": 0.5} | {f"3, {n}{p}": 0.8 for n in ("", "not ") for p in ("first", "middle", "last")}
     rows = [{"metrics": {"network": name, "test_accuracy": y}} for name, y in accuracies.items()]

@@ -7,15 +7,14 @@ import numpy as np
 
 from experiments.harness.common import Row
 from experiments.harness.render import Figure
+from experiments.report.pictures import grouped, means
 
 TAPS = {"pointwise": 0, "1": 1, "2": 2, "3": 3, "6": 6, "9": 9}
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     """Draw mean and standard deviation per rung; networks with mixed stages at the side; p4 and p4m as lines."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(row["metrics"]["network"], []).append(100 * row["metrics"]["test_accuracy"])
+    found = grouped(rows, "metrics.network", "metrics.test_accuracy")
     spread = {name: (np.mean(y), np.std(y, ddof=1) if len(y) > 1 else 0.0) for name, y in found.items()}
     rungs = [name for name in TAPS if name in spread]
     mean, std = (np.array([spread[name][part] for name in rungs]) for part in (0, 1))
@@ -33,10 +32,7 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
 
 def sentences(rows: Sequence[Row]) -> list[str]:
     """Where direction matters, for below the table: what three matrices instead of nine cost in which stages."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(row["metrics"]["network"], []).append(100 * row["metrics"]["test_accuracy"])
-    mean = {name: np.mean(y) for name, y in found.items()}
+    mean = means(rows, "metrics.network", "metrics.test_accuracy")
     places = ("first", "middle", "last")
     if not {"9", "3", *(f"3, {here}" for here in places), *(f"3, not {here}" for here in places)} <= mean.keys():
         return []
