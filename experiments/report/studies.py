@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.harness.common import Row
-from experiments.harness.render import Figure
+from experiments.harness.render import Figure, get
 from experiments.images import overfitting, studies, superpixels
 from experiments.images.pixel_operators import SPECS
 from experiments.report.pictures import WIDTH_INCHES, grouped, means, spread
@@ -119,7 +119,7 @@ def draw_remedies(axes: Any, rows: Sequence[Row]) -> None:
     """Accuracy on the training (dashed) and the validation images by epoch, a colour per remedy."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row["config"]["remedy"], []).append(row)
+        found.setdefault(str(get(row, "config.remedy")), []).append(row)
     for i, name in enumerate(name for name in overfitting.REMEDIES if name in found):
         for metric, style in (("train_accuracy", "--"), ("val_accuracy", "-")):
             curves = zip(*(row["metrics"][metric] for row in found[name]), strict=True)
