@@ -23,7 +23,7 @@ class Call:
 
     Args:
         x: the signal, (*b, n, i); for a lowering that works on images (b, i, *grid).
-        mixing, W: the elementary mixing and its weight.
+        mixing, W: the elementary mixing (default: none) and its weight.
         bias: (o,) or None.
         weight: the learned parameter, where W is computed from it; default W.
         kind: "eager" for a plain call, see `gconv.kernels.call_kind`; determined here if None.
@@ -37,14 +37,16 @@ class Call:
     def __init__(
         self,
         x: Tensor,
-        mixing: Mixing = NOTHING_MIXED,
+        mixing: Mixing | None = None,
         W: Tensor | None = None,
         bias: Tensor | None = None,
         weight: Any = None,
         kind: CallKind | None = None,
         constant: Constant | None = None,
     ) -> None:
-        self.x, self.mixing, self.W, self.bias = x, mixing, W, bias
+        # torch.compile of torch 2.11 cannot trace a default value that is an object
+        self.x, self.W, self.bias = x, W, bias
+        self.mixing: Mixing = NOTHING_MIXED if mixing is None else mixing
         self.weight: Any = W if weight is None else weight
         self.kind, self.constant = kind, constant
         if kind is None:

@@ -50,7 +50,7 @@ class Differentiable(torch.autograd.Function):
     ...     @staticmethod
     ...     def backward(ctx, g):
     ...         return 2 * g
-    >>> Double.apply(torch.ones(1).requires_grad_()).grad_fn.name()
+    >>> type(Double.apply(torch.ones(1).requires_grad_()).grad_fn).__name__
     'DoubleBackward'
     """
 

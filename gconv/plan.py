@@ -131,7 +131,7 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
         Inadmissible: if the requested lowering is unknown or cannot run this structure.
     """
     x, mixing, gradients = call.x, call.mixing, call.gradients
-    all_three = *gradients, gradients[1] and bool(S.learned)
+    all_three = *gradients, gradients[1] and len(S.learned) > 0
     if call.kind not in ("eager", "transformed"):
         if call.kind == "compiled" and is_static((*x.shape, *x.stride())):
             given = tuple(x.shape), x.stride(), x.dtype, x.device.type

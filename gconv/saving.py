@@ -57,11 +57,11 @@ IGNORED = {"inplace", "p", "momentum"}  # arguments that do not change the outpu
 
 
 @function("parameters of constructors")
-def _arguments(name: str) -> tuple[str, ...]:
-    """The constructor arguments of a layer's class that are stored."""
-    names = tuple(inspect.signature(LAYERS[name]).parameters)
+def _arguments(name: str) -> dict[str, Any]:
+    """The constructor arguments of a layer's class that may be stored, and their defaults."""
     left_out = ("device", "dtype", "body", "shortcut", "args", "kwargs")
-    return tuple(n for n in names if n not in left_out and not n.startswith("_"))
+    given = inspect.signature(LAYERS[name]).parameters
+    return {n: p.default for n, p in given.items() if n not in left_out and not n.startswith("_")}
 
 
 # -- a module as data ----------------------------------------------------------------------------------------------
@@ -89,7 +89,9 @@ def _describe(module: nn.Module, path: str, seen: dict[int, str]) -> Node:
         node |= {"operator": module.spec.to_dict(), "dtype": str(module._like.dtype).removeprefix("torch.")}
         parts = {}
     elif LAYERS.get(cls.__name__) is cls:
-        node["arguments"] = {name: _read_argument(module, name) for name in _arguments(cls.__name__)}
+        # without defaults, so that a file can be read by versions of torch that lack a newer argument
+        given = {name: (_read_argument(module, name), default) for name, default in _arguments(cls.__name__).items()}
+        node["arguments"] = {name: value for name, (value, default) in given.items() if value != default}
         node["converted"] = isinstance(module, Converted)
     elif CONTAINERS.get(cls.__name__) is not cls:
         node["kind"] = "other"
@@ -475,9 +477,11 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _essential(node: Node) -> Any:
-    given = node.get("arguments", {})
-    essential = {key: value for key, value in given.items() if key not in IGNORED} if isinstance(given, dict) else given
-    return essential, node.get("adapters")
+    """What two descriptions of a layer must share. Arguments of other versions of torch are left out."""
+    given, known = node.get("arguments", {}), _arguments(node["kind"]) if node.get("kind") in LAYERS else {}
+    if isinstance(given, dict):
+        given = {key: v for key, v in given.items() if key in known and key not in IGNORED and v != known[key]}
+    return given, node.get("adapters")
 
 
 def _shown_node(node: Any) -> str:

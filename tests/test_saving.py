@@ -291,6 +291,22 @@ def test_what_training_alone_reads_may_differ(tmp_path):
     round_trip(saved, tmp_path, into=into)
 
 
+def test_defaults_are_not_stored_and_arguments_of_another_torch_are_not_compared(tmp_path):
+    path, model = tmp_path / "m", nn.Sequential(nn.BatchNorm2d(2, eps=0.1))
+    save(model, path)
+
+    def as_newer_torch_writes(about, tensors):
+        assert layer(about)["arguments"] == {"num_features": 2, "eps": 0.1}
+        layer(about)["arguments"] |= {"affine": True, "argument_of_the_future": True}
+
+    rewritten(path, as_newer_torch_writes)
+    load(path, into=model)
+    with pytest.raises(
+        InputError, match=r"'0' is BatchNorm2d\(num_features=2, eps=0\.1.* but BatchNorm2d\(num_features=2\)"
+    ):
+        load(path, into=nn.Sequential(nn.BatchNorm2d(2)))
+
+
 def test_converted_and_plain_layers_are_one_network(tmp_path):
     model, x = small().eval(), torch.randn(1, 1, 8, 8)
     twin = round_trip(model, tmp_path, into=convert(small()).eval())

@@ -21,8 +21,9 @@ class ByRows(Pattern):
     tensor([0, 1])
     """
 
-    def __init__(self, shape: tuple[int, int, int], tap: Tensor, csr: CSR) -> None:
-        self.__dict__.update(shape=shape, tap=tap, _memo={"expand": csr})
+    def __init__(self, shape: tuple[int, int, int], tap: Tensor, csr: CSR, _memo: object = None) -> None:
+        # torch.compile of torch 2.11 passes the default of _memo, as for a dataclass, and traces no update of __dict__
+        self.__dict__["shape"], self.__dict__["tap"], self.__dict__["_memo"] = shape, tap, {"expand": csr}
 
     @classmethod
     def of(cls, pattern: Pattern) -> ByRows:

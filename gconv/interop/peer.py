@@ -77,7 +77,12 @@ class Unweighted(GConv):
     def borrow(self, weights: Weights) -> GConv:
         """A GConv with these weights that shares all other state with this one."""
         layer = object.__new__(GConv)
-        layer.__dict__.update(self.__dict__, _parameters={**self._parameters, **weights})
+        parameters = {**self._parameters, **weights}
+        if torch.compiler.is_dynamo_compiling():  # that of torch 2.11 traces single items of __dict__ only
+            for name in _names(self).split():
+                layer.__dict__[name] = parameters if name == "_parameters" else self.__dict__[name]
+        else:
+            layer.__dict__.update(self.__dict__, _parameters=parameters)
         return layer
 
     def like(self, spec: OperatorSpec) -> Unweighted:
@@ -92,6 +97,12 @@ class Unweighted(GConv):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _unweighted, (self.spec, self.training)
+
+
+@at_trace_time
+def _names(layer: Any) -> str:
+    """The names of the attributes, separated by spaces."""
+    return " ".join(vars(layer))
 
 
 def _unweighted(spec: OperatorSpec, training: bool) -> Unweighted:

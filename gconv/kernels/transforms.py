@@ -13,13 +13,15 @@ computed within a trace are never cached. Private names of torch are looked up h
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from itertools import accumulate
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -219,8 +221,31 @@ def at_trace_time(function: F) -> F:
     arguments. Objects created within the trace have no attributes yet. The result must be a string or None: other
     results are stored as attributes by `leave` and read by getattr, so that the compiler knows their source.
     """
+    if torch.__version__ < (2, 12):
+        return _by_identity(function)
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def _by_identity(function: F) -> F:
+    """`at_trace_time` for the compiler of torch 2.11, which passes only constants: objects are passed by their `id`."""
+    constants = (int, str, tuple, type(None), torch.dtype, torch.device, FunctionType)
+
+    def marked(objects: tuple[bool, ...], *given: Any) -> Any:
+        # the compiler holds references to the arguments, so these are identities of living objects
+        pairs = zip(given, objects, strict=True)
+        return function(*(ctypes.cast(a, ctypes.py_object).value if o else a for a, o in pairs))
+
+    marked._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    @functools.wraps(function)
+    def call(*given: Any) -> Any:
+        if not torch.compiler.is_dynamo_compiling():
+            return function(*given)
+        objects = tuple([not isinstance(a, constants) for a in given])
+        return marked(objects, *[id(a) if o else a for a, o in zip(given, objects, strict=True)])
+
+    return call  # type: ignore[return-value]
 
 
 def leave(owner: object, name: str, value: object) -> str:
