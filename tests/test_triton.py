@@ -21,8 +21,8 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 NEEDS_TRITON = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton: pip install --no-deps triton==3.7.1")
 NEEDS_TRITON_3_7 = pytest.mark.skipif(
     not HAS_TRITON or version("triton") < "3.7",
-    reason="needs Triton 3.7 (pip install --no-deps triton==3.7.1): the interpreter of 3.6 fails with numpy 2.4, and its "
-    "compiler uses more registers",
+    reason="needs Triton 3.7 (pip install --no-deps triton==3.7.1): the interpreter of 3.6 fails with numpy 2.4, and "
+    "its compiler uses more registers",
 )
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 CPU = torch.device("cpu")

@@ -221,7 +221,7 @@ def at_trace_time(function: F) -> F:
     arguments. Objects created within the trace have no attributes yet. The result must be a string or None: other
     results are stored as attributes by `leave` and read by getattr, so that the compiler knows their source.
     """
-    if torch.__version__ < (2, 12):
+    if torch.__version__ < "2.12":  # compared as versions
         return _by_identity(function)
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
