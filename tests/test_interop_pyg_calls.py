@@ -166,7 +166,7 @@ def check_form(layer, call, x, tolerance=1e-10):
 
 def adjacency(edge_index, values, layout):
     """PyG's adj_t: rows are targets."""
-    adj = torch.sparse_coo_tensor(edge_index.flip(0), values, (6, 6)).coalesce()
+    adj = torch.sparse_coo_tensor(edge_index.flip(0), values, (6, 6, *values.shape[1:])).coalesce()
     return adj if layout == "coo" else adj.to_sparse_csr()
 
 
@@ -211,6 +211,25 @@ def test_sparse_adjacencies(name, edges, build):
             torch.testing.assert_close(convert(layer)(x.float(), adj.float()), layer(x.float(), adj.float()))
             continue
         check_form(layer, lambda m, leaf, adj=adj: m(leaf, leaf.cos(), adj) if edges == TWO else m(leaf, adj), x)
+
+
+@pytest.mark.parametrize("name", ["GMMConv", "NNConv"])
+def test_adjacencies_whose_values_are_attributes(name):
+    x, layer = torch.randn(6, 3, dtype=F64), CASES[name][1][0](3, 2)
+    attributes = torch.linspace(0.2, 1, 7 * (layer.dim if name == "GMMConv" else layer.nn[0].in_features), dtype=F64)
+    adj = adjacency(SIMPLE, attributes.view(7, -1), "coo")
+    check_form(layer, lambda m, leaf: m(leaf, adj), x)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_signs_as_adjacencies(layout):
+    x, layer = torch.randn(6, 3, dtype=F64), pyg.SignedConv(3, 2, first_aggr=True)
+    ones = torch.ones(7, dtype=F64)
+    pos, neg = adjacency(SIMPLE, ones, layout), adjacency(SIMPLE.flip(0), ones, layout)
+    check_form(layer, lambda m, leaf: m(leaf, pos, neg), x)
+    check_form(layer, lambda m, leaf: m((leaf, leaf.sin()), pos, neg), x)
+    layer, weights = layer.double(), adjacency(SIMPLE, 2 * ones, layout)
+    torch.testing.assert_close(convert(layer)(x, weights, neg), layer(x, weights, neg))  # PyG's own forward
 
 
 @pytest.mark.sampled(2)

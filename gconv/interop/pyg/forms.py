@@ -87,6 +87,14 @@ def labels(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> 
     return True
 
 
+def attributes(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
+    """Values are the attributes of the edges."""
+    if given.get("edge_attr") is not None or values.ndim > 2:
+        return False
+    given["edge_attr"] = values
+    return True
+
+
 def weights(layer: Any, given: Arguments, edge_index: Tensor, values: Tensor) -> bool:
     """Values are edge weights."""
     if given.get("edge_weight") is not None or values.ndim != 1:
@@ -152,6 +160,7 @@ ADJACENCY: dict[type, Reader] = {
     **dict.fromkeys((pyg.SAGEConv, pyg.GINConv), extra_weights),
     **dict.fromkeys((pyg.GATConv, pyg.GATv2Conv, pyg.SuperGATConv, pyg.TransformerConv), ignored),
     **dict.fromkeys((pyg.AGNNConv, pyg.FeaStConv, pyg.ResGatedGraphConv, pyg.ClusterGCNConv), ignored),
+    **dict.fromkeys((pyg.GMMConv, pyg.NNConv), attributes),
     pyg.FastRGCNConv: labels,
 }
 
@@ -206,6 +215,11 @@ def reread(layer: Any, given: Arguments) -> bool:
             if any(size not in (None, n) for size, n in zip(value.sparse_size(), rows(x), strict=True)):
                 return False
             given[name] = value.as_tensor()
+        elif name in ("pos_edge_index", "neg_edge_index") and is_sparse(value):
+            found = opened(value) if tuple(value.shape) == rows(x)[::-1] else None
+            if found is None or not ones(layer, given, *found):  # other values are weights
+                return False
+            given[name] = found[0]
         elif name in ("x", "x_0") and is_sparse(value):
             if value.requires_grad or value.numel() > MAX_DENSE:
                 return False
