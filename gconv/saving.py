@@ -52,7 +52,7 @@ LAYERS: dict[str, type[nn.Module]] = {
         *("Hardswish", "Hardsigmoid", "Hardtanh", "Softplus", "Softsign", "Softmax", "LogSoftmax"),
     ]
 } | {"Shortcut": Shortcut}
-PARTS = {"gconv", "parametrizations"}  # names of submodules that are part of a layer
+PARTS = {"parametrizations"}  # names of submodules that are part of a layer
 IGNORED = {"inplace", "p", "momentum"}  # arguments that do not change the output of a trained network in eval mode
 
 

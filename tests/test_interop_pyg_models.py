@@ -176,6 +176,56 @@ def test_explanations_are_those_of_the_original():
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("leaf", [pyg.MessagePassing, None], ids=["layers", "parts of layers"])
+def test_submodules_are_those_of_the_original(leaf):
+    model = pyg.GIN(8, 8, 2, 4, norm="layer_norm")
+    twin = convert(model)
+    assert [name for name, _ in twin.named_modules()] == [name for name, _ in model.named_modules()]
+    visited: dict = {}
+    for net in (model, twin):
+        net.apply(lambda module, net=net: visited.setdefault(net, []).append(type(module).__name__))
+    assert visited[twin] == visited[model]
+    assert pyg.summary(twin, x(), EDGES, leaf_module=leaf) == pyg.summary(model, x(), EDGES, leaf_module=leaf)
+
+
+def test_the_mode_of_a_layer_is_what_is_set_last():
+    model = pyg.GATConv(8, 8, dropout=0.5)
+    twin = convert(model)
+    twin.training = model.training = False  # without a call of eval()
+    torch.testing.assert_close(twin(x(), EDGES), model(x(), EDGES))
+    assert not copy.deepcopy(twin).gconv.training and twin.train().gconv.training
+    assert convert(pyg.APPNP(2, 0.1)).double().gconv._like.dtype == torch.float64
+
+
+def test_layers_pickled_with_the_engine_as_a_submodule_are_read():
+    twin = convert(pyg.GCNConv(8, 4))
+    rebuild, arguments, state, *_ = twin.__reduce_ex__(4)
+    engine = state.pop("gconv")
+    old = rebuild(*arguments)
+    old.__setstate__(state | {"_modules": {**state["_modules"], "gconv": engine}})
+    assert [name for name, _ in old.named_children()] == [name for name, _ in twin.named_children()]
+    torch.testing.assert_close(old(x(), EDGES), twin(x(), EDGES))
+
+
+@pytest.mark.parametrize("build", [lambda: pyg.GCNConv(8, 4), lambda: pyg.LGConv(), lambda: pyg.SAGEConv(8, 4)])
+def test_the_aggregation_of_a_layer_is_the_one_it_holds(build):
+    model = build()
+    twin = convert(model)
+    seen = []
+    handle = twin.aggr_module.register_forward_hook(lambda *_: seen.append(1))
+    twin(x(), EDGES)
+    handle.remove()
+    twin(x(), EDGES)
+    assert len(seen) == 1
+    for module in (model, twin):
+        module.aggr = "max"  # PyG has chosen its aggregation already
+    torch.testing.assert_close(twin(x(), EDGES), model(x(), EDGES))
+    for module in (model, twin):
+        module.aggr_module = pyg.MaxAggregation()
+    torch.testing.assert_close(twin(x(), EDGES), model(x(), EDGES))
+    torch.testing.assert_close(convert(model)(x(), EDGES), model(x(), EDGES))
+
+
 def test_whole_models_are_saved_and_loaded():
     model = convert(pyg.GraphSAGE(8, 8, 2))
     file = io.BytesIO()

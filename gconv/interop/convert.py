@@ -152,7 +152,7 @@ def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
         layer.__class__ = type(cls.__name__, (convertible(cls.__mro__[1]),), body)
     else:
         layer.__class__ = convertible(cls)
-    layer.add_module("gconv", Unweighted(spec).train(layer.training))
+    vars(layer)["gconv"] = Unweighted(spec).train(layer.training)
 
 
 @checked

@@ -69,21 +69,31 @@ class Converted(ConvertedState):
         """Called by torch.jit.script, which cannot compile converted layers."""
         raise TypeError(NOT_SCRIPTABLE.format(f"a converted {type(self).__name__}"))
 
-    def __repr__(self) -> str:
-        """The repr of the layer before its conversion."""
-        twin = object.__new__(type(self))
-        inside = {name: part for name, part in vars(self)["_modules"].items() if name != "gconv"}
-        twin.__dict__.update(vars(self), _modules=inside)
-        text: str = super(Converted, twin).__repr__()
-        return text
-
     def __setattr__(self, name: str, value: Any) -> None:
         """Detects changes of arguments after conversion (`layer.dropout = 0.6`)."""
+        if name == "gconv":  # not a submodule: tools that list submodules find those of the original
+            self.__dict__[name] = value
+            return
+        if name == "training" and self.__dict__.get("gconv") is not None:
+            self.gconv.train(value)  # type: ignore[union-attr]
         if name[0] != "_" and name not in ("training", "gconv", "report", "built"):
             old = getattr(self, name, None)
             if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
                 self.__dict__["_changed"] = True
         super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Converts and moves the engine, too, which stores the dtype of a layer without weights."""
+        done: Any = super()._apply(fn, recurse)  # type: ignore[misc]
+        if self.gconv is not None:
+            self.gconv._apply(fn, recurse)
+        return done
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        old = state["_modules"]
+        if "gconv" in old:  # layers pickled by older versions: the engine was a submodule
+            state = {**state, "_modules": {k: m for k, m in old.items() if k != "gconv"}, "gconv": old["gconv"]}
+        super().__setstate__(state)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -104,7 +114,7 @@ def _read_again(cls: type, read: str, *written: Any) -> Any:
     """A converted layer from its library's serialisation."""
     layer = getattr(cls, read)(*written)
     layer.__class__ = convertible(cls)
-    layer.add_module("gconv", Unweighted(describe(layer)[1]).train(layer.training))
+    layer.gconv = Unweighted(describe(layer)[1]).train(layer.training)
     return layer
 
 
@@ -250,4 +260,4 @@ def renew(layer: Any) -> None:
         layer.gconv = None
         return
     if layer.gconv is None or spec != layer.gconv.spec:
-        layer.add_module("gconv", Unweighted(spec).train(layer.training))
+        layer.gconv = Unweighted(spec).train(layer.training)

@@ -30,7 +30,7 @@ def parts(module: nn.Module) -> dict[str, nn.Module]:
     inside: Any = module
     own = {layer.name: layer for layer in inside._flatten_layers(include_self=False, recursive=False)}
     held = {k: m for k, m in module._modules.items() if m is not None and not isinstance(m, nn.ParameterDict)}
-    return own | {k: m for k, m in held.items() if k != "gconv" and not isinstance(m, keras.Layer)}
+    return own | {k: m for k, m in held.items() if not isinstance(m, keras.Layer)}
 
 
 WHY = {

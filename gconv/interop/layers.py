@@ -260,8 +260,8 @@ def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
     try:
         peer, spec = describe(module)
         shell: Any = object.__new__(_shell(base_class(module), peer))
-        shell.__dict__.update(vars(module))
-        shell.__dict__["_modules"] = {**module._modules, "gconv": _Capturing(spec).train(module.training)}
+        shell.__dict__.update(vars(module), gconv=_Capturing(spec).train(module.training))
+        shell.__dict__["_modules"] = dict(module._modules)
         for key in module.parametrizations if parametrize.is_parametrized(module) else ():  # type: ignore[union-attr]
             shell.__dict__[key] = getattr(module, key)
         answer = peer.call(shell, *args, **kwargs)

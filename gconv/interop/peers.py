@@ -121,7 +121,7 @@ def _written(cls: type, name: str, method: Any) -> bool:
 
 
 READ = {nn.Linear, nn.ModuleList, nn.Sequential, nn.Identity}  # submodules whose weights are read
-NOT_READ = {"gconv", "aggr_module", "parametrizations", "_torch_params"}
+NOT_READ = {"parametrizations", "_torch_params"}
 
 
 @function("classes of readable parts")
@@ -145,6 +145,8 @@ def obstacle(layer: nn.Module, inner: tuple[str, ...] = ()) -> str | None:
             continue
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"a hook is registered on its submodule {key!r}, which gconv reads but does not call"
+        if key == "aggr_module":  # its class is checked by `ordinary`
+            continue
         if not _readable(type(part)):
             return f"its submodule {key!r} is a {type(part).__name__}, whose weights gconv cannot read"
         parts += part._modules.items()

@@ -18,6 +18,7 @@ from gconv.kernels import is_fake, is_plain_eager
 PLAIN = (Tensor, nn.Parameter)
 SUM, MEAN, MAX = ("add", "sum"), ("mean",), ("max",)
 AGGR: dict[str, Any] = {"add": "sum", "sum": "sum", "mean": "mean", "max": "max"}
+MODULES = {"sum": pyg.SumAggregation, "mean": pyg.MeanAggregation, "max": pyg.MaxAggregation}  # of each of them
 CACHED = "cached=True: the first graph is used in all later calls, as in PyG; reset_parameters clears it"
 GRAPH_TENSORS = ("edge_index", "edge_weight", "edge_attr", "edge_type", "pos")
 HOOKS = tuple(
@@ -43,6 +44,8 @@ def ordinary(layer: Any, aggr: tuple[str, ...] = SUM, node_dim: int = -2) -> Non
         raise LeftAlone(f"node_dim={layer.node_dim}: gconv's nodes are the axis before the channels")
     if layer.aggr not in aggr:
         raise LeftAlone(f"aggr={layer.aggr!r} is not one of {', '.join(aggr)}")
+    if base_class(layer.aggr_module) is not MODULES[AGGR[layer.aggr]]:
+        raise LeftAlone(f"its aggr_module was replaced by {layer.aggr_module}")
     if layer.decomposed_layers > 1 and base_class(layer) not in BY_CHANNEL:
         raise LeftAlone(f"decomposed_layers={layer.decomposed_layers} splits its channels into groups")
 
