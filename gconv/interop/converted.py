@@ -75,7 +75,7 @@ class Converted(ConvertedState):
             self.__dict__[name] = value
             return
         if name == "training" and self.__dict__.get("gconv") is not None:
-            self.gconv.train(value)  # type: ignore[union-attr]
+            self.gconv.training = value  # type: ignore[union-attr]
         if name[0] != "_" and name not in ("training", "gconv", "report", "built"):
             old = getattr(self, name, None)
             if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
