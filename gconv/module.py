@@ -381,7 +381,7 @@ class GConv(nn.Module):
                 return self._run(x, domain, edges, lowering, decided, key)
             call = self._call(x, "eager", constant)
             y = run(self._basis(domain, call, True) if S is None else S, call)
-            return self._cast(y) if torch.is_autocast_enabled(y.device.type) else y
+            return self._cast(y) if not y.is_meta and torch.is_autocast_enabled(y.device.type) else y
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
@@ -754,7 +754,7 @@ class GConv(nn.Module):
         weight = self.weight
         if weight is None:
             return
-        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
             raise InputTypeError(f"x is {x.dtype}, but the layer's weights are {weight.dtype}; convert one of them.")
         if x.device != weight.device:
             raise InputError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")

@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import gconv
 from gconv import GConv, Grid, NotLinear, OutsideFamily
@@ -541,3 +543,163 @@ def test_of_equal_numbers_torch_s_first_gets_the_gradient(layer, channels):
         (y * torch.sin(torch.arange(y.numel())).view_as(y)).sum().backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
+
+
+# -- what tools that work on any model see -------------------------------------------------------------------------
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 2))
+
+
+def test_a_converted_model_has_the_modules_of_the_original():
+    model = small()
+    twin = convert(model)
+    assert [name for name, _ in twin.named_modules()] == [name for name, _ in model.named_modules()]
+    assert twin.state_dict()._metadata == model.state_dict()._metadata
+    visited = []
+    twin.apply(visited.append)
+    assert visited == [*twin.children(), twin]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which this module of torch uses
+        from torch.utils.mkldnn import to_mkldnn
+    dense = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(to_mkldnn(twin[0])(dense.to_mkldnn()).to_dense(), twin[0](dense))
+
+
+def test_hooks_on_all_modules_see_each_layer_once():
+    twin, before, after, back = convert(small()), [], [], []
+    every = nn.modules.module
+    with (
+        every.register_module_forward_pre_hook(lambda module, args: before.append(module)),
+        every.register_module_forward_hook(lambda module, args, y: after.append(module)),
+        every.register_module_full_backward_hook(lambda module, *grads: back.append(module)),
+    ):
+        twin(torch.randn(2, 3, 6, 6, requires_grad=True)).sum().backward()
+    layers = list(twin)
+    assert before == [twin, *layers] and after == [*layers, twin]
+    assert {id(module) for module in back} == {id(module) for module in before} and len(back) == len(before)
+
+
+def test_flops_are_counted_for_the_modules_of_the_original():
+    counts = []
+    for model in (small(), convert(small())):
+        with FlopCounterMode(display=False) as counter:
+            model(torch.randn(2, 3, 6, 6, requires_grad=True)).sum().backward()
+        counts.append(counter.get_flop_counts())
+    assert counts[0] == counts[1]
+
+
+def test_the_engine_follows_the_mode_and_type_of_its_layer():
+    twin = convert(small()).eval().double()
+    assert not any(layer.gconv.training for layer in (twin[0], twin[1], twin[3]))
+    assert (twin[1].at(Grid((4, 4))) @ torch.ones(16, 1, dtype=F64)).dtype == F64
+    twin[0].training = True
+    assert twin[0].gconv.training and copy.deepcopy(twin)[0].gconv.training
+
+
+def test_pickles_with_the_engine_among_the_submodules_are_read():
+    """As earlier versions wrote them."""
+    twin = convert(nn.Conv2d(2, 3, 3).double())
+    make, arguments, state = twin.__reduce_ex__(2)[:3]
+    old = {key: value for key, value in state.items() if key != "gconv"}
+    old["_modules"] = {"gconv": state["gconv"]}
+    again = make(*arguments)
+    again.__setstate__(old)
+    assert not again._modules and again.spec == twin.spec
+    torch.testing.assert_close(again(images(2, 2)), twin(images(2, 2)))
+
+
+MKLDNN = [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AvgPool3d(2)]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("layer", MKLDNN, ids=str)
+def test_tensors_in_the_layout_of_onednn(layer):
+    x = torch.randn(2, 3, *(6,) * int(type(layer).__name__[-2]))
+    torch.testing.assert_close(convert(layer)(x.to_mkldnn()).to_dense(), layer(x))
+
+
+def test_nested_tensors():
+    layer = nn.Linear(3, 2)
+    parts = [torch.randn(2, 3), torch.randn(4, 3)]
+    for layout in (torch.strided, torch.jagged):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nested tensors are in prototype stage
+            y = convert(layer)(torch.nested.nested_tensor(parts, layout=layout))
+        for got, part in zip(y.unbind(), parts, strict=True):
+            torch.testing.assert_close(got, layer(part))
+
+
+def test_models_are_converted_within_a_meta_device():
+    model = small()
+    with torch.device("meta"):
+        twin = convert(small())
+        assert twin(torch.empty(2, 3, 6, 6)).shape == (2, 2)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(twin(x), model(x))
+
+
+def test_a_convolution_replaced_on_the_instance_runs():
+    """Image generators patch `_conv_forward` to make seamless textures."""
+
+    def doubled(input, weight, bias):
+        return 2 * nn.functional.conv2d(input, weight, bias)
+
+    layer, x = nn.Conv2d(2, 3, 3).double(), images(2, 2)
+    twin, y = convert(layer), layer(x)
+    twin._conv_forward = doubled
+    torch.testing.assert_close(twin(x), 2 * y)
+    del twin._conv_forward
+    torch.testing.assert_close(twin(x), y)
+    assert twin.spec == gconv.operators.conv2d(2, 3, 3)
+    layer._conv_forward = doubled
+    assert "_conv_forward was replaced" in convert(layer).report()[""].notes[0]
+    torch.testing.assert_close(convert(layer)(x), 2 * y)
+
+
+def test_deleted_attributes_raise_the_error_of_the_original():
+    twin = convert(nn.Linear(3, 2))
+    del twin.bias
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="bias"):
+            twin(torch.ones(1, 3))
+    twin.bias = None
+    torch.testing.assert_close(twin(torch.ones(1, 3)), twin.weight.sum(1)[None])
+
+
+def test_a_traced_linear_layer_is_one_product():
+    layer = nn.Linear(3, 2)
+    targets = [
+        [str(node.target) for node in make_fx(module)(torch.ones(4, 3)).graph.nodes if node.op == "call_function"]
+        for module in (layer, convert(layer))
+    ]
+    assert targets[0] == targets[1]
+
+
+BATCHED = {
+    nn.Fold(6, 2): (2, 12, 25), nn.Unfold(2): (2, 3, 6, 6), nn.AdaptiveAvgPool2d(4): (2, 3, 6, 6),
+    nn.Upsample(scale_factor=2, mode="bilinear"): (2, 3, 6, 6), nn.PixelShuffle(2): (2, 4, 3, 3),
+    nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"): (2, 3, 6, 6), nn.MaxPool2d(2): (2, 3, 6, 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", BATCHED, ids=str)
+def test_batches_of_gradients(layer):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    x = torch.randn(BATCHED[layer], requires_grad=True)
+    y = convert(layer)(x)
+    many = torch.randn(3, *y.shape)
+    (together,) = torch.autograd.grad(y, x, many, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in many]
+    torch.testing.assert_close(together, torch.stack(single))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool1d(5), nn.Upsample(scale_factor=2)], ids=str
+)
+def test_calls_on_the_meta_device(layer):
+    x = torch.empty(2, 3, 6, 6, device="meta") if "2d" in str(layer) else torch.empty(2, 3, 6, device="meta")
+    y = convert(layer)(x)
+    assert y.is_meta and y.shape == layer(x).shape

@@ -20,7 +20,7 @@ from gconv.interop import peer as _peer
 from gconv.interop.layers import EngineCall, engine_call
 from gconv.interop.maps import as_linear_map
 from gconv.interop.peer import ConvertedState, LeftAlone, Unweighted, original_class
-from gconv.interop.peers import describe, find, is_pyg, obstacle
+from gconv.interop.peers import METHODS, describe, find, is_pyg, obstacle
 from gconv.interop.repeated import Repeated
 from gconv.kernels import at_trace_time, eagerly, is_jit_tracing, may_interrupt, tracing
 from gconv.linear import Map
@@ -30,7 +30,11 @@ from gconv.spec import OperatorSpec, OutsideFamily
 
 
 class Converted(ConvertedState):
-    """Mixin of converted layers, placed before the original class in the method resolution order."""
+    """Mixin of converted layers, placed before the original class in the method resolution order.
+
+    `gconv` is an attribute but no submodule, so that `modules()`, `apply`, hooks on all modules and rewrites of models
+    see the modules of the original model.
+    """
 
     @property
     def spec(self) -> OperatorSpec:
@@ -71,29 +75,34 @@ class Converted(ConvertedState):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Detects changes of arguments after conversion (`layer.dropout = 0.6`)."""
-        if name == "gconv":  # not a submodule: tools that list submodules find those of the original
-            self.__dict__[name] = value
-            return
-        if name == "training" and self.__dict__.get("gconv") is not None:
-            self.gconv.training = value  # type: ignore[union-attr]
-        if name[0] != "_" and name not in ("training", "gconv", "report", "built"):
+        if name == "training" and self.gconv is not None:
+            self.gconv.training = value
+        elif may_change_spec(name):
             old = getattr(self, name, None)
             if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
                 self.__dict__["_changed"] = True
         super().__setattr__(name, value)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Converts and moves the engine, too, which stores the dtype of a layer without weights."""
-        done: Any = super()._apply(fn, recurse)  # type: ignore[misc]
+    def __delattr__(self, name: str) -> None:
+        """Detects the removal of attributes, such as a forward that was replaced on the instance."""
+        super().__delattr__(name)
+        if may_change_spec(name):
+            self.__dict__["_changed"] = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Also applies `model.to(...)` to the engine, which stores the dtype of layers without parameters."""
+        assert isinstance(self, nn.Module)
+        super()._apply(fn, *args, **kwargs)
         if self.gconv is not None:
-            self.gconv._apply(fn, recurse)
-        return done
+            self.gconv._apply(fn)
+        return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        old = state["_modules"]
-        if "gconv" in old:  # layers pickled by older versions: the engine was a submodule
-            state = {**state, "_modules": {k: m for k, m in old.items() if k != "gconv"}, "gconv": old["gconv"]}
+        """Pickles of earlier versions hold the engine as a submodule."""
         super().__setstate__(state)  # type: ignore[misc]
+        engine = vars(self)["_modules"].pop("gconv", None)
+        if engine is not None:
+            vars(self)["gconv"] = engine
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -105,6 +114,11 @@ class Converted(ConvertedState):
         return (_blank, (original_class(type(self)),), state, *reduced[3:])
 
 
+def may_change_spec(name: str) -> bool:
+    """Whether the operator of a layer may depend on an attribute."""
+    return name in METHODS or (name[0] != "_" and name not in ("training", "report", "built"))
+
+
 def same_shape(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are initialised and have the same shape."""
     return not is_lazy(a) and not is_lazy(b) and a.shape == b.shape
@@ -114,7 +128,7 @@ def _read_again(cls: type, read: str, *written: Any) -> Any:
     """A converted layer from its library's serialisation."""
     layer = getattr(cls, read)(*written)
     layer.__class__ = convertible(cls)
-    layer.gconv = Unweighted(describe(layer)[1]).train(layer.training)
+    attach(layer, describe(layer)[1])
     return layer
 
 
@@ -256,8 +270,13 @@ def renew(layer: Any) -> None:
     layer._changed = False
     try:
         spec = describe(layer)[1]
-    except LeftAlone:
-        layer.gconv = None
+    except (LeftAlone, AttributeError):  # AttributeError: an attribute was deleted
+        vars(layer)["gconv"] = None
         return
     if layer.gconv is None or spec != layer.gconv.spec:
-        layer.gconv = Unweighted(spec).train(layer.training)
+        attach(layer, spec)
+
+
+def attach(layer: Any, spec: OperatorSpec) -> None:
+    """Give a layer the engine of an operator."""
+    vars(layer)["gconv"] = Unweighted(spec).train(layer.training)

@@ -8,6 +8,7 @@ its instance nor a hook replaces the forward known to gconv; all others are `Oth
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -235,7 +236,7 @@ class _Capturing(Unweighted):
         def call(x: Tensor, domain: Any = None, **edges: Any) -> Tensor:
             raise _Captured(EngineCall(gconv, x, domain, edges))
 
-        return call  # type: ignore[return-value]
+        return SimpleNamespace(forward=call)  # type: ignore[return-value]
 
     def like(self, spec: OperatorSpec) -> Unweighted:
         return _Capturing(spec).train(self.training)

@@ -118,7 +118,7 @@ def unweighted(spec: OperatorSpec) -> Unweighted:
 class ConvertedState:
     """The state of a converted layer; `gconv` is the GConv that runs it."""
 
-    gconv: Unweighted | None  # None if the layer was changed after conversion and is no longer supported
+    gconv: Unweighted | None = None  # None if the layer was changed after conversion and is no longer supported
     peer: Peer
 
     _cached_graph: Graph | None = None  # of PyG layers with cached=True: their first graph
@@ -169,7 +169,8 @@ def run(
         x = repeated.take(x, with_ones if affine else None)
     elif affine:
         x = with_ones(x)
-    y: Tensor = gconv.borrow(peer.weights(layer) if weights is None else weights)(x, domain, **edges)
+    own = gconv.borrow(peer.weights(layer) if weights is None else weights)
+    y: Tensor = own.forward(x, domain, **edges)  # without hooks on all modules, which were called for the layer
     return y if domain is None else y.contiguous()
 
 

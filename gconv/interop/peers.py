@@ -111,7 +111,7 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     return peer, spec
 
 
-METHODS = ("forward", "message", "aggregate", "update", "propagate")
+METHODS = ("forward", "_conv_forward", "_output_padding", "message", "aggregate", "update", "propagate")
 
 
 def _written(cls: type, name: str, method: Any) -> bool:

@@ -43,8 +43,18 @@ def no_weights(layer: Any) -> Weights:
 def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
     """Run images (b, c, *grid) or (c, *grid); for other inputs None, so that the original forward runs."""
     d = axes or ndim(layer)
-    fits = input.ndim in (d + 1, d + 2) and input.is_floating_point() and input.numel()
-    return run(layer, input) if fits else None
+    return run(layer, input) if fits(input, d + 1, d + 2) else None
+
+
+def fits(input: Tensor, least: int, most: int) -> bool:
+    """Whether an input runs in gconv: plain memory, a floating point type, least to most axes, and not empty."""
+    return (
+        input.layout is torch.strided
+        and not input.is_nested
+        and least <= input.ndim <= most
+        and input.is_floating_point()
+        and input.numel() > 0
+    )
 
 
 def maxima(layer: Any, input: Tensor) -> Tensor | None:
@@ -54,8 +64,8 @@ def maxima(layer: Any, input: Tensor) -> Tensor | None:
     """
     if not torch.is_grad_enabled() or not input.requires_grad:
         return images(layer, input)
-    fits = input.ndim in (ndim(layer) + 1, ndim(layer) + 2) and input.is_floating_point() and input.numel()
-    return run(layer, input, lowering="native") if fits else None  # type: ignore[arg-type]
+    d = ndim(layer)
+    return run(layer, input, lowering="native") if fits(input, d + 1, d + 2) else None  # type: ignore[arg-type]
 
 
 def torch_forward(layer: nn.Module) -> Callable[..., Tensor]:
@@ -72,7 +82,7 @@ def in_its_format(call: Callable[[Any, Tensor], Tensor | None]) -> Callable[[Any
     """
 
     def formatted(layer: Any, input: Tensor) -> Tensor | None:
-        if torch.is_autocast_enabled(input.device.type):
+        if not input.is_meta and torch.is_autocast_enabled(input.device.type):
             return None
         y = call(layer, input)
         if y is None or torch.compiler.is_compiling():
@@ -151,7 +161,7 @@ def transposed_weights(layer: Any) -> Weights:
 
 def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | None:
     d = ndim(layer)
-    if input.ndim not in (d + 1, d + 2) or not input.is_floating_point() or not input.numel():
+    if not fits(input, d + 1, d + 2):
         return None
     if output_size is None:
         return run(layer, input)
@@ -196,7 +206,7 @@ def max_spec(layer: Any) -> OperatorSpec:
 
 
 def avg_notes(layer: Any) -> list[str]:
-    if layer.count_include_pad and any(torch.tensor(layer.padding).flatten().tolist()):
+    if layer.count_include_pad and short(layer.padding) != 0:
         return ["padded sites count in the mean, those that only ceil_mode adds do not"]
     return []
 
@@ -217,10 +227,10 @@ def adaptive_spec(layer: Any) -> OperatorSpec:
 
 def adaptive(layer: Any, input: Tensor) -> Tensor | None:
     d = ndim(layer)
-    if torch.is_autocast_enabled(input.device.type):
+    if not input.is_meta and torch.is_autocast_enabled(input.device.type):
         return None  # torch chooses the dtype
     if layer.gconv.spec.name == "global_pool" and input.ndim == d + 1:  # the Grid shows that there is no batch axis
-        return run(layer, input, Grid.of(input, d)) if input.is_floating_point() and input.numel() else None
+        return run(layer, input, Grid.of(input, d)) if fits(input, d + 1, d + 1) else None
     return (maxima if "Max" in mapped(layer) else images)(layer, input)
 
 
@@ -257,7 +267,7 @@ def upsample_spec(layer: Any, axes: int | None = None) -> OperatorSpec:
 
 def upsample_call(layer: Any, input: Tensor) -> Tensor | None:
     d = input.ndim - 2
-    if d not in (1, 2, 3) or not input.is_floating_point() or not input.numel():
+    if not fits(input, 3, 5):
         return None
     spec = upsample_spec(layer, d)
     structure: Any = spec.structure
@@ -289,13 +299,13 @@ def fold_call(layer: Any, input: Tensor) -> Tensor | None:
         strict=True,
     )
     places = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, d, p, s in axes]
-    if input.ndim not in (2, 3) or not input.is_floating_point() or not input.numel():
+    if not fits(input, 2, 3):
         return None
     return run(layer, input.unflatten(-1, places)) if math.prod(places) == input.shape[-1] else None
 
 
 def shuffle_call(layer: Any, input: Tensor) -> Tensor | None:
-    if input.ndim < 3 or not input.is_floating_point() or not input.numel():
+    if not fits(input, 3, input.ndim):
         return None
     return (
         run(layer, input.reshape(-1, *input.shape[-3:])).unflatten(0, input.shape[:-3])
@@ -347,12 +357,10 @@ def linear_call(layer: Any, input: Tensor) -> Tensor | None:
 
 def product_call(layer: Any, input: Tensor, weight: Tensor | None = None) -> Tensor | None:
     """layer(x) of a layer that multiplies the channels by a matrix; weight: (o, i), if it is stored as a matrix."""
-    if input.layout is not torch.strided:  # a plain product with a sparse matrix
-        return None
-    if not input.ndim or not input.is_floating_point() or not input.numel():
+    if not fits(input, 1, input.ndim):
         return None
     runs = type(layer.gconv) is Unweighted and layer._repeated is None  # the call is not captured for an analysis
-    if runs and weight is not None and is_plain_eager() and constant_of(input) is None:
+    if runs and weight is not None and (not is_plain_eager() or constant_of(input) is None):
         return F.linear(input, weight, layer.bias)  # what the engine would run, without the fixed cost of a plan
     y = run(layer, input.reshape(-1, input.shape[-1]).t())
     return y.t().unflatten(0, input.shape[:-1]) if input.ndim != 1 else y[:, 0]

@@ -49,7 +49,7 @@ WIDE: dict[type, Rule] = {
 def as_peer(cls: type, layer: Any, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """A low-precision output in the dtype that PyG returns under autocast."""
     rule = WIDE.get(cls)
-    if rule is None or not torch.is_autocast_enabled(y.device.type):
+    if rule is None or y.is_meta or not torch.is_autocast_enabled(y.device.type):
         return y
     given = dict(zip(("x", "edge_index", "edge_weight"), args, strict=False)) | kwargs
     adj = given.get("edge_index")
