@@ -92,7 +92,7 @@ def _one_by_one(backward: Callable[..., Any], ctx: Any, gradients: tuple[Any, ..
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     batches = {
-        place: torch._remove_batch_dim(g, level, 1, 0)  # type: ignore[attr-defined]
+        place: torch._remove_batch_dim(g, level, 1, 0)
         for place, g in enumerate(gradients)
         if isinstance(g, Tensor) and is_batched(g)
     }
@@ -102,7 +102,7 @@ def _one_by_one(backward: Callable[..., Any], ctx: Any, gradients: tuple[Any, ..
         result = backward(ctx, *(picked.get(place, g) for place, g in enumerate(gradients)))
         found.append(result if isinstance(result, tuple) else (result,))
     return tuple(
-        None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)  # type: ignore[attr-defined]
+        None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
         for parts in zip(*found, strict=True)
     )
 

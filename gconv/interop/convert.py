@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gconv.arguments import checked, shown
-from gconv.interop.converted import Converted, attach, convertible, renew
-from gconv.interop.peer import LeftAlone, base_class
+from gconv.interop.converted import Converted, convertible, renew
+from gconv.interop.peer import LeftAlone, Unweighted, base_class
 from gconv.interop.peers import OPAQUE, describe, is_layer, parts
 from gconv.interop.repeated import Repeated
 from gconv.interop.report import Entry, Report
@@ -152,7 +152,7 @@ def _swap(layer: nn.Module, spec: OperatorSpec) -> None:
         layer.__class__ = type(cls.__name__, (convertible(cls.__mro__[1]),), body)
     else:
         layer.__class__ = convertible(cls)
-    attach(layer, spec)
+    vars(layer)["gconv"] = Unweighted(spec).train(layer.training)
 
 
 @checked
@@ -172,7 +172,8 @@ def restore(layer: Model) -> Model:
                 module.__class__ = type(cls.__name__, (base_class(module),), body)
             else:
                 module.__class__ = base_class(module)
-            for name in ("gconv", "_repeated", "_cached_graph", "_changed"):
+            del module.gconv
+            for name in ("_repeated", "_cached_graph", "_changed"):
                 vars(module).pop(name, None)
     vars(twin).pop("report", None)
     return twin

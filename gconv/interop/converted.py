@@ -30,11 +30,7 @@ from gconv.spec import OperatorSpec, OutsideFamily
 
 
 class Converted(ConvertedState):
-    """Mixin of converted layers, placed before the original class in the method resolution order.
-
-    `gconv` is an attribute but no submodule, so that `modules()`, `apply`, hooks on all modules and rewrites of models
-    see the modules of the original model.
-    """
+    """Mixin of converted layers, placed before the original class in the method resolution order."""
 
     @property
     def spec(self) -> OperatorSpec:
@@ -75,9 +71,12 @@ class Converted(ConvertedState):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Detects changes of arguments after conversion (`layer.dropout = 0.6`)."""
-        if name == "training" and self.gconv is not None:
-            self.gconv.training = value
-        elif may_change_spec(name):
+        if name == "gconv":  # not a submodule: tools that list submodules find those of the original
+            self.__dict__[name] = value
+            return
+        if name == "training" and self.__dict__.get("gconv") is not None:
+            self.gconv.training = value  # type: ignore[union-attr]
+        if may_change_spec(name):
             old = getattr(self, name, None)
             if not (isinstance(old, Tensor) and isinstance(value, Tensor) and same_shape(old, value)):
                 self.__dict__["_changed"] = True
@@ -89,20 +88,18 @@ class Converted(ConvertedState):
         if may_change_spec(name):
             self.__dict__["_changed"] = True
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Also applies `model.to(...)` to the engine, which stores the dtype of layers without parameters."""
-        assert isinstance(self, nn.Module)
-        super()._apply(fn, *args, **kwargs)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Converts and moves the engine, too, which stores the dtype of a layer without weights."""
+        done: Any = super()._apply(fn, recurse)  # type: ignore[misc]
         if self.gconv is not None:
-            self.gconv._apply(fn)
-        return self
+            self.gconv._apply(fn, recurse)
+        return done
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Pickles of earlier versions hold the engine as a submodule."""
+        old = state["_modules"]
+        if "gconv" in old:  # layers pickled by older versions: the engine was a submodule
+            state = {**state, "_modules": {k: m for k, m in old.items() if k != "gconv"}, "gconv": old["gconv"]}
         super().__setstate__(state)  # type: ignore[misc]
-        engine = vars(self)["_modules"].pop("gconv", None)
-        if engine is not None:
-            vars(self)["gconv"] = engine
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -116,7 +113,7 @@ class Converted(ConvertedState):
 
 def may_change_spec(name: str) -> bool:
     """Whether the operator of a layer may depend on an attribute."""
-    return name in METHODS or (name[0] != "_" and name not in ("training", "report", "built"))
+    return name in METHODS or (name[0] != "_" and name not in ("training", "gconv", "report", "built"))
 
 
 def same_shape(a: Tensor, b: Tensor) -> bool:
@@ -128,7 +125,7 @@ def _read_again(cls: type, read: str, *written: Any) -> Any:
     """A converted layer from its library's serialisation."""
     layer = getattr(cls, read)(*written)
     layer.__class__ = convertible(cls)
-    attach(layer, describe(layer)[1])
+    layer.gconv = Unweighted(describe(layer)[1]).train(layer.training)
     return layer
 
 
@@ -271,12 +268,7 @@ def renew(layer: Any) -> None:
     try:
         spec = describe(layer)[1]
     except (LeftAlone, AttributeError):  # AttributeError: an attribute was deleted
-        vars(layer)["gconv"] = None
+        layer.gconv = None
         return
     if layer.gconv is None or spec != layer.gconv.spec:
-        attach(layer, spec)
-
-
-def attach(layer: Any, spec: OperatorSpec) -> None:
-    """Give a layer the engine of an operator."""
-    vars(layer)["gconv"] = Unweighted(spec).train(layer.training)
+        layer.gconv = Unweighted(spec).train(layer.training)

@@ -118,7 +118,7 @@ def unweighted(spec: OperatorSpec) -> Unweighted:
 class ConvertedState:
     """The state of a converted layer; `gconv` is the GConv that runs it."""
 
-    gconv: Unweighted | None = None  # None if the layer was changed after conversion and is no longer supported
+    gconv: Unweighted | None  # None if the layer was changed after conversion and is no longer supported
     peer: Peer
 
     _cached_graph: Graph | None = None  # of PyG layers with cached=True: their first graph
@@ -170,7 +170,7 @@ def run(
     elif affine:
         x = with_ones(x)
     own = gconv.borrow(peer.weights(layer) if weights is None else weights)
-    y: Tensor = own.forward(x, domain, **edges)  # without hooks on all modules, which were called for the layer
+    y: Tensor = own.forward(x, domain, **edges)  # type: ignore[arg-type]  # hooks on all modules ran for the layer
     return y if domain is None else y.contiguous()
 
 
