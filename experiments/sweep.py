@@ -24,6 +24,7 @@ TABLES = {
     "citation_search": "experiments.citation.search",
     "citation_tuned": "experiments.citation.tuned",
     "citation_splits": "experiments.citation.splits",
+    "citation_reasons": "experiments.citation.reasons",
     "citation_responses": "experiments.citation.responses",
     "text": "experiments.text.classify",
     "membrane": "experiments.segmentation.membrane",

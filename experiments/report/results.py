@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from experiments.citation import compare, published, responses
+from experiments.citation import compare, published, reasons, responses
 from experiments.citation import networks as citation
 from experiments.detection import bccd, int8
 from experiments.harness.render import (
@@ -100,6 +100,23 @@ TABLES: tuple[Table, ...] = (
         ),
         command="python -m experiments.sweep citation_splits --official",
         remarks=compare.sentences,
+    ),
+    Table(
+        name="citation_reasons",
+        experiment="citation_reasons",
+        label="config.model",
+        labels=tuple(reasons.EPOCHS),
+        n=10,
+        unfinished=("*",),
+        cells=one("config.dataset", "metrics.test_accuracy"),
+        format=mean_std(100),
+        words=(("epochs", "config.epochs"),),
+        caption=(
+            "Networks below their published accuracy, with the number of epochs of their papers instead of 200: test "
+            "accuracy in % on the public split, at the epoch with the lowest validation loss."
+        ),
+        command="python -m experiments.sweep citation_reasons --official",
+        published=tuple(p for p in published.CITATION if p.row in reasons.EPOCHS),
     ),
     Table(
         name="ladder",
