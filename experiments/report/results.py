@@ -55,7 +55,7 @@ TABLES: tuple[Table, ...] = (
         caption=(
             "Test accuracy in % on the public split of Planetoid, at the epoch with the lowest validation loss of 200 "
             "(gcn2: 400). The following are below the published number by more than its spread (0.5 if none is given); "
-            "the reasons are suspected: "
+            "the reasons are suspected unless tested: "
             + "; ".join(f"{model} on {data}: {why}" for (model, data), why in published.CITATION_MISSES.items())
             + "."
         ),
