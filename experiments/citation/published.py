@@ -77,8 +77,8 @@ CITATION_MISSES: dict[tuple[str, str], str] = {
         "do not help (tested below)"
     ),
     ("chebnetii", "CiteSeer"): (
-        "the filter starts as the identity, for which 200 epochs are few: 1,500 close somewhat less than half of the gap (tested "
-        "below); for the rest as on Cora"
+        "the filter starts as the identity, for which 200 epochs are few: 1,500 close somewhat less than half of the "
+        "gap (tested below); for the rest as on Cora"
     ),
     ("monet", "Cora"): (
         "the paper sends the pseudo-coordinates through a learned layer with tanh, here they are fixed, and no node is "
