@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datasets import load_citation_like
-from experiments.citation import compare, published, responses, search, splits, tuned
+from experiments.citation import compare, published, reasons, responses, search, splits, tuned
 from experiments.citation import networks as citation
 from experiments.citation.networks import MODELS, Config, expand, prepare, resolve, train
 from experiments.citation.recipes import RECIPES
@@ -380,3 +380,18 @@ def test_responses_are_those_of_filters_only():
     assert {c.model for c in responses.expand(Config(), 1)} == set(responses.FILTERS)
     with pytest.raises(ValueError, match="there is no response of gat; there are sgc"):
         responses.expand(Config(model="gat"), 1)
+
+
+def test_reasons_change_the_epochs_alone():
+    found = reasons.expand(citation.Config(), 2)
+    assert {(c.model, c.dataset, c.epochs, c.seed) for c in found} == {
+        (model, dataset, epochs, seed)
+        for model, epochs in reasons.EPOCHS.items()
+        for dataset in citation.DATASETS
+        for seed in (0, 1)
+    }
+    usual = citation.resolve(citation.Config(model="arma", dataset="Cora"))
+    assert replace(found[0], epochs=usual.epochs) == replace(usual, seed=0) and usual.epochs == 200
+    for config, words in (({"epochs": 9}, "--epochs is set"), ({"model": "gcn"}, "--model gcn is not tested here")):
+        with pytest.raises(ValueError, match=words):
+            reasons.expand(citation.Config(**config), 1)
