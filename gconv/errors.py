@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
+from gconv.batched_gradients import is_batched, one_by_one
 from gconv.caches import function
 
 
@@ -36,10 +36,6 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def allocator_says(error: BaseException) -> str:
     """The first line of an allocator's error, which names the requested size, without a full stop."""
     return str(error).splitlines()[0][:200].rstrip(".")
-
-
-is_batched: Callable[[Any], bool] = getattr(_functorch, "is_legacy_batchedtensor", lambda t: False)
-"""Whether a tensor is a batch of gradients of `torch.autograd.grad(..., is_grads_batched=True)`."""
 
 
 class Differentiable(torch.autograd.Function):
@@ -76,7 +72,7 @@ def explained(backward: Callable[..., Any], what: str | Callable[[Any], str]) ->
         if not torch.compiler.is_dynamo_compiling():
             for gradient in gradients:
                 if isinstance(gradient, Tensor) and is_batched(gradient):
-                    return _one_by_one(backward, ctx, gradients)
+                    return one_by_one(backward, ctx, gradients)
         try:
             return backward(ctx, *gradients)
         except RuntimeError as error:
@@ -85,26 +81,6 @@ def explained(backward: Callable[..., Any], what: str | Callable[[Any], str]) ->
             raise _without_memory(error, what if isinstance(what, str) else what(ctx), ctx, gradients) from error
 
     return run
-
-
-def _one_by_one(backward: Callable[..., Any], ctx: Any, gradients: tuple[Any, ...]) -> Any:
-    """A backward pass for each element of a batch of gradients, whose axis torch hides."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    batches = {
-        place: torch._remove_batch_dim(g, level, 1, 0)
-        for place, g in enumerate(gradients)
-        if isinstance(g, Tensor) and is_batched(g)
-    }
-    found = []
-    for element in range(len(next(iter(batches.values())))):
-        picked = {place: batch[element] for place, batch in batches.items()}
-        result = backward(ctx, *(picked.get(place, g) for place, g in enumerate(gradients)))
-        found.append(result if isinstance(result, tuple) else (result,))
-    return tuple(
-        None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
-        for parts in zip(*found, strict=True)
-    )
 
 
 def _without_memory(error: RuntimeError, what: str, ctx: Any, gradients: tuple[Any, ...]) -> RuntimeError:

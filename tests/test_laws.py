@@ -11,7 +11,7 @@ from conftest import SEED
 from eigensolver import perturbed
 
 import gconv
-from gconv import GConv, list_operators
+from gconv import GConv, errors, list_operators
 from gconv.basis import functions
 from gconv.domains import Graph
 from gconv.kernels import native
@@ -144,6 +144,30 @@ def test_second_derivatives(sample):
         return y.square()  # linear maps alone have no second derivative
 
     assert torch.autograd.gradgradcheck(run, (case.x.requires_grad_(), *theta.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", list_operators())
+def test_batches_of_gradients(name):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them, in x and in all parameters."""
+    case = Case.of(next(iter(operator(name).samples())), torch.float64, batch=1)
+    leaves = [case.x.requires_grad_(), *(p for p in case.layer.parameters() if p.requires_grad)]
+    y = case.layer(case.x, case.domain)
+    many = torch.randn(2, *y.shape, dtype=y.dtype)
+    together = torch.autograd.grad(y, leaves, many, is_grads_batched=True, retain_graph=True, allow_unused=True)
+    for k, one in enumerate(many):
+        single = torch.autograd.grad(y, leaves, one, retain_graph=True, allow_unused=True)
+        for a, b in zip(together, single, strict=True):
+            assert (a is None) == (b is None)
+            if b is not None:
+                assert_close("batch of gradients", a[k], b, 1e-12)
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_kernels_cannot_read_batches_of_gradients(monkeypatch):
+    """Negative control."""
+    monkeypatch.setattr(errors, "is_batched", lambda t: False)
+    with pytest.raises(RuntimeError):
+        test_batches_of_gradients("gcn")
 
 
 WITHOUT = [

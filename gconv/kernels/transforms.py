@@ -8,7 +8,8 @@ Three predicates determine what a call may do:
     readable(t)        the values of t may be read: not for fake, meta, traced or batched tensors
 
 Results that are cached are computed outside of transforms, traces and modes, from plain tensors (`lasting`). Results
-computed within a trace are never cached. Private names of torch are looked up here only, with fallbacks.
+computed within a trace are never cached. Private names of torch are looked up here, with fallbacks; those for batches
+of gradients in `gconv.batched_gradients`.
 """
 
 from __future__ import annotations
