@@ -19,7 +19,8 @@ PACKAGE = ROOT / "gconv"
 # Each room may import those before it and itself.
 ORDER = [
     "help_first",
-    "caches", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian", "mixing", "call", "spec",
+    "caches", "batched_gradients", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian",
+    "mixing", "call", "spec",
     "lowering", "plan", "linear", "module", "minibatch", "operators", "blocks", "interop", "adapters", "saving",
     "transfer", "analysis", "summary", "parallel", "external", "testing", "calibrate", "__main__",
 ]  # fmt: skip
