@@ -186,6 +186,7 @@ def seeded() -> Iterator[None]:
     torch.default_generator.manual_seed(SEED)  # torch.manual_seed prints a traceback for CUDA, 10 times as slow
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(SEED)
+    torch.set_default_dtype(torch.float32)  # in case an example of a docstring or a module's fixture left another
     before = global_state()
     yield
     torch.use_deterministic_algorithms(False)
