@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from limits import forked
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import gconv
 from gconv import GConv, Graph
 from gconv.operators import (
     adaptive_max_pool2d,
@@ -114,3 +118,63 @@ def test_one_volume_in_any_format(spec):
     x = torch.randn(2, 5, 5, 6, dtype=torch.float64)
     layer, turned = GConv(spec), x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(layer(turned), layer(x)) and torch.equal(layer(x), layer(x[None])[0])
+
+
+class Convolutions(TorchDispatchMode):
+    """Records (output channels or, transposed, input channels, stride, size of the kernel) of torch's convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.found.append((args[1].shape[1], tuple(args[3]), tuple(args[1].shape[2:])))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stride", [(2, 2), (1, 3), (2, 1)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_torch_never_runs_the_convolutions_that_corrupt_its_memory(transposed, stride, bias, layout):
+    """Channels below 16 on the finer grid, a 1 x 1 kernel and a stride; the same numbers, strides and gradients."""
+    torch.manual_seed(0)
+    extra = tuple(s - 1 for s in stride)
+    layer = (
+        nn.ConvTranspose2d(4, 3, 1, stride, output_padding=extra, bias=bias)
+        if transposed
+        else nn.Conv2d(3, 4, 1, stride, bias=bias)
+    ).double()
+    x = torch.randn(2, 4 if transposed else 3, 9, 8, dtype=torch.float64).contiguous(memory_format=layout)
+    with Convolutions() as ran:
+        twin = gconv.convert(layer)
+        y = twin(x.requires_grad_())
+    assert ran.found and all(max(strides) == 1 for _, strides, _ in ran.found)
+    want = layer(x)
+    assert y.shape == want.shape and y.stride() == want.stride()
+    g = torch.randn_like(y)
+    for mine, theirs in zip((y, *torch.autograd.grad(y, [x, *twin.parameters()], g)),
+                            (want, *torch.autograd.grad(want, [x, *layer.parameters()], g)), strict=True):  # fmt: skip
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(16, 2, 1, 2), nn.ConvTranspose2d(2, 16, 1, 2), nn.Conv2d(3, 2, 1, 2, 1)])
+def test_other_strided_convolutions_are_torchs(layer):
+    """Negative control: 16 channels, and padding."""
+    with Convolutions() as ran:
+        gconv.convert(layer)(torch.randn(2, layer.in_channels, 8, 8))
+    assert [(strides, size) for _, strides, size in ran.found] == [((2, 2), (1, 1))]
+
+
+def test_training_a_strided_1x1_convolution_in_channels_last():
+    """The sizes of a network whose training ended the process with torch's own convolution (AVX-512, oneDNN 3.12)."""
+
+    def train():
+        layer = gconv.convert(nn.Conv2d(8, 16, 1, 2).to(memory_format=torch.channels_last))
+        x = torch.randn(12, 8, 60, 60).contiguous(memory_format=torch.channels_last).requires_grad_()
+        for _ in range(5):
+            layer(x).sum().backward()
+        return 0 if torch.isfinite(layer.weight.grad).all() else 1
+
+    assert forked(train) == 0

@@ -83,6 +83,8 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
     if not S.transposed:
         if padding is None:
             x, padding = S.pad_images(x), (0,) * d
+        if _corrupts_memory(S, padding, weight, groups, x):
+            return CONV[d](MEAN[d](x, 1, S.stride), weight, bias)
         return CONV[d](x, weight, bias, S.stride, padding, S.dilation, groups)
     outer, inner = (S.size, padding) if padding is not None else (S.padded, (0,) * d)
     extra = [
@@ -90,7 +92,10 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
     ]
     inside = None if padding is None else bias  # unpadding adds up sites, so the bias is added after it
-    y = CONV_T[d](x, weight, inside, S.stride, inner, extra, groups, S.dilation)
+    if _corrupts_memory(S, inner, weight, groups, x):
+        y = _add_bias(_between_zeros(CONV_T[d](x, weight), S.stride, outer), inside, d)
+    else:
+        y = CONV_T[d](x, weight, inside, S.stride, inner, extra, groups, S.dilation)
     return y if padding is not None else _add_bias(S.unpad(y.movedim(-d - 1, -1)).movedim(-1, -d - 1), bias, d)
 
 
@@ -107,6 +112,30 @@ def _unreliable_in_half(S: Shifts, mixing: Mixing) -> bool:
     if len(S.kernel) == 3 or S.transposed:
         return True
     return isinstance(mixing, Grouped) and max(S.dilation) > 1
+
+
+def _corrupts_memory(S: Shifts, padding: tuple[int, ...], weight: Tensor, groups: int, x: Tensor) -> bool:
+    """Whether the backward pass of torch's convolution may write out of bounds on a CPU, and end the process.
+
+    Observed in float32 with torch 2.13 (oneDNN 3.12) and AVX-512: 1 x 1 convolutions with a stride, without padding and
+    groups, with fewer than 16 channels on the finer grid, in channels_last, which a compiler may choose by itself. They
+    are computed as 1 x 1 convolutions without a stride of every s-th site, or, transposed, to every s-th site.
+    """
+    strided = len(S.kernel) == 2 and {*S.kernel} == {1} and max(S.stride) > 1 and not any(padding)
+    return strided and groups == 1 and weight.shape[1] < 16 and x.device.type == "cpu"
+
+
+def _between_zeros(y: Tensor, stride: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """(*b, h, w) -> (*b, *size), with y at every s-th site and zeros at the others.
+
+    >>> _between_zeros(torch.ones(1, 2), (1, 2), (1, 3))
+    tensor([[1., 0., 1.]])
+    """
+    height, width = stride
+    spread = F.pad(y[..., None, :, None], (0, width - 1, 0, 0, 0, height - 1)).flatten(-2).flatten(-3, -2)
+    spread = F.pad(spread, (0, size[1] - spread.shape[-1], 0, size[0] - spread.shape[-2]))
+    last = y.ndim == 4 and y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
+    return spread.contiguous(memory_format=torch.channels_last) if last else spread
 
 
 def keeps_format(x: Tensor) -> bool:
