@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import SymInt, Tensor, nn
 
 from gconv.arguments import checked, integer, shown
-from gconv.basis import AttentionTaps, Basis, SharedTaps, Stack, Taps, entries
+from gconv.basis import Attended, Basis, SharedTaps, Stack, Taps, entries
 from gconv.caches import Cache, Holders, register
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
@@ -238,8 +238,8 @@ def dropped(S: Basis, share: float) -> Basis:
     """
     if isinstance(S, Stack):
         return Stack(tuple(part if isinstance(part, Taps) else dropped(part, share) for part in S.parts))
-    if isinstance(S, AttentionTaps):
-        return replace(S, dropout=(share, torch.randint(1 << 32, (1,), device=S.z.device)))
+    if isinstance(S, Attended):
+        return replace(S, dropout=(share, torch.randint(1 << 32, (1,), device=S.pattern.row.device)))  # type: ignore[call-arg]
     return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps | SharedTaps) else S
 
 

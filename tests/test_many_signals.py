@@ -195,5 +195,5 @@ def test_signals_that_are_mixed_up_are_noticed(monkeypatch):
     """Negative control."""
     layer, graph, x = GConv(transformer(3, 2)), ring(7), torch.randn(3, 7, 3)
     want, dots = loop(layer, graph)(x), Pattern.dots
-    monkeypatch.setattr(Pattern, "dots", lambda self, row, col: dots(self, row, col).flip(0))
+    monkeypatch.setattr(Pattern, "dots", lambda self, row, col: dots(self, row.flip(0), col.flip(0)))
     assert not torch.allclose(layer(x, graph), want)

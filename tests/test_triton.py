@@ -14,7 +14,6 @@ from experiments.gpu import checks, kernels
 from experiments.gpu.units import Mismatch
 from experiments.harness.machine import ROOT
 from gconv.kernels import CSR, cuda
-from gconv.kernels.heads import HEADS_SPMM
 from gconv.spec import list_operators, operator
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -44,7 +43,9 @@ def outcome(*arguments, **environment):
 )
 def test_triton_kernels_are_the_cpus_under_the_interpreter(dtype, long):
     found = outcome("--dtype", dtype, "--long", long, TRITON_INTERPRET="1")
-    assert len(found) == (5 if dtype == "bfloat16" else 12) and max(found.values()) < kernels.TOL[getattr(torch, dtype)]
+    assert (
+        len(found) == (11 if dtype == "bfloat16" else 18) and max(found.values()) < kernels.TOL[getattr(torch, dtype)]
+    )
 
 
 @NEEDS_TRITON_3_7
@@ -52,7 +53,7 @@ def test_triton_kernels_are_the_cpus_under_the_interpreter(dtype, long):
 @pytest.mark.parametrize("capability", ["80", "90", "120"])
 def test_triton_kernels_compile_without_a_gpu_and_spill_one_double_at_most(capability):
     found = outcome("--compile", capability, TRITON_INTERPRET="0")
-    assert len(found) == 26 and max(made["stack"] + made["local"] for made in found.values()) <= 8
+    assert len(found) == 52 and max(made["stack"] + made["local"] for made in found.values()) <= 8
     assert max(made["reg"] for made in found.values()) <= 128  # then 16 warps fit on a multiprocessor
 
 
@@ -65,12 +66,24 @@ def test_bodies_run_in_torch_where_triton_is_absent(pattern, monkeypatch):
             torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-def test_a_wrong_kernel_is_a_mismatch(monkeypatch):
+CASES = [case.name for case in kernels.cases(2, 3, kernels.patterns()["square"])]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("wrong", [1 + 1e-8, float("nan")])
+def test_a_wrong_kernel_is_a_mismatch(name, wrong, monkeypatch):
     monkeypatch.setattr(cuda, "code", lambda: "anything")
-    right = HEADS_SPMM.anywhere
-    monkeypatch.setattr(HEADS_SPMM, "cuda", lambda values, *rest: right(values * (1 + 1e-8), *rest))
-    (case,) = (c for c in kernels.cases(2, 3, kernels.patterns()["square"]) if c.name == "product by heads")
-    with pytest.raises(Mismatch, match=r"product by heads, torch\.float64: off by"):
+    (case,) = (c for c in kernels.cases(2, 3, kernels.patterns()["square"]) if c.name == name)
+    right = case.kernel.cpu
+
+    def body(*given):
+        made = right(*given)
+        return made * wrong if isinstance(made, torch.Tensor) else (made[0] * wrong, *made[1:])
+
+    monkeypatch.setattr(case.kernel, "cuda", right)
+    assert kernels.gap(case, CPU, torch.float64) == 0
+    monkeypatch.setattr(case.kernel, "cuda", body)
+    with pytest.raises(Mismatch, match=rf"{name}, torch\.float64: off by"):
         kernels.gap(case, CPU, torch.float64)
 
 

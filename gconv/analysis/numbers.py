@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.basis import AttentionTaps, Basis
+from gconv.basis import Attended, Basis
 from gconv.basis.taps import Pattern
 from gconv.linear import Block, Composed, LinearMap, Map, ProgramMap, Scaled, Sum
 
@@ -118,7 +118,7 @@ def _converted(S: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     """A structure with all floating point tensors converted."""
     if isinstance(S, Tensor):
         return convert(S) if S.is_floating_point() or S.is_complex() else S
-    if isinstance(S, AttentionTaps):
+    if isinstance(S, Attended):
         return _converted(S.written, convert)
     if isinstance(S, tuple):
         parts = tuple(_converted(part, convert) for part in S)

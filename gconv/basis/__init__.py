@@ -4,6 +4,7 @@
     Taps           labelled sparse entries; Windows: those of adaptive pooling on a grid
     SharedTaps     several taps with a common sparsity pattern
     AttentionTaps  additive attention, whose values are computed only where needed
+    DotTaps        dot-product attention, likewise, where its kernel is fused
     Polynomial     p_k(L) of a sparse matrix, by a three-term recurrence
     Diagonal       U diag(g_k) U^T with an orthogonal basis U
     Axes           a Kronecker product: one small matrix along each axis of a grid
@@ -19,7 +20,7 @@ Every form has `shape` (k, m, n), `expand`, `contract`, `T`, `nnz` and `signatur
 `expand` of S and `contract` of S.T are adjoint to each other, so the backward pass of one is the other.
 """
 
-from gconv.basis.attention import AttentionTaps
+from gconv.basis.attention import Attended, AttentionTaps, DotTaps, attended
 from gconv.basis.axes import Axes
 from gconv.basis.base import Basis
 from gconv.basis.diagonal import Diagonal
@@ -29,15 +30,18 @@ from gconv.basis.polynomial import Polynomial, Recurrence
 from gconv.basis.rows import ByRows
 from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
-from gconv.basis.taps import Pattern, Taps, Windows
+from gconv.basis.taps import Dots, Pattern, Taps, Windows
 from gconv.kernels import lasting
 
 __all__ = [
+    "Attended",
     "AttentionTaps",
     "Axes",
     "Basis",
     "ByRows",
     "Diagonal",
+    "DotTaps",
+    "Dots",
     "Identity",
     "Pattern",
     "Polynomial",
@@ -48,6 +52,7 @@ __all__ = [
     "Stack",
     "Taps",
     "Windows",
+    "attended",
     "each",
     "entries",
     "lasting",

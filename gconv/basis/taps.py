@@ -94,10 +94,9 @@ class Pattern:
         csr = self.csr("expand")
         return self.unordered(csr, ends(csr, row, col))
 
-    def dots(self, row: Tensor, col: Tensor) -> Tensor:
-        """(*b, e, h) <row[i], col[j]> for each entry (i, j) of a single tap; row (*b, m, h, c), col (*b, n, h, c)."""
-        csr = self.csr("expand")
-        return self.unordered(csr, heads_sddmm(csr, row, col, row.shape[-2], apart=True))
+    def dots(self, row: Tensor, col: Tensor) -> Dots:
+        """<row[i], col[j]> for each entry (i, j) of a single tap; row (*b, m, h, c), col (*b, n, h, c)."""
+        return Dots(self, row, col)
 
     def softmax(self, logits: Tensor) -> Tensor:
         """(*b, e, h) the softmax over the entries of each row of a single tap; stable for large logits."""
@@ -115,6 +114,27 @@ class Pattern:
             return values
         entry = torch.arange(values.shape[-2], device=values.device)
         return values.index_select(-2, torch.empty_like(entry).index_copy(0, csr.perm.long(), entry))
+
+
+@dataclass(frozen=True, eq=False)
+class Dots:
+    """<row[i], col[j]> for each entry (i, j) of a pattern with a single tap, computed where it is needed.
+
+    A softmax of them may be one kernel that does not store them, see `gconv.basis.attended`.
+    """
+
+    pattern: Pattern
+    row: Tensor
+    col: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """(*b, e, h)."""
+        csr = self.pattern.csr("expand")
+        return self.pattern.unordered(csr, heads_sddmm(csr, self.row, self.col, self.row.shape[-2], apart=True))
+
+    def __rmul__(self, factor: Tensor) -> Tensor:
+        return factor * self.values
 
 
 @at_trace_time

@@ -3,6 +3,7 @@
 from gconv.kernels import native
 from gconv.kernels.attention import attention, attention_values
 from gconv.kernels.constants import Constant, constant, constant_of, kept, known, product
+from gconv.kernels.dot import dot_attention, dot_values, is_fused
 from gconv.kernels.gemm import matmul, mm_padded, widens, xt_y
 from gconv.kernels.heads import ends, heads_sddmm, heads_spmm, row_softmax, row_sums
 from gconv.kernels.joint import joint_attention
@@ -56,6 +57,8 @@ __all__ = [
     "concrete",
     "constant",
     "constant_of",
+    "dot_attention",
+    "dot_values",
     "eagerly",
     "empty",
     "ends",
@@ -64,6 +67,7 @@ __all__ = [
     "heads_spmm",
     "in_order",
     "is_fake",
+    "is_fused",
     "is_jit_tracing",
     "is_plain_eager",
     "joint_attention",

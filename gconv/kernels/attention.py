@@ -70,7 +70,7 @@ def _values(
     structure: Structure, z: Tensor, p: Tensor, q: Tensor, slope: float, share: float, seed: Tensor | None
 ) -> Tensor:
     values = ROW_SOFTMAX(structure, F.leaky_relu(ENDS(structure, *_scores(z, p, q)), slope))
-    return values if seed is None else values * _factor(values, share, seed)
+    return values if seed is None else values * dropout_factor(values, share, seed)
 
 
 def kept_entries(entries: int, heads: int, share: float, seed: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _scores(z: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 # -- in torch ------------------------------------------------------------------------------------------------------
 
 
-def _factor(values: Tensor, share: float, seed: Tensor | None) -> Tensor | float:
+def dropout_factor(values: Tensor, share: float, seed: Tensor | None) -> Tensor | float:
     """The dropout mask m for values (*b, e, heads)."""
     if seed is None:
         return 1.0
@@ -110,7 +110,7 @@ def _composed(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> Tensor:
     values = row_softmax_torch(F.leaky_relu(ends_torch(*_scores(z, p, q), *structure), slope), *structure)
-    return heads_spmm_composed(values * _factor(values, share, seed), z, False, False, *structure)
+    return heads_spmm_composed(values * dropout_factor(values, share, seed), z, False, False, *structure)
 
 
 def _logits(target: Tensor, source: Tensor, slope: float, structure: Structure) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ def _attention_torch(
     a = (logits - top.index_select(-2, row)).exp()
     inverse = torch.zeros_like(target).index_add(-2, row, a).reciprocal()
     a = a * inverse.index_select(-2, row)
-    m = _factor(a, share, seed)
+    m = dropout_factor(a, share, seed)
     y = heads_spmm_torch(a * m, z, False, False, *structure)
     if not learn:
         return y, z.new_empty(0), z.new_empty(0)
@@ -159,7 +159,7 @@ def _back_torch(
     dt = (dy * y_f).sum(-1) - d * g
     logits, f = _logits(target, source, slope, structure)
     a = (logits - top.index_select(-2, row)).exp() * inverse.index_select(-2, row)
-    m = _factor(a, share, seed)
+    m = dropout_factor(a, share, seed)
     dots = heads_sddmm_torch(dy, z, z.shape[-2], True, *structure)
     ds = row_sums_torch(a * f * (m * dots - d.index_select(-2, row)), True, *structure)
     dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)

@@ -37,11 +37,14 @@ def code() -> Any:
     return triton_code
 
 
-def fits(structure: Structure, *tensors: Tensor, types: tuple[torch.dtype, ...] = FLOATS) -> bool:
-    """Whether the Triton kernels support these: one dtype, not empty, not too many signals."""
+def fits(structure: Structure, *tensors: Tensor, types: tuple[torch.dtype, ...] = FLOATS, axes: int = 3) -> bool:
+    """Whether the Triton kernels support these: one dtype, not empty, not too many signals.
+
+    The last `axes` axes of the first tensor are not those of the signals.
+    """
     kind = tensors[0].dtype
     supported = kind in types and all(t.dtype == kind and t.numel() for t in tensors)
-    return supported and structure[1].numel() > 0 and tensors[0].shape[:-3].numel() <= BATCHES and code() is not None
+    return supported and structure[1].numel() > 0 and tensors[0].shape[:-axes].numel() <= BATCHES and code() is not None
 
 
 @dataclass(frozen=True)
@@ -173,43 +176,52 @@ def _type(dtype: torch.dtype) -> Any:
 
 def row_softmax(logits: Tensor, crow: Tensor) -> Tensor:
     """`gconv.kernels.row_softmax`."""
-    logits, over, heads, module = logits.contiguous(), rows_of(crow), logits.shape[1], code()
-    top, total = logits.new_empty(2, over.programs, heads)
-    how, grid = tile(heads), (over.programs, _blocks(heads))
-    _launch(module.stats, grid, logits, over.start, over.stop, logits, top, total, HEADS=heads, **how)
+    signals, over, heads = _rows(logits.contiguous(), 2), rows_of(crow), logits.shape[-1]
+    b, entries, _ = signals.shape
+    top, total = signals.new_empty(2, b, over.programs, heads)
+    _launch(
+        code().stats, (over.programs, _blocks(heads), b), signals, over.start, over.stop, signals, top, total, entries,
+        over.programs, HEADS=heads, **tile(heads),
+    )  # fmt: skip
+    return _normalised(signals, top, total, over, crow, torch.empty_like(signals)).view(logits.shape)
+
+
+def _normalised(logits: Tensor, top: Tensor, total: Tensor, over: Rows, crow: Tensor, out: Tensor) -> Tensor:
+    """The softmax of logits (b, e, heads), from the results of `stats`; `out` may be the logits."""
+    b, entries, heads = logits.shape
+    rows, how = crow.shape[0] - 1, tile(heads)
     if over.split:
-        parts, (top, total) = (top, total), logits.new_empty(2, crow.shape[0] - 1, heads)
+        parts, (top, total) = (top, total), logits.new_empty(2, b, rows, heads)
         _launch(
-            module.join_stats, (crow.shape[0] - 1, _blocks(heads)), logits, over.first, *parts, top, total,
+            code().join_stats, (rows, _blocks(heads), b), logits, over.first, *parts, top, total, rows, over.programs,
             HEADS=heads, BD=how["BD"], num_warps=how["num_warps"],
         )  # fmt: skip
-    out = torch.empty_like(logits)
-    given = over.start, over.stop, over.rows, logits, top, total, out
-    _launch(module.softmax, grid, logits, *given, HEADS=heads, SPLIT=over.split, **how)
+    given = over.start, over.stop, over.rows, logits, top, total, out, entries, rows
+    _launch(code().softmax, (over.programs, _blocks(heads), b), logits, *given, HEADS=heads, SPLIT=over.split, **how)
     return out
 
 
 def row_sums(a: Tensor, b: Tensor | None, crow: Tensor, order: Tensor | None) -> Tensor:
-    """(m, heads) the sums of a, or of a b, over the entries of each row."""
-    a, over, heads = a.contiguous(), rows_of(crow), a.shape[1]
-    other, entry = a if b is None else b.contiguous(), crow if order is None else order
-    out = a.new_empty(crow.shape[0] - 1, heads)
-    part = a.new_empty(over.programs, heads) if over.split else out
+    """(*b, m, heads) the sums of a, or of a b, over the entries of each row."""
+    signals, over, heads = _rows(a.contiguous(), 2), rows_of(crow), a.shape[-1]
+    other, entry = signals if b is None else b.contiguous(), crow if order is None else order
+    out = a.new_empty(signals.shape[0], crow.shape[0] - 1, heads)
+    part = a.new_empty(signals.shape[0], over.programs, heads) if over.split else out
     _launch(
-        code().sums, (over.programs, _blocks(heads)), a, over.start, over.stop, entry, a, other, part,
-        HEADS=heads, TWO=b is not None, ORDER=order is not None, **tile(heads),
+        code().sums, (over.programs, _blocks(heads), signals.shape[0]), a, over.start, over.stop, entry, signals, other,
+        part, signals.shape[1], over.programs, HEADS=heads, TWO=b is not None, ORDER=order is not None, **tile(heads),
     )  # fmt: skip
     if over.split:
-        _joined(code().join_sums, over, part, out.unsqueeze(0), WIDTH=heads)
-    return out
+        _joined(code().join_sums, over, part, out, WIDTH=heads)
+    return out.view(*a.shape[:-2], *out.shape[1:])
 
 
 def softmax_back(a: Tensor, g: Tensor, crow: Tensor) -> Tensor:
     """`gconv.kernels.heads.softmax_back_torch`."""
-    a, g, over, heads = a.contiguous(), g.contiguous(), rows_of(crow), a.shape[1]
-    total, out = row_sums(a, g, crow, None), torch.empty_like(a)
-    given = over.start, over.stop, over.rows, a, g, total, out
-    grid = over.programs, _blocks(heads)
+    a, g, over, (entries, heads) = a.contiguous(), g.contiguous(), rows_of(crow), a.shape[-2:]
+    total, out, b = row_sums(a, g, crow, None), torch.empty_like(a), a.shape[:-2].numel()
+    given = over.start, over.stop, over.rows, a, g, total, out, entries, crow.shape[0] - 1
+    grid = over.programs, _blocks(heads), b
     _launch(code().softmax_back, grid, a, *given, HEADS=heads, SPLIT=over.split, **tile(heads))
     return out
 
@@ -275,6 +287,129 @@ def attend_back(
     ds = (z * dz_f).sum(-1) - ds
     dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)
     return torch.cat([dz + dt * p + ds * q, (dt * z).sum(0, keepdim=True), (ds * z).sum(0, keepdim=True)])
+
+
+# -- joint attention -------------------------------------------------------------------------------------------------
+
+
+def joint(s: Tensor, t: Tensor, vector: Tensor, slope: float, *structure: Tensor) -> Tensor:
+    """`gconv.kernels.joint_attention`; the logits are stored where the values will be."""
+    crow, col = structure[:2]
+    columns, rows, over = _rows(s.contiguous(), 3), _rows(t.contiguous(), 3), rows_of(crow)
+    (b, n, heads, c), m, e = columns.shape, rows.shape[1], col.shape[0]
+    out, (top, total) = s.new_empty(b, e, heads), s.new_empty(2, b, over.programs, heads)
+    blocks, how = tile_of_heads(s.dtype, heads, c)
+    _launch(
+        code().joint, (over.programs, blocks, b), s, over.start, over.stop, over.rows, col, columns, rows,
+        vector.contiguous(), out, top, total, e, m, n, over.programs,
+        HEADS=heads, C=c, SLOPE=slope, SPLIT=over.split, **how,
+    )  # fmt: skip
+    return _normalised(out, top, total, over, crow, out).view(*s.shape[:-3], e, heads)
+
+
+def joint_back(s: Tensor, t: Tensor, vector: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    """The gradients in s, t and the vector, concatenated as in `gconv.kernels.joint`."""
+    crow, col, crow_t, col_t, to_t, _ = structure
+    columns, rows, vector = _rows(s.contiguous(), 3), _rows(t.contiguous(), 3), vector.contiguous()
+    (b, n, heads, c), m, e = columns.shape, rows.shape[1], col.shape[0]
+    width, a, g = heads * c, a.contiguous(), g.contiguous()
+    d, out = row_sums(a, g, crow, None), s.new_empty(b * (n + m) + 1, heads, c)
+    for of_rows in (True, False):
+        over = rows_of(crow if of_rows else crow_t)
+        whole = (out[b * n : -1] if of_rows else out[: b * n]).view(b, -1, width)
+        part = s.new_empty(b, over.programs, width) if over.split else whole
+        of_vector = s.new_empty(b, over.programs, width) if of_rows else part
+        _launch(
+            code().joint_back, (over.programs, _blocks(width), b), s, over.start, over.stop, over.rows,
+            *((col, crow, rows, columns) if of_rows else (col_t, to_t, columns, rows)), vector, a, g, d, part,
+            of_vector, e, *((m, n) if of_rows else (n, m)), over.programs,
+            HEADS=heads, C=c, SLOPE=slope, SPLIT=over.split, ORDER=not of_rows, **tile(width),
+        )  # fmt: skip
+        if over.split:
+            _joined(code().join_sums, over, part, whole, WIDTH=width)
+        if of_rows:
+            out[-1] = of_vector.sum((0, 1)).view(heads, c)
+    return out
+
+
+def tile_of_heads(dtype: torch.dtype, heads: int, *channels: int) -> tuple[int, dict[str, int]]:
+    """The number of blocks of heads, and the sizes of a program's block of heads, channels and entries."""
+    wide = [min(WIDE, _power(c)) for c in channels]
+    high = min(_power(heads), WIDE // max(wide))
+    how, sizes = tile(high * max(wide)), dict(zip(("BC", "BV"), wide, strict=False))
+    at_once = how["BE"] // (2 if dtype == torch.float64 else 1)  # of 8-byte numbers half as many fit in the registers
+    return -(-heads // high), {"BE": at_once, "BH": high, **sizes, "num_warps": how["num_warps"]}
+
+
+def _power(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+# -- dot-product attention -------------------------------------------------------------------------------------------
+
+
+def dot(
+    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, share: float, learn: bool, *structure: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y and the scores of `gconv.kernels.dot_attention`, sums in float32 or wider."""
+    crow, col = structure[:2]
+    rows, columns, values = (_rows(x.contiguous(), 3) for x in (q, k, v))
+    (b, m, heads, c), n, (of_v, cv), over = rows.shape, columns.shape[1], values.shape[2:], rows_of(crow)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    y, scores = q.new_empty(b, m, heads, cv), q.new_empty(2, b, m, heads, dtype=wide)
+    parts = y, *scores
+    if over.split:
+        parts = q.new_empty(b, over.programs, heads, cv, dtype=wide), *scores.new_empty(2, b, over.programs, heads)
+    blocks, how = tile_of_heads(wide, heads, c, cv)
+    across = -(-cv // how["BV"])
+    _launch(
+        code().dot, (over.programs, blocks * across, b), q, over.start, over.stop, over.rows, col, rows, columns,
+        values, crow if seed is None else seed.to(q.device), *parts, col.shape[0], m, n, over.programs,
+        HEADS=heads, C=c, CV=cv, HV=of_v, **_dropout(share, seed), LEARN=learn, SPLIT=over.split, ACC=_type(wide),
+        BLOCKS=across, **how,
+    )  # fmt: skip
+    if over.split:
+        flat = tile(heads * cv)
+        _launch(
+            code().join_dot, (m, _blocks(heads * cv), b), q, over.first, *parts, y, *scores, m, over.programs,
+            HEADS=heads, C=cv, LEARN=learn, BD=flat["BD"], num_warps=flat["num_warps"],
+        )  # fmt: skip
+    return y.view(*q.shape[:-1], cv), scores.view(2, *q.shape[:-1]) if learn else scores.new_empty(0)
+
+
+def dot_back(
+    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, share: float, dy: Tensor, y: Tensor, scores: Tensor,
+    *structure: Tensor,
+) -> Tensor:  # fmt: skip
+    """The gradients in q, k and v, flattened and concatenated."""
+    crow, col, crow_t, col_t, to_t, _ = structure
+    rows, columns, values, dys = (_rows(x.contiguous(), 3) for x in (q, k, v, dy))
+    (b, m, heads, c), n, (of_v, cv) = rows.shape, columns.shape[1], values.shape[2:]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    d, scores = (dys.to(wide) * y.view(dys.shape)).sum(-1).contiguous(), scores.contiguous()
+    blocks, how = tile_of_heads(wide, heads, c, cv)
+    made = []
+    for of_rows in (True, False):
+        over = rows_of(crow if of_rows else crow_t)
+        ends = (rows, dys, columns, values) if of_rows else (columns, values, rows, dys)
+        sizes = (m, n) if of_rows else (n, m)
+        wholes = [q.new_empty(b, sizes[0], heads * width) for width in ((c,) if of_rows else (c, cv))]
+        parts = [q.new_empty(b, over.programs, w.shape[-1], dtype=wide) for w in wholes] if over.split else wholes
+        across = max(-(-c // how["BC"]), 0 if of_rows else -(-cv // how["BV"]))
+        _launch(
+            code().dot_back, (over.programs, blocks * across, b), q, over.start, over.stop, over.rows,
+            *((col, crow) if of_rows else (col_t, to_t)), *ends, *scores, d,
+            crow if seed is None else seed.to(q.device), parts[0], parts[-1], col.shape[0], *sizes, over.programs,
+            HEADS=heads, C=c, CV=cv, HV=of_v, **_dropout(share, seed), SPLIT=over.split, ORDER=not of_rows,
+            ACC=_type(wide), BLOCKS=across, **how,
+        )  # fmt: skip
+        if over.split:
+            for part, whole in zip(parts, wholes, strict=True):
+                _joined(code().join_sums, over, part, whole, WIDTH=whole.shape[-1])
+        made += wholes
+    if of_v < heads:
+        made[2] = made[2].view(b, n, heads, cv).sum(2)
+    return torch.cat([x.flatten() for x in made])
 
 
 # -- maxima ----------------------------------------------------------------------------------------------------------

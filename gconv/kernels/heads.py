@@ -120,7 +120,8 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
     return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
 
 
-def _heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
+def heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
+    """`heads_sddmm` by torch operators, which torch.func can transform."""
     product = a.index_select(-3, rows_of(*structure[:2])) * b.index_select(-3, structure[1])
     total = product.sum(-1 if apart else (*range(a.ndim - 3), -1))
     return total.expand(*total.shape[:-1], heads)
@@ -270,7 +271,7 @@ def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tenso
     return row_sums_torch(values, transposed, *structure)
 
 
-# -- on CUDA: Triton if the signals share the values, else torch -------------------------------------------------------
+# -- on CUDA: Triton, for products only if the signals share the values ------------------------------------------------
 
 
 def _heads_spmm_cuda(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
@@ -287,20 +288,20 @@ def _heads_sddmm_cuda(a: Tensor, b: Tensor, heads: int, apart: bool, *structure:
 
 
 def _row_softmax_cuda(logits: Tensor, *structure: Tensor) -> Tensor:
-    if logits.ndim == 2 and cuda.fits(structure, logits):
+    if cuda.fits(structure, logits, axes=2):
         return cuda.row_softmax(logits, structure[0])
     return row_softmax_torch(logits, *structure)
 
 
 def _softmax_back_cuda(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
-    if a.ndim == 2 and cuda.fits(structure, a, g):
+    if cuda.fits(structure, a, g, axes=2):
         return cuda.softmax_back(a, g, structure[0])
     return softmax_back_torch(a, g, *structure)
 
 
 def _row_sums_cuda(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     crow, _, order = _by_rows(transposed, structure)
-    if values.ndim == 2 and cuda.fits(structure, values):
+    if cuda.fits(structure, values, axes=2):
         return cuda.row_sums(values, None, crow, order)
     return row_sums_torch(values, transposed, *structure)
 
@@ -418,7 +419,7 @@ HEADS_SDDMM = Kernel(
     _heads_sddmm_fake,
     _keep,
     _heads_sddmm_backward,
-    _heads_sddmm_composed,
+    heads_sddmm_composed,
     check=_check_heads_sddmm,
     cuda=_heads_sddmm_cuda,
 )

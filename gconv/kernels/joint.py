@@ -2,9 +2,9 @@
 
     joint_attention   a_eh = softmax over the entries e = (i, j) of row i of <p_h, LeakyReLU(t_ih + s_jh)>
 
-The compiled kernels store nothing per entry and channel: the backward pass, one pass over the rows and one over the
-columns, recomputes t + s. For higher derivatives (create_graph=True), and without the compiled kernels, torch operators
-are used, which store t + s for each entry.
+The compiled kernels, and Triton's on CUDA, store nothing per entry and channel: the backward pass, one pass over the
+rows and one over the columns, recomputes t + s. For higher derivatives (create_graph=True), and without these kernels,
+torch operators are used, which store t + s for each entry.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.kernels import native_attention
+from gconv.kernels import cuda, native_attention
 from gconv.kernels.heads import SOFTMAX_BACK, row_softmax_torch, softmax_back_torch, supports
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.sparse import CSR, rows_of
@@ -81,10 +81,14 @@ def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None
     one_place(crow, s, t, p, *made)
 
 
+def _wide(s: Tensor, *others: Tensor) -> list[Tensor]:
+    """bfloat16 converted to float32, other dtypes as they are."""
+    return [x.float() if s.dtype == torch.bfloat16 else x for x in (s, *others)]
+
+
 def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> Tensor:
-    """By the compiled kernels if they support the arguments (bfloat16 converted to float32), otherwise by `body`."""
-    given = (s, t, p, *rest[:-6])
-    wide = [x.float() for x in given] if s.dtype == torch.bfloat16 else given
+    """By the compiled kernels if they support the arguments, otherwise by `body`."""
+    wide = _wide(s, t, p, *rest[:-6])
     if not supports(rest[-6:], s.shape[-2], *wide):
         return body(s, t, p, slope, *rest)
     left, right, vector, *back = wide
@@ -97,6 +101,20 @@ def _joint_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor
 
 def _back_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     return _run(_back_torch, s, t, p, slope, a, g, *structure)
+
+
+def _joint_cuda(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
+    left, right, vector = wide = _wide(s, t, p)
+    if not cuda.fits(structure, *wide):
+        return _joint_torch(s, t, p, slope, *structure)
+    return cuda.joint(left, right, vector, slope, *structure).to(s.dtype)
+
+
+def _back_cuda(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
+    left, right, vector, *back = wide = _wide(s, t, p, a, g)
+    if not cuda.fits(structure, *wide):
+        return _back_torch(s, t, p, slope, a, g, *structure)
+    return cuda.joint_back(left, right, vector, slope, *back, *structure).to(s.dtype)
 
 
 def _joint_fake(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
@@ -141,6 +159,7 @@ JOINT = Kernel(
     _keep,
     _backward,
     check=_check,
+    cuda=_joint_cuda,
 )
 JOINT_BACK = Kernel(
     "joint_attention_back",
@@ -151,4 +170,5 @@ JOINT_BACK = Kernel(
     _keep_nothing,
     _back_backward,
     check=_check,
+    cuda=_back_cuda,
 )

@@ -109,7 +109,7 @@ def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _max_cuda(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
-    if cuda.fits(structure, x, values):
+    if cuda.fits(structure, x, values, axes=2):
         return cuda.segment_max(values, x, *structure[:2])
     return _max_torch(values, x, *structure)
 

@@ -347,7 +347,7 @@ def _sddmm_cpu(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -
 
 
 def _spmm_cuda(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: Tensor) -> Tensor:
-    if cuda.fits(structure, x, types=cuda.HALVES):  # summed in float32
+    if cuda.fits(structure, x, types=cuda.HALVES, axes=2):  # summed in float32
         return cuda.heads_spmm(values.unsqueeze(1), x.unsqueeze(-2), False, structure[0], structure[1]).squeeze(-2)
     return spmm_torch(values, x, values_t, *structure)
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Pattern, SharedTaps, Stack
+from gconv.basis import Basis, Dots, Pattern, SharedTaps, Stack, attended
 from gconv.domains import Edges, Graph
 from gconv.laplacian import itself, pattern
 from gconv.mixing import AveragedHeads, Dense, Heads, Mixing, Parametrised
@@ -30,15 +30,19 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
     return weight / (total.index_select(-2, row) + 1e-16)
 
 
-def attend(domain: Edges, one: Pattern, logits: Tensor, root: bool = False) -> Basis:
+def attend(domain: Edges, one: Pattern, logits: Tensor | Dots, root: bool = False) -> Basis:
     """One tap per head: the softmax of the logits (*b, e, h) over each row; with `root` the node itself, too."""
-    return head_taps(domain, one, one.softmax(logits), root)
+    dtype = logits.row.dtype if isinstance(logits, Dots) else logits.dtype
+    return _with_root(domain, attended(one, logits), dtype, root)
 
 
 def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False) -> Basis:
     """One tap per head with values (*b, e, h); with `root` the node itself, too."""
-    S = SharedTaps(one, values)
-    return Stack((S, itself(domain, values.dtype))) if root else S
+    return _with_root(domain, SharedTaps(one, values), values.dtype, root)
+
+
+def _with_root(domain: Edges, S: Basis, dtype: torch.dtype, root: bool) -> Basis:
+    return Stack((S, itself(domain, dtype))) if root else S
 
 
 def arrivals(graph: Edges, add_self_loops: bool) -> tuple[Pattern, Tensor]:

@@ -40,7 +40,7 @@ class Likely(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
         z = call.mixed(call.weight)
-        logits = one.dots(domain.at_targets(z, -3), z)
+        logits = one.dots(domain.at_targets(z, -3), z).values
         if self.attention == "MX":
             source, target = (z * theta["att_l"]).sum(-1), domain.at_targets((z * theta["att_r"]).sum(-1))
             logits = one.ends(target, source) * logits.sigmoid()
