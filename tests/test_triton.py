@@ -39,12 +39,12 @@ def outcome(*arguments, **environment):
 @NEEDS_TRITON_3_7
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("dtype", "long"), [("float64", "2"), ("float64", "1024"), ("float32", "2"), ("bfloat16", "2")]
+    ("dtype", "long"), [("float64", "16"), ("float64", "1024"), ("float32", "16"), ("bfloat16", "16")]
 )
 def test_triton_kernels_are_the_cpus_under_the_interpreter(dtype, long):
     found = outcome("--dtype", dtype, "--long", long, TRITON_INTERPRET="1")
     assert (
-        len(found) == (11 if dtype == "bfloat16" else 18) and max(found.values()) < kernels.TOL[getattr(torch, dtype)]
+        len(found) == (12 if dtype == "bfloat16" else 19) and max(found.values()) < kernels.TOL[getattr(torch, dtype)]
     )
 
 
@@ -122,6 +122,6 @@ def test_operators_on_a_gpu(name):
 @NEEDS_GPU
 @NEEDS_TRITON
 @pytest.mark.parametrize("dtype", kernels.TOL)
-@pytest.mark.parametrize("long", [2, 1024])
+@pytest.mark.parametrize("long", [kernels.SPLIT, 1024])
 def test_kernels_on_a_gpu(dtype, long):
     kernels.checked(torch.device("cuda"), dtype, long)

@@ -25,7 +25,7 @@ def units(options: Options) -> Iterator[Unit]:
     torch.backends.cudnn.allow_tf32 = False
     if options.device.type == "cuda" and cuda.code() is not None:
         for dtype in kernels.TOL:
-            for long in (2, cuda.LONG):
+            for long in (kernels.SPLIT, cuda.LONG):
                 told = f"Triton kernels, {str(dtype)[6:]}, rows split above {long}"
                 yield Unit(told, partial(kernels.checked, options.device, dtype, long))
     names = list_operators()[:: 12 if options.tiny else 1]

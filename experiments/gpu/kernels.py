@@ -28,8 +28,13 @@ from gconv.kernels.maximum import SEGMENT_MAX
 from gconv.kernels.registry import Kernel
 from gconv.kernels.sparse import SDDMM, SPMM
 
+SPLIT = 16  # entries of a row from which on it is split, in tests on tiny patterns
 TOL = {torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 2e-2}  # relative to the largest value
-WIDTHS = ((1, 1), (1, 33), (2, 7), (3, 8), (2, 130))  # heads and channels
+WIDTHS = {  # heads and channels for each pattern; every pair compiles the kernels again
+    "square": ((1, 1), (1, 33), (2, 7), (3, 8), (2, 130)),
+    "rectangular": ((1, 33), (3, 8)),
+    "int64": ((2, 7),),
+}
 
 
 class Case(NamedTuple):
@@ -44,6 +49,8 @@ class Case(NamedTuple):
 def patterns() -> dict[str, CSR]:
     """Test patterns: rectangular and square, with empty rows and columns, duplicates, long rows and columns, int64."""
     row, col = torch.tensor([2, 0, 2, 0, 2, 4, 2, 2, 2]), torch.tensor([1, 0, 1, 4, 0, 1, 5, 1, 1])
+    many = torch.tensor([0, 1, 2, 4]).repeat(10)  # so that all loops over the entries of rows and columns run twice
+    row, col = torch.cat((row, torch.full_like(many, 2), many)), torch.cat((col, many, torch.full_like(many, 1)))
     square = CSR.build(row, col, 6, 6)
     crow, of_rows, crow_t, of_columns, to_t, from_t = (t.long() for t in square.tensors)
     wide = CSR(crow, of_rows, crow_t, of_columns, None, to_t, from_t)
@@ -65,11 +72,14 @@ def cases(heads: int, c: int, csr: CSR, dtype: torch.dtype = torch.float64) -> I
 
     (m, n), e, S = csr.shape, len(csr.col), csr.tensors
     yield Case("sampled product", SDDMM, (random(2, m, c), random(2, n, c)), S)
-    yield Case("sampled product by heads", HEADS_SDDMM, (random(m, heads, c), random(n, 1, c), heads, False), S)
+    for apart in (False, True):
+        told = f"sampled product by heads{', signal by signal' * apart}"
+        yield Case(told, HEADS_SDDMM, (random(2, m, heads, c), random(2, n, 1, c), heads, apart), S)
     for together, back in ((False, False), (True, True)):
         x = random(2, m if back else n, heads, c)
         told = f"product by heads{', together, transposed' * back}"
-        yield Case(told, HEADS_SPMM, (random(e, heads), x, together, back), S)
+        values = random(*(2,) * back, e, heads)
+        yield Case(told, HEADS_SPMM, (values, x, together, back), S)
     both = random(2, n, heads, c), random(2, m, heads, c), random(heads, c), 0.2
     yield Case("joint attention", JOINT, both, S)
     passed = *both, JOINT.cpu(*both, *S), random(2, e, heads)
@@ -90,11 +100,11 @@ def cases(heads: int, c: int, csr: CSR, dtype: torch.dtype = torch.float64) -> I
     yield Case("maximum", SEGMENT_MAX, (random(e), random(2, n, c)), S)
     if m != n:
         return
-    for slope, seed in ((0.2, None), (-0.5, torch.tensor([3]))):
-        given = random(n, heads, c), random(heads, c), random(heads, c), seed, slope, 0.4
+    for slope, seed, signals in ((0.2, None, ()), (-0.5, torch.tensor([3]), (2,))):
+        given = random(*signals, n, heads, c), random(heads, c), random(heads, c), seed, slope, 0.4
         yield Case(f"attention{', dropout' * (seed is not None)}", ATTENTION, (*given, True), S)
         made = ATTENTION.cpu(*given, True, *S)
-        passed = *given, random(n, heads, c), *made
+        passed = *given, random(*signals, n, heads, c), *made
         yield Case(f"attention{', dropout' * (seed is not None)}, backward", ATTENTION_BACK, passed, S)
 
 
@@ -116,14 +126,14 @@ def gap(case: Case, device: torch.device, dtype: torch.dtype) -> float:
     return worst
 
 
-def checked(device: torch.device, dtype: torch.dtype, long: int, widths: Any = WIDTHS) -> dict[str, float]:
+def checked(device: torch.device, dtype: torch.dtype, long: int) -> dict[str, float]:
     """The largest difference of each kernel; rows with more than `long` entries are split."""
     before = cuda.LONG
     worst: dict[str, float] = {}
     cuda.LONG = long
     try:
-        for csr in patterns().values():
-            for heads, c in widths:
+        for pattern, csr in patterns().items():
+            for heads, c in WIDTHS[pattern]:
                 for case in cases(heads, c, csr, dtype):
                     found = gap(case, device, dtype)
                     worst[case.name] = max(worst.get(case.name, 0.0), found)
@@ -183,13 +193,13 @@ def _resources(kernel: Any, capability: int, dtype: torch.dtype, c: int, order: 
 
 
 INDICES = ("start", "stop", "rows", "col", "row", "order", "first", "seed")
-NUMBERS = ("programs", "pieces", "count", "columns", "entries", "batches")
+NUMBERS = ("programs", "pieces", "count", "columns", "entries", "batches", "plane", "plane_out")
 
 
 def _type(name: str, floats: str) -> str:
     if name in INDICES:
         return "*i64" if name in ("rows", "first", "seed") else "*i32"
-    whole = (name in NUMBERS or re.fullmatch(r"[xlr]_(batch|row|head)", name)) and not name.isupper()
+    whole = (name in NUMBERS or re.fullmatch(r"[vxlr]_(batch|row|head)", name)) and not name.isupper()
     return "i32" if whole else f"*{floats}"
 
 
@@ -201,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--compile", type=int, metavar="CAPABILITY", help="80, 90 or 120")
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
-    parser.add_argument("--long", type=int, default=2, help="entries of a row from which on it is split (2)")
+    parser.add_argument("--long", type=int, default=SPLIT, help=f"entries of a row from which on it is split ({SPLIT})")
     given = parser.parse_args(argv)
     if given.compile:
         print(json.dumps(compiled(given.compile)))

@@ -223,12 +223,12 @@ def _back_cpu(
 def _attention_cuda(
     z: Tensor, p: Tensor, q: Tensor, seed: Tensor | None, slope: float, share: float, learn: bool, *structure: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = cuda.attend if z.ndim == 3 and cuda.fits(structure, z, p, q) else _attention_torch
+    run = cuda.attend if cuda.fits(structure, z, p, q) else _attention_torch
     return run(z, p, q, seed, slope, share, learn, *structure)
 
 
 def _back_cuda(z: Tensor, p: Tensor, q: Tensor, *rest: Any) -> Tensor:
-    run = cuda.attend_back if z.ndim == 3 and cuda.fits(rest[-6:], z, p, q, *rest[3:-6]) else _back_torch
+    run = cuda.attend_back if cuda.fits(rest[-6:], z, p, q, *rest[3:-6]) else _back_torch
     return run(z, p, q, *rest)
 
 

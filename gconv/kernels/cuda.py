@@ -127,8 +127,8 @@ def heads_spmm(
     values: Tensor, x: Tensor, together: bool, crow: Tensor, col: Tensor, order: Tensor | None = None
 ) -> Tensor:
     """`gconv.kernels.heads_spmm`, sums in float32 or wider."""
-    m, heads, c = crow.shape[0] - 1, values.shape[1], x.shape[-1]
-    signals = _rows(x, 3)
+    m, heads, c = crow.shape[0] - 1, values.shape[-1], x.shape[-1]
+    signals, values = _rows(x, 3), values.contiguous()
     b, over = signals.shape[0], rows_of(crow)
     wide = torch.promote_types(x.dtype, torch.float32)
     outer = 1 if together else heads
@@ -137,7 +137,8 @@ def heads_spmm(
     module = code()
     _launch(
         module.product, (over.programs, _blocks(outer * c), b), x,
-        over.start, over.stop, col if order is None else order, col, values.contiguous(), signals, part, over.programs,
+        over.start, over.stop, col if order is None else order, col, values, signals, part, over.programs,
+        values.shape[-2:].numel() if values.ndim > 2 else 0,
         signals.stride(0), signals.stride(1), signals.stride(2) if signals.shape[2] > 1 else 0,
         HEADS=heads, C=c, TOGETHER=together, ORDER=order is not None, ACC=_type(wide), **tile(outer * c),
     )  # fmt: skip
@@ -146,14 +147,16 @@ def heads_spmm(
     return y.view(*x.shape[:-3], m, outer, c)
 
 
-def heads_sddmm(a: Tensor, b: Tensor, heads: int, crow: Tensor, col: Tensor) -> Tensor:
+def heads_sddmm(a: Tensor, b: Tensor, heads: int, apart: bool, crow: Tensor, col: Tensor) -> Tensor:
     """`gconv.kernels.heads_sddmm`, sums in float32 or wider."""
     left, right, over = _rows(a, 3), _rows(b, 3), rows_of(crow)
-    out, c = a.new_empty(col.shape[0], heads), a.shape[-1]
+    signals, c = left.shape[0], a.shape[-1]
+    grid, added = (signals, 1) if apart else (1, signals)
+    out = a.new_empty(*(a.shape[:-3] if apart else ()), col.shape[0], heads)
     strides = [[t.stride(0), t.stride(1), t.stride(2) if t.shape[2] > 1 else 0] for t in (left, right)]
     _launch(
-        code().sampled, (over.programs, heads), a,
-        over.start, over.stop, over.rows, col, left, right, out, left.shape[0], *strides[0], *strides[1],
+        code().sampled, (over.programs, heads, grid), a,
+        over.start, over.stop, over.rows, col, left, right, out, col.shape[0], added, *strides[0], *strides[1],
         HEADS=heads, C=c, SPLIT=over.split, ACC=_type(torch.promote_types(a.dtype, torch.float32)), **tile(c),
     )  # fmt: skip
     return out
@@ -240,27 +243,32 @@ def attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, y_f and the scores of `gconv.kernels.attention`."""
     crow, col = structure[:2]
-    z, over, (n, heads, c) = z.contiguous(), rows_of(crow), z.shape
-    scores = z.new_empty(PLANES, n, heads)
-    torch.sum(z * q, -1, out=scores[0])
-    torch.sum(z * p, -1, out=scores[1])
-    y, y_f = torch.empty_like(z), torch.empty_like(z) if learn else z.new_empty(0)
-    made = y, y_f, *scores[2:]
-    parts = made
+    signals, over = _rows(z.contiguous(), 3), rows_of(crow)
+    b, n, heads, c = signals.shape
+    scores = z.new_empty(b, PLANES, n, heads)
+    torch.sum(signals * q, -1, out=scores[:, 0])
+    torch.sum(signals * p, -1, out=scores[:, 1])
+    planes = scores.unbind(1)
+    y, y_f = torch.empty_like(signals), torch.empty_like(signals) if learn else z.new_empty(0)
+    made = y, y_f, *planes[2:]
+    parts, plane_out = made, PLANES * n
     if over.split:
-        wide = z.new_empty(2 if learn else 1, over.programs, heads, c)
-        parts = wide[0], wide[-1], *z.new_empty(3, over.programs, heads)
+        wide = z.new_empty(2 if learn else 1, b, over.programs, heads, c)
+        parts, plane_out = (wide[0], wide[-1], *z.new_empty(3, b, over.programs, heads)), over.programs
     how: dict[str, Any] = {"HEADS": heads, "C": c, "LEARN": learn}
     grid, tiles = _blocks(heads * c), tile(heads * c)
     _launch(
-        code().attend, (over.programs, grid), z, over.start, over.stop, over.rows, col, z, *scores[:2],
-        crow if seed is None else seed.to(z.device), *parts,
+        code().attend, (over.programs, grid, b), z, over.start, over.stop, over.rows, col, signals, *planes[:2],
+        crow if seed is None else seed.to(z.device), *parts, col.shape[0], n, over.programs, PLANES * n, plane_out,
         SLOPE=slope, SPLIT=over.split, **_dropout(share, seed), **how, **tiles,
     )  # fmt: skip
     if over.split:
         how |= {"BD": tiles["BD"], "num_warps": tiles["num_warps"]}
-        _launch(code().join_attended, (n, grid), z, over.first, *parts, *made, **how)
-    return y, y_f, scores if learn else z.new_empty(0)
+        sizes = n, over.programs, PLANES * n
+        _launch(code().join_attended, (n, grid, b), z, over.first, *parts, *made, *sizes, **how)
+    if not learn:
+        return y.view(z.shape), y_f, z.new_empty(0)
+    return y.view(z.shape), y_f.view(z.shape), scores.view(*z.shape[:-3], PLANES, n, heads)
 
 
 def attend_back(
@@ -268,25 +276,28 @@ def attend_back(
     y_f: Tensor, scores: Tensor, *structure: Tensor,
 ) -> Tensor:  # fmt: skip
     """The gradients in z, p and q, concatenated as in `gconv.kernels.attention`."""
-    _, _, crow_t, col_t, to_t, _ = structure
-    dy, over, (n, heads, c) = dy.contiguous(), rows_of(crow_t), z.shape
-    source, target, top, inverse, g = scores
+    _, col, crow_t, col_t, to_t, _ = structure
+    z, dy, y, y_f, scores = (_rows(t.contiguous(), 3) for t in (z, dy, y, y_f, scores))
+    over, (b, n, heads, c) = rows_of(crow_t), z.shape
+    source, target, top, inverse, g = scores.unbind(1)
     d = (dy * y).sum(-1)
     dt = (dy * y_f).sum(-1) - d * g
     dz, dz_f, ds = torch.empty_like(dy), torch.empty_like(dy), torch.empty_like(d)
-    parts = [t.new_empty(over.programs, *t.shape[1:]) for t in (dz, dz_f, ds)] if over.split else [dz, dz_f, ds]
+    parts = [t.new_empty(b, over.programs, *t.shape[2:]) for t in (dz, dz_f, ds)] if over.split else [dz, dz_f, ds]
     _launch(
-        code().attend_back, (over.programs, _blocks(heads * c)), z, over.start, over.stop, over.rows, col_t, to_t,
+        code().attend_back, (over.programs, _blocks(heads * c), b), z, over.start, over.stop, over.rows, col_t, to_t,
         source, target, top, inverse, d, dy, crow_t if seed is None else seed.to(z.device), *parts,
+        col.shape[0], n, over.programs, PLANES * n,
         HEADS=heads, C=c, SLOPE=slope, SPLIT=over.split, **_dropout(share, seed), **tile(heads * c),
     )  # fmt: skip
     if over.split:
         for part, whole in zip(parts, (dz, dz_f, ds), strict=True):
-            width = whole[0].numel()
-            _joined(code().join_sums, over, part, whole.view(1, n, width), WIDTH=width)
+            width = whole[0, 0].numel()
+            _joined(code().join_sums, over, part, whole.view(b, n, width), WIDTH=width)
     ds = (z * dz_f).sum(-1) - ds
     dt, ds = dt.unsqueeze(-1), ds.unsqueeze(-1)
-    return torch.cat([dz + dt * p + ds * q, (dt * z).sum(0, keepdim=True), (ds * z).sum(0, keepdim=True)])
+    dz = (dz + dt * p + ds * q).flatten(0, 1)
+    return torch.cat([dz, *((end * z).sum((0, 1)).unsqueeze(0) for end in (dt, ds))])
 
 
 # -- joint attention -------------------------------------------------------------------------------------------------

@@ -271,19 +271,18 @@ def _row_sums_cpu(values: Tensor, transposed: bool, *structure: Tensor) -> Tenso
     return row_sums_torch(values, transposed, *structure)
 
 
-# -- on CUDA: Triton, for products only if the signals share the values ------------------------------------------------
+# -- on CUDA, by Triton ------------------------------------------------------------------------------------------------
 
 
 def _heads_spmm_cuda(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
-    if values.ndim == 2 and values.numel() and cuda.fits(structure, x, types=cuda.FLOATS + cuda.HALVES):
+    if values.numel() and cuda.fits(structure, x, types=cuda.FLOATS + cuda.HALVES):
         return cuda.heads_spmm(values, x, together, *_by_rows(transposed, structure))
     return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
 def _heads_sddmm_cuda(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
-    one = heads > 0 and (a.ndim == 3 or not apart)
-    if one and cuda.fits(structure, a, b, types=cuda.FLOATS + cuda.HALVES):
-        return cuda.heads_sddmm(a, b, heads, *structure[:2])
+    if heads > 0 and cuda.fits(structure, a, b, types=cuda.FLOATS + cuda.HALVES):
+        return cuda.heads_sddmm(a, b, heads, apart, *structure[:2])
     return heads_sddmm_torch(a, b, heads, apart, *structure)
 
 

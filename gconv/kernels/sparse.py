@@ -354,7 +354,7 @@ def _spmm_cuda(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: T
 
 def _sddmm_cuda(a: Tensor, b: Tensor, *structure: Tensor) -> Tensor:
     if cuda.fits(structure, a, b, types=cuda.FLOATS + cuda.HALVES):
-        return cuda.heads_sddmm(a.unsqueeze(-2), b.unsqueeze(-2), 1, *structure[:2]).squeeze(-1)
+        return cuda.heads_sddmm(a.unsqueeze(-2), b.unsqueeze(-2), 1, False, *structure[:2]).squeeze(-1)
     return _sddmm_torch(a, b, *structure)
 
 

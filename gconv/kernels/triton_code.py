@@ -35,19 +35,21 @@ def _kept(entry, seed):
 @triton.jit
 def attend(
     start, stop, rows, col, z, source, target, seed, y, y_f, top, total, slopes,
+    entries, count, programs, plane, plane_out,
     HEADS: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, LEAST: tl.constexpr,
     DROP: tl.constexpr, LEARN: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """y_ih = sum a m z_jh, a = softmax LeakyReLU(target_ih + source_jh); y_f = sum a f m z_jh, f LeakyReLU's slope.
 
+    A signal has `plane` rows of target and source, `programs` of y and y_f, and `plane_out` of the others.
     For split rows the sums are not divided by `total`, as `join_attended` needs them.
     """
-    p = tl.program_id(0).to(tl.int64)
+    p, signal = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     r = tl.load(rows + p).to(tl.int64) if SPLIT else p
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
     inside, h = f < HEADS * C, f // C
-    t = tl.load(target + r * HEADS + h, mask=inside, other=0.0)
+    t = tl.load(target + (signal * plane + r) * HEADS + h, mask=inside, other=0.0)
     m = tl.full((BD,), float("-inf"), t.dtype)
     sum_a = tl.zeros((BD,), t.dtype)
     sum_f, sum_y, sum_b = sum_a, sum_a, sum_a
@@ -55,7 +57,7 @@ def attend(
         k = e + tl.arange(0, BE)
         live = (k < hi)[:, None] & inside[None, :]
         c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
-        s = t[None, :] + tl.load(source + c * HEADS + h[None, :], mask=live, other=0.0)
+        s = t[None, :] + tl.load(source + (signal * plane + c) * HEADS + h[None, :], mask=live, other=0.0)
         positive = s > 0
         s = tl.where((k < hi)[:, None], tl.where(positive, s, s * SLOPE), float("-inf"))
         now = tl.maximum(m, tl.max(s, 0))
@@ -64,9 +66,10 @@ def attend(
         if LEARN:
             a_f = tl.where(positive, a, a * SLOPE)
             sum_f = sum_f * before + tl.sum(a_f, 0)
-        x = tl.load(z + c * (HEADS * C) + f[None, :], mask=live, other=0.0)
+        x = tl.load(z + (signal * count + c) * (HEADS * C) + f[None, :], mask=live, other=0.0)
         if DROP:
-            x = tl.where(_kept(k[:, None] * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST, x * SCALE, 0.0)
+            at = (signal * entries + k)[:, None] * HEADS + h[None, :]
+            x = tl.where(_kept(at, tl.load(seed).to(tl.uint32)) >= LEAST, x * SCALE, 0.0)
         sum_y = sum_y * before + tl.sum(a * x, 0)
         if LEARN:
             sum_b = sum_b * before + tl.sum(a_f * x, 0)
@@ -77,23 +80,25 @@ def attend(
         sum_y *= sum_a
         sum_b *= sum_a
         sum_f *= sum_a
-    tl.store(y + p * (HEADS * C) + f, sum_y, mask=inside)
+    at, whole = (signal * plane_out + p) * HEADS + h, (signal * programs + p) * (HEADS * C) + f
+    tl.store(y + whole, sum_y, mask=inside)
     one = inside & (f % C == 0)
     if LEARN:
-        tl.store(y_f + p * (HEADS * C) + f, sum_b, mask=inside)
-        tl.store(slopes + p * HEADS + h, sum_f, mask=one)
+        tl.store(y_f + whole, sum_b, mask=inside)
+        tl.store(slopes + at, sum_f, mask=one)
     if LEARN or SPLIT:
-        tl.store(top + p * HEADS + h, m, mask=one)
-        tl.store(total + p * HEADS + h, sum_a, mask=one)
+        tl.store(top + at, m, mask=one)
+        tl.store(total + at, sum_a, mask=one)
 
 
 @triton.jit
 def join_attended(
     first, y_part, y_f_part, top_part, total_part, slopes_part, y, y_f, top, total, slopes,
+    count, pieces, plane,
     HEADS: tl.constexpr, C: tl.constexpr, LEARN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The results of `attend` for whole rows, from those of pieces."""
-    r = tl.program_id(0).to(tl.int64)
+    r, signal = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     lo, hi = tl.load(first + r), tl.load(first + r + 1)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
     inside, h = f < HEADS * C, f // C
@@ -101,66 +106,77 @@ def join_attended(
     sum_a = tl.zeros((BD,), y.dtype.element_ty)
     sum_f, sum_y, sum_b = sum_a, sum_a, sum_a
     for q in range(lo, hi):
-        its = tl.load(top_part + q * HEADS + h, mask=inside, other=0.0)
+        at, whole = (signal * pieces + q) * HEADS + h, (signal * pieces + q) * (HEADS * C) + f
+        its = tl.load(top_part + at, mask=inside, other=0.0)
         now = tl.maximum(m, its)
         before, here = tl.exp(m - now), tl.exp(its - now)
-        sum_a = sum_a * before + here * tl.load(total_part + q * HEADS + h, mask=inside, other=1.0)
-        sum_y = sum_y * before + here * tl.load(y_part + q * (HEADS * C) + f, mask=inside, other=0.0)
+        sum_a = sum_a * before + here * tl.load(total_part + at, mask=inside, other=1.0)
+        sum_y = sum_y * before + here * tl.load(y_part + whole, mask=inside, other=0.0)
         if LEARN:
-            sum_f = sum_f * before + here * tl.load(slopes_part + q * HEADS + h, mask=inside, other=0.0)
-            sum_b = sum_b * before + here * tl.load(y_f_part + q * (HEADS * C) + f, mask=inside, other=0.0)
+            sum_f = sum_f * before + here * tl.load(slopes_part + at, mask=inside, other=0.0)
+            sum_b = sum_b * before + here * tl.load(y_f_part + whole, mask=inside, other=0.0)
         m = now
     inverse = tl.where(hi > lo, 1 / tl.where(hi > lo, sum_a, 1.0), 0.0)
-    tl.store(y + r * (HEADS * C) + f, sum_y * inverse, mask=inside)
+    at, whole = (signal * plane + r) * HEADS + h, (signal * count + r) * (HEADS * C) + f
+    tl.store(y + whole, sum_y * inverse, mask=inside)
     if LEARN:
         one = inside & (f % C == 0)
-        tl.store(y_f + r * (HEADS * C) + f, sum_b * inverse, mask=inside)
-        tl.store(slopes + r * HEADS + h, sum_f * inverse, mask=one)
-        tl.store(top + r * HEADS + h, tl.where(hi > lo, m, 0.0), mask=one)
-        tl.store(total + r * HEADS + h, inverse, mask=one)
+        tl.store(y_f + whole, sum_b * inverse, mask=inside)
+        tl.store(slopes + at, sum_f * inverse, mask=one)
+        tl.store(top + at, tl.where(hi > lo, m, 0.0), mask=one)
+        tl.store(total + at, inverse, mask=one)
 
 
 @triton.jit
 def attend_back(
     start, stop, rows, row, order, source, target, top, total, d, dy, seed, dz, dz_f, ds,
+    entries, count, programs, plane,
     HEADS: tl.constexpr, C: tl.constexpr, SLOPE: tl.constexpr, SCALE: tl.constexpr, LEAST: tl.constexpr,
     DROP: tl.constexpr, SPLIT: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """For each column j, sums over its rows i: dz = sum a m dy_i, dz_f = sum a f m dy_i, ds = sum a f d_i."""
-    p = tl.program_id(0).to(tl.int64)
+    """For each column j, sums over its rows i: dz = sum a m dy_i, dz_f = sum a f m dy_i, ds = sum a f d_i.
+
+    A signal has `plane` rows of source, target, top and total.
+    """
+    p, signal = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     j = tl.load(rows + p).to(tl.int64) if SPLIT else p
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
     f = tl.program_id(1) * BD + tl.arange(0, BD)
     inside, h = f < HEADS * C, f // C
-    own = tl.load(source + j * HEADS + h, mask=inside, other=0.0)
+    own = tl.load(source + (signal * plane + j) * HEADS + h, mask=inside, other=0.0)
     sum_z = tl.zeros((BD,), own.dtype)
     sum_b, sum_d = sum_z, sum_z
     for e in range(lo, hi, BE):
         k = e + tl.arange(0, BE)
         live = (k < hi)[:, None] & inside[None, :]
         i = tl.load(row + k, mask=k < hi, other=0).to(tl.int64)[:, None]
-        at = i * HEADS + h[None, :]
+        at = (signal * plane + i) * HEADS + h[None, :]
         s = own[None, :] + tl.load(target + at, mask=live, other=0.0)
         positive = s > 0
         s = tl.where(positive, s, s * SLOPE)
         a = tl.exp(s - tl.load(top + at, mask=live, other=0.0)) * tl.load(total + at, mask=live, other=0.0)
         a = tl.where(live, a, 0.0)
         a_f = tl.where(positive, a, a * SLOPE)
-        sum_d += tl.sum(a_f * tl.load(d + at, mask=live, other=0.0), 0)
-        g = tl.load(dy + i * (HEADS * C) + f[None, :], mask=live, other=0.0)
+        sum_d += tl.sum(a_f * tl.load(d + (signal * count + i) * HEADS + h[None, :], mask=live, other=0.0), 0)
+        g = tl.load(dy + (signal * count + i) * (HEADS * C) + f[None, :], mask=live, other=0.0)
         if DROP:
             entry = tl.load(order + k, mask=k < hi, other=0).to(tl.int64)[:, None]
-            g = tl.where(_kept(entry * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST, g * SCALE, 0.0)
+            g = tl.where(
+                _kept((signal * entries + entry) * HEADS + h[None, :], tl.load(seed).to(tl.uint32)) >= LEAST,
+                g * SCALE,
+                0.0,
+            )
         sum_z += tl.sum(a * g, 0)
         sum_b += tl.sum(a_f * g, 0)
-    tl.store(dz + p * (HEADS * C) + f, sum_z, mask=inside)
-    tl.store(dz_f + p * (HEADS * C) + f, sum_b, mask=inside)
-    tl.store(ds + p * HEADS + h, sum_d, mask=inside & (f % C == 0))
+    at = (signal * programs + p) * (HEADS * C) + f
+    tl.store(dz + at, sum_z, mask=inside)
+    tl.store(dz_f + at, sum_b, mask=inside)
+    tl.store(ds + (signal * programs + p) * HEADS + h, sum_d, mask=inside & (f % C == 0))
 
 
 @triton.jit
 def product(
-    start, stop, order, col, values, x, y, programs, x_batch, x_row, x_head,
+    start, stop, order, col, values, x, y, programs, v_batch, x_batch, x_row, x_head,
     HEADS: tl.constexpr, C: tl.constexpr, TOGETHER: tl.constexpr, ORDER: tl.constexpr, ACC: tl.constexpr,
     BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -178,7 +194,7 @@ def product(
         v = (tl.load(order + k, mask=k < hi, other=0).to(tl.int64) if ORDER else k)[:, None] * HEADS
         for one in range(HEADS if TOGETHER else 1):
             at = (h + one)[None, :]
-            number = tl.load(values + v + at, mask=live, other=0.0).to(ACC)
+            number = tl.load(values + b * v_batch + v + at, mask=live, other=0.0).to(ACC)
             side = tl.load(x + b * x_batch + c * x_row + at * x_head + ch[None, :], mask=live, other=0.0).to(ACC)
             acc += tl.sum(number * side, 0)
     tl.store(y + (b * programs + p) * width + f, acc.to(y.dtype.element_ty), mask=inside)
@@ -197,18 +213,18 @@ def join_sums(first, part, out, count, pieces, WIDTH: tl.constexpr, BD: tl.const
 
 @triton.jit
 def sampled(
-    start, stop, rows, col, left, right, out, batches, l_batch, l_row, l_head, r_batch, r_row, r_head,
+    start, stop, rows, col, left, right, out, entries, batches, l_batch, l_row, l_head, r_batch, r_row, r_head,
     HEADS: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """v_eh = sum over batch and channels of left_ih right_jh."""
-    p, h = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """v_eh = sum of left_ih right_jh over the channels and `batches` signals, for each signal of the grid."""
+    p, h, signal = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
     r = tl.load(rows + p).to(tl.int64) if SPLIT else p
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
     for e in range(lo, hi, BE):
         k = e + tl.arange(0, BE)
         c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
         acc = tl.zeros((BE,), ACC)
-        at_l, at_r = r * l_row + h * l_head, c * r_row + h * r_head
+        at_l, at_r = signal * l_batch + r * l_row + h * l_head, signal * r_batch + c * r_row + h * r_head
         for _ in range(batches):
             for channel in range(0, C, BD):
                 f = channel + tl.arange(0, BD)
@@ -218,7 +234,7 @@ def sampled(
                 acc += tl.sum(one[None, :] * two, 1)
             at_l += l_batch
             at_r += r_batch
-        tl.store(out + k * HEADS + h, acc.to(out.dtype.element_ty), mask=k < hi)
+        tl.store(out + (signal * entries + k) * HEADS + h, acc.to(out.dtype.element_ty), mask=k < hi)
 
 
 @triton.jit
