@@ -285,7 +285,7 @@ def mistakes():
     yield raises(
         ValueError, "cannot be distributed over", lambda: shard(Graph(torch.zeros(2, 0, dtype=torch.int64), 1))
     )
-    yield raises(ValueError, "parts=7", lambda: shard(graph, 7))
+    yield raises(ValueError, f"processes, {dist.get_world_size()}, but it is 7", lambda: shard(graph, 7))
     yield raises(ProcessError, "disagree on the model", lambda: distribute(GConv(gcn(3, 2 + rank)), part))
     gconv.__version__, known = f"0.{rank}", gconv.__version__
     yield raises(ProcessError, "disagree on versions", lambda: shard(graph))

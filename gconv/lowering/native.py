@@ -117,9 +117,9 @@ def _unreliable_in_half(S: Shifts, mixing: Mixing) -> bool:
 def _corrupts_memory(S: Shifts, padding: tuple[int, ...], weight: Tensor, groups: int, x: Tensor) -> bool:
     """Whether the backward pass of torch's convolution may write out of bounds on a CPU, and end the process.
 
-    Observed in float32 with torch 2.13 (oneDNN 3.12): 1 x 1 convolutions with a stride, without padding and groups, in
-    channels_last (which a compiler may choose by itself), with fewer than 16 channels on the finer grid with AVX-512,
-    fewer than 8 with AVX2. They are computed as 1 x 1 convolutions without a stride, of every s-th site or to it.
+    Observed in float32 and bfloat16 with torch 2.13 (oneDNN 3.12): 1 x 1 convolutions with a stride, without padding
+    and groups, in channels_last (which a compiler may choose by itself), with fewer than 16 channels on the finer grid
+    with AVX-512, fewer than 8 with AVX2. They are computed without a stride, from every s-th site or to it.
     """
     strided = len(S.kernel) == 2 and {*S.kernel} == {1} and max(S.stride) > 1 and not any(padding)
     return strided and groups == 1 and weight.shape[1] < 16 and x.device.type == "cpu"

@@ -56,11 +56,17 @@ def test_official_runs_and_equal_parameters():
 
 @pytest.mark.parametrize("model", [pytest.param(m, marks=() if m == "conv" else pytest.mark.slow) for m in MODELS])
 def test_networks_learn_a_generated_language(model):
-    config, units, net = tiny(model, width=32, dropout=0.0, epochs=25 if model == "transformer" else 12)
+    """Negative control: the network before training. The transformer's BLEU depends on rounding the most (18 to 45)."""
+    epochs, lr, dropout, floor = {
+        "conv": (20, 0.01, 0.0, 30), "graph": (20, 0.01, 0.0, 30), "light": (60, 0.005, 0.0, 30),
+        "transformer": (120, 0.01, 0.1, 15),
+    }[model]  # fmt: skip
+    config, units, net = tiny(model, width=32, epochs=epochs, lr=lr, dropout=dropout)
     data = corpus("random")
+    score = lambda: bleu(translate(net, units, list(data.test.source)), data.test.target)[0]  # noqa: E731
+    assert score() < 5
     found = fit(net, code(units, data.train), code(units, data.val), config)
-    assert found["val_loss"][-1] < 0.6 * found["val_loss"][0]
-    assert bleu(translate(net, units, list(data.test.source)), data.test.target)[0] > 30
+    assert found["val_loss"][-1] < 0.4 * found["val_loss"][0] and score() > floor
 
 
 def test_nothing_selected_reads_a_test_sentence(monkeypatch):
