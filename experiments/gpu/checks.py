@@ -21,13 +21,14 @@ TOL = {torch.float64: 1e-9, torch.float32: 3e-4}  # relative to the largest entr
 
 
 def units(options: Options) -> Iterator[Unit]:
-    """All checks: the first sample of every operator, then analysis and converted layers, then all other samples."""
+    """All checks: float32's kernels, the first sample of every operator, analysis, converted layers, and then the rest.
+
+    The kernels are compiled again for each dtype and width, which may take a large part of the time; so those of the
+    other dtypes, and without split rows, come after what uses them.
+    """
     torch.backends.cudnn.allow_tf32 = False
-    if options.device.type == "cuda" and cuda.code() is not None:
-        for dtype in kernels.TOL:
-            for long in (kernels.SPLIT, cuda.LONG):
-                told = f"Triton kernels, {str(dtype)[6:]}, rows split above {long}"
-                yield Unit(told, partial(kernels.checked, options.device, dtype, long))
+    first, *rest = [(dtype, long) for long in (kernels.SPLIT, cuda.LONG) for dtype in kernels.TOL]
+    yield from _triton(options.device, [first])
     names = list_operators()[:: 12 if options.tiny else 1]
     for name in names:
         yield Unit(name, partial(operators, operator(name).samples()[:1], options.device))
@@ -35,9 +36,18 @@ def units(options: Options) -> Iterator[Unit]:
         yield Unit(f"analysis.{name}", partial(analysed, question, options.device))
     for name in CONVERTED:
         yield Unit(f"converted {name}", partial(converted, name, options.device))
+    yield from _triton(options.device, rest)
     for name in () if options.tiny else names:
         if others := operator(name).samples()[1:]:
             yield Unit(f"{name}, other samples", partial(operators, others, options.device))
+
+
+def _triton(device: torch.device, cases: list[tuple[torch.dtype, int]]) -> Iterator[Unit]:
+    """The Triton kernels, by dtype and the number of entries above which rows are split; none where there are none."""
+    if device.type == "cuda" and cuda.code() is not None:
+        for dtype, long in cases:
+            told = f"Triton kernels, {str(dtype)[6:]}, rows split above {long}"
+            yield Unit(told, partial(kernels.checked, device, dtype, long))
 
 
 def gap(what: str, got: Tensor, want: Tensor, tol: float) -> float:
