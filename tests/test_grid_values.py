@@ -1,5 +1,6 @@
 """Values at the edges of what grids hold: counts in half precision, minus infinity, ties, borders that crop."""
 
+import copy
 import math
 
 import pytest
@@ -171,6 +172,7 @@ def test_training_a_strided_1x1_convolution_in_channels_last():
     """The sizes of a network whose training ended the process with torch's own convolution (AVX-512, oneDNN 3.12)."""
 
     def train():
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
         layer = gconv.convert(nn.Conv2d(8, 16, 1, 2).to(memory_format=torch.channels_last))
         x = torch.randn(12, 8, 60, 60).contiguous(memory_format=torch.channels_last).requires_grad_()
         for _ in range(5):
@@ -178,3 +180,32 @@ def test_training_a_strided_1x1_convolution_in_channels_last():
         return 0 if torch.isfinite(layer.weight.grad).all() else 1
 
     assert forked(train) == 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dilated_convolutions_learn_in_half_precision(layout):
+    """torch's weight gradients were NaN in bfloat16, channels_last and 20 channels."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(20, 12, 3, padding=2, dilation=2)
+    x = torch.randn(2, 20, 66, 32).bfloat16().contiguous(memory_format=layout)
+    twin = gconv.convert(copy.deepcopy(layer)).bfloat16()
+    y, want = twin(x), layer.double()(x.double())
+    g = torch.randn_like(y)
+    (got,) = torch.autograd.grad(y, [twin.weight], g)
+    (right,) = torch.autograd.grad(want, [layer.weight], g.double())
+    assert y.stride() == nn.functional.conv2d(x, twin.weight, dilation=2, padding=2).stride()
+    torch.testing.assert_close(got.double(), right, rtol=0.02, atol=0.02 * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("layer", [nn.Conv2d(5, 1, (4, 2)), nn.ConvTranspose2d(1, 5, 3), nn.Conv3d(4, 1, 2)])
+def test_a_single_channel_in_channels_last_learns(layer, batch):
+    layout = torch.channels_last if layer.weight.ndim == 4 else torch.channels_last_3d
+    layer = copy.deepcopy(layer).to(memory_format=layout)
+    x = torch.randn(batch, layer.in_channels, *[9] * (layer.weight.ndim - 2)).contiguous(memory_format=layout)
+    twin = gconv.convert(layer)
+    y, want = twin(x), layer(x)
+    g = torch.randn_like(y)
+    (got,), (right,) = (torch.autograd.grad(out, [m.weight], g) for out, m in ((y, twin), (want, layer)))
+    assert y.stride() == want.stride()
+    torch.testing.assert_close(got, right)

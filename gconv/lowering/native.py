@@ -18,6 +18,7 @@ from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # oneDNN pads channels to a multiple of this
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -41,9 +42,17 @@ def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool
     """The weight in torch's layout (o, i/g, *kernel), or for transposed convolutions (i, o/g, *kernel), and groups."""
     if W.ndim == 4:  # (k, g, i/g, o/g)
         order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
-        return W.permute(order).flatten(0, 1).unflatten(-1, kernel), mixing.groups
+        return _plain(W.permute(order).flatten(0, 1).unflatten(-1, kernel)), mixing.groups
     W = W.permute(1, 2, 0) if transposed else W.permute(2, 1, 0)
-    return W.view(*W.shape[:2], *kernel), 1
+    return _plain(W.view(*W.shape[:2], *kernel)), 1
+
+
+def _plain(W: Tensor) -> Tensor:
+    """W, copied if its only first entry has an unusual stride, with which torch's backward pass raises an error."""
+    if W.shape[0] != 1 or W.is_contiguous():
+        return W
+    W = W.contiguous()
+    return W.contiguous(memory_format=LAST[W.ndim]) if W.ndim in LAST else W
 
 
 def run(S: Shifts | Windows, call: Call) -> Tensor:
@@ -66,7 +75,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         return _add_bias(_pool(S, x), bias, d)
     if W is None:
         return _add_bias(S.pad_images(x) if S.is_padded else x.clone(), bias, d)
-    if _unreliable_in_half(S, mixing) and _is_half(x):
+    if _unreliable_in_half(S) and _is_half(x):
         with torch.autocast(x.device.type, enabled=False):
             y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
         return y.to(x.dtype) if d < 3 or keeps_format(x) else y.to(x.dtype).contiguous()
@@ -103,15 +112,13 @@ def _add_bias(y: Tensor, bias: Tensor | None, d: int) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *[1] * d)
 
 
-def _unreliable_in_half(S: Shifts, mixing: Mixing) -> bool:
+def _unreliable_in_half(S: Shifts) -> bool:
     """Whether torch's convolutions of this kind may be wrong in float16 and bfloat16 on a CPU.
 
-    3-D, transposed, and dilated grouped convolutions were observed to read out of bounds or to return uninitialised
-    memory, depending on the processor and the sizes. They are computed in float32 instead.
+    3-D, transposed, and dilated convolutions were observed to read out of bounds or to return uninitialised memory,
+    depending on the processor, the sizes and the memory format. They are computed in float32 instead.
     """
-    if len(S.kernel) == 3 or S.transposed:
-        return True
-    return isinstance(mixing, Grouped) and max(S.dilation) > 1
+    return len(S.kernel) == 3 or S.transposed or max(S.dilation) > 1
 
 
 def _corrupts_memory(S: Shifts, padding: tuple[int, ...], weight: Tensor, groups: int, x: Tensor) -> bool:
@@ -134,8 +141,8 @@ def _between_zeros(y: Tensor, stride: tuple[int, ...], size: tuple[int, ...]) ->
     height, width = stride
     spread = F.pad(y[..., None, :, None], (0, width - 1, 0, 0, 0, height - 1)).flatten(-2).flatten(-3, -2)
     spread = F.pad(spread, (0, size[1] - spread.shape[-1], 0, size[0] - spread.shape[-2]))
-    last = y.ndim == 4 and y.is_contiguous(memory_format=torch.channels_last) and not y.is_contiguous()
-    return spread.contiguous(memory_format=torch.channels_last) if last else spread
+    last = y.ndim == 4 and y.is_contiguous(memory_format=LAST[4]) and not y.is_contiguous()
+    return spread.contiguous(memory_format=LAST[4]) if last else spread
 
 
 def keeps_format(x: Tensor) -> bool:
