@@ -172,8 +172,8 @@ class DotTaps(Attended):
     >>> import torch
     >>> pattern = Pattern((1, 1, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
     >>> S = DotTaps(pattern, torch.zeros(1, 1, 1), torch.ones(2, 1, 1))
-    >>> S.values.flatten(), S.expand(torch.tensor([[1.0], [3.0]])).flatten()
-    (tensor([0.5000, 0.5000]), tensor([2.]))
+    >>> S.values.flatten(), S.expand(torch.tensor([[1.0], [3.0]])).flatten(), isinstance(S, Attended)
+    (tensor([0.5000, 0.5000]), tensor([2.]), True)
     """
 
     query: Tensor
@@ -213,7 +213,14 @@ class DotTaps(Attended):
 
 
 def attended(one: Pattern, logits: Tensor | Dots) -> Basis:
-    """One tap per head: the softmax over each row of logits (*b, e, h), which are not stored if a kernel is fused."""
+    """One tap per head: the softmax over each row of logits (*b, e, h), which are not stored if a kernel is fused.
+
+    >>> import torch
+    >>> pattern = Pattern((1, 1, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
+    >>> dots = pattern.dots(torch.ones(1, 1, 1), torch.tensor([[[1.0]], [[1.0]]]))
+    >>> isinstance(dots, Dots), attended(pattern, dots).values.flatten()
+    (True, tensor([0.5000, 0.5000]))
+    """
     if not isinstance(logits, Dots):
         return SharedTaps(one, one.softmax(logits))
     if is_fused(one.csr("expand")):

@@ -42,14 +42,16 @@ def _weight(W: Tensor, mixing: Mixing, kernel: tuple[int, ...], transposed: bool
     """The weight in torch's layout (o, i/g, *kernel), or for transposed convolutions (i, o/g, *kernel), and groups."""
     if W.ndim == 4:  # (k, g, i/g, o/g)
         order = (1, 2, 3, 0) if transposed else (1, 3, 2, 0)
-        return _plain(W.permute(order).flatten(0, 1).unflatten(-1, kernel)), mixing.groups
+        W = W.permute(order).flatten(0, 1).unflatten(-1, kernel)
+        return _plain(W) if W.shape[0] == 1 else W, mixing.groups
     W = W.permute(1, 2, 0) if transposed else W.permute(2, 1, 0)
-    return _plain(W.view(*W.shape[:2], *kernel)), 1
+    W = W.view(*W.shape[:2], *kernel)
+    return _plain(W) if W.shape[0] == 1 else W, 1
 
 
 def _plain(W: Tensor) -> Tensor:
-    """W, copied if its only first entry has an unusual stride, with which torch's backward pass raises an error."""
-    if W.shape[0] != 1 or W.is_contiguous():
+    """(1, i, *kernel), copied if the first axis has an unusual stride: torch's backward pass raises an error for it."""
+    if W.is_contiguous():
         return W
     W = W.contiguous()
     return W.contiguous(memory_format=LAST[W.ndim]) if W.ndim in LAST else W
@@ -92,7 +94,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
     if not S.transposed:
         if padding is None:
             x, padding = S.pad_images(x), (0,) * d
-        if _corrupts_memory(S, padding, weight, groups, x):
+        if max(S.stride) > 1 and _corrupts_memory(S, padding, weight, groups, x):
             return CONV[d](MEAN[d](x, 1, S.stride), weight, bias)
         return CONV[d](x, weight, bias, S.stride, padding, S.dilation, groups)
     outer, inner = (S.size, padding) if padding is not None else (S.padded, (0,) * d)
@@ -101,7 +103,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         for n, p, o, s, dl, k in zip(outer, inner, S.out, S.stride, S.dilation, S.kernel, strict=True)
     ]
     inside = None if padding is None else bias  # unpadding adds up sites, so the bias is added after it
-    if _corrupts_memory(S, inner, weight, groups, x):
+    if max(S.stride) > 1 and _corrupts_memory(S, inner, weight, groups, x):
         y = _add_bias(_between_zeros(CONV_T[d](x, weight), S.stride, outer), inside, d)
     else:
         y = CONV_T[d](x, weight, inside, S.stride, inner, extra, groups, S.dilation)
@@ -128,8 +130,8 @@ def _corrupts_memory(S: Shifts, padding: tuple[int, ...], weight: Tensor, groups
     and groups, in channels_last (which a compiler may choose by itself), with fewer than 16 channels on the finer grid
     with AVX-512, fewer than 8 with AVX2. They are computed without a stride, from every s-th site or to it.
     """
-    strided = len(S.kernel) == 2 and {*S.kernel} == {1} and max(S.stride) > 1 and not any(padding)
-    return strided and groups == 1 and weight.shape[1] < 16 and x.device.type == "cpu"
+    pointwise = len(S.kernel) == 2 and {*S.kernel} == {1} and max(S.stride) > 1 and not any(padding)
+    return pointwise and groups == 1 and weight.shape[1] < 16 and x.device.type == "cpu"
 
 
 def _between_zeros(y: Tensor, stride: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
