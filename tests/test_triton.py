@@ -54,7 +54,8 @@ def test_triton_kernels_are_the_cpus_under_the_interpreter(dtype, long):
 def test_triton_kernels_compile_without_a_gpu_and_spill_one_double_at_most(capability):
     found = outcome("--compile", capability, TRITON_INTERPRET="0")
     assert len(found) == 52 and max(made["stack"] + made["local"] for made in found.values()) <= 8
-    assert max(made["reg"] for made in found.values()) <= 128  # then 16 warps fit on a multiprocessor
+    most = 128 if version("triton").startswith("3.7.") else 144  # registers, with which 16 or 14 warps fit
+    assert max(made["reg"] for made in found.values()) <= most
 
 
 @pytest.mark.parametrize("pattern", kernels.patterns())

@@ -43,10 +43,12 @@ CONSTANT = {
 
 
 def _between(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
-    """The derivative of clamp, which is 1 at both bounds."""
-    inside = torch.ones_like(x, dtype=torch.bool)
-    inside = inside if low is None else inside & (x >= low)
-    return inside if high is None else inside & (x <= high)
+    """The derivative of clamp, by autograd: at the bounds it is 1 before torch 2.14, then 0, or 1/2 for tensors."""
+    with torch.inference_mode(False), torch.enable_grad():
+        bounds = [t for t in (low, high) if isinstance(t, Tensor)]
+        leaf = torch.broadcast_tensors(x.detach(), *bounds)[0].clone().requires_grad_()
+        y = torch.clamp(leaf, low, high)
+        return torch.autograd.grad(y, leaf, torch.ones_like(y))[0]
 
 
 # the derivative of each activation in its first argument; at kinks as in autograd
