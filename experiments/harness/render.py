@@ -293,6 +293,8 @@ def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:
     said = sorted({"-" if value is None else str(value) for value in found})
     if len(said) > 1:
         raise TableError(f"table {table.name}, {label}: rows differ in {path} ({' and '.join(said)})")
+    if found and isinstance(found[0], float) and abs(found[0]) < 1000:
+        return f"{found[0]:.4g}"
     return said[0].replace("|", "\\|") if said else "no rows yet"
 
 
