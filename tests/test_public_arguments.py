@@ -138,6 +138,7 @@ def signal():
 
 GRID = gconv.Grid((5, 5))
 INDEX = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+MUCH = {"memory": "64GB"}  # more than the process that runs all tests may hold
 
 
 def sites_map():
@@ -233,7 +234,7 @@ CALLS: dict[str, Any] = {
     "mobilenet_unit": lambda _: {"in_channels": 4, "out_channels": 4},
     "shufflenet_unit": lambda _: {"in_channels": 24, "out_channels": 24},
     # external
-    "DiskGraph.build": lambda folder: {"path": folder / "g", "edges": torch.tensor([[0, 1], [1, 2]]).numpy()},
+    "DiskGraph.build": lambda folder: {"path": folder / "g", "edges": torch.tensor([[0, 1], [1, 2]]).numpy(), **MUCH},
     "DiskGraph.open": lambda folder: {"path": disk_graph(folder)},
     "Rows": lambda _: {"signals": [np.ones((3, 2), dtype=np.float32)]},
     "features_from_text": lambda folder: {"path": text(folder), "out": folder / "x.npy"},
@@ -242,12 +243,14 @@ CALLS: dict[str, Any] = {
         "graph": disk_graph(folder),
         "x": np.ones((3, 2), dtype=np.float32),
         "out": folder / "y.npy",
+        **MUCH,
     },
     "propagate": lambda folder: {
         "graph": disk_graph(folder),
         "x": np.ones((3, 2), dtype=np.float32),
         "k": 1,
         "out": folder / "steps",
+        **MUCH,
     },
     # interop
     "from_torch": lambda _: {"layer": nn.Conv2d(2, 2, 3)},
@@ -368,7 +371,7 @@ def saved(folder):
 
 def disk_graph(folder):
     if not (folder / "disk").exists():
-        external.DiskGraph.build(folder / "disk", np.array([[0, 1], [1, 2]]), nodes=3)
+        external.DiskGraph.build(folder / "disk", np.array([[0, 1], [1, 2]]), nodes=3, **MUCH)
     return folder / "disk"
 
 

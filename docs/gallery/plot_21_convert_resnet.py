@@ -29,7 +29,7 @@ resnet = nn.Sequential(
 ).eval()
 converted, x = gconv.convert(resnet), torch.randn(1, 3, 24, 24)
 print(converted.report())
-print("largest difference:", float((converted(x) - resnet(x)).abs().max()))
+print("largest difference:", (converted(x) - resnet(x)).abs().max().item())
 
 # %%
 # A bound on the Lipschitz constant, and the receptive field of the centre pixel after each block.

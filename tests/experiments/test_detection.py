@@ -34,7 +34,7 @@ def test_smoke_makes_a_row_for_every_network_a_file_and_a_figure(tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.parametrize("model", bccd.MODELS)
 def test_networks_learn(model):
-    config = replace(SMALL, model=model, epochs=120, width=6, lr=0.02)
+    config = replace(SMALL, model=model, epochs=400, width=6, lr=0.01)
     metrics = bccd.run(config, Place()).metrics
     assert metrics["ap50"] > 0.6
 

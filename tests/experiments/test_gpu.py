@@ -21,7 +21,17 @@ from gconv.spec import operator
 
 CPU = torch.device("cpu")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-ABSENT = ("tyro", "pooch", "pygsp", "rich", "tabulate", "pandas", "skimage", "sklearn", "joblib", "networkx")
+ABSENT = (
+    "tyro",
+    "pooch",
+    "pygsp",
+    "rich",
+    "tabulate",
+    "pandas",
+    "skimage",
+    "sklearn",
+    "joblib",
+)  # torch itself needs networkx
 
 
 @pytest.fixture
