@@ -80,7 +80,12 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
     if _unreliable_in_half(S) and _is_half(x):
         with torch.autocast(x.device.type, enabled=False):
             y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
-        return y.to(x.dtype) if d < 3 or keeps_format(x) else y.to(x.dtype).contiguous()
+        y = y.to(x.dtype)
+        if d < 3:
+            return y
+        weight, _ = _weight(W, mixing, S.kernel, S.transposed)
+        copied = S.mode == "circular" and S.is_padded  # by torch's pad, whose result is contiguous
+        return _in_format(y, keeps_format(x) and (_is_last(weight) or (_is_last(x) and not copied)))
     if isinstance(mixing, Separable):
         depth, point = mixing.factors(W)
         filtered = _images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
@@ -156,6 +161,23 @@ def keeps_format(x: Tensor) -> bool:
     half = x.dtype if x.element_size() == 2 else torch.get_autocast_dtype("cpu")
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{'fp16' if half == torch.float16 else 'bf16'}_supported", None)
     return supported is not None and bool(supported())
+
+
+def _is_last(t: Tensor) -> bool:
+    """Whether a tensor of 3-D images, or a single one, is in channels_last_3d."""
+    t = t.unsqueeze(0) if t.ndim == 4 else t
+    return t.is_contiguous(memory_format=LAST[5]) and t.stride(-1) == t.shape[1] > 1
+
+
+def _in_format(y: Tensor, last: bool) -> Tensor:
+    """3-D images, or a single one, in channels_last_3d or contiguous."""
+    if not last:
+        return y.contiguous()
+    return (
+        y.unsqueeze(0).contiguous(memory_format=LAST[5]).squeeze(0)
+        if y.ndim == 4
+        else y.contiguous(memory_format=LAST[5])
+    )
 
 
 def _is_half(x: Tensor) -> bool:
