@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from gconv.operators import (
     avg_pool3d,
     conv2d,
     conv3d,
+    conv_transpose2d,
     global_pool,
     max_pool1d,
     max_pool2d,
     max_pool3d,
     pad,
     pixel_shuffle,
+    separable,
     simple,
 )
 
@@ -209,3 +212,28 @@ def test_a_single_channel_in_channels_last_learns(layer, batch):
     (got,), (right,) = (torch.autograd.grad(out, [m.weight], g) for out, m in ((y, twin), (want, layer)))
     assert y.stride() == want.stride()
     torch.testing.assert_close(got, right)
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype"),
+    [
+        (conv2d(4, 1, 3), torch.float32),
+        (conv2d(4, 3, 1, stride=2), torch.float32),
+        (conv_transpose2d(4, 3, 1, stride=2, output_padding=1), torch.float32),
+        (conv2d(4, 3, 3, dilation=2), torch.bfloat16),
+        (conv3d(4, 3, 2), torch.bfloat16),
+        (separable(4, 3, 2, ndim=3), torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_what_avoids_torchs_kernels_runs_in_vmap(spec, dtype):
+    """Over signals and over weights."""
+    torch.manual_seed(0)
+    layer = GConv(spec, dtype=dtype)
+    x = torch.randn(3, 2, 4, *[6] * spec.structure.ndim).to(dtype)
+    weights = torch.randn(3, *layer.weight.shape).to(dtype)
+    call = partial(torch.func.functional_call, layer)
+    found = torch.func.vmap(layer)(x), torch.func.vmap(lambda w: call({"weight": w}, (x[0],)))(weights)
+    want = [layer(one) for one in x], [call({"weight": w}, (x[0],)) for w in weights]
+    for got, right in zip(found, want, strict=True):
+        torch.testing.assert_close(got, torch.stack(right), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)

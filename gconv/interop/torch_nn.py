@@ -14,8 +14,8 @@ from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, run
 from gconv.kernels import constant_of, is_plain_eager
-from gconv.lowering.images import LAST, suggests_last
-from gconv.lowering.native import keeps_format
+from gconv.lowering.images import LAST
+from gconv.lowering.native import keeps_format, suggests_last
 from gconv.operators.shapes import per_axis
 from gconv.spec import OperatorSpec
 

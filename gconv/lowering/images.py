@@ -88,27 +88,8 @@ def _gives_channels_last(S: Basis, call: Call) -> bool:
     kernel = native.NATIVE.images if native.refuses(S, call.mixing) is None else None
     long = call.W is not None and len(call.W) > MAX_TAPS_PROBED
     if kernel is None or long or x.numel() == 0 or torch.compiler.is_compiling():
-        return suggests_last(x)
+        return native.suggests_last(x)
     with torch.no_grad():
         like = kernel(S, Call(x[:2], call.mixing, call.W))
     stride = like.stride()
     return stride != format_strides(like.shape, False) and stride == format_strides(like.shape, True)
-
-
-def suggests_last(x: Tensor) -> bool:
-    """Whether torch treats images (b, c, *grid) as channels_last, by the rule of its `suggest_memory_format`.
-
-    >>> x = torch.empty(2, 3, 4, 5)
-    >>> suggests_last(x), suggests_last(x.contiguous(memory_format=torch.channels_last))
-    (False, True)
-    """
-    if x.ndim == 3:
-        x = x.unsqueeze(2)
-    least, strides, shape = 0, x.stride(), x.shape
-    if strides[1] == 0:
-        return False
-    for axis in (1, *range(x.ndim - 1, 1, -1), 0):
-        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
-            return False
-        least = strides[axis] * max(1, shape[axis])
-    return True

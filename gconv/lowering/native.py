@@ -18,7 +18,6 @@ from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # oneDNN pads channels to a multiple of this
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -53,8 +52,12 @@ def _plain(W: Tensor) -> Tensor:
     """(1, i, *kernel), copied if the first axis has an unusual stride: torch's backward pass raises an error for it."""
     if W.is_contiguous():
         return W
-    W = W.contiguous()
-    return W.contiguous(memory_format=LAST[W.ndim]) if W.ndim in LAST else W
+    return W.contiguous() if W.ndim == 3 else _as_last(W.contiguous(), W.ndim - 2)
+
+
+def _as_last(y: Tensor, d: int) -> Tensor:
+    """Images of d axes, in channels_last; without the memory format, which vmap does not support."""
+    return y.movedim(-d - 1, -1).contiguous().movedim(-1, -d - 1)
 
 
 def run(S: Shifts | Windows, call: Call) -> Tensor:
@@ -83,9 +86,11 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         y = y.to(x.dtype)
         if d < 3:
             return y
-        weight, _ = _weight(W, mixing, S.kernel, S.transposed)
         copied = S.mode == "circular" and S.is_padded  # by torch's pad, whose result is contiguous
-        return _in_format(y, keeps_format(x) and (_is_last(weight) or (_is_last(x) and not copied)))
+        last = suggests_last(x.unsqueeze(0) if x.ndim == d + 1 else x) and not copied
+        if not last and not isinstance(mixing, Separable):
+            last = suggests_last(_weight(W, mixing, S.kernel, S.transposed)[0])
+        return _as_last(y, d) if last and keeps_format(x) else y.contiguous()
     if isinstance(mixing, Separable):
         depth, point = mixing.factors(W)
         filtered = _images(S, Grouped(mixing.taps, mixing.i, mixing.i, mixing.i), depth[:, :, None, None], x, None)
@@ -135,7 +140,7 @@ def _corrupts_memory(S: Shifts, padding: tuple[int, ...], weight: Tensor, groups
     and groups, in channels_last (which a compiler may choose by itself), with fewer than 16 channels on the finer grid
     with AVX-512, fewer than 8 with AVX2. They are computed without a stride, from every s-th site or to it.
     """
-    pointwise = len(S.kernel) == 2 and {*S.kernel} == {1} and max(S.stride) > 1 and not any(padding)
+    pointwise = len(S.kernel) == 2 and {*S.kernel} == {1} and not any(padding)
     return pointwise and groups == 1 and weight.shape[1] < 16 and x.device.type == "cpu"
 
 
@@ -148,8 +153,7 @@ def _between_zeros(y: Tensor, stride: tuple[int, ...], size: tuple[int, ...]) ->
     height, width = stride
     spread = F.pad(y[..., None, :, None], (0, width - 1, 0, 0, 0, height - 1)).flatten(-2).flatten(-3, -2)
     spread = F.pad(spread, (0, size[1] - spread.shape[-1], 0, size[0] - spread.shape[-2]))
-    last = y.ndim == 4 and y.is_contiguous(memory_format=LAST[4]) and not y.is_contiguous()
-    return spread.contiguous(memory_format=LAST[4]) if last else spread
+    return _as_last(spread, 2) if y.ndim == 4 and suggests_last(y) else spread
 
 
 def keeps_format(x: Tensor) -> bool:
@@ -163,21 +167,23 @@ def keeps_format(x: Tensor) -> bool:
     return supported is not None and bool(supported())
 
 
-def _is_last(t: Tensor) -> bool:
-    """Whether a tensor of 3-D images, or a single one, is in channels_last_3d."""
-    t = t.unsqueeze(0) if t.ndim == 4 else t
-    return t.is_contiguous(memory_format=LAST[5]) and t.stride(-1) == t.shape[1] > 1
+def suggests_last(x: Tensor) -> bool:
+    """Whether torch treats images (b, c, *grid) as channels_last, by the rule of its `suggest_memory_format`.
 
-
-def _in_format(y: Tensor, last: bool) -> Tensor:
-    """3-D images, or a single one, in channels_last_3d or contiguous."""
-    if not last:
-        return y.contiguous()
-    return (
-        y.unsqueeze(0).contiguous(memory_format=LAST[5]).squeeze(0)
-        if y.ndim == 4
-        else y.contiguous(memory_format=LAST[5])
-    )
+    >>> x = torch.empty(2, 3, 4, 5)
+    >>> suggests_last(x), suggests_last(x.contiguous(memory_format=torch.channels_last))
+    (False, True)
+    """
+    if x.ndim == 3:
+        x = x.unsqueeze(2)
+    least, strides, shape = 0, x.stride(), x.shape
+    if strides[1] == 0:
+        return False
+    for axis in (1, *range(x.ndim - 1, 1, -1), 0):
+        if shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
+            return False
+        least = strides[axis] * max(1, shape[axis])
+    return True
 
 
 def _is_half(x: Tensor) -> bool:
