@@ -21,17 +21,8 @@ from gconv.spec import operator
 
 CPU = torch.device("cpu")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-ABSENT = (
-    "tyro",
-    "pooch",
-    "pygsp",
-    "rich",
-    "tabulate",
-    "pandas",
-    "skimage",
-    "sklearn",
-    "joblib",
-)  # torch itself needs networkx
+# not networkx, which torch itself needs
+ABSENT = ("tyro", "pooch", "pygsp", "rich", "tabulate", "pandas", "skimage", "sklearn", "joblib")
 
 
 @pytest.fixture

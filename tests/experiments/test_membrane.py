@@ -34,7 +34,7 @@ def test_smoke_makes_a_row_for_every_network_and_a_figure(tmp_path, capsys):
 def test_networks_learn(model):
     config = replace(SMALL, model=model, steps=60, lr=0.01)
     metrics = membrane.run(config, Place()).metrics
-    if model == "gcn":  # its mean over neighbours removes a line that is one superpixel wide
+    if model == "gcn":  # finds no membranes here, with 300 steps neither
         assert metrics["mean_iou"] < 0.5
     else:
         assert metrics["mean_iou"] > 0.6 and metrics["pixel_error"] < 0.25
