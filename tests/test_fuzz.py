@@ -59,6 +59,27 @@ def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, m
     assert one(found[0]["case"]) == 0 and "agree with the reference" in capsys.readouterr().out
 
 
+def test_what_rounding_explains_is_what_cancels_in_any_step():
+    from tests.fuzz.check import Rounded
+
+    def moved(f, dtype=torch.float32):
+        with Rounded(dtype, seed=0):
+            noisy = f()
+        return float((noisy - f()).abs().max())
+
+    x, eps = torch.tensor([3.0, 5.0], dtype=torch.float64), torch.finfo(torch.float32).eps
+    w = x.clone().requires_grad_()
+
+    def slope():  # of w / (sqrt(w) sqrt(w)) = 1, the difference of two terms of size 1 / w
+        return torch.autograd.grad((w / (w.sqrt() * w.sqrt())).sum(), w)[0]
+
+    assert eps / 10 < moved(lambda: (x + 1e3) - 1e3) / 1e3 < 10 * eps
+    assert eps / 100 < moved(slope) < 10 * eps
+    assert moved(lambda: x * 0) == 0 and moved(lambda: x.view(1, 2)) == 0, "zeros and views are exact"
+    assert moved(lambda: (x == x).long() + (x > x).long()) == 0, "comparisons see unmoved numbers"
+    assert moved(lambda: x + 1, torch.float16) > 1000 * moved(lambda: x + 1)
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
