@@ -77,6 +77,9 @@ def test_what_rounding_explains_is_what_cancels_in_any_step():
     assert eps / 100 < moved(slope) < 10 * eps
     assert moved(lambda: x * 0) == 0 and moved(lambda: x.view(1, 2)) == 0, "zeros and views are exact"
     assert moved(lambda: (x == x).long() + (x > x).long()) == 0, "comparisons see unmoved numbers"
+    with Rounded(torch.float32, seed=0):
+        table = x.outer(x)
+    assert torch.equal(table, table.T) and not torch.equal(table, x.outer(x)), "equal numbers move equally"
     assert moved(lambda: x + 1, torch.float16) > 1000 * moved(lambda: x + 1)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -194,7 +196,7 @@ def _reference(run: Run, case: FuzzCase) -> tuple[dict[str, Tensor], dict[str, f
 
 
 class Rounded(TorchDispatchMode):
-    """Moves the inputs and outputs of every operation at random by about the rounding of a dtype.
+    """Moves the inputs and outputs of every operation by about the rounding of a dtype, equal numbers equally.
 
     What a result moves by is what rounding explains, in whatever step terms cancel (Monte Carlo arithmetic: Parker,
     UCLA CSD-970002, 1997). Zeros stay zeros; in float16, sums near the smallest numbers move by these.
@@ -204,20 +206,23 @@ class Rounded(TorchDispatchMode):
         super().__init__()
         info = torch.finfo(dtype)
         self.eps, self.least = info.eps, info.smallest_normal * info.eps
-        self.made = torch.Generator().manual_seed(seed)
+        self.made = random.Random(seed)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
         rounds = any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in tree_leaves(result))
         if func.is_view or func._schema.is_mutable or not rounds:  # comparisons see what they were given
             return result
-        args, kwargs = tree_map_only(Tensor, self.move, (args, kwargs or {}))
-        return tree_map_only(Tensor, self.move, func(*args, **kwargs))
+        move = partial(self.move, self.made.getrandbits(62))
+        args, kwargs = tree_map_only(Tensor, move, (args, kwargs or {}))
+        return tree_map_only(Tensor, move, func(*args, **kwargs))
 
-    def move(self, t: Tensor) -> Tensor:
+    def move(self, key: int, t: Tensor) -> Tensor:
         if t.dtype != torch.float64:
             return t
-        noise = 2 * torch.rand(t.shape, generator=self.made, dtype=torch.float64) - 1
+        bits = (t.view(torch.int64) ^ key) * 0x2545F4914F6CDD1D  # a hash of the number: a symmetric matrix stays so
+        bits = (bits ^ (bits >> 32)) * 0x1B873593CC9E2D51
+        noise = (bits ^ (bits >> 29)) / 2**63
         return torch.where(t == 0, t, t + noise * (self.eps * t.abs() + self.least))
 
 
