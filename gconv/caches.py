@@ -111,6 +111,31 @@ class Cache(dict[K, V], Generic[K, V]):
             super().__setitem__(key, value)
 
 
+class Own(dict[K, V], Generic[K, V]):
+    """Results that one object caches for itself: its copies begin without any.
+
+    >>> import copy
+    >>> copy.deepcopy([Own(a=1)]), copy.copy(Own(a=1))
+    ([{}], {})
+    """
+
+    def __copy__(self) -> Own[K, V]:
+        return type(self)()
+
+    def __deepcopy__(self, memo: object) -> Own[K, V]:
+        return type(self)()
+
+
+class OwnWeak(WeakKeyDictionary[K, V], Generic[K, V]):
+    """As `Own`, by the identity of objects that are held weakly."""
+
+    def __copy__(self) -> OwnWeak[K, V]:
+        return type(self)()
+
+    def __deepcopy__(self, memo: object) -> OwnWeak[K, V]:
+        return type(self)()
+
+
 class WeakCache(WeakIdKeyDictionary):
     """Results by the identity of a tensor; an entry is dropped with its tensor."""
 

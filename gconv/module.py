@@ -10,15 +10,16 @@ from functools import partial
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
-from weakref import WeakKeyDictionary, finalize
+from weakref import finalize
 
 import torch
 import torch.nn.functional as F
 from torch import SymInt, Tensor, nn
+from torch.fx import Proxy
 
 from gconv.arguments import checked, integer, shown
 from gconv.basis import Attended, Basis, SharedTaps, Stack, Taps, entries
-from gconv.caches import Cache, Holders, register
+from gconv.caches import Cache, Holders, Own, OwnWeak, register
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
 from gconv.domains.reading import recall
@@ -273,7 +274,7 @@ class GConv(nn.Module):
     Traps: `torch.compile(layer, fullgraph=True)` needs no call beforehand: S is computed from a `Graph` during tracing
     and becomes a constant. Create the `Graph` outside of the compiled function. torch.jit.trace, torch.export and the
     ONNX exporters record torch operators only (`gconv.portable` requests them in other calls); torch.jit.script is not
-    supported.
+    supported. torch.fx.symbolic_trace records a layer within a model as one call.
 
     torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward-mode
     differentiation on graphs use torch's own operators, which store a row of x for each edge. Under vmap over edge
@@ -309,9 +310,9 @@ class GConv(nn.Module):
             raise TypeError(f"GConv: dtype must be a floating point type, such as torch.float32, but it is {dtype}.")
         self.spec = spec
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
-        self._images: Decisions = {}
-        self._graphs: WeakKeyDictionary[Edges, Decisions] = WeakKeyDictionary()
-        self._accumulators: dict[str, tuple[Tensor, Tensor]] = {}  # see `_keep_accumulators`
+        self._images: Decisions = Own()
+        self._graphs: OwnWeak[Edges, Decisions] = OwnWeak()
+        self._accumulators: Own[str, tuple[Tensor, Tensor]] = Own()  # see `_keep_accumulators`
         _LAYERS.add(self)
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
         if weight is not None and spec.structure.domain == "graph":
@@ -350,6 +351,10 @@ class GConv(nn.Module):
             edge_weight, edge_attr, edge_type: data of the edges, if the graph is an edge_index.
             lowering: the name of the algorithm to run; by default the planner chooses.
         """
+        if isinstance(x, Proxy):
+            return self._recorded(  # type: ignore[unreachable]
+                x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type, lowering=lowering
+            )
         if more and any(value is not None for value in more):
             raise TypeError("Data of the edges is given by keyword: layer(x, graph, edge_weight=w).")
         if lowering is not None and not isinstance(lowering, str):
@@ -357,6 +362,8 @@ class GConv(nn.Module):
         carried = not (edge_weight is edge_attr is edge_type is None)
         edges = {"edge_weight": edge_weight, "edge_attr": edge_attr, "edge_type": edge_type} if carried else {}
         if isinstance(x, tuple) or type(domain) is Bipartite:
+            if any(isinstance(part, Proxy) for part in (domain, *x)):
+                return self._recorded(x, domain, **edges, lowering=lowering)
             (x, domain), edges = self._between(x, domain, **edges), {}
         if not is_plain_eager() or type(x) not in PLAIN:
             return self._traced(x, domain, edges, lowering)
@@ -416,6 +423,19 @@ class GConv(nn.Module):
             return self._run(x, domain, edges, lowering)
         with tracing():
             return self._run(x, domain, edges, lowering)
+
+    def _recorded(self, x: Any, domain: Any, **options: Any) -> Any:
+        """A call under torch.fx.symbolic_trace: one node that calls this layer, as for the layers of torch.nn."""
+        parts = (domain, *x) if isinstance(x, tuple) else (x,)
+        tracer: Any = next(part.tracer for part in parts if isinstance(part, Proxy))
+        path = tracer.path_of_module(self)
+        if not path:
+            raise TypeError(
+                "torch.fx records a GConv as one call, so it traces models that contain one, but not a GConv alone: "
+                "use symbolic_trace(torch.nn.Sequential(layer))."
+            )
+        given = {key: value for key, value in options.items() if value is not None}
+        return tracer.create_proxy("call_module", path, (x,) if domain is None else (x, domain), given)
 
     def _run(
         self,
@@ -785,7 +805,7 @@ class GConv(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({"_like": torch.empty(0), **state})  # layers pickled by older versions have no _like
-        self._images, self._graphs, self._accumulators = {}, WeakKeyDictionary(), {}
+        self._images, self._graphs, self._accumulators = Own(), OwnWeak(), Own()
         _LAYERS.add(self)
 
     def extra_repr(self) -> str:

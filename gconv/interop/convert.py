@@ -28,10 +28,11 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
 
     Meaning: values and gradients are the same, computed by gconv. The copy is a model of the same class, and the class
     of a converted layer derives from its original class, with the same parameters under the same names, so state_dicts,
-    hooks, parametrizations and pruning continue to work. `layer.gconv` is the GConv that runs it, `spec` its operator,
-    `at(domain)` its linear map, `plan(x, domain)` its plan. `report()` of the copy lists for each layer its operator
-    and the conventions that are kept, or the reason why it was left unchanged; `gconv.interop.preview` gives the report
-    without converting.
+    hooks, parametrizations and pruning continue to work. The class also equals its original: `type(layer) == nn.Linear`
+    is true (`type(layer) is nn.Linear` is not), and torch.ao.quantization replaces converted layers like the originals.
+    `layer.gconv` is the GConv that runs it, `spec` its operator, `at(domain)` its linear map, `plan(x, domain)` its
+    plan. `report()` of the copy lists for each layer its operator and the conventions that are kept, or the reason why
+    it was left unchanged; `gconv.interop.preview` gives the report without converting.
 
     Traps: the parameters of the copy are new tensors with the same values, so create optimisers after converting.
     Shared layers stay shared. Dropout inside a layer (attention) draws different random numbers than the original.

@@ -29,6 +29,25 @@ from gconv.plan import Plan
 from gconv.spec import OperatorSpec, OutsideFamily
 
 
+class LikeItsOriginal(type):
+    """The metaclass of the classes of converted layers: they equal the original class.
+
+    So tools that choose layers by `type(layer) == nn.Linear`, or by a dictionary or set of classes, treat converted
+    layers as the originals: initialisation by `model.apply`, torch.ao.quantization.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or _compared(cls) is (_compared(other) if isinstance(other, LikeItsOriginal) else other)
+
+    def __hash__(cls) -> int:
+        return type.__hash__(_compared(cls))
+
+
+def _compared(cls: type) -> type:
+    """The original of a class made by `convertible`; for a subclass (a parametrised layer), the class itself."""
+    return original_class(cls) if "peer" in vars(cls) else cls
+
+
 class Converted(ConvertedState):
     """Mixin of converted layers, placed before the original class in the method resolution order."""
 
@@ -197,7 +216,8 @@ def convertible(cls: type) -> type:
     body = {"forward": forward, "peer": peer, "__module__": cls.__module__, "__doc__": cls.__doc__}
     if hasattr(cls, "reset_parameters"):
         body["reset_parameters"] = reset_parameters
-    return type(cls.__name__, (Converted, cls), body)
+    kind = LikeItsOriginal if type(cls) is type else type("LikeItsOriginal", (LikeItsOriginal, type(cls)), {})
+    return kind(cls.__name__, (Converted, cls), body)
 
 
 CACHES = ("_cached_edge_index", "_cached_adj_t")

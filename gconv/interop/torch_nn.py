@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gconv import operators
 from gconv.domains import Grid
-from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, run
+from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, original_class, run
 from gconv.kernels import constant_of, is_plain_eager
 from gconv.lowering.images import LAST
 from gconv.lowering.native import keeps_format, suggests_last
@@ -70,7 +70,8 @@ def maxima(layer: Any, input: Tensor) -> Tensor | None:
 
 def torch_forward(layer: nn.Module) -> Callable[..., Tensor]:
     """The original forward of a converted layer."""
-    forward: Callable[..., Tensor] = next(cls for cls in type(layer).__mro__ if cls in PEERS).forward  # type: ignore[attr-defined]
+    own = original_class(type(layer)).__mro__
+    forward: Callable[..., Tensor] = next(cls for cls in own if cls in PEERS).forward  # type: ignore[attr-defined]
     return forward
 
 
