@@ -39,7 +39,7 @@ class Experiment:
         report: prints a summary of the rows.
         modules: further modules that affect the numbers of a configuration.
         measured: metrics that are times or rates, and so not reproducible.
-        tolerance: largest permitted difference of a metric between two processor models.
+        tolerance: largest permitted difference of a metric between two kinds of processors.
         defaults: defaults of `Options` for this experiment.
     """
 

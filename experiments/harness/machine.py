@@ -119,14 +119,27 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
-    """CPU model, number of usable cores, torch's threads, and the GPU if one was used."""
+    """The CPU's name, family and vector instructions, the usable cores, torch's threads, and the GPU if one was used.
+
+    The name alone does not identify a processor: virtual machines report one name for several generations. `family` is
+    "family-model-stepping", None if unknown.
+    """
     try:
-        model = Path("/proc/cpuinfo").read_text().split("model name")[1].split(":")[1].split("\n")[0].strip()
-    except (OSError, IndexError):
-        model = platform.processor() or platform.machine()
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+        told = {name.strip(): value.strip() for name, _, value in lines}
+    except OSError:
+        told = {}
+    numbers = [told.get(name) for name in ("cpu family", "model", "stepping")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
-    return {"cpu": model, "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu}
+    return {
+        "cpu": told.get("model name") or platform.processor() or platform.machine(),
+        "family": None if None in numbers else "-".join(map(str, numbers)),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
 
 
 @functools.cache

@@ -352,25 +352,42 @@ def test_rows_are_run_again_and_are_the_same(committed, monkeypatch, capsys):
     assert capsys.readouterr().out.count(": the same") == 2
 
 
-@pytest.mark.parametrize("edit", ["metric", "field", "tolerance"])
-def test_an_edited_row_is_found(committed, monkeypatch, edit):
-    monkeypatch.setattr(verify, "again", again)
+def edited(committed, **changes):
+    """Rows with other entries, "hardware.cpu" and the like; None: without this entry."""
     path = committed / "citation.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
-        if edit == "field":
-            row["config"]["width"] = 3
-        elif edit == "metric":
-            row["metrics"]["val_loss"] += 1e-9
-        else:
-            row["hardware"]["cpu"] = "another"
-            row["metrics"]["val_loss"] += 0.01
+        for name, value in changes.items():
+            section, _, field = name.partition("__")
+            row[section][field] = row[section].get(field, 0) + value if section == "metrics" else value
+            if value is None:
+                del row[section][field]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = ["--rows", "1", "--table", "citation", "--results", str(committed)]
-    if edit == "tolerance":
-        return verify.main(argv)
+    return ["--rows", "1", "--table", "citation", "--results", str(committed)]
+
+
+ELSEWHERE = [
+    {"hardware__cpu": "another"},
+    {"hardware__family": "another"},
+    {"hardware__instructions": "another"},
+    {"hardware__family": None, "hardware__instructions": None},  # rows of earlier versions
+]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"metrics__val_loss": 1e-9}, {"config__width": 3}, *({**e, "metrics__val_loss": 0.1} for e in ELSEWHERE)],
+)
+def test_an_edited_row_is_found(changes, committed, monkeypatch):
+    monkeypatch.setattr(verify, "again", again)
     with pytest.raises(SystemExit, match="1 of 1 rows differ"):
-        verify.main(argv)
+        verify.main(edited(committed, **changes))
+
+
+@pytest.mark.parametrize("changes", ELSEWHERE)
+def test_rows_of_another_processor_agree_within_the_tolerance(changes, committed, monkeypatch):
+    monkeypatch.setattr(verify, "again", again)
+    verify.main(edited(committed, metrics__val_loss=0.01, **changes))
 
 
 def test_rows_whose_data_are_not_there_are_passed_over(committed, monkeypatch, capsys):
