@@ -9,7 +9,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from ext import operator_pages, pictures, reference_pages  # noqa: E402
+from ext import hooks, operator_pages, pictures, reference_pages  # noqa: E402
 from ext.docstrings import rst  # noqa: E402
 
 import gconv  # noqa: E402
@@ -62,5 +62,7 @@ def setup(app):
         lines[:] = rst("\n".join(lines), links).split("\n")
 
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("source-read", hooks.describe_thumbnails)
+    app.connect("doctree-read", hooks.link_operators)
     app.connect("builder-inited", lambda app: operator_pages.write(DOCS / "operators"))
     app.connect("builder-inited", lambda app: reference_pages.write(DOCS / "reference"))

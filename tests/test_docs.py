@@ -67,11 +67,15 @@ def test_the_check_of_the_site_finds_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")
     check = importlib.import_module("ext.check_site")
     (tmp_path / "operators").mkdir()
-    (tmp_path / "operators" / "gcn.html").write_text('<p id="a"><a href="../index.html#b">up</a><img src="no.png">')
+    (tmp_path / "operators" / "gcn.html").write_text(
+        '<p id="a"><a href="../index.html#b">up</a><img src="no.png"><img alt="" src="a_thumb.png">'
+    )
+    (tmp_path / "operators" / "a_thumb.png").touch()
     (tmp_path / "index.html").write_text('<a href="operators/gcn.html#a"></a><a href="#here" id="here"></a>')
     (tmp_path / "searchindex.js").write_text('"index"')
     assert check.wrong(tmp_path) == [
         "operators/gcn.html: no.png has no alternative text",
+        "operators/gcn.html: a_thumb.png has no alternative text",
         "operators/gcn.html: ../index.html#b names a place that is not there",
         "operators/gcn.html: no.png leads nowhere",
         "the search does not know gcn",
@@ -95,5 +99,5 @@ def test_the_check_in_a_browser_finds_what_is_wrong(tmp_path, monkeypatch):
         "wrong.html at 390 pixels: Uncaught ReferenceError: missing is not defined",
         "wrong.html at 390 pixels: no.png does not load",
     ]
-    assert not any("index.html" in text or "wide.html at 1400" in text for text in found)
+    assert not any("index.html" in text or "wide.html at 1440" in text for text in found)
     assert found[-1] == "the search for cheb finds 1 pages, but not its own"

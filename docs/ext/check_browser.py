@@ -1,4 +1,4 @@
-"""Opens every page of a built site in headless Chromium, if it is installed, at the widths of a phone and of a desktop.
+"""Opens every page of a built site in headless Chromium, if it is installed, as wide as a phone, tablet and desktop.
 
 Reports errors of scripts, pictures that do not load, pages that scroll sideways, formulas that are not rendered, and a
 search that does not find an operator.
@@ -18,7 +18,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-WIDTHS = (390, 1400)
+WIDTHS = (390, 820, 1440)
 SEARCHED = "cheb"
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -47,7 +47,7 @@ async function open(url, width) {
       if (image.complete && !image.naturalWidth) say(`${name}${image.getAttribute("src")} does not load`);
     if (site.querySelector(".MathJax_Error, mjx-merror, .katex-error")) say(`${name}a formula is not rendered`);
   }
-  const site = await open("search.html?q=" + SEARCHED, 1400);
+  const site = await open("search.html?q=" + SEARCHED, 1440);
   let hits = [];
   for (let wait = 0; wait < 100 && !hits.length; wait++) {
     await pause(100);

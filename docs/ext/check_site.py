@@ -25,7 +25,7 @@ class Page(HTMLParser):
         self.anchors |= {name for key in ("id", "name") if (name := given.get(key))}
         self.links += [link for key in ("href", "src") if (link := given.get(key))]
         source = given.get("src") or "a picture"
-        if tag == "img" and not (given.get("alt") or "").strip() and "_thumb." not in source:  # thumbnails have titles
+        if tag == "img" and not (given.get("alt") or "").strip():
             self.silent.append(source)
 
 

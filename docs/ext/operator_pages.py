@@ -76,6 +76,10 @@ def _torch(entry: Operator) -> str:
     return f"nn.{name}" if name else ""
 
 
+def _summary(entry: Operator) -> str:
+    return (inspect.getdoc(entry.factory) or entry.name).splitlines()[0]
+
+
 def page(entry: Operator, traits: Traits, caption: str, alt: str) -> str:
     """The page of an operator."""
     forms, kinds, linear, lowerings = traits.cells()
@@ -93,6 +97,7 @@ def page(entry: Operator, traits: Traits, caption: str, alt: str) -> str:
     return (
         ":orphan:\n\n"  # listed in the indexes only; a navigation with all operators would make every page slow
         f"{entry.name}\n{'=' * len(entry.name)}\n\n"
+        f"{inline(_summary(entry))}\n\n"
         f".. figure:: {entry.name}.png\n   :alt: {alt}\n\n   {inline(caption)}\n\n{see}"
         f".. autofunction:: gconv.operators.{entry.name}\n\n"
         f"{rows('Properties', facts.items())}\n\n"
@@ -129,8 +134,7 @@ def indexes(traits: dict[str, Traits]) -> dict[str, str]:
         families[family(operator(main_operator(entry)), traits[main_operator(entry)])].append(entry)
     sections = []
     for name, members in families.items():
-        first = {e.name: (inspect.getdoc(e.factory) or e.name).splitlines()[0] for e in members}
-        table = ["   * - " + _doc(n) + f"\n     - {inline(text)}" for n, text in first.items()]
+        table = [f"   * - {_doc(e.name)}\n     - {inline(_summary(e))}" for e in members]
         head = f"{name}\n{'-' * len(name)}\n\n.. list-table::\n   :widths: 25 75\n\n"
         sections.append(head + "\n".join(table))
     sources: dict[str, list[str]] = {}

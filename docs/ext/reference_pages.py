@@ -46,9 +46,11 @@ def write(folder: Path) -> None:
     """Write all pages to a folder."""
     folder.mkdir(exist_ok=True)
     seen: dict[int, str] = {}
-    texts = {}
+    texts, summaries = {}, []
     for module_name in MODULES:
         module = importlib.import_module(module_name)
+        summary = " ".join((inspect.getdoc(module) or module_name).partition("\n\n")[0].split())
+        summaries.append(f"   * - :doc:`{module_name}`\n     - {inline(summary)}")
         table, entries = [], []
         for name in names(module):
             thing = getattr(module, name)
@@ -63,9 +65,11 @@ def write(folder: Path) -> None:
         texts[module_name] = head + listing + "\n".join(entries)
     texts["index"] = (
         "Reference\n=========\n\nThe public API, generated from docstrings. Operators have separate pages: "
-        ":doc:`/operators/index`.\n\n.. toctree::\n   :maxdepth: 1\n\n"
+        ":doc:`/operators/index`. :ref:`genindex` lists all names.\n\n.. list-table::\n   :widths: 30 70\n\n"
+        + "\n".join(summaries)
+        + "\n\n.. toctree::\n   :hidden:\n\n"
         + "\n".join(f"   {name}" for name in MODULES)
-        + "\n\n* :ref:`genindex`\n"
+        + "\n"
     )
     for name, text in texts.items():
         path = folder / f"{name}.rst"

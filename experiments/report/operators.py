@@ -128,9 +128,10 @@ def main_operator(entry: Operator) -> str:
     return found[1] if found else entry.name
 
 
-def markdown(head: tuple[str, ...], body: list[list[str]]) -> str:
-    """A markdown table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ("---",) * len(head), *body])
+def markdown(head: tuple[str, ...], body: list[list[str]], left: tuple[str, ...] = ()) -> str:
+    """A markdown table; the site reserves the width of a sentence for columns that are aligned left."""
+    rule = [":---" if name in left else "---" for name in head]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
 
 
 def table() -> str:
@@ -145,7 +146,9 @@ def table() -> str:
             traits.see(member)
         label = ", ".join(f"`{member}`" for member in [name, *(e.name for e in entries if e.name != name)])
         families[family(entry, traits)].append([label, code(equation(entry)), *traits.cells()])
-    return "\n\n".join(f"**{name}**\n\n{markdown(HEAD, body)}" for name, body in families.items() if body)
+    return "\n\n".join(
+        f"**{name}**\n\n{markdown(HEAD, body, left=('equation',))}" for name, body in families.items() if body
+    )
 
 
 def left_out() -> str:
