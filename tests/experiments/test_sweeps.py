@@ -390,6 +390,17 @@ def test_rows_of_another_processor_agree_within_the_tolerance(changes, committed
     verify.main(edited(committed, metrics__val_loss=0.01, **changes))
 
 
+def test_every_metric_that_may_differ_elsewhere_has_a_tolerance():
+    """The others in the committed rows are integers, or exact by construction."""
+    exact = {"network", "multiply_adds", "parameters", "frequency", "case", "least", "most", "uneven", "stays", "cut"}
+    for table in verify.TABLES:
+        found = verify.experiment(table)
+        for row in Results(verify.RESULTS / f"{found.name}.jsonl").rows():
+            metrics = row["metrics"].keys() - set(found.measured) - found.tolerance.keys() - exact
+            for name in metrics - verify.FURTHER.get(found.name, {}).keys():
+                assert isinstance(row["metrics"][name], int | None), (table, name)
+
+
 def test_rows_whose_data_are_not_there_are_passed_over(committed, monkeypatch, capsys):
     """Also if only the run finds it; any other failure counts as a difference."""
 
