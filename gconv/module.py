@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from operator import index
 from types import SimpleNamespace
 from typing import Any
 from weakref import finalize
@@ -35,6 +36,7 @@ from gconv.kernels import (
     eagerly,
     is_jit_tracing,
     is_plain_eager,
+    is_static,
     lasting,
     leave,
     may_interrupt,
@@ -46,7 +48,7 @@ from gconv.linear import LinearMap
 from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
-from gconv.plan import Plan, is_static, measured, node_order, plan
+from gconv.plan import Plan, measured, node_order, plan
 from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
 
 _GRID_BASES: Cache[Hashable, Basis] = Cache("structures on grids", 64)
@@ -103,8 +105,11 @@ def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, c
     """`bind` under torch.compile: S on a domain that was created outside of the trace is built outside, too."""
     x = call.x
     if isinstance(domain, Grid):
-        if structure.kind == "fixed" and is_static(domain.shape):
-            return getattr(_TRACED, _grid_basis(structure, domain.shape, x.dtype, x.device))
+        shape = domain.shape
+        if hasattr(structure, "memo"):  # S is computed for sizes that are constants: resampling
+            shape = tuple([index(n) for n in shape])  # the compiler then compiles once for each size
+        if structure.kind == "fixed" and is_static(shape):
+            return getattr(_TRACED, _grid_basis(structure, shape, x.dtype, x.device))
     elif structure.kind == "fixed" and not domain.learned:
         found = _graph_basis(structure, domain, x.dtype, x.device)
         if found is not None:

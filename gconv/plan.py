@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -19,7 +19,7 @@ from gconv.arguments import shown
 from gconv.basis import Basis
 from gconv.caches import Cache
 from gconv.call import Call
-from gconv.kernels import at_trace_time, order, untraced
+from gconv.kernels import at_trace_time, is_static, order, untraced
 from gconv.lowering import LOWERINGS, Cost, Lowering
 from gconv.lowering.base import Problem
 from gconv.mixing import Mixing
@@ -145,15 +145,6 @@ def plan(S: Basis, call: Call, lowering: str | None = None) -> Plan:
     if found is None:
         found = _PLANS[key] = _make(S, mixing, x, lowering, all_three, constancy)
     return found
-
-
-def is_static(sizes: Iterable[int]) -> bool:
-    """Whether all sizes are plain integers, not symbols of a compiler or exporter."""
-    if not torch.compiler.is_compiling():
-        return all(type(size) is int for size in sizes)
-    from torch.fx.experimental.symbolic_shapes import has_static_value
-
-    return all(has_static_value(size) for size in sizes)
 
 
 @at_trace_time

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -113,6 +114,36 @@ def test_layers_compile_in_one_graph_without_a_call_beforehand(case):
     compiled = torch.compile(case.layer, fullgraph=True, backend="eager")
     y = compiled(case.x, None if isinstance(case.domain, Grid) else fresh(case.domain))
     assert_close("compiled", y, case(case.x), TOL[DOUBLE])
+
+
+RESIZED = [sample for sample in SAMPLES if sample.spec.structure.domain == "grid" and sample.spec.name != "fold"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", RESIZED, ids=lambda sample: str(sample.spec))
+def test_operators_on_grids_compile_in_one_graph_at_three_sizes(sample):
+    torch._dynamo.reset()
+    layer = GConv(sample.spec)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for more in (0, 4, 8):  # a compiler takes the second size as the first of many
+        x = torch.randn(2, sample.channels, *(n + more for n in sample.domain().shape))
+        assert_close(f"at {tuple(x.shape)}", compiled(x), layer(x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.Upsample(5), nn.AdaptiveAvgPool2d(3), nn.AdaptiveAvgPool2d(1)],
+    ids=str,
+)
+def test_resampling_compiles_in_one_graph_at_three_sizes(layer):
+    torch._dynamo.reset()
+    twin = convert(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(twin, fullgraph=True, backend="eager")
+        for n in (4, 6, 9):
+            x = torch.randn(2, 3, n, n + 1)
+            assert_close(f"at {tuple(x.shape)}", compiled(x), layer(x), 1e-5)
 
 
 @pytest.mark.slow

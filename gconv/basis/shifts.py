@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import SymInt, Tensor
+from torch import Tensor
 
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
 from gconv.caches import Cache
 from gconv.errors import InputError
-from gconv.kernels import lasting
+from gconv.kernels import is_static, lasting
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
 _TAPS: Cache[tuple[Shifts, torch.dtype, torch.device], Taps] = Cache("entries of grid structures", 64)
@@ -189,8 +189,8 @@ class Shifts(Basis):
 
     @lazy
     def is_open(self) -> tuple[bool, bool]:
-        """Whether sizes of the grid, and of the kernel, are dynamic (SymInts of an exporter)."""
-        return any(isinstance(n, SymInt) for n in self.size), any(isinstance(k, SymInt) for k in self.kernel)
+        """Whether sizes of the grid, and of the kernel, are dynamic (symbols of a compiler or exporter)."""
+        return not is_static(self.size), not is_static(self.kernel)
 
     @lazy
     def has_empty_windows(self) -> bool:

@@ -150,7 +150,7 @@ def engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> Un
 def _engine(layer: Any, make: Callable[..., OperatorSpec], *arguments: Any) -> str:
     """The attribute name of that engine, evaluated during tracing by a compiler."""
     spec = make(*arguments)
-    return leave(layer, f"gconv_{spec.name}", layer.gconv.like(spec))
+    return leave(layer, f"gconv_{spec.name}_{hash(spec) & (1 << 64) - 1:x}", layer.gconv.like(spec))
 
 
 def run(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gconv import operators
 from gconv.domains import Grid
-from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, original_class, run
+from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, engine, original_class, run
 from gconv.kernels import constant_of, is_plain_eager
 from gconv.lowering.images import LAST
 from gconv.lowering.native import keeps_format, suggests_last
@@ -167,7 +167,7 @@ def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | N
     if output_size is None:
         return run(layer, input)
     extra = layer._output_padding(input, output_size, layer.stride, layer.padding, layer.kernel_size, d, layer.dilation)
-    return run(layer, input, other=layer.gconv.like(transposed_spec(layer, tuple(extra))))
+    return run(layer, input, other=engine(layer, transposed_spec, layer, tuple(extra)))
 
 
 def conv_call(layer: Any, input: Tensor) -> Tensor | None:
@@ -270,15 +270,15 @@ def upsample_call(layer: Any, input: Tensor) -> Tensor | None:
     d = input.ndim - 2
     if not fits(input, 3, 5):
         return None
-    spec = upsample_spec(layer, d)
-    structure: Any = spec.structure
+    other = engine(layer, upsample_spec, layer, d)
+    structure: Any = other.spec.structure
     if structure.ndim != d:
         return None
     if d == 2 and input.dtype == torch.float64 and layer.mode.startswith("nearest"):
         sizes = zip(structure.target(Grid.of(input, 2)).shape, Grid.of(input, 2).shape, strict=True)
         if any(m % n for m, n in sizes):
             return None  # torch's rounding of ties depends on the image size here
-    return run(layer, input, other=layer.gconv.like(spec))
+    return run(layer, input, other=other)
 
 
 def unfold_call(layer: Any, input: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ import ctypes
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from itertools import accumulate
@@ -253,6 +253,15 @@ def leave(owner: object, name: str, value: object) -> str:
     """Stores a value as an attribute of `owner`; returns the name of the attribute."""
     owner.__dict__[f"_traced_{name}"] = value
     return f"_traced_{name}"
+
+
+def is_static(sizes: Iterable[int]) -> bool:
+    """Whether all sizes are plain integers, not symbols of a compiler or exporter."""
+    if not torch.compiler.is_compiling():
+        return all(type(size) is int for size in sizes)
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return all(has_static_value(size) for size in sizes)
 
 
 @at_trace_time

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gconv.caches import Cache
-from gconv.kernels import as_fake, lasting
+from gconv.kernels import as_fake, at_trace_time, lasting, leave, untraced
 from gconv.mixing.base import Mixing, Parametrised
 from gconv.mixing.elementary import Dense
 
@@ -66,6 +67,17 @@ def _table(size: int, group: Group, lifted: bool, device: torch.device) -> Tenso
     return table
 
 
+_TRACED = SimpleNamespace()  # tables, as attributes that compiled functions read
+
+
+@at_trace_time
+def _traced_table(size: int, group: Group, lifted: bool, device: torch.device) -> str:
+    """The attribute of `_TRACED` that holds a table."""
+    with untraced():
+        table = _table(size, group, lifted, device)
+    return leave(_TRACED, f"{size}_{group}_{lifted}_{device.type}_{device.index}", table)
+
+
 @dataclass(frozen=True)
 class Symmetric(Parametrised):
     """One kernel in all its orientations: output channel o |G| + g uses the kernel transformed by g.
@@ -109,7 +121,11 @@ class Symmetric(Parametrised):
         return self.taps * self.i
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
-        table = as_fake(_table(self.size, self.group, self.lifted, W.device), W)
+        key = self.size, self.group, self.lifted, W.device
+        if torch.compiler.is_dynamo_compiling():
+            table: Tensor = getattr(_TRACED, _traced_table(*key))
+        else:
+            table = as_fake(_table(*key), W)
         if self.lifted:
             flat = W.unflatten(1, (-1, self.order)).movedim(2, 1).flatten(0, 1)  # (k h, i, o)
             poses = flat.index_select(0, table.flatten()).unflatten(0, table.shape)  # (k, h, g, i, o)
