@@ -90,6 +90,22 @@ def near(word: str, known: Sequence[str], meanings: Mapping[str, str] | None = N
     return f"; did you mean {lower[found[0]]!r}?" if found else ""
 
 
+def _listed(known: Sequence[str]) -> str:
+    return f"its arguments are {', '.join(known)}" if known else "it takes no arguments"
+
+
+def unknown_argument(
+    name: str, word: str, known: Sequence[str], meanings: Mapping[str, str] | None = None
+) -> TypeError:
+    """The error for an argument that a function does not have; it suggests the closest one that it has.
+
+    >>> unknown_argument("gcn", "graph", ["x", "domain"], {"graph": "domain"})
+    TypeError("gcn: unknown 'graph'; did you mean 'domain'? Its arguments are x, domain.")
+    """
+    guess, listed = near(word, known, meanings), _listed(known)
+    return TypeError(f"{name}: unknown {word!r}{guess or ';'} {listed[0].upper() if guess else listed[0]}{listed[1:]}.")
+
+
 def bind(
     signature: inspect.Signature,
     name: str,
@@ -116,13 +132,10 @@ def bind(
     open_ended = [kind for kind in kinds.values() if kind in (_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD)]
     known = [word for word, kind in kinds.items() if kind not in open_ended]
     ordered = [word for word in known if kinds[word] is not _Kind.KEYWORD_ONLY]
-    listed = f"its arguments are {', '.join(known)}" if known else "it takes no arguments"
+    listed = _listed(known)
     for word in kwargs:
         if word not in known and _Kind.VAR_KEYWORD not in open_ended:
-            guess = near(word, known, meanings)
-            raise TypeError(
-                f"{name}: unknown {word!r}{guess or ';'} {listed[0].upper() if guess else listed[0]}{listed[1:]}."
-            )
+            raise unknown_argument(name, word, known, meanings)
     if len(args) > len(ordered) and _Kind.VAR_POSITIONAL not in open_ended:
         by_name = f"; {', '.join(known[len(ordered) :])} by name only" if ordered != known else ""
         raise TypeError(f"{name}: {len(args)} arguments were given by position, but {listed}{by_name}.")
@@ -177,7 +190,9 @@ def checked(function: F) -> F:
         try:
             bound = signature.bind(*args, **kwargs).arguments
         except TypeError:
-            visible = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != "self"])
+            visible = signature.replace(
+                parameters=[p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+            )
             bind(visible, name, args[len(signature.parameters) - len(visible.parameters) :], kwargs)
             raise
         for key, value in bound.items():

@@ -517,7 +517,7 @@ def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) ->
         bound = 2 * torch.cat([values, values.new_zeros(1)]).max()
         return torch.where(bound > 0, bound, 1.0)
     if not isinstance(lmax, (int, float)) or not lmax > 0:
-        raise ValueError(f"lmax must be a positive number, 'bound', 'exact' or None, but it is {lmax!r}.")
+        raise ValueError(f"lambda_max must be a positive number, 'bound', 'exact' or None, but it is {lmax!r}.")
     largest = float(values.detach().max()) if values.numel() and readable(values) else 0.0
     if largest > 1e3 * lmax:  # a symmetric matrix has an eigenvalue as large as its largest diagonal entry
         raise ValueError(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import SymInt, Tensor, nn
 from torch.fx import Proxy
 
-from gconv.arguments import checked, integer, shown
+from gconv.arguments import checked, integer, shown, unknown_argument
 from gconv.basis import Attended, Basis, SharedTaps, Stack, Taps, entries
 from gconv.caches import Cache, Holders, Own, OwnWeak, register
 from gconv.call import Call
@@ -64,6 +64,8 @@ NOT_SCRIPTABLE = (
 )
 Decisions = dict[Hashable, tuple[Basis | None, Run]]  # S if it is fixed, and the lowering, by what a call depends on
 EdgeData = dict[str, Tensor | None]
+CALL_ARGUMENTS = ("x", "domain", "edge_weight", "edge_attr", "edge_type", "lowering")
+OTHER_NAMES = {"edge_index": "domain", "graph": "domain", "adj": "domain", "adj_t": "domain", "input": "x"}
 NOT_DECIDED = None, None
 register(  # clear_cache keeps them, because compiled functions find their structures by these names
     "grid structures of compiled functions",
@@ -347,6 +349,7 @@ class GConv(nn.Module):
         edge_attr: Tensor | None = None,
         edge_type: Tensor | None = None,
         lowering: str | None = None,
+        **unknown: Any,
     ) -> Tensor:
         """Y = sum_k S_k X W_k + b.
 
@@ -360,6 +363,8 @@ class GConv(nn.Module):
             return self._recorded(  # type: ignore[unreachable]
                 x, domain, edge_weight=edge_weight, edge_attr=edge_attr, edge_type=edge_type, lowering=lowering
             )
+        if unknown:
+            raise unknown_argument(f"{self.spec.name} layer", next(iter(unknown)), CALL_ARGUMENTS, OTHER_NAMES)
         if more and any(value is not None for value in more):
             raise TypeError("Data of the edges is given by keyword: layer(x, graph, edge_weight=w).")
         if lowering is not None and not isinstance(lowering, str):
@@ -563,7 +568,9 @@ class GConv(nn.Module):
         *,
         lowering: str | None = None,
         measure: bool | int = False,
-        **edges: Tensor,
+        edge_weight: Tensor | None = None,
+        edge_attr: Tensor | None = None,
+        edge_type: Tensor | None = None,
     ) -> Plan:
         """How `layer(x, domain)` will run. Printed, it lists all candidates with their cost or why they were rejected.
 
@@ -571,6 +578,8 @@ class GConv(nn.Module):
         requires a gradient. `measure` times every admitted candidate in 5 rounds, or in as many as given, except those
         that are predicted to be much slower than the best.
         """
+        edges = {"edge_weight": edge_weight, "edge_attr": edge_attr, "edge_type": edge_type}
+        edges = {name: value for name, value in edges.items() if value is not None}
         if isinstance(x, tuple) or type(domain) is Bipartite:
             (x, domain), edges = self._between(x, domain, **edges), {}
         self._check_signal(x)
@@ -693,7 +702,8 @@ class GConv(nn.Module):
         given = [key for key, value in edges.items() if value is not None]
         pair = x if isinstance(x, tuple) else None
         if pair is not None and len(pair) != 2:
-            raise TypeError(f"A pair of signals is (x_source, x_target), but {len(pair)} were given.")
+            what = shown(pair) if all(isinstance(n, int) for n in pair) else f"a tuple of {len(pair)}"
+            raise TypeError(f"x must be a torch tensor or a pair of them, (x_source, x_target), but it is {what}.")
         if isinstance(domain, Tensor) and pair is not None:
             if not all(isinstance(part, Tensor) and part.ndim > 1 for part in pair):
                 raise TypeError(

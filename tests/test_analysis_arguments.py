@@ -280,5 +280,5 @@ def test_tensors_of_wrong_shapes_are_refused_in_words():
 
 def test_a_batch_is_no_input_of_a_bound():
     for layer in (nn.Conv2d(2, 2, 3), CONV):
-        with pytest.raises(InputError, match=r"takes an input without its batch axis; x has the shape \(4, 2, 5, 5\)"):
+        with pytest.raises(InputError, match=r"adds a batch axis to its input x, here of shape \(4, 2, 5, 5\)"):
             analysis.lipschitz_bound(nn.Sequential(layer, nn.ReLU()), torch.zeros(4, 2, 5, 5))

@@ -2,9 +2,23 @@
 
 import pytest
 import torch
+from torch import nn
 from torch_geometric.data import Data
 
-from gconv import Bipartite, GConv, Graph, Grid, Inadmissible, OperatorSpec, grid_graph, list_operators
+import gconv
+from gconv import (
+    Bipartite,
+    GConv,
+    Graph,
+    Grid,
+    Inadmissible,
+    InputError,
+    OperatorSpec,
+    OutsideFamily,
+    analysis,
+    grid_graph,
+    list_operators,
+)
 from gconv.domains import read_graph
 from gconv.operators import (
     appnp,
@@ -31,6 +45,7 @@ from gconv.spec import operator
 INDEX = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
 X = torch.zeros(3, 2)
 IMAGE = torch.zeros(1, 2, 6, 6)
+NET = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU())
 
 
 def edges(**tensors):
@@ -228,6 +243,72 @@ CALLS = [
         ValueError,
         "takes signals",
     ),
+    (
+        "the graph by PyG's name",
+        lambda: GConv(gcn(2, 2))(X, edge_index=INDEX),
+        TypeError,
+        "gcn layer: unknown 'edge_index'; did you mean 'domain'",
+    ),
+    (
+        "a misspelt option of a call",
+        lambda: GConv(gcn(2, 2))(X, INDEX, lowerng="dense"),
+        TypeError,
+        "gcn layer: unknown 'lowerng'; did you mean 'lowering'",
+    ),
+    (
+        "a misspelt option of a plan",
+        lambda: GConv(conv2d(2, 2, 3)).plan(IMAGE, mesure=True),
+        TypeError,
+        "plan: unknown 'mesure'; did you mean 'measure'",
+    ),
+    (
+        "a shape for a signal",
+        lambda: GConv(conv2d(2, 2, 3)).plan((1, 2, 6, 6)),
+        TypeError,
+        r"must be a torch tensor or a pair of them, \(x_source, x_target\), but it is \(1, 2, 6, 6\)",
+    ),
+    (
+        "a network for a map",
+        lambda: analysis.norm(NET, domain=Grid((6, 6))),
+        OutsideFamily,
+        "norm takes a linear map, not a network: ReLU.*effective_receptive_field",
+    ),
+    (
+        "a bound with a batch axis",
+        lambda: analysis.lipschitz_bound(NET, (1, 2, 6, 6)),
+        InputError,
+        r"adds a batch axis to its input x, here of shape \(1, 2, 6, 6\)",
+    ),
+    (
+        "a bound with other channels",
+        lambda: analysis.lipschitz_bound(NET, (3, 6, 6)),
+        InputError,
+        r"shape \(3, 6, 6\).*takes 2 channels in, but the signal has 3",
+    ),
+    (
+        "the twin of a network",
+        lambda: gconv.twin(NET),
+        OutsideFamily,
+        "several layers: convert them one by one, or run the whole network on pixels with gconv.transfer",
+    ),
+    (
+        "the twin of another network",
+        lambda: gconv.twin(nn.TransformerEncoderLayer(4, 2)),
+        OutsideFamily,
+        "several layers|not a layer",
+    ),
+    (
+        "a clipped layer with a stride",
+        lambda: analysis.clip_singular_values(GConv(conv2d(2, 2, 3, stride=2)), Grid((6, 6)), 1.0),
+        ValueError,
+        "singular_values and spectral_normalise accept any stride",
+    ),
+    (
+        "an unknown argument of a reader",
+        lambda: Graph.from_edge_list([], n=3),
+        TypeError,
+        "arguments are edges, source",
+    ),
     ("nothing to convolve with", lambda: GConv("cheb"), TypeError, "takes an operator spec"),
 ]
 
@@ -320,7 +401,7 @@ def test_an_absent_device_is_one_sentence():
 
 def test_lambda_max():
     for value in (0, -1.0, "largest"):
-        with pytest.raises(ValueError, match="lmax must be a positive number, 'bound', 'exact' or None"):
+        with pytest.raises(ValueError, match="lambda_max must be a positive number, 'bound', 'exact' or None"):
             GConv(cheb(2, 2, k=2, lambda_max=value))(X, INDEX)
 
 
@@ -330,3 +411,11 @@ def test_no_number_is_produced_and_nothing_is_kept():
     with pytest.raises(ValueError):
         made(torch.zeros(3, 5), graph)
     assert not graph._memo
+
+
+def test_a_dense_matrix_that_is_too_large(monkeypatch):
+    def no_memory(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore")
+
+    monkeypatch.setattr("gconv.lowering.dense.matrix", no_memory)
+    one_error(lambda: analysis.matrix(GConv(gcn(2, 2)).at(Graph(INDEX))), RuntimeError, "dense matrix of 6 x 6 numbers")

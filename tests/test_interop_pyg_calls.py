@@ -28,7 +28,7 @@ from torch import nn
 from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
 
-from gconv import Graph
+from gconv import Graph, InputError
 from gconv.interop import convert
 from gconv.interop.converted import Converted
 from gconv.interop.peers import known
@@ -697,3 +697,21 @@ def test_ten_steps_of_training(name, monkeypatch):
         results.append([torch.stack(losses), net.eval()(x, edge_index), *net.parameters()])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("edges", "weight", "message"),
+    [
+        (torch.zeros(4, 2, dtype=torch.long), None, r"must have shape \(2, e\)"),
+        (torch.zeros(2, 4), None, "edge_index contains node indices and must be an integer tensor"),
+        (torch.zeros(2, 4, dtype=torch.long), torch.ones(3), r"one number per edge, 4 in all, but its shape is \(3,\)"),
+    ],
+)
+@pytest.mark.parametrize("build", [lambda: pyg.GCNConv(3, 2), lambda: pyg.ChebConv(3, 2, 2)])
+def test_edges_that_pyg_refuses_are_explained(build, edges, weight, message):
+    layer, x = convert(build()), torch.randn(5, 3)
+    with pytest.raises(InputError, match=message):
+        layer(x, edges, weight)
+    with pytest.raises(Exception) as caught:  # negative control: PyG's own error is another
+        build()(x, edges, weight)
+    assert not isinstance(caught.value, InputError)

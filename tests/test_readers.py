@@ -343,7 +343,7 @@ MISTAKES = [
         "a misspelt edge tensor",
         lambda: GConv(gcn(2, 2)).plan(X, INDEX, weight=WEIGHT),
         TypeError,
-        "Edges have no 'weight'; did you mean 'edge_weight'",
+        "GConv.plan: unknown 'weight'; did you mean 'edge_weight'",
     ),
     ("ptr", lambda: Graph(INDEX, ptr=(0, 1.5, 4)), TypeError, "ptr must be an integer, but it is 1.5"),
     ("ptr as a number", lambda: Graph(INDEX, ptr=4), TypeError, "ptr must be a sequence, the first node of each part"),

@@ -15,7 +15,7 @@ from gconv.domains import Bipartite, Graph, Grid, read_graph
 from gconv.interop.layers import Chain, Layer, identify
 from gconv.interop.maps import as_linear_map
 from gconv.linear import Map
-from gconv.spec import OperatorSpec
+from gconv.spec import OperatorSpec, OutsideFamily
 
 Model = nn.Module | Map | Callable[..., Tensor]
 
@@ -44,6 +44,7 @@ def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> 
 
     Raises:
         TypeError: if it is neither, or the domain of a layer is missing.
+        OutsideFamily: if it is a layer or a network that is not a linear map.
     """
     if isinstance(A, Map):
         return A
@@ -61,7 +62,15 @@ def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> 
                 f"{asking} takes a linear map, and {name} is a map only on a domain, a Grid or a graph: "
                 f"{asking}(layer.at(domain)) or {asking}(layer, domain=domain)."
             )
-    return as_linear_map(A, domain, x)
+    try:
+        return as_linear_map(A, domain, x)
+    except OutsideFamily as error:
+        if not any(True for _ in A.children()):
+            raise
+        raise type(error)(
+            f"{asking} takes a linear map, not a network: {str(error).rstrip('.')}. Networks are accepted by "
+            "lipschitz_bound, affine and effective_receptive_field."
+        ) from None
 
 
 def check_signal(x: Any, asking: str, wanted: str = "(*b, n, c)") -> Tensor:

@@ -12,6 +12,7 @@ from gconv.analysis.calls import map_of
 from gconv.analysis.numbers import at_least_single
 from gconv.arguments import checked
 from gconv.basis.entries import entries, pairs
+from gconv.errors import allocator_says, ran_out_of_memory
 from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
 from gconv.lowering import dense
 
@@ -66,13 +67,16 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
     """
     A = map_of(A, "matrix", domain, x)
     if layout == "dense":
-        if isinstance(A, LinearMap):
-            return dense.matrix(A.S, A.mixing, A.W, A.i, A.dtype, A.device)
-        few = A.shape[0] < A.shape[1]  # fewer rows than columns: the transpose needs fewer products
-        B = A.T if few else A
-        columns = torch.eye(B.shape[1], dtype=A.dtype, device=A.device).unflatten(-1, (B.sites[1], B.i))
-        M = (B @ columns).flatten(1)
-        return M if few else M.mT
+        try:
+            return _dense(A)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            m, n = A.shape
+            raise type(error)(
+                f"There is no memory for a dense matrix of {m} x {n} numbers; layout='sparse' stores only the entries "
+                f"that are not zero. {allocator_says(error)}."
+            ) from error
     if layout == "torch_sparse":
         return _coo(A).coalesce()
     if layout != "sparse":
@@ -84,6 +88,16 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
         row, col, values = row.int().cpu(), col.int().cpu(), values.to(at_least_single(values.dtype)).cpu()
     # scipy chooses 64-bit indices itself for shapes of 2^31 and more
     return scipy.sparse.coo_array((values.numpy(), (row.numpy(), col.numpy())), shape=A.shape).tocsr()
+
+
+def _dense(A: Map) -> Tensor:
+    if isinstance(A, LinearMap):
+        return dense.matrix(A.S, A.mixing, A.W, A.i, A.dtype, A.device)
+    few = A.shape[0] < A.shape[1]  # fewer rows than columns: the transpose needs fewer products
+    B = A.T if few else A
+    columns = torch.eye(B.shape[1], dtype=A.dtype, device=A.device).unflatten(-1, (B.sites[1], B.i))
+    M = (B @ columns).flatten(1)
+    return M if few else M.mT
 
 
 def _parts(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:

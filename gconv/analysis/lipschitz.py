@@ -137,9 +137,11 @@ def lipschitz_bound(
         with torch.no_grad():
             return walker.factor(model, zero, graph)
     except (InputError, OutsideFamily) as error:
-        if domain is None and like.ndim > 3:
-            given = f"x has the shape {tuple(like.shape)}"
-            raise InputError(f"{error} lipschitz_bound takes an input without its batch axis; {given}.") from error
+        if domain is None and (like.ndim > 3 or isinstance(error, InputError)):
+            shape = tuple(like.shape)
+            raise InputError(
+                f"lipschitz_bound adds a batch axis to its input x, here of shape {shape}: {error}"
+            ) from error
         raise
 
 

@@ -154,7 +154,8 @@ def _on_grid(A: LinearMap, S: Shifts, frequencies: Tensor | None) -> Response:
     if set(S.stride) != {1}:
         raise ValueError(
             f"A map with stride {S.stride} folds frequencies onto each other (aliasing), so it has no frequency "
-            "response; singular_values(A) treats aliased frequencies jointly."
+            "response, and its singular values cannot be clipped one frequency at a time; singular_values and "
+            "spectral_normalise accept any stride."
         )
     W = kernel_weight(A)
     if W is None:

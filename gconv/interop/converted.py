@@ -201,8 +201,12 @@ def convertible(cls: type) -> type:
             return original(self, *args, **kwargs)
         try:
             return original(self, *args, **kwargs)
-        except BARE as error:
-            raise both(InputError, type(error))(f"{cls.__name__} does not accept this call{said(error)}.") from error
+        except (*BARE, RuntimeError) as error:
+            why = fault_of_edges(self, original, args, kwargs)
+            if not why and not isinstance(error, BARE):
+                raise
+            why = why or f"{cls.__name__} does not accept this call{said(error)}."
+            raise both(InputError, type(error))(why) from error
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
 
@@ -251,6 +255,22 @@ def said(error: Exception) -> str:
     """The first line of a peer's error message, as the end of a sentence."""
     lines = str(error).strip().splitlines()
     return f": {lines[0].rstrip('.')}" if lines else "; a required argument is missing or of the wrong type"
+
+
+def fault_of_edges(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """What is wrong with the edges of a call that PyG itself refused, in a sentence; nothing if they are a graph."""
+    try:
+        given = inspect.signature(original).bind(layer, *args, **kwargs).arguments
+    except TypeError:
+        return ""
+    edges, weight = given.get("edge_index"), given.get("edge_weight")
+    if not isinstance(edges, Tensor) or edges.layout != torch.strided:
+        return ""
+    try:
+        Graph(edges, edge_weight=weight if isinstance(weight, Tensor) else None)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception:

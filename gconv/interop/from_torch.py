@@ -8,7 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from gconv.arguments import checked, shown
 from gconv.interop.layers import Layer, Other, identify
-from gconv.interop.peer import Unweighted, base_class
+from gconv.interop.peer import UNKNOWN, Unweighted, base_class
 from gconv.module import GConv
 from gconv.spec import OutsideFamily
 
@@ -26,7 +26,10 @@ def gconv_of(layer: nn.Module, asking: str) -> GConv:
         raise OutsideFamily(f"{type(layer).__name__} is not initialised, so it has no weights yet: call it once.")
     found, name = identify(layer), base_class(layer).__name__
     if not isinstance(found, Layer):
-        why = found.reason if isinstance(found, Other) else "it contains several layers: convert them one by one"
+        why = found.reason if isinstance(found, Other) else UNKNOWN
+        if why == UNKNOWN and any(True for _ in layer.children()):
+            why = "it contains several layers: convert them one by one"
+            why += ", or run the whole network on pixels with gconv.transfer" if asking == "twin" else ""
         raise OutsideFamily(f"{name} cannot be written as a GConv: {why}.")
     if found.after:
         raise OutsideFamily(f"{name} cannot be written as a single GConv: {found.after}.")

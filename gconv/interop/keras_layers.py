@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv import operators
-from gconv.interop.peer import LeftAlone, Peer, Weights, run
+from gconv.interop.peer import UNKNOWN, LeftAlone, Peer, Weights, run
 from gconv.interop.torch_nn import on_axes, product_call, short
 from gconv.spec import OperatorSpec
 
@@ -51,7 +51,7 @@ def why_outside(cls: type) -> str:
     if cls is layers.Embedding:
         return "a lookup table indexed by integers, not a map of signals"
     kinds = cls.__module__.split(".")
-    return next((WHY[kind] for kind in kinds if kind in WHY), "not a layer that gconv supports")
+    return next((WHY[kind] for kind in kinds if kind in WHY), UNKNOWN)
 
 
 # -- reading a layer -----------------------------------------------------------------------------------------------

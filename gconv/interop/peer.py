@@ -28,6 +28,7 @@ from gconv.plan import plan
 from gconv.spec import OperatorSpec
 
 Weights = dict[str, Tensor | None]
+UNKNOWN = "not a layer that gconv supports"  # the reason where no other is known
 
 
 class LeftAlone(Exception):

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from gconv.caches import function
 from gconv.interop import torch_nn
-from gconv.interop.peer import LeftAlone, Peer, base_class, original_class
+from gconv.interop.peer import UNKNOWN, LeftAlone, Peer, base_class, original_class
 from gconv.spec import OperatorSpec, OutsideFamily
 
 PYG = "torch_geometric"
@@ -188,7 +188,7 @@ def why_outside(cls: type) -> str:
         reason: str = why(cls)
         return reason
     kind = cls.__module__.rsplit(".", 1)[-1] if cls.__module__.startswith("torch.nn.") else ""
-    return KINDS.get(kind, "not a layer that gconv supports")
+    return KINDS.get(kind, UNKNOWN)
 
 
 def is_layer(module: nn.Module) -> bool:

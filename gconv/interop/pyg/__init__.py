@@ -6,14 +6,13 @@ from torch import nn
 from torch_geometric import nn as pyg
 from torch_geometric.nn.conv import MessagePassing
 
-from gconv.interop.peer import Peer
+from gconv.interop.peer import UNKNOWN, Peer
 from gconv.interop.pyg import attention, dense, edges, filters, forms, neighbours
 from gconv.operators.outside import OUTSIDE
 
 _FAMILIES = (neighbours.PEERS, filters.PEERS, attention.PEERS, edges.PEERS, dense.PEERS)
 PEERS: dict[type, Peer] = {cls: forms.taking(cls, peer) for family in _FAMILIES for cls, peer in family.items()}
 READ = {pyg.Linear, pyg.GCNConv, pyg.SAGEConv}  # submodules whose weights are read
-UNKNOWN = "not a layer that gconv supports"
 REASONS: dict[type, str] = {
     getattr(pyg, name): reason.rstrip(".") for name, reason in OUTSIDE.items() if hasattr(pyg, name)
 } | {
