@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "min_reported_time": 1e9,
     "show_signature": False,
+    "capture_repr": (),  # examples show what they print, not the last axis or legend
     "default_thumb_file": None,
 }
 warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)  # from torch

@@ -68,7 +68,7 @@ def test_the_check_of_the_site_finds_what_is_wrong(tmp_path, monkeypatch):
     check = importlib.import_module("ext.check_site")
     (tmp_path / "operators").mkdir()
     (tmp_path / "operators" / "gcn.html").write_text(
-        '<p id="a"><a href="../index.html#b">up</a><img src="no.png"><img alt="" src="a_thumb.png">'
+        '<p id="a"><a href="../index.html#b">up</a><img src="no.png"><img alt="" src="a_thumb.png">UserWarning: x'
     )
     (tmp_path / "operators" / "a_thumb.png").touch()
     (tmp_path / "index.html").write_text('<a href="operators/gcn.html#a"></a><a href="#here" id="here"></a>')
@@ -76,6 +76,7 @@ def test_the_check_of_the_site_finds_what_is_wrong(tmp_path, monkeypatch):
     assert check.wrong(tmp_path) == [
         "operators/gcn.html: no.png has no alternative text",
         "operators/gcn.html: a_thumb.png has no alternative text",
+        "operators/gcn.html: an example prints 'UserWarning: '",
         "operators/gcn.html: ../index.html#b names a place that is not there",
         "operators/gcn.html: no.png leads nowhere",
         "the search does not know gcn",

@@ -1,8 +1,9 @@
-"""Checks a built site: links and images exist, images have alternative text, the search index has every operator.
+"""Checks a built site: links and images exist, images have texts, no example warns, the search knows all operators.
 
 python docs/ext/check_site.py docs/_build/html
 """
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,13 +11,14 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """The links of a page, its anchors, and its images without alternative text."""
+    """The links of a page, its anchors, its images without alternative text, and stray output of examples."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
         self.anchors: set[str] = set()
         self.silent: list[str] = []
+        self.stray: list[str] = re.findall(r"\w+Warning: |object at 0x", text)
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -36,6 +38,7 @@ def wrong(site: Path) -> list[str]:
     for path, page in pages.items():
         name = path.relative_to(site.resolve())
         found += [f"{name}: {picture} has no alternative text" for picture in page.silent]
+        found += [f"{name}: an example prints '{text}'" for text in page.stray]
         for link in dict.fromkeys(page.links):
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:

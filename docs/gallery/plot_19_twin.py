@@ -17,7 +17,7 @@ blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
 nn.init.constant_(blur.weight, 1 / 9)
 twin, image = gconv.twin(blur), torch.zeros(1, 1, 16, 16)
 image[..., 6:10, 4:8] = 1
-print("largest difference:", float((twin(image) - blur(image)).abs().max()))
+print("largest difference:", (twin(image) - blur(image)).abs().max().item())
 
 graph = twin.graph((16, 16))
 source, target = graph.edge_index

@@ -278,7 +278,7 @@ def table() -> str:
             "The entries for other libraries were taken from their code and documentation in autumn 2026; none was run "
             'for this table, except where a command runs PyG. "?" means that this did not settle the question. The '
             "commands below the table demonstrate gconv's features.",
-            markdown(("", "feature", "gconv", *PEERS), body),
+            markdown(("", "feature", "gconv", *PEERS), body, left=("feature",)),
             "Notes. " + " ".join(notes),
             "\n".join(["<details><summary>Commands that demonstrate them</summary>", "", "| | command |", "|---|---|"])
             + "\n"
