@@ -30,7 +30,7 @@ from torch_geometric import nn as pyg
 
 from gconv import Graph, InputError
 from gconv.interop import convert
-from gconv.interop.converted import Converted
+from gconv.interop.converted import Converted, explained
 from gconv.interop.peers import known
 from gconv.interop.pyg import PEERS, common
 from gconv.operators.shapes import messy
@@ -699,6 +699,9 @@ def test_ten_steps_of_training(name, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+INDEX = torch.zeros(2, 4, dtype=torch.long)
+
+
 @pytest.mark.parametrize(
     ("edges", "weight", "message"),
     [
@@ -715,3 +718,28 @@ def test_edges_that_pyg_refuses_are_explained(build, edges, weight, message):
     with pytest.raises(Exception) as caught:  # negative control: PyG's own error is another
         build()(x, edges, weight)
     assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(
+    ("build", "args", "message"),
+    [
+        (lambda: pyg.SAGEConv(3, 2), (torch.zeros(5, 3).numpy(), INDEX), "SAGEConv: x must be a torch tensor, but"),
+        (lambda: pyg.GCNConv(3, 2), (None, INDEX), "GCNConv: x must be a torch tensor, but it is None"),
+        (lambda: pyg.RGCNConv(3, 2, 3), (torch.zeros(5, 3), INDEX), "RGCNConv needs edge_type"),
+        (lambda: pyg.RGCNConv(3, 2, 3), (torch.zeros(5, 3), INDEX, INDEX[0] + 7), "7, but RGCNConv has 3 relations"),
+    ],
+)
+def test_arguments_that_pyg_refuses_are_explained(build, args, message):
+    with pytest.raises(InputError, match=message):
+        convert(build())(*args)
+    with pytest.raises(Exception) as caught:  # negative control: PyG's own error is another
+        build()(*args)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_an_error_without_a_known_reason_is_unchanged():
+    given = convert(pyg.GCNConv(3, 2)), pyg.GCNConv.forward, (torch.zeros(5, 3), INDEX), {}
+    error = RuntimeError("another")
+    assert explained(*given, error) is error
+    found = explained(*given, IndexError("another."))
+    assert isinstance(found, IndexError) and str(found) == "GCNConv does not accept this call: another."

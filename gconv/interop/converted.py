@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gconv.arguments import shown
 from gconv.caches import function
 from gconv.domains import Graph
 from gconv.errors import InputError, both
 from gconv.interop import peer as _peer
 from gconv.interop.layers import EngineCall, engine_call
 from gconv.interop.maps import as_linear_map
-from gconv.interop.peer import ConvertedState, LeftAlone, Unweighted, original_class
+from gconv.interop.peer import ConvertedState, LeftAlone, Unweighted, base_class, original_class
 from gconv.interop.peers import METHODS, describe, find, is_pyg, obstacle
 from gconv.interop.repeated import Repeated
 from gconv.kernels import at_trace_time, eagerly, is_jit_tracing, may_interrupt, tracing
@@ -189,9 +190,9 @@ def convertible(cls: type) -> type:
                 if on_graphs:
                     raise refusal(self, original, args, kwargs, error) from None
                 y = None  # torch's own forward runs, or raises its usual error
-            except BARE:
+            except BARE as error:
                 if on_graphs:
-                    raise
+                    raise explained(self, original, args, kwargs, error) from error
                 y = None
         if y is not None:
             if self._cached_graph is not None:
@@ -202,11 +203,10 @@ def convertible(cls: type) -> type:
         try:
             return original(self, *args, **kwargs)
         except (*BARE, RuntimeError) as error:
-            why = fault_of_edges(self, original, args, kwargs)
-            if not why and not isinstance(error, BARE):
+            found = explained(self, original, args, kwargs, error)
+            if found is error:
                 raise
-            why = why or f"{cls.__name__} does not accept this call{said(error)}."
-            raise both(InputError, type(error))(why) from error
+            raise found from error
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
 
@@ -257,19 +257,45 @@ def said(error: Exception) -> str:
     return f": {lines[0].rstrip('.')}" if lines else "; a required argument is missing or of the wrong type"
 
 
-def fault_of_edges(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> str:
-    """What is wrong with the edges of a call that PyG itself refused, in a sentence; nothing if they are a graph."""
+def explained(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception:
+    """An error of PyG with a sentence about the argument that is wrong; the error itself if none is found."""
+    why = wrong_argument(layer, original, args, kwargs)
+    if not why and not isinstance(error, BARE):
+        return error
+    why = why or f"{base_class(layer).__name__} does not accept this call{said(error)}."
+    found: Exception = both(InputError, type(error))(why)
+    return found
+
+
+def _tensor(value: Any) -> Tensor | None:
+    return value if isinstance(value, Tensor) else None
+
+
+def wrong_argument(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """What is wrong with the arguments of a call that PyG refused, in a sentence; nothing if it is none of these."""
+    name, signature = base_class(layer).__name__, inspect.signature(original)
     try:
-        given = inspect.signature(original).bind(layer, *args, **kwargs).arguments
+        given = signature.bind(layer, *args, **kwargs).arguments
     except TypeError:
         return ""
-    edges, weight = given.get("edge_index"), given.get("edge_weight")
+    x, edges = given.get("x"), given.get("edge_index")
+    if not (x is None or isinstance(x, Tensor | tuple) or type(x).__name__ == "SparseTensor"):
+        return f"{name}: x must be a torch tensor, but it is {shown(x)}."
     if not isinstance(edges, Tensor) or edges.layout != torch.strided:
         return ""
+    weight, types = given.get("edge_weight"), given.get("edge_type")
     try:
-        Graph(edges, edge_weight=weight if isinstance(weight, Tensor) else None)
+        Graph(edges, edge_weight=_tensor(weight), edge_type=_tensor(types))
     except (TypeError, ValueError) as error:
         return str(error)
+    relations = getattr(layer, "num_relations", None)
+    if relations is not None and "edge_type" in signature.parameters:
+        if types is None:
+            return f"{name} needs edge_type, the relation of each edge."
+        if isinstance(types, Tensor) and types.numel() and int(types.max()) >= relations:
+            return f"edge_type contains {int(types.max())}, but {name} has {relations} relations, numbered from 0."
+    if x is None and "x" in signature.parameters:
+        return f"{name}: x must be a torch tensor, but it is None."
     return ""
 
 
