@@ -62,6 +62,10 @@ NOT_SCRIPTABLE = (
     "torch.jit.script cannot compile {}, whose forward is selected in each call: use torch.jit.trace, torch.export or "
     "torch.compile. A converted model can be converted back before scripting: gconv.interop.restore(model)."
 )
+OPEN_GRAPH = (
+    "torch.compile(dynamic=True) treats the sizes of a Graph as unknown, but S of this layer needs them. "
+    "Leave out dynamic=True, or pass an edge_index, with which one compiled function runs on graphs of any size."
+)
 Decisions = dict[Hashable, tuple[Basis | None, Run]]  # S if it is fixed, and the lowering, by what a call depends on
 EdgeData = dict[str, Tensor | None]
 CALL_ARGUMENTS = ("x", "domain", "edge_weight", "edge_attr", "edge_type", "lowering")
@@ -117,9 +121,11 @@ def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, c
         if found is not None:
             return getattr(domain, found)
     else:
+        if _has_open_sizes(domain):
+            torch._dynamo.graph_break(msg=OPEN_GRAPH)  # which is an error here, see `_traced`
         given = theta if call.weight is None else {**theta, "weight": call.weight}
         shapes = tuple((name, tuple(t.shape)) for name, t in given.items())
-        _prepare_graph(structure, domain, shapes, x.shape[-1], x.dtype, x.device)
+        _prepare_graph(structure, domain, shapes, index(x.shape[-1]), x.dtype, x.device)
     return _compute_basis(structure, domain, theta, call)
 
 
@@ -146,7 +152,7 @@ def _drop(key: Hashable) -> None:
 @at_trace_time
 def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device: torch.device) -> str | None:
     """The attribute of a graph that holds S; None if the graph was created within the trace."""
-    if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
+    if _is_given(graph) is None:
         return None
     with untraced():
         S = bind(structure, graph, {}, Call(torch.empty(graph.sites[1], 0, dtype=dtype, device=device)))
@@ -154,11 +160,26 @@ def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device:
 
 
 @at_trace_time
+def _is_given(graph: Edges) -> str | None:
+    """Whether a graph was created outside of the trace."""
+    return "yes" if "edge_index" in graph.__dict__ and concrete(graph.edge_index) else None
+
+
+def _has_open_sizes(domain: Any) -> bool:
+    """Whether the sizes of a graph from outside of the trace are unknown, as with dynamic=True."""
+    return (
+        isinstance(domain, Edges)
+        and _is_given(domain) is not None
+        and not is_static((*domain.sites, *domain.edge_index.shape))
+    )
+
+
+@at_trace_time
 def _prepare_graph(
     structure: Structure, graph: Edges, shapes: Shapes, i: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Makes a graph from outside of the trace compute and cache what a learned S needs, before it is traced."""
-    if "edge_index" not in graph.__dict__ or not concrete(graph.edge_index):
+    if _is_given(graph) is None:
         return
     with untraced(), torch.no_grad():
         theta = {name: torch.ones(shape, dtype=dtype, device=device) for name, shape in shapes}
@@ -428,7 +449,9 @@ class GConv(nn.Module):
     def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""
         if not is_jit_tracing():
-            if isinstance(domain, Tensor) and may_interrupt():  # S is then cached, as in eager calls
+            learned = self.spec.structure.kind != "fixed"
+            if may_interrupt() and (isinstance(domain, Tensor) or (learned and _has_open_sizes(domain))):
+                # S is then cached, as in eager calls
                 return eagerly(GConv.forward, self, x, domain, lowering=lowering, **edges)
             return self._run(x, domain, edges, lowering)
         with tracing():

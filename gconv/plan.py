@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from typing import TypeVar
 
 import torch
@@ -177,6 +178,8 @@ def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
     """
     reasons = [option.refuses(S, mixing) for option in LOWERINGS]
     k, i = S.shape[0], x.shape[-1]
+    if torch.compiler.is_dynamo_compiling():
+        k, i = index(k), index(i)  # constants also with dynamic=True
     options = [option for option, reason in zip(LOWERINGS, reasons, strict=True) if reason is None]
     if forced is not None:
         options = [option for option in options if forced in (option.name, option.name.split(":")[0])]

@@ -146,6 +146,26 @@ def test_resampling_compiles_in_one_graph_at_three_sizes(layer):
             assert_close(f"at {tuple(x.shape)}", compiled(x), layer(x), 1e-5)
 
 
+@pytest.mark.sampled(4)
+def test_layers_compile_with_dynamic_sizes(case):
+    torch._dynamo.reset()
+    layer = On(case)
+    assert_close("dynamic", torch.compile(layer, dynamic=True, backend="eager")(case.x), layer(case.x), TOL[DOUBLE])
+
+
+@pytest.mark.parametrize("spec", [gcn(3, 2), gat(3, 2)], ids=["gcn", "gat"])
+def test_a_learned_structure_in_one_graph_with_dynamic_sizes_is_refused_in_a_sentence(spec):
+    torch._dynamo.reset()
+    layer, x, graph = GConv(spec), torch.randn(4, 3), Graph(EDGES)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+    if spec.name == "gcn":
+        assert_close("fixed", compiled(x, graph), layer(x, graph), 1e-5)
+    else:
+        with pytest.raises(RuntimeError, match="Leave out dynamic=True, or pass an edge_index"):
+            compiled(x, graph)
+    assert_close("an edge_index", compiled(x, EDGES), layer(x, EDGES), 1e-5)
+
+
 @pytest.mark.slow
 def test_a_network_compiles_at_changing_batch_sizes_after_a_graph_layer():
     x, graph, layer = torch.randn(4, 3), Graph(EDGES, 4), GConv(gcn(3, 2))
