@@ -304,6 +304,10 @@ class GConv(nn.Module):
     ONNX exporters record torch operators only (`gconv.portable` requests them in other calls); torch.jit.script is not
     supported. torch.fx.symbolic_trace records a layer within a model as one call.
 
+    Weights on grids are stored with the taps innermost, as torch's kernels read them. Tools that flatten parameters by
+    `view(-1)` (torch.optim.LBFGS, parameters_to_vector, unstructured pruning) therefore need
+    `layer.weight.data = layer.weight.data.contiguous()`, after which each call copies the weight.
+
     torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward-mode
     differentiation on graphs use torch's own operators, which store a row of x for each edge. Under vmap over edge
     weights the values cannot be read: checks of them are skipped, and operators that need an eigenvalue raise an error.

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gconv
@@ -186,3 +186,27 @@ def test_parametrized_layers_are_copied_after_a_call(spec):
     assert not torch.equal(again(*given), y) and torch.equal(layer(*given), y)
     parametrize.remove_parametrizations(layer, "weight")
     assert torch.equal(layer(*given), y)
+
+
+def test_tools_that_flatten_parameters_take_contiguous_weights():
+    layer = GConv(conv2d(3, 4, 3))
+    y = layer(IMAGES)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        nn.utils.parameters_to_vector(layer.parameters())
+    layer.weight.data = layer.weight.data.contiguous()
+    torch.testing.assert_close(layer(IMAGES), y)
+    vector = nn.utils.parameters_to_vector(layer.parameters())
+    nn.utils.vector_to_parameters(vector / 2, layer.parameters())
+    torch.testing.assert_close(layer(IMAGES), y / 2)
+    optimiser = torch.optim.LBFGS(layer.parameters(), lr=0.1)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = layer(IMAGES).square().mean()
+        loss.backward()
+        return loss
+
+    before = optimiser.step(closure)
+    assert closure() < before
+    prune.l1_unstructured(layer, "weight", 0.5)
+    assert (layer.weight == 0).float().mean() == 0.5 and closure().isfinite()

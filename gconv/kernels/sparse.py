@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,11 +41,11 @@ class CSR:
     perm: Tensor | None
     to_t: Tensor
     from_t: Tensor
-    tensors: tuple[Tensor, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        pattern = self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
-        object.__setattr__(self, "tensors", pattern)
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What kernels take; not a field, because torch.compile passes all fields of a frozen class to `__init__`."""
+        return self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
 
     @classmethod
     def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
