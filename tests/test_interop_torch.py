@@ -352,6 +352,18 @@ def test_it_compiles(model):
     torch.testing.assert_close(torch.compile(twin, fullgraph=True, backend="eager")(x), twin(x))
 
 
+def test_an_argument_that_is_changed_after_compilation_is_used():
+    torch._dynamo.reset()
+    layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    twin = convert(layer)
+    run = torch.compile(twin, fullgraph=True, backend="eager")
+    before = run(x)
+    torch.testing.assert_close(before, layer(x))
+    layer.stride = twin.stride = (2, 2)
+    torch.testing.assert_close(run(x), layer(x))
+    assert layer(x).shape != before.shape
+
+
 def test_a_layer_alone():
     layer = nn.Conv2d(3, 4, 3)
     twin = convert(layer)

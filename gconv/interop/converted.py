@@ -175,7 +175,7 @@ def convertible(cls: type) -> type:
             y = peer.call(self, *args, **kwargs) if _ready(self) else None
             return original(self, *args, **kwargs) if y is None else y
         if self._changed:
-            renew(self)
+            _renewed(self)
         y = None
         if self.gconv is not None and obstacle(self, peer.inner) is None:
             try:
