@@ -306,7 +306,10 @@ class GConv(nn.Module):
 
     Weights on grids are stored with the taps innermost, as torch's kernels read them. Tools that flatten parameters by
     `view(-1)` (torch.optim.LBFGS, parameters_to_vector, unstructured pruning) therefore need
-    `layer.weight.data = layer.weight.data.contiguous()`, after which each call copies the weight.
+    `layer.weight.data = layer.weight.data.contiguous()`, after which each call copies the weight. Tools that rely on
+    torch's layout (o, i, *kernel), such as fuse_conv_bn_eval or the parametrizations spectral_norm and orthogonal, do
+    not notice that the weight here is (k, i, o), and change it along other axes: use them on layers of torch.nn, which
+    `gconv.convert` then runs.
 
     torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, vmap, functional_call) and forward-mode
     differentiation on graphs use torch's own operators, which store a row of x for each edge. Under vmap over edge
