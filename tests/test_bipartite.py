@@ -390,7 +390,7 @@ def test_every_operator_reads_pairs_or_says_why_not():
     ("call", "message"),
     [
         (lambda f, b, s, t: f(s, b), r"takes a pair \(x_source, x_target\)"),
-        (lambda f, b, s, t: f((s,), b), "but 1 were given"),
+        (lambda f, b, s, t: f((s,), b), "but it is a tuple of 1"),
         (lambda f, b, s, t: f((t, s), b), "x_source of shape"),
         (lambda f, b, s, t: f((s, t), Graph(b.edge_index)), "a Graph was given"),
         (lambda f, b, s, t: f((s, t)), "a NoneType was given"),

@@ -44,6 +44,9 @@ def test_make_targets_exist():
     assert named <= set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
 
+GENERATED = {f"{folder}/index.rst" for folder in ("operators", "examples", "reference")}  # by `make docs`
+
+
 def _anchors(text):
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
 
@@ -53,7 +56,7 @@ def test_links_and_anchors_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
         path, _, anchor = target.partition("#")
         place = (page.parent / path).resolve() if path else page
-        assert place.exists(), target
+        assert place.exists() or target in GENERATED, target
         assert not anchor or anchor in _anchors(PAGES[place]), target
 
 

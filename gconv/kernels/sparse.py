@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class CSR:
     to_t: Tensor
     from_t: Tensor
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """What kernels take; not a field, because torch.compile passes all fields of a frozen class to `__init__`."""
         return self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
