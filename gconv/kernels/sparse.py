@@ -12,8 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,10 +42,12 @@ class CSR:
     to_t: Tensor
     from_t: Tensor
 
-    @cached_property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """What kernels take; not a field, because torch.compile passes all fields of a frozen class to `__init__`."""
-        return self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
+    # The arguments of kernels, set for each pattern; not a field, because torch.compile passes those to `__init__`.
+    tensors: ClassVar[tuple[Tensor, ...]]
+
+    def __post_init__(self) -> None:
+        pattern = self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
+        object.__setattr__(self, "tensors", pattern)
 
     @classmethod
     def build(cls, row: Tensor, col: Tensor, rows: int, cols: int) -> CSR:
