@@ -88,7 +88,6 @@ TABLES: tuple[Table, ...] = (
         experiment="citation_splits",
         label="config.model",
         labels=citation.MODELS,
-        where=(("config.spec", ""),),
         n=20,
         unfinished=("*",),
         cells=one("config.dataset", "metrics.test_accuracy"),

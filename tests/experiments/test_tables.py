@@ -306,6 +306,13 @@ def test_pages_of_the_repository_say_what_the_rows_say():
     tables.main(["--check"])
 
 
+@pytest.mark.parametrize("shown", [*tables.TABLES, *tables.FIGURES], ids=lambda shown: f"{shown.name}")
+def test_a_table_with_rows_shows_some_of_them(shown):
+    """A wrong `where` leaves a table empty, and its page then says that there are no rows yet."""
+    rows = render.load(tables.RESULTS, shown.experiment)
+    assert render.select(rows, shown.where) or not rows
+
+
 def test_every_table_stands_on_a_page():
     text = "".join(page.read_text(encoding="utf-8") for page in tables.pages(tables.ROOT))
     assert [t.name for t in tables.TABLES if text.count(f"\n<!-- table:{t.name} -->\n") != 1] == []
