@@ -360,6 +360,7 @@ def lines(label: str, metric: str, scale: float = 100.0) -> Draw:
             axes.plot(epochs, mean, label=f"{name} (n = {len(y)})")
             axes.fill_between(epochs, mean - std, mean + std, alpha=0.2)
         axes.set(xlabel="epoch", ylabel=metric.split(".")[-1].replace("_", " "))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
 
     return draw
