@@ -42,12 +42,12 @@ TABLE = Table(
     scale=1.0,
     words=(("parameters", "metrics.parameters"), ("multiply-adds", "metrics.multiply_adds")),
     caption=(
-        "Multi30k, English to German, test2016: BLEU by sacrebleu (13a) on the raw text with 5 beams, at the epoch of "
-        "20 with the lowest validation loss, with the number of seeds; only the layers differ. Multiply-adds: a pass over "
-        "a sentence of 15 units and its translation. The published number cannot be compared directly: it has about as "
-        "many updates, but with seven times the tokens in each, and its BLEU is that of tokenised text (the same "
-        "output has been scored 27.5 by sacrebleu and 29.0 by another script). No published number of a convolutional "
-        "network was found."
+        "Multi30k, English to German, test2016: BLEU by sacrebleu (13a) on the raw text with 5 beams, at the epoch of"
+        " 20 with the lowest validation loss, with the number of seeds; only the layers differ. Multiply-adds: a pass"
+        " over a sentence of 15 units and its translation. The published number cannot be compared directly: it has "
+        "about as many updates, but with seven times the tokens in each, and its BLEU is that of tokenised text (the "
+        "same output has been scored 27.5 by sacrebleu and 29.0 by another script). No published number of a "
+        "convolutional network was found."
     ),
     command="python -m experiments.sweep translation",
     published=PUBLISHED,
