@@ -398,6 +398,7 @@ def test_rows_of_another_processor_agree_within_the_tolerance(changes, committed
 def test_every_metric_that_may_differ_elsewhere_has_a_tolerance():
     """The others in the committed rows are integers, or exact by construction."""
     exact = {"network", "multiply_adds", "parameters", "frequency", "case", "least", "most", "uneven", "stays", "cut"}
+    exact |= {f"{part}_signature{case}" for part in ("val", "test") for case in ("", "_lower")}
     for table in verify.TABLES:
         found = verify.experiment(table)
         for row in Results(verify.RESULTS / f"{found.name}.jsonl").rows():
