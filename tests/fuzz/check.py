@@ -192,6 +192,13 @@ def _reference(run: Run, case: FuzzCase) -> tuple[dict[str, Tensor], dict[str, f
         for what, want in reference.items():
             change = (moved[what] - want).abs()
             rounding[what] = max(rounding[what], float(change.max()) if change.numel() else 0.0)
+    if run.layer.spec.structure.kind != "fixed":
+        # derivatives of a softmax, s_j (dy . z_j - dy . y), of equal terms cancel without a trace, since these move
+        # equally: their rounding is that of dy . y, times the other signal where scores are products of signals
+        sizes = _largest(reference["value"]), _largest(dy), max(1.0, _largest(run.x))
+        term = 4 * torch.finfo(run.x.dtype).eps * math.prod(sizes)
+        term *= max(map(_largest, (run.x, *run.layer.parameters())), default=0.0)
+        rounding = {what: error + (term if what != "value" else 0.0) for what, error in rounding.items()}
     return reference, rounding
 
 
