@@ -61,25 +61,25 @@ def dynamic(model):
     return torch.ao.quantization.quantize_dynamic(model.eval(), {nn.Linear})
 
 
-def static(model):
+def eager_mode(model, fuse, config, prepare):
     quantization = torch.ao.quantization
-    model = nn.Sequential(quantization.QuantStub(), *model, quantization.DeQuantStub()).eval()
-    model = quantization.fuse_modules(model, [["1", "2", "3"], ["5", "6", "7"]])
-    model.qconfig = quantization.get_default_qconfig("x86")
-    model = quantization.prepare(model)
-    model(IMAGES)
-    return quantization.convert(model)
+    model = nn.Sequential(quantization.QuantStub(), *model, quantization.DeQuantStub()).train(model.training)
+    model = fuse(model, [["1", "2", "3"], ["5", "6", "7"]])
+    model.qconfig = config("x86")
+    model = prepare(model)
+    model(IMAGES).sum().backward()
+    return quantization.convert(model.eval())
+
+
+def static(model):
+    q = torch.ao.quantization
+    return eager_mode(model.eval(), q.fuse_modules, q.get_default_qconfig, q.prepare)
 
 
 def aware(model):
     """Quantization-aware training."""
-    quantization = torch.ao.quantization
-    model = nn.Sequential(quantization.QuantStub(), *model, quantization.DeQuantStub()).train()
-    model = quantization.fuse_modules_qat(model, [["1", "2", "3"], ["5", "6", "7"]])
-    model.qconfig = quantization.get_default_qat_qconfig("x86")
-    model = quantization.prepare_qat(model)
-    model(IMAGES).sum().backward()
-    return quantization.convert(model.eval())
+    q = torch.ao.quantization
+    return eager_mode(model.train(), q.fuse_modules_qat, q.get_default_qat_qconfig, q.prepare_qat)
 
 
 def graph_mode(model):
