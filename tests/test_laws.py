@@ -4,6 +4,7 @@ import inspect
 import itertools
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gconv import GConv, errors, list_operators
 from gconv.basis import functions
 from gconv.domains import Graph
 from gconv.kernels import native
-from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, sage, selection
+from gconv.operators import avg_pool2d, cheb, conv2d, gat, gcn, max_pool2d, sage, selection
 from gconv.operators.shapes import grid, messy, ring, weighted
 from gconv.spec import OutsideFamily, Sample, operator
 from gconv.testing import LAWS, TOL, Case, assert_close, check_operator, law_compile, law_lowerings
@@ -228,6 +229,14 @@ def test_grid_operators_compile_without_a_first_call(sample):
     case = Case.of(sample, torch.float64)
     run, made = compiled_and_counted(case.layer)
     assert_close("compiled", run(case.x), case.layer(case.x), 1e-12)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("spec", [conv2d(2, 3, 3, stride=2), max_pool2d(2)], ids=str)
+def test_dense_on_grids_compiles_without_a_first_call(spec):
+    layer, x = GConv(spec, dtype=torch.float64), torch.randn(2, 2, 9, 7, dtype=torch.float64)  # sizes of no other test
+    run, made = compiled_and_counted(partial(layer, lowering="dense"))
+    assert_close("compiled", run(x), layer(x, lowering="dense"), 1e-12)
     assert len(made) == 1
 
 

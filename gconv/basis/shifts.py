@@ -22,10 +22,19 @@ from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
 from gconv.caches import Cache
 from gconv.errors import InputError
-from gconv.kernels import is_static, lasting
+from gconv.kernels import at_trace_time, is_static, lasting, leave, untraced
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
 _TAPS: Cache[tuple[Shifts, torch.dtype, torch.device], Taps] = Cache("entries of grid structures", 64)
+
+
+@at_trace_time
+def _outside(made: Shifts, dtype: torch.dtype, device: torch.device) -> str | None:
+    """The attribute that holds the entries built outside of the trace; None if the object was created within it."""
+    if "size" not in made.__dict__ or not is_static(made.size):
+        return None
+    with untraced():
+        return leave(made, f"taps_{dtype}_{device.type}_{device.index}".replace(".", "_"), made.taps(dtype, device))
 
 
 @dataclass(frozen=True)
@@ -322,6 +331,9 @@ class Shifts(Basis):
 
     def taps(self, dtype: torch.dtype, device: torch.device) -> Taps:
         """This stack as `Taps`, cached by geometry."""
+        if torch.compiler.is_dynamo_compiling():
+            found = _outside(self, dtype, device)
+            return self._build_taps(dtype, device) if found is None else getattr(self, found)
         key = (self, dtype, device)
         made = _TAPS.get(key)  # read once: another thread may empty the cache at any time
         if made is None:
