@@ -6,12 +6,15 @@ import inspect
 import pytest
 import torch
 from oracles.pyg_layers import ATTR, BARE, CASES, REL, TWO, WEIGHT
+from torch import nn
 from torch_geometric import EdgeIndex
 from torch_geometric import nn as pyg
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 from gconv import convert
-from gconv.interop import restore
+from gconv.interop import restore, torch_nn
+from gconv.interop.pyg import PEERS
+from gconv.lowering import fixed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse"),
@@ -67,7 +70,10 @@ def forms(edges, parameters):
         "edges as a list": call(edge_index=EDGES.tolist()),
         "no edge_index": (signals(edges, x), base),
         "unknown": call(other=1),
+        "too many": ((*signals(edges, x), EDGES, *base.values(), *[None] * 9), {}),
     }
+    for name in {"size", "values", "max_num_elements"} - set(parameters):  # arguments of some descriptions
+        found[f"unknown: {name}"] = call(**{name: None})
     if edges in (BARE, WEIGHT, TWO):
         found |= {
             "csr": call(edge_index=to_torch_csc_tensor(EDGES, size=(N, N)).t()),
@@ -169,6 +175,34 @@ def test_every_form_of_a_call(name):
         except AssertionError as error:
             failures.append(str(error))
     assert not failures, "\n".join(failures)
+
+
+def misnamed(peers):
+    """The classes whose description names its arguments in another way than the layer."""
+    found = []
+    for cls, peer in peers.items():
+        own = list(inspect.signature(cls.forward).parameters)[1:]
+        if list(inspect.signature(peer.call).parameters)[1 : 1 + len(own)] != own:
+            found.append(cls)
+    return found
+
+
+def test_arguments_have_the_names_of_the_layers():
+    assert not misnamed({**torch_nn.PEERS, **PEERS})
+    x = torch.randn(4, 3)
+    for layer, name in ((pyg.Linear(3, 2), "x"), (nn.Linear(3, 2), "input")):
+        assert torch.equal(convert(layer)(**{name: x}), layer(x))
+    assert misnamed({pyg.Linear: torch_nn.LINEAR}) == [pyg.Linear]  # the negative control
+
+
+def test_readouts_and_pools_take_no_other_arguments():
+    for layer, x, more in (
+        (pyg.MeanAggregation(), torch.randn(4, 3), {"max_num_elements": 4}),
+        (nn.AvgPool2d(2), torch.randn(1, 2, 4, 4), {"axes": 0}),
+    ):
+        for module in (layer, convert(layer)):
+            with pytest.raises(TypeError, match=next(iter(more))):
+                module(x, **more)
 
 
 # -- what else a user does with a layer ----------------------------------------------------------------------------
@@ -290,3 +324,25 @@ def test_scripting_names_the_way_back():
         torch.jit.script(twin)
     with pytest.raises(TypeError, match="restore"):
         torch.jit.script(torch.nn.Sequential(torch.nn.Identity(), twin))
+
+
+LAID_OUT = (
+    lambda: pyg.GCNConv(3, 2), lambda: pyg.SAGEConv(3, 2), lambda: pyg.GraphConv(3, 2), lambda: pyg.ChebConv(3, 2, 3),
+    lambda: pyg.TAGConv(3, 2), lambda: pyg.ClusterGCNConv(3, 2), lambda: pyg.DirGNNConv(pyg.GCNConv(3, 2)),
+)  # fmt: skip
+
+
+def strides(layer, create_graph):
+    y = layer(torch.linspace(-1, 1, 3 * N).reshape(N, 3), EDGES)
+    return [g.stride() for g in torch.autograd.grad(y.sum(), [*layer.parameters()], create_graph=create_graph)]
+
+
+@pytest.mark.parametrize("build", LAID_OUT)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_lie_in_memory_as_those_of_the_layer(build, create_graph, monkeypatch):
+    """So that `view` works on them, as on the layer's."""
+    layer = build()
+    twin = convert(layer)
+    assert strides(twin, create_graph) == strides(layer, create_graph)
+    monkeypatch.setattr(fixed, "by_columns", lambda W: False)  # the negative control
+    assert strides(twin, create_graph) != strides(layer, create_graph)

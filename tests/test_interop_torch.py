@@ -19,6 +19,7 @@ import gconv
 from gconv import GConv, Grid, NotLinear, OutsideFamily
 from gconv.interop import as_linear_map, convert, preview, restore
 from gconv.interop.converted import Converted
+from gconv.lowering import images as images_lowering
 
 F64 = torch.float64
 SHAPES = {1: (9,), 2: (7, 6), 3: (4, 5, 6)}
@@ -715,3 +716,25 @@ def test_calls_on_the_meta_device(layer):
     x = torch.empty(2, 3, 6, 6, device="meta") if "2d" in str(layer) else torch.empty(2, 3, 6, device="meta")
     y = convert(layer)(x)
     assert y.is_meta and y.shape == layer(x).shape
+
+
+TRANSFORMED = {
+    nn.ConvTranspose1d(4, 5, 3): (2, 4, 3), nn.ConvTranspose2d(4, 5, 3): (2, 4, 4, 4), nn.Conv1d(4, 5, 3): (2, 4, 7),
+    nn.AdaptiveMaxPool3d((2, 3, 4)): (2, 4, 5, 6, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", TRANSFORMED, ids=str)
+def test_results_under_transforms_are_contiguous(layer, monkeypatch):
+    x, twin = torch.randn(TRANSFORMED[layer]), convert(layer)
+
+    def results():
+        both = torch.func.vmap(twin)(torch.stack([x, x]))
+        return [both, *torch.func.jvp(twin, (x,), (x,))]
+
+    assert all(y.is_contiguous() for y in results())
+    monkeypatch.setattr(images_lowering, "_contiguous", lambda run: run)
+    if isinstance(
+        layer, nn.ConvTranspose1d | nn.ConvTranspose2d
+    ):  # the negative control, where torch's kernel is not chosen
+        assert not all(y.is_contiguous() for y in results())

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gconv
 from gconv import GConv, Graph
+from gconv.interop import converted
 from gconv.interop.converted import Converted
 from gconv.operators import avg_pool2d, conv2d, gat, gcn, sage
 
@@ -82,6 +83,17 @@ def aware(model):
     return eager_mode(model.train(), q.fuse_modules_qat, q.get_default_qat_qconfig, q.prepare_qat)
 
 
+def each_layer(model):
+    """Static quantization of layers that were not fused before, which looks at their classes itself."""
+    q = torch.ao.quantization
+    return eager_mode(model.eval(), lambda model, names: model, q.get_default_qconfig, q.prepare)
+
+
+def each_layer_aware(model):
+    q = torch.ao.quantization
+    return eager_mode(model.train(), lambda model, names: model, q.get_default_qat_qconfig, q.prepare_qat)
+
+
 def graph_mode(model):
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
@@ -91,7 +103,7 @@ def graph_mode(model):
     return convert_fx(model)
 
 
-QUANTIZED = (dynamic, static, aware, graph_mode)
+QUANTIZED = (dynamic, static, aware, each_layer, each_layer_aware, graph_mode)
 
 
 def quantized(way, model):
@@ -121,6 +133,15 @@ def test_classes_that_differ_are_not_quantized(way, monkeypatch):
     monkeypatch.setattr(kind, "__hash__", type.__hash__)
     model, twin = quantized(way, network()), quantized(way, gconv.convert(network()))
     assert not torch.allclose(twin(IMAGES), model(IMAGES), atol=1e-6)
+
+
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="torch has no fbgemm here")
+@pytest.mark.parametrize("way", [each_layer, each_layer_aware])
+def test_layers_that_stay_converted_are_not_quantized(way, monkeypatch):
+    """The negative control: eager quantization asks for exactly torch's class, not for one that equals it."""
+    monkeypatch.setattr(converted, "undo", lambda layer: None)
+    with pytest.raises(AssertionError):
+        quantized(way, gconv.convert(network()))
 
 
 def test_batch_norm_is_fused_into_a_converted_convolution():

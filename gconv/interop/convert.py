@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gconv.arguments import checked, shown
-from gconv.interop.converted import Converted, convertible, renew
+from gconv.interop.converted import Converted, convertible, renew, undo
 from gconv.interop.peer import LeftAlone, Unweighted, base_class
 from gconv.interop.peers import OPAQUE, describe, is_layer, parts
 from gconv.interop.repeated import Repeated
@@ -167,14 +167,6 @@ def restore(layer: Model) -> Model:
     twin = copy.deepcopy(layer)
     for module in twin.modules():
         if isinstance(module, Converted):
-            cls = type(module)
-            if parametrize.is_parametrized(module):
-                body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
-                module.__class__ = type(cls.__name__, (base_class(module),), body)
-            else:
-                module.__class__ = base_class(module)
-            del module.gconv
-            for name in ("_repeated", "_cached_graph", "_changed"):
-                vars(module).pop(name, None)
+            undo(module)
     vars(twin).pop("report", None)
     return twin

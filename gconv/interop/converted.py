@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from gconv.arguments import shown
 from gconv.caches import function
@@ -94,6 +96,10 @@ class Converted(ConvertedState):
         if name == "gconv":  # not a submodule: tools that list submodules find those of the original
             self.__dict__[name] = value
             return
+        if name == "qconfig" and value is not None:  # torch.ao.quantization, which requires the class itself
+            undo(self)
+            nn.Module.__setattr__(self, name, value)  # type: ignore[arg-type]
+            return
         if name == "training" and self.__dict__.get("gconv") is not None:
             self.gconv.training = value  # type: ignore[union-attr]
         if may_change_spec(name):
@@ -131,6 +137,18 @@ class Converted(ConvertedState):
         return (_blank, (original_class(type(self)),), state, *reduced[3:])
 
 
+def undo(layer: Any) -> None:
+    """Give a converted layer its original class again."""
+    cls = type(layer)
+    if parametrize.is_parametrized(layer):
+        body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(cls.__name__, (base_class(layer),), body)
+    else:
+        layer.__class__ = base_class(layer)
+    for name in ("gconv", "_repeated", "_cached_graph", "_changed"):
+        vars(layer).pop(name, None)
+
+
 def may_change_spec(name: str) -> bool:
     """Whether the operator of a layer may depend on an attribute."""
     return name in METHODS or (name[0] != "_" and name not in ("training", "gconv", "report", "built"))
@@ -164,9 +182,12 @@ def convertible(cls: type) -> type:
     peer = find(cls)
     original = cls.forward  # type: ignore[attr-defined]
     on_graphs = any(map(is_pyg, cls.__mro__))
+    most, names = arguments(original)
 
     @wraps(original)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > most or (kwargs and names is not None and any([name not in names for name in kwargs])):
+            return original(self, *args, **kwargs)  # it raises: a peer's call may have more arguments than the layer
         if on_graphs and torch.compiler.is_dynamo_compiling():
             if may_interrupt():  # S is then cached for each edge_index, as in eager calls
                 return eagerly(forward, self, *args, **kwargs)
@@ -222,6 +243,18 @@ def convertible(cls: type) -> type:
         body["reset_parameters"] = reset_parameters
     kind = LikeItsOriginal if type(cls) is type else type("LikeItsOriginal", (LikeItsOriginal, type(cls)), {})
     return kind(cls.__name__, (Converted, cls), body)
+
+
+def arguments(forward: Callable[..., Any]) -> tuple[float, frozenset[str] | None]:
+    """The number of arguments after self that a forward takes by position, and the names of all; None for any names.
+
+    >>> arguments(nn.Linear.forward)
+    (1, frozenset({'input'}))
+    """
+    given = list(inspect.signature(forward).parameters.values())[1:]
+    kinds = [p.kind for p in given]
+    most = math.inf if inspect.Parameter.VAR_POSITIONAL in kinds else len(given)
+    return most, None if inspect.Parameter.VAR_KEYWORD in kinds else frozenset(p.name for p in given)
 
 
 CACHES = ("_cached_edge_index", "_cached_adj_t")

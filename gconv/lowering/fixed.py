@@ -106,6 +106,11 @@ def _transposed(plan: Plan) -> Plan:
     return plan[0].T, not plan[1], plan[2], None
 
 
+def by_columns(W: Tensor) -> bool:
+    """Whether the matrices of W (k, i, o) are stored by columns, as those of converted layers: so is their gradient."""
+    return W.stride(-2) == 1 and W.stride(-1) != 1
+
+
 class Mixed(Differentiable):
     """`mixed`, and its gradients."""
 
@@ -113,7 +118,7 @@ class Mixed(Differentiable):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        ctx.plan = plan
+        ctx.plan, ctx.by_columns = plan, by_columns(W)
         to_x, to_w = ctx.needs_input_grad[:2]
         expanded: list[Tensor] | None = [] if to_w and plan[1] and plan[2] == "all" else None
         y = _mix(x, W, bias, plan, expanded)
@@ -129,12 +134,13 @@ class Mixed(Differentiable):
             db = dy.sum(0) if dy.ndim == 2 else dy.sum(tuple(range(dy.ndim - 1)))
         if transformed():
             dx = None if W is None else _composed(plan[0].T, dy, W.mT)
-            return dx, None if x is None else _moments(plan[0], x, dy), db, None
-        if torch.is_grad_enabled():
+            dw = None if x is None else _moments(plan[0], x, dy)
+        elif torch.is_grad_enabled():
             dx = None if W is None else Mixed.apply(dy, W.mT, None, _transposed(plan))
-            return dx, None if x is None else Moments.apply(x, dy, plan), db, None
-        dx, dw = gradients(x, W, dy, plan, expanded)
-        return dx, dw, db, None
+            dw = None if x is None else Moments.apply(x, dy, plan)
+        else:
+            dx, dw = gradients(x, W, dy, plan, expanded)
+        return dx, dw.mT.contiguous().mT if ctx.by_columns and dw is not None else dw, db, None
 
 
 class Moments(Differentiable):

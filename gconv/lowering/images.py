@@ -29,8 +29,10 @@ def on_images(option: Lowering, S: Basis, call: Call, grid: tuple[int, ...]) -> 
     single = x.ndim == len(grid) + 1
     images = call.at(x.unsqueeze(0)) if single else call
     run = option.images or _by_signals(option.run, grid)
-    if call.kind != "transformed":  # the memory format under vmap is not defined
+    if call.kind != "transformed":
         run = _with_format(run, _gives_channels_last(S, images), len(grid), S.linear)
+    elif x.is_contiguous():  # of the memory formats, vmap supports this one only
+        run = _contiguous(run)
     return _unbatched(run) if single else run
 
 
@@ -49,6 +51,10 @@ def _unbatched(run: Run) -> Run:
         return run(S, call.at(call.x.unsqueeze(0))).squeeze(0)
 
     return image
+
+
+def _contiguous(run: Run) -> Run:
+    return lambda S, call: run(S, call).contiguous()
 
 
 def _with_format(run: Run, last: bool, d: int, linear: bool) -> Run:

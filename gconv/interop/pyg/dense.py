@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from gconv.interop.peer import Peer, Weights, run
 from gconv.interop.pyg.common import biased, blocks, has_bias, inner_bias, listed, nothing, sizes
 from gconv.interop.pyg.common import dense as is_dense
 from gconv.interop.pyg.neighbours import GIN_NOTES
-from gconv.interop.torch_nn import LINEAR
+from gconv.interop.torch_nn import LINEAR, linear_call
 from gconv.kernels import readable
 from gconv.spec import OperatorSpec
 
@@ -154,7 +155,6 @@ def readout(
     ptr: Any = None,
     dim_size: int | None = None,
     dim: int = -2,
-    max_num_elements: int | None = None,
 ) -> Tensor | None:
     if not is_dense(x) or x.ndim < 2 or not x.is_floating_point() or dim not in (-2, x.ndim - 2) or not x.shape[-2]:
         return None
@@ -218,5 +218,5 @@ PEERS: dict[type, Peer] = {
     pyg.MeanAggregation: pooled("mean"),
     pyg.SumAggregation: pooled("sum"),
     pyg.MaxAggregation: pooled("max"),
-    pyg.Linear: LINEAR,
+    pyg.Linear: replace(LINEAR, call=lambda layer, x: linear_call(layer, x)),  # torch names its argument input
 }
