@@ -253,11 +253,11 @@ def _read_layers(model: nn.Module, layers: Iterable[str] | None) -> set[str] | N
     known = dict(model.named_modules())
     if isinstance(layers, str) or not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a list of paths in the model, such as ['0'], but it is {shown(layers)}.")
-    paths = set(layers)
+    paths = list(layers)
     for path in paths:
-        if path not in known:
+        if not isinstance(path, str) or path not in known:
             raise ValueError(f"The model has no layer at {shown(path)}{near(str(path), list(known)) or '.'}")
-    return paths
+    return set(paths)
 
 
 def _adapt_layers(twin: nn.Module, rank: int, scale: float, bias: bool, wanted: set[str] | None) -> Iterator[Adapted]:

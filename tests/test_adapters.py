@@ -264,6 +264,7 @@ def test_bad_input():
         (lambda: adapt(net, bias="yes"), TypeError, "bias must be"),
         (lambda: adapt(net, layers="0"), TypeError, "list of paths"),
         (lambda: adapt(net, layers=["conv"]), ValueError, "no layer at 'conv'"),
+        (lambda: adapt(net, layers=[["0"]]), ValueError, "no layer at"),
         (lambda: adapt(net, layers=["1"]), ValueError, "nothing to adapt.*an activation"),
         (lambda: adapt(GConv(avg_pool2d(2))), ValueError, "nothing to learn"),
         (lambda: adapt(adapt(net)), ValueError, "adapters already"),

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import networkx as nx
 import numpy as np
@@ -11,7 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch_geometric.data import Batch, Data
 
-from gconv import GConv, Graph, Grid, grid_graph
+from gconv import Bipartite, GConv, Graph, Grid, grid_graph
 from gconv.domains import read_graph
 from gconv.kernels import native
 from gconv.operators import gcn, sage
@@ -111,6 +112,19 @@ def test_learned_edge_weights_reach_every_call():
         w.grad = None
         layer(x, graph).square().sum().backward(retain_graph=True)
         assert w.grad.abs().sum() > 0
+
+
+def test_a_copy_of_learned_edges_is_refused_with_a_reason():
+    """Its gradients would reach the parameters of the original model."""
+    index = torch.tensor([[0, 1], [1, 0]])
+    for name in ("edge_weight", "edge_attr", "pos"):
+        for made in [Graph, Bipartite] if name != "pos" else [Graph]:
+            value = torch.ones((2,) if name == "edge_weight" else (2, 1))
+            make = partial(made, index, 2 if made is Graph else (2, 2))
+            plain = make(**{name: value})
+            assert torch.equal(getattr(copy.deepcopy(plain), name), value)
+            with pytest.raises(RuntimeError, match=f"{made.__name__} whose {name} requires gradients cannot be copied"):
+                copy.deepcopy(make(**{name: value.requires_grad_()}))
 
 
 def test_pickle_and_deepcopy():

@@ -453,10 +453,65 @@ def test_rows_are_minibatches(tmp_path):
     assert torch.equal(Rows(powers)[7][0], torch.cat([torch.tensor(p[7]) for p in powers])) and rows.channels == 9
     with pytest.raises(ValueError, match="index must contain node indices, 0 to 49"):
         Rows(powers, [50])
-    with pytest.raises(ValueError, match="y has 3 labels, but the signals have 50 rows"):
+    with pytest.raises(ValueError, match="y must have 50 labels, one per row of the signals"):
         Rows(powers, y=y[:3])
     with pytest.raises(ValueError, match=r"signals must be \(n, c\) with the same n"):
         Rows([powers[0], np.ones((3, 2))])
+
+
+@pytest.mark.parametrize("index", [np.array([3, 1], kind) for kind in ("u1", "u2", "u8", "i4")] + [[3, 1], (3, 1)])
+@pytest.mark.parametrize("y", [[5, 6, 7, 8], np.array([5, 6, 7, 8]), torch.tensor([5, 6, 7, 8])])
+def test_rows_take_labels_and_indices_of_every_kind(index, y):
+    """torch takes uint8 for a mask, and lacks arithmetic of other unsigned integers."""
+    x = torch.arange(4.0)[:, None]
+    for signal in (x, x.bfloat16(), x.clone().requires_grad_(), x.numpy()):
+        found, labels = next(iter(DataLoader(Rows([signal], index, y), 2)))
+        assert found.tolist() == [[3], [1]] and labels.tolist() == [8, 6]
+    assert len(Rows([x], [])) == 0
+    for bad, message in (("abcd", "y must be a tensor of labels"), (3, "y must have 4 labels")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            Rows([x], index, bad)
+
+
+def test_bfloat16_is_read_and_written_as_float32(tmp_path):
+    """numpy has no bfloat16; every number of it is a float32."""
+    graph, x = build(tmp_path / "g", torch.randint(9, (2, 30)), 9), torch.randn(9, 4).bfloat16()
+    same = propagate(graph, x.float(), 1, tmp_path / "float", memory=MEMORY)
+    assert np.array_equal(propagate(graph, x, 1, tmp_path / "y", memory=MEMORY), same)
+    net = nn.Sequential(GConv(gcn(4, 2)), nn.ReLU()).bfloat16()
+    y = infer(net, graph, x, tmp_path / "z", memory=MEMORY)
+    assert y.dtype == np.float32 and np.abs(y - infer(net.float(), graph, x, tmp_path / "w", memory=MEMORY)).max() < 0.1
+    with pytest.raises(TypeError, match="must be a dense tensor"):
+        propagate(graph, x.float().to_sparse(), 1, tmp_path / "v", memory=MEMORY)
+
+
+@pytest.mark.parametrize(("name", "kind", "value"), [("col", "i4", 10**8), ("col", "i4", -1), ("crow", "i8", 10**8)])
+def test_a_graph_with_damaged_content_is_an_error_of_ours(folder, name, kind, value):
+    """Its size is right, so it opens; the kernel would read memory of others, or leave out edges."""
+    graph, x = build(folder / "g", torch.randint(9, (2, 30)), 9), torch.randn(9, 4)
+    path = folder / "g" / f"{name}.npy"
+    numbers = np.load(path, mmap_mode="r+")
+    numbers[4] = value
+    numbers.flush()
+    with pytest.raises(DiskError, match=f"{name}.npy isn't as it was written; delete .* and build the graph again"):
+        propagate(graph, x, 1, folder / "y", memory=MEMORY)
+
+
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 1, "nodes": "9", "entries": 3, "loops": 0}'])
+def test_a_damaged_description_of_a_graph_is_an_error_of_ours(tmp_path, content):
+    build(tmp_path / "g", torch.randint(9, (2, 30)), 9)
+    (tmp_path / "g" / "graph.json").write_text(content)
+    with pytest.raises(DiskError, match=r"graph\.json isn't as it was written"):
+        DiskGraph.open(tmp_path / "g")
+
+
+def test_a_truncated_result_is_named(tmp_path):
+    graph, x = build(tmp_path / "g", torch.randint(9, (2, 30)), 9), torch.randn(9, 4)
+    propagate(graph, x, 1, tmp_path / "y", memory=MEMORY)
+    path = tmp_path / "y" / "power-1.npy"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"Cannot read .*power-1\.npy, an array \(9, 4\) of float32"):
+        propagate(graph, x, 1, tmp_path / "y", memory=MEMORY)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,30 @@ def test_in_the_workers_of_a_loader():
     assert not same(*epochs)  # each worker and epoch draws anew
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("name", ["edge_weight", "edge_attr"])
+def test_learned_edges_in_a_worker_are_an_error_and_no_hang(name):
+    """The worker could not send the block, and the loader would wait for it."""
+    plain = busy()
+    learned = torch.ones(plain.num_edges, requires_grad=True)
+    for tensor in (learned, learned.detach()):
+        graph = Graph(plain.edge_index, plain.size, **{name: tensor})
+        loader = DataLoader([0, 1], 2, collate_fn=partial(graph.sample, fanouts=[2]), num_workers=1, timeout=60)
+        if tensor.requires_grad:
+            with pytest.raises(ValueError, match=f"Gradients of {name} cannot leave a worker"):
+                next(iter(loader))
+        else:
+            assert next(iter(loader))[0].n_id[:2].tolist() == [0, 1]
+    assert getattr(Graph(plain.edge_index, plain.size, **{name: learned}).sample([0], [2])[0], name).requires_grad
+
+
+def test_seeds_may_be_a_series():
+    """The rows that pandas selected, whatever their labels are."""
+    pandas = pytest.importorskip("pandas")
+    for labels in ([7, 9], [1, 0], ["a", "b"]):
+        assert busy().sample(pandas.Series([3, 0], labels), [-1])[0].n_id[:2].tolist() == [3, 0]
+
+
 def pyg_batch(graph, blocks, seeds):
     """What NeighborLoader gives for these draws: one graph on the nodes of all hops, and each edge once."""
     n_id, edges = blocks[0].n_id, torch.cat([block.whole.edges for block in blocks]).unique()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -184,6 +185,21 @@ class Edges:
         DERIVED.add(self)
         with lasting(self.edge_index):
             made = self._memo[key] = make()
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Edges:
+        """A copy. Raises: RuntimeError if tensors of it are computed from others, which the copy could not follow."""
+        for name in ("edge_weight", "edge_attr", "pos"):
+            value = getattr(self, name, None)
+            if value is not None and not value.is_leaf:
+                raise RuntimeError(
+                    f"A {type(self).__name__} whose {name} requires gradients cannot be copied, since gradients of the "
+                    f"copy would reach the original tensors: detach {name}, or create the {type(self).__name__} from "
+                    "the parameters in each forward pass."
+                )
+        reduced: Any = self.__reduce__()
+        make, arguments = reduced
+        made: Edges = make(*copy.deepcopy(arguments, memo))
         return made
 
     def weights(self, dtype: torch.dtype | None = None) -> Tensor:

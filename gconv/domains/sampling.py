@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from gconv.arguments import integer, shown
 from gconv.domains.bipartite import Bipartite
@@ -145,6 +147,12 @@ def _block(graph: Graph, nodes: Tensor, m: int, edges: Tensor, index: Tensor) ->
         for name in ("edge_weight", "edge_attr", "edge_type")
         if (value := getattr(graph, name)) is not None
     }
+    for name, value in pick.items():
+        if value.requires_grad and get_worker_info() is not None:  # the DataLoader would wait for the block forever
+            raise ValueError(
+                f"Gradients of {name} cannot leave a worker of a DataLoader: sample with num_workers=0, or from a "
+                f"graph with {name}.detach()."
+            )
     block = Bipartite(index, (len(nodes), m), **pick)
     object.__setattr__(block, "whole", Whole(nodes, edges, sums, scale))
     return block
@@ -192,7 +200,8 @@ def _read_fanouts(fanouts: Any) -> list[int]:
 
 def _read_nodes(graph: Graph, nodes: Any, name: str) -> Tensor:
     try:
-        read = torch.as_tensor(nodes, device=graph.device)
+        array = hasattr(nodes, "__array__") and not isinstance(nodes, Tensor)  # such as a pandas Series, read in order
+        read = torch.as_tensor(np.array(nodes) if array else nodes, device=graph.device)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a sequence of node indices, but it is {shown(nodes)}.") from None
     if read.ndim == 1 and not len(read):

@@ -33,6 +33,16 @@ from gconv.external.files import (
 LINES = 1 << 22  # bytes of text read at a time
 
 
+def as_array(x: Tensor) -> np.ndarray:
+    """A tensor as an array on the CPU; bfloat16, which numpy lacks, as float32. Raises: TypeError."""
+    x = x.detach().cpu()
+    try:
+        found: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    except TypeError as error:
+        raise TypeError(f"The signal must be a dense tensor, but it is {shown(x)}: {error}") from None
+    return found
+
+
 class Features:
     """A signal (n, c), read by ranges of rows.
 
@@ -47,7 +57,7 @@ class Features:
     def __init__(self, x: Any) -> None:
         self.file: ArrayFile | None = None
         if isinstance(x, Tensor | np.ndarray):
-            self.array = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
+            self.array = as_array(x) if isinstance(x, Tensor) else x
             self.name, self.shape, dtype = "x", self.array.shape, self.array.dtype
         elif isinstance(x, str | os.PathLike):
             path, member = split_member(x)
@@ -176,20 +186,16 @@ class Rows(Dataset[tuple[Tensor, ...]]):
         if not self.signals or {s.ndim for s in self.signals} != {2} or len({s.shape[0] for s in self.signals}) > 1:
             raise ValueError(f"signals must be (n, c) with the same n, but they are {[s.shape for s in self.signals]}.")
         n = self.signals[0].shape[0]
-        try:
-            self.index = torch.arange(n) if index is None else torch.as_tensor(index).reshape(-1)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"index must be a sequence of node indices, but it is {shown(index)}.") from None
-        index = self.index
-        if index.dtype == torch.bool:
+        found = torch.arange(n) if index is None else _tensor(index, "index must be a sequence of node indices")
+        if found.dtype == torch.bool:
             raise TypeError("index must contain node indices, but it is a mask: give mask.nonzero()[:, 0].")
-        if len(index) and (index.is_floating_point() or not 0 <= int(index.min()) <= int(index.max()) < n):
+        whole = not (found.is_floating_point() or found.is_complex())
+        self.index = found.reshape(-1).to("cpu", torch.int64)  # torch takes uint8 for a mask
+        if len(self.index) and not (whole and 0 <= int(self.index.min()) <= int(self.index.max()) < n):
             raise ValueError(f"index must contain node indices, 0 to {n - 1}.")
-        if y is not None and not hasattr(y, "__getitem__"):
-            raise TypeError(f"y must be a tensor of labels or None, but it is {shown(y)}.")
-        if y is not None and len(y) != n:
-            raise ValueError(f"y has {len(y)} labels, but the signals have {n} rows.")
-        self.y = y
+        self.y = None if y is None else _tensor(y, "y must be a tensor of labels or None")
+        if self.y is not None and (not self.y.ndim or len(self.y) != n):
+            raise ValueError(f"y must have {n} labels, one per row of the signals, but it is {shown(y)}.")
 
     @property
     def channels(self) -> int:
@@ -197,7 +203,8 @@ class Rows(Dataset[tuple[Tensor, ...]]):
         return sum(s.shape[1] for s in self.signals)
 
     def _open(self) -> None:
-        self.signals = [load(Path(s)) if isinstance(s, str | os.PathLike) else np.asarray(s) for s in self.sources]
+        read = lambda s: as_array(s) if isinstance(s, Tensor) else np.asarray(s)  # noqa: E731
+        self.signals = [load(Path(s)) if isinstance(s, str | os.PathLike) else read(s) for s in self.sources]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -227,3 +234,11 @@ class Rows(Dataset[tuple[Tensor, ...]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def _tensor(values: Any, expected: str) -> Tensor:
+    """Labels or indices as a tensor. Raises: TypeError."""
+    try:
+        return values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{expected}, but it is {shown(values)}.") from None

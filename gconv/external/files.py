@@ -195,7 +195,10 @@ def load(path: Path) -> np.ndarray:
             dtype, shape, _, _ = read_header(file, str(path))
         if prod(shape) == 0:
             return np.empty(shape, dtype)
-        mapped: np.ndarray = np.load(path, mmap_mode="r")
+        try:
+            mapped: np.ndarray = np.load(path, mmap_mode="r")
+        except ValueError as error:  # it has Python objects, or fewer bytes than its header says
+            raise ValueError(f"Cannot read {path}, an array {shape} of {dtype}: {error}.") from None
         return mapped
 
 

@@ -87,12 +87,15 @@ class DiskGraph:
             raise DiskError(state if begun else f"There is no graph in {folder}; create one with DiskGraph.build.")
         if known.get("format") != FORMAT:
             raise ValueError(f"The graph in {folder} was built by another version of gconv; build it again.")
-        graph = cls(folder, known["nodes"], known["entries"], known["loops"])
+        sizes: list[Any] = [known.get(name) for name in ("nodes", "entries", "loops")]
+        if not all(type(size) is int and size >= 0 for size in sizes):
+            raise DiskError(_damaged(folder / "graph.json", folder))
+        graph = cls(folder, *sizes)
         lengths = {"crow.npy": 8 * (graph.nodes + 1), "col.npy": 4 * graph.entries}
         for name, length in lengths.items() if not graph.loops else [*lengths.items(), ("loops.npy", 4 * graph.nodes)]:
             file = folder / name
             if not file.is_file() or file.stat().st_size != HEADER + length:
-                raise DiskError(f"{file} isn't as it was written; delete {folder} and build the graph again.")
+                raise DiskError(_damaged(file, folder))
         return graph
 
     @classmethod
@@ -164,12 +167,17 @@ class DiskGraph:
         Args:
             entries, rows: maximal size of a block; a row with more entries is a separate block.
             first: the row at which to start.
+
+        Raises:
+            DiskError: if the file cannot be read, or does not contain row pointers.
         """
         path = self.path / "crow.npy"
         with opened(path) as file:
             while first < self.nodes:
                 crow = np.empty(min(rows, self.nodes - first) + 1, np.int64)
                 read_at(file, path, crow, HEADER + 8 * first)
+                if crow[0] < 0 or crow[-1] > self.entries or (crow[1:] < crow[:-1]).any():
+                    raise DiskError(_damaged(path, self.path))
                 here = 0
                 while here < len(crow) - 1:
                     stop = int(np.searchsorted(crow, crow[here] + entries, "right")) - 1
@@ -177,6 +185,18 @@ class DiskGraph:
                     yield first + here, first + stop, crow[here : stop + 1]
                     here = stop
                 first += here
+
+    def columns(self, file: int, first: int, last: int) -> np.ndarray:
+        """The columns of the entries first to last - 1, from the opened col.npy.
+
+        Raises:
+            DiskError: if the file cannot be read, or one of them is no node; a kernel would read foreign memory.
+        """
+        path = self.path / "col.npy"
+        found = read_at(file, path, np.empty(last - first, np.int32), HEADER + 4 * first)
+        if len(found) and found.view(np.uint32).max() >= self.nodes:
+            raise DiskError(_damaged(path, self.path))
+        return found
 
     def __repr__(self) -> str:
         return f"DiskGraph({self.nodes} nodes, {self.num_edges} edges)"
@@ -406,6 +426,10 @@ class _Builder:
         found = {"nodes": self.nodes, "entries": self.journal["entries"], "loops": self.journal["loops"]}
         write_json(self.folder / "graph.json", {"format": FORMAT, **found, "settings": self.settings})
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _damaged(file: Path, folder: Path) -> str:
+    return f"{file} isn't as it was written; delete {folder} and build the graph again."
 
 
 def _size_of(source: EdgeSource) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gconv.arguments import checked, shown
-from gconv.external.features import Features
+from gconv.external.features import Features, as_array
 from gconv.external.files import (
     HEADER,
     Progress,
@@ -243,7 +243,7 @@ class _Stage:
         with opened(trial, write=True) as file:
             end = HEADER
             for first, last in self.windows():
-                y = make(first, last).cpu().numpy()
+                y = as_array(make(first, last))
                 if y.ndim != 2 or len(y) != last - first:
                     raise ValueError(f"Modules between layers must return (rows, channels), but they give {y.shape}.")
                 end = write_at(file, trial, y, end)

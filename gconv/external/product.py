@@ -332,7 +332,7 @@ class _Run:
                 begin, end = int(crow[0]), int(crow[-1])
                 for start in range(begin, max(end, begin + 1), self.plan.entries):
                     stop = min(end, start + self.plan.entries)
-                    col = read_at(file, path, np.empty(stop - start, np.int32), HEADER + 4 * start)
+                    col = self.graph.columns(file, start, stop)
                     local = (crow - start).clip(0, stop - start).astype(np.int32)
                     yield a, b, crow, local, col, stop == end
 
