@@ -588,12 +588,17 @@ BAD = [
     (lambda: pyg.RGCNConv(8, 4, 2), (X, RING)),
     (lambda: pyg.GMMConv(8, 4, 2, 2), (X, RING)),
     (lambda: pyg.TransformerConv(8, 4), (X[0], RING)),
+    (lambda: pyg.FiLMConv(8, 4), (X.tolist(), RING)),
+    (lambda: pyg.Linear(8, 4), (X.tolist(),)),
 ]
 
 
 @pytest.mark.parametrize(("build", "arguments"), BAD, ids=range(len(BAD)))
 def test_errors_are_of_the_class_that_pyg_raises(build, arguments):
-    """And of gconv's where it refuses the call itself or where PyG says nothing; with a sentence in any case."""
+    """And of gconv's where it refuses the call itself or where PyG says nothing; with a sentence in any case.
+
+    PyG's message is a note of the error, which `pytest.raises(match=...)` reads, too.
+    """
     layer = build()
     with pytest.raises(Exception) as theirs:
         layer(*arguments)
@@ -601,6 +606,7 @@ def test_errors_are_of_the_class_that_pyg_raises(build, arguments):
         convert(layer)(*arguments)
     assert issubclass(ours.type, theirs.type) and issubclass(ours.type, (ValueError, TypeError))
     assert len(str(ours.value)) > 20
+    assert str(theirs.value) in "\n".join([str(ours.value), *getattr(ours.value, "__notes__", [])])
 
 
 def test_parameters_that_are_not_initialised_yet():

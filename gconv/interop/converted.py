@@ -211,9 +211,7 @@ def convertible(cls: type) -> type:
                 if on_graphs:
                     raise refusal(self, original, args, kwargs, error) from None
                 y = None  # torch's own forward runs, or raises its usual error
-            except BARE as error:
-                if on_graphs:
-                    raise explained(self, original, args, kwargs, error) from error
+            except BARE:  # an argument is no tensor: the original raises its own error
                 y = None
         if y is not None:
             if self._cached_graph is not None:
@@ -296,7 +294,13 @@ def explained(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, 
     if not why and not isinstance(error, BARE):
         return error
     why = why or f"{base_class(layer).__name__} does not accept this call{said(error)}."
-    found: Exception = both(InputError, type(error))(why)
+    return _noted(both(InputError, type(error))(why), error)
+
+
+def _noted(found: Exception, theirs: Exception) -> Exception:
+    """gconv's error with the message of PyG's as a note, so that it can be searched for, too."""
+    if str(theirs):
+        found.add_note(f"PyG's own message: {theirs}")
     return found
 
 
@@ -343,9 +347,9 @@ def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, er
         if type(theirs) is TypeError and type(error) is TypeError and "argument" in str(theirs):
             return theirs  # a missing or unknown argument
         try:
-            return both(type(error), type(theirs))(str(error))
+            return _noted(both(type(error), type(theirs))(str(error)), theirs)
         except TypeError:  # incompatible exception classes
-            return error
+            return _noted(error, theirs)
     return error
 
 
