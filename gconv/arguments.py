@@ -7,6 +7,7 @@ import inspect
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import wraps
 from types import NoneType, UnionType
@@ -208,7 +209,7 @@ def checked(function: F) -> F:
             if type(error) not in RAW_ERRORS:
                 raise
             for key, value in bound.items():
-                said = any(word in str(error) for word in (key, short))
+                said = any(re.search(rf"\b{word}\b", str(error)) for word in (key, short))  # 'y' is not in 'ndarray'
                 if key not in open_ended and not said and not accepts(value, hints.get(key, Any)):
                     raise _refusal(name, key, value, hints[key]) from error
             raise

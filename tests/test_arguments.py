@@ -13,6 +13,7 @@ import torch
 from gconv import GConv, Graph, Grid, OperatorSpec, cite, list_operators
 from gconv import spec as registry
 from gconv.analysis import receptive_field
+from gconv.arguments import checked
 from gconv.basis import Identity
 from gconv.mixing import Dense
 from gconv.operators import cheb, conv2d, gat, gcn, global_pool, mixhop, wl_continuous
@@ -283,3 +284,18 @@ def test_a_structure_that_learns_says_so_and_names_its_parameters_rightly():
     layer = GConv(OperatorSpec("idea", (), broken(**members), Dense(1, 2, 3)))
     with pytest.raises(ValueError, match=r"asks theta for 'dampin', but .* declares are: damping\."):
         layer(torch.zeros(3, 2), Graph(INDEX))
+
+
+def test_an_argument_with_a_short_name_is_named_in_errors():
+    """Its letter is part of words of other errors, such as "ndarray" or "index"."""
+
+    @checked
+    def rows(y: torch.Tensor, own: bool = False) -> torch.Tensor:
+        if own:
+            raise AttributeError("y is on another device")
+        return y.detach()
+
+    with pytest.raises(TypeError, match=r"rows: y must be a torch tensor, but it is a ndarray"):
+        rows(torch.ones(2).numpy())
+    with pytest.raises(AttributeError, match="y is on another device"):
+        rows(torch.ones(2).numpy(), own=True)

@@ -162,6 +162,8 @@ def test_bad_calls_are_said_in_a_sentence(alone):
         (Grid((8, 6)), {"method": "rcm"}, ValueError, "slabs"), (PATH, {"parts": 0}, ValueError, "at least 1"),
         (PATH, {"method": torch.zeros(3, dtype=torch.int64)}, ValueError, "each of 4 nodes"),
         (PATH, {"method": torch.ones(4, dtype=torch.int64)}, ValueError, "parts from 0 to 0"),
+        (PATH, {"method": torch.zeros(4, dtype=torch.cfloat)}, ValueError, "torch.complex64"),
+        (PATH, {"method": torch.zeros(4).numpy()}, ValueError, "the part of each node, but it is a ndarray"),
     ]:  # fmt: skip
         with pytest.raises(error, match=text):
             shard(domain, **options)
@@ -171,6 +173,15 @@ def test_bad_calls_are_said_in_a_sentence(alone):
         net(torch.randn(5, 3))
     with pytest.raises(ValueError, match="whole signal has 4 rows"):
         part.take(torch.randn(5, 3))
+    for call, error, text in [
+        (lambda: part.take([1, 2, 3, 4]), TypeError, r"take: x must be a torch tensor"),
+        (lambda: part.gather(torch.ones(4).numpy()), TypeError, r"gather: y must be a torch tensor"),
+        (lambda: part.gather(torch.tensor(1.0)), ValueError, r"the rows of this process along axis None, not \(\)"),
+        (lambda: part.gather(torch.ones(4, 2), 2), ValueError, r"the rows of this process along axis 2, not \(4, 2\)"),
+        (lambda: distribute(nn.LazyLinear(2), part), ValueError, "parameters without values: run it once"),
+    ]:
+        with pytest.raises(error, match=text):
+            call()
     with pytest.raises(TypeError, match=r"partition\.domain"):
         distribute(Two(), part)(torch.randn(4, 3))
     from gconv.laplacian import adjacency

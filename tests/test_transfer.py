@@ -390,6 +390,9 @@ BAD = [
     (lambda: Pixels.from_pos(torch.tensor([[5, 0]]), (4, 4)), InputError, "does not contain all positions"),
     (lambda: Pixels.from_pos(torch.zeros(0, 2)), InputError, "no sites"),
     (lambda: Pixels.from_labels(torch.tensor([[0, 2]])), InputError, "No pixel has label 1"),
+    (lambda: Pixels.from_labels(torch.tensor([[0, 10**15]])), InputError, "No pixel has label 1, but labels go up to"),
+    (lambda: Pixels.from_labels(torch.tensor([[0, 1, 3]])), InputError, "No pixel has label 2, but labels go up to 3"),
+    (lambda: Pixels.from_labels(torch.tensor([[1, 2]])), InputError, "No pixel has label 0, but labels go up to 2"),
     (lambda: Pixels.from_labels(torch.tensor([[-1]])), InputError, "all are negative"),
     (lambda: Pixels.from_mask(torch.ones(2, 2) > 0, (True,)), InputError, "periodic must be"),
 ]  # fmt: skip

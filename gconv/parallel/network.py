@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gconv.arguments import shown
 from gconv.basis import Polynomial, entries
@@ -333,6 +334,7 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
 
     Raises:
         TypeError: if a layer cannot be distributed, or the edges require gradients; the message names the layer.
+        ValueError: if a parameter is not initialised.
         ProcessError: if the processes have different models, or one of them ends; the message says which.
 
     >>> import torch.distributed as dist
@@ -354,12 +356,14 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
         raise TypeError("The edges of a partitioned graph must not need gradients: detach its tensors.")
     made, problem = model, None
     try:
+        if any(map(is_lazy, model.parameters())):
+            raise ValueError("The model has parameters without values: run it once, or load its weights.")
         made = _replaced(copy.deepcopy(model), "", state)
     except (TypeError, ValueError) as error:
         problem = error
     processes.agree(
         the_model=str(problem) if problem is not None else repr(made),
-        the_parameters=[(name, tuple(p.shape), str(p.dtype)) for name, p in made.named_parameters()],
+        the_parameters=[(name, tuple(p.shape), str(p.dtype)) for name, p in made.named_parameters() if not is_lazy(p)],
     )
     if problem is not None:
         raise problem

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import gconv
-from gconv.arguments import integer, shown
+from gconv.arguments import checked, integer, shown
 from gconv.caches import Holders
 from gconv.domains import Graph, Grid
 from gconv.parallel.processes import Processes
@@ -84,6 +84,7 @@ class Partition:
         """The (negative) axis along which signals are partitioned."""
         return -self.domain.ndim if isinstance(self.domain, Grid) else -2
 
+    @checked
     def take(self, x: Tensor, axis: int | None = None) -> Tensor:
         """The part of a signal on the whole domain that belongs to this process; axis=0 for labels.
 
@@ -99,14 +100,18 @@ class Partition:
             return x.index_select(axis, self.order[low:high].to(x.device))
         return x.narrow(axis, low, high - low)
 
+    @checked
     def gather(self, y: Tensor, axis: int | None = None) -> Tensor:
         """The whole signal, in every process, in the original order of the nodes; without gradients.
 
         The parts may also be on another grid, such as the output of a network.
 
         Raises:
-            ValueError: if the nodes were reordered and the parts together do not have one row per node.
+            ValueError: if y has no such axis, or the nodes were reordered and the parts together do not have one row
+                per node.
         """
+        if not y.ndim or not (axis is None or -y.ndim <= axis < y.ndim):
+            raise ValueError(f"gather needs the rows of this process along axis {axis}, not {tuple(y.shape)}.")
         axis = (self.axis if axis is None else axis) % y.ndim
         parts = self.processes.gathered(y.detach().movedim(axis, 0).cpu())
         whole = torch.cat(parts).movedim(0, axis).to(y.device)
@@ -200,11 +205,15 @@ def _check(domain: Any, parts: Any, method: Any, size: int) -> None:
     if isinstance(method, Tensor):
         if isinstance(domain, Grid):
             raise ValueError("A grid is cut into slabs of rows: use method='rows'.")
-        if method.shape != (n,) or method.is_floating_point() or method.dtype == torch.bool:
-            raise ValueError(f"method must give the part of each of {n} nodes, but its shape is {tuple(method.shape)}.")
+        kind = method.dtype
+        if method.shape != (n,) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
+            raise ValueError(
+                f"method must give the part of each of {n} nodes, integers ({n},), but it is {kind} of shape "
+                f"{tuple(method.shape)}."
+            )
         if n and not 0 <= int(method.min()) <= int(method.max()) < size:
             raise ValueError(f"method must contain parts from 0 to {size - 1}, but it contains others.")
-    elif method not in ("rows", "rcm", "metis"):
+    elif not isinstance(method, str) or method not in ("rows", "rcm", "metis"):
         raise ValueError(f"method must be 'rows', 'rcm', 'metis' or the part of each node, but it is {shown(method)}.")
     elif isinstance(domain, Grid) and method != "rows":
         raise ValueError(f"A grid is cut into slabs of rows: use method='rows', not {method!r}.")

@@ -143,9 +143,10 @@ class Pixels:
         if not len(pixel):
             raise InputError("labels must contain at least one label >= 0, but all are negative.")
         site, n = flat[pixel], int(flat.max()) + 1
-        counts = torch.bincount(site, minlength=n)
-        if int(counts.min()) == 0:
-            raise InputError(f"No pixel has label {int(counts.argmin())}, but labels go up to {n - 1}.")
+        counts = torch.bincount(site.clamp(max=len(site)))  # a label beyond that leaves a gap below it
+        if int(counts.min()) == 0 or n > len(site):
+            missing = int((torch.cat([counts[: len(site)], counts.new_zeros(1)]) == 0).nonzero()[0])
+            raise InputError(f"No pixel has label {missing}, but labels go up to {n - 1}.")
         one, shape = torch.ones(len(pixel), dtype=torch.float64), Grid(tuple(labels.shape)).shape
         lift, sample = (pixel, site, one), _normalised((site, pixel, one))
         return cls(shape, n, lift, sample, _read_periodic(periodic, len(shape)), bool(counts.max() == 1))
