@@ -505,6 +505,20 @@ def test_a_damaged_description_of_a_graph_is_an_error_of_ours(tmp_path, content)
         DiskGraph.open(tmp_path / "g")
 
 
+def test_arrays_of_equal_bytes_are_told_apart(tmp_path):
+    """Four zeros of float32 are two of float64, and pairs of int32 may be one int64."""
+    edges = np.array([[0, 1], [1, 2]])
+    graph = build(tmp_path / "g", edges, 3)
+    assert build(tmp_path / "g", edges.copy(), 3) == graph
+    with pytest.raises(ValueError, match="holds a graph of other edges"):
+        build(tmp_path / "g", edges.view(np.int32), 3)
+    x = np.zeros((3, 4), np.float32)
+    for again in (x, x.copy()):
+        assert propagate(graph, again, 1, tmp_path / "y", memory=MEMORY)[0].shape == (3, 4)
+    with pytest.raises(ValueError, match="holds the result of another call"):
+        propagate(graph, x.view(np.float64), 1, tmp_path / "y", dtype=torch.float32, memory=MEMORY)
+
+
 def test_a_truncated_result_is_named(tmp_path):
     graph, x = build(tmp_path / "g", torch.randint(9, (2, 30)), 9), torch.randn(9, 4)
     propagate(graph, x, 1, tmp_path / "y", memory=MEMORY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from gconv.external.edges import TEXT, ArrayFile, open_text, split_member, stamp
 from gconv.external.files import (
     HEADER,
     DiskError,
-    as_bytes,
+    array_stamp,
     header,
     load,
     missing_file,
@@ -82,7 +81,7 @@ class Features:
         """A string that identifies the values."""
         if self.file is not None:
             return f"{stamp(self.file.path)}-{self.file.member}"
-        return hashlib.sha256(as_bytes(np.ascontiguousarray(self.array))).hexdigest()
+        return array_stamp(self.array)
 
     def read(self, first: int, last: int, stream: int = 0) -> np.ndarray:
         """The rows first to last - 1. Raises: DiskError."""

@@ -7,6 +7,7 @@ kills the process.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -126,6 +127,13 @@ def using(path: Path, verb: str = "write") -> Iterator[None]:
 def as_bytes(array: np.ndarray) -> memoryview:
     """The bytes of a contiguous array."""
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def array_stamp(array: np.ndarray) -> str:
+    """A fingerprint of an array: a hash of its dtype, shape and values."""
+    total = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
+    total.update(as_bytes(np.ascontiguousarray(array)))
+    return total.hexdigest()
 
 
 def write_at(file: int, path: Path, data: np.ndarray | bytes, offset: int) -> int:
