@@ -538,6 +538,16 @@ def test_features_from_text_are_numbers(tmp_path, text, message):
     assert not (tmp_path / "x.npy").exists()
 
 
+def test_features_from_text_never_replace_the_text(tmp_path):
+    (tmp_path / "x.csv").write_text("1,2\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "x.csv")
+    for out in ("x.csv", "link.csv"):
+        with pytest.raises(ValueError, match="out must be another file than the text"):
+            features_from_text(tmp_path / "x.csv", tmp_path / out)
+    assert (tmp_path / "x.csv").read_text() == "1,2\n"
+    assert np.load(features_from_text(tmp_path / "x.csv", tmp_path / "x.npy")).tolist() == [[1, 2]]
+
+
 def network():
     torch.manual_seed(0)
     net = nn.Sequential(

@@ -97,7 +97,7 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
 
     Raises:
         ValueError: if a line does not have as many numbers as the first one; the message has its line number. Also if
-            there are no lines.
+            there are no lines, or out is the text itself.
         DiskError: if a file cannot be read or written.
 
     >>> import tempfile
@@ -110,6 +110,8 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
     path, out, line, columns = Path(path), Path(out), 0, 0
     trial = out.with_name(f"{out.name}.part")
     with using(path, "read"):
+        if out.exists() and path.samefile(out):
+            raise ValueError(f"out must be another file than the text, but both are {path}.")
         source = open_text(path)
     with source, removed_on_error(trial), opened(trial, write=True) as file:
         end = HEADER
