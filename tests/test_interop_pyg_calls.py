@@ -609,6 +609,22 @@ def test_errors_are_of_the_class_that_pyg_raises(build, arguments):
     assert str(theirs.value) in "\n".join([str(ours.value), *getattr(ours.value, "__notes__", [])])
 
 
+@pytest.mark.parametrize(
+    ("layer", "arguments"), [(pyg.GCNConv(8, 4), (X, RING)), (nn.Linear(8, 4), (X,))], ids=["pyg", "torch"]
+)
+def test_a_fault_of_gconv_is_told_and_the_original_computes(layer, arguments, monkeypatch):
+    converted = convert(layer)
+    assert torch.allclose(converted(*arguments), layer(*arguments), atol=1e-6)  # no warning, which would be an error
+
+    def broken(*_):
+        raise IndexError("out of range")
+
+    monkeypatch.setitem(vars(type(converted).peer), "call", broken)
+    with pytest.warns(RuntimeWarning, match=rf"converted {type(layer).__name__} \(IndexError: out of range\)"):
+        y = converted(*arguments)
+    assert torch.equal(y, layer(*arguments))
+
+
 def test_parameters_that_are_not_initialised_yet():
     """A state_dict of a lazy layer makes a converted one lazy, too; its next call initialises it."""
     for build, arguments in (

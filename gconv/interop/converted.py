@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -197,7 +198,7 @@ def convertible(cls: type) -> type:
             return original(self, *args, **kwargs) if y is None else y
         if self._changed:
             _renewed(self)
-        y = None
+        y = failed = None
         if self.gconv is not None and obstacle(self, peer.inner) is None:
             try:
                 if is_jit_tracing():
@@ -211,21 +212,22 @@ def convertible(cls: type) -> type:
                 if on_graphs:
                     raise refusal(self, original, args, kwargs, error) from None
                 y = None  # torch's own forward runs, or raises its usual error
-            except BARE:  # an argument is no tensor: the original raises its own error
-                y = None
+            except BARE as error:  # usually an argument is no tensor, and the original raises its own error
+                failed = f"{type(error).__name__}: {error}"
         if y is not None:
             if self._cached_graph is not None:
                 _fill_cache(self, original, args, kwargs)
             return y
-        if not on_graphs:
-            return original(self, *args, **kwargs)
         try:
-            return original(self, *args, **kwargs)
+            y = original(self, *args, **kwargs)
         except (*BARE, RuntimeError) as error:
-            found = explained(self, original, args, kwargs, error)
+            found = explained(self, original, args, kwargs, error) if on_graphs else error
             if found is error:
                 raise
             raise found from error
+        if failed is not None:
+            warnings.warn(FAILED.format(cls.__name__, failed), RuntimeWarning, stacklevel=2)
+        return y
 
     forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
 
@@ -256,6 +258,10 @@ def arguments(forward: Callable[..., Any]) -> tuple[float, frozenset[str] | None
 
 
 CACHES = ("_cached_edge_index", "_cached_adj_t")
+FAILED = (
+    "gconv failed to compute this call of a converted {} ({}), so the original layer computed it. "
+    "The result is right, but this is a fault of gconv: please report it."
+)
 
 
 def _fill_cache(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any) -> None:
