@@ -31,10 +31,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if sys.argv[:1] == ["-m"] and sys.orig_argv[-2:] in (["datasets", "-h"], ["datasets", "--help"]):  # needs no torch
-    import runpy
+if sys.argv[:1] == ["-m"]:
+    from gconv_command import end_in_one_line
 
-    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
+    end_in_one_line()
+    if sys.orig_argv[-2:] in (["datasets", "-h"], ["datasets", "--help"]):  # needs no torch
+        import runpy
+
+        runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from gconv.arguments import checked
 

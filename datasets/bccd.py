@@ -125,7 +125,7 @@ def _photo(blob: bytes, path: Path, shrink: int) -> Tensor:
 def _boxes(blob: bytes, path: Path) -> tuple[Tensor, Tensor]:
     """Boxes (k, 4) in pixels and their kinds (k,), also those without area."""
     try:
-        if b"<!" in blob.replace(b"<!--", b""):
+        if b"<!" in blob.replace(b"\0", b"").replace(b"<!--", b""):  # without zeros, as text in UTF-16 has
             raise ValueError("a document type is not expected")
         tree = ElementTree.fromstring(blob)
         objects = tree.findall("object")

@@ -10,6 +10,7 @@ automatically.
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,9 +78,9 @@ def _grey(blob: bytes, path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(blob), formats=["PNG"]) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(blob), formats=["PNG"]) as image:
             if image.mode != "L" or image.size != (SIDE, SIDE):
                 raise DataCorrupt(f"{path} is {image.mode} {image.size}, not a grey image of {SIDE} x {SIDE} pixels.")
             return np.array(image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataCorrupt(f"{path} is not a readable PNG file ({error}).") from None

@@ -90,7 +90,7 @@ def _lines(blob: bytes, path: Path) -> tuple[str, ...]:
     if len(text) > MAX_BYTES:
         raise DataCorrupt(f"{path} unpacks to more than {MAX_BYTES >> 20} MiB, so it is not what its name says.")
     try:
-        lines = text.decode("utf-8").split("\n")
+        lines = text.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataCorrupt(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
     lines = [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]

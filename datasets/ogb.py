@@ -14,6 +14,7 @@ papers100M), Amazon's (products).
 """
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from torch import Tensor
 from datasets.root import DataCorrupt, DataUnavailable, data_root
 from gconv.arguments import checked
 
+MAX_BYTES = 2**28  # of a file of numbers; the largest has 20 MB
+MAX_LABEL_BYTES = 2**31  # of the labels of papers100M, which have 444 MB
+MAX_CLASS = 10**6
 SPLITS = {"arxiv": "time", "products": "sales_ranking", "papers100M": "time"}
 
 
@@ -83,16 +87,27 @@ def _there(path: Path) -> Path:
 
 def _numbers(path: Path) -> Tensor:
     try:
-        with gzip.open(path, "rt") as file:
-            return torch.tensor([int(line) for line in file if line.strip()], dtype=torch.int64)
-    except (OSError, EOFError, ValueError, UnicodeDecodeError) as error:
+        with gzip.open(path) as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
+        return torch.from_numpy(np.array(text.split(), np.int64))
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise DataCorrupt(f"{path}: one whole number a line is expected ({error})") from None
 
 
 def _labels_of_archive(path: Path) -> Tensor:
     try:
         with np.load(path) as archive:
+            if (size := archive.zip.getinfo("node_label.npy").file_size) > MAX_LABEL_BYTES:
+                raise ValueError(f"it unpacks to {size:,} bytes, and at most {MAX_LABEL_BYTES:,} are read")
             labels = archive["node_label"].reshape(-1)
+        if labels.dtype.kind not in "fiu":
+            raise ValueError(f"it has values of type {labels.dtype}, not numbers")
+        known = ~np.isnan(labels)
+        classes = np.where(known, labels, -1)
+        if ((classes != np.floor(classes)) | (abs(classes) > MAX_CLASS)).any():
+            raise ValueError("a label is not a whole number, or too large")
     except Exception as error:  # numpy raises what zipfile, zlib and the header's parser raise
         raise DataCorrupt(f"{path}: an array node_label is expected ({error})") from None
-    return torch.from_numpy(np.where(np.isnan(labels), -1, labels).astype(np.int64))
+    return torch.from_numpy(classes.astype(np.int64))

@@ -71,6 +71,8 @@ def load_text(name: str, root: str | Path | None = None) -> TextSet:
     blobs = {file: read(folder / file, MAX_BYTES) for file in FILES}
     lines, splits = (_lines(blobs[file], folder / file) for file in FILES)
     where = folder / "split.txt"
+    if not splits:
+        raise DataCorrupt(f"{where} is empty; expected a line for each document.")
     if len(lines) != len(splits):
         raise DataCorrupt(f"{where} has {len(splits)} lines, and clean.txt has {len(lines)} documents.")
     marks = [line.split("\t") for line in splits]
@@ -79,7 +81,8 @@ def load_text(name: str, root: str | Path | None = None) -> TextSet:
             raise DataCorrupt(f"{where}, line {number}: expected a number, train or test, and a class, with tabs.")
     test = torch.tensor([mark[1] == "test" for mark in marks])
     classes = tuple(sorted({mark[2] for mark in marks}))
-    labels = torch.tensor([classes.index(mark[2]) for mark in marks])
+    label_of = {name: i for i, name in enumerate(classes)}
+    labels = torch.tensor([label_of[mark[2]] for mark in marks])
     if len(labels[~test].unique()) != len(classes) or not test.any():
         raise DataCorrupt(f"{where} leaves a class without training documents, or has no test documents.")
     start = 1 if name == "TREC" else 0
@@ -96,7 +99,7 @@ def load_text(name: str, root: str | Path | None = None) -> TextSet:
 
 def _lines(blob: bytes, path: Path) -> list[str]:
     try:
-        lines = blob.decode("utf-8").split("\n")
+        lines = blob.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataCorrupt(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    return lines[:-1] if lines[-1] == "" else lines
+    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]

@@ -38,10 +38,14 @@ parallel, external, testing, calibrate.
 
 import sys
 
-if sys.argv[:1] == ["-m"] and sys.orig_argv[-1] in ("-h", "--help"):  # print help without importing torch
-    from gconv.help_first import print_help
+if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:
+    from gconv_command import end_in_one_line
 
-    print_help(sys.orig_argv)
+    end_in_one_line()
+    if sys.orig_argv[-1] in ("-h", "--help"):  # print help without importing torch
+        from gconv.help_first import print_help
+
+        print_help(sys.orig_argv)
 
 from gconv import analysis, blocks, external, interop, operators, parallel
 from gconv.adapters import adapt, merge, unmerge

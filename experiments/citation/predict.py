@@ -103,10 +103,10 @@ def read_graph(path: Path) -> Papers:
     if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < len(x):
         odd = edges[(edges < 0) | (edges >= len(x))][0]
         raise ValueError(f"{path}: an edge names paper {int(odd)}, and there are papers 0 to {len(x) - 1}")
-    x = x.float()
+    x = x.double()
     if not bool(torch.isfinite(x).all()) or bool((x < 0).any()):
         raise ValueError(f"{path}: x has numbers that are negative or not finite")
-    return Papers(Graph(edges.long(), len(x)), x / x.sum(1, keepdim=True).clamp(min=1e-12))
+    return Papers(Graph(edges.long(), len(x)), (x / x.sum(1, keepdim=True).clamp(min=1e-12)).float())
 
 
 def restored(path: Path) -> Network:
@@ -176,9 +176,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if options.graph is None:
             raise ValueError("give a graph file; --example FILE writes one")
-        check_output("--out", options.out)
+        inputs = (options.graph, options.checkpoint)
+        check_output("--out", options.out, others=inputs)
         check_not_folder("--checkpoint", options.checkpoint)
-        check_output("--table", options.table)
+        check_output("--table", options.table, others=(*inputs, options.out))
         papers = read_graph(options.graph)
         scores = predict(restored(options.checkpoint or predicting.place(NAME)), papers)
         if options.out is not None:

@@ -63,7 +63,11 @@ class Experiment:
         """The command line. Raises: SystemExit."""
         config, options = parse(self.config, SweepOptions, self.about, argv, self.defaults)
         rows = self.rows(config, options, isolate)
-        self.report(rows)
+        try:
+            self.report(rows)
+        except KeyError as error:
+            what = f"a row of {self.name} has no {error}, so another version wrote it, or it was edited"
+            raise SystemExit(f"error: {what}; delete its line in {options.open(self.name).path}") from error
         if options.compare:
             from experiments.harness.render import comparison
 

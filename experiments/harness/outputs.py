@@ -2,18 +2,22 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def check_output(option: str, path: Path | None, parents: bool = False) -> None:
+def check_output(option: str, path: Path | None, parents: bool = False, others: Sequence[Path | None] = ()) -> None:
     """Check that a file can be written, before the work whose result it will contain.
 
     Args:
         option: the option that names the file, for messages.
         path: the file, or None.
         parents: whether missing folders will be created.
+        others: files that the command reads or writes, none of which may be replaced.
 
     Raises: ValueError, OSError.
 
@@ -25,6 +29,9 @@ def check_output(option: str, path: Path | None, parents: bool = False) -> None:
     if path is None:
         return
     check_not_folder(option, path)
+    same = [other for other in others if other is not None and os.path.realpath(other) == os.path.realpath(path)]
+    if same and not (path.exists() and not path.is_file()):  # devices can be named twice
+        raise ValueError(f"{option} {path} would replace {same[0]}, which is read or written too; give another file")
     folder = path.parent
     while parents and not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -54,6 +61,21 @@ def check_not_folder(option: str, path: Path | None) -> None:
     """
     if path is not None and path.is_dir():
         raise ValueError(f"{option} {path} is a folder; give the name of a file")
+
+
+def check_size(path: Path, network: Callable[[], "nn.Module"]) -> None:
+    """Check that the file is large enough for the weights of a network, before they are allocated. Raises: ValueError.
+
+    Args:
+        path: the file, with weights of 16 bits.
+        network: makes the network from the description next to the file.
+    """
+    import torch
+
+    with torch.device("meta"):
+        count = sum(weight.numel() for weight in network().parameters())
+    if 2 * count > (size := path.stat().st_size):
+        raise ValueError(f"it describes {count:,} weights, and {path} has {size:,} bytes")
 
 
 @contextlib.contextmanager

@@ -63,6 +63,8 @@ class Results:
                     _write(file, bytes(1 << 16))
             finally:
                 trial.unlink(missing_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise ResultsError(f"cannot write results to {self.path}: it is not a regular file; name another one")
             if self.path.exists():
                 open(self.path, "ab").close()
 
@@ -125,7 +127,8 @@ class Results:
                 if row is not None and not (isinstance(row, dict) and isinstance(row.get("key"), str)):
                     raise ValueError("not a row")
             except (ValueError, RecursionError):
-                if end + len(line) == len(text) and not line.endswith((b"\n", b"\r")):
+                half = end > 0 or line[:1] in (b"{", b"\0")  # of a row, and not the only line of another file
+                if half and end + len(line) == len(text) and not line.endswith((b"\n", b"\r")):
                     break
                 raise ResultsError(f"{self.path}, line {number}: not a result row; mend or delete the line") from None
             rows += [row] if row else []

@@ -5,6 +5,7 @@ its last checkpoint; the same command continues from there.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,8 @@ from experiments.harness.machine import commit, hardware, peak_memory_mb, reset_
 from experiments.harness.options import Data, Launch, Outcome, fields_of, run_key
 from experiments.harness.specs import SpecError
 from experiments.harness.store import Checkpoint, Results, ResultsError, Row
+
+LONGEST_WAIT = 3600.0  # seconds; a wait of 25 days or more overflows
 
 
 class DataMissing(SystemExit):
@@ -207,6 +211,7 @@ def _in_processes(
         context.set_forkserver_preload(
             ["torch._dynamo", "torch_geometric", "experiments.harness.sweeps", code_of(todo[0].run).__module__]
         )
+        _start_server()
     waiting = iter(todo)
     active: dict[Connection, tuple[Any, Task, progress.Sink]] = {}
     try:
@@ -219,9 +224,9 @@ def _in_processes(
                 active[ours] = process, task, told(task)
             if not active:
                 return
-            left = None if end is None else max(0.0, end - time.monotonic())
-            ready = wait(list(active), left)
-            if not ready:
+            left = math.inf if end is None else max(0.0, end - time.monotonic())
+            ready = wait(list(active), min(left, LONGEST_WAIT))
+            if not ready and left <= LONGEST_WAIT:
                 return
             for connection in ready:
                 assert isinstance(connection, Connection)
@@ -245,6 +250,17 @@ def _in_processes(
         for process, _, _ in active.values():
             process.kill()
             process.join()
+
+
+def _start_server() -> None:
+    """Start the process that forks the others; while it imports modules, it must not print a traceback on Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _child(connection: Connection, *task: Any) -> None:

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if options.photo is None:
             raise ValueError("give the file of a photo")
-        check_output("--out", options.out)
+        check_output("--out", options.out, others=(options.photo, options.checkpoint))
         check_not_folder("--checkpoint", options.checkpoint)
         small = square(read_photo(options.photo))
         found = predict(restored(options.checkpoint or predicting.place(NAME)), small).tolist()

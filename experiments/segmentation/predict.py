@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = tyro.cli(Options, description=__doc__, args=argv)
     with predicting.one_sentence():
-        check_output("--out", options.out)
+        check_output("--out", options.out, others=(options.photo, options.checkpoint))
         check_not_folder("--checkpoint", options.checkpoint)
         photo, model = read_photo(options.photo), restored(options.checkpoint)
         classes = predict(model, photo)

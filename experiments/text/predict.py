@@ -24,7 +24,14 @@ import tyro
 from datasets.text import TextSet
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
-from experiments.harness.outputs import check_network, check_not_folder, check_output, refuse_together, whole_file
+from experiments.harness.outputs import (
+    check_network,
+    check_not_folder,
+    check_output,
+    check_size,
+    refuse_together,
+    whole_file,
+)
 from experiments.text.classify import Config, OnWords, fit, texts
 
 NAME = "questions"
@@ -99,7 +106,9 @@ def load(path: Path, documents: Sequence[Sequence[str]] = ()) -> tuple[OnWords, 
         words, classes = ([str(v) for v in text[name]] for name in ("words", "classes"))
         if words != sorted(set(words)) or len(classes) < 2:
             raise ValueError("its words are not sorted, or there are no classes")
-        model = OnWords(config, reading(words, classes, documents))
+        data = reading(words, classes, documents)
+        check_size(path, lambda: OnWords(config, data))
+        model = OnWords(config, data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path.with_suffix('.json')} describes no network of this version ({error})") from None
     return predicting.fitting(path, model), words, classes

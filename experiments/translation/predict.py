@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
-from experiments.harness.outputs import check_network, check_not_folder, check_output, refuse_together, whole_file
+from experiments.harness.outputs import (
+    check_network,
+    check_not_folder,
+    check_output,
+    check_size,
+    refuse_together,
+    whole_file,
+)
 from experiments.translation.corpus import END, START, UNKNOWN, code, corpus, units_of
 from experiments.translation.networks import Look, Memory, Network, PlainLook
 from experiments.translation.search import translate
@@ -75,6 +82,7 @@ def load(path: Path) -> tuple[Network, Tokenizer]:
     text = predicting.described(path, FORMAT, "a translation network", command)
     try:
         config, units = Config(**text["config"]), Tokenizer.from_str(json.dumps(text["units"]))
+        check_size(path, lambda: network(config, units.get_vocab_size()))
         model = network(config, units.get_vocab_size())
     except Exception as error:  # tokenizers raises plain Exception
         said = str(error).splitlines()[0]
@@ -169,10 +177,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, units = load(options.checkpoint or predicting.place("translation"))
         sentences = [check(sentence, units) for sentence in options.sentences]
         found = translate(model, units, sentences, options.beam)
-        print("\n".join(found))
         if options.picture is not None:
             with whole_file(options.picture) as part:
                 draw(model, units, sentences[0], found[0], part)
+    print("\n".join(found))
 
 
 if __name__ == "__main__":

@@ -269,6 +269,43 @@ def test_outputs_are_checked_before_the_work(tmp_path, monkeypatch):
         refused(main, ["--train", "--checkpoint", tmp_path / "folder.safetensors"], "folder.json is a folder")
 
 
+def test_an_output_that_is_an_input_is_refused(files, tmp_path):
+    photo, graph = tmp_path / "photo.png", graph_file(tmp_path / "g.safetensors")
+    Image.new("RGB", (40, 30)).save(photo)
+    (tmp_path / "link.png").symlink_to(photo)
+    before = photo.read_bytes(), graph.read_bytes()
+    for out in (photo, tmp_path / "." / "photo.png", tmp_path / "link.png"):
+        refused(areas.main, [photo, "--checkpoint", files["cells"], "--out", out], "would replace .*photo.png")
+        refused(images.main, [photo, "--checkpoint", files["images"], "--out", out], "would replace .*photo.png")
+    for table in (graph, files["papers"]):
+        refused(papers.main, [graph, "--checkpoint", files["papers"], "--table", table], "--table .* would replace")
+    both = ["--out", tmp_path / "a.png", "--table", tmp_path / "none" / ".." / "a.png"]
+    refused(papers.main, [graph, "--checkpoint", files["papers"], *both], "--table .* would replace")
+    assert (photo.read_bytes(), graph.read_bytes()) == before
+    papers.main([str(graph), "--checkpoint", str(files["papers"]), "--table", "/dev/null"])
+
+
+@pytest.mark.parametrize("change", [{"width": 10**12}, {"hidden": 10**8}, {"width": 5}])
+def test_a_description_of_more_weights_than_the_file_has_allocates_none(change, files, tmp_path):
+    path = tmp_path / "q.safetensors"
+    path.write_bytes(files["questions"].read_bytes())
+    text = json.loads(files["questions"].with_suffix(".json").read_text())
+    text["config"] |= change
+    path.with_suffix(".json").write_text(json.dumps(text))
+    says = "does not fit" if change == {"width": 5} else "describes no network of this version .it describes"
+    refused(questions.main, ["how far", "--checkpoint", path], says)
+
+
+def test_words_counted_near_the_largest_number_are_words(files, tmp_path, capsys):
+    path = tmp_path / "g.safetensors"
+    edges = torch.tensor([[0], [1]])
+    answers = []
+    for count in (1.0, 3e38):
+        path.write_bytes(save({"edge_index": edges, "x": torch.full((2, papers.WORDS), count)}))
+        answers.append(papers.read_graph(path).x)
+    torch.testing.assert_close(*answers)
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "says"),
     [

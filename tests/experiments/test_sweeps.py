@@ -1,6 +1,7 @@
 """Sweeps: rows know their code, exact resume, budgets, tables by name, operators of one's own."""
 
 import json
+import math
 import textwrap
 from dataclasses import dataclass, replace
 
@@ -99,6 +100,69 @@ def test_a_budget_ends_a_sweep_and_the_same_command_goes_on(tmp_path):
     with pytest.raises(SystemExit, match=r"minutes are over and 1 of 1 runs of toy have no row yet"):
         sweep([Config()], run, results, experiment="toy", launch=Launch(budget=1e-9))
     assert len(sweep([Config()], run, results, experiment="toy", launch=Launch(budget=5.0))) == 1
+
+
+@pytest.mark.parametrize("budget", [math.inf, 1e9])
+def test_a_budget_of_any_length_is_waited_for(budget, tmp_path):
+    results = Results(tmp_path / "rows.jsonl")
+    rows = sweep([Config(3)], run, results, experiment="e", launch=Launch(isolate=True, budget=budget))
+    assert rows[0]["metrics"] == {"value": 3}
+
+
+def test_only_the_first_part_of_a_row_is_taken_for_a_half_written_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    results = Results(path)
+    sweep([Config()], run, results, experiment="e")
+    whole = path.read_bytes()
+    for rest in (whole[:50], bytes(512)):
+        path.write_bytes(whole + rest)
+        sweep([Config(), Config(1)], run, results, experiment="e")
+        assert path.read_bytes().startswith(whole) and len(results.rows()) == 2
+    path.write_text("the last line of a text of the user")
+    with pytest.raises(SystemExit, match="line 1: not a result row"):
+        sweep([Config()], run, results, experiment="e")
+    assert path.read_text() == "the last line of a text of the user"
+
+
+def test_rows_are_not_written_to_a_device():
+    with pytest.raises(SystemExit, match="/dev/null: it is not a regular file"):
+        sweep([Config()], run, Results("/dev/null"), experiment="e")
+
+
+def test_rows_without_a_metric_of_the_report_are_one_sentence(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    arguments = ["citation", "--smoke", "--model", "gcn", "--dataset", "Cora", "--seeds", "1", "--results", str(path)]
+    sweep_command.main(arguments)
+    path.write_text(path.read_text().replace('"test_accuracy"', '"accuracy"'))
+    with pytest.raises(SystemExit, match="a row of citation has no 'test_accuracy'"):
+        sweep_command.main(arguments)
+
+
+def test_an_interrupt_while_the_processes_start_prints_no_traceback(tmp_path):
+    """The server of the processes imports a module that sends the signal of Ctrl-C to all of them."""
+    (tmp_path / "loud.py").write_text(
+        "import os, signal, time\n"
+        "from experiments.harness.options import Outcome\n"
+        "if os.environ.get('LOUD') != str(os.getpid()):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "def run(config):\n"
+        "    return Outcome({'value': 1})\n"
+    )
+    code = """
+import os, sys
+os.environ["LOUD"] = str(os.getpid())
+sys.path.insert(0, sys.argv[1])
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.argv[1], os.environ.get("PYTHONPATH", "")])
+from dataclasses import dataclass
+from experiments.harness.options import Launch, Outcome, Options
+from experiments.harness.store import Results
+from experiments.harness.sweeps import sweep
+import loud
+rows = sweep([Options()], loud.run, Results(sys.argv[1] + "/rows.jsonl"), experiment="e", launch=Launch(isolate=True))
+print(rows[0]["metrics"])
+"""
+    done = fresh(code, str(tmp_path))
+    assert done.returncode == 0 and done.stdout == "{'value': 1}\n" and "Traceback" not in done.stderr, done.stderr
 
 
 def test_progress_of_a_run_reaches_the_caller_from_another_process(tmp_path, capfd):
