@@ -38,7 +38,7 @@ parallel, external, testing, calibrate.
 
 import sys
 
-if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:
+if sys.argv[:1] == ["-m"] and "gconv" in [word.split(".")[0] for word in sys.orig_argv]:  # not in the user's commands
     from gconv_command import end_in_one_line
 
     end_in_one_line()

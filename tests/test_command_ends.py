@@ -57,6 +57,15 @@ def test_an_interrupt_is_one_word(command, tmp_path):
     assert (out, errors, process.returncode) == ("", "stopped\n", -signal.SIGINT)
 
 
+def test_a_command_of_a_user_keeps_its_hooks(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("import gconv\n")
+    (tmp_path / "package" / "train.py").write_text("import sys\nprint(sys.excepthook is sys.__excepthook__)\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    process = started(["-m", "package.train"], stdout=subprocess.PIPE, env={"PYTHONPATH": paths})
+    assert process.communicate(timeout=110) == ("True\n", "")
+
+
 def test_errors_still_have_a_traceback():
     process = started(["-c", PREPARED + "1 / 0"], stdout=subprocess.PIPE)
     assert "Traceback" in process.communicate(timeout=110)[1] and process.returncode == 1
