@@ -5,6 +5,7 @@ with -m, before torch is imported.
 """
 
 import atexit
+import errno
 import io
 import os
 import runpy
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def end_in_one_line() -> None:
-    """No traceback if the user presses Ctrl-C, or closes the pipe of the output, as `| head -1` does.
+    """No traceback if the disk is full, the user presses Ctrl-C, or closes the pipe of the output (`| head -1`).
 
     Ctrl-C prints one word, and the process ends by SIGINT (130 in a shell). Characters that the encoding of the output
     lacks are written as escapes.
@@ -42,6 +43,8 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
         print("stopped", file=sys.stderr)
     elif issubclass(kind, BrokenPipeError) and _nobody_reads():
         raise SystemExit(CLOSED_PIPE)
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print(f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -121,6 +121,15 @@ def _close(a: Any, b: Any, within: float) -> bool:
     return numbers and abs(a - b) <= within
 
 
+def _problem(row: Row) -> str:
+    """What a row lacks to be repeated, or nothing."""
+    kinds = {"config": dict, "metrics": dict, "hardware": dict, "versions": dict, "seconds": int | float}
+    wrong = [name for name, kind in kinds.items() if not isinstance(row.get(name), kind)]
+    if not wrong and not isinstance(row["hardware"].get("threads"), int):
+        wrong = ["number of threads"]
+    return f"the row with the key {row['key'][:40]!r} has no {' and no '.join(wrong)}" if wrong else ""
+
+
 def again(found: Experiment, row: Row, config: Config) -> Row:
     """Repeat the run of a row. Returns: its new row. Raises: SystemExit, ValueError."""
     one = found.read(row)
@@ -157,12 +166,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {
         table: [r for r in there if r.get("experiment") == experiments[table].name] for table, there in rows.items()
     }
+    for table, there in rows.items():
+        for problem in filter(None, map(_problem, there)):
+            path = config.results / f"{experiments[table].name}.jsonl"
+            raise SystemExit(f"error: {path}: {problem}; mend or delete the line")
     end = None if config.budget is None else time.monotonic() + 60 * config.budget
     done = failed = 0
     for table, row in draw({table: there for table, there in rows.items() if there}, config.seed):
         if done == config.rows:
             break
-        title = f"{table} {row['key']} (seed {row['seed']}, {row['seconds']:.0f} s when recorded)"
+        title = f"{table} {row['key']} (seed {row.get('seed')}, {row['seconds']:.0f} s when recorded)"
         if end is not None and time.monotonic() + row["seconds"] > end:
             print(f"{title}: passed over, more than what is left of the budget")
             continue

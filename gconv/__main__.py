@@ -57,11 +57,16 @@ def info() -> str:
 
 
 def _rates() -> str:
+    where = _calibration()
+    return f"measured here: {where}" if where else "built in; `python -m gconv calibrate` measures this machine"
+
+
+def _calibration() -> str:
+    """The file of the rates that plans use; empty for the built-in ones, also if the file cannot be used."""
     from gconv import rates
 
-    where = rates.path()
-    stored = where is not None and where.exists()
-    return f"measured here: {where}" if stored else "built in; `python -m gconv calibrate` measures this machine"
+    source = rates.rates().source
+    return "" if source == "defaults" else source
 
 
 def operators(domain: str) -> str:
@@ -146,17 +151,14 @@ def _plan(spec: OperatorSpec, shape: Sequence[int], edges: int) -> str:
 
 def checks() -> Iterator[tuple[bool, str, str]]:
     """The checks of the installation: (whether it passed, what was checked, what to do otherwise)."""
-    from gconv import rates
     from gconv.kernels import native
 
     built = native.load() is not None
     yield built, "compiled kernels", "install a C compiler with OpenMP and run `pip install -e .` again"
     if built:
         yield native.LIBRARY is not None, "kernels in use", "unset GCONV_KERNELS, or set it to a value other than off"
-    stored = rates.path()
-    well = stored is not None and stored.exists()
     yield (
-        well,
+        bool(_calibration()),
         "rates of this machine",
         "run `python -m gconv calibrate` (a minute); plans use built-in ones now",
     )

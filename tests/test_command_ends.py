@@ -66,6 +66,12 @@ def test_a_command_of_a_user_keeps_its_hooks(tmp_path):
     assert process.communicate(timeout=110) == ("True\n", "")
 
 
+def test_a_full_disk_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        process = started(["-m", "datasets"], stdout=full, env={"PYTHONUNBUFFERED": "1"})
+        assert process.communicate(timeout=110)[1] == "error: No space left on device\n" and process.returncode == 1
+
+
 def test_errors_still_have_a_traceback():
     process = started(["-c", PREPARED + "1 / 0"], stdout=subprocess.PIPE)
     assert "Traceback" in process.communicate(timeout=110)[1] and process.returncode == 1

@@ -1,5 +1,6 @@
 """`python -m gconv`: what it prints, what it refuses in one sentence, and its exit status."""
 
+import json
 import subprocess
 import sys
 
@@ -108,6 +109,20 @@ def test_the_doctor_says_what_to_do(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert end.value.code == 1 and "to do  compiled kernels: install a C compiler" in out
     assert "to do  scipy: pip install -c constraints.txt -e '.[graph]'" in out and "ok     networkx" in out
+
+
+@pytest.mark.filterwarnings("ignore:The calibration .* cannot be used")
+def test_a_calibration_that_cannot_be_used_is_not_said_to_be(capsys, tmp_path, monkeypatch):
+    file = tmp_path / "calibration.json"
+    monkeypatch.setenv("GCONV_CALIBRATION", str(file))
+    content = json.loads((ROOT / "gconv" / "rates.json").read_text())
+    for text, used in ((json.dumps(content), True), ("{}", False), ("text", False), (None, False)):
+        file.unlink(missing_ok=True) if text is None else file.write_text(text)
+        gconv.clear_cache()
+        assert (f"measured here: {file}" in printed(capsys)) == used
+        assert ("ok     rates of this machine" in command_line.doctor()[0]) == used
+    monkeypatch.undo()
+    gconv.clear_cache()
 
 
 def test_calibrate_takes_its_own_arguments(capsys):

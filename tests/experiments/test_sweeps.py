@@ -414,6 +414,16 @@ def again(found, row, config):
     return {**row, "metrics": json.loads(json.dumps(outcome.metrics)), "hardware": hardware()}
 
 
+@pytest.mark.parametrize("field", ["seconds", "hardware", "versions", "metrics", "config"])
+def test_rows_that_cannot_be_repeated_are_one_sentence(field, committed, monkeypatch):
+    monkeypatch.setattr(verify, "again", again)
+    path = committed / "citation.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {field: "x"}), *rest]) + "\n")
+    with pytest.raises(SystemExit, match=rf"citation.jsonl: the row with the key .* has no {field}; mend or delete"):
+        verify.main(["--results", str(committed), "--table", "citation", "--rows", "1"])
+
+
 def test_rows_are_run_again_and_are_the_same(committed, monkeypatch, capsys):
     monkeypatch.setattr(verify, "again", again)
     capsys.readouterr()
