@@ -68,6 +68,14 @@ OPEN_GRAPH = (
 )
 Decisions = dict[Hashable, tuple[Basis | None, Run]]  # S if it is fixed, and the lowering, by what a call depends on
 EdgeData = dict[str, Tensor | None]
+
+
+class _OnGraph(dict[Hashable, tuple[Basis | None, Run]]):
+    """The decisions for a graph, and the version of its tensors for which they were made."""
+
+    version: tuple[int | None, ...] = ()
+
+
 CALL_ARGUMENTS = ("x", "domain", "edge_weight", "edge_attr", "edge_type", "lowering")
 OTHER_NAMES = {"edge_index": "domain", "graph": "domain", "adj": "domain", "adj_t": "domain", "input": "x"}
 NOT_DECIDED = None, None
@@ -346,7 +354,7 @@ class GConv(nn.Module):
         self.spec = spec
         self._like = torch.empty(0, dtype=dtype, device=device)  # dtype and device of a layer without parameters
         self._images: Decisions = Own()
-        self._graphs: OwnWeak[Edges, Decisions] = OwnWeak()
+        self._graphs: OwnWeak[Edges, _OnGraph] = OwnWeak()
         self._accumulators: Own[str, tuple[Tensor, Tensor]] = Own()  # see `_keep_accumulators`
         _LAYERS.add(self)
         weight = initial_weight(spec.mixing, spec.init, dtype, device)
@@ -427,14 +435,32 @@ class GConv(nn.Module):
             call = self._call(x, "eager", constant)
             y = run(self._basis(domain, call, True) if S is None else S, call)
             return self._cast(y) if not y.is_meta and torch.is_autocast_enabled(y.device.type) else y
-        except RuntimeError as error:
-            if not ran_out_of_memory(error):
-                raise
-            raise self._without_memory(error, x, domain, edges, lowering) from error
+        except (RuntimeError, TypeError) as error:
+            if ran_out_of_memory(error):
+                raise self._without_memory(error, x, domain, edges, lowering) from error
+            if type(error) in (RuntimeError, TypeError, NotImplementedError):
+                self._explain(error, x)
+            raise
+
+    def _explain(self, error: Exception, x: Any) -> None:
+        """Raises an InputTypeError if torch has no operator for the layout or dtype of x."""
+        said = str(error).splitlines()[0][:120].rstrip(".")
+        if not isinstance(x, Tensor):
+            return
+        if x.layout is not torch.strided or x.is_nested:
+            kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.").lstrip("_")
+            how = "one signal at a time" if x.is_nested else "x.to_dense(), or gconv.constant(x.to_dense())"
+            raise InputTypeError(
+                f"{self.spec.name} cannot run on a {kind} signal here (torch: {said}); give {how}."
+            ) from error
+        if isinstance(error, NotImplementedError):
+            raise InputTypeError(
+                f"{self.spec.name} cannot run on x of {x.dtype} on {x.device} (torch: {said})."
+            ) from error
 
     def _without_memory(
-        self, error: RuntimeError, x: Tensor, domain: Any, edges: EdgeData, lowering: str | None
-    ) -> RuntimeError:
+        self, error: Exception, x: Tensor, domain: Any, edges: EdgeData, lowering: str | None
+    ) -> Exception:
         """The allocator's error, with the sizes of the layer's arrays and how to use less memory."""
         text = f"{self.spec.name} ran out of memory on {x.device}: x {tuple(x.shape)} has {x.nbytes / 1e6:.4g} MB"
         advice = ["pass fewer signals or smaller images at a time", "use torch.no_grad() if no gradient is needed"]
@@ -543,10 +569,12 @@ class GConv(nn.Module):
         for name, shape in self._shapes.items():
             p = own[name] if name in own else getattr(self, name)
             if p is None:
+                if name == "weight":
+                    return False
                 continue
             if p.shape != shape:
                 return False
-            if name == "weight" and (p.dtype != x.dtype or p.device != x.device):
+            if name in ("weight", "bias") and (p.dtype != x.dtype or p.device != x.device):
                 return False
             if keep and p.requires_grad and p.is_leaf:
                 kept = accumulators.get(name)
@@ -583,11 +611,15 @@ class GConv(nn.Module):
 
     def _decisions_for(self, domain: Any) -> Decisions | None:
         """The cached decisions for this domain; None if nothing may be cached."""
-        if not isinstance(domain, Edges) or domain.learned:
+        if not isinstance(domain, Edges):
+            return None
+        version = domain.version
+        if None in version:
             return None
         decided = self._graphs.get(domain)
-        if decided is None:
-            decided = self._graphs[domain] = {}
+        if decided is None or decided.version != version:
+            decided = self._graphs[domain] = _OnGraph()
+            decided.version = version
         return decided
 
     @checked
@@ -816,11 +848,21 @@ class GConv(nn.Module):
             p = getattr(self, name, None)
             if p is not None and p.shape != shape:
                 raise InputError(f"{self.spec.name} has a {name} of shape {tuple(shape)}, not {tuple(p.shape)}.")
-        weight = self.weight
+        weight, bias = self.weight, self.bias
         if weight is None:
+            if "weight" in self._shapes:
+                raise InputError(
+                    f"{self.spec.name} needs its weight, of shape {tuple(self._shapes['weight'])}, but it was set to "
+                    "None."
+                )
             return
-        if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+        exact = x.is_meta or not torch.is_autocast_enabled(x.device.type)
+        if x.dtype != weight.dtype and exact:
             raise InputTypeError(f"x is {x.dtype}, but the layer's weights are {weight.dtype}; convert one of them.")
+        if bias is not None and bias.dtype != weight.dtype and exact:
+            raise InputTypeError(
+                f"The layer's bias is {bias.dtype}, but its weights are {weight.dtype}; layer.to(dtype) converts both."
+            )
         if x.device != weight.device:
             raise InputError(f"x is on {x.device}, but the layer is on {weight.device}; move one of them.")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gconv.arguments import integer, shown
 from gconv.domains import Bipartite, Graph, Grid, read_graph
 from gconv.interop.layers import Chain, Layer, identify
 from gconv.interop.maps import as_linear_map
@@ -98,11 +99,12 @@ def input_like(x: Any, asking: str, model: Any = None) -> Tensor:
     if isinstance(x, Tensor):
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     try:
-        shape = tuple(int(n) for n in x)
+        shape = tuple(integer(n, "x") for n in x)
     except (TypeError, ValueError):
         shape = (-1,)
     if isinstance(x, str | bytes) or not shape or min(shape) < 0:
-        raise TypeError(f"{asking} takes an input x or its shape, such as (3, 32, 32), but {kind_of(x)} was given.")
+        given = shown(x) if isinstance(x, tuple | list) else kind_of(x)
+        raise TypeError(f"{asking} takes an input x or its shape, such as (3, 32, 32), but {given} was given.")
     like: Any = model if isinstance(model, Map) else None
     if isinstance(model, nn.Module):
         like = next((p for p in model.parameters() if p.is_floating_point() or p.is_complex()), None)
@@ -139,8 +141,8 @@ def undisturbed(model: Any) -> Iterator[None]:
         for module, buffers in held:
             module._buffers.clear()
             module._buffers.update(buffers)
-        with torch.no_grad():
-            for buffer, value in kept:
+        for buffer, value in kept:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(value)
 
 

@@ -216,8 +216,10 @@ def effective_receptive_field(
     shape = like.shape[:-1] if graph else like.shape[1:]
     total = torch.zeros(shape, dtype=torch.float64, device=like.device)
     for _ in range(draws):
-        draw = torch.randn(like.shape, generator=generator, dtype=wider(like.dtype)).to(like).requires_grad_()
-        with torch.enable_grad(), undisturbed(model):
+        with torch.inference_mode(False):
+            draw = torch.randn(like.shape, generator=generator, dtype=wider(like.dtype)).to(like.device, like.dtype)
+            draw.requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad(), undisturbed(model):
             y = _run(model, draw if graph else draw.unsqueeze(0), domain)
             y = y.mT if graph else y.squeeze(0)  # (o, *sites)
             at = _site(site, tuple(y.shape[1:]))

@@ -13,6 +13,7 @@ and all others raise NotLinear, naming the layer that ran them.
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -61,9 +62,10 @@ class Recorder(TorchDispatchMode):
         self.hooks: list[Any] = []
 
     def __enter__(self) -> Recorder:
-        hook = nn.modules.module
+        hook = nn.modules.module  # these hooks are called in all threads
+        self.thread = get_ident()
         self.hooks = [
-            hook.register_module_forward_pre_hook(lambda module, args: self.layers.append(module)),
+            hook.register_module_forward_pre_hook(self._enter),
             hook.register_module_forward_hook(self._leave, always_call=True),
         ]
         super().__enter__()
@@ -74,8 +76,13 @@ class Recorder(TorchDispatchMode):
         for hook in self.hooks:
             hook.remove()
 
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if get_ident() == self.thread:
+            self.layers.append(module)
+
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
-        self.layers.pop()
+        if get_ident() == self.thread:
+            self.layers.pop()
 
     def program(self, x: Tensor, y: Tensor) -> Program:
         """The recorded steps from x to y."""

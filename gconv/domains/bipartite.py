@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, explain_keywords, shown
+from gconv.arguments import checked, explain_keywords, integer, shown
 from gconv.domains.edges import Edges, read_permutation
 from gconv.kernels import varies
 
@@ -92,7 +92,7 @@ class Bipartite(Edges):
                 )
         object.__setattr__(self, "sizes", sizes)
         self._copy_edge_tensors()
-        ptr = tuple((int(s), int(t)) for s, t in self.ptr) or ((0, 0), sizes)
+        ptr = _read_ptr(self.ptr) or ((0, 0), sizes)
         rising = all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(ptr))
         if ptr[0] != (0, 0) or ptr[-1] != sizes or not rising:
             raise ValueError(f"ptr must increase from (0, 0) to sizes={sizes}, but it is {ptr}.")
@@ -111,6 +111,15 @@ class Bipartite(Edges):
         Raises:
             ValueError: if the edge type is missing or unknown, or the sizes of the two sets cannot be determined.
         """
+        if not hasattr(data, "edge_types") and not hasattr(data, "edge_index"):
+            raise TypeError(
+                f"Bipartite.from_pyg takes a HeteroData or Data of torch_geometric, but it was given {shown(data)}."
+            )
+        if edge_type is not None and not (isinstance(edge_type, tuple | list) and len(edge_type) == 3):
+            raise TypeError(
+                "Bipartite.from_pyg: edge_type must be (source type, relation, target type), but it is "
+                f"{shown(edge_type)}."
+            )
         if hasattr(data, "edge_types"):
             known = list(data.edge_types)
             if edge_type is None and len(known) != 1:
@@ -147,6 +156,9 @@ class Bipartite(Edges):
         blocks = list(blocks)
         if not blocks:
             raise ValueError("The union of no domains is not defined; give at least one.")
+        for block in blocks:
+            if not isinstance(block, Bipartite):
+                raise TypeError(f"Bipartite.union takes Bipartites, but one of them is {shown(block)}.")
         if any(block.whole is not None for block in blocks):
             raise ValueError("Blocks sampled from a graph have no union: sample all seeds in one call.")
         starts = [(0, 0)]
@@ -352,6 +364,18 @@ def _unpickled(with_targets: bool, *args: Any) -> Bipartite:
     made = Bipartite(*args[:6])
     object.__setattr__(made, "whole", args[6] if len(args) > 6 else None)
     return made.with_targets if with_targets else made
+
+
+def _read_ptr(ptr: Any) -> tuple[tuple[int, int], ...]:
+    """The first source and target of each part. Raises: TypeError."""
+    ptr = ptr.tolist() if hasattr(ptr, "tolist") else ptr
+    try:
+        return tuple((integer(s, "ptr"), integer(t, "ptr")) for s, t in ptr)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "ptr must be pairs of integers, the first source and the first target of each part and the sizes, but it "
+            f"is {shown(ptr)}."
+        ) from None
 
 
 def _check_sizes(sizes: Any) -> tuple[int, int]:

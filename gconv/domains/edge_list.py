@@ -131,8 +131,16 @@ def _from_frame(frame: Any, names: list[Any], wanted: dict[str, Any]) -> list[li
     """The wanted columns of a pandas or polars DataFrame, or of a dict of columns."""
     found = []
     for role, column in wanted.items():
-        values = frame[names[columns_of(names, column, role)]]
-        found.append(list(values.tolist() if hasattr(values, "tolist") else values))
+        name = names[columns_of(names, column, role)]
+        if names.count(name) > 1:
+            raise ValueError(
+                f"Several columns are named {shown(name)}, so {role}={shown(column)} is ambiguous: rename them."
+            )
+        values = frame[name]
+        if isinstance(values, str | bytes) or not (isinstance(values, Iterable) or hasattr(values, "tolist")):
+            raise TypeError(f"Column {shown(name)} must be a list or an array, but it is {shown(values)}.")
+        values = values.tolist() if hasattr(values, "tolist") else values
+        found.append([_python(value) for value in (values if isinstance(values, Iterable) else [values])])
     return _of_equal_length(found)
 
 
@@ -221,7 +229,7 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         header = [str(k) for k in range(len(rows[0]))]
         ends = [wanted["source"], wanted["target"]]
         first, others = ([row[k] for k in ends if k < len(row)] for row in (rows[0], rows[1] if rows[1:] else rows[0]))
-        names_columns = {cell.lower() for cell in first} <= HEADER_WORDS  # also if all names are strings
+        names_columns = first and {cell.lower() for cell in first} <= HEADER_WORDS  # also if all names are strings
         if names_columns or any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
             raise ValueError(
                 f"The first line of {path} looks like a header, {rows[0]}: give source and target (and weight) as "
@@ -246,7 +254,7 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
 
 
 def _is_integer(text: str) -> bool:
-    return len(text) < 19 and text.isascii() and text.lstrip("-").isdigit() and str(int(text)) == text
+    return len(text) < 19 and text.isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
 
 
 def _delimiter(path: Path, lines: list[str]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gconv.caches import Holders
 from gconv.domains.foreign import as_tensor
-from gconv.kernels import at_trace_time, lasting, leave, outside_transforms, readable
+from gconv.kernels import at_trace_time, is_batched, lasting, leave, outside_transforms, readable
 
 if TYPE_CHECKING:
     from gconv.domains.sampling import Whole
@@ -61,6 +61,8 @@ def read_permutation(name: str, order: Any, size: int, device: torch.device) -> 
 @at_trace_time
 def _from_outside(edges: Edges) -> str | None:
     """Whether a graph was created outside the trace and has cached values."""
+    if edges.__dict__.get("_memo") and edges.version != edges.__dict__.get("_derived_from", edges.version):
+        edges._memo.clear()
     return "yes" if edges.__dict__.get("_memo") else None
 
 
@@ -86,6 +88,7 @@ class Edges:
     _memo: dict[Hashable, Any]
 
     square: ClassVar[bool]  # whether sources and targets are the same nodes
+    pos: Tensor | None = None
     whole: Whole | None = None  # of a sampled block: degrees and indices in the graph it was sampled from
 
     @property
@@ -105,6 +108,11 @@ class Edges:
     def _copy_edge_index(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Store a copy of edge_index. Returns the smallest and largest index of the sources, then of the targets."""
         given = check_edge_index(self.edge_index)
+        if is_batched(given):
+            raise TypeError(
+                "edge_index is batched by torch.vmap, but the edges must be the same for all signals of a batch: call "
+                "the layer once for each edge_index, or on the union of the graphs, Graph.union."
+            )
         with outside_transforms(given):
             copied = given.detach().to(torch.int64, copy=True).contiguous()
         object.__setattr__(self, "edge_index", copied)
@@ -174,11 +182,27 @@ class Edges:
     def target(self) -> Tensor:
         return self.edge_index[1]
 
+    @property
+    def version(self) -> tuple[int | None, ...]:
+        """How often each tensor was modified in place; None for one that requires a gradient, which is not cached."""
+        found: list[int | None] = []
+        try:
+            for t in (self.edge_index, self.edge_weight, self.edge_attr, self.edge_type, self.pos):
+                found.append(-1 if t is None else None if t.requires_grad else t._version)
+        except RuntimeError:  # torch does not count the changes of tensors that were created in inference mode
+            return ()
+        return tuple(found)
+
     def memo(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The result of `make`, cached for this key."""
+        """The result of `make`, cached for this key until a tensor is modified in place."""
         if torch.compiler.is_dynamo_compiling():
             found = _recall(self, key) if _from_outside(self) else None
             return make() if found is None else getattr(self, found)
+        if type(self.edge_index) is Tensor:  # fake tensors count anew
+            version = self.version
+            if self.__dict__.setdefault("_derived_from", version) != version:
+                self._memo.clear()
+                self.__dict__["_derived_from"] = version
         known = self._memo.get(key, _MISSING)  # a single look-up: another thread may clear the cache at any time
         if known is not _MISSING:
             return known

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from gconv.arguments import near, shown
 from gconv.kernels import readable
 
 TENSORS = ("edge_weight", "edge_attr", "edge_type", "pos")
+NODE_KEYS = {"x", "feat", "pos", "batch", "node_type", "n_id", "tf"}  # off which PyG reads the number of nodes
 Arguments = dict[str, Any]  # of a Graph
 
 
@@ -128,12 +128,20 @@ def parts_of(batch: Any, size: int | None = None) -> tuple[int, ...]:
 
 def _num_nodes(data: Any) -> int | None:
     """The number of nodes of a Data; None if PyG would have to guess it from the edges, for which it warns."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            return data.num_nodes
-    except (UserWarning, AttributeError):
-        return None
+    # warnings.catch_warnings would tell, too, but it changes the filters of all threads
+    keys = getattr(data, "keys", None)
+    known = keys is None or any(_tells_size(key, data[key]) for key in (keys() if callable(keys) else keys))
+    return getattr(data, "num_nodes", None) if known else None
+
+
+def _tells_size(key: str, value: Any) -> bool:
+    """Whether PyG reads the number of nodes off this entry of a Data."""
+    if key == "edge_index":  # an EdgeIndex may know the sizes
+        size = getattr(value, "sparse_size", None)
+        return callable(size) and any(size(axis) is not None for axis in (0, 1))
+    if key in NODE_KEYS or "node" in key or key in ("adj", "adj_t"):
+        return key == "num_nodes" or hasattr(value, "size") or hasattr(value, "num_rows")
+    return False
 
 
 def from_sparse(adjacency: Any, name: str = "adjacency") -> Arguments:

@@ -167,6 +167,17 @@ def readable(t: Tensor) -> bool:
     return _tracing_state() is None or not _is_traced(t)
 
 
+def is_batched(t: Tensor) -> bool:
+    """Whether vmap batches t, so that it stands for several tensors."""
+    if torch.compiler.is_compiling():
+        return False
+    while _functorch.is_functorch_wrapped_tensor(t):
+        if _functorch.is_batchedtensor(t):
+            return True
+        t = _functorch.get_unwrapped(t)
+    return False
+
+
 def shapes_only(t: Tensor) -> bool:
     """Whether t has a shape but no values: a meta tensor, or a fake tensor outside of compilers and exporters."""
     if torch.compiler.is_compiling():

@@ -76,6 +76,8 @@ class LinearMap(Map):
             ValueError: if x has other sites or channels than the map.
         """
         self.expect(x)
+        if not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(f"x must hold floating point numbers, but its dtype is {x.dtype}; x.float() converts.")
         if self.W is not None and x.dtype != self.W.dtype:
             raise TypeError(f"x is {x.dtype}, but this map is {self.W.dtype}; convert one of them.")
         return evaluate(self.S, self.mixing, self.W, x, None, lowering)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -57,13 +58,14 @@ class Calls:
     def watched(self, finish: Callable[[Call, tuple[Any, ...], dict[str, Any], Any], None]) -> Iterator[None]:
         """Within this block, `finish(call, args, kwargs, out)` is called after each call of a layer."""
         self.seen, self.stack = [], []
+        thread = get_ident()  # the hooks are called in all threads
 
         def enter(module: nn.Module, args: Any) -> None:
-            if not self.busy and id(module) in self.names:
+            if get_ident() == thread and not self.busy and id(module) in self.names:
                 self._enter(module)
 
         def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            if self.busy or not self.stack or self.stack[-1].module is not module:
+            if get_ident() != thread or self.busy or not self.stack or self.stack[-1].module is not module:
                 return
             call = self.stack.pop()
             if call.is_row:

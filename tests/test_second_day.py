@@ -1,0 +1,239 @@
+"""What happens to a graph, a layer or a signal between two calls: changed in place, removed, in another thread."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from gconv import Bipartite, GConv, Graph, Grid
+from gconv.analysis import affine, effective_receptive_field, lipschitz_bound
+from gconv.domains.foreign import _num_nodes
+from gconv.operators import cheb, conv2d, gat, gcn, lightgcn, monet, relational
+from gconv.summary import summary
+
+INDEX = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4], [1, 0, 2, 1, 3, 2, 4, 3]])
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+
+def fresh(graph):
+    return Graph(graph.edge_index, graph.size, graph.edge_weight, graph.edge_attr, graph.edge_type)
+
+
+def changed(graph, name):
+    """Modifies a tensor of the graph in place."""
+    with torch.no_grad():
+        t = getattr(graph, name)
+        t.copy_(t.roll(1, -1) if not t.is_floating_point() else t * torch.linspace(0.5, 2.0, t.numel()).view_as(t))
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        (gcn(3, 2), "edge_weight"),
+        (cheb(3, 2, k=3), "edge_weight"),
+        (lightgcn(), "edge_weight"),
+        (gcn(3, 2), "edge_index"),
+        (monet(3, 2, 1, 2), "edge_attr"),
+        (relational(3, 2, 3), "edge_type"),
+    ],
+    ids=str,
+)
+def test_a_graph_changed_in_place_is_computed_again(spec, name):
+    layer, kind = GConv(spec), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    graph = Graph(INDEX[:, :7], 5, torch.rand(7) + 0.5, torch.rand(7, 1), kind[:7])
+    before = layer(X, graph)
+    assert layer(X, graph).equal(before)  # by the cached S
+    changed(graph, name)
+    after = layer(X, graph)
+    torch.testing.assert_close(after, layer(X, fresh(graph)))
+    assert not torch.allclose(after, before)  # the change matters
+
+
+def test_weights_of_a_graph_that_were_trained_and_frozen():
+    layer, graph = GConv(gcn(3, 2)), Graph(INDEX, 5, torch.rand(8) + 0.5)
+    first = layer(X, graph)
+    graph.edge_weight.requires_grad_()
+    layer(X, graph).sum().backward()
+    changed(graph, "edge_weight")
+    graph.edge_weight.requires_grad_(False)
+    torch.testing.assert_close(layer(X, graph), layer(X, fresh(graph)))
+    assert not torch.allclose(layer(X, graph), first)
+
+
+def test_training_the_weights_of_a_graph_keeps_what_depends_on_its_edges():
+    graph = Graph(INDEX, 5, torch.rand(8) + 0.5)
+    graph.edge_weight.requires_grad_()
+    layer = GConv(gcn(3, 2))
+    layer(X, graph)
+    kept = dict(graph._memo)
+    changed(graph, "edge_weight")
+    layer(X, graph)
+    assert kept and all(graph._memo[key] is value for key, value in kept.items())
+
+
+def test_a_graph_from_inference_mode_works_outside_of_it():
+    with torch.inference_mode():
+        graph = Graph(INDEX, 5, torch.rand(8))
+    layer = GConv(cheb(3, 2, k=3))
+    layer(X, graph).sum().backward()
+    torch.testing.assert_close(layer(X, graph), layer(X, fresh(graph)))
+
+
+@pytest.mark.parametrize("spec", [gcn(3, 2), gat(3, 2)], ids=str)
+def test_edges_batched_by_vmap_are_refused(spec):
+    layer = GConv(spec)
+    with pytest.raises(TypeError, match=r"edge_index is batched by torch\.vmap"):
+        torch.func.vmap(lambda edges: layer(X, edges))(torch.stack([INDEX, INDEX]))
+    both = torch.func.vmap(lambda x: layer(x, INDEX))(torch.stack([X, 2 * X]))  # signals may be
+    torch.testing.assert_close(both, layer(torch.stack([X, 2 * X]), INDEX))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_weight_removed_and_a_bias_of_another_dtype(warm):
+    layer, graph = GConv(gcn(3, 2)), Graph(INDEX, 5)
+    if warm:
+        layer(X, graph)
+    layer.bias.data = layer.bias.data.double()
+    with pytest.raises(TypeError, match=r"bias is torch\.float64, but its weights are torch\.float32"):
+        layer(X, graph)
+    layer.float()(X, graph)
+    layer.weight = None
+    with pytest.raises(ValueError, match="gcn needs its weight, of shape"):
+        layer(X, graph)
+
+
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+def test_a_sparse_signal_that_cannot_be_used(layout):
+    x = X.to_sparse(layout=getattr(torch, layout))
+    with pytest.raises(TypeError, match=rf"cheb cannot run on a {layout} signal here .*give x.to_dense\(\)"):
+        GConv(cheb(3, 2, k=3))(x, INDEX)
+
+
+@pytest.mark.parametrize("domain", ["edges", "graph"])
+def test_attention_on_complex_numbers(domain):
+    layer = GConv(gat(3, 2), dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"gat cannot run on x of torch\.complex64 on cpu"):
+        layer(X.to(torch.complex64), INDEX if domain == "edges" else Graph(INDEX, 5))
+
+
+def test_maps_without_weights_refuse_integers():
+    A = GConv(lightgcn()).at(Graph(INDEX, 5))
+    with pytest.raises(TypeError, match="x must hold floating point numbers"):
+        A @ torch.ones(5, 1, dtype=torch.int64)
+    assert (A @ torch.ones(5, 1, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_the_size_of_a_data_is_read_without_changing_the_filters_of_warnings():
+    data = pytest.importorskip("torch_geometric.data")
+    bare = data.Data(edge_index=INDEX)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warnings, "warn", lambda *args, **kwargs: pytest.fail("PyG guesses the number of nodes"))
+        patch.setattr(warnings, "simplefilter", lambda *args: pytest.fail("this acts on all threads"))
+        assert _num_nodes(bare) is None
+    known = [{"x": torch.ones(7, 1)}, {"num_nodes": 7}, {"pos": torch.ones(7, 2)}, {"node_names": torch.ones(7)}]
+    for more in known:
+        assert _num_nodes(data.Data(edge_index=INDEX, **more)) == 7
+    assert _num_nodes(data.Data(edge_index=INDEX, node_names=["a"])) is None
+    assert GConv(gcn(1, 1))(torch.ones(7, 1), bare).shape == (7, 1)
+
+
+def test_layers_called_in_another_thread_are_not_recorded():
+    other, model = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval()
+    inside, left, errors = threading.Event(), threading.Event(), []
+    other.register_forward_hook(lambda *given: None)  # so that torch runs global hooks after the call, too
+
+    def wait(*given):
+        inside.set()
+        left.wait(20)
+
+    def work():
+        try:
+            hook = other.register_forward_pre_hook(wait)
+            other(X)
+            hook.remove()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert inside.wait(20)
+
+    def waits(x):
+        left.set()
+        thread.join(20)
+        return model(x)
+
+    made = affine(waits, X)  # the other call ends while this one is recorded
+    torch.testing.assert_close(made(X), model(X))
+    assert not errors and not thread.is_alive()
+    done, rows = [], [row.path for row in summary(model, X).rows]
+
+    def elsewhere(module, args):
+        if threading.current_thread() is threading.main_thread() and not done:
+            done.append(threading.Thread(target=lambda: model[0](X), daemon=True))
+            done[0].start()
+            done[0].join(20)
+
+    model[1].register_forward_pre_hook(elsewhere)
+    assert [row.path for row in summary(model, X).rows] == rows and done
+
+
+def test_networks_built_in_inference_mode_are_analysed():
+    with torch.inference_mode():
+        model = nn.Sequential(GConv(conv2d(3, 4, 3, padding=1)), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    layer = GConv(conv2d(3, 4, 3, padding=1))
+    with torch.inference_mode():
+        seen = effective_receptive_field(layer, (3, 8, 8))
+    assert int((seen > 0).sum()) == 9
+    assert affine(model, torch.rand(1, 3, 8, 8)).map.shape == (256, 192)
+    assert lipschitz_bound(model, (3, 8, 8)) > 0
+
+
+def test_sizes_of_a_shape_are_not_rounded():
+    model = nn.Sequential(GConv(conv2d(3, 4, 3, padding=1)))
+    with pytest.raises(TypeError, match=r"such as \(3, 32, 32\), but \(3, 8.7, 8\)"):
+        lipschitz_bound(model, (3, 8.7, 8))
+    assert lipschitz_bound(model, torch.Size((3, 8, 8))) > 0 and GConv(conv2d(3, 4, 3)).at(Grid((8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Bipartite(INDEX, (5, 5), ptr=(1, 2)), "ptr must be pairs of integers"),
+        (lambda: Bipartite(INDEX, (5, 5), ptr=((0, 0), (2.5, 3), (5, 5))), "ptr must be pairs of integers"),
+        (lambda: Bipartite.union([Graph(INDEX, 5)]), "Bipartite.union takes Bipartites"),
+        (lambda: Bipartite.from_pyg(None), "Bipartite.from_pyg takes a HeteroData or Data"),
+        (lambda: Bipartite.from_pyg({"edge_index": INDEX}), "Bipartite.from_pyg takes a HeteroData or Data"),
+    ],
+)
+def test_arguments_of_a_bipartite(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_edge_types_of_a_bipartite_are_triples():
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["a"].x = data["b"].x = X
+    data["a", "to", "b"].edge_index = INDEX
+    for wrong in ("to", 5, ("a", "b")):
+        with pytest.raises(TypeError, match="edge_type must be"):
+            Bipartite.from_pyg(data, wrong)
+    assert Bipartite.from_pyg(data, ("a", "to", "b")).sizes == (5, 5)
+
+
+def test_columns_of_an_edge_list(tmp_path):
+    ends = {"s": list(torch.tensor([3, 0, 3])), "t": list(torch.tensor([1, 2, 2]))}
+    graph, ids = Graph.from_edge_list(ends, source="s", target="t")
+    assert ids == [0, 1, 2, 3] and graph.size == 4  # the numbers, not one node for each tensor
+    file = tmp_path / "edges.csv"
+    file.write_text("--5,b\nc,d\n")
+    assert Graph.from_edge_list(file)[1] == ["--5", "b", "c", "d"]
+    with pytest.raises(ValueError, match="source=7 is out of range: there are 2 columns"):
+        Graph.from_edge_list(file, source=7, target=8)
+    with pytest.raises(TypeError, match="Column 's' must be a list or an array, but it is 3"):
+        Graph.from_edge_list({"s": 3, "t": [1]}, source="s", target="t")
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match="Several columns are named 'a'"):
+        Graph.from_edge_list(pandas.DataFrame([[0, 1], [1, 2]], columns=["a", "a"]), duplicates="keep")
