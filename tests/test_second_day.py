@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from limits import joined, started
 from torch import nn
 
 from gconv import Bipartite, GConv, Graph, Grid
@@ -156,27 +157,27 @@ def test_layers_called_in_another_thread_are_not_recorded():
         except Exception as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    thread, calls = started(work), []
     assert inside.wait(20)
 
-    def waits(x):
-        left.set()
-        thread.join(20)
+    def model_while_the_other_call_ends(x):
+        calls.append(x)
+        if len(calls) == 2:  # the call that is recorded
+            left.set()
+            joined([thread], 20)
         return model(x)
 
-    made = affine(waits, X)  # the other call ends while this one is recorded
+    made = affine(model_while_the_other_call_ends, X)
     torch.testing.assert_close(made(X), model(X))
-    assert not errors and not thread.is_alive()
+    assert len(calls) == 2 and not errors
     done, rows = [], [row.path for row in summary(model, X).rows]
 
     def elsewhere(module, args):
-        if threading.current_thread() is threading.main_thread() and not done:
-            done.append(threading.Thread(target=lambda: model[0](X), daemon=True))
-            done[0].start()
-            done[0].join(20)
+        if not done:
+            done.append(started(model[0], X))
+            joined(done, 20)
 
-    model[1].register_forward_pre_hook(elsewhere)
+    model.register_forward_pre_hook(elsewhere)
     assert [row.path for row in summary(model, X).rows] == rows and done
 
 
