@@ -238,3 +238,49 @@ def test_columns_of_an_edge_list(tmp_path):
     pandas = pytest.importorskip("pandas")
     with pytest.raises(ValueError, match="Several columns are named 'a'"):
         Graph.from_edge_list(pandas.DataFrame([[0, 1], [1, 2]], columns=["a", "a"]), duplicates="keep")
+
+
+class Written(nn.Module):
+    """A function of x as a module."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
+def kept(x):
+    y = 1.0 * x
+    z = y
+    z += x
+    return y + z  # 4 x
+
+
+def part(x):
+    y = 1.0 * x
+    first = y[:, 0]
+    first += 3.0 * x[:, 1]
+    return y
+
+
+def apart(x):
+    y = 1.0 * x
+    z = y + x
+    return y + z  # 3 x
+
+
+@pytest.mark.parametrize(("run", "least", "most"), [(kept, 4.0, 4.0), (part, 3.3, 5.0), (apart, 3.0, 3.0)])
+def test_bounds_of_tensors_with_several_names(run, least, most):
+    bound = lipschitz_bound(Written(run), (2, 3))
+    assert least <= bound <= most
+    matrix = torch.func.jacrev(run)(torch.zeros(1, 2, 3)).reshape(6, 6)
+    assert torch.linalg.matrix_norm(matrix, 2) <= bound * (1 + 1e-6)
+
+
+def test_rounding_has_no_bound():
+    for run in (lambda x: x.to(torch.int64).to(torch.float32), lambda x: x.view(torch.int32).float()):
+        with pytest.raises(TypeError, match="No bound is known for"):
+            lipschitz_bound(Written(run), (2, 3))
+    assert lipschitz_bound(Written(lambda x: x.to(torch.float64)), (2, 3)) == 1.0

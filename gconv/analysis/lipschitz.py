@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -301,7 +302,17 @@ class _Walker:
         name = type(module).__name__
         env: dict[Any, Any] = {}
 
+        class InPlace(fx.Proxy):
+            """Records `x += y` as such: other names of x, and its views, change as well."""
+
+        for word in ("iadd", "isub", "imul", "itruediv"):
+            record = _recorded_in_place(getattr(operator, word))
+            setattr(InPlace, f"__{word}__", record)
+
         class Tracer(fx.Tracer):
+            def proxy(self, node: fx.Node) -> fx.Proxy:
+                return InPlace(node, self)
+
             def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
                 return True
 
@@ -329,6 +340,7 @@ class _Walker:
             raise TypeError(
                 f"No bound is known for {name}: torch.fx cannot trace its forward ({why}); {_advice(module)}"
             ) from None
+        known = len(self.overwritten)
         for node in graph.nodes:
             inputs = fx.node.map_arg(node.args, lambda n: env[n])
             options = fx.node.map_arg(node.kwargs, lambda n: env[n])
@@ -349,10 +361,12 @@ class _Walker:
                 if node.op == "call_method":
                     function = getattr(torch.Tensor, str(node.target), None)
                 env[node] = self._function(module, str(node.target), function, tuple(inputs), dict(options))
-            for old in self.overwritten:
+            new, known = self.overwritten[known:], len(self.overwritten)
+            for old in new:
                 for seen in _leaves(list(env.values())):
                     if isinstance(seen, _Bounded) and _same_storage(seen.value, old.value):
-                        seen.bound = max(seen.bound, old.bound)
+                        whole = seen.value.numel() == old.value.numel()  # else a part of it was overwritten
+                        seen.bound = max(seen.bound, old.bound) if whole else math.hypot(seen.bound, old.bound)
         return None
 
     def _function(self, module: nn.Module, target: str, function: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -408,8 +422,8 @@ class _Walker:
             return first.bound * (count**-0.5 if name == "mean" else count**0.5)
         if name == "getitem":
             return first.bound * _repeated_reads(first.value, args[1])
-        if name in REARRANGES:
-            return first.bound
+        if name in REARRANGES:  # a conversion to integers rounds
+            return first.bound if all(t.is_floating_point() or t.is_complex() for t in _tensors(out)) else None
         if name == "pad" and kwargs.get("mode", args[2] if len(args) > 2 else "constant") == "constant":
             return first.bound
         if name == "matmul" and isinstance(args[1], Tensor) and args[1].ndim == 2:
@@ -526,6 +540,14 @@ def _leaves(value: Any) -> list[Any]:
 
 def _any_bounded(value: Any) -> bool:
     return any(isinstance(leaf, _Bounded) for leaf in _leaves(value))
+
+
+def _recorded_in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, other: x.tracer.create_proxy("call_function", function, (x, other), {})
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _strip(value: Any) -> Any:
