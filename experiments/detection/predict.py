@@ -23,6 +23,7 @@ from experiments.detection.bccd import SHOWN, Config, search
 from experiments.detection.boxes import outline
 from experiments.detection.detector import COARSEST, Detector
 from experiments.harness import predicting
+from experiments.harness.outputs import check_not_folder, check_output, whole_file
 
 CHECKPOINT = predicting.FOLDER / "detection.safetensors"
 LONG_SIDE = 320
@@ -74,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = tyro.cli(Options, description=__doc__, args=argv)
     with predicting.one_sentence():
+        check_output("--out", options.out, others=(options.photo, options.checkpoint))
+        check_not_folder("--checkpoint", options.checkpoint)
         photo, model = read_photo(options.photo), restored(options.checkpoint)
         found = predict(model, photo, options.score)
         if options.out is not None:
             picture = outline(Image.fromarray(photo.permute(1, 2, 0).numpy()), found)
-            picture.save(options.out)
+            with whole_file(options.out) as part:
+                picture.save(part)
     for (left, top, right, bottom), name, score in found:
         print(f"{name:10s} {score:.2f}  {left:6.1f} {top:6.1f} {right:6.1f} {bottom:6.1f}")
     counts = ", ".join(f"{sum(name == c for _, name, _ in found)} {c}" for c in CLASSES)

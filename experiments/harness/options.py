@@ -45,7 +45,6 @@ class Launch(NamedTuple):
     threads: int = 0
     budget: float | None = None
     launcher: str = "local"
-    rerun: bool = False
     isolate: bool = False
     """Use one process per run even with a single job."""
 
@@ -76,14 +75,16 @@ class Options:
 
     def launch(self, isolate: bool = False) -> Launch:
         """How runs are launched."""
-        return Launch(self.jobs, rerun=self.rerun, isolate=isolate)
+        return Launch(self.jobs, isolate=isolate)
 
     def open(self, experiment: str) -> "Results":
         """The results file of this invocation."""
         if self.results is not None:
-            return Results(self.results)
+            return Results(self.results, rerun=self.rerun)
         name = f"{experiment}.jsonl"
-        return Results(RESULTS / name) if self.official else Results(RUNS / name, known=RESULTS / name)
+        if self.official:
+            return Results(RESULTS / name, rerun=self.rerun)
+        return Results(RUNS / name, known=RESULTS / name, rerun=self.rerun)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class SweepOptions(Options):
 
     def launch(self, isolate: bool = False) -> Launch:
         """How runs are launched."""
-        return Launch(self.jobs, self.threads, self.budget, self.launcher, self.rerun, isolate or self.threads > 0)
+        return Launch(self.jobs, self.threads, self.budget, self.launcher, isolate or self.threads > 0)
 
 
 def cli(

@@ -30,9 +30,15 @@ class ResultsError(RuntimeError):
 class Results:
     """An append-only JSONL file of rows, safe against crashes, full disks and concurrent writers."""
 
-    def __init__(self, path: str | Path, known: str | Path | None = None):
-        """Args: path: the file to append to; known: another file, whose runs are not run again."""
-        self.path, self.known = Path(path), None if known is None else Path(known)
+    def __init__(self, path: str | Path, known: str | Path | None = None, rerun: bool = False):
+        """Open a file, which need not exist.
+
+        Args:
+            path: the file to append to.
+            known: another file, whose runs are not run again.
+            rerun: whether runs recorded with other code are run again, and their rows replaced.
+        """
+        self.path, self.known, self.rerun = Path(path), None if known is None else Path(known), rerun
         self._read_to, self._keys = 0, set[str]()  # the part that `append` has read, so that it reads only the rest
 
     def sources(self) -> list[tuple[Path, list[Row]]]:

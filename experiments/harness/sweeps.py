@@ -108,9 +108,9 @@ def sweep(
                 none = sum("code" not in there[key] for key in stale)
                 what = [f"{none} of them before rows recorded their code"] if none else []
                 what += [f"{len(stale) - none} of them with other code"] if none < len(stale) else []
-                again = "running them again" if launch.rerun else "--rerun runs them again"
+                again = "running them again" if results.rerun else "--rerun runs them again"
                 console.print(f"{experiment}: {' and '.join(what)}; {again}", style="yellow")
-            for key in there.keys() - (set(stale) if launch.rerun else set()):
+            for key in there.keys() - (set(stale) if results.rerun else set()):
                 del tasks[key]
                 results.checkpoint(key).unlink(missing_ok=True)
         for row in _launched(tasks, launch, console, experiment):
@@ -120,7 +120,7 @@ def sweep(
                 failed += 1
                 console.print(f"FAILED {row['config']}\n{row['error']}", style="red", markup=False)
             else:
-                results.append(row, replace=launch.rerun)
+                results.append(row, replace=results.rerun)
                 results.checkpoint(row["key"]).unlink(missing_ok=True)
                 del tasks[row["key"]]
         found = {row["key"]: row for _, rows in results.sources() for row in rows}

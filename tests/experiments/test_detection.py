@@ -194,6 +194,10 @@ def test_predict_with_another_file_or_no_place_to_write_is_one_sentence(tmp_path
             predict.main([str(photo), "--checkpoint", str(tmp_path / f"{name}.safetensors")])
     with pytest.raises(SystemExit, match=r"^error: "):
         predict.main([str(photo), "--checkpoint", str(trained), "--out", str(tmp_path / "none" / "out.png")])
+    before = photo.read_bytes()
+    with pytest.raises(SystemExit, match="would replace .*photo.png"):
+        predict.main([str(photo), "--checkpoint", str(trained), "--out", str(photo)])
+    assert photo.read_bytes() == before
     for wrong in (["--score", "2"], ["--out", "boxes.txt"]):
         with pytest.raises(SystemExit):
             predict.main([str(photo), *wrong])

@@ -74,9 +74,9 @@ def test_the_code_of_a_row_is_that_of_its_operators_and_loops(monkeypatch):
 def test_rows_of_other_code_are_reported_and_run_again_on_demand(tmp_path, capfd):
     results = Results(tmp_path / "rows.jsonl")
 
-    def go(**launch):
-        rows = sweep([Config(0), Config(1)], run, Results(results.path), experiment="toy", launch=Launch(**launch))
-        return rows, capfd.readouterr().err
+    def go(**options):
+        how = SweepOptions(results=results.path, **options)
+        return sweep([Config(0), Config(1)], run, how.open("toy"), experiment="toy"), capfd.readouterr().err
 
     go()
     assert "--rerun" not in go()[1], "the same code is no news"
