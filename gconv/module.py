@@ -710,12 +710,10 @@ class GConv(nn.Module):
     def _basis(self, domain: Domain, call: Call, checked: bool = False) -> Basis:
         """S for a call. With `checked`, the structure's result was validated in an earlier call."""
         structure = self.spec.structure
-        theta: dict[str, Any]
-        if checked:
-            direct = self._parameters
-            theta = {name: direct[name] if name in direct else getattr(self, name) for name in self._structure}
-        else:
-            theta = {name: getattr(self, name) for name in self._structure}
+        theta: dict[str, Any] = {}
+        direct = self._parameters if checked else {}
+        for name in self._structure:
+            theta[name] = direct[name] if name in direct else getattr(self, name)
         if theta and call.kind == "eager" and not call.x.is_cpu:
             theta = {name: _unshared(p) for name, p in theta.items()}
         S = (structure.basis if checked else partial(bind, structure))(domain, theta, call)

@@ -257,6 +257,7 @@ TABLES: tuple[Table, ...] = (
             ("than compiled", "metrics.faster_than_compiled"),
             ("both compiled", "metrics.faster_both_compiled"),
             ("dropout", "metrics.dropout_share"),
+            ("kernels", "metrics.kernels"),
         ),
         same=("data.hash", "hardware.cpu", "hardware.threads", "metrics.kernels"),
         caption=(
@@ -266,7 +267,8 @@ TABLES: tuple[Table, ...] = (
             "that of an epoch of the original: conversion does not change it, and a compiler replaces it by code of "
             "its own. An epoch is one step of Adam on the whole data set. Before timing, the losses of five steps "
             "without dropout and the gradients of the first step were compared and agreed up to rounding (`gap` in "
-            "the rows)."
+            "the rows). Rows with other kernels were recorded on another machine: only numbers of one row can be "
+            "compared."
         ),
         command="python -m experiments.speed.whole_models",
     ),

@@ -195,7 +195,7 @@ def test_predict_with_another_file_or_no_place_to_write_is_one_sentence(tmp_path
     with pytest.raises(SystemExit, match=r"^error: "):
         predict.main([str(photo), "--checkpoint", str(trained), "--out", str(tmp_path / "none" / "out.png")])
     before = photo.read_bytes()
-    with pytest.raises(SystemExit, match="would replace .*photo.png"):
+    with pytest.raises(SystemExit, match=r"would replace .*photo.png"):
         predict.main([str(photo), "--checkpoint", str(trained), "--out", str(photo)])
     assert photo.read_bytes() == before
     for wrong in (["--score", "2"], ["--out", "boxes.txt"]):
