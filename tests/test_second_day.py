@@ -284,3 +284,14 @@ def test_rounding_has_no_bound():
         with pytest.raises(TypeError, match="No bound is known for"):
             lipschitz_bound(Written(run), (2, 3))
     assert lipschitz_bound(Written(lambda x: x.to(torch.float64)), (2, 3)) == 1.0
+
+
+def test_an_activation_without_a_bounded_slope_has_no_bound():
+    class Functional(nn.Module):
+        def forward(self, x):
+            return nn.functional.celu(x, alpha=-0.5)
+
+    for net in (nn.CELU(-0.5), Functional()):
+        with pytest.raises(ValueError, match="negative alpha"):
+            lipschitz_bound(nn.Sequential(net), torch.randn(2, 3))
+    assert lipschitz_bound(nn.Sequential(nn.CELU(0.5)), torch.randn(2, 3)) == 1

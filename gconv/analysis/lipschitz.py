@@ -244,6 +244,8 @@ class _Walker:
             return max(1.0, float(module.weight.double().abs().max()))
         if kind is nn.ELU:
             return max(1.0, abs(module.alpha))
+        if kind is nn.CELU and module.alpha < 0:
+            raise ValueError("CELU with a negative alpha has no Lipschitz bound: exp(x / alpha) grows without limit.")
         if kind in SLOPES:
             return SLOPES[kind]
         raise TypeError(f"No bound is known for {kind.__name__}; {_advice(module)}")
