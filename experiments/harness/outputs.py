@@ -75,7 +75,7 @@ def check_size(path: Path, network: Callable[[], "nn.Module"]) -> None:
     with torch.device("meta"):
         count = sum(weight.numel() for weight in network().parameters())
     if 2 * count > (size := path.stat().st_size):
-        raise ValueError(f"it describes {count:,} weights, and {path} has {size:,} bytes")
+        raise ValueError(f"it does not fit {path.name}: it has {count:,} weights, and the file has {size:,} bytes")
 
 
 @contextlib.contextmanager

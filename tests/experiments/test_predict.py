@@ -292,7 +292,7 @@ def test_a_description_of_more_weights_than_the_file_has_allocates_none(change, 
     text = json.loads(files["questions"].with_suffix(".json").read_text())
     text["config"] |= change
     path.with_suffix(".json").write_text(json.dumps(text))
-    says = "does not fit" if change == {"width": 5} else "describes no network of this version .it describes"
+    says = "does not fit" if change == {"width": 5} else "describes no network of this version .it does not fit"
     refused(questions.main, ["how far", "--checkpoint", path], says)
 
 
