@@ -32,8 +32,10 @@ from gconv.external.files import (
 LINES = 1 << 22  # bytes of text read at a time
 
 
-def as_array(x: Tensor) -> np.ndarray:
-    """A tensor as an array on the CPU; bfloat16, which numpy lacks, as float32. Raises: TypeError."""
+def as_array(x: Any) -> np.ndarray:
+    """A tensor or array as an array on the CPU; bfloat16, which numpy lacks, as float32. Raises: TypeError."""
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
     x = x.detach().cpu()
     try:
         found: np.ndarray = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
@@ -56,7 +58,7 @@ class Features:
     def __init__(self, x: Any) -> None:
         self.file: ArrayFile | None = None
         if isinstance(x, Tensor | np.ndarray):
-            self.array = as_array(x) if isinstance(x, Tensor) else x
+            self.array = as_array(x)
             self.name, self.shape, dtype = "x", self.array.shape, self.array.dtype
         elif isinstance(x, str | os.PathLike):
             path, member = split_member(x)
@@ -204,8 +206,7 @@ class Rows(Dataset[tuple[Tensor, ...]]):
         return sum(s.shape[1] for s in self.signals)
 
     def _open(self) -> None:
-        read = lambda s: as_array(s) if isinstance(s, Tensor) else np.asarray(s)  # noqa: E731
-        self.signals = [load(Path(s)) if isinstance(s, str | os.PathLike) else read(s) for s in self.sources]
+        self.signals = [load(Path(s)) if isinstance(s, str | os.PathLike) else as_array(s) for s in self.sources]
 
     def __len__(self) -> int:
         return len(self.index)
