@@ -444,9 +444,9 @@ class GConv(nn.Module):
 
     def _explain(self, error: Exception, x: Any) -> None:
         """Raises an InputTypeError if torch has no operator for the layout or dtype of x."""
-        said = str(error).splitlines()[0][:120].rstrip(".")
         if not isinstance(x, Tensor):
             return
+        said = "".join(str(error).splitlines()[:1])[:120].rstrip(".")  # the message may be empty
         if x.layout is not torch.strided or x.is_nested:
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.").lstrip("_")
             how = "one signal at a time" if x.is_nested else "x.to_dense(), or gconv.constant(x.to_dense())"

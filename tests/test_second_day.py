@@ -295,3 +295,19 @@ def test_an_activation_without_a_bounded_slope_has_no_bound():
         with pytest.raises(ValueError, match="negative alpha"):
             lipschitz_bound(nn.Sequential(net), torch.randn(2, 3))
     assert lipschitz_bound(nn.Sequential(nn.CELU(0.5)), torch.randn(2, 3)) == 1
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
+def test_an_error_without_a_message_stays_as_it_is(warm, kind, monkeypatch):
+    layer, graph = GConv(gat(3, 2)), Graph(INDEX, 5)
+    if warm:
+        layer(X, graph)
+
+    def fails(*_):
+        raise kind
+
+    monkeypatch.setattr(type(layer.spec.structure), "basis", fails)
+    with pytest.raises(kind) as caught:
+        layer(X, graph)
+    assert caught.type is kind
