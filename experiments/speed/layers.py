@@ -204,17 +204,15 @@ def report(rows: list[common.Row]) -> None:
 
 
 def announced(case_run: Callable[[Case], common.Outcome], todo: list[Case]) -> Callable[[Case], common.Outcome]:
-    """`run` with messages about the current case and the remaining time: twice the time limits of the cases."""
+    """`run` with messages about the current case and the most time that it and the later cases of `todo` need."""
     from rich.console import Console
 
     console, started, spent = Console(stderr=True), time.perf_counter(), [0.0]
-    left = [case.budget for case in todo]
 
     def call(case: Case) -> common.Outcome:
         rate = (time.perf_counter() - started) / spent[0] if spent[0] > 10 else 2.0
-        rest = rate * sum(left)
-        console.print(f"{case.case}: about {rest / 60:.0f} minutes left", highlight=False, soft_wrap=True)
-        left.pop(0)
+        rest = rate * sum(later.budget for later in todo[todo.index(case) :])
+        console.print(f"{case.case}: at most {rest / 60:.0f} minutes left", highlight=False, soft_wrap=True)
         spent[0] += case.budget
         return case_run(case)
 
@@ -242,8 +240,4 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     results = place(config.quick, options)
-    done = {common.run_key(case, "speed", data(case)) for case in todo} & {
-        row["key"] for _, there in results.sources() for row in there
-    }
-    fresh = [case for case in todo if common.run_key(case, "speed", data(case)) not in done]
-    report(common.sweep(todo, announced(run, fresh), results, experiment="speed", data=data))
+    report(common.sweep(todo, announced(run, todo), results, experiment="speed", data=data))

@@ -243,8 +243,23 @@ def test_a_run_leaves_rows_and_goes_on(tmp_path, capsys, monkeypatch):
     assert "times faster than PyG" in capsys.readouterr().out
     speed.main(arguments)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
+    stale = [json.dumps(row | {"code": "another"} if n < 2 else row) + "\n" for n, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(stale))
+    speed.main([*arguments, "--rerun"])
+    again = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["key"] for row in again} == {row["key"] for row in rows} and len(again) == 3
+    assert {row["code"] for row in again} == {rows[0]["code"]}
     with pytest.raises(SystemExit, match="no case's name"):
         speed.main(["--quick", "--only", "nonsense"])
+
+
+def test_the_remaining_time_counts_the_case_and_those_after_it(capsys):
+    """Also if the sweep skips cases, or runs cases again that have rows."""
+    todo = [Case(str(n), "spmm", budget=60) for n in range(4)]
+    call = speed.announced(lambda case: case.case, todo)
+    assert [call(todo[n]) for n in (1, 3)] == ["1", "3"]
+    assert "1: at most 6 minutes left" in capsys.readouterr().err
+    assert [call(case) for case in todo] == ["0", "1", "2", "3"]
 
 
 def test_official_timings_are_refused_on_a_busy_machine(monkeypatch):
