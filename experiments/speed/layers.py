@@ -204,7 +204,7 @@ def report(rows: list[common.Row]) -> None:
 
 
 def announced(case_run: Callable[[Case], common.Outcome], todo: list[Case]) -> Callable[[Case], common.Outcome]:
-    """`run` with messages about the current case and the most time that it and the later cases of `todo` need."""
+    """`run` with messages about the current case and an estimate of the time for it and the later cases of `todo`."""
     from rich.console import Console
 
     console, started, spent = Console(stderr=True), time.perf_counter(), [0.0]
@@ -212,7 +212,7 @@ def announced(case_run: Callable[[Case], common.Outcome], todo: list[Case]) -> C
     def call(case: Case) -> common.Outcome:
         rate = (time.perf_counter() - started) / spent[0] if spent[0] > 10 else 2.0
         rest = rate * sum(later.budget for later in todo[todo.index(case) :])
-        console.print(f"{case.case}: at most {rest / 60:.0f} minutes left", highlight=False, soft_wrap=True)
+        console.print(f"{case.case}: about {rest / 60:.0f} minutes left", highlight=False, soft_wrap=True)
         spent[0] += case.budget
         return case_run(case)
 

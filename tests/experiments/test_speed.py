@@ -258,7 +258,7 @@ def test_the_remaining_time_counts_the_case_and_those_after_it(capsys):
     todo = [Case(str(n), "spmm", budget=60) for n in range(4)]
     call = speed.announced(lambda case: case.case, todo)
     assert [call(todo[n]) for n in (1, 3)] == ["1", "3"]
-    assert "1: at most 6 minutes left" in capsys.readouterr().err
+    assert "1: about 6 minutes left" in capsys.readouterr().err
     assert [call(case) for case in todo] == ["0", "1", "2", "3"]
 
 
