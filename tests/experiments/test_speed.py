@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from experiments import tables
-from experiments.harness import measure, render
+from experiments.harness import common, measure, render
 from experiments.speed import layers as speed
 from experiments.speed import memory as speed_memory
 from experiments.speed import profiles, whole_models
 from experiments.speed import sides as speed_sides
 from experiments.speed import summary as speed_summary
-from experiments.speed.cases import FORMS, FULL, LAYERS, QUICK, Case, cases
+from experiments.speed.cases import COMPILED, FORMS, FULL, LAYERS, QUICK, Case, cases
 
 
 @pytest.fixture(autouse=True)
@@ -305,6 +305,19 @@ def test_every_form_is_weighed(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             speed_memory.main(["--quick", *wrong])
         assert stopped.value.code not in (0, None)
+
+
+def test_the_peer_in_memory_is_the_fastest_that_is_weighed(tmp_path, monkeypatch):
+    """A compiled variant may be the fastest of all, but is not weighed."""
+    case = next(case for case in cases(QUICK) if case.op == "sage" and case.memory)
+    names = [*speed_sides.sides(case)]
+    ms = {"gconv": 1.0, "PyG edge_index": 5.0, "PyG CSR": 3.0, f"PyG CSR{COMPILED}default": 2.0}
+    key = common.run_key(case, "speed", speed.data(case))
+    line = {"key": key, "config": {}, "metrics": {"ms": {name: {"ms": t} for name, t in ms.items()}}}
+    (tmp_path / "speed.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert speed_memory.counts(case, names) == "PyG CSR"
+    assert speed_memory.counts(replace(case, against="PyG edge_index"), names) == "PyG edge_index"
 
 
 @pytest.mark.parametrize("model", [*whole_models.GRAPHS, "ConvNeXt"])
