@@ -7,8 +7,9 @@ data (x, the incoming gradient, edge_index) exist before. x requires a gradient,
 gradients.
 
 The goal is a fraction of the memory of the peer: PyG's fastest variant in the row of `experiments.speed` that is not
-compiled (the memory of the compiler itself would count), or the one named. PyG's usual variant, edge_index, which stores a message for each edge, is given as well. The floor (`floor`) is
-the minimum that any implementation needs, and shows which goals can be reached.
+compiled (the memory of the compiler itself would count), or the one named. PyG's usual variant, edge_index, which
+stores a message for each edge, is given as well. The floor (`floor`) is the minimum that any implementation needs, and
+shows which goals can be reached.
 
     python -m experiments.speed.memory                      everything: about 10 minutes on two cores
     python -m experiments.speed.memory --only 'gat layer'   cases whose name matches this regular expression
