@@ -181,9 +181,9 @@ TABLES: tuple[Table, ...] = (
             "Peak memory above that of the data, for set-up (layer and graph) and two steps, each library in its own "
             "process; the median of three processes if there is a goal. The goal is a share of the memory of PyG's "
             "fastest variant in the table above that is not compiled (for S X: the one named by its goal). "
-            "`edge_index` is PyG's usual form, which stores a message for each edge, with caching if the fastest variant caches. "
-            "The minimum is the memory that any implementation holds at the end of a step: the results and one copy of "
-            "S in CSR. The last number is the peak of a third step alone."
+            "`edge_index` is PyG's usual form, which stores a message for each edge, with caching if the fastest "
+            "variant caches. The minimum is the memory that any implementation holds at the end of a step: the "
+            "results and one copy of S in CSR. The last number is the peak of a third step alone."
         ),
         command="python -m experiments.speed.memory",
         remarks=speed_summary.memory_remarks,
