@@ -24,7 +24,7 @@ class Attended(Basis):
     """
 
     pattern: Pattern
-    _memo: list[SharedTaps] = field(default_factory=list, init=False)
+    _memo: dict[tuple[bool, bool], SharedTaps] = field(default_factory=dict, init=False)
 
     @property
     def heads(self) -> int:
@@ -36,11 +36,14 @@ class Attended(Basis):
 
     @property
     def written(self) -> SharedTaps:
-        """The same structure with its values computed, cached."""
-        if not self._memo:
+        """The same structure with its values computed, cached for each mode: without gradients there is no graph."""
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        made = self._memo.get(mode)
+        if made is None:
             csr = self.pattern.csr("expand")
-            self._memo.append(SharedTaps(self.pattern, self.pattern.unordered(csr, self.attention_values(csr))))
-        return self._memo[0]
+            made = SharedTaps(self.pattern, self.pattern.unordered(csr, self.attention_values(csr)))
+            self._memo[mode] = made
+        return made
 
     @property
     def values(self) -> Tensor:

@@ -10,6 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.entries import kronecker
 from gconv.basis.taps import Taps
@@ -31,6 +32,14 @@ class Axes(Basis):
     """
 
     factors: tuple[Taps, ...]
+
+    def __post_init__(self) -> None:
+        for A in self.factors:
+            if not isinstance(A, Taps) or A.pattern.shape[0] != 1 or A.reduce != "sum":
+                what = f"{A.reduce} over {A.shape}" if isinstance(A, Taps) else shown(A)
+                raise ValueError(f"A factor along an axis must be Taps of shape (1, m, n) that sum, but it is {what}.")
+        if not self.factors:
+            raise ValueError("Axes take one factor for each axis of the grid, but there are none.")
 
     @lazy
     def shape(self) -> tuple[int, int, int]:

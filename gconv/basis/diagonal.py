@@ -32,6 +32,11 @@ class Diagonal(Basis):
     tangent: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not (self.g.ndim == self.U.ndim == 2 and self.eigenvalues.ndim == 1):
+            raise ValueError(
+                f"A diagonal structure takes U (n, r), g (k, r) and eigenvalues (r,), but they are "
+                f"{tuple(self.U.shape)}, {tuple(self.g.shape)} and {tuple(self.eigenvalues.shape)}."
+            )
         if not self.g.shape[-1] == self.U.shape[-1] == self.eigenvalues.shape[0]:
             raise ValueError(
                 f"U has {self.U.shape[-1]} eigenvectors, g {self.g.shape[-1]} multipliers a tap and there are "

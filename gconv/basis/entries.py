@@ -22,6 +22,10 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
     >>> entries(Polynomial(swap, Recurrence.monomial(3)), torch.float32, torch.device("cpu")).values
     tensor([1., 1., 2., 3., 6., 6.])
     """
+    if S.batch:
+        raise ValueError(
+            f"Each of the signals {S.batch} has its own matrices here, so that they are no single list of entries."
+        )
     found: Taps | None = S.entries(dtype, device)
     return of_dense(S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))) if found is None else found
 
@@ -35,8 +39,8 @@ def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
 
 
 def of_dense(S: Tensor) -> Taps:
-    """The non-zeros of (k, m, n) as entries."""
-    tap, row, col = S.nonzero(as_tuple=True)
+    """The non-zeros of (k, m, n) as entries; all numbers if they are learned, because a zero has a gradient, too."""
+    tap, row, col = (torch.ones_like(S) if S.requires_grad else S).nonzero(as_tuple=True)
     return Taps(Pattern((S.shape[0], S.shape[1], S.shape[2]), tap, row, col), S[tap, row, col])
 
 
@@ -118,8 +122,12 @@ def polynomial(
         terms.append(_combined([(c, part) for c, part in parts if c] or parts[:1]))
     if combine is None:
         return stacked(terms)
-    weights = torch.as_tensor(combine, dtype=dtype, device=device)
-    return stacked([_combined(list(zip(row, terms, strict=True))) for row in weights])
+    learned = isinstance(combine, Tensor)
+    taps = []
+    for row in combine.to(device, dtype) if learned else combine:
+        parts = [(c, S) for c, S in zip(row, terms, strict=True) if learned or c]
+        taps.append(_combined(parts or [(0.0, terms[0])]))
+    return stacked(taps)
 
 
 def _combined(parts: list[tuple[float | Tensor, Taps]]) -> Taps:

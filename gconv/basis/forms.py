@@ -75,6 +75,8 @@ class Stack(Basis):
     parts: tuple[Basis, ...]
 
     def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("A stack needs at least one structure.")
         shapes = [part.shape[1:] for part in self.parts]
         if any(shape != shapes[0] for shape in shapes):
             shapes = sorted(set(shapes))
@@ -189,6 +191,9 @@ class Stack(Basis):
         return Stack(tuple(part.adapted(call) for part in self.parts))
 
     def fused(self, call: Any) -> Tensor | None:
+        for part in self.parts[1:]:  # whose products are those of the call
+            if not part.is_identity:
+                return None
         return self.parts[0].fused(call)
 
     def each(self, z: Tensor) -> Tensor:
@@ -248,12 +253,15 @@ class Product(Basis):
     def expand(self, x: Tensor) -> Tensor:
         if self.right.shape[0] == 1:
             return self.left.expand(self.right.expand(x).squeeze(-3))
-        return self.left.expand(self.right.expand(x)).flatten(-4, -3)
+        return _to_each(self.left, self.right.expand(x))
 
     def contract(self, z: Tensor) -> Tensor:
-        if self.right.shape[0] > 1:  # the left one has a single tap
+        if self.right.shape[0] == 1:
+            return self.left.contract(_to_each(self.right, z))
+        if self.left.linear:  # and has a single tap
             return self.left.contract(self.right.contract(z).unsqueeze(-3))
-        return self.left.contract(self.right.contract(z.unsqueeze(-3)))
+        taps = [single(self, k, z.dtype, z.device).contract(one) for k, one in enumerate(z.split(1, -3))]
+        return torch.stack(taps).sum(0)
 
     @property
     def learned(self) -> list[Tensor]:
@@ -289,6 +297,12 @@ class Product(Basis):
     def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
         right = self.right.shape[0]
         return Product(single(self.left, k // right, dtype, device), single(self.right, k % right, dtype, device))
+
+
+def _to_each(S: Basis, z: Tensor) -> Tensor:
+    """S z_k for a single tap S, (*b, k, n, c) -> (*b, k, m, c), in one product with all channels beside each other."""
+    wide = S.expand(z.movedim(-3, -2).flatten(-2)).squeeze(-3)
+    return wide.unflatten(-1, (z.shape[-3], z.shape[-1])).movedim(-2, -3)
 
 
 def each(S: Basis, z: Tensor) -> Tensor:

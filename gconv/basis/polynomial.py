@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gconv import kernels
+from gconv.arguments import shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.entries import polynomial
 from gconv.basis.taps import MAX_BYTES_PREPARED, Taps
@@ -29,6 +31,8 @@ class Recurrence:
     rows: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rows, tuple) or any(not isinstance(row, tuple) or len(row) != 3 for row in self.rows):
+            raise ValueError(f"The rows of a recurrence are tuples (alpha, beta, gamma), not {shown(self.rows)}.")
         if self.rows and self.rows[0][2] != 0:
             raise ValueError(
                 f"The first step of a recurrence has no p_(-1), so gamma_0 must be 0, not {self.rows[0][2]}."
@@ -36,10 +40,14 @@ class Recurrence:
 
     @classmethod
     def chebyshev(cls, terms: int) -> Recurrence:
+        if terms < 1:
+            raise ValueError(f"A recurrence has at least one term, not {terms}.")
         return cls("chebyshev", tuple((1.0, 0.0, 0.0) if k == 0 else (2.0, 0.0, 1.0) for k in range(terms - 1)))
 
     @classmethod
     def monomial(cls, terms: int) -> Recurrence:
+        if terms < 1:
+            raise ValueError(f"A recurrence has at least one term, not {terms}.")
         return cls("monomial", ((1.0, 0.0, 0.0),) * (terms - 1))
 
     @property
@@ -71,10 +79,19 @@ class Polynomial(Basis):
     _products: dict[Any, kernels.ReadyRecurrence | Literal[False]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if self.combine is not None and len(self.combine[0]) != self.recurrence.terms:
-            raise ValueError(
-                f"combine has {len(self.combine[0])} columns, but the recurrence gives {self.recurrence.terms} terms."
-            )
+        L, c, terms = self.L, self.combine, len(self.recurrence.rows) + 1
+        square = isinstance(L, Taps) and L.pattern.shape[0] == 1 and L.pattern.shape[1] == L.pattern.shape[2]
+        if not square or L.reduce != "sum":
+            what = f"{L.reduce} over {L.shape}" if isinstance(L, Taps) else shown(L)
+            raise ValueError(f"L of a polynomial must be Taps of shape (1, n, n) that sum, but it is {what}.")
+        if c is None:
+            return
+        if len(c) == 0 or (isinstance(c, Tensor) and c.ndim != 2):
+            what = f"shape {tuple(c.shape)}" if isinstance(c, Tensor) else "no rows"
+            raise ValueError(f"combine takes a row of {terms} coefficients for each tap, but it has {what}.")
+        for row in c[:1] if isinstance(c, Tensor) else c:
+            if len(row) != terms:
+                raise ValueError(f"combine has {len(row)} columns, but the recurrence gives {terms} terms.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,6 +137,9 @@ class Polynomial(Basis):
             terms = kernels.terms(csr, values, x, self.recurrence.rows, back)  # (*b, n, k, c)
         else:
             terms = torch.stack(list(self._terms(x)), -2)
+        if self._zeros:
+            assert isinstance(self.combine, tuple)
+            return torch.stack([_weighted(row, iter(terms.unbind(-2))) for row in self.combine], -3)
         if self.combine is not None:
             terms = torch.einsum("jk,...nkc->...njc", self._combine(x), terms)
         return terms.movedim(-2, -3)
@@ -133,6 +153,11 @@ class Polynomial(Basis):
 
     def _combine(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.combine, dtype=x.dtype, device=x.device)
+
+    @lazy
+    def _zeros(self) -> bool:
+        """Whether a coefficient is the number 0, with which no NaN may be multiplied."""
+        return isinstance(self.combine, tuple) and 0 in chain(*self.combine)
 
     @property
     def fixed(self) -> bool:
@@ -171,9 +196,10 @@ class Polynomial(Basis):
         if self.combine is not None or not self.recurrence.rows:
             return super().expand_flat(x)
         fits = x.ndim == 2 and x.is_contiguous()
-        run = self._products.get((x.shape[-1], x.dtype)) if fits else False
+        version = 0 if self.L.values.is_inference() else self.L.values._version
+        run = self._products.get((x.shape[-1], x.dtype, version)) if fits else False
         if run is None:
-            run = self._prepare(x, x.shape[-1])
+            run = self._prepare(x, x.shape[-1], version)
         if run:
             return run.terms(x)
         csr, values, back = self.L.ordered("expand")
@@ -183,9 +209,10 @@ class Polynomial(Basis):
         if self.combine is not None or not self.recurrence.rows:
             return super().contract_flat(z, add, row)
         c = z.shape[-1] // (len(self.recurrence.rows) + 1)
-        run = self._products.get((c, z.dtype)) if z.ndim == 2 and z.is_contiguous() else False
+        version = 0 if self.L.values.is_inference() else self.L.values._version
+        run = self._products.get((c, z.dtype, version)) if z.ndim == 2 and z.is_contiguous() else False
         if run is None:
-            run = self._prepare(z, c)
+            run = self._prepare(z, c, version)
         if run:
             y = run.clenshaw(z)
         else:
@@ -194,13 +221,15 @@ class Polynomial(Basis):
         y = y if add is None else add.add_(y)
         return y if row is None else y.add_(row)
 
-    def _prepare(self, x: Tensor, c: int) -> kernels.ReadyRecurrence | Literal[False]:
+    def _prepare(self, x: Tensor, c: int, version: int) -> kernels.ReadyRecurrence | Literal[False]:
         """A prepared recurrence for x's dtype and c channels, or False; cached in `_products`."""
         run: kernels.ReadyRecurrence | Literal[False] = False
         if self.shape[2] * c * self.recurrence.terms * x.element_size() <= MAX_BYTES_PREPARED:
             csr, values, _ = self.L.ordered("expand")
             run = kernels.ready_recurrence(csr, values, c, self.recurrence.rows, x.dtype) or False
-        self._products[c, x.dtype] = run
+        if any(key[-1] != version for key in list(self._products)):  # of values that were modified in place since
+            self._products.clear()
+        self._products[c, x.dtype, version] = run
         return run
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,7 +239,11 @@ class Polynomial(Basis):
         """Clenshaw: with b_k = z_k + (alpha_k L + beta_k) b_{k+1} - gamma_{k+1} b_{k+2}, the sum is b_0."""
         if self.combine is not None and len(self.combine) == 1:
             return self.expand(z.squeeze(-3)).squeeze(-3)
-        if self.combine is not None:
+        if self._zeros:
+            assert isinstance(self.combine, tuple)
+            columns = zip(*self.combine, strict=True)
+            z = torch.stack([_weighted(column, iter(z.unbind(-3))) for column in columns], -3)
+        elif self.combine is not None:
             z = torch.einsum("jk,...jnc->...knc", self._combine(z), z)
         if self._fixed:
             csr, values, back = self.L.ordered("expand")
@@ -231,8 +264,8 @@ def _weighted(coefficients: Tensor | tuple[float, ...], terms: Iterator[Tensor])
     """sum_k c_k p_k, with one term in memory at a time; no multiplication by 0 or 1."""
     total = None
     for c, term in zip(coefficients, terms, strict=True):
-        if isinstance(c, float) and c == 0:
+        if not isinstance(c, Tensor) and c == 0:
             continue
-        part = term if isinstance(c, float) and c == 1 else c * term
+        part = term if not isinstance(c, Tensor) and c == 1 else c * term
         total = part if total is None else total + part
     return torch.zeros_like(term) if total is None else total

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import SWAPPED, Layout, Pattern, Taps
 from gconv.kernels import CSR, heads_spmm
@@ -34,6 +35,14 @@ class SharedTaps(Basis):
     pattern: Pattern
     values: Tensor
     transposed: bool = False
+
+    def __post_init__(self) -> None:
+        values = self.values
+        if not isinstance(values, Tensor) or values.ndim < 2 or values.shape[-2] != self.pattern.tap.shape[0]:
+            what = tuple(values.shape) if isinstance(values, Tensor) else shown(values)
+            raise ValueError(
+                f"SharedTaps take values (*b, e, k) for the {len(self.pattern)} entries, but they are {what}."
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gconv.arguments import integer, shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
 from gconv.caches import Cache
@@ -25,6 +26,7 @@ from gconv.errors import InputError
 from gconv.kernels import at_trace_time, is_static, lasting, leave, untraced
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
+MODES: tuple[Mode, ...] = ("zeros", "circular", "reflect", "replicate")
 _TAPS: Cache[tuple[Shifts, torch.dtype, torch.device], Taps] = Cache("entries of grid structures", 64)
 
 
@@ -73,6 +75,7 @@ class Shifts(Basis):
     transposed: bool = False
 
     def __post_init__(self) -> None:
+        self._check()
         for axis, (n, k, d, (before, after)) in enumerate(
             zip(self.size, self.kernel, self.dilation, self.padding, strict=True)
         ):
@@ -88,12 +91,42 @@ class Shifts(Basis):
                     f"Cropping {max(-before, 0)} sites before and {max(-after, 0)} after leaves nothing of {n} sites "
                     f"along axis {axis}: negative padding may take away at most {n - 1}."
                 )
-            limit = {"zeros": None, "replicate": None, "circular": left, "reflect": n - 1}[self.mode]
+            limit = {"zeros": None, "replicate": None if n else 0, "circular": left, "reflect": max(n - 1, 0)}[
+                self.mode
+            ]
             if limit is not None and max(before, after) > limit:
                 raise InputError(
                     f"{self.mode} padding can reach at most {limit} sites on an axis of {n}, but {max(before, after)} "
                     f"are asked for along axis {axis}."
                 )
+
+    def _check(self) -> None:
+        """Raises: ValueError or TypeError if an argument is not of the kind that is documented."""
+        numbers = {"size": self.size, "kernel": self.kernel, "stride": self.stride, "dilation": self.dilation}
+        for name, axes in {**numbers, "padding": self.padding}.items():
+            if not isinstance(axes, tuple) or len(axes) != len(self.size) or not axes:
+                raise InputError(f"{name} takes a tuple with one entry for each axis, not {shown(axes)}.")
+        for name, axes in numbers.items():
+            for number in axes:
+                integer(number, name, 0 if name == "size" else 1)
+        for name, pairs in (("padding", self.padding), ("divisor", self.divisor)):
+            if not isinstance(pairs, tuple):
+                continue
+            for pair in pairs:
+                if not isinstance(pair, tuple) or len(pair) != 2 or len(pairs) != len(self.size):
+                    raise InputError(f"{name} takes a pair (before, after) for each axis, not {shown(pairs)}.")
+                integer(pair[0], name)
+                integer(pair[1], name)
+        if self.mode not in MODES:
+            raise InputError(f"mode must be one of {', '.join(MODES)}, but it is {shown(self.mode)}.")
+        if self.reduce not in ("sum", "max"):
+            raise InputError(f"reduce must be 'sum' or 'max', but it is {shown(self.reduce)}.")
+        if self.divisor is not None and not isinstance(self.divisor, tuple):
+            integer(self.divisor, "divisor", 1)
+        if (self.reduce == "max" or self.divisor is not None) and not self.window:
+            raise InputError("A maximum, or a sum with a divisor, is one over a window: it needs window=True.")
+        if self.reduce == "max" and (self.divisor is not None or self.transposed):
+            raise InputError("A maximum over a window has neither a divisor nor a transpose.")
 
     # -- geometry --------------------------------------------------------------------------------------------------
 
@@ -218,10 +251,15 @@ class Shifts(Basis):
         axes = zip(
             self.size, self.kernel, self.stride, self.dilation, self.padding, self.divisor, self.out, strict=True
         )
-        return [
+        counts = [
             [sum(-low <= at * s - before + a < n + high for a in range(0, k * d, d)) for at in range(o)]
             for n, k, s, d, (before, _), (low, high), o in axes
         ]
+        if any(0 in axis for axis in counts):
+            raise InputError(
+                "A window contains no site that counts for its mean: pad less, or count more of the padding."
+            )
+        return counts
 
     # -- padding and its adjoint, on (*b, *size, c) ---------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis.base import Basis, lazy
 from gconv.kernels import (
     CSR,
@@ -18,9 +19,11 @@ from gconv.kernels import (
     ends,
     heads_sddmm,
     in_order,
+    is_batched,
     joint_attention,
     lasting,
     leave,
+    readable,
     ready,
     row_softmax,
     segment_max,
@@ -32,6 +35,7 @@ from gconv.kernels import (
 )
 
 Layout = Literal["expand", "contract", "each"]
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 MAX_BYTES_PREPARED = 1 << 22  # of all S_k x: larger products may be scheduled, and their overhead is negligible
 SWAPPED: dict[Layout, Layout] = {"expand": "contract", "contract": "expand", "each": "each"}  # the transposed layout
 
@@ -54,6 +58,15 @@ class Pattern:
     col: Tensor
     _memo: dict[Layout, CSR] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("tap", "row", "col"):
+            index = getattr(self, name)
+            if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.ndim != 1:
+                what = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else shown(index)
+                raise TypeError(f"A pattern takes one integer {name} for each entry, a tensor (e,), not {what}.")
+            if index.dtype != torch.int64:  # in which no index overflows
+                object.__setattr__(self, name, index.long())
+
     def csr(self, layout: Layout) -> CSR:
         if self.shape[0] == 1:
             layout = "expand"  # the three are the same matrix for a single tap
@@ -69,6 +82,10 @@ class Pattern:
         k, m, n = self.shape
         high, wide = layout != "contract", layout != "expand"
         row, col, tap = bare(self.row), bare(self.col), bare(self.tap)
+        if tap.shape != row.shape:
+            raise ValueError(f"A sparse pattern takes a tap for each entry, but there are {len(tap)} of {len(row)}.")
+        if readable(tap) and len(tap) and bool(((tap < 0) | (tap >= k)).any()):
+            raise IndexError(f"A sparse pattern of {k} taps has an entry out of range.")
         row = row * k + tap if high and k > 1 else row
         col = col * k + tap if wide and k > 1 else col
         return CSR.build(row, col, m * k if high else m, n * k if wide else n)
@@ -76,7 +93,7 @@ class Pattern:
     @lazy
     def T(self) -> Pattern:
         k, m, n = self.shape
-        memo = {SWAPPED[layout]: csr.T for layout, csr in self._memo.items()}
+        memo = {SWAPPED[layout]: csr.T for layout, csr in list(self._memo.items())}
         if k == 1:
             memo = {"expand": self.csr("expand").T}
         return Pattern((k, n, m), self.tap, self.col, self.row, memo)
@@ -163,8 +180,15 @@ class Taps(Basis):
     pattern: Pattern
     values: Tensor
     reduce: Literal["sum", "max"] = "sum"
-    _memo: dict[Layout, tuple[Tensor, Tensor | None]] = field(default_factory=dict, init=False)
+    _memo: dict[Layout, tuple[Tensor, Tensor, int]] = field(default_factory=dict, init=False)
     _products: dict[Any, Callable[..., Tensor] | Literal[False]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Tensor) or self.values.shape != self.pattern.tap.shape:
+            what = tuple(self.values.shape) if isinstance(self.values, Tensor) else shown(self.values)
+            raise ValueError(f"Taps take one value for each of {len(self.pattern)} entries, but the values are {what}.")
+        if self.reduce not in ("sum", "max"):
+            raise ValueError(f"reduce must be 'sum' or 'max', but it is {self.reduce!r}.")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -184,9 +208,11 @@ class Taps(Basis):
 
     @property
     def T(self) -> Taps:
-        known = self._memo.get("expand")
+        known, values = self._memo.get("expand"), self.values
         if known is not None and self.pattern.shape[0] == 1 and not torch.compiler.is_dynamo_compiling():
-            return self if known[0] is known[1] and self.reduce == "sum" else self._transposed
+            same = known[0] is known[1] and self.reduce == "sum" and not values.requires_grad
+            if not same or values.is_inference() or known[2] == values._version:
+                return self if same else self._transposed
         return self if self.linear and self.symmetric else self._transposed
 
     @lazy
@@ -194,9 +220,8 @@ class Taps(Basis):
         if not self.linear:
             raise ValueError("A structure that reduces with max has no transpose.")
         made = Taps(self.pattern.T, self.values)
-        for layout, (values, back) in self._memo.items():
-            if back is not None:
-                made._memo[layout if self.shape[0] == 1 else SWAPPED[layout]] = back, values
+        for layout, (values, back, version) in list(self._memo.items()):
+            made._memo[layout if self.shape[0] == 1 else SWAPPED[layout]] = back, values, version
         return made
 
     def ordered(self, layout: Layout) -> tuple[CSR, Tensor, Tensor | None]:
@@ -211,21 +236,23 @@ class Taps(Basis):
         csr = self.pattern.csr(layout)
         if self.values.requires_grad or torch.compiler.is_dynamo_compiling():
             return csr, csr.ordered(self.values), None
-        if layout not in self._memo:
+        made, version = self._memo.get(layout), 0 if self.values.is_inference() else self.values._version
+        if made is None or made[2] != version:  # or values were modified in place, which inference tensors do not count
             if wrapped(self.values):
                 return csr, csr.ordered(self.values), None
             with lasting(self):
                 values = csr.ordered(self.values)
+                values = values.clone() if values.is_inference() else values  # for use outside of inference mode
                 back = values.index_select(0, csr.to_t)
                 if csr.self_transposed and concrete(values) and torch.equal(values, back):
                     back = values  # a symmetric S is its own transpose
-            self._memo[layout] = values, back
-        return csr, *self._memo[layout]
+            made = self._memo[layout] = values, back, version
+        return csr, made[0], made[1]
 
     @property
     def symmetric(self) -> bool:
         """Whether the (single) tap equals its transpose."""
-        if self.shape[0] != 1 or self.values.requires_grad:
+        if self.shape[0] != 1 or self.values.requires_grad or is_batched(self.values):
             return False
         csr, values, back = self.ordered("expand")
         return csr.self_transposed and values is back
@@ -274,9 +301,10 @@ class Taps(Basis):
         return Taps(pattern, self.values[at], self.reduce)
 
     def expand_flat(self, x: Tensor) -> Tensor:
-        product = self._products.get(("expand", x.shape[-1], x.dtype)) if x.ndim == 2 else False
+        version = 0 if self.values.is_inference() else self.values._version
+        product = self._products.get(("expand", x.shape[-1], x.dtype, version)) if x.ndim == 2 else False
         if product is None:
-            product = self._prepare("expand", x)
+            product = self._prepare("expand", x, version)
         if product:
             return product(x)
         csr, values, _ = self.ordered("expand")
@@ -285,9 +313,10 @@ class Taps(Basis):
         return y if k == 1 else y.view(*x.shape[:-2], -1, k * x.shape[-1])
 
     def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
-        product = self._products.get(("contract", z.shape[-1], z.dtype)) if z.ndim == 2 else False
+        version = 0 if self.values.is_inference() else self.values._version
+        product = self._products.get(("contract", z.shape[-1], z.dtype, version)) if z.ndim == 2 else False
         if product is None:
-            product = self._prepare("contract", z)
+            product = self._prepare("contract", z, version)
         if product:
             return product(z, add, row)
         csr, values, _ = self.ordered("contract")
@@ -309,7 +338,7 @@ class Taps(Basis):
             -1, k * c
         )
 
-    def _prepare(self, layout: Layout, x: Tensor) -> Callable[..., Tensor] | Literal[False]:
+    def _prepare(self, layout: Layout, x: Tensor, version: int) -> Callable[..., Tensor] | Literal[False]:
         """A prepared product for small matrices with x's width and dtype, or False; cached in `_products`."""
         (k, m, n), width = self.shape, x.shape[1]
         high = layout == "expand"
@@ -318,11 +347,13 @@ class Taps(Basis):
         if n * width * (k if high else 1) * x.element_size() <= MAX_BYTES_PREPARED and x.dtype == self.values.dtype:
             csr, values, _ = self.ordered(layout)
             product = ready(csr, values, c, (m, k * c if high else c), beside=k > 1 and not high) or False
-        self._products[layout, width, x.dtype] = product
+        if any(key[-1] != version for key in list(self._products)):  # of values that were modified in place since
+            self._products.clear()
+        self._products[layout, width, x.dtype, version] = product
         return product
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_products": {}}  # which contain memory addresses
+        return {**self.__dict__, "_memo": {}, "_products": {}}  # memory addresses, and versions of these tensors
 
     def each(self, z: Tensor) -> Tensor:
         """(*b, k, n, c) -> (*b, k, m, c): S_k z_k, tap by tap."""

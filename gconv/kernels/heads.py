@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gconv.kernels import cuda, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.sparse import CSR, rows_of, spmm_torch
+from gconv.kernels.sparse import CSR, check_numbers, conjugate, gradient_of, rows_of, spmm_torch
 
 
 def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, transposed: bool = False) -> Tensor:
@@ -83,16 +83,20 @@ def _by_rows(transposed: bool, structure: tuple[Tensor, ...]) -> tuple[Tensor, T
 
 def heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     """`heads_spmm` in torch."""
+    check_numbers(values, x)
     crow, col, order = _by_rows(transposed, structure)
+    if not values.shape[-1]:  # no heads
+        return x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, 1 if together else 0, x.shape[-1])
     values = values if order is None else values.index_select(-2, order)
     other = structure[0] if transposed else structure[2]
     x = x.expand(*x.shape[:-2], values.shape[-1], x.shape[-1])
     if values.ndim > 2:  # torch's sparse products have no batch axis
-        row, y = rows_of(crow, col), x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *x.shape[-2:])
+        wide = torch.promote_types(x.dtype, torch.float32)  # in which sums of half-precision numbers are exact enough
+        row, y = rows_of(crow, col), x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *x.shape[-2:], dtype=wide)
         for h in range(values.shape[-1]):
-            products = x[..., h, :].index_select(-2, col) * values[..., h : h + 1].to(x.dtype)
+            products = x[..., h, :].index_select(-2, col).to(wide) * values[..., h : h + 1].to(wide)
             y[..., h, :] = y[..., h, :].index_add(-2, row, products)
-        return y.sum(-2, keepdim=True) if together else y
+        return (y.sum(-2, keepdim=True) if together else y).to(x.dtype)
     heads = zip(values.t().contiguous(), x.unbind(-2), strict=True)
     each = [spmm_torch(v, x_h, None, crow, col, other) for v, x_h in heads]
     return torch.stack(each, -2).sum(-2, keepdim=True) if together else torch.stack(each, -2)
@@ -111,6 +115,7 @@ def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, apart: bool, *structure:
 
 def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     """`heads_spmm` by torch operators, which torch.func can transform."""
+    check_numbers(values, x)
     crow, col, order = _by_rows(transposed, structure)
     values = values if order is None else values.index_select(-2, order)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -129,6 +134,8 @@ def heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, apart: bool, *structu
 
 def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
     """`row_softmax` in torch."""
+    if logits.element_size() == 2:
+        return row_softmax_torch(logits.float(), *structure).to(logits.dtype)
     row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
     index, shape = row.unsqueeze(-1).expand_as(logits), (*logits.shape[:-2], rows, logits.shape[-1])
     top = logits.new_full(shape, -torch.inf).scatter_reduce(-2, index, logits.detach(), "amax")
@@ -138,6 +145,8 @@ def row_softmax_torch(logits: Tensor, *structure: Tensor) -> Tensor:
 
 def softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     """The gradient of `row_softmax` in the logits, from the softmax a and its gradient g."""
+    if a.element_size() == 2:
+        return softmax_back_torch(a.float(), g.float(), *structure).to(a.dtype)
     row, rows = rows_of(*structure[:2]), structure[0].shape[0] - 1
     product = a * g
     total = product.new_zeros(*a.shape[:-2], rows, a.shape[-1]).index_add(-2, row, product)
@@ -151,6 +160,8 @@ def ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
 
 def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:
     """`row_sums` in torch."""
+    if values.element_size() == 2:
+        return row_sums_torch(values.float(), transposed, *structure).to(values.dtype)
     crow, col, order = _by_rows(transposed, structure)
     values = values if order is None else values.index_select(-2, order)
     zeros = values.new_zeros(*values.shape[:-2], crow.shape[0] - 1, values.shape[-1])
@@ -229,14 +240,14 @@ def _check_ends(row: Tensor, col: Tensor, *structure: Tensor) -> None:
 
 def _heads_spmm_cpu(values: Tensor, x: Tensor, together: bool, transposed: bool, *structure: Tensor) -> Tensor:
     crow, col, order = _by_rows(transposed, structure)
-    if _supports_product(structure, values, x):
+    if values.shape[-1] and _supports_product(structure, values, x):
         return native.heads_spmm(crow, col, order, values, x, together)
     return heads_spmm_torch(values, x, together, transposed, *structure)
 
 
 def _heads_sddmm_cpu(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
     crow, col = structure[:2]
-    if _supports_product(structure, a, b):
+    if heads and _supports_product(structure, a, b):
         return native.heads_sddmm(crow, col, a, b, heads, apart).to(a.dtype)
     return heads_sddmm_torch(a, b, heads, apart, *structure)
 
@@ -355,17 +366,18 @@ def _heads_spmm_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor)
     _, transposed = ctx.options
     dvalues = dx = None
     if ctx.needs_input_grad[0]:
-        pair = (x, dy) if transposed else (dy, x)  # (factor of the rows, factor of the columns)
-        dvalues = HEADS_SDDMM(structure, *pair, values.shape[-1], values.ndim > 2).to(values.dtype)
+        factor = conjugate(x)
+        pair = (factor, dy) if transposed else (dy, factor)  # (factor of the rows, factor of the columns)
+        dvalues = gradient_of(values, HEADS_SDDMM(structure, *pair, values.shape[-1], values.ndim > 2))
     if ctx.needs_input_grad[1]:
-        dx = HEADS_SPMM(structure, values, dy, x.shape[-2] == 1, not transposed)
+        dx = HEADS_SPMM(structure, conjugate(values), dy, x.shape[-2] == 1, not transposed)
     return dvalues, dx, None, None
 
 
 def _heads_sddmm_backward(ctx: Any, saved: Any, structure: Structure, g: Tensor) -> Gradients:
     a, b = saved
-    da = HEADS_SPMM(structure, g, b, a.shape[-2] == 1, False) if ctx.needs_input_grad[0] else None
-    db = HEADS_SPMM(structure, g, a, b.shape[-2] == 1, True) if ctx.needs_input_grad[1] else None
+    da = HEADS_SPMM(structure, g, conjugate(b), a.shape[-2] == 1, False) if ctx.needs_input_grad[0] else None
+    db = HEADS_SPMM(structure, g, conjugate(a), b.shape[-2] == 1, True) if ctx.needs_input_grad[1] else None
     return da, db, None, None
 
 

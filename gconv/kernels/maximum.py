@@ -14,7 +14,7 @@ from torch import Tensor
 from gconv.kernels import cuda, native
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.sparse import CSR, rows_of
+from gconv.kernels.sparse import CSR, check_numbers, rows_of
 
 
 def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
@@ -34,6 +34,7 @@ def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
 
 def _messages(values: Tensor, x: Tensor, structure: Structure) -> tuple[Tensor, Tensor]:
     """v_e x_j (*b, e, c), and the row of each entry."""
+    check_numbers(values, x)
     messages = x.index_select(-2, structure[1].long()) * values.unsqueeze(-1)
     return messages, rows_of(structure[0], structure[1])
 
@@ -46,13 +47,16 @@ def _max_torch(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
 
 
 def _max_composed(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
-    """The mean of the messages that attain the maximum, which has the same value and derivatives of any order."""
+    """The maximum plus the mean of m - m.detach() over the messages m that attain it: derivatives of any order."""
+    if x.element_size() == 2 and values.dtype == x.dtype:
+        return _max_composed(values.float(), x.float(), *structure).to(x.dtype)
     messages, rows = _messages(values, x, structure)
     top = _max_torch(values.detach(), x.detach(), *structure)
     won = messages.detach() == top.index_select(-2, rows)
-    total = torch.zeros_like(top).index_add(-2, rows, torch.where(won, messages, 0))
+    change = torch.where(won & messages.detach().isfinite(), messages - messages.detach(), 0)
+    total = torch.zeros_like(top).index_add(-2, rows, change)
     ties = (top == 0).to(top.dtype).index_add(-2, rows, won.to(top.dtype))
-    return (total / ties.clamp(min=1)).to(x.dtype)
+    return (top + total / ties.clamp(min=1)).to(x.dtype)
 
 
 def _shared(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure, factor: Tensor) -> Tensor:

@@ -150,6 +150,7 @@ def supports(a: Tensor, b: Tensor | None = None) -> bool:
 
 def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
     """x with contiguous channels, a view if possible; the number of signals; the strides of batch and row."""
+    x = x.resolve_neg()  # a view of one channel, as of an imaginary part, may have its sign elsewhere
     if x.ndim > 3:
         x = x.flatten(0, -3)
     strides = x.stride()
@@ -347,7 +348,7 @@ class Ready:
         if x.numel() != self.numbers or x.dtype != self.dtype or not x.is_cpu:
             have = self.numbers // max(1, self.c)
             raise ValueError(f"This product takes {have} rows of {self.c} channels of {self.dtype}, not {_named(x)}.")
-        return x.contiguous()
+        return x.resolve_neg().contiguous()
 
 
 class ReadyRecurrence:
@@ -439,6 +440,7 @@ def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
 
 def _head_rows(x: Tensor) -> Tensor:
     """(*b, n, g, c) -> (b, n, g, c) with contiguous channels, a view if possible."""
+    x = x.resolve_neg()
     flat = x.flatten(0, -4) if x.ndim > 3 else x.unsqueeze(0)
     return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
 

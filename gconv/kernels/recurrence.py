@@ -19,7 +19,7 @@ from torch import Tensor
 from gconv.kernels import narrow, native, order
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.sparse import CSR, SPMM, spmm_torch, turned
+from gconv.kernels.sparse import CSR, SPMM, conjugate, spmm_torch, turned
 
 Rows = Sequence[tuple[float, float, float]]
 
@@ -166,7 +166,7 @@ def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tens
 
 
 def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
-    signals = z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)
+    signals = (z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)).resolve_neg()
     if narrow.supports(signals):
         y = narrow.interleaved(lambda chunk: _clenshaw(values, chunk, values_t, rows, *structure), signals)
         return y.view(*z.shape[:-2], z.shape[-1])
@@ -240,7 +240,8 @@ def _turned(ctx: Any, saved: Any, structure: Structure) -> tuple[Structure, Tens
     if ctx.needs_input_grad[0]:
         raise NotImplementedError("The values of a recurrence have no gradient here; compose it from spmm.")
     values, values_t = saved
-    return turned(structure), values[structure[4]] if values_t is None else values_t, values
+    back = values[structure[4]] if values_t is None else values_t
+    return turned(structure), conjugate(back), conjugate(values)
 
 
 def _terms_backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gconv.errors import InputTypeError
 from gconv.kernels import cuda, narrow, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
 from gconv.kernels.transforms import composes, is_jit_tracing, readable, stable_argsort
@@ -60,6 +61,8 @@ class CSR:
         row, col = row.long(), col.long()
         if not readable(row):
             return cls(*_sorted(row, col, rows, cols, False))
+        if min(rows, cols) < 0:
+            raise ValueError(f"A sparse pattern needs sizes that are not negative, but they are {rows} and {cols}.")
         small = max(rows, cols, row.shape[0]) < 2**31
         plain = row.is_cpu and col.is_cpu and type(row) is type(col) is Tensor
         compiled = small and plain and native.LIBRARY is not None
@@ -77,7 +80,11 @@ class CSR:
 
     def ordered(self, values: Tensor, axis: int = 0) -> Tensor:
         """Values in the order of the entries, along `axis`, permuted to row order."""
-        return values if self.perm is None else values.index_select(axis, self.perm)  # works with an int32 index
+        if self.perm is None:
+            return values
+        if values.shape[axis] != self.perm.shape[0]:  # `fits`, without its frame
+            fits("values", values.shape[axis], self.perm.shape[0])
+        return values.index_select(axis, self.perm)  # works with an int32 index
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -246,6 +253,24 @@ def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     )
 
 
+def conjugate(t: Tensor) -> Tensor:
+    """The complex conjugate, by which a derivative multiplies; t itself if it is real."""
+    return t.conj().resolve_conj() if t.is_complex() else t
+
+
+def gradient_of(values: Tensor, found: Tensor) -> Tensor:
+    """A gradient in the dtype of the values: its real part if they are real."""
+    return (found if values.is_complex() or not found.is_complex() else found.real).to(values.dtype)
+
+
+def check_numbers(values: Tensor, x: Tensor) -> None:
+    """Raises: InputTypeError if x holds integers, or is real although the values are complex."""
+    if not (x.is_floating_point() or x.is_complex()) or (values.is_complex() and not x.is_complex()):
+        raise InputTypeError(
+            f"A product of values of {values.dtype} with a signal of {x.dtype} would lose a part of them."
+        )
+
+
 def _sparse(crow: Tensor, col: Tensor, values: Tensor, cols: int) -> Tensor:
     return torch.sparse_csr_tensor(crow, col, values, (crow.shape[0] - 1, cols), check_invariants=False)
 
@@ -261,6 +286,7 @@ def _quiet_beta_notice() -> None:
 def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
     """S x by torch's CSR product; rest[0] is crow of the transpose, for the number of columns."""
     global _announced
+    check_numbers(values, x)
     if not _announced:
         _quiet_beta_notice()
         _announced = True
@@ -291,6 +317,7 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
 
 
 def _spmm_composed(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: Tensor) -> Tensor:
+    check_numbers(values, x)
     wide = torch.promote_types(x.dtype, torch.float32)
     products = x.index_select(-2, structure[1]).to(wide) * values.unsqueeze(-1)
     y = products.new_zeros(*x.shape[:-2], structure[0].shape[0] - 1, x.shape[-1])
@@ -387,10 +414,11 @@ def _spmm_backward(ctx: Any, saved: Saved, structure: Structure, dy: Tensor) -> 
     assert values is not None
     dvalues = dx = None
     if ctx.needs_input_grad[0]:
-        dvalues = SDDMM(structure, dy, x).to(values.dtype)
+        assert x is not None
+        dvalues = gradient_of(values, SDDMM(structure, dy, conjugate(x)))
     if ctx.needs_input_grad[1]:
         back = values[structure[4]] if values_t is None else values_t
-        dx = SPMM(turned(structure), back, dy, values)
+        dx = SPMM(turned(structure), conjugate(back), dy, conjugate(values))
     return dvalues, dx, None
 
 
@@ -400,8 +428,9 @@ def _sddmm_keep(ctx: Any, arguments: tuple[Any, ...], output: Tensor) -> Saved:
 
 def _sddmm_backward(ctx: Any, saved: Saved, structure: Structure, g: Tensor) -> tuple[Tensor | None, ...]:
     a, b = saved
-    da = SPMM(structure, g, b, None) if ctx.needs_input_grad[0] else None
-    db = SPMM(turned(structure), g[structure[4]], a, None) if ctx.needs_input_grad[1] else None
+    assert a is not None and b is not None
+    da = SPMM(structure, g, conjugate(b), None) if ctx.needs_input_grad[0] else None
+    db = SPMM(turned(structure), g[structure[4]], conjugate(a), None) if ctx.needs_input_grad[1] else None
     return da, db
 
 

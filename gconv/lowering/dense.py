@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv import basis
-from gconv.basis import Basis
+from gconv.basis import Basis, Product, Stack
 from gconv.call import Call
 from gconv.kernels import readable
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
@@ -36,7 +36,7 @@ def matrix(S: Basis, mixing: Mixing, W: Tensor | None, i: int, dtype: torch.dtyp
 def run(S: Basis, call: Call) -> Tensor:
     x, mixing, W = call.x, call.mixing, call.W
     if not S.linear:
-        return add_bias(_reduce(S, mixing, W, x), call.bias)
+        return add_bias(mixing.gather(_reduce(S, x), W), call.bias)
     o = mixing.channels(x.shape[-1])
     M = matrix(S, mixing, W, x.shape[-1], x.dtype, x.device)
     return add_bias(_times(M, x.flatten(-2)).unflatten(-1, (S.shape[1], o)), call.bias)
@@ -63,32 +63,33 @@ def _times(M: Tensor, x: Tensor) -> Tensor:
     return finite @ M.mT + some
 
 
-def _reduce(S: Basis, mixing: Mixing, W: Tensor | None, x: Tensor) -> Tensor:
-    """Taps that reduce with max: y_i = max over the sites j with an entry of S_ij x_j.
+def _reduce(S: Basis, x: Tensor) -> Tensor:
+    """All S_k x, (*b, k, m, c), of taps that reduce with max: y_i = max over the sites j with an entry of S_ij x_j.
 
     For a row without entries the maximum is 0 on a graph, and minus infinity for a window entirely in the padding.
     """
-    parts = []
-    for part in S.leaves:
-        if part.linear:
-            M = stack(part, x.dtype, x.device)
-            parts.append(_times(M.flatten(0, 1), x.mT).mT.unflatten(-2, M.shape[:2]))
-            continue
-        empty = -torch.inf if part.is_grid else 0.0
-        part = basis.entries(part, x.dtype, x.device)
-        if part.shape[2] == 0:  # no input sites
-            parts.append(x.new_zeros(*x.shape[:-2], *part.shape[:2], x.shape[-1]))
-            continue
-        messages = x.new_full((*x.shape[:-2], *part.shape, x.shape[-1]), -torch.inf)
-        at = part.pattern
-        values = part.values.unsqueeze(-1) * x[..., at.col, :]
-        index = (at.tap * part.shape[1] + at.row) * part.shape[2] + at.col
-        flat = messages.flatten(-4, -2).scatter_reduce(-2, index.unsqueeze(-1).expand_as(values), values, "amax")
-        largest = flat.unflatten(-2, part.shape).amax(-2)
-        entries = torch.zeros(part.shape[:2], dtype=torch.bool, device=x.device)
-        entries[at.tap, at.row] = True
-        parts.append(torch.where(entries.unsqueeze(-1), largest, empty))
-    return mixing.gather(torch.cat(parts, -3), W)
+    if isinstance(S, Stack):
+        return torch.cat([_reduce(part, x) for part in S.parts], -3)
+    if isinstance(S, Product):
+        return torch.cat([_reduce(S.left, E) for E in _reduce(S.right, x).unbind(-3)], -3)
+    if S.linear:
+        M = stack(S, x.dtype, x.device)
+        rows = M.flatten(-3, -2)
+        rows = rows.unsqueeze(-3).expand(*x.shape[:-2], x.shape[-1], *rows.shape[-2:]) if S.batch else rows
+        return _times(rows, x.mT).mT.unflatten(-2, M.shape[-3:-1])
+    part = basis.entries(S, x.dtype, x.device)
+    if part.shape[2] == 0:  # no input sites
+        return x.new_zeros(*x.shape[:-2], *part.shape[:2], x.shape[-1])
+    messages = x.new_full((*x.shape[:-2], *part.shape, x.shape[-1]), -torch.inf)
+    at = part.pattern
+    at.csr("expand")  # which refuses entries out of range
+    values = part.values.unsqueeze(-1) * x[..., at.col, :]
+    index = (at.tap * part.shape[1] + at.row) * part.shape[2] + at.col
+    flat = messages.flatten(-4, -2).scatter_reduce(-2, index.unsqueeze(-1).expand_as(values), values, "amax")
+    largest = flat.unflatten(-2, part.shape).amax(-2)
+    entries = torch.zeros(part.shape[:2], dtype=torch.bool, device=x.device)
+    entries[at.tap, at.row] = True
+    return torch.where(entries.unsqueeze(-1), largest, -torch.inf if S.is_grid else 0.0)
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:

@@ -17,7 +17,7 @@ LIMIT = 8 << 30  # bytes of patches: arrays for 3-D kernels can reach tens of GB
 
 
 def run(S: Shifts, call: Call) -> Tensor:
-    if S.transposed:  # mix the channels first, then add up overlapping patches
+    if S.transposed and not call.mixing.apart:  # mix the channels first, then add up overlapping patches
         return add_bias(call.mixing.collect(S, call.spread()), call.bias)
     return add_bias(call.mixing.gather(S.expand(call.x), call.W), call.bias)
 

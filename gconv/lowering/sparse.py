@@ -69,7 +69,7 @@ def _copy_if_shared(y: Tensor, S: Basis, call: Call) -> Tensor:
     """y, copied if it may be x, a cached S x, or a tensor saved for the backward pass of a maximum."""
     if call.bias is not None or call.mixing.shape is not None:
         return y  # y is the result of a sum or product, and so a new tensor
-    return y.clone() if S.is_identity or not S.linear or call.constant is not None else y
+    return y.clone() if S.is_identity or not S.linear or call.constant is not None or not S.nnz else y
 
 
 def _prepare(gathers: bool) -> Callable[[Basis, Call], Run | None]:
@@ -179,7 +179,7 @@ def cost_aggregate(S: Basis, mixing: Mixing, p: Problem) -> Cost:
 def cost_transform(S: Basis, mixing: Mixing, p: Problem) -> Cost:
     if _is_chunked(S, mixing, p):
         return _chunked_cost(S, mixing, p, False)
-    width = max(1, mixing.width(p.i) // S.shape[0])
+    width = max(1, mixing.width(p.i) // max(1, S.shape[0]))
     k, m, n = S.shape
     into = float(m * (k if mixing.apart else 1)) + float(n * k)  # all X W_k are written, too
     turned = Cost(0.0, 0.0, 0.0, p.turn(n) if mixing.shape is None else ())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gconv.mixing.base import Mixing, Parametrised
+from gconv.mixing.base import Mixing, Parametrised, check_number
 from gconv.mixing.elementary import Dense
 
 
@@ -21,6 +21,10 @@ class AveragedHeads(Parametrised):
     heads: int
     i: int
     o: int
+
+    def __post_init__(self) -> None:
+        check_number("heads", self.heads)
+        super().__post_init__()
 
     @property
     def taps(self) -> int:

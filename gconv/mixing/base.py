@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.basis import Basis
 from gconv.errors import InputError
 
@@ -95,9 +96,12 @@ class Mixing:
 
 
 class Weighted:
-    """Mixin for dataclasses with fields `i` and `o`, channels in and out, and a learned weight."""
+    """Mixin for dataclasses with `taps`, fields `i` and `o`, channels in and out, and a learned weight."""
 
     if TYPE_CHECKING:
+
+        @property
+        def taps(self) -> int: ...
 
         @property
         def i(self) -> int: ...
@@ -106,7 +110,7 @@ class Weighted:
         def o(self) -> int: ...
 
     def __post_init__(self) -> None:
-        check_channels(self.i, self.o)
+        check_channels(self.i, self.o, self.taps)
 
     def channels(self, i: int) -> int:
         """The number of output channels. Raises: ValueError if i is not the number of input channels."""
@@ -165,8 +169,15 @@ def expect(given: int, wanted: int) -> None:
         raise InputError(f"This operator takes {wanted} channels in, but the signal has {given}.")
 
 
-def check_channels(i: int, o: int) -> None:
-    """Raises: ValueError if i or o is not a positive integer."""
-    for name, value in (("in", i), ("out", o)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"The number of channels {name} must be a positive integer, but it is {value!r}.")
+def check_channels(i: int, o: int, taps: int = 1) -> None:
+    """Raises: ValueError if one of them is not a positive integer."""
+    for name, value in (("channels in", i), ("channels out", o), ("taps", taps)):
+        if type(value) is not int or value < 1:
+            check_number(name, value)
+
+
+def check_number(name: str, value: object, least: int = 1) -> None:
+    """Raises: ValueError if it is not an integer, or too small."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        kind = "a positive integer" if least else "an integer >= 0"
+        raise ValueError(f"The number of {name} must be {kind}, but it is {shown(value)}.")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gconv.mixing.base import Mixing, Parametrised
+from gconv.arguments import shown
+from gconv.mixing.base import Mixing, Parametrised, check_number
 from gconv.mixing.elementary import Dense
 from gconv.mixing.fixed import SideBySide
 
@@ -36,8 +37,20 @@ class Blocks(Parametrised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number("channels into a block", self.p)
+        check_number("channels out of a block", self.q)
         if self.i % self.p or self.o % self.q:
             raise ValueError(f"Blocks of ({self.p}, {self.q}) channels must divide ({self.i}, {self.o}) channels.")
+        sizes = self.k, self.i // self.p, self.o // self.q
+        for place in self.places:
+            if len(place) != 3 or not all(
+                type(at) is int and 0 <= at < size for at, size in zip(place, sizes, strict=True)
+            ):
+                raise ValueError(
+                    f"A place (tap, block row, block column) lies below {sizes}, but one is {shown(place)}."
+                )
+        if len({*self.places}) < len(self.places):
+            raise ValueError("A place of a block is given twice, but each block has a single weight.")
 
     @property
     def taps(self) -> int:
@@ -52,7 +65,7 @@ class Blocks(Parametrised):
         return self.p
 
     def plain(self, W: Tensor) -> tuple[Mixing, Tensor]:
-        tap, row, col = torch.tensor(self.places, device=W.device).reshape(-1, 3).t()
+        tap, row, col = torch.tensor(self.places, dtype=torch.int64, device=W.device).reshape(-1, 3).t()
         grid = W.new_zeros(self.taps, self.i // self.p, self.o // self.q, self.p, self.q)
         placed = grid.index_put((tap, row, col), W, accumulate=True)
         return Dense(self.taps, self.i, self.o), placed.transpose(2, 3).reshape(self.taps, self.i, self.o)

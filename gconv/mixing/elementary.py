@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.basis import Basis, Identity, Stack, each
+from gconv.arguments import shown
+from gconv.basis import Basis, Identity, Stack, each, single
 from gconv.kernels import matmul, product
-from gconv.mixing.base import Mixing, Weighted, check_channels
+from gconv.mixing.base import Mixing, Weighted, check_channels, check_number
 
 
 def plus_product(add: Tensor | None, X: Tensor, W: Tensor) -> Tensor:
@@ -76,8 +77,10 @@ class Dense(Weighted, Mixing):
         return wide.unflatten(-1, (self.taps, self.o)).movedim(-2, -3)
 
     def joined(self, Y: Tensor, Z: Tensor) -> Tensor:
-        """The result of `collect`, given the products Y_k = S_k X W_k without the scale."""
-        Y = Y.sum(-3) if self.taps > 1 else Y.squeeze(-3)
+        """The result of `collect`, given Y_k = S_k X W_k without the scale; further taps are identities."""
+        heads = Y.shape[-3]
+        Y = Y.sum(-3) if heads > 1 else Y.squeeze(-3)
+        Y = Y if heads == self.taps else Y + Z[..., heads:, :, :].sum(-3)
         return Y if self.scale == 1.0 else Y * self.scale
 
     def dense(self, W: Tensor | None, i: int) -> Tensor:
@@ -108,6 +111,7 @@ class Grouped(Weighted, Mixing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number("groups", self.groups, 0)
         if self.groups < 1 or self.i % self.groups or self.o % self.groups:
             raise ValueError(
                 f"groups must divide the channels in and out, "
@@ -162,6 +166,9 @@ class Heads(Weighted, Mixing):
 
     def __post_init__(self) -> None:
         check_channels(self.i, self.c)
+        check_number("heads", self.heads)
+        if not isinstance(self.root, bool):
+            raise ValueError(f"root must be True or False, but it is {shown(self.root)}.")
 
     @property
     def o(self) -> int:
@@ -191,8 +198,8 @@ class Heads(Weighted, Mixing):
     def collect(self, S: Basis, Z: Tensor) -> Tensor:
         if not self.root:
             return self.joined(each(S, Z), Z)
-        assert isinstance(S, Stack)
-        *parts, own = S.parts
+        forms = S.parts if isinstance(S, Stack) and S.parts[-1].shape[0] == 1 else _single_taps(S, Z)
+        *parts, own = forms
         Z, root = Z.split(self.heads, -3)  # one split, so that the backward pass concatenates both gradients at once
         Y = each(parts[0] if len(parts) == 1 else Stack(tuple(parts)), Z)
         return _side_by_side(Y + (root if isinstance(own, Identity) else own.expand(root).squeeze(-3)))
@@ -216,6 +223,10 @@ class Heads(Weighted, Mixing):
 
     def flops(self, sites: int, i: int) -> int:
         return 2 * sites * self.heads * (1 + self.root) * self.i * self.c
+
+
+def _single_taps(S: Basis, like: Tensor) -> tuple[Basis, ...]:
+    return tuple(single(S, k, like.dtype, like.device) for k in range(S.shape[0]))
 
 
 def _side_by_side(Z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gconv.basis import Basis, each
 from gconv.errors import InputError
-from gconv.mixing.base import Mixing, expect
+from gconv.mixing.base import Mixing, check_channels, check_number, expect
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Fixed(Mixing):
     taps: int = 1
 
     shape = None
+
+    def __post_init__(self) -> None:
+        check_number("taps", self.taps)
 
     @property
     def fan_in(self) -> int:
@@ -51,6 +54,9 @@ class SideBySide(Mixing):
     fold: bool = False
 
     shape = None
+
+    def __post_init__(self) -> None:
+        check_number("taps", self.taps)
 
     @property
     def apart(self) -> bool:
@@ -123,6 +129,8 @@ class Shuffled(Mixing):
     fan_in = 1
 
     def __post_init__(self) -> None:
+        check_channels(self.i, self.i)
+        check_number("groups", self.groups, 0)
         if self.groups < 1 or self.i % self.groups:
             raise ValueError(f"groups must divide the channels, but {self.groups} does not divide {self.i}.")
 

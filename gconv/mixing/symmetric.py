@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gconv.arguments import shown
 from gconv.caches import Cache
 from gconv.kernels import as_fake, at_trace_time, lasting, leave, untraced
-from gconv.mixing.base import Mixing, Parametrised
+from gconv.mixing.base import Mixing, Parametrised, check_number
 from gconv.mixing.elementary import Dense
 
 Group = Literal["p4", "p4m"]
@@ -99,6 +100,16 @@ class Symmetric(Parametrised):
     o: int
     group: Group
     lifted: bool
+
+    def __post_init__(self) -> None:
+        if self.group not in ORDER:
+            raise ValueError(f"group must be 'p4' or 'p4m', but it is {shown(self.group)}.")
+        check_number("taps along a side", self.size)
+        super().__post_init__()
+        if self.o % self.order or (self.lifted and self.i % self.order):
+            raise ValueError(
+                f"Channels of {self.group} are multiples of {self.order}, but they are {self.i} in and {self.o} out."
+            )
 
     @property
     def taps(self) -> int:
