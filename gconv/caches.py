@@ -110,6 +110,10 @@ class Cache(dict[K, V], Generic[K, V]):
                 self.pop(next(iter(self)), None)
             super().__setitem__(key, value)
 
+    def clear(self) -> None:
+        with _lock:  # not while an entry is replaced
+            super().clear()
+
 
 class Own(dict[K, V], Generic[K, V]):
     """Results that one object caches for itself: its copies begin without any.
@@ -201,21 +205,30 @@ class Holders(Generic[T]):
         """Include an object."""
         self._live[id(holder)] = holder
 
+    def _holders(self) -> list[T]:
+        found = (ref() for ref in self._live.valuerefs())
+        return [holder for holder in found if holder is not None]
+
     def _all(self) -> list[Any]:
-        return [cache for holder in list(self._live.values()) for cache in self._caches(holder)]
+        return [cache for holder in self._holders() for cache in self._caches(holder)]
 
     def _count(self) -> int:
         return sum(map(len, self._all()))
 
     def _values(self) -> list[Any]:
-        return [value for cache in self._all() for value in list(cache.values())]
+        return [value for cache in self._all() for value in _values(cache)]
 
     def _owned(self) -> list[Any]:
-        return [tensor for holder in list(self._live.values()) for tensor in self._own(holder)]
+        return [tensor for holder in self._holders() for tensor in self._own(holder)]
 
     def _clear(self) -> None:
         for cache in self._all():
             cache.clear()
+
+
+def _values(cache: Any) -> list[Any]:
+    """The values of a mapping that other threads may change meanwhile: weak dictionaries are iterated in Python."""
+    return list((cache.data if isinstance(cache, WeakKeyDictionary) else cache).values())
 
 
 def _count_bytes(values: Iterable[Any], seen: set[int]) -> int:
@@ -247,7 +260,7 @@ def _count_bytes(values: Iterable[Any], seen: set[int]) -> int:
 
 def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping | WeakKeyDictionary):
-        return list(value.values())
+        return _values(value)
     if isinstance(value, list | tuple | set | frozenset):
         return value
     if isinstance(value, partial):
@@ -276,7 +289,7 @@ def cache_info() -> dict[str, CacheInfo]:
     """
     seen: set[int] = set()
     found = {}
-    for name, entry in _ENTRIES.items():
+    for name, entry in list(_ENTRIES.items()):
         _count_bytes((key for key in entry.keys() if isinstance(key, Tensor)), seen)  # noqa: SIM118
         found[name] = CacheInfo(entry.entries(), _count_bytes(entry.values(), seen), entry.bound)
     return found

@@ -325,7 +325,7 @@ def _seconds(step: Callable[[], object], calls: int, device: torch.device) -> fl
     for _ in range(calls):
         step()
     wait()
-    return (clock() - start) / calls
+    return max(clock() - start, 1e-9) / calls  # 0 if the clock is coarse, as that of CPU time may be
 
 
 def step_of(option: Lowering, S: Basis, call: Call, back: bool, axes: int = 0) -> Callable[[], object]:

@@ -72,7 +72,8 @@ def at(curve: Curve, size: float) -> float:
         return curve[-1][1]
     k = bisect([point[0] for point in curve], size)
     (low, a), (high, b) = curve[k - 1], curve[k]
-    return round(a * (b / a) ** (math.log(size / low) / math.log(high / low)), 9)
+    between = a * (b / a) ** (math.log(size / low) / math.log(high / low))
+    return min(max(round(between, 9), min(a, b)), max(a, b))  # tiny rates would be rounded to 0
 
 
 @dataclass(frozen=True)

@@ -165,3 +165,69 @@ def test_layers_run_while_caches_are_emptied():
     stop.set()
     joined(threads)
     assert not failed
+
+
+def test_listing_and_clearing_go_on_while_threads_add_graphs_and_entries():
+    """What another thread adds in between is added here by the callbacks, at every step.
+
+    Iterating the weak dictionaries themselves fails (negative control).
+    """
+    things = []
+
+    class Thing:
+        def __init__(self):
+            self.made, self.weak = {1: torch.ones(3)}, caches.OwnWeak()
+            things.append(self)
+
+    def added(thing):
+        for _ in range(20):
+            held.add(Thing())
+        return [thing.made, thing.weak]
+
+    held = caches.Holders("of a test", "things", added)
+    try:
+        first = Thing()
+        first.weak[things[0]] = torch.ones(5)
+        held.add(first)
+        assert cache_info()["of a test"].entries >= 2 and cache_info()["of a test"].bytes >= 4 * 8
+        clear_cache()
+        assert not first.made and not first.weak
+        with pytest.raises(RuntimeError, match="changed size during iteration"):
+            for thing in held._live.values():
+                added(thing)
+    finally:
+        del caches._ENTRIES["of a test"]
+
+
+def test_a_cache_is_emptied_while_another_thread_replaces_its_oldest_entry(monkeypatch):
+    """`clear` waits for the lock that replacing holds: the entry that is evicted cannot vanish in between."""
+    cache = caches.Cache("of a test", 1)
+    try:
+        cache[0] = 0
+        with caches._lock:
+            thread = started(cache.clear)
+            thread.join(0.2)
+            assert list(cache) == [0]
+        joined([thread])
+        assert not cache
+        with caches._lock:
+            thread = started(dict.clear, cache)  # negative control
+            joined([thread])
+            cache.pop(0, None)
+        assert not cache
+    finally:
+        del caches._ENTRIES["of a test"]
+
+
+def test_modules_may_register_caches_while_they_are_listed():
+    def entries():
+        caches.register(f"late {len(caches._ENTRIES)}", None, lambda: 0, tuple, lambda: None, "none")
+        return 0
+
+    known = set(caches._ENTRIES)
+    caches.register("of a test", None, entries, tuple, lambda: None, "none")
+    try:
+        assert cache_info()["of a test"].entries == 0
+    finally:
+        for name in set(caches._ENTRIES) - known:
+            del caches._ENTRIES[name]

@@ -218,3 +218,89 @@ def test_gconv_runs_from_a_zip_archive(tmp_path, flags):
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([1, 1, 3, 3])" in done.stdout and "gconv.zip" in done.stdout
+
+
+def test_what_another_version_wrote_is_not_kept_as_if_it_were_ours(fresh):
+    """The same entries are kept in this format (the control), and dropped in another one, or in none."""
+    for format_, kept in ((rates.FORMAT, {3}), (rates.FORMAT + 1, set()), (None, set())):
+        fresh.write_text(json.dumps({"format": format_, "threads": {"3": ENTRY}, "devices": {"cuda": ENTRY}}))
+        calibrate.store(rates.DEFAULTS[1])
+        found = rates.parse(json.loads(fresh.read_text()), "file").keys() - {torch.get_num_threads()}
+        assert found == kept | ({"cuda"} if kept else set())
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_a_calibration_may_be_read_by_whom_the_umask_lets(fresh, mask, mode):
+    before = os.umask(mask)
+    try:
+        calibrate.store(rates.DEFAULTS[1])
+    finally:
+        os.umask(before)
+    assert fresh.stat().st_mode & 0o777 == mode
+
+
+def test_a_file_that_may_not_be_read_is_not_replaced(fresh, monkeypatch):
+    calibrate.store(rates.DEFAULTS[1])
+    before = fresh.read_bytes()
+
+    def refuse(where):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(calibrate, "read_bounded", refuse)
+    with pytest.raises(PermissionError):
+        calibrate.store(rates.DEFAULTS[1])
+    assert fresh.read_bytes() == before
+
+
+def test_nothing_is_measured_for_a_file_that_cannot_be_written(fresh, monkeypatch, capsys):
+    measured = []
+    monkeypatch.setattr(calibrate, "measure", lambda say, device: measured.append(1) or rates.DEFAULTS[1])
+    file_as_folder = fresh.parent / "file"
+    file_as_folder.write_text("")
+    for place in ("/proc/nowhere/c.json", str(file_as_folder / "c.json"), str(fresh.parent)):
+        monkeypatch.setenv("GCONV_CALIBRATION", place)
+        with pytest.raises(SystemExit, match=f"cannot write {place}: .+; GCONV_CALIBRATION=path names another file"):
+            main([])
+    assert not measured
+    monkeypatch.setenv("GCONV_CALIBRATION", str(fresh))
+    main([])
+    assert measured and "stored in" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_shown_even_if_it_cannot_be_stored(fresh, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "measure", lambda say, device: rates.DEFAULTS[1])
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit, match="No space left"):
+        main([])
+    assert "rates from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+def test_an_interrupt_leaves_the_file_as_it_was(fresh, monkeypatch, name):
+    calibrate.store(rates.DEFAULTS[1])
+    before = fresh.read_bytes()
+    monkeypatch.setattr(os, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.store(rates.DEFAULTS[1])
+    assert fresh.read_bytes() == before and {p.name for p in fresh.parent.iterdir()} == {"c.json", "c.json.lock"}
+
+
+@pytest.mark.parametrize("low", [1e-30, 1e-12, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize("high", [1e-30, 1.0, 1e30])
+def test_any_rates_that_a_file_may_hold_predict_a_time(fresh, low, high):
+    """Between two points of a curve, however small: rounding to nine digits makes many of them 0 (the control)."""
+    curve = (1e-30, low), (1e30, high)
+    for size in (1e-29, 1.0, 64.0, 1e29):
+        assert min(low, high) <= rates.at(curve, size) <= max(low, high)
+    assert low > 1e-9 or round(low, 9) == 0.0
+    fresh.write_text(file(**{kind: [list(point) for point in curve] for kind in ENTRY["curves"]}))
+    a_layer_runs()
+    assert rates.rates().source == str(fresh)
+
+
+def test_help_says_where_the_file_is_and_for_how_many_threads(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0
+    assert all(word in said for word in ("GCONV_CALIBRATION", "OMP_NUM_THREADS", "calibration.json", "a minute"))

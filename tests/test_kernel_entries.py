@@ -1,6 +1,7 @@
 """Kernels at their entries: what does not fit is refused in a sentence, and NaN and infinities are torch's."""
 
 import _ctypes
+import ctypes
 import itertools
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from gconv import GConv
-from gconv.kernels import CSR, native, ready
+from gconv.kernels import CSR, native, ready, ready_recurrence, spmm, spmm_rows, unrecorded
 from gconv.kernels import heads as heads_kernels
 from gconv.kernels import joint as joint_kernels
 from gconv.kernels import maximum as maximum_kernels
@@ -363,3 +364,163 @@ def test_patterns_in_pieces(monkeypatch):
     monkeypatch.setattr(native, "ENTRIES", 7)
     for a, b in zip(whole.tensors, pattern(n=50, entries=500).tensors, strict=True):
         assert torch.equal(a, b)
+
+
+def broken_patterns(csr):
+    """The tensors of a pattern with one of them of another type, layout or length."""
+    for k, t in enumerate(csr.tensors):
+        apart = torch.stack([t, t], 1)[:, 0]
+        for wrong in (t.long(), t.short(), t.float(), apart, t[:-1] if k else t[:0], t.unsqueeze(0)):
+            if k in (0, 2) and wrong.shape == t[:-1].shape:
+                continue  # another number of rows or columns, which the signals show
+            yield [*csr.tensors[:k], wrong, *csr.tensors[k + 1 :]]
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_patterns_of_other_types_layouts_and_lengths_are_refused():
+    """By the class and, for those who call torch's operators with tensors of their own, by the operators."""
+    csr = pattern()
+    values, x, z = torch.ones(len(csr.col)), torch.ones(9, 4), torch.ones(9, 2, 4)
+    for crow, col, crow_t, col_t, to_t, from_t in broken_patterns(csr):
+        with pytest.raises(ValueError, match="A sparse pattern consists of"):
+            CSR(crow, col, crow_t, col_t, None, to_t, from_t)
+        with pytest.raises(ValueError, match="A sparse pattern consists of"):
+            torch.ops.gconv.spmm(values, x, None, crow, col, crow_t, col_t, to_t, from_t)
+        with pytest.raises(ValueError, match="A sparse pattern consists of"):
+            torch.ops.gconv.attention(z, z[0], z[0], None, 0.2, 0.0, False, crow, col, crow_t, col_t, to_t, from_t)
+    crow, col, crow_t, col_t, to_t, from_t = csr.tensors  # the control: as they are, and in int64
+    assert torch.equal(torch.ops.gconv.spmm(values, x, None, *csr.tensors), spmm(csr, values, x))
+    wide = CSR(*(t.long() for t in (crow, col, crow_t, col_t)), None, to_t.long(), from_t.long())
+    torch.testing.assert_close(spmm(wide, values, x), spmm(csr, values, x))
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("c", [0, 1, 3, 4, 8, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_no_heads_are_no_numbers(c, dtype):
+    csr = pattern()
+    values, e = torch.ones(60, 0, requires_grad=True), len(csr.col)
+    for heads in (0, 1):
+        x = torch.ones(9, heads, c, dtype=dtype, requires_grad=True)
+        for transposed in (False, True):
+            assert heads_kernels.heads_spmm(csr, values, x, False, transposed).shape == (9, 0, c)
+            together = heads_kernels.heads_spmm(csr, values, x, True, transposed)
+            assert torch.equal(together, torch.zeros(9, 1, c, dtype=dtype))
+            dv, dx = torch.autograd.grad(together.sum(), (values, x), allow_unused=True)
+            assert dv.shape == values.shape and not dx.any()
+    none = torch.ones(9, 0, c)
+    assert heads_kernels.heads_sddmm(csr, none, none, 0).shape == (e, 0)
+    assert heads_kernels.row_softmax(csr, torch.ones(e, 0)).shape == (e, 0)
+    assert heads_kernels.row_sums(csr, torch.ones(e, 0)).shape == (9, 0)
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_a_range_of_rows_is_a_part_of_the_product():
+    csr = pattern()
+    values, x = torch.randn(len(csr.col)), torch.randn(9, 4)
+    whole = spmm(csr, values, x)
+    for first, last in ((0, 9), (0, 4), (3, 9), (4, 4), (9, 9), (0, 0)):
+        torch.testing.assert_close(spmm_rows(csr, values, x, first, last), whole[first:last])
+    for first, last in ((-1, 9), (0, -1), (5, 3), (0, 10), (10, 10), (-3, None)):
+        with pytest.raises(ValueError, match="range of the 9 rows"):
+            spmm_rows(csr, values, x, first, last)
+    for wrong in (values.unsqueeze(1), values[1:], values.expand(2, -1)):
+        for run in (spmm_rows, unrecorded):
+            with pytest.raises(ValueError, match=f"takes {len(values)} values"):
+                run(csr, wrong, x)
+    for run in (spmm_rows, unrecorded):
+        with pytest.raises(ValueError, match="signal"):
+            run(csr, values, x[:, 0])
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_a_result_is_not_written_over_what_is_still_read():
+    csr = pattern()
+    values, x, add = torch.randn(len(csr.col)), torch.randn(9, 4), torch.randn(9, 4)
+    want, room = spmm(csr, values, x) + add, torch.empty(9, 13)
+    apart = room[:, 2:6], room[:, 6:10]  # columns of one matrix
+    apart[1].copy_(x)
+    for signal, given, out in (
+        (x, add, torch.empty(9, 4)),
+        (x, add.clone(), None),
+        (apart[1], add, apart[0]),
+        (x, add, room[:, :4]),
+    ):
+        out = given if out is None else out
+        assert spmm_rows(csr, values, signal, add=given, out=out).data_ptr() == out.data_ptr()
+        torch.testing.assert_close(out, want)
+    rows = torch.randn(10, 4)
+    wrong = {
+        "x itself": (x, None, x),
+        "a row further": (rows[1:], None, rows[:9]),
+        "one column of x": (room[:, 2:6], None, room[:, 5:9]),
+        "the next rows of add": (x, rows[1:], rows[:9]),
+        "a row of add": (x, rows[0], rows[:9]),
+        "one row for all": (x, None, torch.zeros(4).expand(9, 4)),
+        "rows that overlap": (x, None, torch.zeros(40).as_strided((9, 4), (3, 1))),
+        "channels apart": (x, None, torch.zeros(4, 9).t()),
+    }
+    for name, (signal, given, out) in wrong.items():
+        before = out.clone()
+        with pytest.raises(ValueError, match="share no memory with x"):
+            spmm_rows(csr, values, signal, add=given, out=out)
+        assert torch.equal(out, before), name
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_a_ready_product_takes_the_shape_it_was_made_for():
+    """As many numbers in another shape would be read from other places, also beyond the end."""
+    csr = pattern()
+    product = ready(csr, torch.ones(len(csr.col)), 4, (9, 4))
+    for shape in ((4, 9), (36,), (1, 9, 4), (18, 2), (9, 4, 1)):
+        with pytest.raises(ValueError, match="takes 9 rows of 4 channels"):
+            product(torch.ones(shape))
+    x, row = torch.randn(9, 4), torch.randn(8)
+    assert torch.equal(product(x, None, row[::2]), product(x, None, row[::2].clone()))
+    assert not torch.equal(row[::2], row[:4])  # the control: what lies in memory is another row
+
+
+@pytest.mark.parametrize("n", [9, 3000])
+@pytest.mark.parametrize("spec", [gcn(3, 4), gcn(3, 2), gcn(3, 17), sage(3, 4), gat(3, 4)], ids=str)
+def test_a_bias_may_lie_in_memory_as_it_likes(spec, n):
+    generator = torch.Generator().manual_seed(0)
+    graph, x = torch.randint(n, (2, 4 * n), generator=generator), torch.randn(n, 3, generator=generator)
+    layer = GConv(spec)
+    for lowering in (None, "sparse:aggregate", "sparse:transform"):
+        for learn in (True, False):
+            bias = torch.randn(2 * len(layer.bias), generator=generator)
+            with torch.set_grad_enabled(learn):
+                for _ in range(2):
+                    found = []
+                    for one in (bias[::2], bias[::2].clone()):
+                        layer.bias = torch.nn.Parameter(one)
+                        found.append(layer(x, graph, lowering=lowering))
+                    assert torch.equal(*found)
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_tensors_of_a_pattern_may_be_moved_in_memory():
+    """As by sharing them with another process; what is in their old place then does not count."""
+    csr = pattern()
+    values, x = torch.randn(len(csr.col)), torch.randn(9, 4)
+    product, steps = ready(csr, values, 4, (9, 4)), ready_recurrence(csr, values, 4, ((1.0, 0.5, 0.0),), values.dtype)
+    want = product(x), steps.terms(x), steps.clenshaw(torch.cat([x, x], 1))
+    before = [t.data_ptr() for t in (csr.crow, csr.col, values)]
+    old = [t.untyped_storage() for t in (csr.crow, csr.col, values)]
+    for t in (csr.crow, csr.col, values):
+        t.set_(t.clone())
+    for storage in old:
+        ctypes.memset(storage.data_ptr(), 0x7F, storage.nbytes())
+    assert all(a != t.data_ptr() for a, t in zip(before, (csr.crow, csr.col, values), strict=True))
+    assert all(map(torch.equal, want, (product(x), steps.terms(x), steps.clenshaw(torch.cat([x, x], 1)))))
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_results_of_attention_may_lie_in_memory_as_they_like(which):
+    csr = pattern()
+    given = arguments("attention_back", csr)
+    want = torch.ops.gconv.attention_back(*given, *csr.tensors)
+    made = given[7 + which]
+    given[7 + which] = torch.stack([made, torch.full_like(made, 7.0)], -1)[..., 0]
+    assert not given[7 + which].is_contiguous()
+    assert torch.equal(torch.ops.gconv.attention_back(*given, *csr.tensors), want)

@@ -250,3 +250,63 @@ def test_compilers_see_a_tensor_of_torch():
 
     x = torch.ones(1 << 21)
     assert torch.equal(torch.compile(double, fullgraph=True, backend="aot_eager")(x), x * 2)
+
+
+class Buffer:
+    """A buffer whose size is asked for while others are freed, as by a garbage collection."""
+
+    def __init__(self, size, meanwhile=lambda: None):
+        self.size, self.meanwhile = size, meanwhile
+
+    def __len__(self):
+        self.meanwhile()
+        return self.size
+
+
+def by_number(size):
+    """A look-up that counts on the list being the same when an entry is read again (negative control)."""
+    for number in range(len(memory._free_buffers) - 1, -1, -1):
+        if size <= len(memory._free_buffers[number]):
+            buffer = memory._free_buffers[number]
+            del memory._free_buffers[number]
+            return buffer
+
+
+@pytest.mark.usefixtures("fresh")
+def test_buffers_that_are_freed_during_a_look_up_do_not_mislead_it(monkeypatch):
+    monkeypatch.setattr(memory, "MAX_BYTES_FREE", 3 << 22)
+    monkeypatch.setattr(memory, "PAGE_BYTES", 1 << 30)
+    small, size = 1 << 20, 1 << 22
+    for take, right in ((memory._acquire, True), (by_number, False)):
+        memory.release()
+        freed = []
+
+        def meanwhile(freed=freed):
+            if not freed:
+                freed.append(1)
+                for _ in range(8):
+                    memory._release(Buffer(small))
+
+        wanted = Buffer(size, meanwhile)
+        memory._free_buffers.extend([Buffer(small), Buffer(size), wanted, Buffer(small)])
+        try:
+            found = take(size)
+        except IndexError:
+            found = None
+        well = isinstance(found, Buffer) and found.size >= size and found not in memory._free_buffers
+        assert well == right
+
+
+@pytest.mark.usefixtures("fresh")
+def test_buffers_that_are_freed_while_others_are_dropped():
+    """The bound holds, and nothing is taken from an empty list."""
+    sizes = []
+    bound = memory.MAX_BYTES_FREE
+
+    def again():
+        if len(sizes) < 3:
+            sizes.append(1)
+            memory._release(Buffer(bound))
+
+    memory._release(Buffer(bound, again))
+    assert sum(b.size for b in memory._free_buffers) <= bound

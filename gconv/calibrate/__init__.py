@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,23 +100,43 @@ def measure(say: Callable[[float, str], None] = lambda share, text: None, device
     return simplified(Rates(curves, overheads, "measured now"))
 
 
+def prepared() -> Path:
+    """The path of the calibration file; its folder is created, and the file to lock it, which `store` needs, too.
+
+    Called before anything is measured, so that nobody waits for a result that cannot be written.
+
+    Raises:
+        OSError: if the folder cannot be written, or there is no home folder.
+    """
+    where = path()
+    if where is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder")
+    if where.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with open(_lock_of(where), "a"), tempfile.TemporaryFile(dir=where.parent):
+        return where
+
+
+def _lock_of(where: Path) -> Path:
+    return where.with_name(f"{where.name}.lock")
+
+
 def store(found: Rates, device: str = "cpu") -> Path:
     """Write throughputs to the calibration file, which keeps those for other numbers of threads and devices.
 
     Returns its path.
 
-    The file is replaced atomically, under a lock, so that concurrent calls do not lose results.
+    The file is replaced atomically, under a lock, so that concurrent calls do not lose results. Who may read it is
+    decided by the umask, as for other files: it may be shared.
 
     Raises:
         OSError: if the file cannot be written, or there is no home folder.
     """
-    where = path()
-    if where is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no home folder")
+    where = prepared()
     curves = {kind: [[float(f"{number:.4g}") for number in point] for point in c] for kind, c in found.curves.items()}
     overheads = {name: float(f"{seconds:.4g}") for name, seconds in found.overheads.items()}
-    where.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(where.with_name(f"{where.name}.lock")):
+    with _locked(_lock_of(where)) as lock:
         kept = _stored(where)
         kind = device.split(":")[0]
         part, key = ("threads", str(torch.get_num_threads())) if kind == "cpu" else ("devices", kind)
@@ -126,6 +147,7 @@ def store(found: Rates, device: str = "cpu") -> Path:
                 file.write(text(kept))
                 file.flush()
                 os.fsync(file.fileno())
+            shutil.copymode(lock, trial)  # by the umask; a file of mkstemp is for its owner only
             os.replace(trial, where)
         except BaseException:
             Path(trial).unlink(missing_ok=True)
@@ -149,12 +171,20 @@ def _lines(numbers: Mapping[str, Any]) -> str:
 
 
 def _stored(where: Path) -> dict[str, dict[str, Any]]:
-    """The content of the file for threads and devices; damaged entries, or a damaged file, are dropped."""
+    """The content of the file for threads and devices; damaged entries, or a damaged or foreign file, are dropped.
+
+    Raises:
+        PermissionError: if it may not be read.
+    """
     kept: dict[str, dict[str, Any]] = {"threads": {}, "devices": {}}
     try:
         data = json.loads(read_bounded(where))
+        if data["format"] != FORMAT:  # numbers of another version may mean something else
+            return kept
         entries = [(part, *entry) for part in kept for entry in data.get(part, {}).items()]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except PermissionError:  # it may hold what others have measured
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return kept
     for part, key, numbers in entries:
         try:
@@ -166,16 +196,16 @@ def _stored(where: Path) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _locked(where: Path) -> Iterator[None]:
-    """Hold a lock on a file; does nothing on systems without fcntl."""
+def _locked(where: Path) -> Iterator[Path]:
+    """Hold a lock on a file; does nothing on systems without fcntl. Gives its path."""
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
+        yield where
         return
     with open(where, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-        yield
+        yield where
 
 
 def table(found: Rates, device: str = "cpu") -> str:

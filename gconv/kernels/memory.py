@@ -67,11 +67,14 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
 
 
 def _acquire(size: int) -> mmap.mmap:
+    most = size + max(PAGE_BYTES, size // SLACK)
     with _lock:
-        for number in range(len(_free_buffers) - 1, -1, -1):
-            if size <= len(_free_buffers[number]) <= size + max(PAGE_BYTES, size // SLACK):
-                buffer = _free_buffers[number]
-                del _free_buffers[number]
+        for buffer in reversed(tuple(_free_buffers)):  # a copy: a garbage collection may free more of them meanwhile
+            if size <= len(buffer) <= most:
+                try:
+                    _free_buffers.remove(buffer)
+                except ValueError:  # a signal handler has taken it
+                    continue
                 return buffer
     buffer = mmap.mmap(-1, -(-size // PAGE_BYTES) * PAGE_BYTES, flags=_PRIVATE)
     buffer.madvise(_ADVICE)  # type: ignore[arg-type]
@@ -81,9 +84,8 @@ def _acquire(size: int) -> mmap.mmap:
 def _release(buffer: mmap.mmap) -> None:
     with _lock:
         _free_buffers.append(buffer)
-        total = sum(map(len, _free_buffers))
-        while total > MAX_BYTES_FREE:
-            total -= len(_free_buffers.popleft())
+        while sum(map(len, _free_buffers)) > MAX_BYTES_FREE:
+            _free_buffers.popleft()
 
 
 def release() -> None:

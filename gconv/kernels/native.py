@@ -282,6 +282,8 @@ def scatter(crow: Tensor, col: Tensor, values: Tensor, x: Tensor, columns: int) 
 class Ready:
     """A prepared product S x + add + row for matrices x (n, c) of the values' dtype, with little overhead per call.
 
+    No address is kept: sharing a tensor with another process moves it.
+
     Args:
         crow, col, values: S in CSR form.
         cols: columns of S.
@@ -302,8 +304,8 @@ class Ready:
     ) -> None:
         assert LIBRARY is not None
         self.crow, self.col, self.values, self.shape, self.c = crow, col, values, shape, c
-        self.beside, self.numbers, self.dtype = beside, cols * c, values.dtype
-        self.pattern = crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()
+        self.numbers, self.dtype = cols * c, values.dtype
+        self.given = None if beside else (cols, c)  # the shape of the argument
         self.sizes = crow.shape[0] - 1, 1, c, 1, 1, 1
         self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
         self.large = shape[0] * shape[1] * values.element_size() >= MIN_BYTES_POOLED
@@ -316,7 +318,7 @@ class Ready:
             add: of the shape of the result, which may overwrite it.
             row: (c,), added to each row.
         """
-        if x.numel() != self.numbers or x.dtype != self.dtype or not x.is_cpu or x.stride(-1) != 1 or self.beside:
+        if x.shape != self.given or x.dtype != self.dtype or not x.is_cpu or x.stride(-1) != 1:
             x = self._checked(x)
         z, step, y = 0, 0, None
         if add is not None:
@@ -325,17 +327,19 @@ class Ready:
             add = add if add.stride(-1) == 1 else add.contiguous()
             z, step = add.data_ptr(), add.stride(0)
             y = add if step == self.c else None
-        if row is not None and (row.shape != (self.c,) or row.dtype != self.dtype):
-            raise ValueError(
-                f"The row that is added is {_named(row)}, but there are {self.c} channels of {self.dtype}."
-            )
+        if row is not None:
+            if row.shape != (self.c,) or row.dtype != self.dtype:
+                raise ValueError(
+                    f"The row that is added is {_named(row)}, but there are {self.c} channels of {self.dtype}."
+                )
+            row = row.contiguous()  # the same tensor, if it is
         if y is None:
             y = empty(x, self.shape) if self.large else x.new_empty(self.shape)
         p = PACKED.pack(
-            *self.pattern,
+            *(self.crow.data_ptr(), self.col.data_ptr(), 0, self.values.data_ptr()),
             *(x.data_ptr(), z, 0 if row is None else row.data_ptr(), y.data_ptr(), 0, 0),
             *self.sizes,
-            *(0, self.c if self.beside else x.stride(0), 0, 0, self.c, 0, 0, step, 0, 0, 0),
+            *(0, x.stride(0) if self.given else self.c, 0, 0, self.c, 0, 0, step, 0, 0, 0),
             *(1.0, 1.0, 1.0),
         )
         if self.work < SERIAL:
@@ -345,7 +349,8 @@ class Ready:
         return y
 
     def _checked(self, x: Tensor) -> Tensor:
-        if x.numel() != self.numbers or x.dtype != self.dtype or not x.is_cpu:
+        wrong = x.numel() != self.numbers if self.given is None else x.shape != self.given
+        if wrong or x.dtype != self.dtype or not x.is_cpu:
             have = self.numbers // max(1, self.c)
             raise ValueError(f"This product takes {have} rows of {self.c} channels of {self.dtype}, not {_named(x)}.")
         return x.resolve_neg().contiguous()
@@ -366,7 +371,6 @@ class ReadyRecurrence:
         assert LIBRARY is not None
         self.crow, self.col, self.values, self.c, self.rows = crow, col, values, c, tuple(rows)
         self.n, self.taps, self.dtype = crow.shape[0] - 1, len(rows) + 1, values.dtype
-        self.pattern = crow.data_ptr(), col.data_ptr(), 0, values.data_ptr()
         self.sizes = self.n, 1, c, 1, 1, 1
         self.run, self.type, self.work = LIBRARY.gconv_spmm, TYPES[values.dtype], col.shape[0] * c
 
@@ -384,11 +388,12 @@ class ReadyRecurrence:
         y = x.new_empty(self.n, K * c)
         y[:, :c] = x
         start, item, wide = y.data_ptr(), y.element_size() * c, K * c
+        pattern = self.crow.data_ptr(), self.col.data_ptr(), 0, self.values.data_ptr()  # which may have moved
         for k, (alpha, beta, gamma) in enumerate(self.rows):
             now, before = start + k * item, start + (k - 1) * item
             z, w = (now if beta else 0), (before if k and gamma else 0)
             p = PACKED.pack(
-                *self.pattern,
+                *pattern,
                 *(now, z, w, start + (k + 1) * item, 0, 0),
                 *self.sizes,
                 *(0, wide, 0, 0, wide, 0, 0, wide, 0, 0, wide),
@@ -405,6 +410,7 @@ class ReadyRecurrence:
         c, K = self.c, self.taps
         self._fits(z, K * c)
         start, item, wide = z.data_ptr(), z.element_size() * c, K * c
+        pattern = self.crow.data_ptr(), self.col.data_ptr(), 0, self.values.data_ptr()
         b = z[:, (K - 1) * c :].contiguous()
         ahead: Tensor | None = None
         for k in range(K - 2, -1, -1):
@@ -413,7 +419,7 @@ class ReadyRecurrence:
             out = torch.empty_like(b) if ahead is None else ahead  # b_{k+2} is read before b_k is written
             w = ahead.data_ptr() if ahead is not None and gamma else 0
             p = PACKED.pack(
-                *self.pattern,
+                *pattern,
                 *(b.data_ptr(), start + k * item, w, out.data_ptr(), 0, 0),
                 *self.sizes,
                 *(0, c, 0, 0, c, 0, 0, wide, 0, 0, c),
@@ -459,6 +465,8 @@ def heads_spmm(crow: Tensor, col: Tensor, order: Tensor | None, values: Tensor, 
     b, _, _, c = signals.shape
     outer, inner = (1, heads) if together else (heads, 1)
     y = empty(x, (b, m, outer, c))
+    if not heads:
+        return y.zero_().view(*x.shape[:-3], m, outer, c)
     values = converted(values, x.dtype)
     row = signals.shape[2] * c * x.element_size()
     found = node_order.find(crow, col, x.shape[-3], row, b) if c >= SCHEDULED else None

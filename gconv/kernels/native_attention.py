@@ -123,6 +123,7 @@ def attend_back(
     z, p, q = _flat_batch(z), p.contiguous(), q.contiguous()
     n, heads, c = z.shape[-3:]
     dy, (y, y_f, scores) = dy.contiguous(), made
+    y, y_f, scores = y.contiguous(), y_f.contiguous(), scores.contiguous()
     a = _attention(structure, z, p, q, slope, drop)
     all_rows = a.signals * n
     dz, known, sums = empty(z, (all_rows + 2, heads, c)), empty(z, (all_rows * 6 * heads,)), _sums(z, a.signals)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,15 @@ class State:
 
 
 _STATES = WeakCache("row schedules")
-_lock = Lock()  # held while a state is looked up, never while rows are ordered
+_lock = RLock()  # held while a state is looked up, never while rows are ordered; reentrant for signal handlers
 _on = True
 
 
 def _after_fork() -> None:
     global _lock
-    _lock = Lock()  # another thread may have held it
+    _lock = RLock()  # another thread may have held it
+    for state in list(_STATES.data.values()):
+        state.busy = False  # the threads that were working on patterns are not in this process
 
 
 if hasattr(os, "register_at_fork"):
@@ -150,23 +152,29 @@ def find(crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> Schedu
     """
     if cols * row < MIN_BYTES_X or not _on:
         return None
-    with _lock:
-        state = known(col)
-        if state is None or (state.crow() is not crow and state.crow() is None):
-            state = _STATES[col] = State(weakref.ref(crow))
-        if state.crow() is not crow:  # a part of the rows
-            return None
-        if state.settled or state.busy or not _due(state, crow, col, cols, row, signals):
-            return state.schedule
-        state.busy = True
+    mine = False
     try:
-        _consider(state, crow, col, cols, row)
+        with _lock:
+            state = known(col)
+            if state is None or (state.crow() is not crow and state.crow() is None):
+                state = _STATES[col] = State(weakref.ref(crow))
+            if state.crow() is not crow:  # a part of the rows
+                return None
+            if state.settled or state.busy or not _due(state, crow, col, cols, row, signals):
+                return state.schedule
+            mine = state.busy = True
+        try:
+            _consider(state, crow, col, cols, row)
+        except MemoryError:  # the product needs less memory than the order
+            state.settled = True
+        return state.schedule
     except BaseException:  # after an interrupt the next call should not start again
-        state.paid = 0.0
+        if mine:
+            state.paid = 0.0
         raise
     finally:
-        state.busy = False
-    return state.schedule
+        if mine:
+            state.busy = False
 
 
 def _ordering_seconds(crow: Tensor, col: Tensor, cols: int) -> float:

@@ -107,7 +107,7 @@ class Kernel:
         returns = "Tensor" if outputs == 1 else f"({', '.join(['Tensor'] * outputs)})"
         library.define(f"{name}({arguments}, {STRUCTURE}) -> {returns}")
         library.impl(name, anywhere, "CompositeExplicitAutograd")
-        library.impl(name, cpu, "CPU")
+        library.impl(name, _checked(lambda *given: check_pattern(*given[-6:]), cpu), "CPU")  # those of a CSR are right
         library.impl(name, cuda, "CUDA")
         torch.library.register_fake(f"gconv::{name}", fake, lib=library)
 
@@ -156,6 +156,24 @@ def _checked(check: Callable[..., None], body: Callable[..., Output]) -> Callabl
         return body(*arguments)
 
     return checked
+
+
+def check_pattern(*pattern: Tensor) -> None:
+    """Check crow, col, crow_t, col_t, to_t and from_t, as far as this does not read them: C code gets their addresses.
+
+    Raises:
+        ValueError: unless they are contiguous vectors of one type, int32 or int64, whose lengths fit each other.
+    """
+    crow, col, crow_t, *others = pattern
+    kind, entries = crow.dtype, col.shape
+    fit = kind in (torch.int32, torch.int64) and crow.ndim == crow_t.ndim == len(entries) == 1
+    fit = fit and len(crow) > 0 < len(crow_t) and all(t.shape == entries for t in others)
+    if not (fit and all(t.dtype == kind and t.is_contiguous() for t in pattern)):
+        given = ", ".join(f"{tuple(t.shape)} of {t.dtype}, strides {t.stride()}" for t in pattern)
+        raise ValueError(
+            "A sparse pattern consists of crow, col, crow_t, col_t, to_t and from_t, contiguous vectors of one type, "
+            f"int32 or int64, but they are {given}; CSR.build makes them."
+        )
 
 
 def fits(what: str, have: object, want: object) -> None:

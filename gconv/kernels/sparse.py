@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gconv.errors import InputTypeError
 from gconv.kernels import cuda, narrow, native
-from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
+from gconv.kernels.registry import Kernel, Saved, Structure, check_pattern, fits, one_place
 from gconv.kernels.transforms import composes, is_jit_tracing, readable, stable_argsort
 
 CHUNK = 1 << 24  # numbers that the sampled product in torch gathers at a time
@@ -48,6 +48,8 @@ class CSR:
 
     def __post_init__(self) -> None:
         pattern = self.crow, self.col, self.crow_t, self.col_t, self.to_t, self.from_t
+        if not torch.compiler.is_compiling():
+            check_pattern(*pattern)
         object.__setattr__(self, "tensors", pattern)
 
     @classmethod
@@ -178,26 +180,60 @@ def spmm_rows(
     >>> spmm_rows(csr, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[1.0], [10.0]]), 1, 2, torch.tensor([0.5]))
     tensor([[30.5000]])
     """
-    whole = first == 0 and last in (None, csr.shape[0])
-    crow = csr.crow if whole else csr.crow[first : None if last is None else last + 1]
-    rows = crow.shape[0] - 1
-    fits("values", values.shape[0], csr.col.shape[0])
+    m = csr.crow.shape[0] - 1
+    last = m if last is None else last
+    if not 0 <= first <= last <= m or values.shape != csr.col.shape or x.ndim != 2:
+        raise ValueError(
+            f"spmm_rows takes {csr.col.shape[0]} values, a signal ({csr.shape[1]}, c) and a range of the {m} rows, not "
+            f"{tuple(values.shape)}, {tuple(x.shape)} and {first} to {last}."
+        )
+    rows, whole = last - first, first == 0 and last == m
+    crow = csr.crow if whole else csr.crow[first : last + 1]
     fits("sites in", x.shape[-2], csr.shape[1])
     one_place(crow, values, x, add, out)
     shape = (rows, x.shape[-1])
     for name, t, shapes in (("add", add, (shape, shape[1:])), ("out", out, (shape,))):
-        if t is not None and (t.dtype != x.dtype or t.shape not in shapes or (t.stride(-1) != 1 and t.shape[-1] > 1)):
-            raise ValueError(
-                f"{name} is {tuple(t.shape)} of {t.dtype}, strides {t.stride()}, but the product is {shape} of "
-                f"{x.dtype} with contiguous channels."
-            )
+        if t is not None and (t.dtype != x.dtype or t.shape not in shapes):
+            raise ValueError(f"{name} is {tuple(t.shape)} of {t.dtype}, but the product is {shape} of {x.dtype}.")
+    if out is not None and not _separate(out, x, add):
+        raise ValueError(
+            f"out has strides {out.stride()}: it must have contiguous channels and rows that do not overlap, and share "
+            "no memory with x, nor with add unless it is add."
+        )
     if crow.dtype == torch.int32 and native.supports(values, x):
-        z = None if add is None else add.expand(rows, x.shape[-1])
+        z = None if add is None else add if add.ndim == 2 else add.contiguous().expand(shape)
         return native.spmm(crow, csr.col, values, x, z, None, (1.0, float(add is not None), 0.0), out, whole)
     start, stop = int(crow[0]), int(crow[-1])
     y = spmm_torch(values[start:stop], x, None, crow - start, csr.col[start:stop], csr.crow_t)
     y = y if add is None else y + add
     return y if out is None else out.copy_(y)
+
+
+def _separate(out: Tensor, x: Tensor, add: Tensor | None) -> bool:
+    """Whether all numbers of `out` (rows, c) may be written while rows of x, and its own row of `add`, are read."""
+    if out.numel() == 0:
+        return True
+    add = None if add is None else add.expand(out.shape)
+    apart = out.shape[0] == 1 or out.stride(0) >= out.shape[1]
+    if not (apart and (out.stride(-1) == 1 or out.shape[1] == 1)) or _overlap(out, x):
+        return False
+    same = add is not None and (add.data_ptr(), add.shape, add.stride()) == (out.data_ptr(), out.shape, out.stride())
+    return add is None or same or not _overlap(out, add)
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two matrices with contiguous channels may share memory; not if they are columns of the same matrix."""
+    (start_a, end_a), (start_b, end_b) = _span(a), _span(b)
+    if not (a.numel() and b.numel() and start_a < end_b and start_b < end_a):
+        return False
+    step, far = a.stride(0), (start_a - start_b) // a.itemsize
+    return step != b.stride(0) or not (step and b.shape[1] <= far % step <= step - a.shape[1])
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of a tensor, and after the last."""
+    last = sum(step * (n - 1) for step, n in zip(t.stride(), t.shape, strict=True))
+    return t.data_ptr(), t.data_ptr() + t.itemsize * (last + 1)
 
 
 def in_order(csr: CSR, values: Tensor, x: Tensor) -> bool:
@@ -210,7 +246,11 @@ def in_order(csr: CSR, values: Tensor, x: Tensor) -> bool:
 def unrecorded(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     """`spmm` without autograd, for plain CPU tensors: it calls the kernel directly."""
     crow, col, crow_t = csr.tensors[:3]
-    fits("values", values.shape[0], col.shape[0])
+    if values.shape != col.shape or x.ndim < 2:
+        raise ValueError(
+            f"A sparse product takes {col.shape[0]} values and signals (*b, sites, channels), not "
+            f"{tuple(values.shape)} and {tuple(x.shape)}."
+        )
     fits("sites in", x.shape[-2], crow_t.shape[0] - 1)
     if crow.dtype == torch.int32 and native.supports(values, x):
         return native.spmm(crow, col, values, x)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -72,18 +73,31 @@ def portable() -> Iterator[None]:
     True
     """
     global _portable_calls
-    with _COUNT:
-        _portable_calls += 1
-    _LOCAL.portable += 1
+    entered = False  # an interrupt leaves the counts as they were
     try:
+        with _COUNT:
+            _portable_calls += 1
+            _LOCAL.portable += 1
+            entered = True
         yield
     finally:
-        _LOCAL.portable -= 1
-        with _COUNT:
-            _portable_calls -= 1
+        if entered:
+            with _COUNT:
+                _portable_calls -= 1
+                _LOCAL.portable -= 1
 
 
-_COUNT = threading.Lock()
+_COUNT = threading.RLock()  # reentrant for signal handlers
+
+
+def _after_fork() -> None:
+    global _COUNT, _portable_calls
+    _COUNT = threading.RLock()  # another thread may have held it
+    _portable_calls = _LOCAL.portable  # the other threads are not in this process
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_plain_eager() -> bool:

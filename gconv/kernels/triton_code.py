@@ -193,7 +193,7 @@ def product(
         c = tl.load(col + k, mask=k < hi, other=0).to(tl.int64)[:, None]
         v = (tl.load(order + k, mask=k < hi, other=0).to(tl.int64) if ORDER else k)[:, None] * HEADS
         for one in range(HEADS if TOGETHER else 1):
-            at = (h + one)[None, :]
+            at = (h + one)[None, :].to(tl.int64)
             number = tl.load(values + b * v_batch + v + at, mask=live, other=0.0).to(ACC)
             side = tl.load(x + b * x_batch + c * x_row + at * x_head + ch[None, :], mask=live, other=0.0).to(ACC)
             acc += tl.sum(number * side, 0)
@@ -217,7 +217,7 @@ def sampled(
     HEADS: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """v_eh = sum of left_ih right_jh over the channels and `batches` signals, for each signal of the grid."""
-    p, h, signal = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    p, h, signal = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     r = tl.load(rows + p).to(tl.int64) if SPLIT else p
     lo, hi = tl.load(start + p).to(tl.int64), tl.load(stop + p).to(tl.int64)
     for e in range(lo, hi, BE):
