@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 
 def answering(code):
-    """The lines of a function at which a signal may be answered: a block of `finally` calls nothing, and `with` is safe.
+    """The lines of a function at which a signal may be answered: those that call something, if not in a `finally`.
 
-    A tracer, which stands for the signal here, is called there, too, before a lock is released.
+    A tracer, which stands for the signal here, is called at `with` and `try`, too: before a lock is released.
     """
     source, start = inspect.getsourcelines(code)
     end = next((k for k in range(len(source) - 1, 0, -1) if source[k].strip() == "finally:"), len(source))
-    return {start + k for k in range(end) if not source[k].strip().startswith("with ")}
+    return {start + k for k in range(end) if not source[k].strip().startswith(("with ", "try:"))}
 
 
 def interrupted_at(number, run, *codes):
@@ -73,8 +74,9 @@ def pattern(n=60, entries=500):
 
 @NEEDS_KERNELS
 @pytest.mark.usefixtures("always")
-def test_an_interrupt_of_an_order_leaves_nothing_behind():
+def test_an_interrupt_of_an_order_leaves_nothing_behind(monkeypatch):
     csr = pattern()
+    monkeypatch.setattr(order, "miss_rate", lambda *_: 1e9)
     values, x = torch.ones(len(csr.col)), torch.randn(60, 8)
     with order.automatic(False):
         want = spmm(csr, values, x)
@@ -100,6 +102,7 @@ def test_a_mark_that_is_set_before_the_block_that_resets_it_is_left_behind():
     def run():
         marks.clear()
         marks.add("busy")
+        len(marks)
         try:
             marks.add("more")
         finally:
@@ -110,16 +113,53 @@ def test_a_mark_that_is_set_before_the_block_that_resets_it_is_left_behind():
     assert any(found)
 
 
-def test_an_interrupt_of_a_portable_block_leaves_the_counts():
-    def run():
-        with portable():
-            pass
+class Interrupting:
+    """A lock; an interrupt comes right after it is released for the first time, which is when Python answers one."""
 
-    def check(number):
-        assert (transforms._portable_calls, transforms._LOCAL.portable) == (0, 0), number
-        assert not transforms._COUNT._is_owned(), number
+    def __init__(self):
+        self.held, self.left = False, 0
 
-    assert at_every_line(run, check, portable.__wrapped__.__code__) > 5
+    def __enter__(self):
+        self.held = True
+
+    def __exit__(self, *_):
+        self.held, self.left = False, self.left + 1
+        if self.left == 1:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def counted_before():
+    """As `portable`, but counted before the block that counts back (negative control)."""
+    with transforms._COUNT:
+        transforms._portable_calls += 1
+    try:
+        yield
+    finally:
+        with transforms._COUNT:
+            transforms._portable_calls -= 1
+
+
+@pytest.mark.parametrize(("block", "left"), [(portable, 0), (counted_before, 1)])
+def test_an_interrupt_of_a_portable_block_leaves_the_counts(block, left, monkeypatch):
+    monkeypatch.setattr(transforms, "_COUNT", Interrupting())
+    monkeypatch.setattr(transforms, "_portable_calls", 0)
+    with pytest.raises(KeyboardInterrupt), block():
+        pass
+    assert (transforms._portable_calls, transforms._LOCAL.portable) == (left, 0) and not transforms._COUNT.held
+
+
+@NEEDS_KERNELS
+@pytest.mark.usefixtures("always")
+def test_an_interrupt_right_after_a_pattern_is_marked(monkeypatch):
+    csr = pattern()
+    values, x = torch.ones(len(csr.col)), torch.randn(60, 8)
+    monkeypatch.setattr(order, "_lock", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        spmm(csr, values, x)
+    assert not order.known(csr.col).busy and not order.known(csr.col).settled and not order._lock.held
+    spmm(csr, values, x)
+    assert order.known(csr.col).settled
 
 
 @NEEDS_KERNELS
