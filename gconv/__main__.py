@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # --help needs neither torch nor the package
     from gconv.spec import OperatorSpec
 
 DEFAULT_EDGES = 10_000  # of the random graph of `plan`
+MOST_EDGES = 10_000_000  # of a graph that `plan` draws: more of them take long, and much memory
 EXTRAS = {"graph": ("torch-geometric", "networkx", "scipy"), "experiments": ("matplotlib", "pandas", "tyro")}
 OWN_OPTIONS = {
     "calibrate": "calibrate/__main__.py",
@@ -145,6 +146,12 @@ def _plan(spec: OperatorSpec, shape: Sequence[int], edges: int) -> str:
         raise ValueError(
             f"{layer.spec.name} takes features of shape (*batch, nodes, channels), but {list(shape)} was given"
         )
+    if edges > MOST_EDGES:  # a plan reads sizes only, and a tensor without values has them at once
+        try:
+            edge_index = torch.empty(2, edges, dtype=torch.int64, device="meta")
+            return str(layer.to("meta").plan(x.to("meta"), gconv.Graph(edge_index, size=shape[-2])))
+        except (RuntimeError, ValueError):  # S of this operator reads the edges, for example for an eigenvalue
+            layer = gconv.GConv(spec)
     edge_index = torch.randint(shape[-2], (2, edges), generator=torch.Generator().manual_seed(0))
     return str(layer.plan(x, gconv.Graph(edge_index, size=shape[-2])))
 

@@ -76,7 +76,7 @@ def test_mistakes_are_named(argv, message):
     [
         (["gcn(4, 2)", str(10**14), "4"], "too large for the memory of this machine"),
         (["gcn(4, 2)", str(10**26), "4"], "more bytes than can be addressed"),
-        (["gcn(4, 2)", "9", "4", "--edges", str(10**15)], "too large for the memory of this machine"),
+        (["gcn(4, 2)", str(10**14), "4", "--edges", str(10**15)], "too large for the memory of this machine"),
         (["gcn(4, 2)", "9", "4", "--edges", str(10**23)], "more bytes than can be addressed"),
         (["gcn(1000000000, 1000000000)", "9", "4"], "too large for the memory of this machine"),
         (["conv2d(3, 8, 3)", "1", "3", "9", "9", "--edges", "4"], "--edges is for operators on graphs"),
@@ -86,6 +86,22 @@ def test_plans_that_are_too_large_or_contradict_themselves_are_one_sentence(argv
     with pytest.raises(SystemExit, match=message) as caught:
         main(["plan", *argv])
     assert "\n" not in str(caught.value) and "enforce fail" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["gcn(16, 7)", "gat(16, 7)", "cheb(16, 7, k=3)", "sage(16, 7)"])
+def test_a_plan_for_many_edges_draws_none(capsys, monkeypatch, spec):
+    """It is the plan for drawn edges, up to the loops among these; a billion edges are no more work."""
+    argv = "plan", spec, "500", "16", "--edges", "4000"
+    chosen = [next(line for line in printed(capsys, *argv).splitlines() if line.startswith("->")).split()[:3]]
+    monkeypatch.setattr(command_line, "MOST_EDGES", 100)
+    monkeypatch.setattr(torch, "randint", None)
+    chosen.append(next(line for line in printed(capsys, *argv).splitlines() if line.startswith("->")).split()[:3])
+    (name, flops), (other, more) = ((words[1], float(words[2])) for words in chosen)
+    assert name == other and flops == pytest.approx(more, rel=0.01)
+    assert "predicted" in printed(capsys, "plan", spec, "10000", "16", "--edges", str(10**9))
+    monkeypatch.setattr(command_line, "MOST_EDGES", 10_000)
+    with pytest.raises(SystemExit, match="not callable"):
+        printed(capsys, *argv)  # the control: here edges would be drawn
 
 
 @pytest.mark.parametrize("device", ["foo", "meta", ""])

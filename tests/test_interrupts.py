@@ -201,7 +201,7 @@ def test_a_fork_while_another_thread_is_in_the_middle(monkeypatch):
     """In the child no lock is held, no block is active and no thread works on a pattern."""
     csr, began, done = pattern(), threading.Event(), threading.Event()
     values, x = torch.ones(len(csr.col)), torch.randn(60, 8)
-    monkeypatch.setattr(order, "miss_rate", lambda *_: began.set() or done.wait(60) and 1.0)
+    monkeypatch.setattr(order, "miss_rate", lambda *_: began.set() or (done.wait(60) and 1.0))
 
     def product():
         with portable():

@@ -84,7 +84,7 @@ def _acquire(size: int) -> mmap.mmap:
 def _release(buffer: mmap.mmap) -> None:
     with _lock:
         _free_buffers.append(buffer)
-        while sum(map(len, _free_buffers)) > MAX_BYTES_FREE:
+        while sum(map(len, tuple(_free_buffers))) > MAX_BYTES_FREE:
             _free_buffers.popleft()
 
 
