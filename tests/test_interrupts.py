@@ -53,7 +53,7 @@ def interrupted_at(number, run, *codes):
 
 
 def at_every_line(run, check, *codes):
-    """`check` after an interrupt of `run` at each line of these functions in turn; returns how many lines there were."""
+    """`check` after an interrupt of `run` at each line of these functions in turn; returns the number of lines."""
     number = 1
     while interrupted_at(number, run, *codes):
         check(number)
