@@ -228,7 +228,8 @@ class Holders(Generic[T]):
 
 def _values(cache: Any) -> list[Any]:
     """The values of a mapping that other threads may change meanwhile: weak dictionaries are iterated in Python."""
-    return list((cache.data if isinstance(cache, WeakKeyDictionary) else cache).values())
+    entries: Any = vars(cache)["data"] if isinstance(cache, WeakKeyDictionary) else cache
+    return list(entries.values())
 
 
 def _count_bytes(values: Iterable[Any], seen: set[int]) -> int:

@@ -152,7 +152,7 @@ def find(crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> Schedu
     """
     if cols * row < MIN_BYTES_X or not _on:
         return None
-    mine = False
+    mine: State | None = None
     try:
         with _lock:
             state = known(col)
@@ -162,19 +162,20 @@ def find(crow: Tensor, col: Tensor, cols: int, row: int, signals: int) -> Schedu
                 return None
             if state.settled or state.busy or not _due(state, crow, col, cols, row, signals):
                 return state.schedule
-            mine = state.busy = True
+            mine = state
+            state.busy = True
         try:
             _consider(state, crow, col, cols, row)
         except MemoryError:  # the product needs less memory than the order
             state.settled = True
         return state.schedule
     except BaseException:  # after an interrupt the next call should not start again
-        if mine:
-            state.paid = 0.0
+        if mine is not None:
+            mine.paid = 0.0
         raise
     finally:
-        if mine:
-            state.busy = False
+        if mine is not None:
+            mine.busy = False
 
 
 def _ordering_seconds(crow: Tensor, col: Tensor, cols: int) -> float:
