@@ -630,3 +630,19 @@ def test_forms_made_in_inference_mode_are_used_outside_of_it():
     x = torch.ones(4, 2, requires_grad=True)
     (got,) = torch.autograd.grad(S.expand(x).sum(), x)
     assert torch.equal(got.sum(1), torch.tensor([0.0, 0.0, 2.0, 0.0]))
+
+
+def test_products_of_no_signals():
+    S, x = Taps(Pattern((2, 5, 5), LOOSE.tap, LOOSE.row, LOOSE.col), torch.ones(8)), torch.ones(0, 5, 3)
+    assert S.expand_flat(x).shape == (0, 5, 6) and S.contract_flat(x.repeat(1, 1, 2)).shape == (0, 5, 3)
+
+
+@pytest.mark.parametrize("padding", [((0, -2),), ((-1, 2),), ((2, -1),), ((1, 1),)])
+@pytest.mark.parametrize("mode", ["circular", "zeros", "reflect", "replicate"])
+def test_a_cropped_grid_in_every_lowering(mode, padding):
+    S = Shifts((6,), (2,), (3,), (2,), padding, mode)
+    for T in (S, S.T):
+        W, x = torch.randn(2, 2, 3, dtype=DOUBLE), torch.randn(4, T.shape[2], 2, dtype=DOUBLE)
+        want = torch.einsum("kmn,bni,kio->bmo", T.expand(torch.eye(T.shape[2], dtype=DOUBLE)), x, W)
+        for lowering in admitted(T, Dense(2, 2, 3)):
+            assert_close(lowering, evaluate(T, Dense(2, 2, 3), W, x, None, lowering), want, 1e-9)

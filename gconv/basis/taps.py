@@ -310,7 +310,7 @@ class Taps(Basis):
         csr, values, _ = self.ordered("expand")
         y = unrecorded(csr, values, x)
         k = self.shape[0]
-        return y if k == 1 else y.view(*x.shape[:-2], -1, k * x.shape[-1])
+        return y if k == 1 else y.view(*x.shape[:-2], self.shape[1], k * x.shape[-1])
 
     def contract_flat(self, z: Tensor, add: Tensor | None = None, row: Tensor | None = None) -> Tensor:
         version = 0 if self.values.is_inference() else self.values._version
@@ -321,7 +321,7 @@ class Taps(Basis):
             return product(z, add, row)
         csr, values, _ = self.ordered("contract")
         k = self.shape[0]
-        z = z if k == 1 else z.reshape(*z.shape[:-2], -1, z.shape[-1] // k)
+        z = z if k == 1 else z.reshape(*z.shape[:-2], self.shape[2] * k, z.shape[-1] // k)
         if z.ndim > 2 or (add is not None and row is not None):
             y = unrecorded(csr, values, z)
             y = y if add is None else add.add_(y)

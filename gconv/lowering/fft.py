@@ -29,7 +29,8 @@ def _ring(S: Shifts, groups: int) -> tuple[Ring, bool]:
     size, padding, out = S.size, S.padding, S.out
     span = [d * (k - 1) + 1 for d, k in zip(S.dilation, S.kernel, strict=True)]
     reach = [max(s * (o - 1) + 1, w) for s, o, w in zip(S.stride, out, span, strict=True)]
-    closes = S.mode == "circular" and all(r <= n for r, n in zip(reach, size, strict=True))
+    whole = all(min(p) >= 0 for p in padding)  # a cropped grid is repeated at its own length
+    closes = S.mode == "circular" and whole and all(r <= n for r, n in zip(reach, size, strict=True))
     if closes:
         length = size
     else:
