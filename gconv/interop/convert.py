@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -12,7 +13,7 @@ from torch.nn.utils import parametrize
 from gconv.arguments import checked, shown
 from gconv.interop.converted import Converted, convertible, renew, undo
 from gconv.interop.peer import LeftAlone, Unweighted, base_class
-from gconv.interop.peers import OPAQUE, describe, is_layer, parts
+from gconv.interop.peers import OPAQUE, describe, is_layer, known, of_keras, parts
 from gconv.interop.repeated import Repeated
 from gconv.interop.report import Entry, Report
 from gconv.spec import OperatorSpec
@@ -22,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @checked
 def convert(model: Model, *, constant_inputs: bool = False) -> Model:
-    """A copy of a model in which every torch and PyG layer inside the family runs through gconv.
+    """A copy of a model in which every layer of torch, PyG or Keras inside the family runs through gconv.
 
     Equation: each converted layer computes Y = sum_k S_k X W_k + b with its own S_k and W_k.
 
@@ -77,7 +78,13 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     2: AvgPool2d -> avg_pool2d(2, stride=2)
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"convert takes a torch module, but a {type(model).__name__} was given.")
+        name = type(model).__name__
+        if any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__):
+            raise TypeError(
+                f"convert takes layers and models of Keras that run on torch, but this {name} runs on another backend. "
+                "Set the environment variable KERAS_BACKEND=torch before Keras is imported."
+            )
+        raise TypeError(f"convert takes a torch module, but a {name} was given.")
     if not isinstance(constant_inputs, bool):
         raise TypeError(f"constant_inputs must be True or False, but it is {shown(constant_inputs)}.")
     twin = copied(model)
@@ -91,9 +98,27 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
 
 
 def copied(model: Model) -> Model:
-    """A deep copy that also supports weights computed by hooks (weight_norm, pruning), which copy.deepcopy does not."""
+    """A deep copy that also supports weights computed by hooks (weight_norm, pruning), and layers of Keras.
+
+    copy.deepcopy supports neither: see `gconv.interop.keras_copies`.
+    """
     derived = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in derived})  # recomputed by the hooks
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in derived}  # recomputed by the hooks
+    tensors: dict[int, Tensor] = {}
+    for part, library in outermost(model):
+        if id(part) not in memo:
+            memo[id(part)] = library.duplicate(part, tensors)
+    return copy.deepcopy(model, memo)
+
+
+def outermost(module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """The layers and models of Keras that no other contains, with the module that copies them."""
+    library = of_keras(module)
+    if library is not None:
+        yield module, library
+        return
+    for child in module.children():
+        yield from outermost(child)
 
 
 @checked
@@ -135,7 +160,7 @@ def _walk(
         entries.append(Entry(path, name, spec, tuple(peer.notes(module))))
         inside = {key: getattr(module, key) for key in peer.inner if isinstance(getattr(module, key), nn.Module)}
     except LeftAlone as reason:
-        if is_layer(module):
+        if is_layer(module) or any(known(cls) is not None for cls in type(module).__mro__):
             entries.append(Entry(path, name, None, (str(reason),)))
         inside = {} if base_class(module) in OPAQUE else inside
     for key, part in inside.items():
@@ -164,7 +189,7 @@ def restore(layer: Model) -> Model:
     >>> type(restore(convert(nn.Conv1d(2, 3, 3)))) is nn.Conv1d
     True
     """
-    twin = copy.deepcopy(layer)
+    twin = copied(layer)
     for module in twin.modules():
         if isinstance(module, Converted):
             undo(module)

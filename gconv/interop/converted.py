@@ -181,7 +181,7 @@ _peer._blank = _blank  # type: ignore[attr-defined]  # for pickles of earlier ve
 def convertible(cls: type) -> type:
     """The class of converted layers that derives from a peer's class."""
     peer = find(cls)
-    original = cls.forward  # type: ignore[attr-defined]
+    original = getattr(cls, peer.method)
     on_graphs = any(map(is_pyg, cls.__mro__))
     most, names = arguments(original)
 
@@ -238,7 +238,7 @@ def convertible(cls: type) -> type:
                 setattr(self, name, None)
         cls.reset_parameters(self)  # type: ignore[attr-defined]
 
-    body = {"forward": forward, "peer": peer, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    body = {peer.method: forward, "peer": peer, "__module__": cls.__module__, "__doc__": cls.__doc__}
     if hasattr(cls, "reset_parameters"):
         body["reset_parameters"] = reset_parameters
     kind = LikeItsOriginal if type(cls) is type else type("LikeItsOriginal", (LikeItsOriginal, type(cls)), {})

@@ -15,22 +15,16 @@ from typing import Any
 
 import keras
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gconv import operators
+from gconv.interop.keras_copies import duplicate, parts
 from gconv.interop.peer import UNKNOWN, LeftAlone, Peer, Weights, run
-from gconv.interop.torch_nn import on_axes, product_call, short
+from gconv.interop.torch_nn import fits, on_axes, product_call, short
 from gconv.spec import OperatorSpec
 
+__all__ = ["PEERS", "duplicate", "parts", "why_outside"]
 layers = keras.layers
-
-
-def parts(module: nn.Module) -> dict[str, nn.Module]:
-    """The sublayers of a Keras model or layer, which Keras does not register as torch submodules."""
-    inside: Any = module
-    own = {layer.name: layer for layer in inside._flatten_layers(include_self=False, recursive=False)}
-    held = {k: m for k, m in module._modules.items() if m is not None and not isinstance(m, nn.ParameterDict)}
-    return own | {k: m for k, m in held.items() if not isinstance(m, keras.Layer)}
 
 
 WHY = {
@@ -48,6 +42,8 @@ def why_outside(cls: type) -> str:
     """The reason why a layer of Keras is left unchanged."""
     if cls is layers.InputLayer:
         return "returns its input"
+    if cls.__name__.startswith(("UpSampling", "ZeroPadding", "Cropping")):
+        return "Keras' resampling and padding layers are not converted; gconv.operators has upsample and pad"
     if cls is layers.Embedding:
         return "a lookup table indexed by integers, not a map of signals"
     kinds = cls.__module__.split(".")
@@ -73,8 +69,8 @@ def built(layer: Any) -> Any:
 
 
 def value(variable: Any) -> Tensor | None:
-    """The tensor of a Keras variable."""
-    return variable if variable is None else variable.value
+    """The tensor of a Keras variable; other tensors, which a property of a subclass may return, unchanged."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def flat(variable: Any) -> Tensor:
@@ -116,8 +112,7 @@ def notes(layer: Any) -> list[str]:
 
 def call(layer: Any, inputs: Any) -> Tensor | None:
     """layer(inputs) of a convolution."""
-    fits = isinstance(inputs, Tensor) and inputs.ndim == layer.rank + 2 and inputs.is_floating_point()
-    if not fits or not inputs.numel():
+    if not isinstance(inputs, Tensor) or not fits(inputs, layer.rank + 2, layer.rank + 2):
         return None
     last = layer.data_format == "channels_last"
     y = run(layer, inputs.movedim(-1, 1) if last else inputs)
@@ -230,11 +225,16 @@ def dense_call(layer: Any, inputs: Any, training: Any = None) -> Tensor | None:
     return activated(layer, product_call(layer, inputs))
 
 
-CONV = Peer(conv_spec, conv_weights, call, notes, after=after)
-DEPTHWISE = Peer(depthwise_spec, depthwise_weights, call, notes, after=after)
-SEPARABLE = Peer(separable_spec, separable_weights, call, notes, after=after)
-TRANSPOSED = Peer(transposed_spec, transposed_weights, call, notes, after=after)
-DENSE = Peer(dense_spec, dense_weights, dense_call, notes, after=after, settle=on_axes(dense_spec))
+def peer(spec: Any, weights: Any, call: Any = call, **more: Any) -> Peer:
+    """The peer of a class, whose `call` is replaced: Keras' own forward prepares its arguments."""
+    return Peer(spec, weights, call, notes, inner=("activation",), after=after, method="call", **more)
+
+
+CONV = peer(conv_spec, conv_weights)
+DEPTHWISE = peer(depthwise_spec, depthwise_weights)
+SEPARABLE = peer(separable_spec, separable_weights)
+TRANSPOSED = peer(transposed_spec, transposed_weights)
+DENSE = peer(dense_spec, dense_weights, dense_call, settle=on_axes(dense_spec))
 
 PEERS: dict[type, Peer] = {
     layers.Conv1D: CONV,

@@ -20,7 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gconv.domains import Grid
 from gconv.interop.peer import ConvertedState, LeftAlone, Peer, Unweighted, Weights, base_class, with_ones
-from gconv.interop.peers import describe, is_pyg
+from gconv.interop.peers import describe, is_pyg, of_keras
 from gconv.linear import LinearMap
 from gconv.module import GConv
 from gconv.spec import NotLinear, OperatorSpec, OutsideFamily
@@ -273,5 +273,5 @@ def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
     del answer
     given = [tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
     shape = f"; its input has shape {given[0]}" if given else ""
-    library = "PyG" if any(map(is_pyg, type(module).__mro__)) else "torch"
+    library = "PyG" if any(map(is_pyg, type(module).__mro__)) else "Keras" if of_keras(module) else "torch"
     raise OutsideFamily(f"This call of {name} runs in {library}'s own forward, not in gconv{shape}.")

@@ -53,6 +53,7 @@ class Peer:
         inner: submodules that are separate layers (an MLP after the convolution) and are converted separately.
         after: a description of what follows the linear map; such a layer has no LinearMap.
         settle: the spec and the domain of a LinearMap, if they depend on each other.
+        method: the method that runs in gconv instead.
     """
 
     spec: Callable[[Any], OperatorSpec]
@@ -63,6 +64,7 @@ class Peer:
     inner: tuple[str, ...] = ()
     after: Callable[[Any], str | None] = lambda layer: None
     settle: Callable[[Any, OperatorSpec, Any], tuple[OperatorSpec, Any]] = lambda layer, spec, domain: (spec, domain)
+    method: str = "forward"
 
 
 class Unweighted(GConv):
@@ -119,7 +121,7 @@ def unweighted(spec: OperatorSpec) -> Unweighted:
 class ConvertedState:
     """The state of a converted layer; `gconv` is the GConv that runs it."""
 
-    gconv: Unweighted | None  # None if the layer was changed after conversion and is no longer supported
+    gconv: Unweighted | None = None  # None if the layer was changed after conversion and is no longer supported
     peer: Peer
 
     _cached_graph: Graph | None = None  # of PyG layers with cached=True: their first graph

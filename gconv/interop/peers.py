@@ -43,11 +43,18 @@ def library(cls: type) -> ModuleType:
         return torch_nn
 
 
+def of_keras(module: nn.Module) -> Any:
+    """The module that describes layers of Keras, for a layer or model of Keras; otherwise None."""
+    cls = next((cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] == "keras"), None)
+    found = None if cls is None else library(cls)
+    return found if hasattr(found, "duplicate") else None
+
+
 def parts(module: nn.Module) -> dict[str, nn.Module]:
     """The modules inside a module, by name."""
-    keras = next((cls for cls in type(module).__mro__ if cls.__module__.split(".")[0] == "keras"), None)
+    keras = of_keras(module)
     if keras is not None:
-        found: dict[str, nn.Module] = library(keras).parts(module)
+        found: dict[str, nn.Module] = keras.parts(module)
         return found
     return {key: child for key, child in module._modules.items() if child is not None}
 
@@ -111,7 +118,7 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     return peer, spec
 
 
-METHODS = ("forward", "_conv_forward", "_output_padding", "message", "aggregate", "update", "propagate")
+METHODS = ("forward", "call", "_conv_forward", "_output_padding", "message", "aggregate", "update", "propagate")
 
 
 def _written(cls: type, name: str, method: Any) -> bool:

@@ -1,0 +1,215 @@
+"""Copies of Keras layers and models, which behave as the original in all that a user can see.
+
+Keras copies by serialisation (copy.deepcopy calls it). This needs every class and function to be registered, and does
+not keep: hooks, attributes that are no arguments, methods replaced on the instance, the names of parameters in the
+state_dict, frozen single variables, LoRA matrices, the state of seeds. `duplicate` registers for the time of the copy
+what a model uses, and then transfers the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gconv.errors import InputError, both
+from gconv.interop.peer import base_class, original_class
+
+HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+OWN = {"build", "quantize", "gconv"}  # attributes of an instance that its copy makes itself
+
+
+def parts(layer: Any) -> dict[str, nn.Module]:
+    """The sublayers of a Keras model or layer, which Keras does not register as torch submodules.
+
+    Keras does not require different names, so a name that is taken gets a number.
+    """
+    own: dict[str, nn.Module] = {}
+    taken: dict[str, int] = {}
+    for part in layer._flatten_layers(include_self=False, recursive=False):
+        taken[part.name] = n = taken.get(part.name, 0) + 1
+        own[part.name if n == 1 else f"{part.name} ({n})"] = part
+    held = {k: m for k, m in layer._modules.items() if m is not None and not isinstance(m, nn.ParameterDict)}
+    return own | {k: m for k, m in held.items() if not isinstance(m, keras.Layer)}
+
+
+def duplicate(layer: Any, tensors: dict[int, Tensor]) -> Any:
+    """A copy of a Keras layer or model.
+
+    Args:
+        layer: the outermost layer of Keras.
+        tensors: the tensors of the copies made so far, by the id of their original; extended. Layers that several
+            models share have one copy in each, with the same tensors.
+
+    Raises:
+        InputError: if Keras cannot serialise the layer.
+    """
+    try:
+        with serialisable(layer), same_seeds():
+            twin = copy.deepcopy(layer)
+    except Exception as error:
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise both(InputError, type(error))(
+            f"{type(layer).__name__} cannot be copied: Keras copies a model by its serialisation, which failed: {why}. "
+            "Define get_config, from_config and build for your own classes, as for model.save, or pass the layers "
+            "and models inside it one by one."
+        ) from error
+    found = list(pairs(layer, twin, set()))
+    memo: dict[int, Any] = {id(old): new for old, new in found}
+    for old, new in found:
+        transfer_variables(old, new, tensors)
+    for old, new in found:
+        transfer_attributes(old, new, memo)
+        held = old._modules.get("_torch_params")
+        if held is not None and all(id(tensor) in tensors for tensor in held.values()):
+            new._torch_params = nn.ParameterDict({name: tensors[id(tensor)] for name, tensor in held.items()})
+    return twin
+
+
+def pairs(old: Any, new: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
+    """A layer and its copy, and all layers inside them."""
+    seen.add(id(old))
+    yield old, new
+    theirs, mine = parts(old), parts(new)
+    if mine.keys() == theirs.keys():
+        mine = {name: mine[name] for name in theirs}
+    for a, b in zip(theirs.values(), mine.values(), strict=False):  # names that __init__ chose are others in the copy
+        if isinstance(a, keras.Layer) and base_class(a) is base_class(b) and id(a) not in seen:
+            yield from pairs(a, b, seen)
+
+
+def variables(layer: Any) -> list[Any]:
+    """The variables that a layer itself holds, with the state of its seeds."""
+    seeds = [generator.state for generator in layer._seed_generators]
+    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds]
+
+
+def transfer_variables(old: Any, new: Any, tensors: dict[int, Tensor]) -> None:
+    """Give the variables of a copy the values, names and flags of the original's."""
+    mine, theirs = variables(new), variables(old)
+    if [v.shape for v in mine] != [v.shape for v in theirs]:
+        return
+    for v, w in zip(theirs, mine, strict=True):
+        if v._value is None:  # not initialised
+            continue
+        w._value = tensors.setdefault(id(v._value), w._value)
+        w.assign(v)
+        if w.trainable != v.trainable:
+            w.trainable = v.trainable
+        w._path = v._path
+        w._value.requires_grad_(v._value.requires_grad)
+        w.regularizer, w.constraint = v.regularizer, v.constraint
+
+
+def transfer_attributes(old: Any, new: Any, memo: dict[int, Any]) -> None:
+    """Give a copy the name, the mode, the hooks and the additional attributes of the original."""
+    target = vars(new)
+    target |= {name: getattr(old, name) for name in ("training", "name", "_path")}
+    for name, value in vars(old).items():
+        if name in HOOKS:
+            target[name] = copy.copy(value)
+        elif name not in target and name[0] != "_" and name not in OWN:
+            target[name] = value
+            with suppress(Exception):  # what cannot be copied is shared
+                target[name] = copy.deepcopy(value, memo)
+
+
+# -- what serialisation needs --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def same_seeds() -> Iterator[None]:
+    """Leaves the states of all random generators as they were: initialisers draw from them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def serialisable(layer: Any) -> Iterator[None]:
+    """Registers the classes and functions that a model uses and that Keras would not find again."""
+    known = keras.saving.get_custom_objects()
+    added: dict[str, Any] = {}
+    undo: list[Callable[[], None]] = []
+    for part in layer._flatten_layers():
+        compiled = getattr(getattr(part, "_compile_config", None), "config", {})
+        for holder, methods in ((vars(part), type(part)), (compiled, object)):
+            for key, value in list(holder.items()):
+                if is_function(value) and not hasattr(methods, key):  # under a name of its own: several may have the same
+                    name = f"gconv_{len(added)}"
+                    added[name], holder[key] = value, _stand_in(name)
+                    undo.append(partial(holder.__setitem__, key, value))
+                else:
+                    for item in flat(value):
+                        _add(item if is_function(item) else type(item), added, known)
+        _add(type(part), added, known)
+    known.update(added)
+    try:
+        yield
+    finally:
+        for step in undo:
+            step()
+        for name in added:
+            del known[name]
+
+
+def is_function(value: Any) -> bool:
+    """Whether a value is a function of the user, which Keras would serialise by its name or code."""
+    return (
+        callable(value)
+        and not isinstance(value, (type, nn.Module))
+        and not hasattr(value, "from_config")
+        and not (inspect.isfunction(value) and is_keras(value))
+    )
+
+
+def is_keras(value: Any) -> bool:
+    """Whether a class or function is one of Keras."""
+    return (getattr(value, "__module__", None) or "").split(".")[0] == "keras"
+
+
+def flat(value: Any) -> Iterator[Any]:
+    """The items of nested lists and dictionaries; a value of another type itself."""
+    if isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from flat(item)
+    else:
+        yield value
+
+
+def _add(thing: Any, added: dict[str, Any], known: dict[str, Any]) -> None:
+    """Register a class that can be serialised, or a function."""
+    thing = original_class(thing) if isinstance(thing, type) else thing
+    if is_keras(thing) or (isinstance(thing, type) and not hasattr(thing, "from_config")):
+        return
+    name = getattr(thing, "__name__", "<lambda>")
+    if name == "<lambda>" or known.get(keras.saving.get_registered_name(thing)) is thing:
+        return
+    if added.setdefault(name, thing) is not thing or known.get(name, thing) is not thing:
+        raise ValueError(
+            f"two classes or functions of it are named {name!r}. Register them under different names with "
+            "keras.saving.register_keras_serializable"
+        )
+
+
+def _stand_in(name: str) -> Callable[..., Any]:
+    """A function of this name, for Keras to serialise."""
+
+    def function(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    function.__name__ = name
+    return function
