@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from gconv.arguments import checked, shown
 from gconv.interop.layers import Layer, Other, identify
 from gconv.interop.peer import UNKNOWN, Unweighted, base_class
+from gconv.interop.peers import uninitialised
 from gconv.module import GConv
 from gconv.spec import OutsideFamily
 
@@ -22,7 +22,7 @@ def gconv_of(layer: nn.Module, asking: str) -> GConv:
     """
     if not isinstance(layer, nn.Module):
         raise TypeError(f"{asking} takes a layer, such as nn.Conv2d(3, 8, 3), but {shown(layer)} was given.")
-    if any(is_lazy(p) for p in layer.parameters()):
+    if uninitialised(layer):
         raise OutsideFamily(f"{type(layer).__name__} is not initialised, so it has no weights yet: call it once.")
     found, name = identify(layer), base_class(layer).__name__
     if not isinstance(found, Layer):

@@ -1,9 +1,10 @@
 """Copies of Keras layers and models, which behave as the original in all that a user can see.
 
-Keras copies by serialisation (copy.deepcopy calls it). This needs every class and function to be registered, and does
-not keep: hooks, attributes that are no arguments, methods replaced on the instance, the names of parameters in the
-state_dict, frozen single variables, LoRA matrices, the state of seeds. `duplicate` registers for the time of the copy
-what a model uses, and then transfers the rest.
+Keras copies by serialisation (copy.deepcopy calls it). This needs every function to be registered and every class of
+the user to define get_config, and does not keep: hooks, attributes that are no arguments, methods replaced on the
+instance, the names of parameters in the state_dict, frozen single variables, LoRA matrices, the state of seeds.
+`duplicate` registers for the time of the copy what a model uses, copies layers of classes of the user attribute by
+attribute (`rebuilt`), and then transfers the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -25,6 +27,10 @@ from gconv.errors import InputError, both
 from gconv.interop.peer import base_class, original_class
 
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
+SETTINGS = {
+    "training", "name", "_path", "_remat_mode", "autocast", "supports_jit", "_supports_masking", "_convert_input_args",
+    "_allow_non_tensor_positional_args", "_input_spec",
+}  # fmt: skip
 OWN = {"build", "quantize", "gconv"}  # attributes of an instance that its copy makes itself
 
 
@@ -53,25 +59,30 @@ def duplicate(layer: Any, tensors: dict[int, Tensor]) -> Any:
     Raises:
         InputError: if Keras cannot serialise the layer.
     """
+    memo: dict[int, Any] = {}
     try:
-        with serialisable(layer), same_seeds():
-            twin = copy.deepcopy(layer)
+        with serialisable(layer, memo), same_seeds():
+            twin = copied(layer, memo)
     except Exception as error:
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        why = next((line for line in lines if line.startswith("Exception encountered:")), (lines or [""])[0])
         raise both(InputError, type(error))(
-            f"{type(layer).__name__} cannot be copied: Keras copies a model by its serialisation, which failed: {why}. "
-            "Define get_config, from_config and build for your own classes, as for model.save, or pass the layers "
-            "and models inside it one by one."
+            f"{type(layer).__name__} cannot be copied: Keras copies a model by its serialisation, as model.save does, "
+            f"which failed: {why.removeprefix('Exception encountered: ').rstrip('.')}. "
+            "Pass the layers and models inside it one by one."
         ) from error
     found = list(pairs(layer, twin, set()))
-    memo: dict[int, Any] = {id(old): new for old, new in found}
+    memo = {id(old): new for old, new in found}
     for old, new in found:
         transfer_variables(old, new, tensors)
     for old, new in found:
         transfer_attributes(old, new, memo)
         held = old._modules.get("_torch_params")
-        if held is not None and all(id(tensor) in tensors for tensor in held.values()):
-            new._torch_params = nn.ParameterDict({name: tensors[id(tensor)] for name, tensor in held.items()})
+        if held is None:
+            new._modules.pop("_torch_params", None)
+        elif all(id(tensor) in tensors for tensor in held.values()):
+            named = nn.ParameterDict({name: tensors[id(tensor)] for name, tensor in held.items()})
+            new._torch_params = named.train(held.training)
     return twin
 
 
@@ -79,7 +90,7 @@ def pairs(old: Any, new: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
     """A layer and its copy, and all layers inside them."""
     seen.add(id(old))
     yield old, new
-    theirs, mine = parts(old), parts(new)
+    theirs, mine = (parts(layer) | layer._modules for layer in (old, new))
     if mine.keys() == theirs.keys():
         mine = {name: mine[name] for name in theirs}
     for a, b in zip(theirs.values(), mine.values(), strict=False):  # names that __init__ chose are others in the copy
@@ -111,9 +122,9 @@ def transfer_variables(old: Any, new: Any, tensors: dict[int, Tensor]) -> None:
 
 
 def transfer_attributes(old: Any, new: Any, memo: dict[int, Any]) -> None:
-    """Give a copy the name, the mode, the hooks and the additional attributes of the original."""
+    """Give a copy the settings, the hooks and the additional attributes of the original."""
     target = vars(new)
-    target |= {name: getattr(old, name) for name in ("training", "name", "_path")}
+    target |= {name: value for name, value in vars(old).items() if name in SETTINGS}
     for name, value in vars(old).items():
         if name in HOOKS:
             target[name] = copy.copy(value)
@@ -121,6 +132,79 @@ def transfer_attributes(old: Any, new: Any, memo: dict[int, Any]) -> None:
             target[name] = value
             with suppress(Exception):  # what cannot be copied is shared
                 target[name] = copy.deepcopy(value, memo)
+
+
+# -- layers of classes of the user -----------------------------------------------------------------------------------
+
+
+KEPT = {
+    "built", "_called", "_build_shapes_dict", "_parent_path", "_call_context_args", "_call_has_context_arg",
+    "activity_regularizer", "_auto_config",
+}  # fmt: skip
+COMPILED = {
+    "optimizer", "_compile_config", "_compile_loss", "_compile_metrics", "_loss_tracker", "train_function",
+    "test_function", "predict_function", "gconv",
+}  # fmt: skip
+
+
+def is_own(layer: Any) -> bool:
+    """Whether a layer or subclassed model is of a class of the user; not one that is a graph of layers."""
+    return layer._obj_type() == "Layer" and not is_keras(original_class(type(layer)))
+
+
+def copied(layer: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a layer, at most one for each."""
+    if id(layer) not in memo:
+        memo[id(layer)] = rebuilt(layer, memo) if is_own(layer) else copy.deepcopy(layer)
+    return memo[id(layer)]
+
+
+def rebuilt(old: Any, memo: dict[int, Any]) -> Any:
+    """A copy of a layer without its __init__ and get_config: of what Keras tracks, and of all attributes."""
+    cls: Any = original_class(type(old))
+    new = cls.__new__(cls)
+    base = keras.Model if isinstance(old, keras.Model) else keras.Layer
+    base.__init__(new, name=old.name, trainable=old.trainable, dtype=old.dtype_policy)
+    internal = vars(new).keys() - KEPT
+    memo |= {id(old): new, id(old._tracker): new._tracker}
+    for name, (_, items) in old._tracker.config.items():
+        for item in items:
+            new._tracker.add_to_store(name, memo.setdefault(id(item), _tracked(item, memo)))
+    for name, part in old._modules.items():
+        if isinstance(part, keras.Layer):
+            new._modules[name] = copied(part, memo)
+    for name, value in vars(old).items():
+        if name not in internal | COMPILED:
+            vars(new)[name] = value
+            with suppress(Exception):  # what cannot be copied is shared
+                vars(new)[name] = copy.deepcopy(value, memo)
+    if old._tracker.locked:
+        new._lock_state()
+    if getattr(old, "compiled", False):
+        new.compile_from_config(old.get_compile_config())
+        theirs, mine = ([] if model.optimizer is None else model.optimizer.variables for model in (old, new))
+        for v, w in zip(theirs, mine, strict=False):
+            if v.shape == w.shape:
+                w.assign(v)
+    return new
+
+
+def _tracked(item: Any, memo: dict[int, Any]) -> Any:
+    """A copy of what Keras tracks: a layer, variable, generator of seeds or metric."""
+    if id(item) in memo:
+        return memo[id(item)]
+    if isinstance(item, keras.Layer):
+        return copied(item, memo)
+    if isinstance(item, keras.Variable):
+        new = copy.copy(item)
+        if item._value is not None:
+            new._value = nn.Parameter(item._value.detach().clone(), requires_grad=item._value.requires_grad)
+        return new
+    if isinstance(item, keras.random.SeedGenerator):
+        new = copy.copy(item)
+        new.state = memo.setdefault(id(item.state), _tracked(item.state, memo))
+        return new
+    return copy.deepcopy(item)
 
 
 # -- what serialisation needs --------------------------------------------------------------------------------------
@@ -139,31 +223,48 @@ def same_seeds() -> Iterator[None]:
 
 
 @contextmanager
-def serialisable(layer: Any) -> Iterator[None]:
-    """Registers the classes and functions that a model uses and that Keras would not find again."""
+def serialisable(layer: Any, memo: dict[int, Any]) -> Iterator[None]:
+    """Registers the classes and functions that a model uses and that Keras would not find again.
+
+    Layers of classes of the user are serialised as a number, and read as their copy.
+    """
     known = keras.saving.get_custom_objects()
+    before = dict(known)
     added: dict[str, Any] = {}
     undo: list[Callable[[], None]] = []
+    own: list[Any] = []
+    read = SimpleNamespace(from_config=lambda config: copied(own[config["gconv"]], memo))
     for part in layer._flatten_layers():
         compiled = getattr(getattr(part, "_compile_config", None), "config", {})
         for holder, methods in ((vars(part), type(part)), (compiled, object)):
             for key, value in list(holder.items()):
-                if is_function(value) and not hasattr(methods, key):  # under a name of its own: several may have the same
+                if is_function(value) and not hasattr(
+                    methods, key
+                ):  # under a name of its own: several may have the same
                     name = f"gconv_{len(added)}"
                     added[name], holder[key] = value, _stand_in(name)
                     undo.append(partial(holder.__setitem__, key, value))
                 else:
                     for item in flat(value):
                         _add(item if is_function(item) else type(item), added, known)
-        _add(type(part), added, known)
+        if is_own(part):
+            added[keras.saving.get_registered_name(type(part))] = read
+            replaced = vars(part).get("get_config")
+            vars(part)["get_config"] = partial(dict, gconv=len(own))
+            undo.append(partial(vars(part).pop, "get_config"))
+            if replaced is not None:
+                undo.append(partial(vars(part).__setitem__, "get_config", replaced))
+            own.append(part)
+        else:
+            _add(type(part), added, known)
     known.update(added)
     try:
         yield
     finally:
         for step in undo:
             step()
-        for name in added:
-            del known[name]
+        known.clear()
+        known.update(before)
 
 
 def is_function(value: Any) -> bool:

@@ -110,12 +110,21 @@ def notes(layer: Any) -> list[str]:
     return found + [text for text in (after(layer),) if text]
 
 
+def same_dtype(inputs: Tensor, weight: Tensor | None) -> bool:
+    """Whether the input has the dtype of the weight, and no autocast of torch chooses that of each of Keras' steps."""
+    chosen = not inputs.is_meta and torch.is_autocast_enabled(inputs.device.type)
+    return weight is not None and inputs.dtype == weight.dtype and not chosen
+
+
 def call(layer: Any, inputs: Any) -> Tensor | None:
     """layer(inputs) of a convolution."""
     if not isinstance(inputs, Tensor) or not fits(inputs, layer.rank + 2, layer.rank + 2):
         return None
+    weights = layer.peer.weights(layer)
+    if not same_dtype(inputs, weights["weight"]):
+        return None
     last = layer.data_format == "channels_last"
-    y = run(layer, inputs.movedim(-1, 1) if last else inputs)
+    y = run(layer, inputs.movedim(-1, 1) if last else inputs, weights=weights)
     return activated(layer, y.movedim(1, -1) if last else y)
 
 
@@ -221,6 +230,8 @@ def dense_weights(layer: Any) -> Weights:
 def dense_call(layer: Any, inputs: Any, training: Any = None) -> Tensor | None:
     """layer(inputs) of Dense; float64 inputs run in Keras, which multiplies them in float32."""
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs.dtype == torch.float64:
+        return None
+    if not same_dtype(inputs, value(layer.kernel)):
         return None
     return activated(layer, product_call(layer, inputs))
 

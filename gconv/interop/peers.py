@@ -59,6 +59,11 @@ def parts(module: nn.Module) -> dict[str, nn.Module]:
     return {key: child for key, child in module._modules.items() if child is not None}
 
 
+def uninitialised(layer: nn.Module) -> bool:
+    """Whether a layer has lazy parameters. Keras' own `parameters` would change the keys of its state_dict."""
+    return any(is_lazy(p) for _, p in nn.Module.named_parameters(layer))
+
+
 def find(cls: type) -> Peer:
     """The peer of a class, or of a base class whose behaviour it does not change.
 
@@ -99,7 +104,7 @@ def describe(layer: nn.Module) -> tuple[Peer, OperatorSpec]:
     Raises:
         LeftAlone: if the layer is not exactly equivalent to a GConv; the message is the reason.
     """
-    if any(is_lazy(p) for p in layer.parameters()):
+    if uninitialised(layer):
         raise LeftAlone("its parameters are not initialised yet: run the model once before converting it")
     peer = find(base_class(layer))
     try:
