@@ -335,7 +335,8 @@ def _places(module: nn.Module) -> _Found:
         mixing = module.spec.mixing
         return _Found([("", "weight", Layout(skip=mixing.taps if isinstance(mixing, Separable) else 0))], set())
     peer, spec = describe(module)
-    inner = {id(part) for key in peer.inner for part in module.get_submodule(key).modules()}
+    separate = [getattr(module, key) for key in peer.inner]
+    inner = {id(part) for found in separate if isinstance(found, nn.Module) for part in found.modules()}
     if spec.mixing.shape is None:
         raise LeftAlone("nothing to learn: it has no weight")
     for part in module.modules():

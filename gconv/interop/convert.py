@@ -78,13 +78,7 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     2: AvgPool2d -> avg_pool2d(2, stride=2)
     """
     if not isinstance(model, nn.Module):
-        name = type(model).__name__
-        if any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__):
-            raise TypeError(
-                f"convert takes layers and models of Keras that run on torch, but this {name} runs on another backend. "
-                "Set the environment variable KERAS_BACKEND=torch before Keras is imported."
-            )
-        raise TypeError(f"convert takes a torch module, but a {name} was given.")
+        raise _refused(model)
     if not isinstance(constant_inputs, bool):
         raise TypeError(f"constant_inputs must be True or False, but it is {shown(constant_inputs)}.")
     twin = copied(model)
@@ -95,6 +89,16 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
     if isinstance(getattr(twin, "report", report), Report):
         twin.report = report  # type: ignore[assignment]
     return twin
+
+
+def _refused(model: Any) -> TypeError:
+    name = type(model).__name__
+    if any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__):
+        return TypeError(
+            f"convert takes layers and models of Keras that run on torch, but this {name} runs on another backend. "
+            "Set the environment variable KERAS_BACKEND=torch before Keras is imported."
+        )
+    return TypeError(f"convert takes a torch module, but a {name} was given.")
 
 
 def copied(model: Model) -> Model:
