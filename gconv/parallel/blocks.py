@@ -36,6 +36,9 @@ class Steps(Polynomial):
 
     halo: Halo
 
+    def __post_init__(self) -> None:
+        """Nothing to check: L is a block of rows of a polynomial's matrix, and not square."""
+
     @classmethod
     def of(cls, S: Polynomial, L: Taps, halo: Halo) -> Steps:
         made = cls(L, S.recurrence, S.combine)
