@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 parse = functools.cache(ast.parse)  # of the text
 PACKAGE = ROOT / "gconv"
 
-# Each room may import those before it and itself.
+# Each package may import those before it and itself.
 ORDER = [
     "help_first",
     "caches", "batched_gradients", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian",

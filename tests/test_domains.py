@@ -92,7 +92,7 @@ def test_edge_weights_changed_in_place_beside_a_bare_edge_index_are_noticed():
     assert torch.equal(layer(x, PATH), first), "and without them the weights are ones"
 
 
-def test_structure_derived_in_inference_mode_serves_training():
+def test_structure_derived_in_inference_mode_can_be_used_in_training():
     layer, x, graph = GConv(gcn(2, 2)), torch.randn(7, 2), ring()
     with torch.inference_mode():
         layer(x, graph)

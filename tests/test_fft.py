@@ -220,7 +220,7 @@ def test_what_is_not_asked_for_is_not_kept(frozen):
     assert_close("gradient", torch.autograd.grad(y.square().sum(), leaf)[0], want, 1e-5)
 
 
-def test_steps_keep_to_the_cache_and_serve_everything():
+def test_steps_fit_the_cache_and_cover_everything():
     for b, groups, i, o in ((1, 64, 1, 1), (8, 64, 1, 1), (3, 4, 1, 5), (64, 1, 64, 128), (2, 1, 1, 4096)):
         for sites in (16, 6400, 1 << 20):
             steps = Steps.of(b, groups, i, o, 4 * sites, 4)

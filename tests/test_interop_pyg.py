@@ -165,7 +165,7 @@ def test_a_weight_that_is_computed_is_computed_once_a_call(build, signal):
         torch.testing.assert_close(twin(signal, g.edge_index), layer(signal, g.edge_index))
 
 
-def test_layers_inside_that_change_later_are_heeded(signal):
+def test_later_changes_of_inner_layers_take_effect(signal):
     g, layer = messy(), pyg.DirGNNConv(pyg.GCNConv(3, 2)).double()
     twin = convert(layer)
     for each in (layer, twin):
@@ -222,7 +222,7 @@ def test_dropout_of_attention(signal):
     torch.testing.assert_close(draws.mean(0), layer.eval()(signal, g.edge_index), atol=0.35, rtol=0)
     torch.testing.assert_close(twin.eval()(signal, g.edge_index), layer(signal, g.edge_index))
     twin.train()
-    twin.dropout = layer.dropout = 0.0  # changed later, and heeded
+    twin.dropout = layer.dropout = 0.0  # changed later: takes effect
     torch.testing.assert_close(twin(signal, g.edge_index), layer(signal, g.edge_index))
 
 

@@ -439,7 +439,7 @@ def test_hooks_that_compute_weights():
     torch.testing.assert_close(convert(old)(images(1, 2)), old(images(1, 2)))
 
 
-def test_arguments_that_change_later_are_heeded():
+def test_later_changes_of_arguments_take_effect():
     layer = convert(nn.Conv2d(2, 3, 3).double())
     plain = restore(layer)
     for each in (layer, plain):

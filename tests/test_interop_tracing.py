@@ -161,7 +161,7 @@ def test_one_exported_model_takes_graphs_of_any_size(name):
 @pytest.mark.parametrize(
     ("attribute", "value"), [("add_self_loops", False), ("normalize", False), ("improved", True)], ids=str
 )
-def test_an_argument_that_is_changed_after_compilation_is_heeded(attribute, value):
+def test_an_argument_changed_after_compilation_takes_effect(attribute, value):
     layer = pyg.GCNConv(3, 2)
     twin, given = convert(layer), on(10, 30)
     run = compiled(twin)

@@ -211,7 +211,7 @@ def test_the_sparse_layout_and_its_transpose_are_built_once_not_per_step(spec, m
     assert first <= most and after == first, f"{first} layouts in the first step, {after} after four"
 
 
-def test_one_layout_serves_every_layer_that_sees_the_graph(builds):
+def test_one_layout_is_used_by_all_layers_on_a_graph(builds):
     graph = messy()
     for layer in (GConv(gcn(2, 3)), GConv(gcn(2, 5))):
         layer(torch.randn(6, 2), graph)

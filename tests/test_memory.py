@@ -1,4 +1,4 @@
-"""Where large results are written: room that is used again, and only once it is free."""
+"""Pooled buffers of large results: reused, and only once they are free."""
 
 import ctypes
 import gc
@@ -11,7 +11,7 @@ from limits import forked, joined, started
 
 from gconv import GConv, module
 from gconv.errors import Differentiable, InputError, ran_out_of_memory
-from gconv.kernels import memory
+from gconv.kernels import CSR, memory
 from gconv.kernels.memory import empty
 from gconv.kernels.registry import Kernel
 from gconv.lowering import fixed
@@ -30,14 +30,14 @@ def test_it_is_a_tensor_like_any_other(shape, dtype):
 
 @pytest.fixture
 def fresh():
-    """No room lies idle, before and after."""
+    """No free buffers, before and after."""
     memory.release()
     yield
     memory.release()
 
 
 @pytest.mark.usefixtures("fresh")
-def test_room_is_used_again_once_nothing_lies_in_it():
+def test_a_buffer_is_reused_once_no_tensor_uses_it():
     one = empty(torch.ones(1), (1 << 21,)).fill_(1)
     other = empty(one, (1 << 21,)).fill_(2)
     place, view = one.data_ptr(), one[5:].view(torch.int32)
@@ -54,7 +54,7 @@ def test_room_is_used_again_once_nothing_lies_in_it():
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_small_result_leaves_large_room_alone():
+def test_a_small_result_does_not_take_a_large_buffer():
     place = empty(torch.ones(1), (1 << 24,)).data_ptr()
     gc.collect()
     assert empty(torch.ones(1), (1 << 21,)).data_ptr() != place
@@ -62,7 +62,7 @@ def test_a_small_result_leaves_large_room_alone():
 
 
 @pytest.mark.usefixtures("fresh")
-def test_no_more_lies_idle_than_may(monkeypatch):
+def test_free_buffers_are_limited(monkeypatch):
     monkeypatch.setattr(memory, "MAX_BYTES_FREE", 3 << 23)
     made = [empty(torch.ones(1), (1 << 21,)) for _ in range(5)]
     assert not memory._free_buffers
@@ -74,7 +74,28 @@ def test_no_more_lies_idle_than_may(monkeypatch):
 
 
 @pytest.mark.usefixtures("fresh")
-def test_gradients_and_threads_share_no_room():
+def test_a_buffer_that_is_not_for_reuse_is_returned():
+    one = empty(torch.ones(1), (1 << 21,), reuse=False).fill_(1)
+    assert one.sum() == 1 << 21
+    del one
+    gc.collect()
+    assert not memory._free_buffers
+    del (other := [empty(torch.ones(1), (1 << 21,))])[0]  # negative control
+    gc.collect()
+    assert not other and len(memory._free_buffers) == 1
+
+
+@pytest.mark.usefixtures("fresh")
+def test_building_a_pattern_leaves_no_free_buffers():
+    """Entries that are sorted already need no permutation, whose array is freed; no result has its size."""
+    n = 1 << 17
+    pattern = CSR.build(torch.arange(n).repeat_interleave(16), torch.arange(16 * n) % n, n, n)
+    gc.collect()
+    assert pattern.perm is None and len(pattern.col) == 16 * n and not memory._free_buffers
+
+
+@pytest.mark.usefixtures("fresh")
+def test_threads_share_no_buffer():
     """Many results at once, each of which says whose it is."""
     found = []
 
@@ -88,7 +109,7 @@ def test_gradients_and_threads_share_no_room():
 
 
 @pytest.mark.usefixtures("fresh")
-def test_room_is_not_shared_with_forked_workers():
+def test_buffers_are_not_shared_with_forked_workers():
     """A worker writes one byte: one that runs torch's threads after a fork may wait for ever."""
     mine = empty(torch.ones(1), (1 << 21,)).fill_(1)
 
@@ -106,7 +127,7 @@ def test_where_the_system_has_none(monkeypatch):
     assert torch.func.vmap(lambda x: empty(x, (1 << 21,)).fill_(1).sum() * x)(torch.ones(2)).tolist() == [1 << 21] * 2
 
 
-def test_where_the_system_gives_no_room_torch_is_asked(monkeypatch):
+def test_without_a_buffer_from_the_system_torch_allocates(monkeypatch):
     def refuse(size):
         raise OSError(12, "Cannot allocate memory")
 

@@ -270,7 +270,7 @@ def test_the_association_follows_the_rates(calibrated):
     assert layer.plan(x, graph).chosen.name == "sparse:transform"
 
 
-def test_without_a_file_the_built_in_rates_serve(calibrated, monkeypatch, tmp_path):
+def test_without_a_file_the_built_in_rates_are_used(calibrated, monkeypatch, tmp_path):
     monkeypatch.setenv("GCONV_CALIBRATION", str(tmp_path / "none.json"))
     assert rates.rates() is rates.DEFAULTS[1]
     monkeypatch.delenv("GCONV_CALIBRATION")
@@ -302,7 +302,7 @@ def test_rates_that_are_no_rates_are_refused(calibrated, bad):
         assert rates.rates() is rates.DEFAULTS[1]
 
 
-def test_the_nearest_number_of_threads_serves(calibrated, monkeypatch):
+def test_the_nearest_number_of_threads_is_used(calibrated, monkeypatch):
     def twice(data):
         data["threads"]["8"] = data["threads"]["1"]
 
@@ -342,7 +342,7 @@ def test_measuring_leaves_out_what_is_predicted_to_be_far_too_slow():
     assert by_name["native"].measured and by_name["dense"].cost and not by_name["dense"].measured
 
 
-def test_calibrating_writes_a_file_that_serves(calibrated, monkeypatch, capsys):
+def test_calibrating_writes_a_file_that_is_used(calibrated, monkeypatch, capsys):
     calibrated(text="{")
     monkeypatch.setattr(calibrate, "measure", lambda say, device: rates.DEFAULTS[1])
     calibrate_command([])

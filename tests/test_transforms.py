@@ -119,7 +119,7 @@ def test_widths_types_and_empty_patterns(dtype, c):
     check([], [], 0, 0)
 
 
-def test_what_was_built_in_a_transform_serves_plain_calls():
+def test_what_was_built_in_a_transform_is_used_by_plain_calls():
     tap, row, col = torch.zeros(4, dtype=torch.int64), torch.tensor([2, 0, 0, 1]), torch.tensor([0, 1, 1, 2])
     pattern, x = Pattern((1, 3, 3), tap, row, col), torch.randn(3, 2, dtype=DOUBLE)
     S = Taps(pattern, torch.rand(4, dtype=DOUBLE))

@@ -43,10 +43,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None, *, reuse: bool = True) -> Tensor:
     """`like.new_empty(shape, dtype=dtype)`, in a pooled buffer if it is large and on the CPU.
 
-    The storage of a pooled tensor cannot be resized.
+    The storage of a pooled tensor cannot be resized. With reuse=False its buffer is returned to the system when it is
+    freed, as for arrays of a size that no later result has.
 
     >>> empty(torch.ones(1), (2, 3), torch.float64).shape
     torch.Size([2, 3])
@@ -62,7 +63,8 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) 
     except OSError:  # no such buffer on this system: torch's own error states how much was requested
         return like.new_empty(shape, dtype=dtype)
     array = np.frombuffer(buffer, np.uint8, size)  # lives as long as the tensor's storage
-    weakref.finalize(array, _release, buffer).atexit = False
+    if reuse:
+        weakref.finalize(array, _release, buffer).atexit = False
     return torch.frombuffer(array, dtype=kind).view(*shape).detach()  # so that autograd does not treat it as a view
 
 

@@ -197,7 +197,7 @@ def build(row: Tensor, col: Tensor, rows: int, cols: int) -> tuple[Tensor, ...]:
     row, col = row.contiguous(), col.contiguous()
     index, entries = row.new_empty(0, dtype=torch.int32), row.shape[0]
     crow, crow_t = index.new_zeros(rows + 1), index.new_zeros(cols + 1)
-    column, column_t, perm, to_t, from_t = (empty(index, (entries,)) for _ in range(5))
+    column, column_t, perm, to_t, from_t = (empty(index, (entries,), reuse=False) for _ in range(5))
     given = (row, col, crow, column, crow_t, column_t, perm, to_t, from_t)
     pattern = Pattern(*(t.data_ptr() for t in given), entries, rows, cols, 1)
     some_rows = max(1, ENTRIES * rows // max(entries, ENTRIES))

@@ -142,7 +142,7 @@ def test_without_data_citation_says_so_in_one_message(places, monkeypatch, tmp_p
     assert caught.value.__cause__ is None and not places[1].exists()
 
 
-def test_the_figure_of_conformance_lies_beside_its_rows(places, monkeypatch, tmp_path):
+def test_the_figure_of_conformance_is_beside_its_rows(places, monkeypatch, tmp_path):
     from experiments.conformance import picture as conformance_picture
 
     drawn = []
