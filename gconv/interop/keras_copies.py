@@ -238,9 +238,8 @@ def serialisable(layer: Any, memo: dict[int, Any]) -> Iterator[None]:
         compiled = getattr(getattr(part, "_compile_config", None), "config", {})
         for holder, methods in ((vars(part), type(part)), (compiled, object)):
             for key, value in list(holder.items()):
-                if is_function(value) and not hasattr(
-                    methods, key
-                ):  # under a name of its own: several may have the same
+                if is_function(value) and not hasattr(methods, key):
+                    # under a name of its own: several may have the same
                     name = f"gconv_{len(added)}"
                     added[name], holder[key] = value, _stand_in(name)
                     undo.append(partial(holder.__setitem__, key, value))

@@ -86,11 +86,9 @@ def heads_spmm_torch(values: Tensor, x: Tensor, together: bool, transposed: bool
     check_numbers(values, x)
     crow, col, order = _by_rows(transposed, structure)
     if not values.shape[-1]:  # no heads
-        return x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, 1 if together else 0, x.shape[-1])
+        return x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, int(together), x.shape[-1])
     values = values if order is None else values.index_select(-2, order)
     other = structure[0] if transposed else structure[2]
-    if not values.shape[-1]:
-        return x.new_zeros(*x.shape[:-3], crow.shape[0] - 1, int(together), x.shape[-1])
     x = x.expand(*x.shape[:-2], values.shape[-1], x.shape[-1])
     if values.ndim > 2:  # torch's sparse products have no batch axis
         wide = torch.promote_types(x.dtype, torch.float32)  # in which sums of half-precision numbers are exact enough
