@@ -101,19 +101,23 @@ def _sizes(name: str, tensors: list[Tensor]) -> str:
     return f"{name} {', '.join(f'{tuple(t.shape)} has {t.nbytes / 1e6:.4g} MB' for t in tensors)}" if tensors else ""
 
 
-def both(ours: type[Exception], theirs: type[Exception]) -> type[Exception]:
-    """An exception class derived from both; if one is a subclass of the other, that one.
+def both(ours: type[Exception], theirs: Exception, message: str) -> Exception:
+    """An error with this message that is an instance of our class and, if the two can be combined, of that of `theirs`.
 
-    >>> error = both(ValueError, AssertionError)
-    >>> issubclass(error, ValueError) and issubclass(error, AssertionError)
+    >>> error = both(ValueError, AssertionError(), "too small")
+    >>> isinstance(error, ValueError) and isinstance(error, AssertionError)
     True
+    >>> error = both(ValueError, UnicodeDecodeError("utf-8", b"", 0, 1, ""), "not text")  # takes five arguments
+    >>> type(error), str(error)
+    (<class 'ValueError'>, 'not text')
     """
-    if issubclass(ours, theirs):
-        return ours
-    if issubclass(theirs, ours):
-        return theirs
-    pair: Any = ours, theirs
-    made: type[Exception] = _combined(*pair)
+    pair: Any = ours, type(theirs)
+    if issubclass(ours, pair[1]):
+        return ours(message)
+    try:
+        made: Exception = (pair[1] if issubclass(pair[1], ours) else _combined(*pair))(message)
+    except TypeError:  # the classes have incompatible layouts, or theirs takes other arguments
+        return ours(message)
     return made
 
 

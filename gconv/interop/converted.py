@@ -308,7 +308,7 @@ def explained(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, 
     if not why and not isinstance(error, BARE):
         return error
     why = why or f"{base_class(layer).__name__} does not accept this call{said(error)}."
-    return _noted(both(InputError, type(error))(why), error)
+    return _noted(both(InputError, error, why), error)
 
 
 def _noted(found: Exception, theirs: Exception) -> Exception:
@@ -360,10 +360,7 @@ def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, er
     except Exception as theirs:
         if type(theirs) is TypeError and type(error) is TypeError and "argument" in str(theirs):
             return theirs  # a missing or unknown argument
-        try:
-            return _noted(both(type(error), type(theirs))(str(error)), theirs)
-        except TypeError:  # incompatible exception classes
-            return _noted(error, theirs)
+        return _noted(both(type(error), theirs, str(error)), theirs)
     return error
 
 

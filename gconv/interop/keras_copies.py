@@ -66,11 +66,12 @@ def duplicate(layer: Any, tensors: dict[int, Tensor]) -> Any:
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         why = next((line for line in lines if line.startswith("Exception encountered:")), (lines or [""])[0])
-        raise both(InputError, type(error))(
+        said = (
             f"{type(layer).__name__} cannot be copied: Keras copies a model by its serialisation, as model.save does, "
             f"which failed: {why.removeprefix('Exception encountered: ').rstrip('.')}. "
             "Pass the layers and models inside it one by one."
-        ) from error
+        )
+        raise both(InputError, error, said) from error
     found = list(pairs(layer, twin, set()))
     memo = {id(old): new for old, new in found}
     for old, new in found:
