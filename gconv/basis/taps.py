@@ -82,7 +82,7 @@ class Pattern:
         k, m, n = self.shape
         high, wide = layout != "contract", layout != "expand"
         row, col, tap = bare(self.row), bare(self.col), bare(self.tap)
-        if tap.shape != row.shape:
+        if readable(tap) and tap.shape != row.shape:
             raise ValueError(f"A sparse pattern takes a tap for each entry, but there are {len(tap)} of {len(row)}.")
         if readable(tap) and len(tap) and bool(((tap < 0) | (tap >= k)).any()):
             raise IndexError(f"A sparse pattern of {k} taps has an entry out of range.")
@@ -184,7 +184,10 @@ class Taps(Basis):
     _products: dict[Any, Callable[..., Tensor] | Literal[False]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.values, Tensor) or self.values.shape != self.pattern.tap.shape:
+        fits = isinstance(self.values, Tensor) and self.values.ndim == 1
+        if fits and type(self.values.shape[0]) is int and type(entries := self.pattern.tap.shape[0]) is int:
+            fits = self.values.shape[0] == entries  # sizes of a trace are not compared
+        if not fits:
             what = tuple(self.values.shape) if isinstance(self.values, Tensor) else shown(self.values)
             raise ValueError(f"Taps take one value for each of {len(self.pattern)} entries, but the values are {what}.")
         if self.reduce not in ("sum", "max"):

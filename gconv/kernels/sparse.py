@@ -84,8 +84,9 @@ class CSR:
         """Values in the order of the entries, along `axis`, permuted to row order."""
         if self.perm is None:
             return values
-        if values.shape[axis] != self.perm.shape[0]:  # `fits`, without its frame
-            fits("values", values.shape[axis], self.perm.shape[0])
+        have = values.shape[axis]
+        if type(have) is int and have != self.perm.shape[0]:  # `fits`, without its frame; not for sizes of a trace
+            fits("values", have, self.perm.shape[0])
         return values.index_select(axis, self.perm)  # works with an int32 index
 
     @property

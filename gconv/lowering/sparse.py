@@ -69,7 +69,8 @@ def _copy_if_shared(y: Tensor, S: Basis, call: Call) -> Tensor:
     """y, copied if it may be x, a cached S x, or a tensor saved for the backward pass of a maximum."""
     if call.bias is not None or call.mixing.shape is not None:
         return y  # y is the result of a sum or product, and so a new tensor
-    return y.clone() if S.is_identity or not S.linear or call.constant is not None or not S.nnz else y
+    shared = S.is_identity or not S.linear or call.constant is not None
+    return y.clone() if shared or (call.kind == "eager" and not S.nnz) else y  # in a trace, nnz would become a constant
 
 
 def _prepare(gathers: bool) -> Callable[[Basis, Call], Run | None]:

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import SymInt, Tensor
 
 from gconv.arguments import shown
 from gconv.basis import Basis
@@ -177,7 +178,9 @@ def check_channels(i: int, o: int, taps: int = 1) -> None:
 
 
 def check_number(name: str, value: object, least: int = 1) -> None:
-    """Raises: ValueError if it is not an integer, or too small."""
+    """Raises: ValueError if it is not an integer, or too small. Sizes of a trace are not checked."""
+    if isinstance(value, SymInt) or (isinstance(value, Tensor) and torch.jit.is_tracing()):
+        return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         kind = "a positive integer" if least else "an integer >= 0"
         raise ValueError(f"The number of {name} must be {kind}, but it is {shown(value)}.")
