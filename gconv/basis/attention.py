@@ -37,7 +37,8 @@ class Attended(Basis):
     @property
     def written(self) -> SharedTaps:
         """The same structure with its values computed, cached for each mode: without gradients there is no graph."""
-        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        traced = torch.compiler.is_dynamo_compiling()  # dynamo does not know the inference mode
+        mode = torch.is_grad_enabled(), not traced and torch.is_inference_mode_enabled()
         made = self._memo.get(mode)
         if made is None:
             csr = self.pattern.csr("expand")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from gconv.arguments import shown
 from gconv.basis.base import Basis, lazy
@@ -61,6 +62,8 @@ class Pattern:
     def __post_init__(self) -> None:
         for name in ("tap", "row", "col"):
             index = getattr(self, name)
+            if isinstance(index, Proxy):  # of dynamo, which copies patterns
+                continue
             if not isinstance(index, Tensor) or index.dtype not in INTEGERS or index.ndim != 1:
                 what = f"{tuple(index.shape)} of {index.dtype}" if isinstance(index, Tensor) else shown(index)
                 raise TypeError(f"A pattern takes one integer {name} for each entry, a tensor (e,), not {what}.")
@@ -73,10 +76,13 @@ class Pattern:
         if torch.compiler.is_dynamo_compiling():
             found = _outside(self, layout)
             return self._build(layout) if found is None else getattr(self, found)
-        if layout not in self._memo:
+        made = self._memo.get(layout)
+        if made is None:
             with lasting(self):
-                self._memo[layout] = self._build(layout)
-        return self._memo[layout]
+                made = self._build(layout)
+            if type(self._memo) is dict:  # dynamo's copies cannot be changed
+                self._memo[layout] = made
+        return made
 
     def _build(self, layout: Layout) -> CSR:
         k, m, n = self.shape
@@ -184,6 +190,8 @@ class Taps(Basis):
     _products: dict[Any, Callable[..., Tensor] | Literal[False]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.values, Proxy):  # of dynamo
+            return
         fits = isinstance(self.values, Tensor) and self.values.ndim == 1
         if fits and type(self.values.shape[0]) is int and type(entries := self.pattern.tap.shape[0]) is int:
             fits = self.values.shape[0] == entries  # sizes of a trace are not compared
