@@ -190,9 +190,10 @@ class Taps(Basis):
     _products: dict[Any, Callable[..., Tensor] | Literal[False]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.values, Proxy):  # of dynamo
+        values: Any = self.values
+        if isinstance(values, Proxy):  # of dynamo
             return
-        fits = isinstance(self.values, Tensor) and self.values.ndim == 1
+        fits = isinstance(values, Tensor) and self.values.ndim == 1
         if fits and type(self.values.shape[0]) is int and type(entries := self.pattern.tap.shape[0]) is int:
             fits = self.values.shape[0] == entries  # sizes of a trace are not compared
         if not fits:
