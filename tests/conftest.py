@@ -229,3 +229,12 @@ def anywhere(request, monkeypatch):
 def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
     """No search for docstring examples in tests/, where there are none: it would take seconds in every process."""
     return [found for found in (yield) if type(found).__name__ != "DoctestModule"]
+
+
+@pytest.fixture(scope="module")
+def keras():
+    """The module, with the torch backend."""
+    keras = pytest.importorskip("keras")
+    if keras.backend.backend() != "torch":
+        pytest.skip("Keras runs with another backend here")
+    return keras

@@ -156,7 +156,7 @@ def larger(case):
 
 
 @quiet
-@pytest.mark.slow
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample.name))
 def test_every_operator_is_exported_with_open_sizes(sample):
     case = Case.of(sample, torch.float32)

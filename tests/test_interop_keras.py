@@ -1,7 +1,6 @@
 """Layers of Keras 3 (torch backend) and transformers' Conv1D, converted, against themselves."""
 
 import copy
-import os
 import pickle
 
 import pytest
@@ -19,12 +18,7 @@ SIZES = {1: (9,), 2: (8, 7), 3: (4, 5, 6)}
 
 
 @pytest.fixture(scope="module")
-def layers():
-    """keras.layers, with the torch backend."""
-    os.environ.setdefault("KERAS_BACKEND", "torch")
-    keras = pytest.importorskip("keras")
-    if keras.backend.backend() != "torch":
-        pytest.skip("Keras runs with another backend here")
+def layers(keras):
     return keras.layers
 
 

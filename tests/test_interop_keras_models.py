@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import os
 import random
 
 import numpy as np
@@ -17,15 +16,6 @@ from gconv.interop.converted import Converted
 from gconv.interop.peer import Unweighted
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras writes its variables by numpy
-
-
-@pytest.fixture(scope="module")
-def keras():
-    os.environ.setdefault("KERAS_BACKEND", "torch")
-    keras = pytest.importorskip("keras")
-    if keras.backend.backend() != "torch":
-        pytest.skip("Keras runs with another backend here")
-    return keras
 
 
 def image(*shape):

@@ -64,7 +64,7 @@ def test_the_older_exporter(name, tmp_path):
 
 
 @quiet
-@pytest.mark.slow
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: str(sample.name))
 def test_the_older_exporter_takes_every_sample(sample, tmp_path):
     reason = UNKNOWN.get(sample.spec.name)

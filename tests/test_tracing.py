@@ -66,7 +66,7 @@ def test_portable_mode_composes_the_same_numbers_of_aten_operators(case):
     assert seen <= {"aten", "prim", "prims"}
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(12)
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("gradients", [True, False])
 def test_jit_traces_hold_aten_operators_and_the_right_numbers(case, gradients):
@@ -108,7 +108,7 @@ def test_fake_and_meta_tensors_have_the_shapes_and_types_of_numbers(case):
         assert concrete(case.domain)
 
 
-@pytest.mark.slow
+@pytest.mark.sampled(12)
 def test_layers_compile_in_one_graph_without_a_call_beforehand(case):
     torch._dynamo.reset()
     compiled = torch.compile(case.layer, fullgraph=True, backend="eager")
