@@ -14,6 +14,7 @@ import gconv.plan
 from gconv.call import Call
 from gconv.lowering import Cost, Lowering, dense
 
+ZEROS = torch.zeros(2, dtype=torch.long)
 WAITS = "import time; print(flush=True); time.sleep(600)"
 
 
@@ -81,6 +82,18 @@ def test_what_rounding_explains_is_what_cancels_in_any_step():
         table = x.outer(x)
     assert torch.equal(table, table.T) and not torch.equal(table, x.outer(x)), "equal numbers move equally"
     assert moved(lambda: x + 1, torch.float16) > 1000 * moved(lambda: x + 1)
+
+
+@pytest.mark.parametrize("largest", [lambda t: t.amax(0), lambda t: t.new_zeros(1).scatter_reduce(0, ZEROS, t, "amax")])
+def test_infinite_numbers_and_maxima_move_to_no_nan(largest):
+    from tests.fuzz.check import Rounded
+
+    x = torch.tensor([3.0, 5.0], dtype=torch.float64, requires_grad=True)
+    with Rounded(torch.bfloat16, seed=0):
+        infinite = x.detach().div(0.0).neg().exp() + 1 / x.detach().div(0.0)
+        (slope,) = torch.autograd.grad(largest(x * 3).sum(), x)
+    assert torch.equal(infinite, torch.zeros(2, dtype=torch.float64))
+    assert slope[0] == 0 and 2.9 < slope[1] < 3.1 and slope[1] != 3
 
 
 @pytest.mark.parametrize(
