@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gconv
 from gconv import GConv, Graph, Grid
@@ -36,7 +37,7 @@ from gconv.operators import (
     simple,
     transformer,
 )  # fmt: skip
-from gconv.parallel import Partition, ProcessError, distribute, halo, shard
+from gconv.parallel import Partition, ProcessError, distribute, halo, shard, sync_batch_norm
 from gconv.parallel.partition import even
 
 DOUBLE, NEAR = torch.float64, 1e-12
@@ -192,11 +193,20 @@ def pools():
         want.cos().sum().backward()
         (got.cos().sum() / grid.processes.size).backward()  # every process holds the same
         yield f"{pool}: gradient", error(xs.grad, grid.take(whole.grad)), NEAR
+    for pool in (avg_pool2d(9, 9), max_pool2d(9, 9), avg_pool2d(13, 13, 3)):  # one output site that reads a part of x
+        x = signal_on(1, 2, 13, 13)
+        yield from compare(repr(pool), seeded(pool), shard(Grid((13, 13))), x)
     graph = graph_of()
+    graph = Graph(graph.edge_index, 40, ptr=(0, 3, 3, 40))  # with an empty part
     part, x = shard(graph), signal_on(40, 3)
+    x[:, 1], x[39, 2] = x[:, 1].round(), torch.nan  # ties, and a NaN in the last process
     for how in ("mean", "sum", "max"):
-        model = GConv(global_pool(how))
-        yield f"global_pool {how}", error(distribute(model, part)(part.take(x)), model(x, graph)), NEAR
+        model, xs, whole = GConv(global_pool(how)), part.take(x).clone().requires_grad_(), x.clone().requires_grad_()
+        got, want = distribute(model, part)(xs), model(whole, graph)
+        yield f"global_pool {how}", error(got.nan_to_num(7.0), want.nan_to_num(7.0)), NEAR
+        (got[:, :2].cos().sum() / part.processes.size).backward()
+        want[:, :2].cos().sum().backward()
+        yield f"global_pool {how}: gradient", error(xs.grad[:, :2], part.take(whole.grad)[:, :2]), NEAR
 
 
 def partitions():
@@ -236,6 +246,85 @@ def partitions():
     (back,) = torch.autograd.grad(H(u), u, w)
     gap = part.processes.total(torch.stack([(H(u) * w).sum().detach(), (u * back).sum().detach()]))
     yield "H and its backward pass are adjoint", error(gap[:1], gap[1:]), NEAR
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.norm = seeded(gcn(3, 4)), seeded(cheb(4, 2, k=3)), nn.BatchNorm1d(4, dtype=DOUBLE)
+
+    def forward(self, x, graph=None):
+        return self.second(self.norm(self.first(x, graph)).tanh(), graph)
+
+
+def second():
+    """Gradients of gradients: in x, and in the weights."""
+    graph, norm = graph_of(), nn.BatchNorm2d(3, dtype=DOUBLE)
+    share = 1 / dist.get_world_size()
+    grid, images = shard(Grid((13, 6))), signal_on(2, 2, 13, 6)
+    body = nn.Sequential(seeded(conv2d(2, 3, 3, padding=1)), norm, nn.Tanh())
+    head = nn.Sequential(GConv(global_pool("max")), nn.Flatten(), nn.Linear(3, 2, dtype=DOUBLE))
+    for name, model, part, x, domain, each in (
+        ("polynomial", Normalised(), shard(graph), signal_on(40, 3), (graph,), 1.0),
+        ("attention", Attention(), shard(graph), signal_on(40, 3), (graph,), 1.0),
+        ("images", nn.Sequential(body, seeded(conv2d(3, 2, 3))), grid, images, (), 1.0),
+        ("pooled", nn.Sequential(body, head), grid, images, (), share),  # every process holds the result
+    ):
+        net, found = distribute(model, part), []
+        for m, given, rest, factor in ((model, x, domain, 1.0), (net, part.take(x), (), each)):
+            given, parameters = given.clone().requires_grad_(), list(m.parameters())
+            first = torch.autograd.grad((m(given, *rest).cos() * factor).sum(), [given, *parameters], create_graph=True)
+            norms = [g.square().sum() for g in first]
+            total = norms[0] + sum(norms[1:]) * (share if m is net else 1.0)  # those of the weights are in each process
+            found.append(torch.autograd.grad(total, [given, *parameters]))
+        (whole, *want), (own, *got) = found
+        yield f"{name}: second gradient in x", error(own, part.take(whole)), 1e-10
+        for (key, _), a, b in zip(model.named_parameters(), got, want, strict=True):
+            yield f"{name}: second gradient in {key}", error(a, b), 1e-10
+
+
+class Repeated(nn.Module):
+    """The same layers several times, a part that is computed again in the backward pass, and a layer without use."""
+
+    def __init__(self, conv, pool):
+        super().__init__()
+        self.conv, self.pool, self.unused = conv, pool, nn.Linear(2, 2, dtype=DOUBLE)
+        norm = nn.BatchNorm2d(2, dtype=DOUBLE)
+        inner = nn.Sequential(norm, nn.Tanh())
+        self.body = nn.Sequential(conv, inner, conv, inner, norm)
+        self.other = nn.Sequential(conv, nn.ReLU(), self.conv)
+
+    def forward(self, x):
+        y = self.body(x) + checkpoint(self.other, x, use_reentrant=False)
+        return self.pool(y).flatten(1) if self.pool else y
+
+
+def models():
+    """Models that use a layer more than once."""
+    part, x = shard(Grid((13, 6))), signal_on(2, 2, 13, 6)
+    for make in (conv2d, nn.Conv2d):
+        for pool in (None, GConv(global_pool())):
+            torch.manual_seed(0)
+            conv = seeded(conv2d(2, 2, 3, padding=1)) if make is conv2d else nn.Conv2d(2, 2, 3, padding=1, dtype=DOUBLE)
+            name, model = f"{make.__name__}, {'pooled' if pool else 'not pooled'}", Repeated(conv, pool)
+            net = distribute(model, part)
+            want, got = model(x), net(part.take(x))
+            yield f"{name}: forward", error(got, want if pool else own_rows(want, part, -2)), NEAR
+            want.cos().sum().backward()
+            (got.cos().sum() / (part.processes.size if pool else 1)).backward()
+            for (key, p), q in zip(model.named_parameters(), net.parameters(), strict=True):
+                if p.grad is None or q.grad is None:
+                    yield f"{name}: {key} has a gradient", float(p.grad is not q.grad), 0.0
+                elif p.shape == q.shape:
+                    yield f"{name}: gradient in {key}", error(q.grad, p.grad), NEAR
+            for (key, p), q in zip(model.named_buffers(), net.buffers(), strict=True):
+                yield f"{name}: {key}", error(q, p), NEAR
+    norm = nn.BatchNorm2d(2, bias=False, dtype=DOUBLE)
+    model = nn.Sequential(norm, nn.Tanh(), norm)
+    bounds = even(5, part.processes.size)
+    share = slice(bounds[part.rank], bounds[part.rank + 1])
+    images = signal_on(5, 2, 4, 3)
+    yield "synchronised twice", error(sync_batch_norm(model)(images[share]), model(images)[share]), NEAR
 
 
 def random_specs(seed=0):
@@ -294,6 +383,11 @@ def mistakes():
     yield raises(ProcessError, "disagree on the parameters", lambda: distribute(GConv(gcn(3, 2), dtype=dtype), part))
     net, x = distribute(seeded(gcn(3, 2)), part), part.take(signal_on(40, 3))
     yield raises(ProcessError, "disagree on the input", lambda: net(x.to(dtype)))
+    net.requires_grad_(rank > 0)
+    yield raises(ProcessError, "disagree on the learned parameters: rank 0 has []", lambda: net(x))
+    net.requires_grad_()
+    parts = Graph(graph.edge_index, 40, ptr=(0, 5 + rank, 40))
+    yield raises(ProcessError, "disagree on the domain", lambda: shard(parts))
     wrong = (ValueError, "partition.take") if rank == 0 else (ProcessError, "disagree on the input")
     if rank == 0:
         yield raises(*wrong, lambda: net(signal_on(40, 3)))
@@ -332,7 +426,8 @@ def killed():
 
 JOBS = {
     "graphs": graphs, "grids": grids, "networks": networks, "pools": pools, "partitions": partitions,
-    "mistakes": mistakes, "killed": killed, "quick graphs": lambda: graphs(True), "quick grids": lambda: grids(True),
+    "second": second, "models": models, "mistakes": mistakes, "killed": killed,
+    "quick graphs": lambda: graphs(True), "quick grids": lambda: grids(True),
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """gconv.parallel: several processes give what one does, and say which of them failed."""
 
+import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from experiments.harness.machine import ROOT
-from gconv import GConv, Graph, Grid, cache_info, clear_cache
-from gconv.operators import cheb, conv2d, gat, gcn, global_pool, spectral
-from gconv.parallel import ProcessError, distribute, halo, shard
+from gconv import GConv, Graph, Grid, adapt, cache_info, clear_cache
+from gconv.blocks import Shortcut
+from gconv.operators import cheb, conv2d, gat, gcn, global_pool, graphconv, sage, spectral
+from gconv.parallel import ProcessError, distribute, halo, shard, sync_batch_norm
 from gconv.parallel.processes import Processes
 from gconv.testing import assert_close
 
@@ -59,12 +63,12 @@ def held(rows):
 
 
 def test_two_processes_give_what_one_does(tmp_path):
-    assert held(together(tmp_path, 2, "quick graphs", "quick grids")) == []
+    assert held(together(tmp_path, 2, "quick graphs", "quick grids", "second", "models", "pools")) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("job", ["graphs", "grids", "networks", "pools", "partitions", "mistakes"])
+@pytest.mark.parametrize("job", ["graphs", "grids", "networks", "pools", "partitions", "second", "models", "mistakes"])
 def test_several_processes_give_what_one_does(tmp_path, world, job):
     assert held(together(tmp_path, world, job)) == []
 
@@ -176,7 +180,8 @@ def test_bad_calls_are_said_in_a_sentence(alone):
     for call, error, text in [
         (lambda: part.take([1, 2, 3, 4]), TypeError, r"take: x must be a torch tensor"),
         (lambda: part.gather(torch.ones(4).numpy()), TypeError, r"gather: y must be a torch tensor"),
-        (lambda: part.gather(torch.tensor(1.0)), ValueError, r"the rows of this process along axis None, not \(\)"),
+        (lambda: part.gather(torch.tensor(1.0)), ValueError, r"the rows of this process along axis -2, not \(\)"),
+        (lambda: shard(Grid((4, 3, 2))).gather(torch.ones(4, 3)), ValueError, r"along axis -3, not \(4, 3\)"),
         (lambda: part.gather(torch.ones(4, 2), 2), ValueError, r"the rows of this process along axis 2, not \(4, 2\)"),
         (lambda: distribute(nn.LazyLinear(2), part), ValueError, "parameters without values: run it once"),
     ]:
@@ -188,6 +193,8 @@ def test_bad_calls_are_said_in_a_sentence(alone):
 
     with pytest.raises(ValueError, match="partitions are of"):
         halo(adjacency(Graph(PATH.edge_index, 6), torch.float32), part)
+    with pytest.raises(ValueError, match=r"holds 4 rows, along axis -2, but x is \(3, 4\)"):
+        halo(adjacency(PATH, torch.float32), part)(torch.ones(3, 4))
     pooled = distribute(nn.Sequential(GConv(global_pool("mean")), GConv(gcn(3, 2))), part)
     with pytest.raises(ValueError, match="follows a pool"):
         pooled(torch.randn(4, 3))
@@ -203,6 +210,150 @@ class Two(nn.Module):
 
     def forward(self, x):
         return self.layer(x, Graph(PATH.edge_index))
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledConv(GConv):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Same(nn.Conv2d):
+    pass
+
+
+class Shared(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+        self[1].weight = self[0].weight
+
+
+def hooked(layer, method="register_forward_hook"):
+    getattr(layer, method)(lambda module, *arguments: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (Doubled(3, 3, 3), "a subclass of Conv2d with code of its own (forward)"),
+        (DoubledNorm(3), "it has a forward of its own"),
+        (DoubledConv(conv2d(3, 3, 3)), "a subclass of GConv with a forward of its own"),
+        (hooked(nn.Conv2d(3, 3, 3)), "a hook is registered on it"),
+        (hooked(nn.BatchNorm2d(3)), "a hook is registered on it"),
+        (hooked(GConv(conv2d(3, 3, 3))), "a forward hook is registered on it"),
+        (hooked(GConv(conv2d(3, 3, 3)), "register_full_backward_hook"), "a hook is registered on it"),
+        (nn.utils.spectral_norm(nn.Conv2d(3, 3, 3)), "a hook is registered on it"),
+        (nn.utils.spectral_norm(GConv(conv2d(3, 3, 3))), "a hook is registered on it"),
+        (adapt(nn.Conv2d(3, 3, 3)), "computed by a parametrization, whose parameters a GConv would not have"),
+        (Shared(), "it shares a parameter with another layer"),
+        (nn.Unfold(2), "its patches are not rows of images"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_layer_whose_copy_would_compute_something_else_is_refused(alone, layer, why):
+    with pytest.raises(TypeError, match=rf"(?s)\(0(\.0)?\) cannot be distributed: .*{re.escape(why)}"):
+        distribute(nn.Sequential(layer), shard(Grid((8, 6))))
+
+
+def test_layers_that_only_look_different_are_distributed(alone):
+    """Control of the test above."""
+    part, x = shard(Grid((8, 6))), torch.randn(1, 3, 8, 6)
+    for layer in (Same(3, 3, 3), adapt(GConv(conv2d(3, 3, 3))), Shortcut(nn.Conv2d(3, 3, 3, padding=1))):
+        assert_close("distributed", distribute(nn.Sequential(layer), part)(part.take(x)), layer(x), 1e-5)
+
+
+def test_a_graph_changed_in_place_is_cut_again(alone):
+    graph, x = Graph(PATH.edge_index, edge_weight=torch.tensor([1.0, 2.0, 3.0])), torch.randn(4, 3)
+    for layer in (GConv(gcn(3, 2)), GConv(cheb(3, 2, k=3)), GConv(graphconv(3, 2)), GConv(gat(3, 2, edge_dim=2))):
+        own = Graph(graph.edge_index, edge_weight=graph.edge_weight, edge_attr=torch.rand(3, 2))
+        part = shard(own)
+        net = distribute(layer, part)
+        before = net(x)
+        own.edge_weight.mul_(torch.tensor([3.0, 1.0, 0.5]))
+        own.edge_attr.mul_(-3)
+        assert_close(repr(layer), net(x), layer(x, own), 1e-5)
+        assert not torch.allclose(net(x), before), "the change matters"
+
+
+def test_copies_of_a_model_run_on_its_part(alone):
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = GConv(gcn(3, 2))
+
+        def forward(self, x, graph):
+            return self.layer(x, graph)
+
+    part, x = shard(PATH), torch.randn(4, 3)
+    net = distribute(Called(), part)
+    want = net(x, part.domain)
+    for twin in (copy.deepcopy(net), torch.optim.swa_utils.AveragedModel(net)):
+        assert torch.equal(twin(x, part.domain), want)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_sums_in_half_precision_do_not_overflow(alone, kind):
+    nodes = Graph(torch.empty(2, 0, dtype=torch.int64), 70_000)
+    x, images = torch.rand(70_000, 2).to(kind) + 1, torch.rand(1, 2, 300, 300).to(kind) + 1
+    layer, batch = GConv(global_pool()), nn.BatchNorm1d(2)
+    assert_close("graph", distribute(layer, shard(nodes))(x), layer(x, nodes), 1e-2)
+    assert_close("grid", distribute(layer, shard(Grid((300, 300))))(images), layer(images), 1e-2)
+    y = distribute(nn.Sequential(batch), shard(nodes))(x)
+    assert y.dtype == kind
+    assert_close("normalised", y, batch(x), 1e-1)
+
+
+def test_autocast_gives_the_type_of_a_single_process(alone):
+    x = torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for layer in (GConv(sage(3, 2)), GConv(cheb(3, 2, k=3)), GConv(gat(3, 2))):
+            y, want = distribute(layer, shard(PATH))(x), layer(x, PATH)
+            assert y.dtype == want.dtype == torch.bfloat16
+            assert_close(repr(layer), y.float(), want.float(), 0.05)
+
+
+def test_a_layer_outside_of_the_forward_pass_is_refused(alone):
+    """The gradients of its weights would not be summed over the processes."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self, again):
+            super().__init__()
+            self.layer, self.again = GConv(gcn(3, 2)), again
+
+        def forward(self, x):
+            return checkpoint(self.layer, x, use_reentrant=self.again)
+
+    x = torch.randn(4, 3, requires_grad=True)
+    distribute(Checkpointed(False), shard(PATH))(x).sum().backward()
+    net = distribute(Checkpointed(True), shard(PATH))
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        net(x).sum().backward()
+    with pytest.raises(ValueError, match="outside of the forward pass"):
+        net.model.layer(x)
+
+
+def test_batch_normalisation_that_cannot_be_synchronised_is_named(alone):
+    for norm, why in (
+        (DoubledNorm(3), "it has a forward of its own"),
+        (nn.LazyBatchNorm2d(), "it is not initialised"),
+        (nn.utils.parametrizations.weight_norm(nn.BatchNorm2d(3), dim=None), "its weight or bias is parametrized"),
+    ):
+        with pytest.raises(TypeError, match=rf"\(0\) cannot be synchronised: {why}"):
+            sync_batch_norm(nn.Sequential(norm))
+    doubled = hooked(nn.BatchNorm2d(3))
+    doubled.register_forward_hook(lambda module, x, y: 2 * y)
+    x = torch.randn(2, 3, 4, 4)
+    assert_close("hooks run", sync_batch_norm(doubled)(x), doubled(x), 1e-5)
 
 
 @pytest.mark.parametrize("spec", [spectral(1, 1, 4), cheb(1, 1, k=3), gcn(1, 1), gat(1, 1)], ids=repr)

@@ -64,7 +64,9 @@ class Halo:
         return torch.searchsorted(self.sites, sites)
 
     def __call__(self, x: Tensor, axis: int = -2) -> Tensor:
-        """H x along an axis of x, which holds the rows of this process."""
+        """H x along an axis of x, which holds the rows of this process. Raises: ValueError."""
+        if not -x.ndim <= axis < x.ndim or x.shape[axis] != self.own:
+            raise ValueError(f"This process holds {self.own} rows, along axis {axis}, but x is {tuple(x.shape)}.")
         y: Tensor = _Exchange.apply(x, self, axis % x.ndim)
         return y
 
@@ -73,6 +75,8 @@ class Halo:
 
 
 class _Exchange(Differentiable):
+    """H x."""
+
     what = "a halo exchange"
 
     @staticmethod
@@ -86,11 +90,25 @@ class _Exchange(Differentiable):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        halo, axis = ctx.halo, ctx.axis
+        return _Return.apply(g, ctx.halo, ctx.axis), None, None
+
+
+class _Return(Differentiable):
+    """H^T g."""
+
+    what = "the gradient of a halo exchange"
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, halo: Halo, axis: int) -> Tensor:
+        ctx.halo, ctx.axis = halo, axis
         low, own, high = g.split([halo.before, halo.own, halo.rows - halo.before], axis)
         back = torch.cat([low, high], axis).movedim(axis, 0)
         found = halo.processes.exchange(back, halo.receive, halo.send).movedim(0, axis)
-        return own.index_add(axis, halo.give, found), None, None
+        return own.index_add(axis, halo.give, found)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return _Exchange.apply(g, ctx.halo, ctx.axis), None, None
 
 
 def column_support(S: Basis, low: int, high: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import zlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from gconv.arguments import shown
 from gconv.basis import Polynomial, entries
-from gconv.caches import Holders
+from gconv.blocks import Shortcut
+from gconv.caches import Holders, Own
 from gconv.domains import Graph, Grid
+from gconv.interop.layers import Other, identify
+from gconv.interop.peer import base_class
+from gconv.interop.peers import known
+from gconv.laplacian import counts
 from gconv.lowering import on_images
 from gconv.lowering.sparse import aggregate_first
 from gconv.module import MAX_SHAPES, GConv, bind, output_domain
 from gconv.parallel import blocks
 from gconv.parallel.partition import Partition, even
 from gconv.parallel.processes import Largest, Shared, Total
-from gconv.parallel.statistics import normalised
+from gconv.parallel.statistics import BatchNorm, normalised, why_refused
 from gconv.plan import plan
 from gconv.spec import OutsideFamily
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, Shortcut)
 _SITEWISE = (nn.Identity, nn.Dropout)
 _MIXING = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention)
 
@@ -34,8 +41,11 @@ class State:
     """The state shared by the layers of a distributed model.
 
     sizes: by kind of input, the global number of rows at each layer, counted in the first call.
-    whole: whether the signal has been pooled over the whole domain and is the same in every process.
+    whole: whether the signal has been pooled over the whole domain and is the same in every process; None outside of
+        the model's forward pass, when torch.utils.checkpoint repeats a part of it.
     """
+
+    whole: bool | None
 
     def __init__(self, partition: Partition) -> None:
         self.partition, self.processes = partition, partition.processes
@@ -51,6 +61,12 @@ class State:
         if len(self.sizes) >= 64:
             self.sizes.clear()
         self.sizes[key] = self.now
+        self.now, self.counting, self.at, self.whole = [], True, 0, None
+
+    def pooled(self) -> None:
+        """From here on the signal is the same in every process."""
+        if self.whole is not None:
+            self.whole = True
 
     def rows(self, here: int, name: str) -> int:
         """The global number of rows at this layer, of which `here` are in this process. Raises: ValueError."""
@@ -79,7 +95,8 @@ class Layer(nn.Module):
     def __init__(self, layer: GConv, name: str, state: State) -> None:
         super().__init__()
         self.layer, self.name, self.state = layer, f"{layer.spec.name} ({name})" if name else layer.spec.name, state
-        self.runs: dict[Any, Any] = {}  # cached lowerings, by shapes, dtypes and gradient mode
+        self.runs: Own[Any, Any] = Own()  # cached lowerings, by shapes, dtypes and gradient mode
+        self.recorded = False  # whether the last forward pass of the model recorded gradients of this layer
         _RUNS.add(self)
         if isinstance(state.partition.domain, Graph):
             self._check_graph(state.partition.domain)
@@ -107,11 +124,22 @@ class Layer(nn.Module):
         if why is not None and not self._pools:
             raise TypeError(f"{self.name} cannot be distributed: {why}.")
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _RUNS.add(self)
+
     @property
     def _pools(self) -> bool:
         return self.layer.spec.name == "global_pool"
 
     def forward(self, x: Tensor, domain: Any = None) -> Tensor:
+        if self.state.whole is not None:
+            self.recorded = torch.is_grad_enabled()
+        elif torch.is_grad_enabled() and not self.recorded:
+            raise ValueError(
+                f"{self.name} runs outside of the forward pass of its model, where the gradients of its weights are "
+                "not summed over the processes: call the model, and torch.utils.checkpoint with use_reentrant=False."
+            )
         if self.state.whole:
             raise ValueError(f"{self.name} follows a pool over the whole domain, after which there are no parts.")
         if isinstance(self.state.partition.domain, Grid):
@@ -138,23 +166,24 @@ class Layer(nn.Module):
         if self._pools:
             return self._pool_graph(x, graph, low, high)
         if not self.by_rows:
-            found = part.made.get("neighbourhood")
+            name = "neighbourhood", graph.version
+            found = part.made.get(name)
             if found is None:
-                found = part.keep("neighbourhood", blocks.neighbourhood(graph, part.bounds, state.processes))
+                found = part.keep(name, blocks.neighbourhood(graph, part.bounds, state.processes))
             local, halo = found
             y: Tensor = layer(halo(x), local)
             return y.narrow(-2, halo.before, halo.own)
         S = layer._basis(graph, layer._call(x))
-        key = layer.spec.structure, x.dtype, x.device
+        key = layer.spec.structure, x.dtype, x.device, graph.version
         block = part.made.get(key)
         if block is None:
             block = part.keep(key, blocks.of_rows(S, part.bounds, state.processes, x.new_empty(0)))
         cut = block.S
         if isinstance(S, Polynomial):
             assert isinstance(cut, blocks.Steps)
-            return aggregate_first(blocks.Steps.of(S, cut.L, cut.halo), layer._call(x))
+            return layer._cast(aggregate_first(blocks.Steps.of(S, cut.L, cut.halo), layer._call(x)))
         run = self._planned(S, x, graph.size)
-        return run(cut, layer._call(block.halo(x)))
+        return layer._cast(run(cut, layer._call(block.halo(x))))
 
     def _planned(self, S: Any, x: Tensor, n: int) -> Any:
         """The lowering that a single process would choose, the same in all processes."""
@@ -173,16 +202,20 @@ class Layer(nn.Module):
 
     def _pool_graph(self, x: Tensor, graph: Graph, low: int, high: int) -> Tensor:
         reduce = self.layer.spec.structure.reduce  # type: ignore[attr-defined]
-        part, parts = graph.part()[low:high], len(graph.ptr) - 1
-        shape = *x.shape[:-2], parts, x.shape[-1]
-        self.state.whole = True
+        every, parts, dtype = graph.part(), len(graph.ptr) - 1, x.dtype
+        part, count = every[low:high], counts(every, parts).unsqueeze(-1)
+        x = x.to(torch.promote_types(dtype, torch.float32))  # in which sums of many numbers are accurate
+        none = x.new_zeros(*x.shape[:-2], parts, x.shape[-1])
+        self.state.pooled()
         if reduce == "max":
             index = part.unsqueeze(-1).expand_as(x)
-            top = x.new_full(shape, -torch.inf).scatter_reduce(-2, index, x, "amax")
-            return Largest.apply(top, self.state.processes)
-        y = Total.apply(x.new_zeros(shape).index_add(-2, part, x), self.state.processes)
-        counts = torch.bincount(graph.part(), minlength=parts).to(x.dtype).unsqueeze(-1)
-        return y / counts if reduce == "mean" else y
+            top = none.masked_fill(count > 0, -torch.inf).scatter_reduce(-2, index, x, "amax")
+            ties = none.index_add(-2, part, (x == top.index_select(-2, part)).to(x.dtype))
+            y = Largest.apply(top, ties, self.state.processes)
+        else:
+            y = Total.apply(none.index_add(-2, part, x), self.state.processes)
+            y = y / count.clamp(min=1) if reduce == "mean" else y
+        return y.to(dtype)
 
     # -- grids -----------------------------------------------------------------------------------------------------
 
@@ -202,7 +235,9 @@ class Layer(nn.Module):
         if S.is_identity or (S.is_grid and getattr(S, "trivial", False)):
             return layer(x)
         if target.size == 1 and grid.size > 1 and layer.weight is None:
-            return self._pool_grid(S, x, d)
+            factor = self._factor(S, structure, grid)
+            if factor is not None:
+                return self._pool_grid(S, factor, x, d)
         key = structure, grid, x.dtype, x.device
         block = part.made.get(key)
         if block is None:
@@ -222,16 +257,28 @@ class Layer(nn.Module):
         if run is None:
             chosen = plan(block.S, call).chosen
             run = self._keep(kind, on_images(chosen, block.S, call.at(x), shape))
-        return run(block.S, call.at(x))
+        return layer._cast(run(block.S, call.at(x)))
 
-    def _pool_grid(self, S: Any, x: Tensor, d: int) -> Tensor:
-        scale = entries(S, torch.float64, torch.device("cpu")).values[0].item()
-        self.state.whole = True
-        axes = list(range(-d, 0))
+    def _factor(self, S: Any, structure: Any, grid: Grid) -> float | None:
+        """The factor of every site in the only output site; None if the factors differ, or some sites are not read."""
+        key = structure, grid
+        if key not in self.runs:
+            found = entries(S, torch.float64, torch.device("cpu"))
+            every, first = len(found.pattern.col.unique()) == found.nnz == grid.size, found.values[:1]
+            self._keep(key, first.item() if every and torch.equal(found.values, first.expand(grid.size)) else None)
+        factor: float | None = self.runs[key]
+        return factor
+
+    def _pool_grid(self, S: Any, factor: float, x: Tensor, d: int) -> Tensor:
+        self.state.pooled()
+        axes, dtype = list(range(-d, 0)), torch.promote_types(x.dtype, torch.float32)
         if S.linear:
-            return scale * Total.apply(x.sum(axes, keepdim=True), self.state.processes)
-        empty = x.new_full((*x.shape[:-d], *[1] * d), -torch.inf)
-        return Largest.apply(x.amax(axes, keepdim=True) if x.shape[-d] else empty, self.state.processes)
+            y = factor * Total.apply(x.sum(axes, keepdim=True, dtype=dtype), self.state.processes)
+        else:
+            empty = x.new_full((*x.shape[:-d], *[1] * d), -torch.inf)
+            top = x.amax(axes, keepdim=True) if x.shape[-d] else empty
+            y = Largest.apply(top.to(dtype), (x == top).sum(axes, keepdim=True), self.state.processes)
+        return y.to(x.dtype)
 
 
 class Norm(nn.Module):
@@ -239,11 +286,13 @@ class Norm(nn.Module):
 
     def __init__(self, norm: nn.Module, state: State) -> None:
         super().__init__()
-        self.norm, self.state = norm, state
+        self.norm, self.state, self.whole = norm, state, False
 
     def forward(self, x: Tensor) -> Tensor:
         norm: Any = self.norm
-        if self.state.whole or not (norm.training or norm.running_mean is None):
+        if self.state.whole is not None:
+            self.whole = self.state.whole
+        if self.whole or not (norm.training or norm.running_mean is None):
             y: Tensor = norm(x)
             return y
         if isinstance(self.state.partition.domain, Graph) and x.ndim != 2:
@@ -259,7 +308,7 @@ class Whole(nn.Module):
         self.module, self.name, self.state = module, name, state
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.state.whole:
+        if self.state.whole is False:
             kind = type(self.module).__name__
             raise ValueError(f"{kind} ({self.name}) mixes rows of several processes: pool all of them first.")
         y: Tensor = self.module(x)
@@ -291,26 +340,35 @@ class Distributed(nn.Module):
             shape = list(x.shape)
             shape[part.axis] = -1
             key = tuple(shape), str(x.dtype), x.requires_grad, torch.is_grad_enabled(), self.training
-        text = repr(problem or key)
+        learned = self._learned()
+        same = {"the_input": repr(problem or key), "the_learned_parameters": list(learned)}
         like = x if isinstance(x, Tensor) else next(self.model.parameters(), torch.empty(0))
-        mark = torch.tensor([zlib.crc32(text.encode())], device=like.device)
+        mark = torch.tensor([zlib.crc32(repr(same).encode())], device=like.device)
         if int((state.processes.total(torch.cat([mark, -mark]), largest=True)).sum()):
             if problem is None:
-                state.processes.agree(the_input=text)
+                state.processes.agree(**same)
             else:
-                state.processes.gathered({"the_input": text})
+                state.processes.gathered(same)
         if problem is not None:
             raise ValueError(problem)
         state.start(key)
-        learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if learned and torch.is_grad_enabled():
-            shared = Shared.apply(state.processes, *learned.values())
-            given = dict(zip(learned, shared, strict=True))
-            y = torch.func.functional_call(self.model, given, (x, *more), named)
+            each = {id(p): p for p in learned.values()}
+            shared = dict(zip(each, Shared.apply(state.processes, *each.values()), strict=True))
+            given = {name: shared[id(p)] for name, p in learned.items()}
+            y = torch.func.functional_call(self.model, given, (x, *more), named, tie_weights=False)
         else:
             y = self.model(x, *more, **named)
         state.finish(key)
         return y
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The parameters that require gradients, by one name for each module that holds them.
+
+        With two names for one module, functional_call would not restore its parameters.
+        """
+        held = ((name, *each) for name, module in self.model.named_modules() for each in module._parameters.items())
+        return {f"{name}.{key}" if name else key: p for name, key, p in held if p is not None and p.requires_grad}
 
 
 def distribute(model: nn.Module, partition: Partition) -> Distributed:
@@ -326,6 +384,7 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
     Traps: code in the forward of other modules must act on each node, or on each row of images, separately: no mean
     over nodes, no F.interpolate. Dropout is drawn independently in each process, so use different seeds. On grids the
     rows of every layer's output are distributed evenly. All processes must make the same forward and backward calls.
+    torch.utils.checkpoint needs use_reentrant=False.
 
     Args:
         model: of GConv layers, layers supported by `GConv.from_torch`, activations, nn.Dropout, nn.Linear, batch
@@ -333,7 +392,8 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
         partition: from `shard`; graph layers are called with partition.domain, or without a domain.
 
     Raises:
-        TypeError: if a layer cannot be distributed, or the edges require gradients; the message names the layer.
+        TypeError: if a layer cannot be distributed, also because of a hook, a forward of its own, or a parameter that a
+            copy as a GConv would not have; or if the edges require gradients. The message names the layer.
         ValueError: if a parameter is not initialised.
         ProcessError: if the processes have different models, or one of them ends; the message says which.
 
@@ -358,11 +418,12 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
     try:
         if any(map(is_lazy, model.parameters())):
             raise ValueError("The model has parameters without values: run it once, or load its weights.")
-        made = _replaced(copy.deepcopy(model), "", state)
+        twin = copy.deepcopy(model)
+        made = _Replacing(twin, state).of(twin)
     except (TypeError, ValueError) as error:
         problem = error
     processes.agree(
-        the_model=str(problem) if problem is not None else repr(made),
+        the_model=str(problem) if problem is not None else re.sub(r" at 0x[0-9a-f]+", "", repr(made)),
         the_parameters=[(name, tuple(p.shape), str(p.dtype)) for name, p in made.named_parameters() if not is_lazy(p)],
     )
     if problem is not None:
@@ -375,31 +436,77 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
     return Distributed(made, state)
 
 
-def _replaced(module: nn.Module, name: str, state: State) -> nn.Module:
-    """The module or its distributed replacement. Raises: TypeError."""
-    kind = type(module)
-    graph, home = isinstance(state.partition.domain, Graph), kind.__module__
-    if isinstance(module, GConv):
-        return Layer(module, name, state)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return Norm(module, state)
-    if isinstance(module, _SITEWISE):
-        return module
-    if home == "torch.nn.modules.activation" and not isinstance(module, _MIXING):
-        return module
-    if isinstance(module, nn.LayerNorm) and graph and len(module.normalized_shape) == 1:
-        return module
-    if isinstance(module, nn.Linear):
-        one_axis = not graph and state.partition.domain.ndim == 1  # type: ignore[union-attr]
-        return Whole(module, name, state) if one_axis else module
-    if isinstance(module, (nn.Flatten, nn.Unflatten, *_MIXING)):
-        return Whole(module, name, state)
-    ours = home.split(".")[0] in ("torch", "torch_geometric", "gconv")
-    if kind in _CONTAINERS or not ours:
-        for key, child in module.named_children():
-            setattr(module, key, _replaced(child, f"{name}.{key}" if name else key, state))
-        return module
-    try:
-        return Layer(GConv.from_torch(module), name, state)
-    except OutsideFamily as error:
-        raise TypeError(f"{kind.__name__}{f' ({name})' if name else ''} cannot be distributed: {error}") from None
+class _Replacing:
+    """Replaces the layers of a model. A module that occurs in several places has one replacement."""
+
+    def __init__(self, model: nn.Module, state: State) -> None:
+        self.state, self.graph = state, isinstance(state.partition.domain, Graph)
+        self.done: dict[int, tuple[nn.Module, nn.Module]] = {}  # by id: the module, so that the id stays its own
+        self.owners: dict[int, set[int]] = {}  # by id of a parameter: the ids of the modules that hold it
+        for module in model.modules():
+            for p in module.parameters(recurse=False):
+                self.owners.setdefault(id(p), set()).add(id(module))
+
+    def of(self, module: nn.Module, name: str = "") -> nn.Module:
+        """The replacement of a module, or the module with replaced children. Raises: TypeError."""
+        if id(module) not in self.done:
+            self.done[id(module)] = module, self._new(module, name)
+        return self.done[id(module)][1]
+
+    def _new(self, module: nn.Module, name: str) -> nn.Module:
+        kind = _known_class(module)
+        if isinstance(module, GConv):
+            found = identify(module)
+            self._refuse(module, name, found.reason if isinstance(found, Other) else _hooked(module))
+            return Layer(module, name, self.state)
+        if isinstance(module, BatchNorm):
+            self._refuse(module, name, why_refused(module) or _hooked(module))
+            return Norm(module, self.state)
+        if isinstance(module, _SITEWISE):
+            return module
+        if kind.__module__ == "torch.nn.modules.activation" and not isinstance(module, _MIXING):
+            return module
+        if isinstance(module, nn.LayerNorm) and self.graph and len(module.normalized_shape) == 1:
+            return module
+        if isinstance(module, nn.Linear):
+            one_axis = not self.graph and self.state.partition.domain.ndim == 1  # type: ignore[union-attr]
+            return Whole(module, name, self.state) if one_axis else module
+        if isinstance(module, (nn.Flatten, nn.Unflatten, *_MIXING)):
+            return Whole(module, name, self.state)
+        if kind in _CONTAINERS:
+            for key, child in module._modules.items():
+                if child is not None:
+                    module._modules[key] = self.of(child, f"{name}.{key}" if name else key)
+            return module
+        self._refuse(module, name, self._lost(module))
+        try:
+            return Layer(GConv.from_torch(module), name, self.state)
+        except OutsideFamily as error:
+            self._refuse(module, name, str(error).rstrip("."))
+            raise
+
+    def _refuse(self, module: nn.Module, name: str, why: str | None) -> None:
+        if why is not None:
+            place = f" ({name})" if name else ""
+            raise TypeError(f"{type(module).__name__}{place} cannot be distributed: {why}.") from None
+
+    def _lost(self, module: nn.Module) -> str | None:
+        """What a copy of a layer as a GConv would lose; None if nothing."""
+        if isinstance(module, (nn.Fold, nn.Unfold)):
+            return "its patches are not rows of images"
+        if any(map(parametrize.is_parametrized, module.modules())):
+            return "its weight is computed by a parametrization, whose parameters a GConv would not have"
+        if any(len(self.owners[id(p)]) > 1 for p in module.parameters()):
+            return "it shares a parameter with another layer, and a GConv would have its own: use GConv layers"
+        return _hooked(module)
+
+
+def _known_class(module: nn.Module) -> type:
+    """The first class of a module whose forward is known: nn.Module for classes that only derive from that."""
+    libraries = "torch", "torch_geometric", "gconv", "keras"
+    return next(cls for cls in base_class(module).__mro__ if cls.__module__.split(".")[0] in libraries or known(cls))
+
+
+def _hooked(module: nn.Module) -> str | None:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "a hook is registered on it, which would not run" if any(hooks) else None

@@ -50,6 +50,9 @@ class Partition:
     def __post_init__(self) -> None:
         _BLOCKS.add(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Partition:
+        return self  # copies of a model run on the same part, and are called with the same domain
+
     def keep(self, key: Any, block: T) -> T:
         """Cache a block, and return it. All processes make the same calls, so they evict the same blocks."""
         if len(self.made) >= MAX_BLOCKS:
@@ -110,9 +113,11 @@ class Partition:
             ValueError: if y has no such axis, or the nodes were reordered and the parts together do not have one row
                 per node.
         """
-        if not y.ndim or not (axis is None or -y.ndim <= axis < y.ndim):
+        if axis is None:
+            axis = 0 if y.ndim == 1 else self.axis
+        if not -y.ndim <= axis < y.ndim:
             raise ValueError(f"gather needs the rows of this process along axis {axis}, not {tuple(y.shape)}.")
-        axis = (self.axis if axis is None else axis) % y.ndim
+        axis %= y.ndim
         parts = self.processes.gathered(y.detach().movedim(axis, 0).cpu())
         whole = torch.cat(parts).movedim(0, axis).to(y.device)
         if self.order is None:
@@ -258,7 +263,7 @@ def _digest(value: Graph | Grid | Tensor) -> str:
     else:
         names = ("edge_index", "edge_weight", "edge_attr", "edge_type", "pos")
         tensors = [t for name in names if (t := getattr(value, name)) is not None]
-        text = repr(value)
+        text = f"{value!r} {value.ptr}"
     made = hashlib.sha256(repr((text, [(tuple(t.shape), str(t.dtype)) for t in tensors])).encode())
     for t in tensors:
         made.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if t.numel() else b"")

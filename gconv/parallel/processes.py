@@ -54,6 +54,9 @@ class Processes:
         self._places: list[Any] = []
         self._places = self.gathered((socket.gethostname(), os.getpid()))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
+        return self  # copies of a model run in the same group
+
     def _guarded(self, collective: Callable[[], Any]) -> Any:
         try:
             return collective()
@@ -141,7 +144,7 @@ class Processes:
 
 
 class Total(Differentiable):
-    """The sum over the processes, in each of them; its adjoint sums the gradients."""
+    """The sum over the processes, in each of them; its adjoint is the same sum."""
 
     what = "a sum over processes"
 
@@ -152,44 +155,65 @@ class Total(Differentiable):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        return ctx.processes.total(g), None
+        return Total.apply(g, ctx.processes), None
 
 
 class Largest(Differentiable):
-    """The maximum over the processes; the gradient is divided equally among those that attain it."""
+    """The maximum over the processes of x, the maxima in each of them, NaN if one of them is.
+
+    Args:
+        x: the maxima in this process.
+        ties: how many numbers in this process attain each of them. The gradient is divided equally among the numbers
+            that attain the maximum in any process.
+    """
 
     what = "a maximum over processes"
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
-        top = processes.total(x, largest=True)
+    def forward(ctx: Any, x: Tensor, ties: Tensor, processes: Processes) -> Tensor:
+        unknown = x.isnan()  # backends ignore NaN, or not, depending on the order of the processes
+        both = torch.stack([x.masked_fill(unknown, -torch.inf), unknown.to(x.dtype)])
+        top, unknown = processes.total(both, largest=True)
+        top = top.masked_fill(unknown > 0, torch.nan)
         ctx.processes = processes
-        ctx.save_for_backward(x == top)
+        ctx.save_for_backward(torch.where(x == top, ties, 0).to(x.dtype))
         return top
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        (mine,) = ctx.saved_tensors
-        both = ctx.processes.total(torch.stack([g, mine.to(g.dtype)]))
-        return torch.where(mine, both[0] / both[1].clamp(min=1), 0.0), None
+        (ties,) = ctx.saved_tensors
+        g, count = Total.apply(torch.stack([g, ties]), ctx.processes)
+        return torch.where(ties > 0, g * ties / count.clamp(min=1), 0.0), None, None
 
 
 class Shared(Differentiable):
-    """Replicated parameters: the identity, with gradients summed over the processes in one collective per dtype."""
+    """Replicated parameters: the identity, with gradients summed over the processes in one collective per dtype.
+
+    A parameter that no process used gets no gradient, as in a single process.
+    """
 
     what = "replicated parameters"
 
     @staticmethod
     def forward(ctx: Any, processes: Processes, *parameters: Tensor) -> Any:
-        ctx.processes = processes
+        ctx.processes, ctx.like = processes, [(p.shape, p.dtype, p.device) for p in parameters]
+        ctx.set_materialize_grads(False)
         return tuple(p.view_as(p) for p in parameters)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        made: list[Tensor] = list(gradients)
-        for dtype in dict.fromkeys(g.dtype for g in gradients):
-            at = [k for k, g in enumerate(gradients) if g.dtype == dtype]
-            flat = ctx.processes.total(torch.cat([gradients[k].reshape(-1) for k in at]))
-            for k, part in zip(at, flat.split([gradients[k].numel() for k in at]), strict=True):
-                made[k] = part.view(gradients[k].shape)
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        made: list[Tensor | None] = [None] * len(gradients)
+        for dtype in dict.fromkeys(kind for _, kind, _ in ctx.like):
+            at = [k for k, (_, kind, _) in enumerate(ctx.like) if kind == dtype]
+            parts, used = [], []
+            for k in at:
+                g, (shape, _, device) = gradients[k], ctx.like[k]
+                parts.append(torch.zeros(shape.numel(), dtype=dtype, device=device) if g is None else g.reshape(-1))
+                used.append(float(g is not None))
+            counts = torch.tensor(used, dtype=dtype, device=parts[0].device)
+            flat = Total.apply(torch.cat([*parts, counts]), ctx.processes)
+            *parts, counts = flat.split([*map(len, parts), len(at)])
+            missing = [False] * len(at) if all(used) else (counts == 0).tolist()
+            for k, part, none in zip(at, parts, missing, strict=True):
+                made[k] = None if none else part.view(ctx.like[k][0])
         return None, *made

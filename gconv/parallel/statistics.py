@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from gconv.arguments import shown
 from gconv.parallel.processes import Processes, Total
@@ -15,7 +17,12 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def normalised(norm: Any, x: Tensor, processes: Processes) -> Tensor:
-    """norm(x) for a layer in training, or without running statistics; x (b, c, ...) is the part of this process."""
+    """norm(x) for a layer in training, or without running statistics; x (b, c, ...) is the part of this process.
+
+    In float32 for shorter types, as in torch.
+    """
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))
     axes = [a for a in range(x.ndim) if a != (1 if x.ndim > 1 else 0)]
     own = x.numel() // x.shape[1] if x.shape[1] else 0
     count = int(processes.total(torch.tensor([own], device=x.device)))
@@ -32,7 +39,19 @@ def normalised(norm: Any, x: Tensor, processes: Processes) -> Tensor:
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
             norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), share)
     y = centred * (var + norm.eps).rsqrt().view(shape)
-    return y if norm.weight is None else y * norm.weight.view(shape) + norm.bias.view(shape)
+    y = y if norm.weight is None else y * norm.weight.view(shape)
+    return (y if norm.bias is None else y + norm.bias.view(shape)).to(dtype)
+
+
+def why_refused(norm: BatchNorm) -> str | None:
+    """The reason why `normalised` does not compute what the layer does; None if it does."""
+    if any(map(is_lazy, norm.parameters())):
+        return "it is not initialised: call it once"
+    if parametrize.is_parametrized(norm):
+        return "its weight or bias is parametrized"
+    if "forward" in vars(norm) or type(norm).forward not in (BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return "it has a forward of its own"
+    return None
 
 
 class SyncBatchNorm(BatchNorm):
@@ -70,7 +89,7 @@ def sync_batch_norm(module: nn.Module, group: Any = None) -> nn.Module:
 
     Raises:
         RuntimeError: if torch.distributed is not initialised.
-        TypeError: if module is not a module.
+        TypeError: if module is not a module, or a batch normalisation layer has a forward of its own.
         ValueError: in the forward pass, if all processes together have fewer than two values per channel.
 
     >>> import torch.distributed as dist
@@ -82,19 +101,14 @@ def sync_batch_norm(module: nn.Module, group: Any = None) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"sync_batch_norm takes a module, not {shown(module)}.")
+    for name, norm in module.named_modules():
+        why = why_refused(norm) if isinstance(norm, BatchNorm) else None
+        if why is not None:
+            place = f" ({name})" if name else ""
+            raise TypeError(f"{type(norm).__name__}{place} cannot be synchronised: {why}.")
     made, processes = copy.deepcopy(module), Processes(group)
-    if isinstance(made, BatchNorm):
-        return _synced(made, processes)
-    for parent in list(made.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, BatchNorm):
-                setattr(parent, name, _synced(child, processes))
+    for norm in made.modules():
+        if isinstance(norm, BatchNorm):
+            norm.__class__ = SyncBatchNorm  # keeps parameters, buffers, hooks and the places where the layer is used
+            norm.processes = processes  # type: ignore[assignment]
     return made
-
-
-def _synced(norm: BatchNorm, processes: Processes) -> SyncBatchNorm:
-    new = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    for name, value in (*norm._parameters.items(), *norm._buffers.items()):
-        setattr(new, name, value)
-    new.processes = processes
-    return new.train(norm.training)
