@@ -330,6 +330,42 @@ def test_constants_detached_values_and_float32():
         assert (A.map.T @ torch.ones(2, 4)).shape == x.shape
 
 
+@pytest.mark.parametrize("how", ["floor", "trunc"])
+def test_a_division_that_rounds_is_locally_constant(how):
+    x = torch.randn(3, 4, dtype=DOUBLE)
+    for run in (
+        lambda x: torch.div(x, 0.3, rounding_mode=how) + x,
+        lambda x: x.clone().div_(0.3, rounding_mode=how) + x,
+        lambda x: x // 0.3 + x,
+    ):
+        A, offset = affine(run, x)
+        torch.testing.assert_close(A @ x + offset, run(x))
+        torch.testing.assert_close(A @ (2 * x), 2 * x)  # linear, and the slope of the rest
+    A, _ = affine(lambda x: torch.div(x, 0.5, rounding_mode=None), x)  # the control: without rounding it counts
+    torch.testing.assert_close(A @ x, 2 * x)
+
+
+def test_the_adjoint_passes_through_detach():
+    W = torch.randn(4, 3, dtype=DOUBLE)
+    for run in (lambda x: x.detach() @ W + x[:, :3], lambda x: x.clone().detach_() @ W + x[:, :3]):
+        A = affine(run, torch.randn(2, 4, dtype=DOUBLE)).map
+        M = matrix(A)
+        assert (M != 0).sum() == 24 and adjoint_gap(A) < 1e-12
+        torch.testing.assert_close(matrix(A.T), M.mT)
+        assert norm(A) == pytest.approx(float(torch.linalg.matrix_norm(M, 2)))
+
+
+def test_the_modulus_of_complex_numbers_is_refused_and_so_are_complex_results():
+    x = torch.randn(2, 6, dtype=DOUBLE)
+    for run in (lambda x: torch.fft.rfft(x).abs(), lambda x: torch.fft.rfft(x).sgn().real + x[:, :4]):
+        with pytest.raises(NotLinear, match=r"abs|sgn"):
+            affine(run, x)
+    with pytest.raises(TypeError, match=r"returns real numbers, but this one returns torch\.complex128"):
+        affine(torch.fft.rfft, x)
+    A, offset = affine(lambda x: torch.view_as_real(torch.fft.rfft(x)), x)
+    torch.testing.assert_close((A @ x).view_as(offset) + offset, torch.view_as_real(torch.fft.rfft(x)))
+
+
 def test_bad_input_is_told_in_a_sentence():
     net = nn.Linear(3, 2)
     for model, x, error, message in [

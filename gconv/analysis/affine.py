@@ -98,7 +98,8 @@ def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: boo
     Raises:
         NotLinear: if a layer is not piecewise linear (GELU, sigmoid, softmax, layer norm, attention that is not
             frozen, batch norm and dropout in training mode); the message names it.
-        TypeError: if model is not callable, x is not a real tensor, or the model returns several tensors.
+        TypeError: if model is not callable, x is not a real tensor, or the model returns several tensors or complex
+            numbers.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
@@ -128,6 +129,11 @@ def affine(model: Model, x: Tensor, domain: Any = None, *, freeze_attention: boo
             if freeze_attention and isinstance(found, Layer) and found.spec.structure.kind == "adaptive"
         ]
         y = call(model, x, domain)  # unrecorded: fills the caches of layers and graphs
+        if y.is_complex():
+            raise TypeError(
+                f"affine takes a model that returns real numbers, but this one returns {y.dtype}; "
+                "torch.view_as_real(y) converts the result."
+            )
         for layer in frozen:
             layer.calls, layer.replayed = iter([*layer.calls]), True
         with Recorder(x, {id(module): name for name, module in modules.items()}) as recorder:

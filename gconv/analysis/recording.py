@@ -102,7 +102,9 @@ class Recorder(TorchDispatchMode):
         results = out if isinstance(out, list | tuple) else (out,)
         if func.namespace != "aten":
             self.refuse(f"runs {func}, which is not a torch operator")
-        if name in CONSTANT or all(isinstance(r, bool) or (isinstance(r, Tensor) and not _real(r)) for r in results):
+        rounds = name in CONSTANT or (name == "div" and kwargs.get("rounding_mode") is not None)
+        rounds = rounds and not any(isinstance(r, Tensor) and r.is_complex() for r in results)  # sgn(z) is z / |z|
+        if rounds or all(isinstance(r, bool) or (isinstance(r, Tensor) and not _real(r)) for r in results):
             return out
         if not all(isinstance(r, Tensor) for r in results):
             self.refuse("converts a tensor that depends on the input to a Python number")
@@ -159,7 +161,7 @@ class Recorder(TorchDispatchMode):
         if name == "copy":  # overwrites x
             if self._slot(args[1]):
                 self._step(cast_to, (self._slot(args[1]), x.shape, x.dtype), out)
-        elif name in SLOPES and alone:
+        elif name in SLOPES and alone and not x.is_complex():  # the modulus of a complex number is not linear
             slope = SLOPES[name](x, *args[1:], **kwargs)
             self._step(torch.mul, (self._slot(x), slope), out[:1])
         elif name in ("maximum", "minimum", "fmax", "fmin"):
@@ -207,6 +209,8 @@ class Recorder(TorchDispatchMode):
                     filled[p] = substitute(filled[p], _zero)
             elif isinstance(filled[varying[0]], list | tuple):
                 filled[varying[0]] = substitute(filled[varying[0]], _zero)
+        if name == "detach":  # the adjoint is computed by autograd, which would stop here
+            func = torch.ops.aten.alias.default
         if _slots_of([filled[p] for p in rest]) or _slots_of(substitute(list(kwargs.values()), self._slot)):
             self.refuse(f"computes {name}, which is not linear in an argument that depends on the input")
         self._step(func, tuple(filled), out, kwargs)

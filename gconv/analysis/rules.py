@@ -37,8 +37,8 @@ SUMS = {
     ), "0"),
 }  # fmt: skip
 CONSTANT = {
-    "sign", "sgn", "floor", "ceil", "round", "trunc", "heaviside", "zeros_like", "ones_like", "full_like",
-    "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
+    "sign", "sgn", "floor", "ceil", "round", "trunc", "floor_divide", "heaviside", "zeros_like", "ones_like",
+    "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
 }  # fmt: skip
 
 
