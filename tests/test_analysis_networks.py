@@ -38,6 +38,7 @@ from gconv.operators import (
     cheb,
     conv1d,
     conv2d,
+    conv_transpose1d,
     conv_transpose2d,
     depthwise,
     gat,
@@ -381,6 +382,25 @@ def test_clipping_with_zero_padding_groups_and_on_graphs():
     bumps = layer_of(spectral(2, 2, k=3))
     top = 0.7 * norm(bumps.at(weighted()))
     assert norm(clip_singular_values(bumps, weighted(), top, iterations=50).at(weighted())) < 1.02 * top
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        (conv_transpose1d(1, 1, 5), (2,)),
+        (conv_transpose1d(2, 2, 3, dilation=3), (3,)),
+        (conv_transpose2d(2, 3, 3), (2, 3)),
+        (conv_transpose1d(2, 2, 4, padding=1), (6,)),
+    ],
+    ids=str,
+)
+def test_clipping_a_transposed_convolution_is_done_on_its_larger_grid(spec, shape):
+    layer, grid = GConv(spec, dtype=torch.float64), Grid(shape)
+    A = layer.at(grid)
+    torch.testing.assert_close(matrix(clip_singular_values(layer, grid, 1e3).at(grid)), matrix(A))  # nothing to clip
+    top = 0.7 * norm(A)
+    clipped = clip_singular_values(layer, grid, top, iterations=100)
+    assert norm(clipped.at(grid)) < top * 1.1 and not torch.equal(clipped.weight, layer.weight)
 
 
 def test_clipping_refuses_what_it_cannot_do():

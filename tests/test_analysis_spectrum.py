@@ -66,6 +66,19 @@ def test_sparse_matrices_of_sums_and_products():
         assert_close(str(whole), matrix(whole, "torch_sparse").to_dense(), want, 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sparse_matrices_of_sums_and_products_in_16_bits(dtype):
+    """torch has no sparse products in 16 bits, and no sparse sums in float16."""
+    A, B = (
+        GConv(spec, dtype=dtype).at(Grid((4, 5))) for spec in (conv2d(2, 2, 3, padding=1), depthwise(2, 3, padding=1))
+    )
+    for whole in (A, A @ B, A + B, 2 * (A.T @ B), A.restrict(rows=[0, 3])):
+        want, found = matrix(whole), matrix(whole, "torch_sparse")
+        assert found.dtype == dtype and found.is_coalesced()
+        assert_close(str(whole), found.to_dense().float(), want.float(), 0.02)
+        assert_close(str(whole), torch.as_tensor(matrix(whole, "sparse").toarray()), want.float(), 0.02)
+
+
 def test_sparse_values_carry_the_gradient():
     A = at(conv2d(2, 3, 3, padding=1, groups=1), Grid((4, 5)))
     y = torch.randn(*A.shape, dtype=DOUBLE)

@@ -78,7 +78,7 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
                 f"that are not zero. {allocator_says(error)}."
             ) from error
     if layout == "torch_sparse":
-        return _coo(A).coalesce()
+        return _coo(A).coalesce().to(A.dtype)
     if layout != "sparse":
         raise ValueError(f"layout must be 'dense', 'sparse' or 'torch_sparse', not {layout!r}.")
     import scipy.sparse
@@ -107,7 +107,7 @@ def _parts(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _coo(A: Map) -> Tensor:
-    """A as a torch COO tensor."""
+    """A as a torch COO tensor; 16-bit floats, which torch's sparse sums and products do not support, as float32."""
     if isinstance(A, Sum):
         return reduce(torch.add, [_coo(B) for B in A.terms])
     if isinstance(A, Scaled):
@@ -116,6 +116,7 @@ def _coo(A: Map) -> Tensor:
     if isinstance(A, Composed):
         return reduce(torch.sparse.mm, [_coo(B) for B in A.factors])
     row, col, values = _coordinates(A.collapse())
+    values = values.to(at_least_single(values.dtype))
     return torch.sparse_coo_tensor(torch.stack([row, col]), values, A.shape, check_invariants=False)
 
 

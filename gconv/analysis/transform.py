@@ -152,7 +152,7 @@ def _responses(A: LinearMap) -> Tensor:
                 "undirected graph and symmetric normalisation."
             )
         return found.g
-    if wraps(A.S) or not A.S.is_padded:
+    if wraps(A.S):
         return frequency_response(A).taps
     S = A.S
     axes = [torch.fft.fftfreq(n, dtype=torch.float64) for n in S.padded]
