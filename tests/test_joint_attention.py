@@ -168,3 +168,18 @@ def test_no_number_of_an_entry_and_a_channel_is_made(monkeypatch):
     monkeypatch.setattr(native, "LIBRARY", None)
     layer(x, graph).square().sum().backward()
     assert calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("again", [False, True])
+def test_autocast_has_gradients_of_the_dtype_of_each_input(dtype, again):
+    layer, graph = GConv(gatv2(3, 2, heads=2)), Graph(torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
+    x = torch.randn(4, 3, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    want = torch.autograd.grad(layer(x, graph).square().sum(), leaves)
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x, graph)
+    found = torch.autograd.grad(y.float().square().sum(), leaves, create_graph=again)
+    for a, b, leaf in zip(found, want, leaves, strict=True):
+        assert a.dtype == leaf.dtype
+        assert_close("gradient", a.detach(), b, 0.05)

@@ -24,6 +24,7 @@ from gconv.operators import (
     separable,
 )
 from gconv.operators.shapes import messy, ring, weighted
+from gconv.spec import operator
 from gconv.testing import assert_close
 
 
@@ -164,3 +165,17 @@ def test_autocast_gives_the_type_of_torchs_layers_whatever_runs(lowering):
         assert got.dtype == torch.nn.Conv2d(3, 4, 3)(images).dtype == torch.bfloat16
         assert layer.double()(images.double(), lowering=lowering).dtype == torch.float64  # as torch leaves it
     assert (got.float() - want).abs().max() < 0.05 * want.abs().max()
+
+
+@pytest.mark.parametrize("name", ["gcn", "cheb", "appnp", "heat", "relational", "gat", "conv2d"])
+def test_a_signal_whose_sign_torch_stores_apart(name):
+    """As of the imaginary part of a conjugate."""
+    sample = operator(name).samples()[0]
+    domain, layer = sample.domain(), GConv(sample.spec, dtype=torch.float64)
+    grid = isinstance(domain, Grid)
+    shape = (1, sample.channels, *domain.shape) if grid else (domain.size, sample.channels)
+    x = torch.randn(shape, dtype=torch.float64)
+    negative = torch._neg_view(-x)
+    assert negative.is_neg() and negative.equal(x)
+    for _ in range(2):
+        assert_close(name, *(layer(x) if grid else layer(x, domain) for x in (negative, x)), 1e-12)

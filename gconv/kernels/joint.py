@@ -57,13 +57,14 @@ def _gradients(
     row, col, u = _sums(s, t, structure)
     dlogits = dlogits.unsqueeze(-1)
     w = torch.where(u > 0, dlogits, slope * dlogits)
-    ds, dt = (torch.zeros_like(x).index_add(-3, at, w) * p for x, at in ((s, col), (t, row)))
-    return ds, dt, (w * u).sum_to_size(p.shape)
+    ends = (s, col), (t, row)  # whose dtype may differ from that of w and p in mixed precision
+    ds, dt = ((torch.zeros_like(x, dtype=w.dtype).index_add(-3, at, w) * p).to(x.dtype) for x, at in ends)
+    return ds, dt, (w * u).sum_to_size(p.shape).to(p.dtype)
 
 
 def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     ds, dt, dp = _gradients(s, t, p, slope, softmax_back_torch(a, g, *structure), structure)
-    return torch.cat([ds.flatten(0, -3), dt.flatten(0, -3), dp.unsqueeze(0)])
+    return torch.cat([ds.flatten(0, -3), dt.flatten(0, -3), dp.unsqueeze(0).to(s.dtype)])
 
 
 def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None:

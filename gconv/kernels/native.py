@@ -318,7 +318,7 @@ class Ready:
             add: of the shape of the result, which may overwrite it.
             row: (c,), added to each row.
         """
-        if x.shape != self.given or x.dtype != self.dtype or not x.is_cpu or x.stride(-1) != 1:
+        if x.shape != self.given or x.dtype != self.dtype or not x.is_cpu or x.stride(-1) != 1 or x.is_neg():
             x = self._checked(x)
         z, step, y = 0, 0, None
         if add is not None:

@@ -179,7 +179,7 @@ def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[flo
 def _filtered(
     values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
 ) -> Tensor:
-    signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).contiguous()
+    signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).resolve_neg().contiguous()
     if narrow.supports(signals):
         y = narrow.interleaved(lambda some: _filtered(values, some, values_t, rows, coefficients, *structure), signals)
         return y.view(x.shape)
