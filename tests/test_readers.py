@@ -490,6 +490,27 @@ def test_arrays_of_edges_are_integers_in_order():
     assert Graph.from_edge_list([])[0].size == 0
 
 
+def test_whole_numbers_in_arrays_of_floats_are_integers():
+    table = [[7.0, 3.0, 0.5], [5.0, 7.0, 2.0]]
+    for edges in (np.array(table), torch.tensor(table), np.array(table, np.float32)):
+        graph, ids = Graph.from_edge_list(edges, weight=2)
+        assert ids == [3, 5, 7] and all(type(i) is int for i in ids)
+        assert graph.edge_index.tolist() == [[2, 1], [0, 2]] and graph.edge_weight.tolist() == [0.5, 2.0]
+    assert Graph.from_edge_list(np.array([[7.0, 3.5], [5.0, 7.0]]))[1] == [7.0, 3.5, 5.0]  # the control
+
+
+def test_a_file_of_edges_is_searched_for_its_delimiter_once(tmp_path, monkeypatch):
+    from gconv.domains import edge_list
+
+    asked, find = [], edge_list._delimiter
+    monkeypatch.setattr(edge_list, "_delimiter", lambda *given: asked.append(1) or find(*given))
+    path = tmp_path / "edges.txt"
+    for delimiter in (" ", ","):
+        asked.clear()
+        path.write_text("\n".join(f"{k}{delimiter}{k + 1}" for k in range(50)), encoding="utf-8")
+        assert Graph.from_edge_list(path)[0].num_edges == 50 and len(asked) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "columns", "ids", "weights"),
     [

@@ -167,7 +167,10 @@ def _from_array(array: Any, wanted: dict[str, Any]) -> list[list[Any]]:
             "(2, e) use Graph(edge_index), or transpose it."
         )
     names = range(array.shape[1])
-    return [array[:, columns_of(names, column, role)].tolist() for role, column in wanted.items()]
+    found = [array[:, columns_of(names, column, role)].tolist() for role, column in wanted.items()]
+    if all(isinstance(name, float) and name.is_integer() for end in found[:2] for name in end):
+        found[:2] = [[int(name) for name in end] for end in found[:2]]  # which stand beside weights
+    return found
 
 
 def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
@@ -219,8 +222,9 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
     if not lines:
         return [[] for _ in wanted]
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=_delimiter(path, lines))]
-        rows = [[cell for cell in row if cell] if _delimiter(path, lines) == " " else row for row in rows]
+        delimiter = _delimiter(path, lines)
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+        rows = [[cell for cell in row if cell] for row in rows] if delimiter == " " else rows
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from None
     if any(isinstance(column, str) for column in wanted.values()):
