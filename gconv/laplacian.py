@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, vari
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
 Degree = Literal["in", "out"]
+SMALL = 1000  # number of nodes up to which the largest eigenvalue is that of the eigenbasis
 
 
 def pattern(graph: Edges, loops: Loops = "keep", by_rows: bool = False) -> tuple[Pattern, Tensor]:
@@ -475,7 +476,7 @@ def laplacian(
         norm: "sym", "row", "col", or None for D - A.
         degree: the degree used; PyG's Laplacian uses "out".
         lmax: None for L itself; a number; "bound" for PyG's 2 max(L_ij) (2 for the normalised ones); "exact" for
-            the largest eigenvalue.
+            the largest eigenvalue. Both are differentiable in the edge weights.
 
     Raises:
         ValueError: if a degree is negative where its square root is needed, if lmax is not positive or much smaller
@@ -512,7 +513,8 @@ def _lmax(graph: Graph, values: Tensor, norm: Norm, lmax: float | str | None) ->
     if lmax is None:
         return None
     if lmax == "exact":
-        return largest_eigenvalue(graph, norm) or 1.0
+        learned = varies(graph.edge_weight)
+        return _differentiable_lmax(graph, values, norm) if learned else largest_eigenvalue(graph, norm) or 1.0
     if lmax == "bound":
         bound = 2 * torch.cat([values, values.new_zeros(1)]).max()
         return torch.where(bound > 0, bound, 1.0)
@@ -536,17 +538,44 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
 
     def compute() -> float:
         _check_symmetric(graph, norm, "The largest eigenvalue of a Laplacian")
-        if graph.size <= 1000:
+        if graph.size <= SMALL:
             return float(eigenbasis(graph, norm)[0][-1].detach()) if graph.size else 0.0
-        import scipy.sparse
-        from scipy.sparse.linalg import eigsh
+        return float(_by_lanczos(graph, norm)[0][0])
 
-        taps = laplacian(graph, torch.float64, norm=norm)
-        index = (taps.pattern.row.cpu().numpy(), taps.pattern.col.cpu().numpy())
-        matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
-        return float(eigsh(matrix, k=1, which="LA", return_eigenvectors=False)[0])
+    return compute() if wrapped(graph.edge_weight) else graph.memo(("lmax", norm), compute, of_weights=True)
 
-    return compute() if wrapped(graph.edge_weight) else graph.memo(("lmax", norm), compute)
+
+def _by_lanczos(graph: Graph, norm: Norm) -> Any:
+    """The largest eigenvalue (1,) of a symmetric L and its eigenvector (n, 1), as arrays."""
+    import scipy.sparse
+    from scipy.sparse.linalg import eigsh
+
+    taps = laplacian(graph, torch.float64, norm=norm)
+    index = (taps.pattern.row.cpu().numpy(), taps.pattern.col.cpu().numpy())
+    matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
+    return eigsh(matrix, k=1, which="LA")
+
+
+def _differentiable_lmax(graph: Graph, L: Tensor, norm: Norm) -> Tensor:
+    """The largest eigenvalue (1 if it is 0), differentiable in the edge weights.
+
+    Up to 1,000 nodes twice, see `_largest`; of larger graphs <v, L v> with the eigenvector v as a constant, whose first
+    derivative is that of a simple eigenvalue.
+
+    Args:
+        graph, norm: of the Laplacian.
+        L: its values, in the order of the entries of `laplacian`.
+    """
+    if graph.size <= SMALL or torch.compiler.is_compiling():
+        values, U, _, matrix = _eigenbasis(graph, norm)
+        moved = change(matrix)
+        one_part = torch.zeros_like(values, dtype=torch.int64)
+        return _largest(values, one_part, 1, None if moved is None else U.mT @ moved @ U)[0]
+    _check_symmetric(graph, norm, "The largest eigenvalue of a Laplacian")
+    v = torch.from_numpy(_by_lanczos(graph, norm)[1][:, 0]).to(L.device)
+    entries, _ = pattern(graph, "replace")
+    top = (L * v[entries.row] * v[entries.col]).sum()
+    return torch.where(top > 1e-12, top, 1.0)
 
 
 def _check_symmetric(graph: Graph, norm: Norm, what: str) -> None:

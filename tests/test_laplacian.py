@@ -178,3 +178,32 @@ def test_the_largest_eigenvalue_needs_a_symmetric_laplacian(n, norm):
         largest_eigenvalue(graph, norm)
     with pytest.raises(ValueError, match="needs a symmetric Laplacian"):
         laplacian(graph, DOUBLE, norm=norm, lmax="exact")
+
+
+SMALL_GRAPH = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4, 0, 2], [1, 0, 2, 1, 3, 2, 4, 3, 2, 0]])
+
+
+@pytest.mark.parametrize("norm", ["sym", None])
+@pytest.mark.parametrize("lmax", ["exact", "bound"])
+@pytest.mark.parametrize("lanczos", [False, True])
+def test_the_rescaled_laplacian_is_differentiable_in_the_edge_weights(norm, lmax, lanczos, monkeypatch):
+    monkeypatch.setattr("gconv.laplacian.SMALL", 0 if lanczos else 1000)
+
+    def run(w):
+        return dense(laplacian(Graph(SMALL_GRAPH, 5, w.repeat_interleave(2)), DOUBLE, norm=norm, lmax=lmax))
+
+    w = torch.linspace(0.5, 1.5, 5, dtype=DOUBLE).requires_grad_()
+    assert torch.autograd.gradcheck(run, (w,))
+    assert lanczos or torch.autograd.gradgradcheck(run, (w,))
+    constant = dense(laplacian(Graph(SMALL_GRAPH, 5, w.detach().repeat_interleave(2)), DOUBLE, norm=norm, lmax=lmax))
+    torch.testing.assert_close(run(w), constant)
+
+
+def test_control_a_constant_largest_eigenvalue_has_a_wrong_derivative(monkeypatch):
+    monkeypatch.setattr("gconv.laplacian._differentiable_lmax", lambda graph, L, norm: largest_eigenvalue(graph, norm))
+    w = torch.linspace(0.5, 1.5, 5, dtype=DOUBLE).requires_grad_()
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(
+            lambda w: dense(laplacian(Graph(SMALL_GRAPH, 5, w.repeat_interleave(2)), DOUBLE, norm=None, lmax="exact")),
+            (w,),
+        )

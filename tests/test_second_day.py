@@ -9,8 +9,9 @@ from limits import joined, started
 from torch import nn
 
 from gconv import Bipartite, GConv, Graph, Grid
-from gconv.analysis import affine, effective_receptive_field, lipschitz_bound
+from gconv.analysis import affine, effective_receptive_field, effective_resistance, lipschitz_bound
 from gconv.domains.foreign import _num_nodes
+from gconv.laplacian import largest_eigenvalue
 from gconv.operators import cheb, conv2d, gat, gcn, lightgcn, monet, relational
 from gconv.summary import summary
 
@@ -72,6 +73,66 @@ def test_training_the_weights_of_a_graph_keeps_what_depends_on_its_edges():
     changed(graph, "edge_weight")
     layer(X, graph)
     assert kept and all(graph._memo[key] is value for key, value in kept.items())
+
+
+def pairs(w):
+    """INDEX with the same weight in both directions."""
+    return Graph(INDEX, 5, w.double().repeat_interleave(2))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda g: (
+            GConv(cheb(3, 2, k=3, normalization=None, lambda_max="exact"), dtype=torch.float64)
+            .requires_grad_(False)
+            .at(g, X.double())
+            .S.L.values.detach()
+        ),
+        lambda g: torch.tensor(largest_eigenvalue(g, None)),
+        effective_resistance,
+    ],
+    ids=["laplacian", "largest eigenvalue", "resistance"],
+)
+def test_what_depends_on_learned_weights_follows_their_training(of):
+    graph = pairs(torch.rand(4) + 0.5)
+    graph.edge_weight.requires_grad_()
+    before = of(graph)
+    with torch.no_grad():
+        graph.edge_weight.mul_(torch.tensor([1.0, 1, 3, 3, 1, 1, 2, 2], dtype=torch.float64))
+    torch.testing.assert_close(of(graph), of(fresh(graph)))
+    assert not torch.allclose(of(graph), before)  # the change matters
+
+
+def test_symmetry_of_learned_weights_is_checked_again_after_a_change():
+    graph = pairs(torch.rand(4) + 0.5)
+    graph.edge_weight.requires_grad_()
+    assert graph.is_undirected
+    known = dict(graph._memo)
+    assert graph.is_undirected and dict(graph._memo) == known  # unchanged weights are not checked again
+    with torch.no_grad():
+        graph.edge_weight[0] *= 3
+    assert not graph.is_undirected
+
+
+@pytest.mark.parametrize("name", ["edge_weight", "edge_index", "edge_attr", "edge_type", "pos"])
+def test_a_graph_made_in_inference_mode_notices_changes_in_place(name):
+    spec = {"edge_attr": monet(3, 2, 1, 2), "edge_type": relational(3, 2, 3)}.get(name, gcn(3, 2))
+    layer, kind = GConv(spec), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    with torch.inference_mode():
+        graph = Graph(INDEX[:, :7], 5, torch.rand(7) + 0.5, torch.rand(7, 1), kind[:7], torch.rand(5, 2))
+        before = layer(X, graph)
+        assert layer(X, graph).equal(before)  # by the cached S
+        versions = graph.version
+        changed(graph, name)
+        assert graph.version != versions
+        torch.testing.assert_close(layer(X, graph), layer(X, fresh(graph)))
+        assert name == "pos" or not torch.allclose(layer(X, graph), before)  # the change matters
+    learned = torch.rand(8, requires_grad=True)
+    with torch.inference_mode():
+        assert not Graph(INDEX, 5, learned).edge_weight.requires_grad
+    with torch.no_grad():
+        assert not Graph(INDEX, 5, learned).edge_weight.requires_grad
 
 
 def test_a_graph_from_inference_mode_works_outside_of_it():

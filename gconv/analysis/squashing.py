@@ -129,8 +129,8 @@ def effective_resistance(graph: Any, pairs: Tensor | None = None) -> Tensor:
             "non-negative weights."
         )
     ends = place.edge_index if pairs is None else _pairs(pairs, place)
-    part = place.memo("components", lambda: _components(place))
-    factors = place.memo("resistance factors", lambda: _factors(place, part))
+    part = place.memo("components", lambda: _components(place), of_weights=True)
+    factors = place.memo("resistance factors", lambda: _factors(place, part), of_weights=True)
     u, v = ends
     resistance = torch.where(part[u] == part[v], 0.0, torch.full_like(u, torch.inf, dtype=torch.float64))
     for nodes, Y in factors:  # R_uv = |y_u - y_v|^2

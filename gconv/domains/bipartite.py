@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv.arguments import checked, explain_keywords, integer, shown
-from gconv.domains.edges import Edges, read_permutation
+from gconv.domains.edges import Edges, counted, read_permutation
 from gconv.kernels import varies
 
 if TYPE_CHECKING:
@@ -318,7 +318,8 @@ class Bipartite(Edges):
         """The same edges on another device; the same object if they are already there."""
         if torch.device(device) == self.device:
             return self
-        tensors = {e.name: v.to(device) for e in fields(self) if isinstance(v := getattr(self, e.name), Tensor)}
+        with counted():
+            tensors = {e.name: v.to(device) for e in fields(self) if isinstance(v := getattr(self, e.name), Tensor)}
         whole = None if self.whole is None else self.whole.to(device)
         return self._sibling(whole=whole, **tensors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -56,6 +57,16 @@ def read_permutation(name: str, order: Any, size: int, device: torch.device) -> 
     if not torch.equal(order.sort().values, torch.arange(size, device=device)):
         raise ValueError(f"{name} must contain each of the node indices 0 to {size - 1} once.")
     return order
+
+
+def counted() -> AbstractContextManager[object]:
+    """A context for copying tensors outside of inference mode, in which torch does not count their changes in place."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode(False))  # which turns gradients on
+    stack.enter_context(torch.no_grad())
+    return stack
 
 
 @at_trace_time
@@ -113,7 +124,7 @@ class Edges:
                 "edge_index is batched by torch.vmap, but the edges must be the same for all signals of a batch: call "
                 "the layer once for each edge_index, or on the union of the graphs, Graph.union."
             )
-        with outside_transforms(given):
+        with outside_transforms(given), counted():
             copied = given.detach().to(torch.int64, copy=True).contiguous()
         object.__setattr__(self, "edge_index", copied)
         if not readable(copied):  # during tracing indices cannot be checked
@@ -126,7 +137,7 @@ class Edges:
         for name, ndims in (("edge_weight", (1,)), ("edge_attr", (1, 2)), ("edge_type", (1,))):
             value = getattr(self, name)
             if value is not None:
-                with outside_transforms(value if isinstance(value, Tensor) else None):
+                with outside_transforms(value if isinstance(value, Tensor) else None), counted():
                     object.__setattr__(self, name, self._check_edge_tensor(name, value, ndims))
 
     def _check_edge_tensor(self, name: str, value: Any, ndims: tuple[int, ...]) -> Tensor:
@@ -193,8 +204,14 @@ class Edges:
             return ()
         return tuple(found)
 
-    def memo(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The result of `make`, cached for this key until a tensor is modified in place."""
+    def memo(self, key: Hashable, make: Callable[[], T], *, of_weights: bool = False) -> T:
+        """The result of `make`, cached for this key until a tensor is modified in place.
+
+        Args:
+            key, make: the result and its key.
+            of_weights: whether it is also computed again after edge weights that require a gradient were modified in
+                place, as by an optimiser; what depends on the edges alone is kept then.
+        """
         if torch.compiler.is_dynamo_compiling():
             found = _recall(self, key) if _from_outside(self) else None
             return make() if found is None else getattr(self, found)
@@ -203,6 +220,8 @@ class Edges:
             if self.__dict__.setdefault("_derived_from", version) != version:
                 self._memo.clear()
                 self.__dict__["_derived_from"] = version
+        if of_weights and self.edge_weight is not None and self.edge_weight.requires_grad:
+            self._forget_unless_same(key, self.edge_weight)
         known = self._memo.get(key, _MISSING)  # a single look-up: another thread may clear the cache at any time
         if known is not _MISSING:
             return known
@@ -210,6 +229,15 @@ class Edges:
         with lasting(self.edge_index):
             made = self._memo[key] = make()
         return made
+
+    def _forget_unless_same(self, key: Hashable, weight: Tensor) -> None:
+        """Drop a cached result if the edge weights, which require a gradient, were modified in place since."""
+        if type(weight) is not Tensor or weight.is_inference():  # whose changes are not counted
+            return
+        made, version = self.__dict__.setdefault("_made_from", {}), weight._version
+        if made.get(key, version) != version:
+            self._memo.pop(key, None)
+        made[key] = version
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Edges:
         """A copy. Raises: RuntimeError if tensors of it are computed from others, which the copy could not follow."""

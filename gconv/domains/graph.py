@@ -14,7 +14,7 @@ from gconv.arguments import checked, explain_keywords, integer
 from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
-from gconv.domains.edges import Edges, check_edge_index, read_permutation
+from gconv.domains.edges import Edges, check_edge_index, counted, read_permutation
 from gconv.kernels import order as orders
 from gconv.kernels import outside_transforms, readable, varies, wrapped
 
@@ -89,7 +89,7 @@ class Graph(Edges):
                 raise ValueError(f"pos is on {self.pos.device}, but edge_index is on {self.device}.")
             if readable(self.pos) and not bool(torch.isfinite(self.pos.detach()).all()):
                 raise ValueError("pos must be finite, but it contains NaN or infinity.")
-            with outside_transforms(self.pos):
+            with outside_transforms(self.pos), counted():
                 put("pos", self.pos.clone())
         if self.ptr[0] != 0 or self.ptr[-1] != size or any(a > b for a, b in itertools.pairwise(self.ptr)):
             raise ValueError(f"ptr must increase from 0 to {size}, the number of nodes, but it is {self.ptr}.")
@@ -216,8 +216,8 @@ class Graph(Edges):
                 from its first line; if columns are given by position, the file must not have a header.
             weight: the column of the weights; default: none.
             nodes: the names of all nodes in the desired order, isolated ones included, or their number n for names
-                0 ... n - 1; default: the names used by edges, integers in ascending order, others in order of
-                appearance.
+                0 ... n - 1; default: the names used by edges, integers (in an array also floats that are all whole)
+                in ascending order, others in order of appearance.
             undirected: whether to add the reverse of each edge. An edge and its reverse are then duplicates.
             duplicates: how to treat an edge that is listed more than once: raise an error ("error"), add up the weights
                 ("sum"; an edge without a weight counts as 1), use the first ("first"), or keep all of them ("keep").
@@ -367,7 +367,7 @@ class Graph(Edges):
             size = w.new_zeros(len(pair)).index_add(0, forth, w.abs())  # weights of double edges may cancel
             return bool(((there - here).abs() <= tolerance * size).all())
 
-        return check() if wrapped(self.edge_weight) else self.memo("undirected", check)
+        return check() if wrapped(self.edge_weight) else self.memo("undirected", check, of_weights=True)
 
     @checked
     def to(self, device: torch.device | str) -> Graph:
@@ -375,9 +375,10 @@ class Graph(Edges):
         if torch.device(device) == self.device:
             return self
         moved = object.__new__(Graph)  # without __post_init__: the tensors have been validated already
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            object.__setattr__(moved, entry.name, value.to(device) if isinstance(value, Tensor) else value)
+        with counted():
+            for entry in fields(self):
+                value = getattr(self, entry.name)
+                object.__setattr__(moved, entry.name, value.to(device) if isinstance(value, Tensor) else value)
         object.__setattr__(moved, "_memo", {})
         return moved
 
