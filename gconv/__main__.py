@@ -90,9 +90,21 @@ def explain(name: str) -> str:
 
     entry = operator(name)
     spec = entry.samples()[0].spec
-    signature = str(inspect.signature(entry.factory, eval_str=True)).split(" -> ")[0]
+    plain = inspect.signature(entry.factory)
+    signature = str(plain.replace(parameters=[_without_quotes(p) for p in plain.parameters.values()])).split(" -> ")[0]
     parts = f"{type(spec.structure).__name__} on a {spec.structure.domain}, {type(spec.mixing).__name__}"
     return f"{name}{signature}\n\n{_text(name)}\n\n{spec}: {parts}.\nSource: {entry.citation}."
+
+
+class _Annotation(str):
+    """An annotation as in the source: its repr has no quotes."""
+
+    __repr__ = str.__str__
+
+
+def _without_quotes(parameter: inspect.Parameter) -> inspect.Parameter:
+    hint = parameter.annotation
+    return parameter.replace(annotation=_Annotation(hint)) if isinstance(hint, str) else parameter
 
 
 def _text(name: str) -> str:

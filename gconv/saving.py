@@ -166,9 +166,13 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
     }
     about["digest"] = _digest(about, tensors)
     metadata = {KEY: json.dumps(about)}
-    where = Path(path)
+    where = Path(os.path.realpath(path))  # a link is kept, and its target replaced
+    if where.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "this is a folder, give the name of a file", str(path))
     if not where.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(where.parent))
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(Path(path).parent))
+    if where.exists() and not where.is_file():  # it would be replaced
+        raise OSError(errno.EINVAL, "this is a device or a pipe, give the name of a file", str(path))
     trial = where.with_name(f".{where.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file(tensors, trial, metadata)
@@ -229,7 +233,8 @@ def load(path: str | PathLike[str], *, into: nn.Module | None = None) -> nn.Modu
 
     Args:
         path: of the file.
-        into: a model with the same layers. Its weights are replaced, all or none, and it is returned.
+        into: a model with the same layers. Its weights are replaced, all or none, and it is returned. As with
+            load_state_dict, it stays in train or eval mode, and what it has frozen stays frozen.
 
     Raises:
         InputError: if the file is damaged, has another format or version, describes an unknown operator or layer,
@@ -489,7 +494,7 @@ def _shown_node(node: Any) -> str:
         return "missing"
     kind, given = node.get("kind"), node.get("operator") or node.get("arguments")
     if kind == "other":
-        return f"a {node.get('class')}"
+        return f"of class {node.get('class')}"
     named = given if isinstance(given, dict) else {}
     listed = ", ".join(f"{key}={value!r}" for key, value in named.items() if key != "operator")
     text = f"{named.get('operator', kind)}({listed})"

@@ -11,7 +11,7 @@ from torch import nn
 from gconv import GConv, Graph, Grid, analysis
 from gconv.errors import InputError
 from gconv.linear import identity
-from gconv.operators import conv2d, gcn
+from gconv.operators import conv2d, gcn, sage
 from gconv.operators.shapes import ring
 
 GRID = Grid((5, 5))
@@ -180,6 +180,12 @@ def test_layers_are_drawn_where_their_domain_is_given():
     for plot, value in ((analysis.plot_matrix, identity(3)), (analysis.plot_energy, torch.ones(2))):
         with pytest.raises(TypeError, match="ax must be a matplotlib axis, but a str"):
             plot(value, "ax")
+        with pytest.raises(TypeError, match="ax must be a matplotlib axis, but a module"):
+            plot(value, plt)
+    empty = Graph(torch.zeros(2, 0, dtype=torch.int64), size=0)
+    for spec in (gcn(1, 13), sage(2, 2)):
+        with pytest.raises(ValueError, match="A graph without nodes has no eigenvalues"):
+            analysis.plot_response(GConv(spec), domain=empty)
     assert not plt.get_fignums()  # a refused picture leaves no empty window
 
 

@@ -41,6 +41,8 @@ def test_every_operator_is_explained():
     for name in gconv.list_operators():
         text = command_line.explain(name)
         assert text.startswith(f"{name}(") and gconv.cite(name) in text and len(text.splitlines()) > 5
+    assert command_line.explain("gcn").startswith("gcn(in_channels: int, out_channels: int, ")
+    assert "normalization: Literal['sym', 'rw'] | None = 'sym'" in command_line.explain("cheb").splitlines()[0]
 
 
 def test_a_plan_is_that_of_the_layer(capsys):

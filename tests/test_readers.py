@@ -490,12 +490,14 @@ def test_arrays_of_edges_are_integers_in_order():
     assert Graph.from_edge_list([])[0].size == 0
 
 
-def test_whole_numbers_in_arrays_of_floats_are_integers():
+def test_whole_numbers_in_tables_of_floats_are_integers():
     table = [[7.0, 3.0, 0.5], [5.0, 7.0, 2.0]]
-    for edges in (np.array(table), torch.tensor(table), np.array(table, np.float32)):
+    for edges in (np.array(table), torch.tensor(table), np.array(table, np.float32), table):
         graph, ids = Graph.from_edge_list(edges, weight=2)
         assert ids == [3, 5, 7] and all(type(i) is int for i in ids)
         assert graph.edge_index.tolist() == [[2, 1], [0, 2]] and graph.edge_weight.tolist() == [0.5, 2.0]
+    frame = pd.DataFrame({"u": [7.0, 5.0, None], "v": [3.0, 7.0, 1.0]}).dropna()
+    assert Graph.from_edge_list(frame, source="u", target="v")[1] == [3, 5, 7]
     assert Graph.from_edge_list(np.array([[7.0, 3.5], [5.0, 7.0]]))[1] == [7.0, 3.5, 5.0]  # the control
 
 
@@ -520,9 +522,23 @@ def test_a_file_of_edges_is_searched_for_its_delimiter_once(tmp_path, monkeypatc
         ('"a, b";c\nc;d\n', {}, ["a, b", "c", "d"], None),
         ("\ufeffu|v\n01|1\n", {"source": "u", "target": "v"}, ["01", "1"], None),
         ("", {}, [], None),
+        ('"a, b";"c, d"\n"c, d";"e, f"\n', {}, ["a, b", "c, d", "e, f"], None),
+        ('"a", "b"\n"b", "c"\n', {}, ["a", "b", "c"], None),
+        ("a;b;1,5\nb;c;2,5\n", {}, ["a", "b", "c"], None),
+        ("0\t1\t0,5\n1\t2\t1,5\n", {}, [0, 1, 2], None),
+        ("0 1 0,5\n1 2 1,5\n", {}, [0, 1, 2], None),
+        ("0,1,2020-01-01 10:00\n1,2,2020-01-01 10:00\n", {}, [0, 1, 2], None),
+        ("New York, Boston\nBoston, Salt Lake City\n", {}, ["New York", "Boston", "Salt Lake City"], None),
+        ("u,v\n1,2,\n2,3,\n", {"source": "u", "target": "v"}, [1, 2, 3], None),
+        ("% sym unweighted\n1 2\n2 3\n", {}, [1, 2, 3], None),
+        ("u,v\r\n1,2\r\n", {"source": "u", "target": "v"}, [1, 2], None),
     ],
-    ids=["csv", "tabs", "spaces", "quotes", "BOM and leading zeros", "empty"],
-)
+    ids=[
+        "csv", "tabs", "spaces", "quotes", "BOM and leading zeros", "empty", "commas in quotes", "quotes after spaces",
+        "decimal commas", "decimal commas and tabs", "decimal commas and spaces", "times", "spaces in names",
+        "delimiter at the end", "comments of KONECT", "lines of Windows",
+    ],
+)  # fmt: skip
 def test_files_of_edges(tmp_path, text, columns, ids, weights):
     path = tmp_path / "edges.csv"
     path.write_text(text, encoding="utf-8")
@@ -611,6 +627,24 @@ LISTS = [
     (csv_file("u,v\n0,1\n,2\n"), {"source": "u", "target": "v"}, ValueError, "row 1 .* has no source"),
     (csv_file("0,1\n1,2,3\n"), {"weight": 2}, ValueError, "weight=2 is out of range: there are 2 columns"),
     (csv_file("ä,ö\n", "latin-1"), {}, ValueError, "is not UTF-8 text"),
+    (csv_file("Ulm, D;Bonn, D\n"), {}, ValueError, "contain commas and semicolons, and either could separate columns"),
+    (
+        csv_file("u,v\nNew York, NY,Boston, MA\n"),
+        {"source": "u", "target": "v"},
+        ValueError,
+        "row 0 .* has 4 columns, but the first line has 2; names that contain commas must be in quotation marks",
+    ),
+    (csv_file("0 1\n1 2 3\n"), {}, ValueError, "row 1 .* has 3 columns, but the first line has 2"),
+    (
+        csv_file('a,"b\nc,d\n'),
+        {},
+        ValueError,
+        "row 0 .* has a line break in its target: is a quotation mark not closed",
+    ),
+    (csv_file("%%MatrixMarket matrix\n3 3 1\n1 2\n"), {}, ValueError, "is a Matrix Market file"),
+    (csv_file(",from,to\n0,a,b\n"), {}, ValueError, "looks like a header.*such as source='from'"),
+    (PAIRS, {"nodes": -2}, ValueError, "or their number, but it is -2"),
+    (PAIRS, {"nodes": True}, ValueError, "or their number, but it is True"),
 ]
 
 
@@ -618,7 +652,7 @@ LISTS = [
 def test_mistakes_in_edge_lists(tmp_path, edges, options, kind, message):
     with pytest.raises(kind, match=message) as caught:
         Graph.from_edge_list(edges(tmp_path) if callable(edges) else edges, **options)
-    assert str(caught.value).endswith(".")
+    assert str(caught.value).endswith((".", "?"))
 
 
 def test_a_file_that_is_not_there(tmp_path):

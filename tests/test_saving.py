@@ -239,6 +239,21 @@ def test_truncated_and_changed_bytes(tmp_path):
         )
 
 
+def test_links_are_kept_and_folders_and_pipes_are_refused(tmp_path):
+    link, folder, pipe = tmp_path / "link", tmp_path / "folder", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "target")
+    for width in (2, 3):  # the target is created, then replaced
+        save(nn.Linear(width, 1), link)
+        assert link.is_symlink() and load(tmp_path / "target").in_features == width
+    folder.mkdir()
+    os.mkfifo(pipe)
+    with pytest.raises(IsADirectoryError, match=r"this is a folder, give the name of a file: '.*folder'"):
+        save(nn.Linear(2, 1), folder)
+    with pytest.raises(OSError, match="this is a device or a pipe, give the name of a file"):
+        save(nn.Linear(2, 1), pipe)
+    assert pipe.is_fifo() and len(os.listdir(tmp_path)) == 4
+
+
 def test_other_files(tmp_path):
     path = tmp_path / "m"
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")

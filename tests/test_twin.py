@@ -93,6 +93,9 @@ def test_what_has_no_twin_is_told_in_a_sentence():
     found = twin(nn.Conv2d(1, 1, 3))
     with pytest.raises(InputError, match="takes images"):
         found(torch.zeros(3, 3))
+    for shape in ((5,), (5, 5, 5)):
+        with pytest.raises(InputError, match=rf"takes grids with 2 axes, but the shape is \({shape[0]}"):
+            found.graph(shape)
     assert isinstance(found.graph((5, 5)), Bipartite)
 
 

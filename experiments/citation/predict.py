@@ -88,7 +88,7 @@ def read_graph(path: Path) -> Papers:
     try:
         found = tensors_of(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} is no safetensors file, or damaged ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path} is not a safetensors file, or is damaged ({str(error).splitlines()[0]})") from None
     if missing := [name for name in ("edge_index", "x") if name not in found]:
         raise ValueError(f"{path} has no {' and no '.join(missing)}; a graph has edge_index (2, e) and x (n, {WORDS})")
     edges, x = found["edge_index"], found["x"]
@@ -192,9 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows = zip(range(len(names)), names, (f"{p:.4f}" for p in found.tolist()), strict=True)
                 csv.writer(file).writerows([("paper", "subject", "probability"), *rows])
     for name, count in zip(SUBJECTS, subject.bincount(minlength=len(SUBJECTS)).tolist(), strict=True):
-        print(f"{name:24s} {count:6d} papers")
+        print(f"{name:24s} {count:6d} paper{'s' * (count != 1)}")
     if empty := int((papers.x.sum(1) == 0).sum()):
-        print(f"{empty} papers have no word; their subject is that of what they cite", file=sys.stderr)
+        print(f"papers without words, classified only by their citations: {empty}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield path
         return
     place = Path(os.path.realpath(path))  # a link is kept
-    part = place.with_name(f"{place.stem}.{os.getpid()}.part{place.suffix}")
+    part = place.with_name(f"{place.stem}.{os.getpid()}.part{path.suffix}")  # the format is that of the given name
     try:
         yield part
         os.replace(part, place)

@@ -5,6 +5,7 @@ A network is one file of `gconv.save` in float16, optionally with a description 
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -137,4 +138,5 @@ def bars(path: Path, names: Sequence[str], values: Sequence[float], title: str, 
     axes.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axes.invert_yaxis()
     axes.set_title(title.replace("$", r"\$"), fontsize="medium")
-    canvas.savefig(path, dpi=120)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # characters that the font lacks
+        canvas.savefig(path, dpi=120)

@@ -284,7 +284,7 @@ def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, s
     if not short:
         return []
     listed = ", ".join(f"{label} ({count})" for label, count in short.items())
-    return [f"Unfinished, with the number of rows so far, of {table.n}: {listed}; `{table.command}` goes on."]
+    return [f"Unfinished, with the number of rows so far (of {table.n}): {listed}; `{table.command}` runs the rest."]
 
 
 def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:

@@ -127,7 +127,7 @@ def sweep(
     except ResultsError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
-        kept = f"finished runs are in {results.path}, the same command goes on from there"
+        kept = f"finished runs are in {results.path}, the same command continues from there"
         print(f"stopped: {kept if results.path.exists() else 'no run had finished'}", file=sys.stderr)
         raise SystemExit(130) from None
     if failed:
@@ -136,7 +136,7 @@ def sweep(
     if tasks:
         raise SystemExit(
             f"stopped: {launch.budget:g} minutes are over and {len(tasks)} of {len(keys)} runs of {experiment} have no "
-            "row yet; the same command goes on from there"
+            "row yet; the same command continues from there"
         )
     return [found[key] for key in keys]
 
@@ -236,7 +236,9 @@ def _in_processes(
                 except (EOFError, ConnectionResetError):
                     process.join()
                     what = "row"
-                    why = f"its process ended with {process.exitcode} (out of memory, or killed?); run again to go on"
+                    why = (
+                        f"its process ended with {process.exitcode} (out of memory, or killed?); run again to continue"
+                    )
                     value = {"config": repr(task.config), "error": why}
                 if what == "progress":
                     sink(*value)

@@ -305,8 +305,8 @@ TABLE = Table(
     cells=cells,
     format=rounded,
     caption=(
-        "The CNN of the ladder (rung 9) trained in one process and in two, one thread each, batches of 128 images in "
-        "all; batch norm over all processes."
+        "The CNN of `experiments.images.ladder` with nine weight matrices, trained in one process and in two with one "
+        "thread each; batches of 128 images in total, batch norm over all processes."
     ),
     command="python -m experiments.images.data_parallel --official --threads 1",
 )

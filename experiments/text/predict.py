@@ -69,6 +69,7 @@ class Options:
 
 
 SPLIT = re.compile(r"[^\W_]+(?=n't\b)|n't\b|'(?:s|ve|re|d|ll)\b|[^\W_]+|[^\w\s]")
+PLAIN = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")  # typographic quotation marks, which TREC does not have
 SIGNS = {"?": "\\?", "(": "\\(", ")": "\\)", '"': "``"}
 
 
@@ -78,7 +79,8 @@ def words_of(text: str) -> tuple[str, ...]:
     >>> words_of("Who didn't like Hamlet's end?")
     ('who', 'did', "n't", 'like', 'hamlet', "'s", 'end', '\\\\?')
     """
-    return tuple(SIGNS.get(word, word) for word in SPLIT.findall(text.lower()))
+    plain = unicodedata.normalize("NFC", text).translate(PLAIN).lower()
+    return tuple(SIGNS.get(word, word) for word in SPLIT.findall(plain))
 
 
 def known_words(data: TextSet) -> list[str]:

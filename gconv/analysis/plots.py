@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ BLUE, WHITE, RED = "#6baed6", "#ffffff", "#67001f"  # unequal lightness, so that
 
 def _axis(ax: Any) -> Any:
     if ax is not None:
-        if not hasattr(ax, "plot") or isinstance(ax, type):
+        if not hasattr(ax, "plot") or isinstance(ax, type | ModuleType):  # such as matplotlib.pyplot
             raise TypeError(f"ax must be a matplotlib axis, but {kind_of(ax)} was given.")
         return ax
     import matplotlib.pyplot as plt

@@ -105,6 +105,8 @@ def frequency_response(
                 f"{type(A.S).__name__}, which is defined at its own eigenvalues only."
             )
         low = _low_end(A.S.L) if isinstance(A.S, Polynomial) else "first"
+    elif not A.S.shape[2]:
+        raise ValueError("A graph without nodes has no eigenvalues, so there is no frequency response.")
     else:
         frames = Frames(SITES)
         found = table(A.S, frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from gconv.arguments import shown
 from gconv.domains.foreign import Arguments, columns_of, instance, real_number
 
 Duplicates = Literal["error", "sum", "first", "keep"]
-DELIMITERS = ",;\t| "
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
 
 
 def read_edge_list(
@@ -80,12 +81,18 @@ def _check_name(name: Any) -> None:
 
 
 def _order(sources: Sequence[Any], targets: Sequence[Any]) -> list[Any]:
-    """The distinct names: integers in ascending order, others in order of appearance."""
+    """The distinct names: whole numbers as integers in ascending order, others in order of appearance.
+
+    Tables that also hold weights, or once held NaN, have names such as 3.0.
+    """
     found = list(dict.fromkeys(name for pair in zip(sources, targets, strict=True) for name in pair))
-    return sorted(found) if all(isinstance(name, int) for name in found) else found
+    whole = all(isinstance(name, int) or (isinstance(name, float) and name.is_integer()) for name in found)
+    return sorted(int(name) if isinstance(name, float) else name for name in found) if whole else found
 
 
 def _listed(nodes: Any) -> list[Any]:
+    if isinstance(nodes, int) and (nodes < 0 or isinstance(nodes, bool)):
+        raise ValueError(f"nodes must be the list of all names or their number, but it is {shown(nodes)}.")
     if isinstance(nodes, int):
         nodes = range(nodes)
     if isinstance(nodes, str | bytes) or not (isinstance(nodes, Iterable) or hasattr(nodes, "tolist")):
@@ -167,10 +174,7 @@ def _from_array(array: Any, wanted: dict[str, Any]) -> list[list[Any]]:
             "(2, e) use Graph(edge_index), or transpose it."
         )
     names = range(array.shape[1])
-    found = [array[:, columns_of(names, column, role)].tolist() for role, column in wanted.items()]
-    if all(isinstance(name, float) and name.is_integer() for end in found[:2] for name in end):
-        found[:2] = [[int(name) for name in end] for end in found[:2]]  # which stand beside weights
-    return found
+    return [array[:, columns_of(names, column, role)].tolist() for role, column in wanted.items()]
 
 
 def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
@@ -210,7 +214,7 @@ HEADER_WORDS |= {f"{word}_id" for word in HEADER_WORDS} | {"node1", "node2", "so
 
 
 def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
-    """The wanted columns of a delimited text file; lines starting with # are comments.
+    """The wanted columns of a delimited text file; lines starting with # or % are comments.
 
     If a column is given by name, the first line is read as a header.
     """
@@ -219,12 +223,18 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
             lines = [line for line in file if line.strip() and not line.startswith("#")]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if lines and lines[0].startswith("%%MatrixMarket"):
+        raise ValueError(
+            f"{path} is a Matrix Market file, not an edge list: read it with Graph.from_scipy(scipy.io.mmread(path))."
+        )
+    lines = [line for line in lines if not line.startswith("%")]
     if not lines:
         return [[] for _ in wanted]
+    delimiter = _delimiter(path, lines)
     try:
-        delimiter = _delimiter(path, lines)
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-        rows = [[cell for cell in row if cell] for row in rows] if delimiter == " " else rows
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)  # a quoted name may follow a space
+        rows = [[cell.strip() for cell in row] for row in reader]
+        rows = [[cell for cell in row if cell] if delimiter == " " else row for row in rows]
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from None
     if any(isinstance(column, str) for column in wanted.values()):
@@ -237,7 +247,7 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         if names_columns or any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
             raise ValueError(
                 f"The first line of {path} looks like a header, {rows[0]}: give source and target (and weight) as "
-                f"names, such as source={rows[0][0]!r}."
+                f"names, such as source={next(filter(None, rows[0]), '')!r}."
             )
     found: list[list[Any]] = []
     for role, column in wanted.items():
@@ -248,10 +258,17 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
                 f"{path}: row {short} (counted from 0) has {len(rows[short])} columns, but {role} is column {at}."
             )
         found.append([row[at] for row in rows])
+    wide = next((k for k, row in enumerate(rows) if any(row[len(header) :])), None)
+    if wide is not None:
+        raise ValueError(
+            f"{path}: row {wide} (counted from 0) has {len(rows[wide])} columns, but the first line has {len(header)}; "
+            f"names that contain {DELIMITERS[delimiter]} must be in quotation marks."
+        )
     for role, values in zip(wanted, found, strict=True):
-        empty = next((k for k, value in enumerate(values) if not value), None)
-        if empty is not None:
-            raise ValueError(f"{path}: row {empty} (counted from 0) has no {role}.")
+        odd = next((k for k, value in enumerate(values) if not value or "\n" in value), None)
+        if odd is not None:
+            what = f"a line break in its {role}: is a quotation mark not closed?" if values[odd] else f"no {role}."
+            raise ValueError(f"{path}: row {odd} (counted from 0) has {what}")
     if all(_is_integer(name) for name in (*found[0], *found[1])):
         found[:2] = [[int(name) for name in end] for end in found[:2]]
     return found
@@ -262,11 +279,27 @@ def _is_integer(text: str) -> bool:
 
 
 def _delimiter(path: Path, lines: list[str]) -> str:
-    """The first of DELIMITERS that occurs in each of the first 20 lines. Raises: ValueError."""
+    """The delimiter that occurs in each of the first 20 lines, outside of quotes and of numbers such as 1,5.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
     if path.suffix == ".tsv":
         return "\t"
-    head = [line.strip() for line in islice(lines, 20)]
-    for delimiter in DELIMITERS:
-        if all(delimiter in line for line in head):
-            return delimiter
-    raise ValueError(f"{path} is not a table: its lines share no delimiter (comma, semicolon, tab, bar or space).")
+    head = [re.sub(r'"[^"]*"', '""', line.strip()) for line in islice(lines, 20)]
+    head = [re.sub(r"\s*([,;|])\s*", r"\1", line) for line in head]
+    found = [delimiter for delimiter in DELIMITERS if all(delimiter in line for line in head)]
+    if not found:
+        raise ValueError(f"{path} is not a table: its lines share no delimiter (comma, semicolon, tab, bar or space).")
+    for other in found[1:] if found[0] == "," else ():
+        rows = [line.split(None if other == " " else other) for line in head]
+        with_comma = [cell for row in rows for cell in row if "," in cell]
+        if all(re.fullmatch(r"[+-]?\d*,\d+", cell) for cell in with_comma) and min(map(len, rows)) > 1 + (other == " "):
+            return other
+    if len(found) > 1 and found[1] != " ":
+        raise ValueError(
+            f"{path}: its lines contain {DELIMITERS[found[0]]} and {DELIMITERS[found[1]]}, and either could separate "
+            "columns: put names in quotation marks, or read the file with pandas.read_csv(path, sep=...) and pass the "
+            "DataFrame."
+        )
+    return found[0]

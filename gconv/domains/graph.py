@@ -211,13 +211,13 @@ class Graph(Edges):
 
         Args:
             edges: pairs or longer rows, an array or tensor (e, 2) or wider, a DataFrame, a dict of columns, or the path
-                of a delimited text file (comma, semicolon, tab, bar or space; lines starting with # are comments).
+                of a delimited text file (comma, semicolon, tab, bar or space; lines starting with # or % are comments).
             source, target: the columns of the two end points, by name or by position. Column names of a file are read
                 from its first line; if columns are given by position, the file must not have a header.
             weight: the column of the weights; default: none.
             nodes: the names of all nodes in the desired order, isolated ones included, or their number n for names
-                0 ... n - 1; default: the names used by edges, integers (in an array also floats that are all whole)
-                in ascending order, others in order of appearance.
+                0 ... n - 1; default: the names used by edges, whole numbers (also 3.0) as integers in ascending
+                order, others in order of appearance.
             undirected: whether to add the reverse of each edge. An edge and its reverse are then duplicates.
             duplicates: how to treat an edge that is listed more than once: raise an error ("error"), add up the weights
                 ("sum"; an edge without a weight counts as 1), use the first ("first"), or keep all of them ("keep").

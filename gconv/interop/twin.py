@@ -59,6 +59,9 @@ class Twin(nn.Module):
         (Graph(16 nodes, 100 edges, edge_type), tensor([0, 0, 0]))
         """
         grid = Grid(tuple(shape))
+        axes = getattr(self.structure, "ndim", len(grid.shape))
+        if len(grid.shape) != axes:
+            raise InputError(f"This twin takes grids with {axes} axes, but the shape is {grid.shape}.")
         known = self._graphs.get(grid.shape)
         if known is None:
             if len(self._graphs) >= MAX_GRAPHS:

@@ -133,6 +133,19 @@ def test_questions_are_answered_word_by_word(files, tmp_path, capsys):
     assert abs(raises[1].item()) < 1e-6 and found.sum().item() == pytest.approx(1)
 
 
+def test_typographic_quotation_marks_are_plain_ones():
+    assert questions.words_of("Who didn\u2019t like \u201cHamlet\u2019s\u201d cafe\u0301?") == questions.words_of(
+        "Who didn't like \"Hamlet's\" caf\u00e9?"
+    )
+    assert questions.words_of("a `b`") != questions.words_of("a 'b'")
+
+
+def test_a_character_that_the_font_lacks_prints_no_warning(files, tmp_path, recwarn):
+    out = tmp_path / "words.png"
+    questions.main(["\U0001f436 how far?", "--checkpoint", str(files["questions"]), "--out", str(out)])
+    assert out.stat().st_size and not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -202,7 +215,7 @@ def test_graphs_are_answered_with_a_picture_and_a_table(files, tmp_path, capsys)
     papers.main([str(path), "--checkpoint", str(files["papers"]), "--out", str(out), "--table", str(table)])
     said = capsys.readouterr()
     assert out.read_bytes().startswith(b"\x89PNG") and len(table.read_text().splitlines()) == 5
-    assert "papers" in said.out and "1 papers have no word" in said.err
+    assert "papers" in said.out and "classified only by their citations: 1" in said.err
     alone = graph_file(tmp_path / "one.safetensors", x=torch.ones(1, papers.WORDS),
                        edge_index=torch.zeros(2, 0, dtype=torch.int64))  # fmt: skip
     papers.main([str(alone), "--checkpoint", str(files["papers"]), "--out", str(out)])
@@ -323,6 +336,17 @@ def test_options_that_exclude_each_other(main, arguments, says, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code and says in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_link_to_a_file_that_does_not_exist_yet_is_followed(files, tmp_path, capsys):
+    """The format is that of the given name, since the target of a link may have another ending."""
+    photo, out, target = tmp_path / "photo.png", tmp_path / "out.png", tmp_path / "target"
+    Image.new("RGB", (40, 30)).save(photo)
+    out.symlink_to(target)
+    for main, name in ((images.main, "images"), (areas.main, "cells")):
+        target.unlink(missing_ok=True)
+        main([str(photo), "--checkpoint", str(files[name]), "--out", str(out)])
+        assert out.is_symlink() and target.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_file_that_is_not_finished_is_not_left(files, tmp_path, monkeypatch):

@@ -341,7 +341,7 @@ def test_a_table_below_its_protocol_is_an_error_unless_it_says_so():
     with pytest.raises(TableError, match="table t, a: 1 rows, and the protocol has 2"):
         render.render(table, rows)
     text = render.render(replace(table, unfinished=("a",)), rows)
-    assert "Unfinished, with the number of rows so far, of 2: a (1); `python -m x` goes on." in text
+    assert "Unfinished, with the number of rows so far (of 2): a (1); `python -m x` runs the rest." in text
     more = [*rows, {"key": "2", "config": {"model": "a", "seed": 1}, "metrics": {"acc": 2.0}}]
     assert "Unfinished" not in render.render(table, more)
 
