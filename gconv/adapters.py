@@ -242,7 +242,7 @@ def adapt(
     for p in twin.parameters():
         numbers[p.requires_grad] += p.numel()
     report = AdapterReport(tuple(entries), numbers[1], numbers[0])
-    if not hasattr(type(model), "report"):
+    if not hasattr(type(model), "report") and "report" not in {*twin._modules, *twin._parameters, *twin._buffers}:
         twin.report = report  # type: ignore[assignment]
     return twin
 

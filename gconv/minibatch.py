@@ -39,8 +39,8 @@ def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> 
     >>> apply_blocks(net, x[blocks[0].n_id], blocks).shape
     torch.Size([1, 2])
     """
-    if not isinstance(net, nn.Sequential):
-        raise TypeError(f"apply_blocks takes an nn.Sequential, but it was given {shown(net)}.")
+    if not is_chain(net):
+        raise TypeError(f"apply_blocks takes an nn.Sequential{WITHOUT_OWN}, but it was given {shown(net)}.")
     modules = list(modules_of(net))
     layers = sum(on_graphs(module) for module in modules)
     if not all(isinstance(block, Bipartite) for block in blocks) or len(blocks) != layers:
@@ -51,11 +51,22 @@ def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> 
     return x
 
 
+WITHOUT_OWN = " without hooks or a forward of its own"
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether calling a module is the same as calling its modules in order."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return False
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and "forward" not in vars(module)
+
+
 def modules_of(net: nn.Sequential) -> Iterator[nn.Module]:
-    """The modules of a Sequential in order, nested Sequentials flattened."""
+    """The modules of a Sequential in order, nested ones flattened if calling them does nothing else."""
     for module in net:
-        if isinstance(module, nn.Sequential):
-            yield from modules_of(module)
+        if is_chain(module):
+            yield from modules_of(module)  # type: ignore[arg-type]
         else:
             yield module
 

@@ -7,8 +7,10 @@ import hashlib
 import inspect
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -112,11 +114,17 @@ def _describe(module: nn.Module, path: str, seen: dict[int, str]) -> Node:
 
 def _read_argument(module: nn.Module, name: str) -> Any:
     value = getattr(module, name, None)
-    if isinstance(value, Tensor) or (name == "bias" and value is None):  # the argument says whether it exists
+    if name == "bias" and (value is None or isinstance(value, Tensor)):  # the argument says whether it exists
         return value is not None
     if name == "num_parameters":
         return module.get_parameter("weight").numel()
-    return list(value) if isinstance(value, tuple) else value
+    return _without_arrays(value)
+
+
+def _without_arrays(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's numbers, and tuples as lists."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_without_arrays(part) for part in value] if isinstance(value, tuple | list) else value
 
 
 # -- save ----------------------------------------------------------------------------------------------------------
@@ -164,8 +172,11 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
         "same": same,
         "frozen": frozen,
     }
-    about["digest"] = _digest(about, tensors)
-    metadata = {KEY: json.dumps(about)}
+    try:
+        about["digest"] = _digest(about, tensors)
+        metadata = {KEY: json.dumps(about)}
+    except TypeError as error:
+        raise InputError(f"The layers of the model cannot be described as JSON: {_first_line(error)}.") from error
     where = Path(os.path.realpath(path))  # a link is kept, and its target replaced
     if where.is_dir():
         raise IsADirectoryError(errno.EISDIR, "this is a folder, give the name of a file", str(path))
@@ -175,7 +186,11 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "this is a device or a pipe, give the name of a file", str(path))
     trial = where.with_name(f".{where.name}.{uuid.uuid4().hex}.tmp")
     try:
+        with open(trial, "xb") as file:
+            mode = os.stat(where if where.is_file() else file.fileno()).st_mode
         save_file(tensors, trial, metadata)
+        with suppress(OSError):  # safetensors allows only the owner to read the file
+            os.chmod(trial, stat.S_IMODE(mode))
         with open(trial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(trial, where)
@@ -343,6 +358,8 @@ def _check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, path: Any, 
             raise InputError(f"{_file(path)} does not fit {owner}: it {what} {shown(names[0])}{rest}.")
     for name, tensor in tensors.items():
         want = expected[name]
+        if exact and (is_lazy(want) or want.is_meta):
+            raise InputError(f"{name} of the model to load into has no memory yet: run it once, or use to_empty().")
         if tensor.shape != want.shape:
             raise InputError(
                 f"{_file(path)} does not fit {owner}: {name} has shape {tuple(tensor.shape)}, not {tuple(want.shape)}."

@@ -181,6 +181,13 @@ def test_whole_models(make):
     assert [type(m) for m in plain.modules()] == [type(m) for m in model.modules()]
 
 
+def test_a_layer_named_report_stays():
+    net = nn.Sequential()
+    net.add_module("report", nn.Conv2d(8, 8, 3))
+    tuned = adapt(net)
+    assert isinstance(tuned.report, nn.Conv2d) and adapters(tuned.report)
+
+
 def test_layers_can_be_chosen():
     net = nn.Sequential(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 8, 3))
     assert [e.path for e in adapt(net, layers=["0"]).report() if e.parameters] == ["0.0", "0.1"]

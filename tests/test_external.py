@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import os
+import pickle
 import random
 import resource
 import subprocess
@@ -473,6 +474,33 @@ def test_rows_take_labels_and_indices_of_every_kind(index, y):
             Rows([x], index, bad)
 
 
+def test_rows_of_a_part_of_a_mapped_file_are_that_part(tmp_path):
+    """A view of a memory map has the name of the file, too."""
+    x = np.arange(20, dtype="f4").reshape(5, 4)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "f.npy", np.asfortranarray(x))
+    x.tofile(tmp_path / "x.bin")
+    mapped, columns = (np.load(tmp_path / name, mmap_mode="r") for name in ("x.npy", "f.npy"))
+    raw = np.memmap(tmp_path / "x.bin", "f4", "r", shape=(5, 4))
+    views = mapped[:, 1:3], mapped[1:3], mapped[::-1], mapped.T, mapped.view("i4"), raw[1:], columns[:, ::2]
+    for signal in (mapped, columns, raw, *views):
+        for rows in (Rows([signal]), pickle.loads(pickle.dumps(Rows([signal])))):
+            assert np.array_equal(rows.batch(range(len(rows)))[0], signal)
+    assert Rows([mapped]).sources == [tmp_path / "x.npy"]  # only the path goes to the workers of a loader
+    os.unlink(tmp_path / "x.npy")
+    assert np.array_equal(Rows([mapped]).batch([2])[0], x[2:3])
+
+
+def test_rows_refuse_places_and_signals_that_are_no_numbers():
+    rows = Rows([np.ones((4, 1))])
+    for places in ([True, False, True, True], torch.ones(4, dtype=torch.bool), [0.5], "ab", [slice(0, 2)]):
+        with pytest.raises(TypeError, match="places must be a sequence of indices"):
+            rows.batch(places)
+    assert rows.batch([])[0].shape == (0, 1)
+    with pytest.raises(TypeError, match="a type that torch has, but they are float64, <U1"):
+        Rows([np.ones((1, 1)), np.array([["a"]])])
+
+
 def test_bfloat16_is_read_and_written_as_float32(tmp_path):
     """numpy has no bfloat16; every number of it is a float32."""
     graph, x = build(tmp_path / "g", torch.randint(9, (2, 30)), 9), torch.randn(9, 4).bfloat16()
@@ -548,6 +576,21 @@ def test_features_from_text_never_replace_the_text(tmp_path):
     assert np.load(features_from_text(tmp_path / "x.csv", tmp_path / "x.npy")).tolist() == [[1, 2]]
 
 
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Doubled(GConv):
+    def forward(self, x, domain):
+        return 2 * super().forward(x, domain)
+
+
+def hooked(module):
+    module.register_forward_hook(lambda module, x, y: 2 * y)
+    return module
+
+
 def network():
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -558,18 +601,21 @@ def network():
         GConv(graphconv(9, 4)),
         GConv(sage(4, 7, aggr="sum", root_weight=False)),
         GConv(lightgcn()),
+        GConv(simple()),
+        GConv(simple("mean")),
         GConv(gcn(7, 2, add_self_loops=False)),
+        Residual(nn.Linear(2, 2), nn.Tanh()),
     )
     net[1][1].running_mean.normal_()
     return net
 
 
 def whole(net, x, graph):
-    for module in net.modules():
-        if isinstance(module, GConv):
-            x = module(x, graph)
-        elif not isinstance(module, nn.Sequential):
-            x = module(x)
+    for module in net:
+        if type(module) is nn.Sequential:
+            x = whole(module, x, graph)
+        else:
+            x = module(x, graph) if isinstance(module, GConv) else module(x)
     return x
 
 
@@ -602,10 +648,36 @@ def test_layer_by_layer_goes_on(folder, monkeypatch):
     assert number > 30
 
 
+def test_a_network_in_double_precision_reads_other_features_as_such(tmp_path):
+    net, edges, x = nn.Sequential(GConv(gcn(3, 4))).double(), torch.randint(80, (2, 400)), torch.randn(80, 3)
+    disk = build(tmp_path / "g", edges, 80)
+    y = torch.tensor(infer(net, disk, x, tmp_path / "y", memory=MEMORY))
+    torch.testing.assert_close(y, whole(net, x.double(), Graph(edges, 80)), rtol=1e-13, atol=1e-13)
+
+
+def test_the_imaginary_part_belongs_to_the_network(tmp_path):
+    net = nn.Sequential(nn.Linear(2, 2, bias=False, dtype=torch.complex64))
+    disk, x = build(tmp_path / "g", torch.tensor([[0], [1]])), torch.ones(2, 2)
+    infer(net, disk, x, tmp_path / "y", memory=MEMORY)
+    net[0].weight.data.imag.mul_(2)
+    with pytest.raises(ValueError, match="holds the output of another call"):
+        infer(net, disk, x, tmp_path / "y", memory=MEMORY)
+
+
+def test_code_that_would_not_run_is_refused(tmp_path):
+    disk, x = build(tmp_path / "g", torch.tensor([[0], [1]])), torch.ones(2, 5)
+    for layer, why in ((hooked(GConv(gcn(5, 5))), "a forward hook is registered"), (Doubled(gcn(5, 5)), "of its own")):
+        with pytest.raises(ValueError, match=rf"gcn\(5, 5\) isn't streamed: .*{why}"):
+            infer(nn.Sequential(layer), disk, x, tmp_path / "y", memory=MEMORY)
+    for net in (Residual(nn.Linear(5, 5)), hooked(nn.Sequential(nn.Linear(5, 5)))):
+        with pytest.raises(TypeError, match=r"infer takes an nn\.Sequential without hooks or a forward of its own"):
+            infer(net, disk, x, tmp_path / "y", memory=MEMORY)
+
+
 @pytest.mark.parametrize(
     "spec",
-    [sage(5, 2, aggr="max"), gcn(5, 2, improved=True), cheb(5, 2, k=2), gat(5, 2)],
-    ids=["max", "2 I", "cheb", "gat"],
+    [sage(5, 2, aggr="max"), gcn(5, 2, improved=True), cheb(5, 2, k=2), gat(5, 2), simple("max"), simple("sum", "sum")],
+    ids=["max", "2 I", "cheb", "gat", "maxima", "with the node itself"],
 )
 def test_layers_that_are_not_streamed_are_refused(tmp_path, spec):
     disk = build(tmp_path / "g", torch.tensor([[0], [1]]))

@@ -250,6 +250,25 @@ def test_what_is_wrong_is_said_in_a_sentence(seeds, fanouts, error, match):
         messy().sample(seeds, fanouts)
 
 
+class Residual(torch.nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_the_forward_and_the_hooks_of_a_nested_sequential_run():
+    graph, seeds = busy(), [4, 3]
+    inner = torch.nn.Sequential(torch.nn.Linear(4, 4, dtype=DOUBLE))
+    inner.register_forward_hook(lambda module, x, y: 3 * y)
+    net = torch.nn.Sequential(layer(gcn(3, 4)), Residual(torch.nn.Linear(4, 4, dtype=DOUBLE)), inner)
+    x = torch.randn(graph.size, 3, dtype=DOUBLE)
+    blocks = graph.sample(seeds, [-1])
+    want = inner(net[1](net[0](x, graph)))[seeds]
+    assert_close("nested", apply_blocks(net, x[blocks[0].n_id], blocks), want, 1e-12)
+    for outer in (Residual(net[0]), inner):
+        with pytest.raises(TypeError, match=r"without hooks or a forward of its own, but"):
+            apply_blocks(outer, x, blocks)
+
+
 def test_what_blocks_refuse():
     (block,) = messy().sample([1, 2], [1])
     assert block.to("meta").whole.nodes.device.type == "meta"

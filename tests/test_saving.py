@@ -4,8 +4,11 @@ import copy
 import json
 import os
 import random
+import stat
 import struct
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -123,6 +126,36 @@ def test_ties_and_shared_layers_are_kept(tmp_path):
 def test_layers_without_parameters_keep_their_type(tmp_path):
     layer = GConv(gconv.operators.avg_pool2d(2), dtype=F64)
     assert round_trip(layer, tmp_path).at(gconv.Grid((4, 4))).dtype == F64
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
+    three, x = np.int64(3), torch.randn(1, 3, 8, 8)
+    for model in (
+        nn.Conv2d(three, three, (three, 3), padding=np.int32(1)),
+        nn.LeakyReLU(torch.tensor(0.2)),
+        nn.LeakyReLU(np.float32(0.2)),
+        nn.Hardtanh(0, np.float64("inf")),
+        nn.AvgPool2d((torch.tensor(2), np.int64(1))),
+    ):
+        assert torch.equal(round_trip(model, tmp_path)(x), model(x))
+    with pytest.raises(InputError, match=r"cannot be described as JSON: .*Fraction"):
+        save(nn.Dropout(Fraction(1, 3)), tmp_path / "a")
+
+
+def test_a_file_may_be_read_by_whom_other_files_may(tmp_path):
+    (tmp_path / "other").touch()
+    save(nn.Linear(2, 2), tmp_path / "a")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "other").stat().st_mode
+    (tmp_path / "a").chmod(0o640)
+    save(nn.Linear(2, 2), tmp_path / "a")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_a_model_without_memory_is_not_loaded_into(tmp_path):
+    """torch copies nothing to the meta device."""
+    save(nn.Linear(2, 3), tmp_path / "a")
+    with pytest.raises(InputError, match="of the model to load into has no memory yet"):
+        load(tmp_path / "a", into=nn.Linear(2, 3, device="meta"))
 
 
 def test_half_precision_and_integers(tmp_path):

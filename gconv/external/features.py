@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -42,6 +43,18 @@ def as_array(x: Any) -> np.ndarray:
     except TypeError as error:
         raise TypeError(f"The signal must be a dense tensor, but it is {shown(x)}: {error}") from None
     return found
+
+
+def file_of(x: np.memmap) -> Path | None:
+    """The .npy file that an array maps as a whole; None for a part of it, another view, or another kind of file."""
+    if not isinstance(x.base, mmap.mmap) or not x.filename:
+        return None
+    try:
+        whole = load(Path(x.filename))
+    except (DiskError, ValueError):
+        return None
+    same = isinstance(whole, np.memmap) and (whole.offset, whole.shape, whole.strides) == (x.offset, x.shape, x.strides)
+    return Path(x.filename) if same and whole.dtype == x.dtype else None
 
 
 class Features:
@@ -184,10 +197,15 @@ class Rows(Dataset[tuple[Tensor, ...]]):
     def __init__(self, signals: Sequence[Any], index: Any = None, y: Tensor | None = None) -> None:
         if isinstance(signals, str | os.PathLike):
             raise TypeError(f"signals must be a list of arrays and paths, but it is {shown(signals)}.")
-        self.sources = [Path(s.filename) if isinstance(s, np.memmap) and s.filename else s for s in signals]
+        self.sources = [(file_of(s) or s) if isinstance(s, np.memmap) else s for s in signals]
         self._open()
         if not self.signals or {s.ndim for s in self.signals} != {2} or len({s.shape[0] for s in self.signals}) > 1:
             raise ValueError(f"signals must be (n, c) with the same n, but they are {[s.shape for s in self.signals]}.")
+        try:
+            torch.from_numpy(np.empty(0, np.result_type(*self.signals)))
+        except TypeError:
+            kinds = ", ".join(str(s.dtype) for s in self.signals)
+            raise TypeError(f"signals must be numbers of a type that torch has, but they are {kinds}.") from None
         n = self.signals[0].shape[0]
         found = torch.arange(n) if index is None else _tensor(index, "index must be a sequence of node indices")
         if found.dtype == torch.bool:
@@ -213,16 +231,23 @@ class Rows(Dataset[tuple[Tensor, ...]]):
 
     @checked
     def batch(self, places: Sequence[int] | Tensor) -> tuple[Tensor, ...]:
-        """(len(places), c) the rows of the nodes index[places], and their labels if there are any."""
-        at = self.index[torch.as_tensor(places, dtype=torch.int64)]
+        """(len(places), c) the rows of the nodes index[places], and their labels if there are any.
+
+        Raises:
+            TypeError, ValueError, IndexError: if places are not indices of samples.
+        """
+        found = _tensor(places, "places must be a sequence of indices")
+        if found.numel() and (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool):
+            raise TypeError(f"places must be a sequence of indices, but they are {found.dtype}.")
+        at = self.index[found.to("cpu", torch.int64)]
         if at.ndim != 1:
             raise ValueError(f"places must be a sequence of indices, but its shape is {tuple(at.shape)}.")
         order = np.argsort(at.numpy(), kind="stable")  # read in file order
         nodes = at.numpy()[order]
         x = np.empty((len(nodes), self.channels), np.result_type(*(s.dtype for s in self.signals)))
         x[order] = np.concatenate([s[nodes] for s in self.signals], 1)
-        found = torch.from_numpy(x)
-        return (found,) if self.y is None else (found, self.y[at])
+        rows = torch.from_numpy(x)
+        return (rows,) if self.y is None else (rows, self.y[at])
 
     def __getitems__(self, places: list[int]) -> list[tuple[Tensor, ...]]:
         return list(zip(*self.batch(places), strict=True))

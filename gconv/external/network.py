@@ -31,10 +31,12 @@ from gconv.external.files import (
 )
 from gconv.external.graph import NO_PROGRESS, DiskGraph
 from gconv.external.product import BLOCK_BYTES, Scaling, propagate
-from gconv.minibatch import modules_of, on_graphs
+from gconv.interop.layers import Other, identify
+from gconv.minibatch import WITHOUT_OWN, is_chain, modules_of, on_graphs
 from gconv.mixing import plain, spread_bias
 from gconv.module import GConv
 from gconv.operators.neighbourhood import Neighbours
+from gconv.operators.simple import Aggregation
 
 Stage = tuple[GConv | None, list[nn.Module]]
 RowMap = Callable[[int, int], Tensor]
@@ -60,7 +62,8 @@ def infer(
 
     Args:
         net: a Sequential, possibly nested, of layers with one adjacency (gcn, sage with mean or sum, graphconv,
-            lightgcn, simple) and modules that act on each row separately. It may have been trained on blocks.
+            lightgcn, simple with mean or sum) and modules that act on each row separately. It may have been trained on
+            blocks.
         graph: a DiskGraph or its folder.
         x: (n, i): a .npy or .npz file, a tensor or an array.
         out: a folder for output.npy.
@@ -84,8 +87,8 @@ def infer(
     >>> torch.allclose(torch.tensor(y), net[2](net[0](x, edges).relu(), edges), atol=1e-6)
     True
     """
-    if not isinstance(net, nn.Sequential):
-        raise TypeError(f"infer takes an nn.Sequential, but {shown(net)} was given.")
+    if not is_chain(net):
+        raise TypeError(f"infer takes an nn.Sequential{WITHOUT_OWN}, but {shown(net)} was given.")
     modules = list(modules_of(net))
     if not modules:
         raise ValueError("infer takes an nn.Sequential of layers, but this one is empty.")
@@ -132,9 +135,13 @@ def scaling_of(layer: GConv) -> Scaling:
     """The normalisation S of a layer with a single unweighted adjacency.
 
     Raises:
-        ValueError: for other layers.
+        ValueError: for other layers, and layers with hooks or a forward of their own.
     """
-    at = layer.spec.structure
+    at, found = layer.spec.structure, identify(layer)
+    if isinstance(found, Other):
+        raise ValueError(f"{layer.spec} isn't streamed: {found.reason}.")
+    if isinstance(at, Aggregation) and at.aggr != "max" and at.loops == "keep" and not at.root:
+        return Scaling("row" if at.aggr == "mean" else None, False)
     if (
         isinstance(at, Neighbours)
         and (at.reduce, at.fill) == ("sum", 1)
@@ -144,15 +151,15 @@ def scaling_of(layer: GConv) -> Scaling:
         return Scaling("row" if at.mean else at.norm, at.loops == "fill")
     raise ValueError(
         f"{layer.spec} isn't streamed: layers that read one adjacency are (gcn, sage with mean or sum, graphconv, "
-        "lightgcn, simple). Run other layers on blocks of Graph.sample, with gconv.apply_blocks."
+        "lightgcn, simple with mean or sum). Run other layers on blocks of Graph.sample, with gconv.apply_blocks."
     )
 
 
 def _fingerprint(net: nn.Module) -> str:
     total = hashlib.sha256(repr(net).encode())
     for name, tensor in net.state_dict().items():
-        total.update(name.encode())
-        total.update(as_bytes(tensor.detach().cpu().double().numpy()) if tensor.numel() else b"")
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        total.update(as_bytes(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
     return total.hexdigest()
 
 
@@ -215,9 +222,10 @@ class _Stage:
 
     def propagated(self, signal: Any) -> Path:
         assert self.scaling is not None
+        like = self.parameter()
         propagate(
             self.graph, signal, 1, self.folder, norm=self.scaling.norm, loops=self.scaling.loops, memory=self.memory,
-            progress=self.progress,
+            dtype=torch.float64 if like is not None and like.dtype == torch.float64 else None, progress=self.progress,
         )  # fmt: skip
         return self.folder / "power-1.npy"
 
