@@ -45,7 +45,7 @@ def as_array(x: Any) -> np.ndarray:
     return found
 
 
-def file_of(x: np.memmap) -> Path | None:
+def file_of(x: Any) -> Path | None:
     """The .npy file that an array maps as a whole; None for a part of it, another view, or another kind of file."""
     if not isinstance(x.base, mmap.mmap) or not x.filename:
         return None
