@@ -12,7 +12,7 @@ from gconv import GConv, Graph, list_operators
 from gconv.basis import Identity
 from gconv.lowering import dense
 from gconv.mixing import plain
-from gconv.operators import agnn, fagcn, feast, gat, gatv2, supergat, transformer
+from gconv.operators import agnn, fagcn, feast, gat, gatv2, rgat, supergat, transformer
 from gconv.operators.attention import complete, row_softmax
 from gconv.operators.shapes import messy, pixels, ring
 from gconv.spec import OutsideFamily, operator
@@ -222,3 +222,27 @@ def test_small_parameters_of_a_learned_structure_have_finite_gradients_in_half_p
                 p.mul_(0.01)
         layer(torch.zeros(0, domain.size, sample.channels, dtype=torch.float16), domain).sum().backward()
         assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None), sample
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mechanism", ["across-relation", "within-relation"])
+def test_relational_attention_over_a_long_row_in_half_precision(mechanism, dtype):
+    """Weights of 3000 equal neighbours sum to 1; torch's sum of several signals counts to 2048 or 256 only."""
+    layer = GConv(rgat(1, 1, num_relations=1, attention_mechanism=mechanism, bias=False), dtype=dtype)
+    edges = torch.stack([torch.arange(1, 3001), torch.zeros(3000, dtype=torch.long)])
+    star = Graph(edges, 3001, edge_type=torch.zeros(3000, dtype=torch.long))
+    y = layer(torch.ones(2, 3001, 1, dtype=dtype), star)[:, 0]
+    assert_close("a mean of equal messages", y.float(), layer.weight.flatten().float().expand(2, 1), 0.01)
+
+
+def test_cosines_of_tiny_signals_have_gradients_in_float16():
+    """The squares of their entries, and 1e-12, are zero in float16."""
+    x = (1e-5 * torch.randn(6, 3, dtype=torch.float64)).half()
+    gradients = []
+    for dtype in (torch.float16, torch.float64):
+        moved = x.to(dtype).requires_grad_()
+        gradients += torch.autograd.grad(GConv(agnn(), dtype=dtype)(moved, messy()).sum(), moved)
+    assert_close("gradient", gradients[0].double(), gradients[1], 0.05)
+    zero = torch.zeros(6, 3, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(GConv(agnn(), dtype=torch.float16)(zero, messy()).sum(), zero)
+    assert gradient.isfinite().all()

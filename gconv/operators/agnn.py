@@ -32,9 +32,8 @@ class Cosine(GraphStructure):
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = arrivals(domain, self.add_self_loops)
-        kind = torch.finfo(call.x.dtype)
-        least = kind.smallest_normal * kind.eps  # 1e-12 is 0 in float16, and a zero signal would give NaN
-        u = F.normalize(call.x, dim=-1, eps=max(1e-12, least)).unsqueeze(-2)
+        wide = call.x.to(torch.promote_types(call.x.dtype, torch.float32))  # squares underflow in float16
+        u = F.normalize(wide, dim=-1).to(call.x.dtype).unsqueeze(-2)
         cosine = one.dots(domain.at_targets(u, -3), u)
         return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
 

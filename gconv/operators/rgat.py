@@ -55,8 +55,8 @@ class RelationalAttention(GraphStructure):
         )
         target, source, (m, n) = domain.at_targets(target).flatten(-3, -2), source.flatten(-3, -2), domain.sites
         logits = target.index_select(-2, one.tap * m + one.row) + source.index_select(-2, one.tap * n + one.col)
-        logits = F.leaky_relu(logits, self.negative_slope)
-        alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, m * R)
+        logits = F.leaky_relu(logits, self.negative_slope).to(torch.promote_types(logits.dtype, torch.float32))
+        alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, m * R).to(call.x.dtype)
         if self.mod == "f-additive":
             alpha = alpha + 1
         elif self.mod == "f-scaled":
