@@ -3,25 +3,34 @@
     python -m experiments.verify --rows 3 --seed 0               three rows, from different tables if possible
     python -m experiments.verify --rows 9 --seed 1 --budget 60   skip rows that took longer than the remaining time
     python -m experiments.verify --table ladder                  rows of one table
+    python -m experiments.verify --table ladder --rows 5 --accept   the code changed, its numbers should not have
 
 Random rows of the tables of `experiments.sweep` are repeated, each in a separate process with the number of threads of
 the row. Times and rates are not compared. Exit status 1 if a number differs.
+
+With --accept, only rows recorded with other code are repeated. If all are exactly the same, the change of code is noted
+in the file code_changes.jsonl next to the rows, and rows recorded with that code count as those of the present code.
+Rows of different models are repeated in turn; give at least as many rows as the change may affect models.
 
 Numbers must be equal if the processor's family and vector instructions, the number of threads and torch's version are
 those of the row. Rows that do not contain the family and the instructions are compared within the tolerance.
 """
 
+import json
 import math
 import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.harness.code import code
+from experiments.harness.code_changes import accept, representatives
 from experiments.harness.experiment import Experiment, call
 from experiments.harness.machine import device
 from experiments.harness.options import RESULTS, Launch
@@ -64,6 +73,8 @@ class Config:
     """Time limit in minutes."""
     table: str = ""
     """Choose only rows of this table."""
+    accept: bool = False
+    """Repeat only rows recorded with other code; if all are exactly the same, count the others as current."""
     results: Path = RESULTS
     """Folder with the rows."""
     data_root: Path | None = None
@@ -78,34 +89,49 @@ class Config:
 
 
 def draw(rows: Mapping[str, Sequence[Row]], seed: int) -> list[tuple[str, Row]]:
-    """All rows with their tables, in a random order that alternates between the tables.
+    """All rows with their tables, in a random order that alternates between the tables, and between their models.
 
     >>> [table for table, _ in draw({"a": [{"key": 1}, {"key": 2}], "b": [{"key": 3}]}, 0)][2:]
     ['a']
     """
     dice = random.Random(seed)
-    piles = {table: dice.sample(list(found), len(found)) for table, found in sorted(rows.items())}
+    piles = {table: _by_turns(dice.sample(list(found), len(found))) for table, found in sorted(rows.items())}
     tables = dice.sample(sorted(piles), len(piles))
     longest = max(map(len, piles.values()), default=0)
     return [(table, piles[table][turn]) for turn in range(longest) for table in tables if turn < len(piles[table])]
 
 
-def differences(old: Row, new: Row, found: Experiment) -> list[str]:
-    """Descriptions of the differences between a row and its repetition."""
+def _by_turns(rows: Sequence[Row]) -> list[Row]:
+    turns: Counter[str] = Counter()
+    placed = []
+    for row in rows:
+        config = row.get("config", {})
+        model = str(config.get("rung") or config.get("model"))
+        placed.append((turns[model], row))
+        turns[model] += 1
+    return [row for _, row in sorted(placed, key=lambda pair: pair[0])]
+
+
+def exact(old: Row, new: Row) -> bool:
+    """Whether the numbers of a row and its repetition must be equal."""
     was, now = old["hardware"], new["hardware"]
     known = all(was.get(k) is not None for k in ("family", "instructions"))
     alike = known and all(was.get(k) == now.get(k) for k in ("cpu", "family", "instructions", "threads", "gpu"))
-    exact = alike and old["versions"].get("torch") == new["versions"].get("torch")
+    return alike and old["versions"].get("torch") == new["versions"].get("torch")
+
+
+def differences(old: Row, new: Row, found: Experiment) -> list[str]:
+    """Descriptions of the differences between a row and its repetition."""
     tolerance = {**FURTHER.get(found.name, {}), **found.tolerance}
-    wrong = []
+    wrong, equal = [], exact(old, new)
     for name in sorted(old["metrics"].keys() | new["metrics"].keys()):
         before, after = old["metrics"].get(name), new["metrics"].get(name)
         if name in found.measured or before == after:
             continue
         within = tolerance.get(name)
-        if exact or within is None or not _close(before, after, within):
+        if equal or within is None or not _close(before, after, within):
             wrong.append(
-                f"{name}: {before} in the row, {after} now" + ("" if exact or within is None else f" (+- {within:g})")
+                f"{name}: {before} in the row, {after} now" + ("" if equal or within is None else f" (+- {within:g})")
             )
     return wrong
 
@@ -147,6 +173,28 @@ def again(found: Experiment, row: Row, config: Config) -> Row:
     return rows[0]
 
 
+def _of_other_code(rows: Sequence[Row], found: Experiment, folder: Path) -> list[Row]:
+    """The rows recorded with code that is not known to give the numbers of the present one."""
+    same = representatives(folder, found.name)
+    return [r for r in rows if same(r.get("code")) != same(code(found.run, found.modules(found.read(r))))]
+
+
+def _accept(folder: Path, experiment: str, pairs: Sequence[tuple[Row, Row]]) -> None:
+    """Note that other code gave the same numbers. Raises: SystemExit if they need not have been equal."""
+    if not all(exact(*pair) and pair[0].get("code") for pair in pairs):
+        raise SystemExit(
+            f"error: {experiment}: rows of another kind of processor, or without their code, are the same within a "
+            "tolerance only, which does not show that the code gives the same numbers; nothing was accepted"
+        )
+    changes: dict[str, list[str]] = {}
+    for old, new in pairs:
+        changes.setdefault(json.dumps([old["code"], new["code"]]), []).append(old["key"])
+    for change, keys in changes.items():
+        before, after = json.loads(change)
+        accept(folder, experiment, before, after, keys)
+        print(f"{experiment}: {len(keys)} rows of other code repeated; all rows of that code count as current")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit if a number differs."""
     import tyro
@@ -170,8 +218,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         for problem in filter(None, map(_problem, there)):
             path = config.results / f"{experiments[table].name}.jsonl"
             raise SystemExit(f"error: {path}: {problem}; mend or delete the line")
+    if config.accept:
+        try:
+            rows = {table: _of_other_code(there, experiments[table], config.results) for table, there in rows.items()}
+        except (ResultsError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from None
+        if not any(rows.values()):
+            raise SystemExit("error: --accept: every row was recorded with the present code, or with one that agrees")
     end = None if config.budget is None else time.monotonic() + 60 * config.budget
     done = failed = 0
+    repeated: dict[str, list[tuple[Row, Row]]] = {}
     for table, row in draw({table: there for table, there in rows.items() if there}, config.seed):
         if done == config.rows:
             break
@@ -192,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if row.get("code") != new.get("code"):
             title += ", recorded with other code" if row.get("code") else ", recorded before rows knew their code"
         done, failed = done + 1, failed + bool(wrong)
+        repeated.setdefault(table, []).append((row, new))
         print(f"{title}: {'; '.join(wrong) or 'the same'}", flush=True)
     if not done:
         where = f"{config.results} has none of {config.table or 'any table'}"
@@ -199,6 +256,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: no row was run again: {reason}")
     if failed:
         raise SystemExit(f"error: {failed} of {done} rows differ")
+    if config.accept:
+        for table, pairs in repeated.items():
+            _accept(config.results, experiments[table].name, pairs)
     print(f"{done} rows, all the same", file=sys.stderr)
 
 

@@ -18,7 +18,7 @@ import gconv
 from experiments.harness.machine import ROOT
 
 SILENT = set(
-    ["common", "code", "experiment", "machine", "measure", "options", "progress", "render", "specs", "store", "sweeps"]
+    "common code code_changes experiment machine measure options progress render specs store sweeps".split()  # noqa: SIM905
 )
 TOLD = ("published", "recipes")
 

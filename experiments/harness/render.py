@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.harness.code_changes import CHANGES, representatives
 from experiments.harness.common import Results, ResultsError, Row
 
 Cells = Callable[[Row], Mapping[str, float]]
@@ -174,9 +175,13 @@ class TableError(ValueError):
 
 
 def load(folder: Path, experiment: str) -> list[Row]:
-    """The rows of an experiment. Raises: TableError if a key occurs twice or the file is damaged."""
+    """The rows of an experiment. Raises: TableError if a key occurs twice or the file is damaged.
+
+    Codes that give the same numbers are replaced by one of them; what a row had is then `recorded_with`.
+    """
     try:
         rows = [r for r in Results(folder / f"{experiment}.jsonl").rows() if r.get("experiment") == experiment]
+        same = representatives(folder, experiment)
     except ResultsError as error:
         raise TableError(str(error)) from None
     seen: set[str] = set()
@@ -184,6 +189,8 @@ def load(folder: Path, experiment: str) -> list[Row]:
         if row["key"] in seen:
             raise TableError(f"{experiment}.jsonl: the key {row['key']} occurs twice")
         seen.add(row["key"])
+        if (code := same(row.get("code"))) != row.get("code"):
+            row |= {"code": code, "recorded_with": row["code"]}
     return rows
 
 
@@ -239,6 +246,8 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     grid = tabulate(body, head, tablefmt="pipe", disable_numparse=True)
     data = sorted({f"{get(r, 'data.label')} ({get(r, 'data.hash')})" for r in rows if r.get("data")})
     notes = [f"Rows: `experiments/results/{table.experiment}.jsonl`, by `{table.command}`."]
+    if len({json.dumps(r.get("recorded_with"), sort_keys=True) for r in rows}) > 1:
+        notes += [f"Recorded with several versions of the code, whose numbers agree (`experiments/results/{CHANGES}`)."]
     notes += [f"Data: {'; '.join(data)}."] if data else []
     notes += [f"Published: {'; '.join(_sources(table.published, labels))}."] if beside else []
     notes += [f"Independent reruns: {'; '.join(_sources(table.reruns, labels))}."] if table.reruns else []

@@ -26,6 +26,7 @@ import torch
 
 from experiments.harness import progress
 from experiments.harness.code import code, code_of
+from experiments.harness.code_changes import representatives
 from experiments.harness.machine import commit, hardware, peak_memory_mb, reset_peak_memory, timer, versions
 from experiments.harness.options import Data, Launch, Outcome, fields_of, run_key
 from experiments.harness.specs import SpecError
@@ -101,7 +102,8 @@ def sweep(
         results.probe()
         for source, rows in results.sources():
             there = {row["key"]: row for row in rows if complete(row, source) and row["key"] in tasks}
-            stale = [key for key, row in there.items() if row.get("code") != tasks[key].row["code"]]
+            same = representatives(source.parent, experiment)
+            stale = [key for key, row in there.items() if same(row.get("code")) != same(tasks[key].row["code"])]
             if there:
                 console.print(f"{experiment}: {len(there)} of {len(keys)} runs are in {source} already")
             if stale:

@@ -15,7 +15,8 @@ from experiments import sweep as sweep_command
 from experiments import verify
 from experiments.citation import networks as citation
 from experiments.harness import code as codes
-from experiments.harness import fit, progress
+from experiments.harness import fit, progress, render
+from experiments.harness.code_changes import CHANGES, accept
 from experiments.harness.experiment import Place
 from experiments.harness.machine import hardware
 from experiments.harness.options import Launch, Outcome, SweepOptions
@@ -400,11 +401,14 @@ def test_images_are_moved_whole():
 # -- verify --------------------------------------------------------------------------------------------------------
 
 
+EMBEDDED = ["--dataset", "embedded", "--model", "gcn", "--epochs", "2", "--seeds", "2"]
+TABLE = render.Table("trial", "citation", "config.model", lambda row: {"accuracy": 1.0}, str, "A caption.", "a command")
+
+
 @pytest.fixture
 def committed(tmp_path):
     """Rows of one network, as if they were committed."""
-    argv = ["--dataset", "embedded", "--model", "gcn", "--epochs", "2", "--seeds", "2"]
-    citation.main([*argv, "--results", str(tmp_path / "citation.jsonl")])
+    citation.main([*EMBEDDED, "--results", str(tmp_path / "citation.jsonl")])
     return tmp_path
 
 
@@ -499,6 +503,51 @@ def test_rows_whose_data_are_not_there_are_passed_over(committed, monkeypatch, c
             verify.main(argv)
         out = capsys.readouterr().out
         assert (out.count("passed over, The weights of seed") == 2) == (run is missing)
+
+
+def test_rows_of_code_with_the_same_numbers_count_as_current(committed, monkeypatch, capfd):
+    """Also across several changes, and in tables; rows of any other code do not."""
+    found, path = verify.experiment("citation"), committed / "citation.jsonl"
+    now = codes.code(found.run)
+    of = {name: {"hash": name, "numerics": now["numerics"]} for name in "abcd"}
+    argv = ["--rows", "2", "--table", "citation", "--results", str(committed), "--accept"]
+    monkeypatch.setattr(verify, "again", lambda *given: {**again(*given), "code": now})
+
+    def told(first, second):
+        """What the sweep says about rows of these codes."""
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [row | {"code": code} for row, code in zip(rows, (first, second), strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        capfd.readouterr()
+        citation.main([*EMBEDDED, "--results", str(path)])
+        return " ".join(capfd.readouterr().err.split())
+
+    with pytest.raises(SystemExit, match="--accept: every row was recorded with the present code"):
+        verify.main(argv)
+    assert "2 of them with other code" in told(of["a"], of["b"])
+    verify.main(argv)
+    assert "other code" not in told(of["a"], of["b"]) and "1 of them with other code" in told(now, of["c"])
+    accept(committed, "citation", of["c"], of["a"], [])
+    assert "other code" not in told(of["c"], of["b"]) and "1 of them with other code" in told(of["b"], of["d"])
+    assert "2 of them with other code" in told(*2 * [{**of["a"], "numerics": 0}])
+    told(of["b"], of["d"])
+    rows = render.load(committed, "citation")
+    assert rows[0]["recorded_with"] == of["b"] and rows[0]["code"] != rows[1]["code"] == of["d"]
+    told(of["b"], of["c"])
+    rows = render.load(committed, "citation")
+    assert rows[0]["code"] == rows[1]["code"] and "several versions" in render.render(TABLE, rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"hardware__family": "another"}, "within a tolerance only"), ({"metrics__val_loss": 1e-9}, "1 of 1 rows differ")],
+)
+def test_code_is_not_accepted_by_numbers_that_are_not_equal(changes, says, committed, monkeypatch):
+    monkeypatch.setattr(verify, "again", lambda *given: {**again(*given), "code": {"hash": "new", "numerics": 0}})
+    argv = edited(committed, code__hash="old", **changes)
+    with pytest.raises(SystemExit, match=says):
+        verify.main([*argv, "--accept"])
+    assert not (committed / CHANGES).exists()
 
 
 def test_verify_names_what_it_cannot_do(tmp_path):
