@@ -10,7 +10,9 @@ the row. Times and rates are not compared. Exit status 1 if a number differs.
 
 With --accept, only rows recorded with other code are repeated. If all are exactly the same, the change of code is noted
 in the file code_changes.jsonl next to the rows, and rows recorded with that code count as those of the present code.
-Rows of different models are repeated in turn; give at least as many rows as the change may affect models.
+Rows of different models are repeated in turn; give at least as many rows as the change may affect models. Rows of
+another processor show equality within a tolerance only: run some with the earlier code first, in a folder of their own
+(--results), repeat these there, and append that folder's code_changes.jsonl to the committed one.
 
 Numbers must be equal if the processor's family and vector instructions, the number of threads and torch's version are
 those of the row. Rows that do not contain the family and the instructions are compared within the tolerance.
@@ -175,7 +177,7 @@ def again(found: Experiment, row: Row, config: Config) -> Row:
 
 def _of_other_code(rows: Sequence[Row], found: Experiment, folder: Path) -> list[Row]:
     """The rows recorded with code that is not known to give the numbers of the present one."""
-    same = representatives(folder, found.name)
+    same = representatives(folder)
     return [r for r in rows if same(r.get("code")) != same(code(found.run, found.modules(found.read(r))))]
 
 

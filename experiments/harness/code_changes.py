@@ -1,7 +1,8 @@
 """Changes of code after which repeated runs gave the same numbers: rows from before need not be run again.
 
 `experiments.verify --accept` repeats rows recorded with other code. If all have exactly the same numbers, it appends a
-line to the file `CHANGES` next to the rows, with both codes and the keys of the repeated rows.
+line to the file `CHANGES` next to the rows, with both codes and the keys of the repeated rows. Codes are compared by
+their hash, so a line also holds for other tables of the same modules.
 """
 
 import json
@@ -25,15 +26,13 @@ def accept(folder: Path, experiment: str, before: Code, after: Code, repeated: l
     Results(folder / CHANGES).append(line, replace=True)
 
 
-def representatives(folder: Path, experiment: str) -> Callable[[Code | None], Code | None]:
+def representatives(folder: Path) -> Callable[[Code | None], Code | None]:
     """A function that maps codes to codes, and codes that give the same numbers to the same one.
 
     Raises: ResultsError for a damaged file.
     """
     first: dict[str, Code] = {}  # of the codes with the same numbers
     for line in Results(folder / CHANGES).rows():
-        if line.get("experiment") != experiment:
-            continue
         before, after = line.get("before"), line.get("after")
         if not isinstance(before, dict) or not isinstance(after, dict):
             raise ResultsError(f"{folder / CHANGES}: the line {line['key']!r} has no codes; delete it")

@@ -181,7 +181,7 @@ def load(folder: Path, experiment: str) -> list[Row]:
     """
     try:
         rows = [r for r in Results(folder / f"{experiment}.jsonl").rows() if r.get("experiment") == experiment]
-        same = representatives(folder, experiment)
+        same = representatives(folder)
     except ResultsError as error:
         raise TableError(str(error)) from None
     seen: set[str] = set()

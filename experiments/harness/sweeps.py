@@ -102,7 +102,7 @@ def sweep(
         results.probe()
         for source, rows in results.sources():
             there = {row["key"]: row for row in rows if complete(row, source) and row["key"] in tasks}
-            same = representatives(source.parent, experiment)
+            same = representatives(source.parent)
             stale = [key for key, row in there.items() if same(row.get("code")) != same(tasks[key].row["code"])]
             if there:
                 console.print(f"{experiment}: {len(there)} of {len(keys)} runs are in {source} already")
