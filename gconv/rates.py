@@ -9,7 +9,9 @@ size are depends on the kind of work:
     gemm heads           flops         one product per head, by the columns of each W
     conv                 flops         a float32 convolution or its gradient, by the output channels per group; other
                                        types are slower by the ratio of their matrix products
-    single               flops         depthwise convolutions, by the square of the kernel size
+    single, single last  flops         depthwise convolutions of contiguous images and of channels-last ones, by the
+                                       square of the kernel size; the second also for gradients in x
+    single weight, single weight last  flops   gradients in the weight of depthwise convolutions
     transposed           calls         additional time of a transposed convolution, by stride
     onednn               calls         overhead of oneDNN's calls: forward, with one gradient, with two
     image                images        overhead per image in oneDNN: a single number
@@ -28,8 +30,9 @@ size are depends on the kind of work:
 `python -m gconv.calibrate` measures them and writes the file that `rates` reads: $GCONV_CALIBRATION, else
 gconv/calibration.json in the user's cache folder. If there is no such file, or no home folder, or (with one warning)
 the file cannot be used, plans use the built-in throughputs: rates.json in this package, which was written by that
-command for one thread of an AMD EPYC (Zen 4, AVX-512). For more threads they are used, too, and predict single-thread
-times. `--device cuda` measures a GPU, for layers that run there; without it, plans use the throughputs of the CPU.
+command for one thread of an AMD EPYC (Zen 4; depthwise convolutions: Zen 5; AVX-512). For more threads they are used,
+too, and predict single-thread times. `--device cuda` measures a GPU, for layers that run there; without it, plans use
+the throughputs of the CPU.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from gconv.operators import (
     bernstein,
     cheb,
     conv2d,
+    depthwise,
     gat,
     gcn,
     gin,
@@ -196,6 +197,18 @@ def scaled(kinds, factor):
                 curves[kind] = [(size, rate * factor) for size, rate in curves[kind]]
 
     return change
+
+
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+@pytest.mark.parametrize(("layout", "trains", "best"), [(LAST, 0, "native"), (FIRST, 0, "fft"), (LAST, 1, "fft")])
+def test_torch_has_fast_large_depthwise_kernels_for_channels_last_images_only(layout, trains, best, calibrated):
+    """And none for the gradient in the weight."""
+    calibrated()
+    layer, x = GConv(depthwise(64, 15, padding=7, ndim=2)), torch.zeros(8, 64, 64, 64).contiguous(memory_format=layout)
+    with torch.set_grad_enabled(bool(trains)):
+        assert layer.plan(x).chosen.name == best
 
 
 def test_the_rates_decide(calibrated):

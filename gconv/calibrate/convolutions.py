@@ -12,6 +12,7 @@ from torch import Tensor
 from gconv.calibrate.sections import SMALL, Section, Steps, steps_of
 from gconv.module import GConv
 from gconv.operators import conv2d, conv_transpose2d
+from gconv.rates import Curve
 from gconv.spec import OperatorSpec
 
 
@@ -81,11 +82,27 @@ def groups() -> Section:
 
 
 def single() -> Section:
-    """Depthwise convolutions, by the square of the kernel size, on 32x32 images with 16 channels."""
-    sides, x = (3, 7, 9, 13, 15, 31), torch.randn(2, 16, 32, 32)
-    steps: Steps = {"base": partial(_tiny_conv, torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3))}
-    for k in sides:
-        steps[f"{k}"] = partial(F.conv2d, x, torch.randn(16, 1, k, k), padding=k // 2, groups=16)
+    """Depthwise convolutions, by the square of the kernel size, on 32x32 images with 16 channels.
+
+    In each memory format, forward and with the gradient in the weight: for some of these torch has no fast kernel.
+    """
+    sides, images = (3, 5, 9, 13, 15, 31), torch.randn(2, 16, 32, 32)
+    steps = steps_of("base", _tiny_conv, torch.randn(2, 1, 4, 4), torch.randn(1, 1, 3, 3))
+    formats = {"": images, " last": images.to(memory_format=torch.channels_last)}
+    for end, x in formats.items():
+        for k in sides:
+            run = partial(F.conv2d, padding=k // 2, groups=16)
+            steps |= steps_of(f"{k}{end}", run, x, torch.randn(16, 1, k, k))
+    steps = {name: step for name, step in steps.items() if not name.endswith("back")}
     took = yield steps
-    spent = {k: max(took[f"{k}"] - took["base"], 0.2 * took[f"{k}"]) for k in sides}
-    return {"single": tuple((float(k * k), 2.0 * k * k * x.numel() / spent[k]) for k in sides)}
+
+    def rate(k: int, seconds: float, base: float) -> tuple[float, float]:
+        return float(k * k), 2.0 * k * k * images.numel() / max(seconds - base, 0.2 * seconds)
+
+    setup = took["base weight"] - took["base"]
+    curves: dict[str, Curve] = {}
+    for end in formats:
+        curves[f"single{end}"] = tuple(rate(k, took[f"{k}{end}"], took["base"]) for k in sides)
+        spent = {k: max(took[f"{k}{end} weight"] - took[f"{k}{end}"], SMALL) for k in sides}
+        curves[f"single weight{end}"] = tuple(rate(k, seconds, setup) for k, seconds in spent.items())
+    return curves

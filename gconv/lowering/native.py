@@ -307,8 +307,9 @@ def _arithmetic(S: Shifts, p: Problem, groups: int, flops: float) -> list[Work]:
         columns = [Work("columns", numbers), Work("columns", numbers * (p.dx + p.dw), 2.0)]
         return [*columns, *p.product(flops, i, taps * o)]
     if groups > 1 and 4 * groups > max(p.i, p.o) and p.kind != "float64":  # fewer than 4 channels per group
-        filled = flops * max(1.0, BLOCK / groups)
-        return [Work("single", filled * (1 + p.dx) + flops * p.dw, float(max(S.kernel)) ** 2)]
+        filled, size, end = flops * max(1.0, BLOCK / groups), float(max(S.kernel)) ** 2, " last" if p.last else ""
+        weight = Work(f"single weight{end}", flops * p.dw, size)
+        return [Work(f"single{end}", filled, size), Work("single last", filled * p.dx, size), weight]
     width = math.sqrt(i * o) if S.transposed else o
     return [Work(f"conv {p.kind}", flops * (1 + p.dw), width), Work(f"conv {p.kind}", flops * p.dx, min(i, o))]
 
