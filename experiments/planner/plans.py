@@ -54,6 +54,8 @@ class Config:
     """Number of rounds for candidates that may be the best."""
     replay: bool = False
     """Measure nothing: update the choices in existing rows, using their times."""
+    name: str = "plans"
+    """Name of the file of rows, for the rows of a further processor."""
     seed: int = 0
     """Random seed."""
 
@@ -129,8 +131,13 @@ def run(case: Case) -> common.Outcome:
     metrics["ms"] = {name: seconds * 1e3 for name, seconds in took.items()}
     metrics["predicted_ms"] = {c.name: c.seconds * 1e3 for c in made.candidates if c.name in took}
     metrics["close"] = float(metrics["ratio"] <= CLOSE)
-    metrics["rates"] = "built in" if rates().source == "defaults" else "calibrated"
+    metrics["rates"] = source()
     return common.Outcome(metrics, chosen)
+
+
+def source() -> str:
+    """Where the rates in use come from."""
+    return "built in" if rates().source == "defaults" else "calibrated"
 
 
 def replayed(row: common.Row) -> common.Row:
@@ -147,6 +154,7 @@ def replayed(row: common.Row) -> common.Row:
     ratio = m["ms"][chosen] / min(m["ms"].values())
     predicted = {c.name: c.seconds * 1e3 for c in plan.candidates if c.name in m["ms"]}
     found = {"chosen": chosen, "ratio": ratio, "close": float(ratio <= CLOSE), "predicted_ms": predicted}
+    found["rates"] = source()
     return row | {"metrics": m | found | {"chosen_by": commit()}, "lowering": chosen}
 
 
@@ -173,14 +181,14 @@ def main(argv: list[str] | None = None) -> None:
     config, options = common.cli(Config, __doc__, argv)
     if options.jobs != 1:
         raise SystemExit("error: two timings at a time would disturb each other; leave --jobs at 1")
-    results = options.open("plans") if config.replay else measure.timings(options, "plans")
+    results = options.open(config.name) if config.replay else measure.timings(options, config.name)
     if config.replay:
         rows = [replayed(row) for row in results.rows()]
         for row in rows:
             results.append(row, replace=True)
         return show(rows)
     todo = [case for s in range(options.seeds) for case in cases(replace(config, seed=config.seed + s))]
-    show(common.sweep(todo, run, results, experiment="plans", data=data))
+    show(common.sweep(todo, run, results, experiment=config.name, data=data))
 
 
 def show(rows: list[common.Row]) -> None:

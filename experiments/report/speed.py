@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from experiments.grids import summary as grids_summary
 from experiments.harness.common import Row
@@ -25,20 +26,36 @@ def _choices(rows: Sequence[Row]) -> list[str]:
     return [*said, f"Over all cases the chosen lowering takes {longer:.1%} longer than the best (geometric mean)."]
 
 
+PLANS = Table(
+    name="plans",
+    experiment="plans",
+    label="config.group",
+    cells=several(**{"within 10 % of the best": "metrics.close"}),
+    format=share,
+    vary=PLANS_VARY,
+    same=("data.hash", "hardware.cpu", "metrics.rates"),
+    caption="How often the chosen lowering took at most 10 % longer than the best lowering; misses are measured again, "
+    "in alternation, with five times as many rounds.",
+    command="python -m experiments.planner.plans",
+    remarks=_choices,
+)
+
 TABLES: tuple[Table, ...] = (
     data_parallel.TABLE,
-    Table(
-        name="plans",
-        experiment="plans",
-        label="config.group",
-        cells=several(**{"within 10 % of the best": "metrics.close"}),
-        format=share,
-        vary=PLANS_VARY,
-        same=("data.hash", "hardware.cpu", "metrics.rates"),
-        caption="How often the chosen lowering took at most 10 % longer than the best lowering; misses are measured "
-        "again, in alternation, with five times as many rounds.",
-        command="python -m experiments.planner.plans",
-        remarks=_choices,
+    PLANS,
+    replace(
+        PLANS,
+        name="plans_avx512",
+        experiment="plans_avx512",
+        caption="The same on another processor (AVX-512), with the built-in rates.",
+        command="python -m experiments.planner.plans --name plans_avx512",
+    ),
+    replace(
+        PLANS,
+        name="plans_avx512_calibrated",
+        experiment="plans_avx512_calibrated",
+        caption="The same times on that processor; the choices are those made after `python -m gconv calibrate`.",
+        command="python -m experiments.planner.plans --name plans_avx512_calibrated --replay",
     ),
     Table(
         name="plans_misses",
