@@ -455,3 +455,42 @@ def test_another_backend():
     kind = type("Sequential", (), {"__module__": "keras.src.models.sequential"})
     with pytest.raises(TypeError, match="KERAS_BACKEND=torch"):
         convert(kind())
+
+
+# -- summary -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convert_first", [False, True])
+def test_a_summary_has_a_row_for_each_call_of_a_layer(keras, convert_first):
+    """Also of layers inside a layer of the user, and of a layer that is called twice, whose parameters count once."""
+    layers = keras.layers
+
+    class Block(layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.conv = layers.Conv2D(3, 3, padding="same", use_bias=False, name="conv")
+
+        def call(self, x):
+            return x + self.conv(keras.ops.relu(self.conv(x)))
+
+    x = image()
+    model = keras.Sequential(
+        [keras.Input((6, 5, 3)), Block(), layers.BatchNormalization(name="norm"), layers.Dense(2, name="dense")]
+    )
+    outer = nn.Sequential(convert(model) if convert_first else model, nn.Flatten(), nn.Linear(60, 7))
+    before, keys = outer(x), list(outer.state_dict())
+    found = gconv.summary(outer, x, measure=1)
+    rows = {row.path: row for row in found.rows if row.operator}
+    calls = [row for row in found.rows if row.path.endswith("conv")]
+    assert [row.parameters for row in calls] == [81, 0]
+    assert [row.multiply_adds for row in calls] == [2 * 30 * 81] * 2 and rows["0.dense"].multiply_adds == 2 * 30 * 6
+    assert {row.lowering for row in calls} <= ({"native", "im2col", "sparse:transform"} if convert_first else {"Keras"})
+    assert found.totals["parameters"] == model.count_params() + 7 * 61 and all(row.measured > 0 for row in calls)
+    assert torch.equal(outer(x), before) and list(outer.state_dict()) == keys
+
+
+def test_a_summary_of_a_model_that_fails_leaves_keras_as_it_was(keras):
+    own = keras.Layer.__call__
+    with pytest.raises(ValueError, match="incompatible with the layer"):
+        gconv.summary(small(keras), torch.zeros(2, 6, 5, 9))
+    assert keras.Layer.__call__ is own

@@ -10,7 +10,9 @@ Source: keras.io/api/layers/convolution_layers, and the behaviour of Keras 3.15,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -23,7 +25,7 @@ from gconv.interop.peer import UNKNOWN, LeftAlone, Peer, Weights, run
 from gconv.interop.torch_nn import fits, on_axes, product_call, short
 from gconv.spec import OperatorSpec
 
-__all__ = ["PEERS", "duplicate", "parts", "why_outside"]
+__all__ = ["PEERS", "announced", "duplicate", "parts", "why_outside"]
 layers = keras.layers
 
 
@@ -48,6 +50,28 @@ def why_outside(cls: type) -> str:
         return "a lookup table indexed by integers, not a map of signals"
     kinds = cls.__module__.split(".")
     return next((WHY[kind] for kind in kinds if kind in WHY), UNKNOWN)
+
+
+@contextmanager
+def announced(enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
+    """Within this block, `enter(layer, args)` and `leave(layer, args, kwargs, y)` surround the calls of all layers.
+
+    Keras' own calls do not run the hooks of torch.
+    """
+    own = keras.Layer.__call__
+
+    @functools.wraps(own)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        enter(self, args)
+        y = own(self, *args, **kwargs)
+        leave(self, args, kwargs, y)
+        return y
+
+    keras.Layer.__call__ = call
+    try:
+        yield
+    finally:
+        keras.Layer.__call__ = own
 
 
 # -- reading a layer -----------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ def summary(model: nn.Module, *inputs: Any, measure: bool | int = False, **optio
     padding 1, nnz(S) min(i, o) + n i o for a GCN layer.
 
     Meaning: the model is called on these inputs in eval mode without gradients; its modes, buffers and hooks are
-    restored afterwards, also after an error. Layers of gconv, torch.nn and PyG, converted or not, are rows. Other
-    modules are represented by their layers; what they compute themselves is the row "(other)".
+    restored afterwards, also after an error. Layers of gconv, torch.nn, PyG and Keras, converted or not, are rows.
+    Other modules are represented by their layers; what they compute themselves is the row "(other)".
 
     Traps: torch's FlopCounterMode returns twice these numbers, and does not count sparse products. As there, padding is
     counted; biases, activations, normalisations and pooling are not. A shared parameter is counted where it is first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from threading import get_ident
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gconv.interop.converted import Converted
 from gconv.interop.layers import Layer, engine_call, identify
 from gconv.interop.peer import base_class
-from gconv.interop.peers import is_layer, is_pyg
+from gconv.interop.peers import is_layer, is_pyg, of_keras, parts
 from gconv.mixing import Mixing
 from gconv.module import GConv
 from gconv.plan import Plan
@@ -45,8 +45,9 @@ class Calls:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.names = {id(module): name for name, module in model.named_modules()}
-        self.layers = {id(module): _as_row(module) for module in model.modules()}
+        self.modules = dict(_named(model))
+        self.names = {id(module): name for name, module in self.modules.items()}
+        self.layers = {id(module): _as_row(module) for module in self.modules.values()}
         self.counted: set[int] = set()
         self.stack: list[Call] = []
         self.seen: list[Call] = []  # calls of the last run
@@ -85,8 +86,10 @@ class Calls:
             hook.register_module_forward_pre_hook(enter),
             hook.register_module_forward_hook(leave, with_kwargs=True),
         ]
+        keras = next(filter(None, map(of_keras, self.modules.values())), None)
         try:
-            yield
+            with keras.announced(enter, leave) if keras else nullcontext():
+                yield
         finally:
             for each in hooks:
                 each.remove()
@@ -107,7 +110,7 @@ class Calls:
     def describe(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Fill in the row of a call."""
         module, found = call.module, self.layers[id(call.module)]
-        own = [p for m in _own(module, call.inner) for p in m._parameters.values() if p is not None]
+        own = _parameters(module, call.inner)
         new = {id(p): p.numel() for p in own if id(p) not in self.counted}
         self.counted |= new.keys()
         arguments = _tensors((args, kwargs))
@@ -127,7 +130,7 @@ class Calls:
             parameters=sum(new.values()),
             multiply_adds=0,
             bytes=sum(size for place, size in fresh.items() if place not in held),
-            lowering=plan.chosen.name if ours and plan else "PyG" if is_pyg(base_class(module)) else "torch",
+            lowering=plan.chosen.name if ours and plan else _library(module),
             predicted=chosen.seconds if ours and chosen else None,
         )
         self.found.append(call)
@@ -139,7 +142,8 @@ class Calls:
             assert call.row is not None
             count = round(call.flops / 2) if call.direct is None else call.direct
             made.append(replace(call.row, multiply_adds=count, measured=least[number] if least else None))
-        left = sum(p.numel() for p in self.model.parameters() if id(p) not in self.counted)
+        every = nn.Module.named_parameters(self.model)  # Keras' own would change the keys of its state_dict
+        left = sum(p.numel() for _, p in every if id(p) not in self.counted)
         if left or rest >= 2:
             made.append(Row("(other)", type(self.model).__name__, None, (), (), left, round(rest / 2), 0, ""))
         return made
@@ -159,6 +163,10 @@ def count_flops(calls: Calls, run: Callable[[], object]) -> float:
     return counter.get_total_flops() - math.fsum(call.flops for call in calls.seen)
 
 
+def _library(module: nn.Module) -> str:
+    return "PyG" if is_pyg(base_class(module)) else "Keras" if of_keras(module) else "torch"
+
+
 def _as_row(module: nn.Module) -> Any:
     """The description of a module if its calls are rows; else None."""
     found = identify(module)
@@ -172,8 +180,22 @@ def _inner(module: nn.Module, found: Any) -> set[int]:
     return {id(m) for part in parts if isinstance(part, nn.Module) for m in part.modules()}
 
 
-def _own(module: nn.Module, inner: set[int]) -> list[nn.Module]:
-    return [m for m in module.modules() if id(m) not in inner]
+def _parameters(module: nn.Module, inner: set[int]) -> list[Tensor]:
+    """The parameters of a layer, without those of submodules that are separate layers."""
+    if of_keras(module):
+        return [variable.value for variable in module.weights]  # type: ignore[union-attr]
+    own = [m for m in module.modules() if id(m) not in inner]
+    return [p for m in own for p in m._parameters.values() if p is not None]
+
+
+def _named(module: nn.Module, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """The modules inside a module, each once, with their names; those of Keras, which torch does not know, too."""
+    seen = set() if seen is None else seen
+    if id(module) not in seen:
+        seen.add(id(module))
+        yield name, module
+        for key, child in parts(module).items():
+            yield from _named(child, f"{name}.{key}" if name else key, seen)
 
 
 def _plan(found: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:

@@ -22,7 +22,7 @@ class Row:
         parameters: number of parameters that are not counted in a row above.
         multiply_adds: of products with weights and structures.
         bytes: of new memory for the outputs; 0 for views and in-place results.
-        lowering: the lowering in gconv; "torch" or "PyG" if it is not run by gconv.
+        lowering: the lowering in gconv; "torch", "PyG" or "Keras" if it is not run by gconv.
         predicted, measured: seconds; None if not known.
         share: of the measured seconds of all rows, or of all multiply-adds if nothing was measured.
 
