@@ -157,6 +157,17 @@ def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
     learned = Graph(PATH.edge_index, edge_weight=torch.ones(3).requires_grad_())
     with pytest.raises(TypeError, match="must not need gradients"):
         distribute(GConv(gcn(3, 2)), shard(learned))
+    later = Graph(PATH.edge_index, edge_weight=torch.ones(3))
+    net = distribute(GConv(gcn(3, 2)), shard(later))
+    net(torch.randn(4, 3))
+    later.edge_weight.requires_grad_()
+    with pytest.raises(TypeError, match="must not need gradients"):
+        net(torch.randn(4, 3))
+    for options in ({"lowering": "dense"}, {"edge_weight": torch.ones(3)}):
+        with pytest.raises(TypeError, match=rf"takes x and partition\.domain .* also given {next(iter(options))}"):
+            distribute(Two(**options), shard(PATH))(torch.randn(4, 3))
+    for kind in (torch.uint8, torch.uint16, torch.int32):
+        assert shard(PATH, method=torch.zeros(4, dtype=kind)).bounds == (0, 4)
 
 
 def test_bad_calls_are_said_in_a_sentence(alone):
@@ -204,12 +215,12 @@ def test_bad_calls_are_said_in_a_sentence(alone):
 
 
 class Two(nn.Module):
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.layer = GConv(gcn(3, 2))
+        self.layer, self.options = GConv(gcn(3, 2)), options
 
     def forward(self, x):
-        return self.layer(x, Graph(PATH.edge_index))
+        return self.layer(x, Graph(PATH.edge_index), **self.options)
 
 
 class Doubled(nn.Conv2d):

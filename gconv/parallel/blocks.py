@@ -181,7 +181,11 @@ def _of_shifts(
         local = replace(S, size=(high - low, *S.size[1:]), padding=((start, end), *rest))
     else:
         up, down = first - int(place[0]), int(place[-1]) - last
-        local = replace(S, size=(last - first + 1, *S.size[1:]), padding=((up, down), *rest))
+        divisor = S.divisor
+        if isinstance(divisor, tuple):  # the sites that count in a mean, from the first and last row that is read
+            below, above = divisor[0]
+            divisor = ((below + first, above + bounds[-1] - 1 - last), *divisor[1:])
+        local = replace(S, size=(last - first + 1, *S.size[1:]), padding=((up, down), *rest), divisor=divisor)
     pick = torch.zeros(last - first + 1, dtype=torch.int64)  # unread rows in between may be any row
     pick[read - first] = halo.local(site.to(like.device)).cpu()
     every = torch.arange(len(halo.sites))

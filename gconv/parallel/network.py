@@ -132,7 +132,13 @@ class Layer(nn.Module):
     def _pools(self) -> bool:
         return self.layer.spec.name == "global_pool"
 
-    def forward(self, x: Tensor, domain: Any = None) -> Tensor:
+    def forward(self, x: Tensor, domain: Any = None, *more: Any, **options: Any) -> Tensor:
+        given = [name for name, value in options.items() if value is not None]
+        if given or any(value is not None for value in more):
+            raise TypeError(
+                f"{self.name} takes x and partition.domain in a distributed model, but it was also given "
+                f"{', '.join(given) or 'a third argument'}: data of the edges belong into the Graph given to shard."
+            )
         if self.state.whole is not None:
             self.recorded = torch.is_grad_enabled()
         elif torch.is_grad_enabled() and not self.recorded:
@@ -140,6 +146,8 @@ class Layer(nn.Module):
                 f"{self.name} runs outside of the forward pass of its model, where the gradients of its weights are "
                 "not summed over the processes: call the model, and torch.utils.checkpoint with use_reentrant=False."
             )
+        if isinstance(self.state.partition.domain, Graph):
+            _check_detached(self.state.partition.domain)
         if self.state.whole:
             raise ValueError(f"{self.name} follows a pool over the whole domain, after which there are no parts.")
         if isinstance(self.state.partition.domain, Grid):
@@ -412,8 +420,8 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
             f"distribute takes a module and a Partition from shard, not {shown(model)} and {shown(partition)}."
         )
     processes, state = partition.processes, State(partition)
-    if isinstance(partition.domain, Graph) and partition.domain.learned:
-        raise TypeError("The edges of a partitioned graph must not need gradients: detach its tensors.")
+    if isinstance(partition.domain, Graph):
+        _check_detached(partition.domain)
     made, problem = model, None
     try:
         if any(map(is_lazy, model.parameters())):
@@ -434,6 +442,11 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
             processes.from_first(held)
             t.copy_(held)
     return Distributed(made, state)
+
+
+def _check_detached(graph: Graph) -> None:
+    if graph.learned:
+        raise TypeError("The edges of a partitioned graph must not need gradients: detach its tensors.")
 
 
 class _Replacing:

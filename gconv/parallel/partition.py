@@ -190,7 +190,7 @@ def shard(
         graph, order = domain.reordered("rcm")
         processes.agree(the_order_of_nodes=_digest(order))
         return Partition(graph, bounds, order, processes)
-    part = method if isinstance(method, Tensor) else metis_parts(domain, processes.size)
+    part = method.long() if isinstance(method, Tensor) else metis_parts(domain, processes.size)
     processes.agree(the_parts=_digest(part))
     order = torch.argsort(part, stable=True).to(domain.device)
     place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
@@ -216,7 +216,8 @@ def _check(domain: Any, parts: Any, method: Any, size: int) -> None:
                 f"method must give the part of each of {n} nodes, integers ({n},), but it is {kind} of shape "
                 f"{tuple(method.shape)}."
             )
-        if n and not 0 <= int(method.min()) <= int(method.max()) < size:
+        found = method.long()
+        if n and not 0 <= int(found.min()) <= int(found.max()) < size:
             raise ValueError(f"method must contain parts from 0 to {size - 1}, but it contains others.")
     elif not isinstance(method, str) or method not in ("rows", "rcm", "metis"):
         raise ValueError(f"method must be 'rows', 'rcm', 'metis' or the part of each node, but it is {shown(method)}.")
