@@ -209,9 +209,23 @@ def test_bad_calls_are_said_in_a_sentence(alone):
     pooled = distribute(nn.Sequential(GConv(global_pool("mean")), GConv(gcn(3, 2))), part)
     with pytest.raises(ValueError, match="follows a pool"):
         pooled(torch.randn(4, 3))
+    for last in (nn.BatchNorm2d(3), nn.Softmax(-2)):
+        with pytest.raises(ValueError, match=r"must not be combined with parts|pool all of them first"):
+            distribute(Gated(last), shard(Grid((8, 6))))(torch.randn(2, 3, 8, 6))
     flat = distribute(nn.Flatten(), shard(Grid((8, 6))))
     with pytest.raises(ValueError, match="pool all of them first"):
         flat(torch.randn(1, 3, 8, 6))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.pool, self.last = GConv(global_pool()), last
+
+    def forward(self, x):
+        return self.last(x * self.pool(x).sigmoid())
 
 
 class Two(nn.Module):

@@ -68,6 +68,15 @@ class State:
         if self.whole is not None:
             self.whole = True
 
+    def parted(self, x: Any) -> bool:
+        """Whether x has the shape of a part of a signal, as the product of a part and a pooled signal has."""
+        part = self.partition
+        if isinstance(part.domain, Grid):
+            d = part.domain.ndim
+            return x.ndim == d + 2 and any(n > 1 for n in x.shape[-d:])
+        low, high = part.range
+        return x.ndim > 1 and x.shape[-2] == high - low != len(part.domain.ptr) - 1
+
     def rows(self, here: int, name: str) -> int:
         """The global number of rows at this layer, of which `here` are in this process. Raises: ValueError."""
         if self.counting or self.at >= len(self.now):
@@ -301,6 +310,11 @@ class Norm(nn.Module):
         if self.state.whole is not None:
             self.whole = self.state.whole
         if self.whole or not (norm.training or norm.running_mean is None):
+            if self.whole and norm.training and self.state.parted(x):
+                raise ValueError(
+                    f"Batch normalisation follows a pool over the whole domain, but {tuple(x.shape)} is the shape of a "
+                    "part: a pooled signal must not be combined with parts."
+                )
             y: Tensor = norm(x)
             return y
         if isinstance(self.state.partition.domain, Graph) and x.ndim != 2:
@@ -316,7 +330,7 @@ class Whole(nn.Module):
         self.module, self.name, self.state = module, name, state
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.state.whole is False:
+        if self.state.whole is False or (self.state.whole and self.state.parted(x)):
             kind = type(self.module).__name__
             raise ValueError(f"{kind} ({self.name}) mixes rows of several processes: pool all of them first.")
         y: Tensor = self.module(x)
