@@ -205,8 +205,12 @@ def _normalised(
 
 
 def normalised(entries: Pattern, w: Tensor, norm: Norm = "sym", degree: Degree = "in") -> Tensor:
-    """The values of a normalised A for weights w (e,) that are not the graph's own, such as learned ones."""
-    return _normalised(entries, w, norm, degree)[0]
+    """The values of a normalised A for weights w (e,) that are not the graph's own, such as learned ones.
+
+    Computed in at least float32, because a sum of many 16-bit numbers stops growing.
+    """
+    wide = torch.promote_types(w.dtype, torch.float32)
+    return _normalised(entries, w.to(wide), norm, degree)[0].to(w.dtype)
 
 
 def counts(row: Tensor, rows: int) -> Tensor:

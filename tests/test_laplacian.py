@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from oracles import graphs
 from torch_geometric.utils import add_remaining_self_loops, get_laplacian, to_dense_adj
 
-from gconv import Graph
-from gconv.laplacian import adjacency, eigenbasis, laplacian, largest_eigenvalue
+from gconv import Bipartite, Graph
+from gconv.laplacian import adjacency, eigenbasis, laplacian, largest_eigenvalue, normalised, pattern
 from gconv.operators.shapes import messy, ring, weighted
 
 DOUBLE = torch.float64
@@ -207,3 +207,26 @@ def test_control_a_constant_largest_eigenvalue_has_a_wrong_derivative(monkeypatc
             lambda w: dense(laplacian(Graph(SMALL_GRAPH, 5, w.repeat_interleave(2)), DOUBLE, norm=None, lmax="exact")),
             (w,),
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_degrees_of_a_hub_in_16_bits(dtype):
+    """A sum of many 16-bit numbers stops growing, at 256 ones in bfloat16 and 2048 in float16."""
+    n = 3001
+    leaf = torch.arange(1, n)
+    star = Graph(torch.stack([torch.cat([leaf, 0 * leaf]), torch.cat([0 * leaf, leaf])]), n)
+    entries, _ = pattern(star)
+    ones = torch.ones(2 * n - 2, dtype=dtype)
+    assert ones.new_zeros(n).index_add(0, star.target, ones)[0] < 2500  # the control: such a sum
+    for norm in ("sym", "row", "col", "both"):
+        found, want = (normalised(entries, w, norm) for w in (ones, ones.double()))
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), want, rtol=0.01, atol=0)
+    two = Bipartite(torch.stack([leaf - 1, 0 * leaf]), (n - 1, 1))
+    for found in (
+        star.in_degree(dtype)[0],
+        star.out_degree(dtype)[0],
+        two.in_degree(dtype)[0],
+        two.T.out_degree(dtype)[0],
+    ):
+        assert found.dtype == dtype and float(found) == pytest.approx(n - 1, rel=0.01)

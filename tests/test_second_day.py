@@ -347,6 +347,15 @@ def test_rounding_has_no_bound():
     assert lipschitz_bound(Written(lambda x: x.to(torch.float64)), (2, 3)) == 1.0
 
 
+def test_a_softplus_that_jumps_has_no_bound():
+    for model in (nn.Softplus(threshold=0.0), Written(lambda x: nn.functional.softplus(x, threshold=5))):
+        with pytest.raises(ValueError, match=r"Softplus with threshold=\d jumps"):
+            lipschitz_bound(model, (3, 4))
+    assert lipschitz_bound(nn.Softplus(beta=3.0), (3, 4)) == 1
+    jump = nn.Softplus(threshold=0.0)(torch.tensor([-1e-6, 1e-6]))  # the control: it does jump
+    assert jump[0] - jump[1] > 0.6
+
+
 def test_an_activation_without_a_bounded_slope_has_no_bound():
     class Functional(nn.Module):
         def forward(self, x):

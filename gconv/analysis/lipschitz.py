@@ -246,6 +246,11 @@ class _Walker:
             return max(1.0, abs(module.alpha))
         if kind is nn.CELU and module.alpha < 0:
             raise ValueError("CELU with a negative alpha has no Lipschitz bound: exp(x / alpha) grows without limit.")
+        if kind is nn.Softplus and module.threshold < 20:
+            raise ValueError(
+                f"Softplus with threshold={module.threshold:g} jumps where beta x exceeds the threshold, so it has no "
+                "Lipschitz bound: use a threshold of at least 20, torch's default, where the jump is rounding."
+            )
         if kind in SLOPES:
             return SLOPES[kind]
         raise TypeError(f"No bound is known for {kind.__name__}; {_advice(module)}")

@@ -293,13 +293,11 @@ class Bipartite(Edges):
 
     def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
         """(n_target,) the sum of the weights of the incoming edges of each target."""
-        w = self.weights(dtype)
-        return w.new_zeros(self.sizes[1]).index_add(0, self.target, w)
+        return self._sums(self.target, self.sizes[1], dtype)
 
     def out_degree(self, dtype: torch.dtype | None = None) -> Tensor:
         """(n_source,) the sum of the weights of the outgoing edges of each source."""
-        w = self.weights(dtype)
-        return w.new_zeros(self.sizes[0]).index_add(0, self.source, w)
+        return self._sums(self.source, self.sizes[0], dtype)
 
     def shared(self) -> tuple[Tensor, Tensor]:
         """The source and target indices of the nodes in both sets: those with the same index within a part."""

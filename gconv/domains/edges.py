@@ -261,6 +261,11 @@ class Edges:
             return torch.ones(self.num_edges, dtype=dtype, device=self.device)
         return self.edge_weight.to(dtype)
 
+    def _sums(self, ends: Tensor, nodes: int, dtype: torch.dtype | None) -> Tensor:
+        """(nodes,) the sums of the weights of the edges with each end, in double precision until they are complete."""
+        w = self.weights(torch.float64)
+        return w.new_zeros(nodes).index_add(0, ends, w).to(dtype or torch.get_default_dtype())
+
 
 def _given(edges: Edges) -> list[Tensor | None]:
     return [edges.edge_index, edges.edge_weight, edges.edge_attr, edges.edge_type]

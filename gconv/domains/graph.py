@@ -330,13 +330,11 @@ class Graph(Edges):
 
     def in_degree(self, dtype: torch.dtype | None = None) -> Tensor:
         """(n,) the sum of the weights of the incoming edges of each node."""
-        w = self.weights(dtype)
-        return w.new_zeros(self.size).index_add(0, self.target, w)
+        return self._sums(self.target, self.size, dtype)
 
     def out_degree(self, dtype: torch.dtype | None = None) -> Tensor:
         """(n,) the sum of the weights of the outgoing edges of each node."""
-        w = self.weights(dtype)
-        return w.new_zeros(self.size).index_add(0, self.source, w)
+        return self._sums(self.source, self.size, dtype)
 
     def part(self) -> Tensor:
         """(n,) the index of the part of the disjoint union that each node belongs to."""
