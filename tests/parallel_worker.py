@@ -390,6 +390,17 @@ def mistakes():
     net.requires_grad_(rank > 0)
     yield raises(ProcessError, "disagree on the learned parameters: rank 0 has []", lambda: net(x))
     net.requires_grad_()
+    pair = distribute(nn.Sequential(seeded(gcn(3, 2)), nn.BatchNorm1d(2, dtype=DOUBLE)), part)
+    pair.model[1].norm.train(rank > 0)
+    yield raises(ProcessError, "disagree on the layers in another mode: rank 0 has ['1.norm']", lambda: pair(x))
+    changing = graph_of(seed=3)
+    once = distribute(seeded(gcn(3, 2)), shard(changing))
+    if rank == 0:
+        changing.edge_weight.mul_(0.5).mul_(2)
+    yield raises(ProcessError, "disagree on whether the graph has changed", lambda: once(x))
+    if rank > 0:
+        changing.edge_weight.mul_(1)  # the same numbers by another number of changes
+    yield "and the same change runs", error(once(x), part.take(seeded(gcn(3, 2))(signal_on(40, 3), changing))), NEAR
     parts = Graph(graph.edge_index, 40, ptr=(0, 5 + rank, 40))
     yield raises(ProcessError, "disagree on the domain", lambda: shard(parts))
     wrong = (ValueError, "partition.take") if rank == 0 else (ProcessError, "disagree on the input")

@@ -50,7 +50,13 @@ class State:
     def __init__(self, partition: Partition) -> None:
         self.partition, self.processes = partition, partition.processes
         self.sizes: dict[Any, list[int]] = {}
+        self.version = self.current  # of the graph, in the last call
         self.start(None)
+
+    @property
+    def current(self) -> tuple[int | None, ...]:
+        domain = self.partition.domain
+        return domain.version if isinstance(domain, Graph) else ()
 
     def start(self, key: Any) -> None:
         known = self.sizes.get(key)
@@ -363,7 +369,12 @@ class Distributed(nn.Module):
             shape[part.axis] = -1
             key = tuple(shape), str(x.dtype), x.requires_grad, torch.is_grad_enabled(), self.training
         learned = self._learned()
-        same = {"the_input": repr(problem or key), "the_learned_parameters": list(learned)}
+        same = {  # where this differs, the processes would wait for each other
+            "the_input": repr(problem or key),
+            "the_learned_parameters": list(learned),
+            "the_layers_in_another_mode": [n for n, m in self.model.named_modules() if m.training is not self.training],
+            "whether_the_graph_has_changed": state.current != state.version,
+        }
         like = x if isinstance(x, Tensor) else next(self.model.parameters(), torch.empty(0))
         mark = torch.tensor([zlib.crc32(repr(same).encode())], device=like.device)
         if int((state.processes.total(torch.cat([mark, -mark]), largest=True)).sum()):
@@ -373,6 +384,7 @@ class Distributed(nn.Module):
                 state.processes.gathered(same)
         if problem is not None:
             raise ValueError(problem)
+        state.version = state.current
         state.start(key)
         if learned and torch.is_grad_enabled():
             each = {id(p): p for p in learned.values()}

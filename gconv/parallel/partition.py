@@ -118,7 +118,7 @@ class Partition:
         if not -y.ndim <= axis < y.ndim:
             raise ValueError(f"gather needs the rows of this process along axis {axis}, not {tuple(y.shape)}.")
         axis %= y.ndim
-        parts = self.processes.gathered(y.detach().movedim(axis, 0).cpu())
+        parts = self.processes.gathered(y.detach().movedim(axis, 0).cpu().clone())  # of a view all memory would be sent
         whole = torch.cat(parts).movedim(0, axis).to(y.device)
         if self.order is None:
             return whole
