@@ -39,6 +39,7 @@ from gconv.operators import (
 )  # fmt: skip
 from gconv.parallel import Partition, ProcessError, distribute, halo, shard, sync_batch_norm
 from gconv.parallel.partition import even
+from gconv.parallel.processes import Total
 
 DOUBLE, NEAR = torch.float64, 1e-12
 
@@ -261,30 +262,36 @@ class Normalised(nn.Module):
         return self.second(self.norm(self.first(x, graph)).tanh(), graph)
 
 
+def second_gradients(name, model, part, x, domain, share):
+    """Gradients of the norms of gradients, in x and in the weights; share: of each process in the loss."""
+    net, found = distribute(model, part), []
+    for m, given, rest in ((model, x, domain), (net, part.take(x), ())):
+        given, parameters = given.clone().requires_grad_(), list(m.parameters())
+        loss = m(given, *rest).cos().sum() * (share if m is net else 1.0)
+        own, *others = torch.autograd.grad(loss, [given, *parameters], create_graph=True)
+        of_weights = sum(g.square().sum() for g in others)  # the same in each process
+        total = own.square().sum() + of_weights / (part.processes.size if m is net else 1)
+        found.append(torch.autograd.grad(total, [given, *parameters]))
+    (whole, *want), (own, *got) = found
+    yield f"{name}: second gradient in x", error(own, part.take(whole)), 1e-10
+    for (key, _), a, b in zip(model.named_parameters(), got, want, strict=True):
+        yield f"{name}: second gradient in {key}", error(a, b), 1e-10
+
+
 def second():
-    """Gradients of gradients: in x, and in the weights."""
     graph, norm = graph_of(), nn.BatchNorm2d(3, dtype=DOUBLE)
-    share = 1 / dist.get_world_size()
     grid, images = shard(Grid((13, 6))), signal_on(2, 2, 13, 6)
     body = nn.Sequential(seeded(conv2d(2, 3, 3, padding=1)), norm, nn.Tanh())
     head = nn.Sequential(GConv(global_pool("max")), nn.Flatten(), nn.Linear(3, 2, dtype=DOUBLE))
-    for name, model, part, x, domain, each in (
-        ("polynomial", Normalised(), shard(graph), signal_on(40, 3), (graph,), 1.0),
-        ("attention", Attention(), shard(graph), signal_on(40, 3), (graph,), 1.0),
-        ("images", nn.Sequential(body, seeded(conv2d(3, 2, 3))), grid, images, (), 1.0),
-        ("pooled", nn.Sequential(body, head), grid, images, (), share),  # every process holds the result
-    ):
-        net, found = distribute(model, part), []
-        for m, given, rest, factor in ((model, x, domain, 1.0), (net, part.take(x), (), each)):
-            given, parameters = given.clone().requires_grad_(), list(m.parameters())
-            first = torch.autograd.grad((m(given, *rest).cos() * factor).sum(), [given, *parameters], create_graph=True)
-            norms = [g.square().sum() for g in first]
-            total = norms[0] + sum(norms[1:]) * (share if m is net else 1.0)  # those of the weights are in each process
-            found.append(torch.autograd.grad(total, [given, *parameters]))
-        (whole, *want), (own, *got) = found
-        yield f"{name}: second gradient in x", error(own, part.take(whole)), 1e-10
-        for (key, _), a, b in zip(model.named_parameters(), got, want, strict=True):
-            yield f"{name}: second gradient in {key}", error(a, b), 1e-10
+    convolutions = nn.Sequential(body, seeded(conv2d(3, 2, 3)))
+    yield from second_gradients("polynomial", Normalised(), shard(graph), signal_on(40, 3), (graph,), 1.0)
+    yield from second_gradients("attention", Attention(), shard(graph), signal_on(40, 3), (graph,), 1.0)
+    yield from second_gradients("images", convolutions, grid, images, (), 1.0)
+    yield from second_gradients("pooled", nn.Sequential(body, head), grid, images, (), 1 / grid.processes.size)
+    kept, Total.backward = Total.backward, staticmethod(lambda ctx, g: (ctx.processes.total(g.detach()), None))
+    rows = [value for _, value, _ in second_gradients("control", convolutions, grid, images, (), 1.0)]
+    Total.backward = kept
+    yield "control: sums that are not differentiated are noticed", float(max(rows) < 1e-6), 0.0
 
 
 class Repeated(nn.Module):
