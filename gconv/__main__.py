@@ -165,7 +165,15 @@ def _plan(spec: OperatorSpec, shape: Sequence[int], edges: int) -> str:
         except (RuntimeError, ValueError):  # S of this operator reads the edges, for example for an eigenvalue
             layer = gconv.GConv(spec)
     edge_index = torch.randint(shape[-2], (2, edges), generator=torch.Generator().manual_seed(0))
-    return str(layer.plan(x, gconv.Graph(edge_index, size=shape[-2])))
+    try:
+        return str(layer.plan(x, gconv.Graph(edge_index, size=shape[-2])))
+    except ValueError as error:
+        if not any(word in str(error) for word in ("edge_type", "edge_attr", "undirected")):
+            raise
+        raise ValueError(
+            f"{layer.spec.name} cannot run on the random graph of this command, which is directed and has neither "
+            f"labels nor attributes; plan it in Python, by layer.plan(x, graph) ({str(error).rstrip('.')})"
+        ) from None
 
 
 def checks() -> Iterator[tuple[bool, str, str]]:

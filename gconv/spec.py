@@ -304,7 +304,7 @@ class OperatorSpec:
         """
         if not isinstance(text, str):
             raise ValueError(
-                f"parse takes a printed operator such as 'cheb(16, 32, k=3)', not a {type(text).__name__}."
+                f"parse takes an operator with its arguments, such as 'cheb(16, 32, k=3)', not a {type(text).__name__}."
             )
         try:
             call = ast.parse(text.strip(), mode="eval").body if len(text) <= MAX_TEXT else None
@@ -315,7 +315,9 @@ class OperatorSpec:
             if len(named) < len(call.keywords):
                 raise ValueError
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-            raise ValueError(f"{given.shown(text)} is not a printed operator such as 'cheb(16, 32, k=3)'.") from None
+            raise ValueError(
+                f"{given.shown(text)} is not an operator with its arguments, such as 'cheb(16, 32, k=3)'."
+            ) from None
         return operator(call.func.id).factory(*positional, **named)
 
     def __repr__(self) -> str:

@@ -355,9 +355,13 @@ SPECS = [
     (
         "code for a spec",
         lambda: OperatorSpec.parse("cheb(__import__('os').getpid(), 2, k=3)"),
-        "is not a printed operator",
+        "is not an operator with its arguments",
     ),
-    ("a sentence for a spec", lambda: OperatorSpec.parse("a convolution please"), "is not a printed operator"),
+    (
+        "a sentence for a spec",
+        lambda: OperatorSpec.parse("a convolution please"),
+        "is not an operator with its arguments",
+    ),
     ("a dict without a name", lambda: OperatorSpec.from_dict({"k": 3}), "no operator named ''"),
 ]
 

@@ -213,7 +213,8 @@ def test_every_format_gives_the_same_graph(tmp_path, monkeypatch, kind):
     ("text", "message"),
     [
         ("0 1\n1 2\nx 3\n", r"edges.txt, line 3: an edge must be two integers, but the line is 'x 3'"),
-        ("source,target\n1,2\n", r"line 1: an edge must be two integers, but the line is 'source,target'"),
+        ("source,target\n1,2\n", r"line 1: .* the line is 'source,target' \(if it is a header, delete it\)"),
+        ("\ufeff# x\n1,2\n1,x\n", r"line 3: an edge must be two integers, but the line is '1,x'"),
         ("0 1\n\n2\n", r"line 3: an edge must be two integers, but the line is '2'"),
         ("0,1\n,2\n", r"line 2: an edge must be two"),
         ("0,1\n1,,2\n", r"line 2: an edge must be two"),
@@ -557,13 +558,31 @@ def test_a_truncated_result_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("1,2\n3\n", "line 2: 2 numbers are expected, but the line is '3'"), ("1\nx\n", "line 2: 1 ")]
+    ("text", "message"),
+    [
+        ("1,2\n3\n", "line 2: expected 2 numbers, but the line is '3'"),
+        ("1\nx\n", "line 2: expected one number"),
+        ("a,b\n1,2\n", r"line 1: expected 2 numbers, but the line is 'a,b' \(if it is a header, delete it\)"),
+    ],
 )
 def test_features_from_text_are_numbers(tmp_path, text, message):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         features_from_text(tmp_path / "x.csv", tmp_path / "x.npy")
     assert not (tmp_path / "x.npy").exists()
+
+
+def test_text_of_windows_is_read(tmp_path):
+    """A byte order mark and its line endings."""
+    for name, text in (("x.csv", "1,2\r\n3,4\r\n"), ("edges.csv", "0,1\r\n1,0\r\n")):
+        (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    features = features_from_text(tmp_path / "x.csv", tmp_path / "x.npy")
+    assert np.load(features).tolist() == [[1, 2], [3, 4]]
+    graph = build(tmp_path / "graph", tmp_path / "edges.csv")
+    assert (graph.nodes, graph.num_edges) == (2, 2)
+    (tmp_path / "edges.csv").write_bytes(b"0,1\n\xef\xbb\xbf1,0\n")  # only at the start
+    with pytest.raises(ValueError, match="line 2: an edge must be two integers"):
+        build(tmp_path / "other", tmp_path / "edges.csv")
 
 
 def test_features_from_text_never_replace_the_text(tmp_path):
@@ -760,12 +779,15 @@ def test_wrong_paths_and_options_of_the_command_are_named(tmp_path, capsys):
         (e, x, ["--nodes", "3"], "--nodes is 3, but .*npy has 2 rows, one per node"),
         (e, str(tmp_path / "none.npy"), [], "has no rows; features have one row per node"),
         (e, str(tmp_path / "none.csv"), [], "There is no file"),
+        (e, x, ["--k", "0"], "k must be at least 1"),
+        (e, x, ["--alpha", "2"], "alpha must be in"),
         (graph, x, ["--undirected"], "--undirected has an effect only while a graph is built"),
         (graph, x, ["--nodes", "3"], "built before, with nodes 2, and --nodes has an effect only"),
         (graph, x, ["--duplicates", "drop"], "--duplicates has an effect only while a graph is built"),
     ]:
         with pytest.raises(SystemExit, match=message):
             main(["propagate", edges, features, *more, "--memory", MEMORY, "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other" / "graph").exists()  # each was found before the graph was built
     for more in ([], ["--nodes", "2", "--duplicates", "keep"]):  # the options with which it was built
         main(["propagate", graph, x, *more, "--k", "1", "--memory", MEMORY, "--out", str(tmp_path / "other")])
     for edges, features, folder in [("", x, out), (e, "", out), (e, x, "")]:

@@ -135,8 +135,9 @@ def _run(given: argparse.Namespace, lines: _Lines, built_by_default: dict[str, o
     from gconv.external.features import Features, is_text
     from gconv.external.files import format_bytes, read_json
     from gconv.external.graph import DiskGraph
-    from gconv.external.product import propagate
+    from gconv.external.product import check_steps, propagate
 
+    check_steps(given.k, given.alpha)  # before a graph is built, which can take hours
     out, features = Path(given.out), given.features
     if is_text(features):
         features = _converted(features, out)

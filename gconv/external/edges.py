@@ -29,6 +29,7 @@ Chunk = tuple[Position, np.ndarray, np.ndarray]
 RAW = {".i32": np.dtype("<i4"), ".i64": np.dtype("<i8")}
 TEXT = (".txt", ".csv", ".tsv", ".edges", ".el")
 LINES = 1 << 23  # bytes of text read at a time
+BOM = b"\xef\xbb\xbf"  # with which some programs start a text file
 DIGITS = 18  # number of decimal digits that always fit int64
 
 
@@ -295,7 +296,7 @@ _PLAIN = b"0123456789 \t\n,"
 
 
 def _is_edge(line: bytes) -> bool:
-    text = line.strip()
+    text = line.removeprefix(BOM).strip()
     return bool(text) and text[:1] not in b"#%"
 
 
@@ -305,7 +306,7 @@ def _parse(text: bytes, name: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
     >>> _parse(b"0 1\\n5,2\\n", "edges.txt", 0)
     (array([0, 5]), array([1, 2]))
     """
-    text = text.replace(b"\r\n", b"\n")
+    text = (text if lines else text.removeprefix(BOM)).replace(b"\r\n", b"\n")
     if not text.translate(None, _PLAIN):
         found = _parse_plain(text)
         if found is not None:
@@ -321,6 +322,8 @@ def _parse(text: bytes, name: str, lines: int) -> tuple[np.ndarray, np.ndarray]:
             pair = tuple(map(_number, fields))
         except ValueError:
             more = " (weights are not supported: keep the first two columns)" if len(fields) > 2 else ""
+            if number == 1 and not re.search(rb"\d", line):
+                more = " (if it is a header, delete it)"
             given = line[:40].decode(errors="replace")
             raise ValueError(
                 f"{name}, line {number}: an edge must be two integers, but the line is {given!r}{more}."

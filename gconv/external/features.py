@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gconv.arguments import checked, shown
-from gconv.external.edges import TEXT, ArrayFile, open_text, split_member, stamp
+from gconv.external.edges import BOM, TEXT, ArrayFile, open_text, split_member, stamp
 from gconv.external.files import (
     HEADER,
     DiskError,
@@ -139,7 +140,7 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
                 raise DiskError(f"Cannot read {path}: it is damaged ({error}).") from None
             if not text:
                 break
-            lines = text.splitlines()
+            lines = (text if line else text.removeprefix(BOM)).splitlines()
             columns = columns or len(lines[0].replace(b",", b" ").split())
             parsed = [_numbers(row, columns, f"{path}, line {line + i}") for i, row in enumerate(lines, 1)]
             rows = np.array(parsed, np.float32)
@@ -162,7 +163,9 @@ def _numbers(line: bytes, count: int, where: str) -> list[float]:
         row = []
     if len(row) != count or not count:
         given = line[:40].decode(errors="replace")
-        raise ValueError(f"{where}: {count or 'one or more'} numbers are expected, but the line is {given!r}.")
+        wanted = "one number" if count == 1 else f"{count} numbers" if count else "numbers"
+        more = " (if it is a header, delete it)" if where.endswith("line 1") and not re.search(rb"\d", line) else ""
+        raise ValueError(f"{where}: expected {wanted}, but the line is {given!r}{more}.")
     return row
 
 

@@ -98,6 +98,14 @@ def make_plan(nodes: int, channels: int, item: int, left: int, slab: int | None,
     return Plan(width, entries, rows, max(1, BLOCK_BYTES // (4 * channels * 8)))
 
 
+def check_steps(k: int, alpha: float) -> tuple[int, float]:
+    """The number of steps and the weight of X as numbers. Raises: TypeError, ValueError."""
+    k, alpha = integer(k, "k", 1), float(alpha)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], but it is {alpha!r}.")
+    return k, alpha
+
+
 @checked
 def propagate(
     graph: DiskGraph | str | os.PathLike[str],
@@ -159,9 +167,7 @@ def propagate(
     >>> torch.allclose(torch.tensor(powers[-1]) @ layer.weight[0], layer(x, edges), atol=1e-6)
     True
     """
-    k, alpha = integer(k, "k", 1), float(alpha)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], but it is {alpha!r}.")
+    k, alpha = check_steps(k, alpha)
     if keep not in ("all", "last"):
         raise ValueError(f'keep must be "all" or "last", but it is {shown(keep)}.')
     graph = graph if isinstance(graph, DiskGraph) else DiskGraph.open(graph)
