@@ -197,6 +197,10 @@ def save(module: nn.Module, path: str | PathLike[str]) -> None:
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         kind = OSError if "I/O error" in str(error) else InputError
         raise kind(f"The model cannot be stored as safetensors: {_first_line(error)}.") from error
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) != str(trial):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
     finally:
         trial.unlink(missing_ok=True)
 

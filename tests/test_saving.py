@@ -178,6 +178,11 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(OSError):
         save(nn.Linear(3, 3), tmp_path / "missing" / "a")
+
+    monkeypatch.setattr("safetensors.torch.save_file", lambda t, path, m: os.rename(path, path))
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '[^']*/a'$"):  # the user's name
+        save(nn.Linear(3, 3), tmp_path / "a")
+    monkeypatch.undo()
     with pytest.raises(InputError, match="no values yet"):
         save(nn.Linear(3, 3, device="meta"), tmp_path / "b")
     with pytest.raises(InputError, match="no values yet"):

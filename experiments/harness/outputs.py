@@ -82,19 +82,23 @@ def check_size(path: Path, network: Callable[[], "nn.Module"]) -> None:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, which replaces the file if the block succeeds and is removed otherwise.
 
-    Devices and pipes, for example /dev/stdout, are written directly.
+    Devices and pipes, for example /dev/stdout, are written directly. Raises: OSError that names the file.
     """
     if path.exists() and not path.is_file():
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
         return
     place = Path(os.path.realpath(path))  # a link is kept
     part = place.with_name(f"{place.stem}.{os.getpid()}.part{path.suffix}")  # the format is that of the given name
     try:
         yield part
         os.replace(part, place)
-    except BaseException:
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
         part.unlink(missing_ok=True)
-        raise
 
 
 def refuse_together(option: str, given: dict[str, Any]) -> None:

@@ -36,9 +36,10 @@ def one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise SystemExit(f"error: {error.strerror}: {error.filename}") from None
-    except (DataError, InputError, ValueError, OSError) as error:
+    except OSError as error:
+        said = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error.strerror or error
+        raise SystemExit(f"error: {said}") from None
+    except (DataError, InputError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

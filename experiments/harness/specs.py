@@ -51,6 +51,8 @@ def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
         for keyword in tree.keywords:
             if keyword.arg is None:
                 raise wrong("** is not possible here")
+            if keyword.arg in named:
+                raise wrong(f"{keyword.arg!r} is given twice")
             named[keyword.arg] = _literal(keyword.value, wrong)
         tree = tree.func
     if not isinstance(tree, ast.Name):
@@ -61,7 +63,8 @@ def read_spec(text: str) -> Callable[[int, int], OperatorSpec]:
         try:
             spec = factory(i, o, *arguments, **named)
         except (TypeError, ValueError) as error:
-            raise wrong(_said(error)) from error
+            hint = "; leave out the channels, which the experiment supplies" if "given twice" in str(error) else ""
+            raise wrong(f"{_said(error).rstrip('.')}{hint}") from error
         except (Exception, SystemExit) as error:
             raise wrong(f"{tree.id} raises {type(error).__name__}: {_said(error)}") from error
         if not isinstance(spec, OperatorSpec):

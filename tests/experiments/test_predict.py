@@ -296,6 +296,9 @@ def test_an_output_that_is_an_input_is_refused(files, tmp_path):
     refused(papers.main, [graph, "--checkpoint", files["papers"], *both], "--table .* would replace")
     assert (photo.read_bytes(), graph.read_bytes()) == before
     papers.main([str(graph), "--checkpoint", str(files["papers"]), "--table", "/dev/null"])
+    refused(
+        papers.main, [graph, "--checkpoint", files["papers"], "--table", "/dev/full"], "/dev/full cannot be written: No"
+    )
 
 
 @pytest.mark.parametrize("change", [{"width": 10**12}, {"hidden": 10**8}, {"width": 5}])
@@ -358,7 +361,7 @@ def test_a_file_that_is_not_finished_is_not_left(files, tmp_path, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(papers, "draw", stopped)
-    refused(papers.main, [graph, "--checkpoint", files["papers"], "--out", out], "the disk is full")
+    refused(papers.main, [graph, "--checkpoint", files["papers"], "--out", out], "p.png cannot be written: the disk is")
     assert out.read_text() == "before" and sorted(p.name for p in tmp_path.iterdir()) == ["g.safetensors", "p.png"]
 
 

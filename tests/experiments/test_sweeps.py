@@ -226,6 +226,8 @@ def test_a_spec_is_read_without_running_its_text():
         "no.such.module:cheb": "there is no module no",
         "os:getcwd": "did you mean|takes",
         "gconv.operators:cheb": "k",
+        "gconv.operators:cheb(2, 3, k=3)": "is given twice.*; leave out the channels, which the experiment supplies",
+        "gconv.operators:cheb(k=3, k=4)": "'k' is given twice",
         "torch:empty": "returns Tensor, not an OperatorSpec",
         "no/such/file.py:cheb": "there is no file no/such/file.py",
     }.items():
