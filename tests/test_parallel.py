@@ -217,6 +217,25 @@ def test_bad_calls_are_said_in_a_sentence(alone):
         flat(torch.randn(1, 3, 8, 6))
 
 
+class Listed(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.steps = [self.layer]
+
+    def forward(self, x):
+        return self.steps[0](x)
+
+
+@pytest.mark.parametrize("layer", [GConv(conv2d(3, 3, 3)), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)], ids=repr)
+def test_a_layer_in_a_plain_list_is_not_called_without_its_halo(alone, layer):
+    part, x = shard(Grid((8, 6))), torch.randn(1, 3, 8, 6)
+    with pytest.raises(TypeError, match=f"calls a {type(layer).__name__} that was replaced: a list, dict or function"):
+        distribute(Listed(layer), part)(x)
+    assert_close("the model itself", Listed(layer)(x), nn.Sequential(layer)(x), 1e-6)
+    assert_close("in a Sequential", distribute(nn.Sequential(layer), part)(x), layer(x), 1e-5)
+
+
 class Gated(nn.Module):
     """Squeeze and excitation."""
 

@@ -194,7 +194,7 @@ class Layer(nn.Module):
             if found is None:
                 found = part.keep(name, blocks.neighbourhood(graph, part.bounds, state.processes))
             local, halo = found
-            y: Tensor = layer(halo(x), local)
+            y: Tensor = layer.forward(halo(x), local)
             return y.narrow(-2, halo.before, halo.own)
         S = layer._basis(graph, layer._call(x))
         key = layer.spec.structure, x.dtype, x.device, graph.version
@@ -256,7 +256,7 @@ class Layer(nn.Module):
         assert isinstance(target, Grid)
         S = bind(structure, grid, {}, layer._call(x))
         if S.is_identity or (S.is_grid and getattr(S, "trivial", False)):
-            return layer(x)
+            return layer.forward(x)
         if target.size == 1 and grid.size > 1 and layer.weight is None:
             factor = self._factor(S, structure, grid)
             if factor is not None:
@@ -321,7 +321,7 @@ class Norm(nn.Module):
                     f"Batch normalisation follows a pool over the whole domain, but {tuple(x.shape)} is the shape of a "
                     "part: a pooled signal must not be combined with parts."
                 )
-            y: Tensor = norm(x)
+            y: Tensor = norm.forward(x)
             return y
         if isinstance(self.state.partition.domain, Graph) and x.ndim != 2:
             raise ValueError(f"Batch normalisation on a graph takes (nodes, channels), not {tuple(x.shape)}.")
@@ -497,10 +497,10 @@ class _Replacing:
         if isinstance(module, GConv):
             found = identify(module)
             self._refuse(module, name, found.reason if isinstance(found, Other) else _hooked(module))
-            return Layer(module, name, self.state)
+            return self._instead(module, Layer(module, name, self.state))
         if isinstance(module, BatchNorm):
             self._refuse(module, name, why_refused(module) or _hooked(module))
-            return Norm(module, self.state)
+            return self._instead(module, Norm(module, self.state))
         if isinstance(module, _SITEWISE):
             return module
         if kind.__module__ == "torch.nn.modules.activation" and not isinstance(module, _MIXING):
@@ -519,10 +519,15 @@ class _Replacing:
             return module
         self._refuse(module, name, self._lost(module))
         try:
-            return Layer(GConv.from_torch(module), name, self.state)
+            return self._instead(module, Layer(GConv.from_torch(module), name, self.state))
         except OutsideFamily as error:
             self._refuse(module, name, str(error).rstrip("."))
             raise
+
+    def _instead(self, module: nn.Module, new: nn.Module) -> nn.Module:
+        """The replacement, which calls only `forward` of the module: a call of the module itself is an error."""
+        module.register_forward_pre_hook(_called)
+        return new
 
     def _refuse(self, module: nn.Module, name: str, why: str | None) -> None:
         if why is not None:
@@ -538,6 +543,13 @@ class _Replacing:
         if any(len(self.owners[id(p)]) > 1 for p in module.parameters()):
             return "it shares a parameter with another layer, and a GConv would have its own: use GConv layers"
         return _hooked(module)
+
+
+def _called(module: nn.Module, arguments: Any) -> None:
+    raise TypeError(
+        f"The distributed model calls a {type(module).__name__} that was replaced: a list, dict or function holds it "
+        "where replacements are not seen; keep layers in attributes, nn.ModuleList or nn.ModuleDict."
+    )
 
 
 def _known_class(module: nn.Module) -> type:
