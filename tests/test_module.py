@@ -15,6 +15,7 @@ from gconv.operators import (
     cheb,
     conv1d,
     conv2d,
+    conv_transpose2d,
     gat,
     gcn,
     global_pool,
@@ -179,3 +180,34 @@ def test_a_signal_whose_sign_torch_stores_apart(name):
     assert negative.is_neg() and negative.equal(x)
     for _ in range(2):
         assert_close(name, *(layer(x) if grid else layer(x, domain) for x in (negative, x)), 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lowering", ["native", "im2col"])
+@pytest.mark.parametrize(
+    "spec", [avg_pool2d(35, stride=1), max_pool2d(35, stride=1), conv_transpose2d(1, 1, 35)], ids=str
+)
+def test_sums_over_many_windows_in_16_bits(spec, dtype, lowering):
+    """torch's average pooling sums the gradients of overlapping windows in 16 bits."""
+    n = 37 if spec.name == "conv_transpose2d" else 69
+    layer, x = GConv(spec, dtype=dtype), torch.linspace(0.5, 1, n * n).view(1, 1, n, n)
+    if layer.weight is not None:
+        layer.weight.data.fill_(0.5)
+    if spec.name == "max_pool2d":  # the largest of every window is the one in the middle
+        x = x.clone().fill_(0.5).index_put((*torch.tensor([0, 0, 34, 34]).unbind(),), torch.tensor(2.0))
+    x = x.to(dtype).requires_grad_()
+    wide = copy.deepcopy(layer).double()
+    long = x.detach().double().requires_grad_()
+    y, want = layer(x, lowering=lowering), wide(long)
+    assert_close("value", y.double(), want, 0.01)
+    got = torch.autograd.grad(y.sum(), x)[0].double()
+    scale = (dx := torch.autograd.grad(want.sum(), long)[0]).abs().max()
+    assert_close("gradient", got / scale, dx / scale, 0.02)
+
+
+def test_control_torchs_average_pooling_in_bfloat16_stops_growing():
+    x = torch.ones(1, 1, 69, 69, dtype=torch.bfloat16, requires_grad=True)
+    dx = torch.autograd.grad(nn.functional.avg_pool2d(x, 35, 1).sum(), x)[0]
+    if dx.max() > 0.9:  # the middle is in 1225 windows of 1225 sites, so that it should be 1
+        pytest.skip("this torch sums in more bits")
+    assert dx.max() < 0.5

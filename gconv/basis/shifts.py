@@ -329,10 +329,11 @@ class Shifts(Basis):
     def _scatter(self, ys: list[Tensor]) -> Tensor:
         """The adjoint of `_windows`, summed: k tensors (*b, m, c) to (*b, n, c)."""
         first, d = ys[0], len(self.size)
-        buffer = first.new_zeros(*first.shape[:-2], *self.padded, first.shape[-1])
+        wide = torch.promote_types(first.dtype, torch.float32)  # in which sums of many 16-bit numbers are exact enough
+        buffer = first.new_zeros(*first.shape[:-2], *self.padded, first.shape[-1], dtype=wide)
         for place, y in zip(self._places(), ys, strict=True):
             buffer[place] += y.unflatten(-2, self.out)
-        return self.unpad(buffer).flatten(-d - 1, -2)
+        return self.unpad(buffer).flatten(-d - 1, -2).to(first.dtype)
 
     def expand(self, x: Tensor) -> Tensor:
         if not self.transposed:

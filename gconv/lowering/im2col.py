@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts
 from gconv.call import Call
 from gconv.kernels.narrow import LANES
 from gconv.lowering.base import Cost, Lowering, Problem, Work, add_bias
+from gconv.lowering.native import summed_often
 from gconv.mixing import Mixing, Separable
 
 SHORT = 8  # channels below which writing patches takes the same time per site
@@ -19,7 +21,10 @@ LIMIT = 8 << 30  # bytes of patches: arrays for 3-D kernels can reach tens of GB
 def run(S: Shifts, call: Call) -> Tensor:
     if S.transposed and not call.mixing.apart:  # mix the channels first, then add up overlapping patches
         return add_bias(call.mixing.collect(S, call.spread()), call.bias)
-    return add_bias(call.mixing.gather(S.expand(call.x), call.W), call.bias)
+    x = call.x
+    wide = x.dtype in (torch.float16, torch.bfloat16) and summed_often(S)
+    E = S.expand(x.float()).to(x.dtype) if wide else S.expand(x)
+    return add_bias(call.mixing.gather(E, call.W), call.bias)
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:

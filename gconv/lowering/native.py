@@ -18,6 +18,7 @@ from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # oneDNN pads channels to a multiple of this
+OFTEN = 16  # number of windows over a site above which the gradients of a pooling are summed in float32
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -202,6 +203,8 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
         return _pool(S, x.unsqueeze(0)).squeeze(0)
     if d == 3 and x.element_size() == 2 and x.device.type == "cpu":  # torch has no 3-D pooling in half precision there
         return _pool(S, x.float()).to(x.dtype)
+    if summed_often(S) and x.element_size() == 2 and x.device.type == "cpu":
+        return _pool(S, x.float()).to(x.dtype)
     # cases that torch rejects: in 3-D a kernel larger than the unpadded grid; padding of more than half the kernel
     small = d == 3 and any(n < k for n, k in zip(S.size, S.kernel, strict=True))
     wide = padding is not None and any(2 * p > k for p, k in zip(padding, S.kernel, strict=True))
@@ -220,6 +223,13 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
     if isinstance(scale, float):
         return y if math.isclose(scale, 1.0, rel_tol=1e-15) else y * scale
     return y * scale.mT.unflatten(-1, S.out)
+
+
+def summed_often(S: Shifts) -> bool:
+    """Whether a site is in so many windows that torch's sum of their gradients, in 16 bits on a CPU, stops growing."""
+    if S.is_open[1]:
+        return False
+    return math.prod(-(-k // s) for k, s in zip(S.kernel, S.stride, strict=True)) > OFTEN
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
