@@ -562,6 +562,8 @@ def test_a_truncated_result_is_named(tmp_path):
     [
         ("1,2\n3\n", "line 2: expected 2 numbers, but the line is '3'"),
         ("1\nx\n", "line 2: expected one number"),
+        ("1\n1_0\n", "line 2: expected one number, but the line is '1_0'"),
+        ("1,2\n3,4\n5,-1e39\n", r"line 3: -1e\+39 is too large for float32"),
         ("a,b\n1,2\n", r"line 1: expected 2 numbers, but the line is 'a,b' \(if it is a header, delete it\)"),
     ],
 )

@@ -112,8 +112,8 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
     """Convert text (or .gz), one line per node with numbers separated by commas or whitespace, to a float32 .npy file.
 
     Raises:
-        ValueError: if a line does not have as many numbers as the first one; the message has its line number. Also if
-            there are no lines, or out is the text itself.
+        ValueError: if a line does not have as many numbers as the first one, or a number is too large for float32; the
+            message has the line number. Also if there are no lines, or out is the text itself.
         DiskError: if a file cannot be read or written.
 
     >>> import tempfile
@@ -143,7 +143,12 @@ def features_from_text(path: str | os.PathLike[str], out: str | os.PathLike[str]
             lines = (text if line else text.removeprefix(BOM)).splitlines()
             columns = columns or len(lines[0].replace(b",", b" ").split())
             parsed = [_numbers(row, columns, f"{path}, line {line + i}") for i, row in enumerate(lines, 1)]
-            rows = np.array(parsed, np.float32)
+            values = np.array(parsed)
+            with np.errstate(over="ignore"):
+                rows = values.astype(np.float32)
+            if len(lost := np.argwhere(np.isinf(rows) & np.isfinite(values))):
+                at, column = lost[0]
+                raise ValueError(f"{path}, line {line + at + 1}: {values[at, column]:g} is too large for float32.")
             end, line = write_at(file, trial, rows, end), line + len(lines)
         if not line:
             raise ValueError(f"{path} is empty; expected one line of numbers per node.")
@@ -161,7 +166,7 @@ def _numbers(line: bytes, count: int, where: str) -> list[float]:
         row = list(map(float, line.split(b",") if b"," in line else line.split()))
     except ValueError:
         row = []
-    if len(row) != count or not count:
+    if len(row) != count or not count or b"_" in line:  # Python reads 1_0 as 10
         given = line[:40].decode(errors="replace")
         wanted = "one number" if count == 1 else f"{count} numbers" if count else "numbers"
         more = " (if it is a header, delete it)" if where.endswith("line 1") and not re.search(rb"\d", line) else ""
