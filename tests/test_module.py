@@ -211,3 +211,10 @@ def test_control_torchs_average_pooling_in_bfloat16_stops_growing():
     if dx.max() > 0.9:  # the middle is in 1225 windows of 1225 sites, so that it should be 1
         pytest.skip("this torch sums in more bits")
     assert dx.max() < 0.5
+
+
+@pytest.mark.parametrize("spec", [avg_pool2d(10, stride=1), max_pool2d(3)], ids=str)
+def test_pooling_compiles_in_one_graph(spec):
+    layer, x = GConv(spec), torch.rand(1, 2, 12, 12).bfloat16()
+    torch._dynamo.reset()
+    assert torch.compile(layer, backend="eager", fullgraph=True)(x).equal(layer(x))

@@ -229,7 +229,7 @@ def summed_often(S: Shifts) -> bool:
     """Whether a site is in so many windows that torch's sum of their gradients, in 16 bits on a CPU, stops growing."""
     if S.is_open[1]:
         return False
-    return math.prod(-(-k // s) for k, s in zip(S.kernel, S.stride, strict=True)) > OFTEN
+    return math.prod([-(-k // s) for k, s in zip(S.kernel, S.stride, strict=True)]) > OFTEN  # which dynamo can trace
 
 
 def refuses(S: Basis, mixing: Mixing) -> str | None:
