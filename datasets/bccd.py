@@ -102,7 +102,7 @@ def _require(folder: Path, files: list[str]) -> None:
         raise DataUnavailable(
             f"The blood cells (BCCD) are not there.\n  missing: {len(missing)} files, {missing[0]} the first\n"
             f"  folder:  {folder}\n  source:  {SOURCE}\n"
-            "  way out: put the files there, or point --data-root or GCONV_DATA at a root that has them."
+            "  remedy:  put the files there, or point --data-root or GCONV_DATA at a root that has them."
         )
 
 

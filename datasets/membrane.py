@@ -55,7 +55,7 @@ def load_membrane(root: str | Path | None = None) -> MaskSet:
         raise DataUnavailable(
             f"The membrane images are not there.\n  missing: {len(missing)} files, {missing[0]} the first\n"
             f"  folder:  {folder}\n  source:  {SOURCE}, data/membrane/train\n"
-            "  way out: put the files there, or point --data-root or GCONV_DATA at a root that has them."
+            "  remedy:  put the files there, or point --data-root or GCONV_DATA at a root that has them."
         )
     blobs = {name: read(folder / name, 2**22) for name in names}
     pictures = [_grey(blob, folder / name) for name, blob in blobs.items()]

@@ -58,7 +58,7 @@ def load_multi30k(root: str | Path | None = None) -> TranslationSet:
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise DataUnavailable(
             f"Multi30k is not there.\n  missing: {', '.join(missing)}\n  folder:  {folder}\n  source:  {SOURCE}\n"
-            "  way out: put the files there, or point --data-root or GCONV_DATA at a root that has them."
+            "  remedy:  put the files there, or point --data-root or GCONV_DATA at a root that has them."
         )
     blobs = {file: read(folder / file, MAX_BYTES) for file in files}
     lines = [_lines(blob, folder / file) for file, blob in blobs.items()]

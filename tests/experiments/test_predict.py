@@ -221,6 +221,19 @@ def test_graphs_are_answered_with_a_picture_and_a_table(files, tmp_path, capsys)
     papers.main([str(alone), "--checkpoint", str(files["papers"]), "--out", str(out)])
 
 
+def test_all_edges_of_the_picture_are_one_collection(files, tmp_path, monkeypatch):
+    """One line of matplotlib for each edge takes minutes on Cora."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **how: drawn.append(figure.axes[0]))
+    found = papers.read_graph(graph_file(tmp_path / "g.safetensors"))
+    scores = torch.arange(28.0).reshape(4, 7).square()
+    papers.draw(scores, found, tmp_path / "p.png")
+    edges, *dots = drawn[0].collections
+    assert len(edges.get_segments()) == 3 and len(dots) == len(papers.SUBJECTS) and not drawn[0].lines
+    where = {tuple(place) for dot in dots for place in dot.get_offsets().tolist()}
+    assert {tuple(end) for segment in edges.get_segments() for end in segment.tolist()} <= where
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -56,7 +56,7 @@ def test_weights_are_read_from_the_archive(tmp_path, monkeypatch):
 
 
 def test_wheels_that_are_not_what_they_say_are_one_sentence(tmp_path, monkeypatch):
-    with pytest.raises(DataUnavailable, match=r"way out: python -m pip download --no-deps facenet-pytorch==2\.6\.0"):
+    with pytest.raises(DataUnavailable, match=r"remedy:  python -m pip download --no-deps facenet-pytorch==2\.6\.0"):
         wheels.load_weights("pnet", tmp_path)
     with pytest.raises(ValueError, match=r"no weights named 'pnett'\. Did you mean 'pnet'"):
         wheels.load_weights("pnett", tmp_path)
