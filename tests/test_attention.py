@@ -1,5 +1,7 @@
 """What attention promises beyond the laws, and what PyG's classes do where a graph is irregular."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from gconv import GConv, Graph, list_operators
 from gconv.basis import Identity
 from gconv.lowering import dense
 from gconv.mixing import plain
-from gconv.operators import agnn, fagcn, feast, gat, gatv2, rgat, supergat, transformer
+from gconv.operators import agnn, fagcn, feast, gat, gatv2, relational, rgat, supergat, transformer
 from gconv.operators.attention import complete, row_softmax
 from gconv.operators.shapes import messy, pixels, ring
 from gconv.spec import OutsideFamily, operator
@@ -246,3 +248,29 @@ def test_cosines_of_tiny_signals_have_gradients_in_float16():
     zero = torch.zeros(6, 3, dtype=torch.float16, requires_grad=True)
     (gradient,) = torch.autograd.grad(GConv(agnn(), dtype=torch.float16)(zero, messy()).sum(), zero)
     assert gradient.isfinite().all()
+
+
+HUBS = {
+    "fagcn": fagcn(2),
+    "rgat": rgat(2, 2, num_relations=3, mod="f-scaled", bias=False),
+    "relational": relational(2, 3, num_relations=3, num_bases=2, aggr="sum"),
+}
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_gradients_at_a_hub_in_bfloat16(name):
+    """Sums over 2000 edges; a running sum of ones in bfloat16 stops at 256."""
+    leaves = torch.arange(1, 2001)
+    edges = torch.cat([torch.stack([leaves, 0 * leaves]), torch.stack([0 * leaves, leaves])], 1)
+    star = Graph(edges, 2001, edge_type=torch.arange(4000) % 3 if name != "fagcn" else None)
+    exact = made(HUBS[name]).bfloat16().double()
+    x = torch.rand(2, 2001, 4 if name == "fagcn" else 2).bfloat16()
+    results = []
+    for layer in (exact, copy.deepcopy(exact).bfloat16()):
+        signal = x.to(layer.weight.dtype if layer.weight is not None else next(layer.parameters()).dtype)
+        signal.requires_grad_()
+        y = layer(signal, star)
+        results.append(torch.autograd.grad((y * y.detach().sign()).sum(), [signal, *layer.parameters()]))
+    names = ["x", *dict(exact.named_parameters())]
+    for what, want, got in zip(names, *results, strict=True):
+        assert_close(f"{name}, gradient in {what}", got.double(), want, 0.1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from gconv.basis import Polynomial, Recurrence, SharedTaps, Stack
 from gconv.call import Call
 from gconv.domains import Graph
@@ -46,8 +48,9 @@ class Signed(GraphStructure):
             norm="sym" if self.normalize else None,
             weighted=not self.normalize,
         )
-        source, target = x @ theta["att_l"], x @ theta["att_r"]
-        values = (source[..., L.pattern.col] + target[..., L.pattern.row]).tanh() * L.values
+        wide = torch.promote_types(x.dtype, torch.float32)  # gradients of long rows are sums
+        source, target = ((x @ theta[name]).to(wide) for name in ("att_l", "att_r"))
+        values = (source[..., L.pattern.col] + target[..., L.pattern.row]).tanh().to(x.dtype) * L.values
         S = SharedTaps(L.pattern, values.unsqueeze(-1))
         return Stack((S, Polynomial(L, Recurrence.monomial(1), ((self.eps,),))))  # eps I, a polynomial of degree 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from gconv.basis import Basis, SharedTaps, Stack, Taps
 from gconv.call import Call
 from gconv.domains import Edges
@@ -47,7 +49,8 @@ class Relations(GraphStructure):
         taps = relations(domain, call.x.dtype, self.relations, average=self.aggr == "mean")
         S: Basis = Taps(taps.pattern, taps.values, "max") if self.aggr == "max" else taps
         if self.bases is not None:
-            S = SharedTaps(pattern(domain)[0], theta["comp"][taps.pattern.tap] * taps.values.unsqueeze(-1))
+            comp = theta["comp"].to(torch.promote_types(call.x.dtype, torch.float32))  # its gradient is a long sum
+            S = SharedTaps(pattern(domain)[0], comp[taps.pattern.tap].to(call.x.dtype) * taps.values.unsqueeze(-1))
         return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 

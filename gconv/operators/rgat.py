@@ -53,9 +53,10 @@ class RelationalAttention(GraphStructure):
             call.x.unsqueeze(-3) @ torch.einsum("rhic,hcg->rig", W, theta[name].unflatten(0, (h, self.c)))
             for name in ("q", "k")
         )
-        target, source, (m, n) = domain.at_targets(target).flatten(-3, -2), source.flatten(-3, -2), domain.sites
+        wide, (m, n) = torch.promote_types(call.x.dtype, torch.float32), domain.sites  # sums over long rows
+        target, source = domain.at_targets(target).flatten(-3, -2).to(wide), source.flatten(-3, -2).to(wide)
         logits = target.index_select(-2, one.tap * m + one.row) + source.index_select(-2, one.tap * n + one.col)
-        logits = F.leaky_relu(logits, self.negative_slope).to(torch.promote_types(logits.dtype, torch.float32))
+        logits = F.leaky_relu(logits, self.negative_slope)
         alpha = row_softmax(logits, one.row * R + one.tap if self.within else one.row, m * R).to(call.x.dtype)
         if self.mod == "f-additive":
             alpha = alpha + 1
