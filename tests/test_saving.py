@@ -179,7 +179,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         save(nn.Linear(3, 3), tmp_path / "missing" / "a")
 
-    monkeypatch.setattr("safetensors.torch.save_file", lambda t, path, m: os.rename(path, path))
+    monkeypatch.setattr("safetensors.torch.save_file", lambda t, path, m: [os.unlink(path), os.rename(path, path)])
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: '[^']*/a'$"):  # the user's name
         save(nn.Linear(3, 3), tmp_path / "a")
     monkeypatch.undo()
