@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch_geometric import nn as pyg
 
 from experiments.harness.machine import ROOT
 from gconv import GConv, Graph, Grid, adapt, cache_info, clear_cache
@@ -327,6 +328,47 @@ def test_a_graph_changed_in_place_is_cut_again(alone):
         own.edge_attr.mul_(-3)
         assert_close(repr(layer), net(x), layer(x, own), 1e-5)
         assert not torch.allclose(net(x), before), "the change matters"
+
+
+class Doubled(nn.Conv2d):
+    """A class of the user's, whose forward is that of its base."""
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_trained_model_is_restored_for_a_single_process(alone, frozen):
+    """With its classes and names, tied layers tied, and what it learned; the distributed model goes on."""
+    again = GConv(conv2d(4, 4, 3, padding=1))
+    net = nn.Sequential(
+        Doubled(3, 4, 3, padding=1, groups=1), nn.BatchNorm2d(4), again, nn.ReLU(), again,
+        nn.ConvTranspose2d(4, 4, 2, 2, bias=False), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 2),
+    ).double()  # fmt: skip
+    net[0].weight.requires_grad_(not frozen)
+    many, x = distribute(net, shard(Grid((6, 5)))), torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    untrained = many.restored()
+    for model in (net, many):
+        step = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        (model(x) ** 2).sum().backward()
+        step.step()
+    one = many.restored()
+    assert repr(one) == repr(net) and list(one.state_dict()) == list(net.state_dict()) and one[2] is one[4]
+    assert [p.requires_grad for p in one.parameters()] == [p.requires_grad for p in net.parameters()]
+    for name, want in net.state_dict().items():
+        assert_close(name, one.state_dict()[name], want, 1e-12)
+    assert not torch.allclose(untrained[9].weight, one[9].weight), "a copy of an earlier state"
+    assert all(module.training for module in one.modules())
+    assert not any(module.training for module in many.eval().restored().modules())
+    for each in (one.eval(), many):
+        assert_close("output", each(x), net.eval()(x), 1e-12)
+
+
+@pytest.mark.parametrize("make", [pyg.GCNConv, pyg.SAGEConv, pyg.GATConv, pyg.GraphConv, pyg.TAGConv])
+def test_layers_of_pyg_are_restored(alone, make):
+    layer = make(3, 2)
+    found = distribute(layer, shard(PATH)).restored()
+    assert type(found) is make and not any(p.is_meta for p in found.parameters())
+    x = torch.randn(4, 3)
+    assert torch.equal(found(x, PATH.edge_index), layer(x, PATH.edge_index))
 
 
 def test_copies_of_a_model_run_on_its_part(alone):

@@ -18,9 +18,10 @@ from gconv.basis import Polynomial, entries
 from gconv.blocks import Shortcut
 from gconv.caches import Holders, Own
 from gconv.domains import Graph, Grid
+from gconv.interop.export import export
 from gconv.interop.layers import Other, identify
 from gconv.interop.peer import base_class
-from gconv.interop.peers import known
+from gconv.interop.peers import is_pyg, known
 from gconv.laplacian import counts
 from gconv.lowering import on_images
 from gconv.lowering.sparse import aggregate_first
@@ -346,13 +347,42 @@ class Whole(nn.Module):
 class Distributed(nn.Module):
     """A distributed model, returned by `distribute`. Its input and output are the rows of this process."""
 
-    def __init__(self, model: nn.Module, state: State) -> None:
+    def __init__(self, model: nn.Module, state: State, replaced: list[tuple[nn.Module, nn.Module]]) -> None:
         super().__init__()
-        self.model, self._state = model, state
+        self.model, self._state, self._replaced = model, state, replaced
 
     @property
     def partition(self) -> Partition:
         return self._state.partition
+
+    def restored(self) -> nn.Module:
+        """A copy of the model that was distributed, for a single process, with the present weights and statistics.
+
+        It has the classes and the state_dict of the original, so that it can be saved and used without processes. It is
+        the same in all of them.
+
+        >>> import torch.distributed as dist
+        >>> from gconv.parallel import shard
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> net = distribute(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), shard(Grid((6, 6))))
+        >>> net.restored()
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+        )
+        >>> dist.destroy_process_group()
+        """
+        memo: dict[int, Any] = {}
+        for module, new in self._replaced:
+            memo[id(new)] = own = copy.deepcopy(module, memo)
+            for key in [key for key, hook in own._forward_pre_hooks.items() if hook is _called]:
+                del own._forward_pre_hooks[key]
+            if isinstance(new, Layer) and new.layer is not module and len(list(module.parameters())):
+                library: Any = "pyg" if is_pyg(base_class(module)) else "torch"
+                own.load_state_dict(export(new.layer, library).state_dict(), assign=True)
+            own.train(new.training)
+        whole: nn.Module = copy.deepcopy(self.model, memo)
+        return whole
 
     def forward(self, x: Tensor, *more: Any, **named: Any) -> Any:
         state, part = self._state, self._state.partition
@@ -453,7 +483,8 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
         if any(map(is_lazy, model.parameters())):
             raise ValueError("The model has parameters without values: run it once, or load its weights.")
         twin = copy.deepcopy(model)
-        made = _Replacing(twin, state).of(twin)
+        replacing = _Replacing(twin, state)
+        made = replacing.of(twin)
     except (TypeError, ValueError) as error:
         problem = error
     processes.agree(
@@ -467,7 +498,7 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
             held = t.detach().contiguous()
             processes.from_first(held)
             t.copy_(held)
-    return Distributed(made, state)
+    return Distributed(made, state, replacing.pairs())
 
 
 def _check_detached(graph: Graph) -> None:
@@ -491,6 +522,14 @@ class _Replacing:
         if id(module) not in self.done:
             self.done[id(module)] = module, self._new(module, name)
         return self.done[id(module)][1]
+
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The modules that were replaced, with their replacements; those that became a GConv lose their own weights."""
+        pairs = [pair for pair in self.done.values() if pair[0] is not pair[1]]
+        for module, new in pairs:
+            if isinstance(new, Layer) and new.layer is not module:
+                module.to("meta")
+        return pairs
 
     def _new(self, module: nn.Module, name: str) -> nn.Module:
         kind = _known_class(module)
