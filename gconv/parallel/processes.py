@@ -107,19 +107,21 @@ class Processes:
     def _who(self) -> str:
         """A sentence that names the failed processes: those that ended, or that do not report within GRACE seconds."""
         group: Any = self.group if self.group is not None else dist.group.WORLD
-        try:  # every remaining process writes a key to the group's store
+        silent = [r for r in range(self.size) if r != self.rank]
+        ended: list[int] = []
+        try:  # every remaining process writes a key to the group's store; it may end then, too
             store = group.get_group_store()
             key = "gconv/failed/{}"
             store.set(key.format(self.rank), "1")
-            silent, until = [r for r in range(self.size) if r != self.rank], time.monotonic() + GRACE
-            while silent and time.monotonic() < until:
-                silent = [r for r in silent if not store.check([key.format(r)]) and not self._ended(r)]
-                if any(self._ended(r) for r in range(self.size)):
-                    break
+            until = time.monotonic() + GRACE
+            while silent and not ended and time.monotonic() < until:
                 time.sleep(0.05)
+                ended = [r for r in silent if self._ended(r)]
+                silent = [r for r in silent if not store.check([key.format(r)])]
+                ended = [r for r in ended if r in silent]  # without having written its key before
         except (AttributeError, RuntimeError):  # no store in this backend, or it ended with the first process
             silent = [0] if self.rank else []
-        ended = [r for r in range(self.size) if self._ended(r)]
+            ended = [r for r in range(self.size) if self._ended(r)]
         names = ", ".join(f"rank {r}" for r in ended or silent)
         if not names:
             return "An exchange between the processes failed in all of them."
