@@ -17,9 +17,10 @@ from typing import Any
 import gconv
 from experiments.harness.machine import ROOT
 
-SILENT = set(
-    "common code code_changes experiment machine measure options progress render specs store sweeps".split()  # noqa: SIM905
-)
+SILENT = {
+    *("common", "code", "code_changes", "experiment", "machine", "measure", "options", "progress", "render", "specs"),
+    *("store", "sweeps"),
+}
 TOLD = ("published", "recipes")
 
 
