@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import ByRows, Diagonal, Identity, Pattern, Taps
-from gconv.basis.functions import Response, change, eigh, tangent
+from gconv.basis.functions import Quadratic, Response, change, eigh, tangent
 from gconv.domains import Bipartite, Edges, Graph
 from gconv.kernels import is_jit_tracing, readable, row_order, shapes_only, varies, wrapped
+from gconv.kernels.transforms import bare, derivatives, outside_transforms, transformed
 
 Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
@@ -544,42 +545,76 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
         _check_symmetric(graph, norm, "The largest eigenvalue of a Laplacian")
         if graph.size <= SMALL:
             return float(eigenbasis(graph, norm)[0][-1].detach()) if graph.size else 0.0
-        return float(_by_lanczos(graph, norm)[0][0])
+        return _by_lanczos(graph, norm)[1]
 
     return compute() if wrapped(graph.edge_weight) else graph.memo(("lmax", norm), compute, of_weights=True)
 
 
-def _by_lanczos(graph: Graph, norm: Norm) -> Any:
-    """The largest eigenvalue (1,) of a symmetric L and its eigenvector (n, 1), as arrays."""
+def _by_lanczos(graph: Graph, norm: Norm) -> tuple[Any, float, Any]:
+    """A symmetric L in scipy's CSR format, its largest eigenvalue and the eigenvector (n,)."""
     import scipy.sparse
     from scipy.sparse.linalg import eigsh
 
     taps = laplacian(graph, torch.float64, norm=norm)
-    index = (taps.pattern.row.cpu().numpy(), taps.pattern.col.cpu().numpy())
-    matrix = scipy.sparse.csr_matrix((taps.values.detach().cpu().numpy(), index), shape=(graph.size,) * 2)
-    return eigsh(matrix, k=1, which="LA")
+    with outside_transforms():
+        read = [bare(t).detach().cpu().numpy() for t in (taps.values, taps.pattern.row, taps.pattern.col)]
+    matrix = scipy.sparse.csr_matrix((read[0], read[1:]), shape=(graph.size,) * 2)
+    top, vectors = eigsh(matrix, k=1, which="LA")
+    return matrix, float(top[0]), vectors[:, 0]
 
 
 def _differentiable_lmax(graph: Graph, L: Tensor, norm: Norm) -> Tensor:
-    """The largest eigenvalue (1 if it is 0), differentiable in the edge weights.
+    """The largest eigenvalue l (1 if it is 0), twice differentiable in the edge weights.
 
-    Up to 1,000 nodes twice, see `_largest`; of larger graphs <v, L v> with the eigenvector v as a constant, whose first
-    derivative is that of a simple eigenvalue.
+    Up to 1,000 nodes, and under transforms that take two derivatives, see `_largest`. Otherwise, with the eigenvector v
+    and E = L - L.detach(), which is zero, l + <v, E v> + <E v, (l - L)^+ E v>. The second derivative is computed by
+    conjugate gradients.
 
     Args:
         graph, norm: of the Laplacian.
         L: its values, in the order of the entries of `laplacian`.
     """
-    if graph.size <= SMALL or torch.compiler.is_compiling():
+    twice = transformed() and derivatives(L) > 1
+    if graph.size <= SMALL or torch.compiler.is_compiling() or twice or not readable(L):
         values, U, _, matrix = _eigenbasis(graph, norm)
         moved = change(matrix)
         one_part = torch.zeros_like(values, dtype=torch.int64)
         return _largest(values, one_part, 1, None if moved is None else U.mT @ moved @ U)[0]
     _check_symmetric(graph, norm, "The largest eigenvalue of a Laplacian")
-    v = torch.from_numpy(_by_lanczos(graph, norm)[1][:, 0]).to(L.device)
+    matrix, top, vector = _by_lanczos(graph, norm)
+    if not top > 1e-12:
+        return L.new_ones(())
+    v = torch.from_numpy(vector).to(L.device)
     entries, _ = pattern(graph, "replace")
-    top = (L * v[entries.row] * v[entries.col]).sum()
-    return torch.where(top > 1e-12, top, 1.0)
+    Ev = torch.zeros_like(v).index_add(0, entries.row, (L - L.detach()) * v[entries.col])
+    found = top + v @ Ev
+    if transformed():
+        return found
+    whole: Tensor = found + Quadratic.apply(Ev, (), lambda G, V: 2 * G * _pseudoinverse(matrix, top, vector, V))
+    return whole
+
+
+def _pseudoinverse(matrix: Any, top: float, v: Any, b: Tensor) -> Tensor:
+    """(top - L)^+ b for a simple largest eigenvalue with eigenvector v.
+
+    Raises:
+        ValueError: if the eigenvalue is repeated, or too close to the next one.
+    """
+    from scipy.sparse.linalg import LinearOperator, cg
+
+    def apply(x: Any) -> Any:
+        y = top * x - matrix @ x
+        return y - v * (v @ y) + v * (v @ x)
+
+    right = b.cpu().numpy()
+    right = right - v * (v @ right)
+    found, failed = cg(LinearOperator(matrix.shape, apply, dtype=right.dtype), right, rtol=1e-12, maxiter=len(v))
+    if failed:
+        raise ValueError(
+            "The second derivative of the largest eigenvalue of the Laplacian in the edge weights was requested, but "
+            "the eigenvalue is repeated, or nearly: it has no such derivative. Use lambda_max='bound' or a number."
+        )
+    return torch.from_numpy(found).to(b.device)
 
 
 def _check_symmetric(graph: Graph, norm: Norm, what: str) -> None:

@@ -194,7 +194,17 @@ def test_the_rescaled_laplacian_is_differentiable_in_the_edge_weights(norm, lmax
 
     w = torch.linspace(0.5, 1.5, 5, dtype=DOUBLE).requires_grad_()
     assert torch.autograd.gradcheck(run, (w,))
-    assert lanczos or torch.autograd.gradgradcheck(run, (w,))
+    assert torch.autograd.gradgradcheck(run, (w,))
+    by_autograd = torch.autograd.functional.jacobian(run, w.detach())
+    torch.testing.assert_close(torch.func.jacfwd(run)(w.detach()), by_autograd)
+    torch.testing.assert_close(torch.func.jacrev(run)(w.detach()), by_autograd)
+
+    def scalar(w):
+        return run(w).sin().sum()
+
+    by_autograd = torch.autograd.functional.hessian(scalar, w.detach())
+    torch.testing.assert_close(torch.func.hessian(scalar)(w.detach()), by_autograd)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.grad(scalar))(w.detach()), by_autograd)
     constant = dense(laplacian(Graph(SMALL_GRAPH, 5, w.detach().repeat_interleave(2)), DOUBLE, norm=norm, lmax=lmax))
     torch.testing.assert_close(run(w), constant)
 
@@ -207,6 +217,16 @@ def test_control_a_constant_largest_eigenvalue_has_a_wrong_derivative(monkeypatc
             lambda w: dense(laplacian(Graph(SMALL_GRAPH, 5, w.repeat_interleave(2)), DOUBLE, norm=None, lmax="exact")),
             (w,),
         )
+
+
+def test_a_repeated_largest_eigenvalue_has_no_second_derivative(monkeypatch):
+    monkeypatch.setattr("gconv.laplacian.SMALL", 0)
+    index = torch.combinations(torch.arange(6), 2).T
+    w = torch.ones(30, dtype=DOUBLE).requires_grad_()
+    values = laplacian(Graph(torch.cat([index, index.flip(0)], 1), 6, w), DOUBLE, norm="sym", lmax="exact").values
+    (g,) = torch.autograd.grad(values.square().sum(), w, create_graph=True)
+    with pytest.raises(ValueError, match="repeated"):
+        g[0].backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

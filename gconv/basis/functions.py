@@ -16,7 +16,7 @@ eigenvectors of a repeated eigenvalue are arbitrary. A `Response` is therefore a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -67,12 +67,21 @@ def tangent(E: Tensor, at: Tensor, response: Response) -> Tensor:
     """
     first = response.slopes(at.unsqueeze(1), at) * E
     if not transformed():
-        moved: Tensor = first + _Second.apply(E, at, response, len(first))
+
+        def second(G: Tensor, V: Tensor) -> Tensor:
+            found = torch.zeros_like(V)
+            for m, differences in enumerate(_second_differences(response, at)):
+                P = (G * differences).sum(0)  # (i, j)
+                found[m] += V[:, m] @ P
+                found[:, m] += P @ V[m]
+            return found
+
+        moved: Tensor = first + Quadratic.apply(E, first.shape, second)
         return moved
     if derivatives(E) < 2 or not len(at):
         return first
-    second = torch.stack(list(_second_differences(response, at)), -2)  # (k, i, m, j)
-    return first + torch.einsum("kimj,im,mj->kij", second, E, E)
+    differences = torch.stack(list(_second_differences(response, at)), -2)  # (k, i, m, j)
+    return first + torch.einsum("kimj,im,mj->kij", differences, E, E)
 
 
 def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
@@ -99,46 +108,47 @@ def _second_differences(response: Response, at: Tensor) -> Iterator[Tensor]:
         yield quotient.index_put((torch.arange(len(one), device=at.device).unsqueeze(1), *pairs), close[:, m])
 
 
-class _Second(Differentiable):
-    """sum_m f[l_i, l_m, l_j] E_im E_mj at E = 0, which is zero; computed only when differentiated twice."""
+class Quadratic(Differentiable):
+    """A quadratic form q(E) of a tensor E that is zero: zero, as is its gradient; its second derivative is not.
+
+    Args:
+        E: zero in value.
+        shape: of q(E).
+        second: second(G, V) is the derivative, in the direction V, of the gradient of <G, q(E)>. It is called only if q
+            is differentiated twice.
+    """
 
     what = "a function of a matrix"
 
     @staticmethod
-    def forward(ctx: Any, E: Tensor, at: Tensor, response: Response, taps: int) -> Tensor:
-        ctx.save_for_backward(E, at)
-        ctx.response = response
-        return E.new_zeros(taps, *E.shape)
+    def forward(ctx: Any, E: Tensor, shape: tuple[int, ...], second: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(E)
+        ctx.second = second
+        return E.new_zeros(shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        E, at = ctx.saved_tensors
-        G = gradients[0]
-        return (_Again.apply(E, G, at, ctx.response) if torch.is_grad_enabled() else None), None, None, None
+        (E,) = ctx.saved_tensors
+        return (_Again.apply(E, gradients[0], ctx.second) if torch.is_grad_enabled() else None), None, None
 
 
 class _Again(Differentiable):
-    """The backward pass of `_Second`: linear in E, and so zero at E = 0; its derivative is not zero."""
+    """The backward pass of `Quadratic`: linear in E, and so zero at E = 0; its derivative is not zero."""
 
     what = "a function of a matrix"
 
     @staticmethod
-    def forward(ctx: Any, E: Tensor, G: Tensor, at: Tensor, response: Response) -> Tensor:
-        ctx.save_for_backward(G, at)
-        ctx.response = response
+    def forward(ctx: Any, E: Tensor, G: Tensor, second: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(G)
+        ctx.second = second
         return torch.zeros_like(E)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        G, at = ctx.saved_tensors
-        (V,) = gradients
+        (G,), (V,) = ctx.saved_tensors, gradients
         with torch.no_grad():
-            found = torch.zeros_like(V)
-            for m, second in enumerate(_second_differences(ctx.response, at)):
-                P = (G * second).sum(0)  # (i, j)
-                found[m] += V[:, m] @ P
-                found[:, m] += P @ V[m]
-        return _Last.apply(found, V), None, None, None
+            found = ctx.second(G, V)
+        return _Last.apply(found, V), None, None
 
 
 class _Last(Differentiable):
@@ -153,8 +163,8 @@ class _Last(Differentiable):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         raise NotImplementedError(
-            "The third derivative of a filter in the edge weights, through the eigenbasis, is not implemented; a "
-            "filter that is a polynomial of the Laplacian (cheb, heat, wavelet(order=...)) has all derivatives."
+            "The third derivative in the edge weights through eigenvalues or eigenvectors is not implemented; filters "
+            "that are polynomials of the Laplacian (cheb with lambda_max=2, heat, wavelet(order=...)) have all."
         )
 
 

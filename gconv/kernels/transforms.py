@@ -322,7 +322,7 @@ def eagerly(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def bare(t: Tensor) -> Tensor:
-    """An integer tensor without wrappers of differentiation transforms, which do not affect integers."""
+    """A tensor without the wrappers of differentiation transforms: one of integers, or that is used as a constant."""
     if torch.compiler.is_compiling():
         return t
     while _functorch.is_gradtrackingtensor(t):
