@@ -125,6 +125,14 @@ def leaves_bfloat16(S, mixing, W, x, bias):
     return densely(S, mixing, W, x, bias).double()
 
 
+def conjugates(S, mixing, W, x, bias):
+    return densely(S, mixing, W, x.conj(), bias)
+
+
+def loses_the_imaginary_part(S, mixing, W, x, bias):
+    return densely(S, mixing, W, x, bias).real
+
+
 def is_rough(S, mixing, W, x, bias):
     return densely(S, mixing, W, x, bias) * (1 + 1e-4)
 
@@ -201,6 +209,8 @@ def test_broken_transform_is_rejected(run, message, lowered):
         ("law_edge_cases", mixes_the_batch, GCN, "broken against dense"),
         ("law_samples_apart", adds_nothing_of_the_batch, CONV, "sample 0 beside huge numbers and NaN"),
         ("law_empty_batches_learn", forgets_empty_batches, GCN, "empty batch has the"),
+        ("law_complex", conjugates, GCN, "of complex numbers: off by"),
+        ("law_complex", loses_the_imaginary_part, GCN, "turns complex128 into torch.float64"),
         ("law_results_are_their_callers", keeps_its_result(), GCN, "call 1 after the result was modified"),
         ("law_results_are_their_callers", returns_a_view, GCN, "cannot be modified in place"),
     ],

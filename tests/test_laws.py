@@ -32,6 +32,7 @@ CONCERNS = {
     "law_samples_apart": 75, "law_not_finite_stays_in_its_field": 75, "law_empty_batches_learn": 75,
     "law_results_are_their_callers": 75, "law_domains_in_turn": 60, "law_homogeneous": 45,
     "law_no_coefficient_overflows": 18, "law_round_trips": 75, "law_bfloat16": 75, "law_transforms": 75,
+    "law_complex": 60,
 }  # fmt: skip
 concerned: dict[str, set[str]] = {}
 

@@ -106,7 +106,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         if padding is None:
             x, padding = S.pad_images(x), (0,) * d
         if max(S.stride) > 1 and _corrupts_memory(S, padding, weight, groups, x):
-            return CONV[d](MEAN[d](x, 1, S.stride), weight, bias)
+            return CONV[d](_mean(x, (1,) * d, S.stride, padding), weight, bias)
         return CONV[d](x, weight, bias, S.stride, padding, S.dilation, groups)
     outer, inner = (S.size, padding) if padding is not None else (S.padded, (0,) * d)
     extra = [
@@ -218,11 +218,18 @@ def _pool(S: Shifts, x: Tensor) -> Tensor:
             return F.max_pool2d(x.unsqueeze(-2), *pairs).squeeze(-2)
         largest: Tensor = MAX[d](x, S.kernel, S.stride, padding, S.dilation)
         return largest
-    y = MEAN[d](x, S.kernel, S.stride, padding)
+    y = _mean(x, S.kernel, S.stride, padding)
     scale = S.scale(y, math.prod(S.kernel))
     if isinstance(scale, float):
         return y if math.isclose(scale, 1.0, rel_tol=1e-15) else y * scale
     return y * scale.mT.unflatten(-1, S.out)
+
+
+def _mean(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> Tensor:
+    """Average pooling, also of complex images, for which torch has no kernel."""
+    if x.is_complex():
+        return torch.complex(_mean(x.real, kernel, stride, padding), _mean(x.imag, kernel, stride, padding))
+    return MEAN[len(kernel)](x, kernel, stride, padding)
 
 
 def summed_often(S: Shifts) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gconv.basis import Diagonal, Polynomial, Recurrence
 from gconv.call import Call
 from gconv.domains import Graph
+from gconv.errors import InputTypeError
 from gconv.laplacian import function_of_laplacian
 from gconv.mixing import Dense
 from gconv.operators.bases import steps
@@ -128,6 +129,10 @@ class Cayley(GraphStructure):
         return {"h": Parameter((1,), "constant", 1.0)}
 
     def basis(self, domain: Graph, theta: Theta, call: Call) -> Diagonal:
+        if theta["h"].is_complex():
+            raise InputTypeError(
+                "cayley: h must be real, but it is complex; apply a real layer to the real and the imaginary part of x."
+            )
         return function_of_laplacian(domain, self.norm, Turns(self.k, theta["h"].to(torch.float64)), call.x.dtype)
 
 

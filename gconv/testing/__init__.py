@@ -40,7 +40,7 @@ from gconv.testing.isolation import (
     law_results_are_their_callers,
     law_samples_apart,
 )
-from gconv.testing.software import law_bfloat16, law_caches, law_compile, law_round_trips
+from gconv.testing.software import law_bfloat16, law_caches, law_compile, law_complex, law_round_trips
 
 __all__ = [
     "LAWS",
@@ -54,6 +54,7 @@ __all__ = [
     "law_bfloat16",
     "law_caches",
     "law_compile",
+    "law_complex",
     "law_domains_in_turn",
     "law_edge_cases",
     "law_empty_batches_learn",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from gconv.domains import Edges
+from gconv.errors import InputTypeError
 from gconv.module import GConv
 from gconv.spec import Domain, OperatorSpec, Sample
-from gconv.testing.case import TOL, Case, a_law, renamed
+from gconv.testing.case import TOL, Case, a_law, random_like, renamed
 
 
 @a_law
@@ -76,6 +77,27 @@ def law_bfloat16(case: Case) -> bool:
             case.fail(f"{name} turns bfloat16 into {got.dtype}.")
         case.close(f"{name} in bfloat16", got, want, 0.03)
     return True
+
+
+@a_law
+def law_complex(case: Case) -> bool:
+    """If S does not depend on x, the real and imaginary parts of a complex signal are convolved, or it is refused."""
+    if case.dtype != torch.float64 or case.structure.kind == "adaptive":
+        return False
+    imaginary = random_like(case.x)
+    want = torch.complex(case(case.x), case(imaginary) - case(torch.zeros_like(case.x)))
+    layer, carried = GConv(case.layer.spec, dtype=torch.complex128).eval(), False
+    layer.load_state_dict(case.layer.state_dict())
+    for name in case.lowerings:
+        try:
+            got = replace(case, layer=layer)(torch.complex(case.x, imaginary), name)
+        except InputTypeError:
+            continue
+        if got.dtype != torch.complex128:
+            case.fail(f"{name} turns complex128 into {got.dtype}.")
+        case.close(f"{name} of complex numbers", torch.view_as_real(got), torch.view_as_real(want))
+        carried = True
+    return carried
 
 
 def law_compile(sample: Sample, dtype: torch.dtype, backend: str = "aot_eager") -> bool:
