@@ -113,7 +113,7 @@ def test_one_process_is_a_group_too(alone):
 
 def test_what_a_distributed_model_keeps_is_bounded_and_listed(alone, monkeypatch):
     monkeypatch.setattr("gconv.parallel.partition.MAX_BLOCKS", 3)
-    monkeypatch.setattr("gconv.parallel.network.MAX_SHAPES", 3)
+    monkeypatch.setattr("gconv.parallel.layers.MAX_SHAPES", 3)
     part = shard(Grid((4, 4)))
     model = distribute(GConv(conv2d(1, 2, 3, padding=1)), part)
     names = "blocks of partitions", "lowerings of distributed layers"

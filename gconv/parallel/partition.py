@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +46,7 @@ class Partition:
     bounds: tuple[int, ...]
     order: Tensor | None
     processes: Processes
-    made: dict[Any, Any] = field(default_factory=dict)  # cached blocks of structures, see `keep`
+    made: dict[Any, Any] = field(default_factory=dict)  # cached blocks of structures, see `memo`
 
     def __post_init__(self) -> None:
         _BLOCKS.add(self)
@@ -53,12 +54,15 @@ class Partition:
     def __deepcopy__(self, memo: dict[int, Any]) -> Partition:
         return self  # copies of a model run on the same part, and are called with the same domain
 
-    def keep(self, key: Any, block: T) -> T:
-        """Cache a block, and return it. All processes make the same calls, so they evict the same blocks."""
-        if len(self.made) >= MAX_BLOCKS:
-            self.made.clear()
-        self.made[key] = block
-        return block
+    def memo(self, key: Any, make: Callable[[], T]) -> T:
+        """The block that `make` builds, cached. All processes make the same calls, so they evict the same blocks."""
+        if key not in self.made:
+            block = make()
+            if len(self.made) >= MAX_BLOCKS:
+                self.made.clear()
+            self.made[key] = block
+        found: T = self.made[key]
+        return found
 
     @property
     def rank(self) -> int:

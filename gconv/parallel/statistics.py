@@ -11,7 +11,9 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from gconv.arguments import shown
+from gconv.domains import Graph
 from gconv.parallel.processes import Processes, Total
+from gconv.parallel.state import State
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -52,6 +54,30 @@ def why_refused(norm: BatchNorm) -> str | None:
     if "forward" in vars(norm) or type(norm).forward not in (BatchNorm.forward, nn.SyncBatchNorm.forward):
         return "it has a forward of its own"
     return None
+
+
+class Norm(nn.Module):
+    """A batch normalisation layer of a distributed model."""
+
+    def __init__(self, norm: nn.Module, state: State) -> None:
+        super().__init__()
+        self.norm, self.state, self.whole = norm, state, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self.norm
+        if self.state.whole is not None:
+            self.whole = self.state.whole
+        if self.whole or not (norm.training or norm.running_mean is None):
+            if self.whole and norm.training and self.state.parted(x):
+                raise ValueError(
+                    f"Batch normalisation follows a pool over the whole domain, but {tuple(x.shape)} is the shape of a "
+                    "part: a pooled signal must not be combined with parts."
+                )
+            y: Tensor = norm.forward(x)
+            return y
+        if isinstance(self.state.partition.domain, Graph) and x.ndim != 2:
+            raise ValueError(f"Batch normalisation on a graph takes (nodes, channels), not {tuple(x.shape)}.")
+        return normalised(norm, x, self.state.processes)
 
 
 class SyncBatchNorm(BatchNorm):
