@@ -7,41 +7,31 @@ import threading
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
-from itertools import count
-from operator import index
-from types import SimpleNamespace
 from typing import Any
-from weakref import finalize
 
 import torch
-import torch.nn.functional as F
-from torch import SymInt, Tensor, nn
+from torch import Tensor, nn
 from torch.fx import Proxy
 
 from gconv.arguments import checked, integer, shown, unknown_argument
-from gconv.basis import Attended, Basis, SharedTaps, Stack, Taps, entries
-from gconv.caches import Cache, Holders, Own, OwnWeak, register
+from gconv.basis import Basis, entries
+from gconv.binding import bind, dropped, has_open_sizes, output_domain
+from gconv.caches import Holders, Own, OwnWeak
 from gconv.call import Call
-from gconv.domains import Bipartite, Edges, Graph, Grid, read_bipartite, read_graph
+from gconv.domains import Bipartite, Edges, Grid, read_graph
 from gconv.domains.reading import recall
 from gconv.errors import InputError, InputTypeError, allocator_says, ran_out_of_memory
+from gconv.inputs import check_domain, read_input, read_pair, view_for
 from gconv.kernels import (
     CallKind,
     Constant,
-    as_fake,
-    at_trace_time,
     call_kind,
-    concrete,
     constant_of,
     eagerly,
     is_jit_tracing,
     is_plain_eager,
-    is_static,
-    lasting,
-    leave,
     may_interrupt,
     tracing,
-    untraced,
 )
 from gconv.kernels.transforms import PLAIN
 from gconv.linear import LinearMap
@@ -49,22 +39,12 @@ from gconv.lowering import on_images
 from gconv.lowering.base import Run
 from gconv.mixing import Dense, Parametrised, initial_weight, plain, spread_bias
 from gconv.plan import Plan, measured, node_order, plan
-from gconv.spec import Domain, NotLinear, OperatorSpec, Structure, Theta, list_operators
+from gconv.spec import Domain, NotLinear, OperatorSpec, list_operators
 
-_GRID_BASES: Cache[Hashable, Basis] = Cache("structures on grids", 64)
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-_GRID_TARGETS: Cache[Hashable, Domain] = Cache("output grids", 64)
 Pair = tuple[Tensor, Tensor | None]  # signals of the sources and of the targets
-_TRACED = SimpleNamespace()  # S on grids, as attributes that compiled functions read; deleted with the structures
-_TRACED_NAMES: dict[Hashable, str] = {}  # the attribute names, by the id of the structure and what S depends on
-_NUMBERS = count()
 NOT_SCRIPTABLE = (
     "torch.jit.script cannot compile {}, whose forward is selected in each call: use torch.jit.trace, torch.export or "
     "torch.compile. A converted model can be converted back before scripting: gconv.interop.restore(model)."
-)
-OPEN_GRAPH = (
-    "torch.compile(dynamic=True) treats the sizes of a Graph as unknown, but S of this layer needs them. "
-    "Leave out dynamic=True, or pass an edge_index, with which one compiled function runs on graphs of any size."
 )
 Decisions = dict[Hashable, tuple[Basis | None, Run]]  # S if it is fixed, and the lowering, by what a call depends on
 EdgeData = dict[str, Tensor | None]
@@ -79,147 +59,10 @@ class _OnGraph(dict[Hashable, tuple[Basis | None, Run]]):
 CALL_ARGUMENTS = ("x", "domain", "edge_weight", "edge_attr", "edge_type", "lowering")
 OTHER_NAMES = {"edge_index": "domain", "graph": "domain", "adj": "domain", "adj_t": "domain", "input": "x"}
 NOT_DECIDED = None, None
-register(  # clear_cache keeps them, because compiled functions find their structures by these names
-    "grid structures of compiled functions",
-    _TRACED_NAMES,
-    _TRACED_NAMES.__len__,
-    lambda: list(vars(_TRACED).values()),
-    lambda: None,
-    "as long as the layers live",
-)
 THREADS: Callable[[], int] = getattr(_thread, "_count", threading.active_count)  # in C, because every call uses it
 AT_IMPORT = THREADS()
 """The number of Python threads now, and when gconv was imported (threads of servers, notebooks and test runners)."""
 MAX_SHAPES = 64  # number of signal shapes for which a layer caches its decisions
-
-
-def bind(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
-    """S on a domain, cached if it depends on the domain only."""
-    x = call.x
-    if torch.compiler.is_dynamo_compiling():
-        return _bind_in_trace(structure, domain, theta, call)
-    if structure.kind != "fixed":
-        return _compute_basis(structure, domain if type(x) in PLAIN else as_fake(domain, x), theta, call)
-    key = (structure, x.dtype, x.device)
-    if isinstance(domain, Edges):
-        if domain.learned:
-            return _compute_basis(structure, as_fake(domain, x), theta, call)
-        return as_fake(domain.memo(key, lambda: _compute_basis(structure, domain, theta, call)), x)
-    if _is_open(domain):
-        return _compute_basis(structure, domain, theta, call)
-    made = _GRID_BASES.get((domain, key))  # read once: another thread may empty the cache at any time
-    if made is None:
-        with lasting():
-            made = _compute_basis(structure, domain, theta, Call(torch.empty(0, dtype=x.dtype, device=x.device)))
-        _GRID_BASES[domain, key] = made
-    return as_fake(made, x)
-
-
-def _bind_in_trace(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
-    """`bind` under torch.compile: S on a domain that was created outside of the trace is built outside, too."""
-    x = call.x
-    if isinstance(domain, Grid):
-        shape = domain.shape
-        if hasattr(structure, "memo"):  # S is computed for sizes that are constants: resampling
-            shape = tuple([index(n) for n in shape])  # the compiler then compiles once for each size
-        if structure.kind == "fixed" and is_static(shape):
-            return getattr(_TRACED, _grid_basis(structure, shape, x.dtype, x.device))
-    elif structure.kind == "fixed" and not domain.learned:
-        found = _graph_basis(structure, domain, x.dtype, x.device)
-        if found is not None:
-            return getattr(domain, found)
-    else:
-        if _has_open_sizes(domain):
-            torch._dynamo.graph_break(msg=OPEN_GRAPH)  # which is an error here, see `_traced`
-        given = theta if call.weight is None else {**theta, "weight": call.weight}
-        shapes = tuple((name, tuple(t.shape)) for name, t in given.items())
-        _prepare_graph(structure, domain, shapes, index(x.shape[-1]), x.dtype, x.device)
-    return _compute_basis(structure, domain, theta, call)
-
-
-@at_trace_time
-def _grid_basis(structure: Structure, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
-    """The attribute of `_TRACED` that holds S on a grid.
-
-    Names are never reused: a compiled function finds its own S, or none.
-    """
-    key = id(structure), shape, dtype, device
-    name = _TRACED_NAMES.get(key)
-    if name is None:
-        with untraced():
-            S = bind(structure, Grid(shape), {}, Call(torch.empty(0, dtype=dtype, device=device)))
-        name = _TRACED_NAMES[key] = leave(_TRACED, str(next(_NUMBERS)), S)
-        finalize(structure, _drop, key).atexit = False
-    return name
-
-
-def _drop(key: Hashable) -> None:
-    vars(_TRACED).pop(_TRACED_NAMES.pop(key), None)
-
-
-@at_trace_time
-def _graph_basis(structure: Structure, graph: Edges, dtype: torch.dtype, device: torch.device) -> str | None:
-    """The attribute of a graph that holds S; None if the graph was created within the trace."""
-    if _is_given(graph) is None:
-        return None
-    with untraced():
-        S = bind(structure, graph, {}, Call(torch.empty(graph.sites[1], 0, dtype=dtype, device=device)))
-    return leave(graph, f"S{id(S)}", S)
-
-
-@at_trace_time
-def _is_given(graph: Edges) -> str | None:
-    """Whether a graph was created outside of the trace."""
-    return "yes" if "edge_index" in graph.__dict__ and concrete(graph.edge_index) else None
-
-
-def _has_open_sizes(domain: Any) -> bool:
-    """Whether the sizes of a graph from outside of the trace are unknown, as with dynamic=True."""
-    return (
-        isinstance(domain, Edges)
-        and _is_given(domain) is not None
-        and not is_static((*domain.sites, *domain.edge_index.shape))
-    )
-
-
-@at_trace_time
-def _prepare_graph(
-    structure: Structure, graph: Edges, shapes: Shapes, i: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Makes a graph from outside of the trace compute and cache what a learned S needs, before it is traced."""
-    if _is_given(graph) is None:
-        return
-    with untraced(), torch.no_grad():
-        theta = {name: torch.ones(shape, dtype=dtype, device=device) for name, shape in shapes}
-        call = Call(torch.ones(graph.sites[1], i, dtype=dtype, device=device), weight=theta.get("weight"))
-        _compute_basis(structure, graph, theta, call)
-
-
-def _compute_basis(structure: Structure, domain: Domain | Edges, theta: Theta, call: Call) -> Basis:
-    """S from `structure.basis`. Raises: TypeError if it is not a Basis with the structure's number of taps."""
-    try:
-        S = structure.basis(domain, theta, call)
-    except KeyError as error:
-        if not error.args or error.args[0] in theta or not isinstance(error.args[0], str):
-            raise
-        declared = ", ".join(theta) or "none"
-        raise ValueError(
-            f"The basis of {type(structure).__name__} asks theta for {error.args[0]!r}, but the parameters that its "
-            f"parameters() declares are: {declared}."
-        ) from error
-    if not hasattr(S, "contract") or S.shape[0] != structure.taps:
-        what = f"{S.shape[0]} taps" if hasattr(S, "contract") else f"a {type(S).__name__}"
-        raise TypeError(
-            f"The basis of {type(structure).__name__} must be a stack of {structure.taps} sparse matrices, one of the "
-            f"forms in gconv.basis, but it is {what}."
-        )
-    sites = _sites(structure, domain)
-    if is_static((*S.shape, *sites)) and S.shape[1:] != sites:
-        raise TypeError(
-            f"The basis of {type(structure).__name__} on {domain!r} must hold matrices of {sites[0]} x {sites[1]} "
-            f"(output sites x input sites), but they are {S.shape[1]} x {S.shape[2]}."
-        )
-    return S
 
 
 def _unshared(p: Tensor | None) -> Tensor | None:
@@ -227,32 +70,6 @@ def _unshared(p: Tensor | None) -> Tensor | None:
     if p is None or THREADS() <= AT_IMPORT or not torch.is_grad_enabled():
         return p
     return p.view_as(p)
-
-
-def _sites(structure: Structure, domain: Domain | Edges) -> tuple[int, int]:
-    """(m, n): output and input sites of a structure on a domain. Raises: TypeError if its target is not a domain."""
-    target = structure.target(domain)
-    if not isinstance(target, Grid | Edges):
-        raise TypeError(
-            f"The target of {type(structure).__name__} must be a Grid or a Graph, but it is {shown(target)}."
-        )
-    m = target.size if isinstance(target, Grid) else target.sites[0]
-    return m, domain.size if isinstance(domain, Grid) else domain.sites[1]
-
-
-def output_domain(structure: Structure, domain: Domain) -> Domain:
-    """The domain of the output."""
-    if not isinstance(domain, Grid) or torch.compiler.is_dynamo_compiling() or _is_open(domain):
-        return structure.target(domain)
-    target = _GRID_TARGETS.get((structure, domain))
-    if target is None:
-        target = _GRID_TARGETS[structure, domain] = structure.target(domain)
-    return target
-
-
-def _is_open(domain: Grid) -> bool:
-    """Whether a size of the grid is dynamic (a SymInt of an exporter), so that S cannot be cached by the grid."""
-    return any(isinstance(size, SymInt) for size in domain.shape)
 
 
 def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
@@ -266,18 +83,6 @@ def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
         call = f"{name}({', '.join(map(repr, arguments)) or '...'})"
         raise TypeError(f"GConv takes an operator spec, not the function that makes one: write GConv({call}).")
     raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
-
-
-def dropped(S: Basis, share: float) -> Basis:
-    """S with dropout on its sparse entries, the others scaled by 1 / (1 - share).
-
-    In a stack, taps that are not sparse, such as the identity through which a node reads itself, are unchanged.
-    """
-    if isinstance(S, Stack):
-        return Stack(tuple(part if isinstance(part, Taps) else dropped(part, share) for part in S.parts))
-    if isinstance(S, Attended):
-        return replace(S, dropout=(share, torch.randint(1 << 32, (1,), device=S.pattern.row.device)))  # type: ignore[call-arg]
-    return replace(S, values=F.dropout(S.values, share)) if isinstance(S, Taps | SharedTaps) else S
 
 
 def _read_sides(S: Basis, W: Tensor, domain: Bipartite, sides: tuple[int, int]) -> tuple[Dense, Tensor]:
@@ -331,6 +136,7 @@ class GConv(nn.Module):
         TypeError, ValueError: if x, the graph and the spec do not fit each other; before anything is computed.
         Inadmissible: if `lowering=` cannot run this structure.
 
+    >>> from gconv import Graph
     >>> from gconv.operators import cheb, conv2d
     >>> GConv(conv2d(3, 8, 3, padding=1))(torch.zeros(2, 3, 6, 6)).shape
     torch.Size([2, 8, 6, 6])
@@ -410,7 +216,7 @@ class GConv(nn.Module):
         if isinstance(x, tuple) or type(domain) is Bipartite:
             if any(isinstance(part, Proxy) for part in (domain, *x)):
                 return self._recorded(x, domain, **edges, lowering=lowering)
-            (x, domain), edges = self._between(x, domain, **edges), {}
+            (x, domain), edges = read_pair(self.spec, x, domain, **edges), {}
         if not is_plain_eager() or type(x) not in PLAIN:
             return self._traced(x, domain, edges, lowering)
         try:
@@ -483,7 +289,7 @@ class GConv(nn.Module):
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""
         if not is_jit_tracing():
             learned = self.spec.structure.kind != "fixed"
-            if may_interrupt() and (isinstance(domain, Tensor) or (learned and _has_open_sizes(domain))):
+            if may_interrupt() and (isinstance(domain, Tensor) or (learned and has_open_sizes(domain))):
                 # S is then cached, as in eager calls
                 return eagerly(GConv.forward, self, x, domain, lowering=lowering, **edges)
             return self._run(x, domain, edges, lowering)
@@ -643,7 +449,7 @@ class GConv(nn.Module):
         edges = {"edge_weight": edge_weight, "edge_attr": edge_attr, "edge_type": edge_type}
         edges = {name: value for name, value in edges.items() if value is not None}
         if isinstance(x, tuple) or type(domain) is Bipartite:
-            (x, domain), edges = self._between(x, domain, **edges), {}
+            (x, domain), edges = read_pair(self.spec, x, domain, **edges), {}
         self._check_signal(x)
         signal, place = self._enter(x, domain, **edges)
         if self.spec.structure.kind == "adaptive" and x.ndim > 2 and not self.spec.structure.many:
@@ -676,14 +482,14 @@ class GConv(nn.Module):
                 f"{self.spec.name} works on a grid, such as Grid((32, 32)), but a {type(domain).__name__} was given."
             )
         if isinstance(x, tuple) or (type(domain) is Bipartite and x is not None):
-            x, domain = self._between(x, domain)
+            x, domain = read_pair(self.spec, x, domain)
         elif type(domain) is Bipartite:
-            domain = self._view(domain)
+            domain = view_for(self.spec, domain)
         if x is not None:
             self._check_signal(x)
         ready = isinstance(domain, Grid | Bipartite)
         place = domain if ready else read_graph(domain, x.shape[-2] if x is not None and x.ndim > 1 else -1)
-        self._check_domain(place)
+        check_domain(self.spec, place)
         n = place.size if isinstance(place, Grid) else place.sites[1]
         if x is not None:
             if x.ndim < 2 or x.shape[-2] != n or (structure.kind == "adaptive" and x.ndim > 2):
@@ -722,120 +528,7 @@ class GConv(nn.Module):
 
     def _enter(self, x: Tensor, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Domain]:
         """x as (*b, n, c) and its domain; on grids a view of x."""
-        structure = self.spec.structure
-        if structure.domain == "grid" or (structure.domain == "any" and (domain is None or isinstance(domain, Grid))):
-            given = [name for name, value in edges.items() if value is not None]
-            if given:
-                raise TypeError(f"{self.spec.name} runs on a grid here, which has no {' or '.join(given)}.")
-            return self._enter_grid(x, domain)
-        if domain is None:
-            raise TypeError(f"{self.spec.name} works on graphs: call layer(x, graph) or layer(x, edge_index).")
-        if x.ndim < 2:
-            raise InputError(f"A signal on a graph has shape (*b, nodes, channels), but x has shape {tuple(x.shape)}.")
-        graph = domain if isinstance(domain, Bipartite) else read_graph(domain, x.shape[-2], **edges)
-        if isinstance(graph, Graph) and graph.size != x.shape[-2]:
-            raise InputError(f"The graph has {graph.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
-        if graph.device != x.device:
-            raise InputError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
-        self._check_domain(graph)
-        self._check_channels(x.shape[-1])
-        return x, graph
-
-    def _view(self, domain: Bipartite) -> Bipartite:
-        """The domain with the targets' features, `domain.with_targets`, if this operator reads them; else as it is."""
-        structure = self.spec.structure
-        reads = structure.reads
-        if reads is None and domain.whole is not None:
-            reads = structure.reads_block
-        if reads is None:
-            if structure.domain == "grid":
-                raise TypeError(f"{self.spec.name} works on a grid, but a Bipartite was given.")
-            more = "" if domain.whole is None else " A sampled block holds one step: give it a Graph."
-            raise TypeError(
-                f"{self.spec.name} works on one set of nodes, not from one set to another: {structure.square}.{more}"
-            )
-        return domain.with_targets if reads == "both" else domain
-
-    def _between(self, x: Any, domain: Any, **edges: Tensor | None) -> tuple[Tensor, Bipartite]:
-        """One signal on two sets of nodes, and the domain, from the arguments of a call."""
-        name, sides = self.spec.name, self.spec.sides
-        given = [key for key, value in edges.items() if value is not None]
-        pair = x if isinstance(x, tuple) else None
-        if pair is not None and len(pair) != 2:
-            what = shown(pair) if all(isinstance(n, int) for n in pair) else f"a tuple of {len(pair)}"
-            raise TypeError(f"x must be a torch tensor or a pair of them, (x_source, x_target), but it is {what}.")
-        if isinstance(domain, Tensor) and pair is not None:
-            if not all(isinstance(part, Tensor) and part.ndim > 1 for part in pair):
-                raise TypeError(
-                    f"With an edge_index {name} takes two tensors, (x_source, x_target), from which the numbers of "
-                    "nodes are read; use a Bipartite if x_target is None."
-                )
-            domain = read_bipartite(domain, (pair[0].shape[-2], pair[1].shape[-2]), **edges)
-        elif not isinstance(domain, Bipartite):
-            raise TypeError(
-                "A pair of signals needs a gconv.Bipartite or an edge_index from sources to targets, but "
-                f"a {type(domain).__name__} was given."
-            )
-        elif given:
-            raise TypeError(
-                f"{', '.join(given)} can only be given with an edge_index; put it into the Bipartite instead."
-            )
-        view = self._view(domain)
-        block = pair is None and domain.whole is not None and view is not domain
-        if block and isinstance(x, Tensor) and x.ndim > 1 and x.shape[-2] == domain.sizes[0]:
-            pair = x, x[..., : domain.sizes[1], :]  # the targets of a sampled block are the first of its sources
-        if pair is None:
-            n = view.sites[1]
-            if isinstance(x, Tensor) and (x.ndim < 2 or x.shape[-2] != n):
-                both = f"a pair (x_source, x_target), or both stacked, (*b, {n} sites, channels)"
-                want = f"x_source (*b, {n} sources, channels)" if view is domain else both
-                raise ValueError(f"{name} on {domain!r} takes {want}, but x has shape {tuple(x.shape)}.")
-            return x, view
-        source, target = pair
-        domain.check_pair(source, target)
-        i = getattr(self.spec.mixing, "i", source.shape[-1])
-        for part, c, what in zip(pair, sides or (i, i), ("source", "target"), strict=True):
-            if part is not None and part.shape[-1] != c and (what == "source" or view is not domain):
-                raise ValueError(f"{name} takes {c} channels of x_{what}, but it has shape {tuple(part.shape)}.")
-        if view is domain:
-            return source, view
-        if target is None:
-            target = source.new_zeros(*source.shape[:-2], domain.sizes[1], (sides or (i, i))[1])
-        return domain.stack(source, target), view
-
-    def _enter_grid(self, x: Tensor, domain: Any) -> tuple[Tensor, Domain]:
-        d: int
-        if self.spec.structure.domain == "grid":
-            d = self.spec.structure.ndim  # type: ignore[attr-defined]
-        else:
-            d = domain.ndim if isinstance(domain, Grid) else x.ndim - 2
-        if x.ndim not in (d + 1, d + 2) or d < 1:
-            raise InputError(
-                f"{self.spec.name} takes images (b, c, {', '.join('hwd'[:d])}) or one without b, "
-                f"but x has shape {tuple(x.shape)}."
-            )
-        grid = Grid.of(x, d)
-        if domain is not None and (not isinstance(domain, Grid) or domain != grid):
-            what = shown(domain) if isinstance(domain, Tensor) else f"a {domain!r}"
-            raise ValueError(
-                f"{self.spec.name} reads its grid off the images, {grid.shape}, but {what} was given as well."
-            )
-        self._check_channels(x.shape[-d - 1], f" Images are (b, c, *grid), and x has shape {tuple(x.shape)}.")
-        return (x.flatten(-d) if d > 1 else x).mT, grid
-
-    def _check_channels(self, c: int, more: str = "") -> None:
-        try:
-            self.spec.mixing.channels(c)
-        except ValueError as error:
-            raise InputError(f"{str(error).replace('This operator', self.spec.name)}{more}") from None
-
-    def _check_domain(self, domain: Domain) -> None:
-        wanted = self.spec.structure.domain
-        have = "grid" if isinstance(domain, Grid) else "graph"
-        if wanted not in (have, "any"):
-            raise TypeError(f"{self.spec.name} works on a {wanted}, but a {have} was given.")
-        if isinstance(domain, Grid) and wanted == "grid" and domain.ndim != self.spec.structure.ndim:  # type: ignore[attr-defined]
-            raise ValueError(f"{self.spec.name} works on {self.spec.structure.ndim}-D grids, not on {domain}.")  # type: ignore[attr-defined]
+        return read_input(self.spec, x, domain, **edges)
 
     def _check_signal(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):

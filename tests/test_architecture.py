@@ -21,8 +21,8 @@ ORDER = [
     "help_first",
     "caches", "batched_gradients", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian",
     "mixing", "call", "spec",
-    "lowering", "plan", "linear", "module", "minibatch", "operators", "blocks", "interop", "adapters", "saving",
-    "transfer", "analysis", "summary", "parallel", "external", "testing", "calibrate", "__main__",
+    "lowering", "plan", "linear", "binding", "inputs", "module", "minibatch", "operators", "blocks", "interop",
+    "adapters", "saving", "transfer", "analysis", "summary", "parallel", "external", "testing", "calibrate", "__main__",
 ]  # fmt: skip
 # The import upwards, inside of a function: GConv.from_torch asks what it is given.
 ALLOWED_UPWARDS = {("module", "interop")}
@@ -33,8 +33,10 @@ FORBIDDEN = {
     "lowering": {"domains", "laplacian", "spec", "module", "operators", "linear"},
     "plan": {"domains", "laplacian", "operators"},
     "linear": {"domains", "operators"},
+    "binding": {"lowering", "plan", "linear"},
+    "inputs": {"lowering", "plan", "linear", "binding", "kernels"},
     "module": {"operators"},
-    "operators": {"lowering", "plan", "module", "linear", "kernels"},
+    "operators": {"lowering", "plan", "binding", "inputs", "module", "linear", "kernels"},
 }
 
 

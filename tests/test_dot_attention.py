@@ -5,12 +5,12 @@ import torch
 
 from gconv import GConv
 from gconv.basis import DotTaps, SharedTaps, Stack
+from gconv.binding import dropped
 from gconv.call import Call
 from gconv.domains import Bipartite
 from gconv.kernels import CSR, dot_attention, dot_values, heads_spmm
 from gconv.kernels.attention import kept_entries
 from gconv.mixing import Dense
-from gconv.module import dropped
 from gconv.operators import agnn, supergat, transformer
 from gconv.operators.shapes import messy
 from gconv.testing import assert_close

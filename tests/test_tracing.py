@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gconv import GConv, Graph, Grid, convert, list_operators, module, plan, portable
+from gconv import GConv, Graph, Grid, binding, convert, list_operators, plan, portable
 from gconv.interop import restore
 from gconv.kernels.transforms import concrete
 from gconv.operators import conv2d, gat, gcn, upsample
@@ -213,16 +213,16 @@ def test_a_restored_model_can_be_scripted():
 def test_what_compiled_functions_read_is_dropped_with_the_layer():
     torch._dynamo.reset()
     gc.collect()
-    held = len(vars(module._TRACED))
+    held = len(vars(binding._TRACED))
     layers = [GConv(upsample(scale_factor=2)), GConv(upsample(scale_factor=3))]
     for layer in layers:
         compiled, x = torch.compile(layer, fullgraph=True, backend="eager"), torch.randn(1, 2, 4, 4)
         for _ in range(2):
             assert_close("compiled", compiled(x), layer(x), 1e-6)
-    assert len(vars(module._TRACED)) == len(module._TRACED_NAMES) == held + 2
+    assert len(vars(binding._TRACED)) == len(binding._TRACED_NAMES) == held + 2
     del layers, layer, compiled
     torch._dynamo.reset()
-    for cache in (module._GRID_BASES, module._GRID_TARGETS, plan._PLANS):  # which are bounded
+    for cache in (binding._GRID_BASES, binding._GRID_TARGETS, plan._PLANS):  # which are bounded
         cache.clear()
     gc.collect()
-    assert len(vars(module._TRACED)) == len(module._TRACED_NAMES) <= held
+    assert len(vars(binding._TRACED)) == len(binding._TRACED_NAMES) <= held

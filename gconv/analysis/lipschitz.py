@@ -16,12 +16,12 @@ from gconv.analysis.norms import norm, norm_bound
 from gconv.analysis.numbers import power_of_two, spectral_norm, wider
 from gconv.arguments import checked
 from gconv.basis import Basis, Stack, entries
+from gconv.binding import bind
 from gconv.domains import Bipartite, Grid, read_graph
 from gconv.errors import InputError
 from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
 from gconv.linear import LinearMap
 from gconv.mixing import plain
-from gconv.module import bind
 from gconv.spec import NotLinear, OutsideFamily
 
 # the Lipschitz constant of each activation, rounded up

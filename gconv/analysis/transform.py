@@ -16,13 +16,14 @@ from gconv.analysis.numbers import at_least_single, check_finite, is_count, is_p
 from gconv.analysis.response import frequency_response
 from gconv.arguments import checked, shown
 from gconv.basis import Shifts
+from gconv.binding import bind
 from gconv.call import Call
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import Layer, Other, fill, identify
 from gconv.interop.peer import LeftAlone
 from gconv.linear import LinearMap
 from gconv.mixing import Dense, Grouped, Parametrised, Separable, plain
-from gconv.module import GConv, bind
+from gconv.module import GConv
 
 SITES = 6000
 

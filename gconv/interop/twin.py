@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from gconv.arguments import checked, shown
 from gconv.basis import entries
+from gconv.binding import bind, output_domain
 from gconv.call import Call
 from gconv.domains import Bipartite, Graph, Grid
 from gconv.errors import InputError
 from gconv.interop.from_torch import gconv_of
 from gconv.mixing import Fixed, Grouped, plain, spread_bias
-from gconv.module import GConv, bind, output_domain
+from gconv.module import GConv
 from gconv.operators import selection, simple
 from gconv.spec import OutsideFamily, Structure
 

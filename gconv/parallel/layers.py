@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from gconv.arguments import shown
 from gconv.basis import Polynomial, entries
+from gconv.binding import bind, output_domain
 from gconv.caches import Holders, Own
 from gconv.domains import Graph, Grid
+from gconv.inputs import check_domain
 from gconv.laplacian import counts
 from gconv.lowering import on_images
 from gconv.lowering.sparse import aggregate_first
-from gconv.module import MAX_SHAPES, GConv, bind, output_domain
+from gconv.module import MAX_SHAPES, GConv
 from gconv.parallel import blocks
 from gconv.parallel.processes import Largest, Total
 from gconv.parallel.state import State
@@ -99,7 +101,7 @@ class GraphLayer(Layer):
         assert isinstance(graph, Graph)
         if structure.domain == "grid":
             raise TypeError(f"{self.name} works on grids, but the partition is of a graph.")
-        layer._check_domain(graph)
+        check_domain(layer.spec, graph)
         self.by_rows = structure.kind == "fixed" and structure.dropout == 0
         why = None
         if structure.kind != "adaptive":

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from gconv.basis import entries
+from gconv.binding import bind
 from gconv.call import Call
 from gconv.domains import Grid
 from gconv.errors import InputError
-from gconv.module import bind
 from gconv.operators.convolution import Kernel
 from gconv.operators.pooling import Everything, Window
 from gconv.operators.resampling import Resampled

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric import nn as pyg
 
 from gconv import operators
+from gconv.binding import dropped
 from gconv.domains import Graph, read_graph
 from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run, run_on, with_ones
 from gconv.interop.pyg.common import (
@@ -34,7 +35,6 @@ from gconv.interop.pyg.common import (
 from gconv.interop.pyg.edges import labelled, relational_call
 from gconv.interop.pyg.neighbours import LOOPED, TWO_SIGNALS, two_signals
 from gconv.kernels import readable
-from gconv.module import dropped
 from gconv.operators.attention import arrivals
 from gconv.spec import OperatorSpec
 

@@ -11,6 +11,7 @@ from torch_geometric import nn as pyg
 
 from gconv import operators
 from gconv.basis import Polynomial, Taps
+from gconv.binding import dropped
 from gconv.domains import Graph, read_graph
 from gconv.interop.peer import LeftAlone, Peer, Weights, engine, run, run_on
 from gconv.interop.pyg.common import (
@@ -32,7 +33,6 @@ from gconv.interop.pyg.common import (
 )
 from gconv.kernels import readable
 from gconv.laplacian import laplacian
-from gconv.module import dropped
 from gconv.spec import OperatorSpec
 
 CACHED_SIGNAL = "cached=True: the filtered signal of the first call is reused in all later calls, as in PyG"
