@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from gconv.analysis.calls import arguments, graph_of, input_like, kind_of, takes_graph
+from gconv.analysis.functional import as_module
 from gconv.analysis.norms import norm, norm_bound
 from gconv.analysis.numbers import power_of_two, spectral_norm, wider
+from gconv.analysis.tracing import trace
 from gconv.arguments import checked
 from gconv.basis import Basis, Stack, entries
 from gconv.binding import bind
@@ -59,17 +61,6 @@ REARRANGES = {
     "unsqueeze", "contiguous", "clone", "detach", "to", "float", "double", "type_as", "chunk", "split", "unbind",
     "getitem", "narrow", "select", "flip", "roll", "pixel_shuffle", "pixel_unshuffle", "neg", "abs", "absolute",
     "relu", "relu_", "relu6", "hardtanh", "tanh", "softsign",
-}  # fmt: skip
-MODULES = {  # functions of torch.nn.functional that take the arguments of a module
-    "sigmoid": nn.Sigmoid, "softplus": nn.Softplus, "logsigmoid": nn.LogSigmoid, "celu": nn.CELU, "elu": nn.ELU,
-    "hardsigmoid": nn.Hardsigmoid, "hardswish": nn.Hardswish, "selu": nn.SELU, "gelu": nn.GELU, "silu": nn.SiLU,
-    "mish": nn.Mish, "softmax": nn.Softmax, "leaky_relu": nn.LeakyReLU,
-    "avg_pool1d": nn.AvgPool1d, "avg_pool2d": nn.AvgPool2d, "avg_pool3d": nn.AvgPool3d,
-    "adaptive_avg_pool1d": nn.AdaptiveAvgPool1d, "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
-    "adaptive_avg_pool3d": nn.AdaptiveAvgPool3d, "adaptive_max_pool1d": nn.AdaptiveMaxPool1d,
-    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d, "adaptive_max_pool3d": nn.AdaptiveMaxPool3d,
-    "max_pool1d": nn.MaxPool1d, "max_pool2d": nn.MaxPool2d, "max_pool3d": nn.MaxPool3d,
-    "interpolate": nn.Upsample,
 }  # fmt: skip
 SIZES = {"size", "dim", "ndim", "shape", "numel", "len", "dtype", "device", "is_cuda", "layout"}
 SUMS = {"add", "add_", "iadd", "sum"}
@@ -304,77 +295,42 @@ class _Walker:
 
     def follow(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Propagate bounds through the torch.fx trace of a module, node by node."""
-        from torch import fx
-
-        name = type(module).__name__
-        env: dict[Any, Any] = {}
-
-        class InPlace(fx.Proxy):
-            """Records `x += y` as such: other names of x, and its views, change as well."""
-
-        for word in ("iadd", "isub", "imul", "itruediv"):
-            record = _recorded_in_place(getattr(operator, word))
-            setattr(InPlace, f"__{word}__", record)
-
-        class Tracer(fx.Tracer):
-            def proxy(self, node: fx.Node) -> fx.Proxy:
-                return InPlace(node, self)
-
-            def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-                return True
-
-            def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-                """Numbers, None and strings are constants of the trace; all other arguments are inputs."""
-
-                def proxy(value: Any) -> Any:
-                    if value is None or isinstance(value, bool | int | float | str):
-                        return value
-                    if isinstance(value, list | tuple):
-                        return type(value)(map(proxy, value))
-                    if isinstance(value, dict):
-                        return {key: proxy(part) for key, part in value.items()}
-                    made = self.create_proxy("placeholder", f"input_{len(env)}", (), {})
-                    env[made.node] = value
-                    return made
-
-                inputs, options = proxy(args), proxy(kwargs)
-                return (lambda: root_fn(module, *inputs, **options)), []
-
         try:
-            graph = Tracer().trace(module)
+            graph, env = trace(module, args, kwargs)
         except Exception as error:
             why = str(error).strip().split("\n")[0] or type(error).__name__
             raise TypeError(
-                f"No bound is known for {name}: torch.fx cannot trace its forward ({why}); {_advice(module)}"
+                f"No bound is known for {type(module).__name__}: torch.fx cannot trace its forward ({why}); "
+                f"{_advice(module)}"
             ) from None
-        known = len(self.overwritten)
         for node in graph.nodes:
-            inputs = fx.node.map_arg(node.args, lambda n: env[n])
-            options = fx.node.map_arg(node.kwargs, lambda n: env[n])
-            if node.op == "placeholder":
-                continue
+            inputs, options = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+            if node.op == "output":
+                return inputs[0]
+            known = len(self.overwritten)
             if node.op == "get_attr":
-                env[node] = _attribute(module, str(node.target))
+                env[node] = operator.attrgetter(str(node.target))(module)
             elif node.op == "call_module":
                 part = module.get_submodule(str(node.target))
                 if _any_bounded(inputs) or _any_bounded(options):
                     env[node] = self.run(part, tuple(inputs), dict(options), None)[0]
                 else:
                     env[node] = part(*inputs, **options)
-            elif node.op == "output":
-                return inputs[0]
-            else:
+            elif node.op != "placeholder":
                 function = node.target
                 if node.op == "call_method":
                     function = getattr(torch.Tensor, str(node.target), None)
                 env[node] = self._function(module, str(node.target), function, tuple(inputs), dict(options))
-            new, known = self.overwritten[known:], len(self.overwritten)
-            for old in new:
-                for seen in _leaves(list(env.values())):
-                    if isinstance(seen, _Bounded) and _same_storage(seen.value, old.value):
-                        whole = seen.value.numel() == old.value.numel()  # else a part of it was overwritten
-                        seen.bound = max(seen.bound, old.bound) if whole else math.hypot(seen.bound, old.bound)
+            self._spread(self.overwritten[known:], env)
         return None
+
+    def _spread(self, overwritten: list[_Bounded], env: dict[Any, Any]) -> None:
+        """Raise the bounds of all tensors that share the storage of one that was modified in place."""
+        for old in overwritten:
+            for seen in _leaves(list(env.values())):
+                if isinstance(seen, _Bounded) and _same_storage(seen.value, old.value):
+                    whole = seen.value.numel() == old.value.numel()  # else a part of it was overwritten
+                    seen.bound = max(seen.bound, old.bound) if whole else math.hypot(seen.bound, old.bound)
 
     def _function(self, module: nn.Module, target: str, function: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
         """function(*args, **kwargs) with bounds."""
@@ -435,7 +391,7 @@ class _Walker:
             return first.bound
         if name == "matmul" and isinstance(args[1], Tensor) and args[1].ndim == 2:
             return first.bound * spectral_norm(args[1])
-        made = _as_module(name, args, kwargs)
+        made = as_module(name, args, kwargs)
         return None if made is None else first.bound * self.factor(made, first.value)
 
 
@@ -460,42 +416,6 @@ def _of_taps(S: Basis, like: Tensor) -> float:
     scale = power_of_two(size)
     cols = size.new_zeros(k * n).index_add(0, taps.pattern.tap * n + taps.pattern.col, (size / scale).square())
     return math.fsum(cols.unflatten(0, (k, n)).amax(1).sqrt().tolist()) * scale
-
-
-def _as_module(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
-    """The module equivalent to a call of a function in torch.nn.functional; None if there is none."""
-    more = args[1:]
-    options = {key: value for key, value in kwargs.items() if key not in ("inplace", "_stacklevel", "dtype")}
-    if name in MODULES:
-        if name.startswith("max_pool"):  # its positional arguments are in another order than the module's
-            window = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-            options, more = {**dict(zip(window, more, strict=False)), **options}, ()
-        try:
-            made: nn.Module = MODULES[name](*more, **options)
-        except TypeError:
-            return None
-        return made.eval()
-    kind: dict[str, Any] = {"linear": nn.Linear} | {f"conv{d}d": getattr(nn, f"Conv{d}d") for d in (1, 2, 3)}
-    kind |= {f"conv_transpose{d}d": getattr(nn, f"ConvTranspose{d}d") for d in (1, 2, 3)}
-    if name not in kind:
-        return None
-    middle = ["output_padding", "groups", "dilation"] if "transpose" in name else ["dilation", "groups"]
-    keys = ["weight", "bias"] if name == "linear" else ["weight", "bias", "stride", "padding", *middle]
-    given = {**dict(zip(keys, more, strict=False)), **options}
-    weight: Tensor = given.pop("weight")
-    given.pop("bias", None)
-    groups = given.get("groups", 1)
-    if name == "linear":
-        made = nn.Linear(weight.shape[1], weight.shape[0], False, dtype=weight.dtype, device=weight.device)
-    else:
-        i, o = (
-            (weight.shape[0], weight.shape[1] * groups)
-            if "transpose" in name
-            else (weight.shape[1] * groups, len(weight))
-        )
-        made = kind[name](i, o, tuple(weight.shape[2:]), bias=False, dtype=weight.dtype, device=weight.device, **given)
-    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return made.eval()
 
 
 def _name_of(function: Any) -> str:
@@ -526,13 +446,6 @@ def _repeated_reads(x: Tensor, index: Any) -> float:
     return math.sqrt(float(selected.bincount().max())) if len(selected) else 1.0
 
 
-def _attribute(module: nn.Module, path: str) -> Any:
-    found: Any = module
-    for part in path.split("."):
-        found = getattr(found, part)
-    return found
-
-
 def _same_storage(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
@@ -547,10 +460,6 @@ def _leaves(value: Any) -> list[Any]:
 
 def _any_bounded(value: Any) -> bool:
     return any(isinstance(leaf, _Bounded) for leaf in _leaves(value))
-
-
-def _recorded_in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, other: x.tracer.create_proxy("call_function", function, (x, other), {})
 
 
 def _tensors(value: Any) -> list[Tensor]:
