@@ -120,7 +120,7 @@ def plan(text: str, shape: Sequence[int], edges: int | None = None) -> str:
         ValueError: if the text is not an operator with its arguments, or the input does not fit the layer or the
             memory of this machine.
     """
-    from gconv.errors import allocator_says, ran_out_of_memory
+    from gconv.errors import first_line, ran_out_of_memory
     from gconv.spec import OperatorSpec
 
     if min(shape) < 1:
@@ -138,7 +138,7 @@ def plan(text: str, shape: Sequence[int], edges: int | None = None) -> str:
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error) and not isinstance(error, MemoryError):
             raise
-        said = allocator_says(error).rpartition("DefaultCPUAllocator: ")[2] if str(error) else "out of memory"
+        said = first_line(error).rpartition("DefaultCPUAllocator: ")[2] if str(error) else "out of memory"
         raise ValueError(
             f"{text} and an input of shape {list(shape)} are too large for the memory of this machine; choose smaller "
             f"sizes ({said})"

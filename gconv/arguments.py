@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import SymInt, Tensor, nn
 
+from gconv.errors import first_line
+
 MAX_DEPTH = 16  # of tuples in tuples
 MAX_LENGTH, MAX_CHARACTERS = 4096, 100  # of a tuple, of a string
 MAX_INTEGER = 2**63 - 1
@@ -73,8 +75,7 @@ def absence(device: Any) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        return f"The device {str(device)!r} cannot be used by torch {torch.__version__} here: {reason}."
+        return f"The device {str(device)!r} cannot be used by torch {torch.__version__} here: {first_line(error)}."
     return ""
 
 

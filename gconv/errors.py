@@ -33,9 +33,14 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def allocator_says(error: BaseException) -> str:
-    """The first line of an allocator's error, which names the requested size, without a full stop."""
-    return str(error).splitlines()[0][:200].rstrip(".")
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without a full stop; the class of the error if it has no message.
+
+    >>> first_line(ValueError("Too small.\\nMore.")), first_line(KeyError())
+    ('Too small', 'KeyError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200].rstrip(".")
 
 
 class Differentiable(torch.autograd.Function):
@@ -91,7 +96,7 @@ def _without_memory(error: RuntimeError, what: str, ctx: Any, gradients: tuple[A
     return type(error)(
         f"The backward pass of {what} ran out of memory{where}: {_sizes('the gradient of the result', given)}"
         f"{_sizes(', and the largest array saved for it', kept)}. "
-        f"{allocator_says(error)}. To use less memory: pass fewer signals or smaller images at a time, or a part of "
+        f"{first_line(error)}. To use less memory: pass fewer signals or smaller images at a time, or a part of "
         "the graph (graph.sample, gconv.parallel); save fewer arrays with torch.utils.checkpoint; choose a lowering "
         "with a smaller peak, as listed by print(layer.plan(...))."
     )

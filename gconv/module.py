@@ -20,7 +20,7 @@ from gconv.caches import Holders, Own, OwnWeak
 from gconv.call import Call
 from gconv.domains import Bipartite, Edges, Grid, read_graph
 from gconv.domains.reading import recall
-from gconv.errors import InputError, InputTypeError, allocator_says, ran_out_of_memory
+from gconv.errors import InputError, InputTypeError, first_line, ran_out_of_memory
 from gconv.inputs import check_domain, read_input, read_pair, view_for
 from gconv.kernels import (
     CallKind,
@@ -252,7 +252,7 @@ class GConv(nn.Module):
         """Raises an InputTypeError if torch has no operator for the layout or dtype of x."""
         if not isinstance(x, Tensor):
             return
-        said = "".join(str(error).splitlines()[:1])[:120].rstrip(".")  # the message may be empty
+        said = first_line(error)
         if x.layout is not torch.strided or x.is_nested:
             kind = "nested" if x.is_nested else str(x.layout).removeprefix("torch.").lstrip("_")
             how = "one signal at a time" if x.is_nested else "x.to_dense(), or gconv.constant(x.to_dense())"
@@ -283,7 +283,7 @@ class GConv(nn.Module):
                 advice.insert(0, f"use lowering={least!r}, whose arrays have up to {peaks[least] / 1e6:.4g} MB")
         except (RuntimeError, ValueError, TypeError):  # the structure ran out of memory, or planning does
             text += ", not counting what S needs on this domain"
-        return type(error)(f"{text}. {allocator_says(error)}. To use less memory: {'; '.join(advice)}.")
+        return type(error)(f"{text}. {first_line(error)}. To use less memory: {'; '.join(advice)}.")
 
     def _traced(self, x: Any, domain: Any, edges: EdgeData, lowering: str | None) -> Tensor:
         """A call that is not plain eager, or with a tensor subclass: no decision is cached."""

@@ -52,6 +52,7 @@ from typing import Any
 import torch
 
 from gconv.caches import function
+from gconv.errors import first_line
 
 Curve = tuple[tuple[float, float], ...]
 FORMAT = 2
@@ -176,8 +177,7 @@ def _read(where: Path | None) -> Mapping[int | str, Rates]:
     except (NotADirectoryError, FileNotFoundError):
         return DEFAULTS
     except Exception as error:  # layers work without the file, whatever is wrong with it
-        why = getattr(error, "strerror", None) or str(error).splitlines()[:1] or type(error).__name__
-        return _unusable(where, why if isinstance(why, str) else why[0][:200])
+        return _unusable(where, getattr(error, "strerror", None) or first_line(error))
 
 
 def read_bounded(where: Path) -> str:

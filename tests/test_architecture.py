@@ -22,7 +22,8 @@ ORDER = [
     "caches", "batched_gradients", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian",
     "mixing", "call", "spec",
     "lowering", "plan", "linear", "binding", "inputs", "module", "minibatch", "operators", "blocks", "interop",
-    "adapters", "saving", "transfer", "analysis", "summary", "parallel", "external", "testing", "calibrate", "__main__",
+    "adapters", "description", "saving", "transfer", "analysis", "summary", "parallel", "external", "testing",
+    "calibrate", "__main__",
 ]  # fmt: skip
 # The import upwards, inside of a function: GConv.from_torch asks what it is given.
 ALLOWED_UPWARDS = {("module", "interop")}

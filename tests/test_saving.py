@@ -18,6 +18,7 @@ from torch import nn
 import gconv
 from gconv import GConv, InputError, adapt, convert, list_operators, load, save
 from gconv.blocks import inverted_residual, shufflenet_unit
+from gconv.description import describe_module
 from gconv.operators import cheb, conv2d, gat, gcn
 from gconv.spec import operator
 from gconv.testing import Case
@@ -271,7 +272,7 @@ def test_truncated_and_changed_bytes(tmp_path):
         except InputError as error:
             assert "\n" not in str(error)
             continue
-        assert json.dumps(gconv.saving.describe_module(twin)) == json.dumps(gconv.saving.describe_module(net))
+        assert json.dumps(describe_module(twin)) == json.dumps(describe_module(net))
         assert all(
             torch.equal(a, b) for a, b in zip(twin.state_dict().values(), net.state_dict().values(), strict=True)
         )

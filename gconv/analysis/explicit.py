@@ -12,7 +12,7 @@ from gconv.analysis.calls import map_of
 from gconv.analysis.numbers import at_least_single
 from gconv.arguments import checked
 from gconv.basis.entries import entries, pairs
-from gconv.errors import allocator_says, ran_out_of_memory
+from gconv.errors import first_line, ran_out_of_memory
 from gconv.linear import Composed, LinearMap, Map, Scaled, Sum
 from gconv.lowering import dense
 
@@ -75,7 +75,7 @@ def matrix(A: Map | nn.Module, layout: str = "dense", *, domain: Any = None, x: 
             m, n = A.shape
             raise type(error)(
                 f"There is no memory for a dense matrix of {m} x {n} numbers; layout='sparse' stores only the entries "
-                f"that are not zero. {allocator_says(error)}."
+                f"that are not zero. {first_line(error)}."
             ) from error
     if layout == "torch_sparse":
         return _coo(A).coalesce().to(A.dtype)

@@ -20,7 +20,7 @@ from gconv.arguments import checked
 from gconv.basis import Basis, Stack, entries
 from gconv.binding import bind
 from gconv.domains import Bipartite, Grid, read_graph
-from gconv.errors import InputError
+from gconv.errors import InputError, first_line
 from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
 from gconv.linear import LinearMap
 from gconv.mixing import plain
@@ -298,10 +298,9 @@ class _Walker:
         try:
             graph, env = trace(module, args, kwargs)
         except Exception as error:
-            why = str(error).strip().split("\n")[0] or type(error).__name__
             raise TypeError(
-                f"No bound is known for {type(module).__name__}: torch.fx cannot trace its forward ({why}); "
-                f"{_advice(module)}"
+                f"No bound is known for {type(module).__name__}: torch.fx cannot trace its forward "
+                f"({first_line(error)}); {_advice(module)}"
             ) from None
         for node in graph.nodes:
             inputs, options = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])

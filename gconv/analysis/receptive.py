@@ -15,6 +15,7 @@ from gconv.analysis.numbers import at_least_single, is_count, widen, wider
 from gconv.arguments import checked
 from gconv.basis import Basis, Diagonal, Polynomial, Product, Stack
 from gconv.basis.entries import entries
+from gconv.errors import first_line
 from gconv.linear import Block, Composed, LinearMap, Map, Scaled, Sum
 
 
@@ -236,7 +237,7 @@ def _run(model: Model, x: Tensor, domain: Any) -> Tensor:
     except RuntimeError as error:
         raise ValueError(
             f"effective_receptive_field takes an input without its batch axis; with that axis added, the model fails "
-            f"on shape {tuple(x.shape)}: {str(error).splitlines()[0].rstrip('.')}."
+            f"on shape {tuple(x.shape)}: {first_line(error)}."
         ) from error
     if y.ndim < 3 - (domain is not None or isinstance(model, Map)):
         raise ValueError(

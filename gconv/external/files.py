@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from gconv.arguments import integer, shown
+from gconv.errors import first_line
 
 RESERVE = 1 << 24  # bytes of memory for small objects and allocator overhead
 HEADER = 128  # bytes of the header of the .npy files written here
@@ -192,7 +193,7 @@ def read_header(file: Any, name: str) -> tuple[np.dtype, tuple[int, ...], bool, 
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except (ValueError, EOFError, TokenError, zlib.error) as error:
-        raise ValueError(f"{name} is not a .npy file: {str(error).splitlines()[0]}.") from None
+        raise ValueError(f"{name} is not a .npy file: {first_line(error)}.") from None
     return dtype, shape, fortran, file.tell()
 
 

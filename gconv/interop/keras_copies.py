@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gconv.errors import InputError, both
+from gconv.errors import InputError, both, first_line
 from gconv.interop.peer import base_class, original_class
 
 HOOKS = [name for name in vars(nn.Module()) if "hook" in name]
@@ -64,8 +64,8 @@ def duplicate(layer: Any, tensors: dict[int, Tensor]) -> Any:
         with serialisable(layer, memo), same_seeds():
             twin = copied(layer, memo)
     except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        why = next((line for line in lines if line.startswith("Exception encountered:")), (lines or [""])[0])
+        lines = str(error).splitlines()
+        why = next((line for line in lines if line.startswith("Exception encountered:")), first_line(error))
         said = (
             f"{type(layer).__name__} cannot be copied: Keras copies a model by its serialisation, as model.save does, "
             f"which failed: {why.removeprefix('Exception encountered: ').rstrip('.')}. "

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gconv.arguments import shown
-from gconv.errors import Differentiable
+from gconv.errors import Differentiable, first_line
 
 GRACE = 5.0  # seconds to wait for the reports of the remaining processes after a failure
 
@@ -61,7 +61,7 @@ class Processes:
         try:
             return collective()
         except RuntimeError as error:
-            raise ProcessError(f"{self._who()} The process group says: {str(error).splitlines()[0][:200]}") from error
+            raise ProcessError(f"{self._who()} The process group says: {first_line(error)}.") from error
 
     def gathered(self, value: Any) -> list[Any]:
         """The values of all processes, small picklable objects, by rank."""

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from gconv import operators
 from gconv.domains import Grid
-from gconv.errors import InputError
+from gconv.errors import InputError, first_line
 from gconv.interop.layers import Layer, identify
 from gconv.interop.peer import base_class
 from gconv.module import GConv
@@ -90,8 +90,9 @@ class Rewriting:
         except (OutsideFamily, InputError):
             raise
         except Exception as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise OutsideFamily(f"{name} cannot be transferred: torch.fx cannot trace its forward ({why}).") from None
+            raise OutsideFamily(
+                f"{name} cannot be transferred: torch.fx cannot trace its forward ({first_line(error)})."
+            ) from None
         inputs = [node for node in traced.nodes if node.op == "placeholder" and not node.args]
         if len(inputs) != 1:
             raise OutsideFamily(f"{name} cannot be transferred: it takes {len(inputs)} inputs instead of one.")
