@@ -66,6 +66,15 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def plural(n: int, one: str, many: str = "") -> str:
+    """A number and its noun.
+
+    >>> plural(1, "node"), plural(3, "node"), plural(0, "axis", "axes")
+    ('1 node', '3 nodes', '0 axes')
+    """
+    return f"{n} {one if type(n) is int and n == 1 else many or f'{one}s'}"
+
+
 def absence(device: Any) -> str:
     """Why no tensor can be made on a device, in a sentence; nothing where one can.
 

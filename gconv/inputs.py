@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.domains import Bipartite, Graph, Grid, read_bipartite, read_graph
 from gconv.errors import InputError
 from gconv.spec import Domain, OperatorSpec
@@ -26,7 +26,9 @@ def read_input(spec: OperatorSpec, x: Tensor, domain: Any, **edges: Tensor | Non
         raise InputError(f"A signal on a graph has shape (*b, nodes, channels), but x has shape {tuple(x.shape)}.")
     graph = domain if isinstance(domain, Bipartite) else read_graph(domain, x.shape[-2], **edges)
     if isinstance(graph, Graph) and graph.size != x.shape[-2]:
-        raise InputError(f"The graph has {graph.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
+        raise InputError(
+            f"The graph has {plural(graph.size, 'node')}, but x of shape {tuple(x.shape)} has {x.shape[-2]}."
+        )
     if graph.device != x.device:
         raise InputError(f"The graph is on {graph.device}, but x is on {x.device}; graph.to(x.device) moves it.")
     check_domain(spec, graph)
@@ -98,8 +100,8 @@ def read_pair(spec: OperatorSpec, x: Any, domain: Any, **edges: Tensor | None) -
     if pair is None:
         n = view.sites[1]
         if isinstance(x, Tensor) and (x.ndim < 2 or x.shape[-2] != n):
-            both = f"a pair (x_source, x_target), or both stacked, (*b, {n} sites, channels)"
-            want = f"x_source (*b, {n} sources, channels)" if view is domain else both
+            both = f"a pair (x_source, x_target), or both stacked, (*b, {plural(n, 'site')}, channels)"
+            want = f"x_source (*b, {plural(n, 'source')}, channels)" if view is domain else both
             raise ValueError(f"{name} on {domain!r} takes {want}, but x has shape {tuple(x.shape)}.")
         return x, view
     source, target = pair
@@ -107,7 +109,7 @@ def read_pair(spec: OperatorSpec, x: Any, domain: Any, **edges: Tensor | None) -
     i = getattr(spec.mixing, "i", source.shape[-1])
     for part, c, what in zip(pair, sides or (i, i), ("source", "target"), strict=True):
         if part is not None and part.shape[-1] != c and (what == "source" or view is not domain):
-            raise ValueError(f"{name} takes {c} channels of x_{what}, but it has shape {tuple(part.shape)}.")
+            raise ValueError(f"{name} takes {plural(c, 'channel')} of x_{what}, but it has shape {tuple(part.shape)}.")
     if view is domain:
         return source, view
     if target is None:

@@ -414,7 +414,8 @@ def relations(graph: Edges, dtype: torch.dtype, count: int, *, average: bool, we
     def labelled() -> Pattern:
         if readable(label) and graph.num_edges and int(label.max()) >= count:
             raise ValueError(
-                f"There are {count} relations, labels 0 to {count - 1}, but an edge has label {int(label.max())}."
+                f"The number of relations is {count}, labels 0 to {count - 1}, but an edge has label "
+                f"{int(label.max())}."
             )
         return Pattern((count, *graph.sites), label, graph.target, graph.source)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from gconv.arguments import checked, integer, shown, unknown_argument
+from gconv.arguments import checked, integer, plural, shown, unknown_argument
 from gconv.basis import Basis, entries
 from gconv.binding import bind, dropped, has_open_sizes, output_domain
 from gconv.caches import Holders, Own, OwnWeak
@@ -77,7 +77,7 @@ def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
     if isinstance(spec, OperatorSpec):
         if not arguments:
             return
-        raise TypeError(f"GConv takes one spec, but it was given {spec} and {len(arguments)} more arguments.")
+        raise TypeError(f"GConv takes one spec, but it was given {spec} and {plural(len(arguments), 'more argument')}.")
     name = getattr(spec, "__name__", "")
     if name in list_operators():
         call = f"{name}({', '.join(map(repr, arguments)) or '...'})"
@@ -494,7 +494,8 @@ class GConv(nn.Module):
         if x is not None:
             if x.ndim < 2 or x.shape[-2] != n or (structure.kind == "adaptive" and x.ndim > 2):
                 raise ValueError(
-                    f"x must be a signal ({n} sites, channels) on {place!r}, but it has shape {tuple(x.shape)}."
+                    f"x must be a signal ({plural(n, 'site')}, channels) on {place!r}, but it has shape "
+                    f"{tuple(x.shape)}."
                 )
             mixing.channels(x.shape[-1])
         like = next((p for p in self.parameters()), self._like)

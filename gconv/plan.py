@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis import Basis
 from gconv.caches import Cache
 from gconv.call import Call
@@ -200,7 +200,7 @@ def _by_form(S: Basis, mixing: Mixing, x: Tensor, forced: str | None) -> Plan:
     rank = {option.name: [option.name.startswith(name) for name in order].index(True) for option in options}
     best = min(rank.values())
     chosen = next(option for option in options if rank[option.name] == best)
-    title = f"plan for a traced call, {i} channels in, {k} taps, {x.dtype}"
+    title = f"plan for a traced call, {plural(i, 'channel')} in, {plural(k, 'tap')}, {x.dtype}"
     return Plan(title, tuple(_rejected(reasons)), chosen)
 
 
@@ -246,8 +246,9 @@ def _make(
         candidates.append(Candidate(option.name, cost, seconds, reason))
         if cost:
             admitted[option.name] = (seconds, option)
-    way = f"({n} sites, {i} channels) -> ({m} sites, {o} channels), {k} taps, {x.dtype}"
-    title = f"plan for {b} signal{'s' * (b != 1)} of {way}{', backward pass included' * (dx or problem.dw or ds)}"
+    ends = [f"({plural(sites, 'site')}, {plural(channels, 'channel')})" for sites, channels in ((n, i), (m, o))]
+    way = f"{' -> '.join(ends)}, {plural(k, 'tap')}, {x.dtype}"
+    title = f"plan for {plural(b, 'signal')} of {way}{', backward pass included' * (dx or problem.dw or ds)}"
     if forced is not None:
         admitted = {name: pair for name, pair in admitted.items() if forced in (name, name.split(":")[0])}
         if not admitted:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gconv import arguments as given
-from gconv.arguments import checked
+from gconv.arguments import checked, plural
 from gconv.basis import Basis
 from gconv.caches import function
 from gconv.call import Call
@@ -223,8 +223,8 @@ class OperatorSpec:
         self._check_parts()
         if self.structure.taps != self.mixing.taps:
             raise ValueError(
-                f"{self.name}: the structure has {self.structure.taps} taps, but the mixing has {self.mixing.taps}; "
-                "they must be the same."
+                f"{self.name}: the structure has {plural(self.structure.taps, 'tap')}, but the mixing has "
+                f"{self.mixing.taps}; they must be the same."
             )
         learned = ", ".join(self.structure.parameters()) if self.structure.kind == "fixed" else ""
         if learned:

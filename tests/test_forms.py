@@ -459,7 +459,7 @@ def shifts(size=(5,), kernel=(3,), stride=(1,), dilation=(1,), padding=((1, 1),)
 WRONG = {
     "a tap too large": (taps(tap=ROWS[0] + 1), IndexError, "2 taps has an entry out of range"),
     "a negative tap": (taps(tap=ROWS[0] - 1), IndexError, "2 taps has an entry out of range"),
-    "a label on one tap": (taps(k=1), IndexError, "1 taps has an entry out of range"),
+    "a label on one tap": (taps(k=1), IndexError, "1 tap has an entry out of range"),
     "a row too large": (taps(m=4), IndexError, "has an entry out of range"),
     "a negative column": (taps(col=ROWS[2] - 1), IndexError, "has an entry out of range"),
     "rows between integers": (taps(row=ROWS[1] / 2), TypeError, "one integer row for each entry"),
@@ -479,9 +479,9 @@ WRONG = {
     "values without heads": (
         lambda: SharedTaps(ONE.pattern, torch.ones(1)),
         ValueError,
-        r"values \(\*b, e, k\) for the 1 entries",
+        r"values \(\*b, e, k\) for the 1 entry",
     ),
-    "too many values of heads": (lambda: SharedTaps(ONE.pattern, torch.ones(2, 3)), ValueError, "for the 1 entries"),
+    "too many values of heads": (lambda: SharedTaps(ONE.pattern, torch.ones(2, 3)), ValueError, "for the 1 entry"),
     "too many logits": (
         lambda: Pattern((1, 5, 4), *UNSORTED).softmax(torch.ones(5, 1)),
         ValueError,
@@ -502,7 +502,7 @@ WRONG = {
     "rows of two lengths": (
         lambda: Polynomial(ONE, T3, ((1.0, 2.0, 3.0), (1.0,))),
         ValueError,
-        "combine has 1 columns, but the recurrence gives 3 terms",
+        "combine has 1 column, but the recurrence gives 3 terms",
     ),
     "no terms": (lambda: Recurrence.chebyshev(0), ValueError, "at least one term, not 0"),
     "no monomials": (lambda: Recurrence.monomial(0), ValueError, "at least one term, not 0"),

@@ -292,7 +292,7 @@ def test_columns_of_an_edge_list(tmp_path):
     file = tmp_path / "edges.csv"
     file.write_text("--5,b\nc,d\n")
     assert Graph.from_edge_list(file)[1] == ["--5", "b", "c", "d"]
-    with pytest.raises(ValueError, match="source=7 is out of range: there are 2 columns"):
+    with pytest.raises(ValueError, match="source=7 is out of range: the table has 2 columns"):
         Graph.from_edge_list(file, source=7, target=8)
     with pytest.raises(TypeError, match="Column 's' must be a list or an array, but it is 3"):
         Graph.from_edge_list({"s": 3, "t": [1]}, source="s", target="t")

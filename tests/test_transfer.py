@@ -374,7 +374,7 @@ BAD = [
     (lambda: transfer(nn.Conv2d(1, 1, 3), torch.zeros(4, 4)), TypeError, "mask must be a boolean tensor"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((2, 2))), InputError, "does not fit the grid"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), missing="mean"), ValueError, "missing must be"),
-    (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), coarser=[Grid((2,))]), InputError, "has 1 axes"),
+    (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((4, 4)), coarser=[Grid((2,))]), InputError, "has 1 axis"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Pixels.from_mask(torch.ones(4, 4) > 0, True)), InputError, "periodic axis 0"),
     (lambda: transfer(nn.PixelShuffle(2), Grid((4, 4))), Exception, "rearranges pixels into channels|no layer that"),
     (lambda: transfer(nn.Sequential(nn.Conv2d(1, 1, 3), nn.Linear(2, 2)), Grid((4, 4))), OutsideFamily, "last axis"),

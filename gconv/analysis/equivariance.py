@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gconv.analysis.calls import Model, call, check_model, kind_of, undisturbed
 from gconv.analysis.numbers import vector_norm, wider
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import Map
 
@@ -117,13 +117,16 @@ class Permutation:
         _check_numbers("Permutation takes the new number of each node, such as Permutation((2, 0, 1))", self.order)
         if sorted(self.order) != list(range(len(self.order))):
             raise ValueError(
-                f"A permutation of {len(self.order)} nodes must contain each index once, but it is {self.order}."
+                f"A permutation of {plural(len(self.order), 'node')} must contain each index once, but it is "
+                f"{self.order}."
             )
 
     def signal(self, x: Tensor, sites: int) -> Tensor:
         order = torch.tensor(self.order, device=x.device)
         if len(order) != x.shape[-2]:
-            raise ValueError(f"The permutation has {len(order)} numbers, but the signal has {x.shape[-2]} nodes.")
+            raise ValueError(
+                f"The permutation has {plural(len(order), 'number')}, but the signal has {plural(x.shape[-2], 'node')}."
+            )
         return torch.empty_like(x).index_copy(-2, order, x)
 
     def domain(self, domain: Any) -> Any:

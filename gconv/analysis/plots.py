@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.response import Response, frequency_response
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.linear import Map
 
 MAX_ENTRIES = 25_000_000  # of a matrix that is drawn
@@ -132,7 +132,10 @@ def plot_response(
     except (TypeError, ValueError):
         raise TypeError(f"pairs must be channels (in, out), such as [(0, 1)], but it is {shown(pairs)}.") from None
     if any(not (0 <= i < gain.shape[1] and 0 <= o < gain.shape[2]) for i, o in given or []):
-        raise ValueError(f"There are {gain.shape[1]} channels in and {gain.shape[2]} out, but pairs is {given}.")
+        raise ValueError(
+            f"The map has {plural(gain.shape[1], 'input channel')} and {plural(gain.shape[2], 'output channel')}, but "
+            f"pairs is {given}."
+        )
     pairs = given
     if response.frequency.ndim > 1 and response.frequency.shape[1] > 1 and len(response.grid) != 2:
         raise ValueError(
@@ -214,7 +217,9 @@ def plot_receptive_field(field: Tensor, ax: Any = None, pos: Tensor | None = Non
         try:
             seen = seen.reshape(tuple(shape))
         except (TypeError, RuntimeError):
-            raise ValueError(f"A field of {seen.numel()} sites does not have the shape {shown(shape)}.") from None
+            raise ValueError(
+                f"A field of {plural(seen.numel(), 'site')} does not have the shape {shown(shape)}."
+            ) from None
     if pos is not None:
         pos = _numbers(pos, "plot_receptive_field", (2,), "positions pos (n, 2)")
         if pos.shape != (seen.numel(), 2):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import kind_of, map_of
 from gconv.analysis.fourier import Frames, kernel_weight, table, wide_weight
-from gconv.arguments import checked
+from gconv.arguments import checked, plural
 from gconv.basis import Basis, Polynomial, Shifts, Stack, Taps
 from gconv.linear import LinearMap, Map
 
@@ -169,8 +169,8 @@ def _on_grid(A: LinearMap, S: Shifts, frequencies: Tensor | None) -> Response:
     else:
         if frequencies.shape[-1:] != (len(grid),) and not (len(grid) == 1 and frequencies.ndim == 1):
             raise ValueError(
-                f"On a grid of {len(grid)} axes frequencies must be (f, {len(grid)}) cycles per site, but their shape "
-                f"is {tuple(frequencies.shape)}."
+                f"On a grid of {plural(len(grid), 'axis', 'axes')} frequencies must be (f, {len(grid)}) cycles per "
+                f"site, but their shape is {tuple(frequencies.shape)}."
             )
         at, grid = frequencies.detach().double().reshape(-1, len(grid)), ()
     places = [torch.arange(k) * d - p[0] for k, d, p in zip(S.kernel, S.dilation, S.padding, strict=True)]

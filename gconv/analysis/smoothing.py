@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gconv.analysis.calls import check_model, check_signal, kind_of, undisturbed, walk
 from gconv.analysis.numbers import at_least_single, scaled
-from gconv.arguments import checked
+from gconv.arguments import checked, plural
 from gconv.domains import read_graph
 from gconv.interop.layers import Chain, Other, identify
 from gconv.laplacian import inverse_root_degree
@@ -56,7 +56,9 @@ def dirichlet_energy(
     check_signal(x, "dirichlet_energy")
     place = read_graph(graph, x.shape[-2])
     if place.size != x.shape[-2]:
-        raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {x.shape[-2]}.")
+        raise ValueError(
+            f"The graph has {plural(place.size, 'node')}, but x of shape {tuple(x.shape)} has {x.shape[-2]}."
+        )
     x = x.to(at_least_single(x.dtype))
     real = x.real.dtype
     unit, scale = scaled(x, (-2, -1))  # so that squares neither overflow nor underflow
@@ -107,7 +109,9 @@ def mean_average_distance(x: Tensor, graph: Any = None) -> float:
     else:
         place = read_graph(graph, len(x))
         if place.size != len(x):
-            raise ValueError(f"The graph has {place.size} nodes, but x of shape {tuple(x.shape)} has {len(x)}.")
+            raise ValueError(
+                f"The graph has {plural(place.size, 'node')}, but x of shape {tuple(x.shape)} has {len(x)}."
+            )
         row, gap = place.target, 1 - (unit[place.target] * unit[place.source]).sum(-1)
         gap = torch.where(place.target == place.source, 0.0, gap)
     far = gap.abs() > 1e-12

@@ -10,7 +10,7 @@ from torch import Tensor
 from gconv.analysis.calls import Model, call, check_model, check_signal, kind_of, undisturbed
 from gconv.analysis.numbers import at_least_single, widen
 from gconv.analysis.receptive import check_differentiable
-from gconv.arguments import checked
+from gconv.arguments import checked, plural
 from gconv.domains import Graph, read_graph
 from gconv.linear import Map
 
@@ -86,7 +86,7 @@ def _targets(targets: Any, nodes: int) -> list[int]:
         raise TypeError(f"targets must be indices of output nodes, but their dtype is {numbers.dtype}.")
     found: list[int] = numbers.tolist()
     if any(not 0 <= at < nodes for at in found):
-        raise ValueError(f"The output has {nodes} nodes, numbered from 0, but the targets are {found}.")
+        raise ValueError(f"The output has {plural(nodes, 'node')}, numbered from 0, but the targets are {found}.")
     return found
 
 

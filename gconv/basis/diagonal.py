@@ -39,7 +39,7 @@ class Diagonal(Basis):
             )
         if not self.g.shape[-1] == self.U.shape[-1] == self.eigenvalues.shape[0]:
             raise ValueError(
-                f"U has {self.U.shape[-1]} eigenvectors, g {self.g.shape[-1]} multipliers a tap and there are "
+                f"U has {self.U.shape[-1]} eigenvectors, g {self.g.shape[-1]} multipliers per tap, and there are "
                 f"{self.eigenvalues.shape[0]} eigenvalues; the three must agree."
             )
 

@@ -185,7 +185,9 @@ class Stack(Basis):
             if k < part.shape[0]:
                 return single(part, k, dtype, device)
             k -= part.shape[0]
-        raise IndexError(f"The tap is out of range: there are {self.shape[0]} taps, numbered from 0.")
+        raise IndexError(
+            f"The tap is out of range: the number of taps is {self.shape[0]}, and they are numbered from 0."
+        )
 
     def adapted(self, call: Any) -> Basis:
         return Stack(tuple(part.adapted(call) for part in self.parts))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv import kernels
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.entries import polynomial
 from gconv.basis.taps import MAX_BYTES_PREPARED, Taps
@@ -88,10 +88,12 @@ class Polynomial(Basis):
             return
         if len(c) == 0 or (isinstance(c, Tensor) and c.ndim != 2):
             what = f"shape {tuple(c.shape)}" if isinstance(c, Tensor) else "no rows"
-            raise ValueError(f"combine takes a row of {terms} coefficients for each tap, but it has {what}.")
+            raise ValueError(f"combine takes a row of {plural(terms, 'coefficient')} for each tap, but it has {what}.")
         for row in c[:1] if isinstance(c, Tensor) else c:
             if len(row) != terms:
-                raise ValueError(f"combine has {len(row)} columns, but the recurrence gives {terms} terms.")
+                raise ValueError(
+                    f"combine has {plural(len(row), 'column')}, but the recurrence gives {plural(terms, 'term')}."
+                )
 
     @property
     def shape(self) -> tuple[int, int, int]:

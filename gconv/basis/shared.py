@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import SWAPPED, Layout, Pattern, Taps
 from gconv.kernels import CSR, heads_spmm
@@ -41,7 +41,8 @@ class SharedTaps(Basis):
         if not isinstance(values, Tensor) or values.ndim < 2 or values.shape[-2] != self.pattern.tap.shape[0]:
             what = tuple(values.shape) if isinstance(values, Tensor) else shown(values)
             raise ValueError(
-                f"SharedTaps take values (*b, e, k) for the {len(self.pattern)} entries, but they are {what}."
+                f"SharedTaps take values (*b, e, k) for the {plural(len(self.pattern), 'entry', 'entries')}, but they "
+                f"are {what}."
             )
 
     @property

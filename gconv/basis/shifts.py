@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gconv.arguments import integer, shown
+from gconv.arguments import integer, plural, shown
 from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
 from gconv.caches import Cache
@@ -82,22 +82,22 @@ class Shifts(Basis):
             span = d * (k - 1) + 1
             if n + before + after < span:
                 raise InputError(
-                    f"The kernel does not fit the grid: along axis {axis} it spans {span} sites, but the grid has {n} "
-                    f"and padding adds {before + after}."
+                    f"The kernel does not fit the grid: along axis {axis} it spans {plural(span, 'site')}, but the "
+                    f"grid has {n} and padding adds {before + after}."
                 )
             left = n + min(before, 0) + min(after, 0)
             if left < 1 and (before < 0 or after < 0):
                 raise InputError(
-                    f"Cropping {max(-before, 0)} sites before and {max(-after, 0)} after leaves nothing of {n} sites "
-                    f"along axis {axis}: negative padding may take away at most {n - 1}."
+                    f"Cropping {plural(max(-before, 0), 'site')} before and {max(-after, 0)} after leaves nothing of "
+                    f"{plural(n, 'site')} along axis {axis}: negative padding may take away at most {n - 1}."
                 )
             limit = {"zeros": None, "replicate": None if n else 0, "circular": left, "reflect": max(n - 1, 0)}[
                 self.mode
             ]
             if limit is not None and max(before, after) > limit:
                 raise InputError(
-                    f"{self.mode} padding can reach at most {limit} sites on an axis of {n}, but {max(before, after)} "
-                    f"are asked for along axis {axis}."
+                    f"{self.mode} padding can reach at most {plural(limit, 'site')} on an axis of {n}, but "
+                    f"{max(before, after)} are asked for along axis {axis}."
                 )
 
     def _check(self) -> None:

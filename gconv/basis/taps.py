@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis.base import Basis, lazy
 from gconv.kernels import (
     CSR,
@@ -91,7 +91,7 @@ class Pattern:
         if readable(tap) and tap.shape != row.shape:
             raise ValueError(f"A sparse pattern takes a tap for each entry, but there are {len(tap)} of {len(row)}.")
         if readable(tap) and len(tap) and bool(((tap < 0) | (tap >= k)).any()):
-            raise IndexError(f"A sparse pattern of {k} taps has an entry out of range.")
+            raise IndexError(f"A sparse pattern of {plural(k, 'tap')} has an entry out of range.")
         row = row * k + tap if high and k > 1 else row
         col = col * k + tap if wide and k > 1 else col
         return CSR.build(row, col, m * k if high else m, n * k if wide else n)

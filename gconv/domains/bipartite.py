@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, explain_keywords, integer, shown
+from gconv.arguments import checked, explain_keywords, integer, plural, shown
 from gconv.domains.edges import Edges, counted, read_permutation
 from gconv.kernels import varies
 
@@ -351,7 +351,7 @@ class Bipartite(Edges):
         tail = (f", {parts} parts" if parts != 1 else "") + "".join(f", {name}" for name in extra)
         n, m = self.sizes
         view = ".with_targets" if self._with_targets else ""
-        return f"Bipartite({n} sources, {m} targets, {self.num_edges} edges{tail}){view}"
+        return f"Bipartite({plural(n, 'source')}, {plural(m, 'target')}, {plural(self.num_edges, 'edge')}{tail}){view}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without cached derived quantities."""

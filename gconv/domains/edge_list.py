@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.domains.foreign import Arguments, columns_of, instance, real_number
 
 Duplicates = Literal["error", "sum", "first", "keep"]
@@ -199,7 +199,8 @@ def _from_rows(rows: Any, wanted: dict[str, Any]) -> list[list[Any]]:
                 at = columns_of(names, column, role)
             except ValueError:
                 raise ValueError(
-                    f"Edge {k} (counted from 0) has {len(row)} entries, so there is no column {role}={shown(column)}."
+                    f"Edge {k} (counted from 0) has {plural(len(row), 'entry', 'entries')}, so there is no column "
+                    f"{role}={shown(column)}."
                 ) from None
             values.append(_python(row[at]))
     return found
@@ -255,14 +256,15 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         short = next((k for k, row in enumerate(rows) if len(row) <= at), None)
         if short is not None:
             raise ValueError(
-                f"{path}: row {short} (counted from 0) has {len(rows[short])} columns, but {role} is column {at}."
+                f"{path}: row {short} (counted from 0) has {plural(len(rows[short]), 'column')}, but {role} is column "
+                f"{at}."
             )
         found.append([row[at] for row in rows])
     wide = next((k for k, row in enumerate(rows) if any(row[len(header) :])), None)
     if wide is not None:
         raise ValueError(
-            f"{path}: row {wide} (counted from 0) has {len(rows[wide])} columns, but the first line has {len(header)}; "
-            f"names that contain {DELIMITERS[delimiter]} must be in quotation marks."
+            f"{path}: row {wide} (counted from 0) has {plural(len(rows[wide]), 'column')}, but the first line has "
+            f"{len(header)}; names that contain {DELIMITERS[delimiter]} must be in quotation marks."
         )
     for role, values in zip(wanted, found, strict=True):
         odd = next((k for k, value in enumerate(values) if not value or "\n" in value), None)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import near, shown
+from gconv.arguments import near, plural, shown
 from gconv.kernels import readable
 
 TENSORS = ("edge_weight", "edge_attr", "edge_type", "pos")
@@ -257,7 +257,9 @@ def columns_of(names: Sequence[Any], wanted: Any, role: str) -> int:
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         if -len(names) <= wanted < len(names):
             return wanted % len(names)
-        raise ValueError(f"{role}={wanted} is out of range: there are {len(names)} columns, numbered from 0.")
+        raise ValueError(
+            f"{role}={wanted} is out of range: the table has {plural(len(names), 'column')}, numbered from 0."
+        )
     known = [str(name) for name in names]
     guess = near(str(wanted), known) or ";"
     there = "There" if guess.endswith("?") else "there"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, explain_keywords, integer
+from gconv.arguments import checked, explain_keywords, integer, plural
 from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
@@ -74,7 +74,9 @@ class Graph(Edges):
         if size < 0:
             raise ValueError(f"size must not be negative, but it is {size}.")
         if high >= size:
-            raise ValueError(f"edge_index names node {high}, but the graph has {size} nodes, numbered 0 to {size - 1}.")
+            raise ValueError(
+                f"edge_index names node {high}, but the graph has {plural(size, 'node')}, numbered 0 to {size - 1}."
+            )
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("size", size)
         put("ptr", self._read_ptr() or (0, size))
@@ -186,7 +188,7 @@ class Graph(Edges):
             hyperedge_weight = foreign.as_tensor("hyperedge_weight", hyperedge_weight)
             if hyperedge_weight.ndim != 1 or len(hyperedge_weight) < most:
                 raise ValueError(
-                    f"hyperedge_weight must have one number for each of the {most} hyperedges, "
+                    f"hyperedge_weight must have one number for each of the {plural(most, 'hyperedge')}, "
                     f"but its shape is {tuple(hyperedge_weight.shape)}."
                 )
         weight = None if hyperedge_weight is None else hyperedge_weight[edge]
@@ -476,7 +478,7 @@ class Graph(Edges):
         >>> path = Graph(torch.tensor([[0, 1, 2], [1, 2, 3]]))
         >>> batch = Data(n_id=torch.tensor([3, 2]), edge_index=torch.tensor([[1], [0]]), batch_size=1)
         >>> path.blocks_of(batch, layers=1)
-        [Bipartite(2 sources, 1 targets, 1 edges)]
+        [Bipartite(2 sources, 1 target, 1 edge)]
         """
         return sampling.from_batch(self, batch, layers)
 
@@ -484,7 +486,7 @@ class Graph(Edges):
         extra = [name for name in ("edge_weight", "edge_attr", "edge_type", "pos") if getattr(self, name) is not None]
         parts = len(self.ptr) - 1
         tail = (f", {parts} parts" if parts != 1 else "") + "".join(f", {name}" for name in extra)
-        return f"Graph({self.size} nodes, {self.num_edges} edges{tail})"
+        return f"Graph({plural(self.size, 'node')}, {plural(self.num_edges, 'edge')}{tail})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without cached derived quantities."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from gconv.arguments import integer, shown
+from gconv.arguments import integer, plural, shown
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edges import check_edge_index
 from gconv.kernels import varies
@@ -212,7 +212,9 @@ def _read_nodes(graph: Graph, nodes: Any, name: str) -> Tensor:
         )
     read = read.to(torch.int64)
     if bad := [v for v in (int(read.min()), int(read.max())) if not 0 <= v < graph.size]:
-        raise ValueError(f"{name} contains node {bad[0]}, but the graph has {graph.size} nodes, numbered from 0.")
+        raise ValueError(
+            f"{name} contains node {bad[0]}, but the graph has {plural(graph.size, 'node')}, numbered from 0."
+        )
     ordered = read.sort().values
     if bool((twice := ordered[1:] == ordered[:-1]).any()):
         raise ValueError(

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.external.files import DiskError, array_stamp, as_bytes, missing_file, read_header, using
 
 Position = list[int]
@@ -177,7 +177,7 @@ class ArrayFile:
                 while view:
                     done = file.readinto(view)
                     if not done:
-                        raise DiskError(f"Cannot read {self.name}: it ends {len(view)} bytes too early.")
+                        raise DiskError(f"Cannot read {self.name}: it ends {plural(len(view), 'byte')} too early.")
                     view = view[done:]
             except (zipfile.BadZipFile, EOFError, zlib.error) as error:
                 raise DiskError(f"Cannot read {self.name}: it is damaged ({error}).") from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.external.edges import BOM, TEXT, ArrayFile, open_text, split_member, stamp
 from gconv.external.files import (
     HEADER,
@@ -224,7 +224,7 @@ class Rows(Dataset[tuple[Tensor, ...]]):
             raise ValueError(f"index must contain node indices, 0 to {n - 1}.")
         self.y = None if y is None else _tensor(y, "y must be a tensor of labels or None")
         if self.y is not None and (not self.y.ndim or len(self.y) != n):
-            raise ValueError(f"y must have {n} labels, one per row of the signals, but it is {shown(y)}.")
+            raise ValueError(f"y must have {plural(n, 'label')}, one per row of the signals, but it is {shown(y)}.")
 
     @property
     def channels(self) -> int:

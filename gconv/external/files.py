@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gconv.arguments import integer, shown
+from gconv.arguments import integer, plural, shown
 from gconv.errors import first_line
 
 RESERVE = 1 << 24  # bytes of memory for small objects and allocator overhead
@@ -154,7 +154,7 @@ def read_at(file: int, path: Path, out: np.ndarray, offset: int) -> np.ndarray:
         while view:
             done = os.preadv(file, [view[: 1 << 30]], offset)
             if not done:
-                raise DiskError(f"Cannot read {path}: it ends at byte {offset}, {len(view)} bytes too early.")
+                raise DiskError(f"Cannot read {path}: it ends at byte {offset}, {plural(len(view), 'byte')} too early.")
             view, offset = view[done:], offset + done
     return out
 

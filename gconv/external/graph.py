@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gconv.arguments import checked, integer, shown
+from gconv.arguments import checked, integer, plural, shown
 from gconv.external.edges import EdgeSource, Position, open_edges
 from gconv.external.files import (
     HEADER,
@@ -199,7 +199,7 @@ class DiskGraph:
         return found
 
     def __repr__(self) -> str:
-        return f"DiskGraph({self.nodes} nodes, {self.num_edges} edges)"
+        return f"DiskGraph({plural(self.nodes, 'node')}, {plural(self.num_edges, 'edge')})"
 
 
 class _Builder:
@@ -243,7 +243,7 @@ class _Builder:
             if bad.any():
                 at = int(bad.argmax())
                 pair = f"{source[at]} -> {target[at]}"
-                ids = f"with {nodes} nodes, indices must be from 0 to {nodes - 1}"
+                ids = f"with {plural(nodes, 'node')}, indices must be from 0 to {nodes - 1}"
                 if min(source[at], target[at]) < 0:
                     ids = "indices must not be negative"
                 elif nodes == 2**31 - 1:
@@ -268,7 +268,9 @@ class _Builder:
         elif count is None:
             count = _size_of(self.source) // 4  # an estimate from the size of a text file
         edges = count * (2 if self.undirected else 1)
-        check_room(self.folder, 8 * edges + 8 * nodes, f"A graph of {nodes} nodes and {edges} edges")
+        check_room(
+            self.folder, 8 * edges + 8 * nodes, f"A graph of {plural(nodes, 'node')} and {plural(edges, 'edge')}"
+        )
         wanted = max(1, min(MAX_BUCKETS, -(-4 * edges // self.most), nodes))
         height = max(1, -(-nodes // wanted))
         buckets = -(-nodes // height)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.external.features import Features, as_array
 from gconv.external.files import (
     HEADER,
@@ -102,7 +102,9 @@ def infer(
     graph = graph if isinstance(graph, DiskGraph) else DiskGraph.open(graph)
     features, folder = Features(x), Path(out)
     if features.shape[0] != graph.nodes:
-        raise ValueError(f"The graph has {graph.nodes} nodes, but {features.name} has {features.shape[0]} rows.")
+        raise ValueError(
+            f"The graph has {plural(graph.nodes, 'node')}, but {features.name} has {plural(features.shape[0], 'row')}."
+        )
     settings = {
         "graph": read_json(graph.path / "graph.json"), "features": features.fingerprint, "network": _fingerprint(net)
     }  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, integer, shown
+from gconv.arguments import checked, integer, plural, shown
 from gconv.external.features import Features
 from gconv.external.files import (
     HEADER,
@@ -173,7 +173,9 @@ def propagate(
     graph = graph if isinstance(graph, DiskGraph) else DiskGraph.open(graph)
     features, scaling = Features(x), Scaling(norm, bool(loops))
     if features.shape[0] != graph.nodes:
-        raise ValueError(f"The graph has {graph.nodes} nodes, but {features.name} has {features.shape[0]} rows.")
+        raise ValueError(
+            f"The graph has {plural(graph.nodes, 'node')}, but {features.name} has {plural(features.shape[0], 'row')}."
+        )
     if dtype is None:
         dtype = torch.float64 if features.dtype == np.float64 else torch.float32
     if dtype not in (torch.float32, torch.float64):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.caches import function
 from gconv.domains import Graph
 from gconv.errors import InputError, both
@@ -344,7 +344,8 @@ def wrong_argument(layer: Any, original: Callable[..., Any], args: Any, kwargs: 
         if types is None:
             return f"{name} needs edge_type, the relation of each edge."
         if isinstance(types, Tensor) and types.numel() and int(types.max()) >= relations:
-            return f"edge_type contains {int(types.max())}, but {name} has {relations} relations, numbered from 0."
+            have = plural(relations, "relation")
+            return f"edge_type contains {int(types.max())}, but {name} has {have}, numbered from 0."
     if x is None and "x" in signature.parameters:
         return f"{name}: x must be a torch tensor, but it is None."
     return ""

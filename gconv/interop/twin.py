@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.basis import entries
 from gconv.binding import bind, output_domain
 from gconv.call import Call
@@ -62,7 +62,9 @@ class Twin(nn.Module):
         grid = Grid(tuple(shape))
         axes = getattr(self.structure, "ndim", len(grid.shape))
         if len(grid.shape) != axes:
-            raise InputError(f"This twin takes grids with {axes} axes, but the shape is {grid.shape}.")
+            raise InputError(
+                f"This twin takes grids with {plural(axes, 'axis', 'axes')}, but the shape is {grid.shape}."
+            )
         known = self._graphs.get(grid.shape)
         if known is None:
             if len(self._graphs) >= MAX_GRAPHS:
@@ -86,7 +88,10 @@ class Twin(nn.Module):
             raise TypeError(f"x must be a torch tensor, but it is {shown(x)}.")
         axes = getattr(self.structure, "ndim", x.ndim - 2)
         if x.ndim not in (axes + 1, axes + 2) or axes < 1:
-            raise InputError(f"This twin takes images (b, c, *grid) on {axes} axes, but x has shape {tuple(x.shape)}.")
+            raise InputError(
+                f"This twin takes images (b, c, *grid) on {plural(axes, 'axis', 'axes')}, but x has shape "
+                f"{tuple(x.shape)}."
+            )
         shape = tuple(x.shape[-axes:])
         y: Tensor = self.gconv(x.flatten(-axes).mT, self.graph(shape))
         return y.mT.unflatten(-1, self.target(shape))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 
 if TYPE_CHECKING:
     from gconv.linear.member import LinearMap
@@ -179,9 +179,14 @@ class Map:
         if not isinstance(x, Tensor):
             raise TypeError(f"This map takes signals, torch tensors (*b, {n}, {i}), but {shown(x)} was given.")
         if x.ndim < 2 or x.shape[-2:] != (n, i):
-            raise ValueError(f"This map takes signals (*b, {n} sites, {i} channels), but x has shape {tuple(x.shape)}.")
+            raise ValueError(
+                f"This map takes signals (*b, {plural(n, 'site')}, {plural(i, 'channel')}), but x has shape "
+                f"{tuple(x.shape)}."
+            )
 
     def ends(self) -> str:
         """The sites and channels of input and output, for messages."""
         m, n = self.sites
-        return f"({n} sites, {self.i} channels) to ({m} sites, {self.o} channels)"
+        return (
+            f"({plural(n, 'site')}, {plural(self.i, 'channel')}) to ({plural(m, 'site')}, {plural(self.o, 'channel')})"
+        )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import SymInt, Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis import Basis
 from gconv.errors import InputError
 
@@ -167,7 +167,7 @@ def spread_bias(mixing: Mixing | Parametrised, bias: Tensor | None) -> Tensor | 
 def expect(given: int, wanted: int) -> None:
     """Raises: InputError if the number of input channels is wrong."""
     if given != wanted:
-        raise InputError(f"This operator takes {wanted} channels in, but the signal has {given}.")
+        raise InputError(f"This operator takes {plural(wanted, 'channel')} in, but the signal has {given}.")
 
 
 def check_channels(i: int, o: int, taps: int = 1) -> None:

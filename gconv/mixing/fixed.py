@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gconv.arguments import plural
 from gconv.basis import Basis, each
 from gconv.errors import InputError
 from gconv.mixing.base import Mixing, check_channels, check_number, expect
@@ -71,7 +72,7 @@ class SideBySide(Mixing):
             return i * self.taps
         if i % self.taps:
             raise InputError(
-                f"Folding {self.taps} taps takes a multiple of {self.taps} channels, but the signal has {i}."
+                f"Folding {plural(self.taps, 'tap')} takes a multiple of {self.taps} channels, but the signal has {i}."
             )
         return i // self.taps
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis import Basis, entries
 from gconv.errors import Differentiable
 from gconv.parallel.processes import Processes
@@ -66,12 +66,14 @@ class Halo:
     def __call__(self, x: Tensor, axis: int = -2) -> Tensor:
         """H x along an axis of x, which holds the rows of this process. Raises: ValueError."""
         if not -x.ndim <= axis < x.ndim or x.shape[axis] != self.own:
-            raise ValueError(f"This process holds {self.own} rows, along axis {axis}, but x is {tuple(x.shape)}.")
+            raise ValueError(
+                f"This process holds {plural(self.own, 'row')}, along axis {axis}, but x is {tuple(x.shape)}."
+            )
         y: Tensor = _Exchange.apply(x, self, axis % x.ndim)
         return y
 
     def __repr__(self) -> str:
-        return f"Halo({self.own} rows, {self.rows} of other processes)"
+        return f"Halo({plural(self.own, 'row')}, {self.rows} of other processes)"
 
 
 class _Exchange(Differentiable):
@@ -150,7 +152,8 @@ def halo(S: Basis, part_in: Partition, part_out: Partition | None = None) -> Hal
     _, m, n = S.shape
     if (m, n) != (part_out.sites, part_in.sites):
         raise ValueError(
-            f"S has {m} rows and {n} columns, but the partitions are of {part_out.sites} and {part_in.sites} sites."
+            f"S has {plural(m, 'row')} and {plural(n, 'column')}, but the partitions are of {part_out.sites} and "
+            f"{plural(part_in.sites, 'site')}."
         )
     wide_in, wide_out = part_in.width, part_out.width
     low, high = part_out.range

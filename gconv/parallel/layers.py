@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.basis import Polynomial, entries
 from gconv.binding import bind, output_domain
 from gconv.caches import Holders, Own
@@ -123,7 +123,9 @@ class GraphLayer(Layer):
         assert isinstance(graph, Graph)
         low, high = part.range
         if x.ndim < 2 or x.shape[-2] != high - low:
-            raise ValueError(f"{self.name} takes the {high - low} nodes of rank {part.rank}, not {tuple(x.shape)}.")
+            raise ValueError(
+                f"{self.name} takes the {plural(high - low, 'node')} of rank {part.rank}, not {tuple(x.shape)}."
+            )
         layer._check_signal(x)
         layer.spec.mixing.channels(x.shape[-1])
         if self._pools:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gconv.arguments import shown
+from gconv.arguments import plural, shown
 from gconv.interop.export import export
 from gconv.interop.peer import base_class
 from gconv.interop.peers import is_pyg
@@ -70,7 +70,7 @@ class Distributed(nn.Module):
         if not isinstance(x, Tensor) or x.ndim < -part.axis or x.shape[part.axis] != high - low:
             have = tuple(x.shape) if isinstance(x, Tensor) else shown(x)
             problem = (
-                f"Rank {part.rank} holds {high - low} rows along axis {part.axis}, but x is {have}: pass "
+                f"Rank {part.rank} holds {plural(high - low, 'row')} along axis {part.axis}, but x is {have}: pass "
                 "partition.take(x)."
             )
         else:

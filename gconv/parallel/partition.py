@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import gconv
-from gconv.arguments import checked, integer, shown
+from gconv.arguments import checked, integer, plural, shown
 from gconv.caches import Holders
 from gconv.domains import Graph, Grid
 from gconv.parallel.processes import Processes
@@ -101,7 +101,9 @@ class Partition:
         axis = self.axis if axis is None else axis
         n = self.bounds[-1]
         if not -x.ndim <= axis < x.ndim or x.shape[axis] != n:
-            raise ValueError(f"The whole signal has {n} rows along axis {axis}, but its shape is {tuple(x.shape)}.")
+            raise ValueError(
+                f"The whole signal has {plural(n, 'row')} along axis {axis}, but its shape is {tuple(x.shape)}."
+            )
         low, high = self.range
         if self.order is not None:
             return x.index_select(axis, self.order[low:high].to(x.device))
@@ -137,7 +139,8 @@ class Partition:
 
     def __repr__(self) -> str:
         low, high = self.range
-        return f"Partition({self.domain!r}, {self.processes.size} parts, this is {self.rank}: {low} to {high - 1})"
+        parts = plural(self.processes.size, "part")
+        return f"Partition({self.domain!r}, {parts}, this is {self.rank}: {low} to {high - 1})"
 
 
 def shard(
@@ -166,7 +169,7 @@ def shard(
     >>> import torch.distributed as dist
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     >>> shard(Graph(torch.tensor([[0, 1], [1, 2]])))
-    Partition(Graph(3 nodes, 2 edges), 1 parts, this is 0: 0 to 2)
+    Partition(Graph(3 nodes, 2 edges), 1 part, this is 0: 0 to 2)
     >>> dist.destroy_process_group()
     """
     processes = Processes(group)
@@ -208,7 +211,7 @@ def _check(domain: Any, parts: Any, method: Any, size: int) -> None:
     count = size if parts is None else integer(parts, "parts", 1)
     n, what = (domain.shape[0], "rows") if isinstance(domain, Grid) else (domain.size, "nodes")
     if count > n:
-        raise ValueError(f"{n} {what} cannot be distributed over {count} parts: use at most {n} processes.")
+        raise ValueError(f"{n} {what} cannot be distributed over {plural(count, 'part')}: use at most {n} processes.")
     if count != size:
         raise ValueError(f"parts must be the number of processes, {size}, but it is {count}.")
     if isinstance(method, Tensor):

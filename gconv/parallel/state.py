@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from gconv.arguments import plural
 from gconv.domains import Graph, Grid
 from gconv.parallel.partition import Partition, even
 
@@ -62,14 +63,16 @@ class State:
             bounds = even(sum(have), self.processes.size)
             if have != [b - a for a, b in itertools.pairwise(bounds)]:  # the same in every process
                 raise ValueError(
-                    f"{name} got {have} rows in the processes, but {sum(have)} rows must be distributed evenly: code "
-                    "between the layers must not change the rows."
+                    f"{name} got {have} rows in the processes, but {plural(sum(have), 'row')} must be distributed "
+                    "evenly: code between the layers must not change the rows."
                 )
             self.now.append(sum(have))
         n, self.at = self.now[self.at], self.at + 1
         bounds, r = even(n, self.processes.size), self.processes.rank
         if bounds[r + 1] - bounds[r] != here:
-            raise ValueError(f"{name} got {here} rows in rank {r}, but {bounds[r + 1] - bounds[r]} in an earlier call.")
+            raise ValueError(
+                f"{name} got {plural(here, 'row')} in rank {r}, but {bounds[r + 1] - bounds[r]} in an earlier call."
+            )
         return n
 
     def check_detached(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gconv import analysis
 from gconv.analysis import receptive_field
+from gconv.arguments import plural
 from gconv.basis import Basis, Diagonal, entries
 from gconv.domains import Bipartite, Graph, Grid
 from gconv.kernels import constant
@@ -77,7 +78,7 @@ def law_not_finite_stays_in_its_field(case: Case) -> bool:
             y = sites(case(x, name), case.structure.target(case.domain))[0]
             wrong = int((~y.isfinite().all(-1) & ~sees).sum())
             if wrong:
-                case.fail(f"{name}: {value} at site {site} makes {wrong} outputs not finite that do not depend on it.")
+                case.fail(f"{name}: {value} at site {site} reaches {plural(wrong, 'output')} that cannot depend on it.")
     return True
 
 

@@ -104,7 +104,7 @@ def transfer(
     4 of 4 layers are exact.
     0: Conv2d -> selection(3, 8, taps=9), 30 -> 9 sites: exact
     1: ReLU: exact
-    2: AdaptiveAvgPool2d -> simple(), 9 -> 1 sites: exact
+    2: AdaptiveAvgPool2d -> simple(), 9 -> 1 site: exact
     3: Flatten: exact
 
     Hart, Whitney and Morse, SelectionConv: Convolutional Neural Networks for Non-rectilinear Image Data, ECCV 2022;

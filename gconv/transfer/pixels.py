@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.domains import Graph, Grid
 from gconv.errors import InputError
 
@@ -156,7 +156,7 @@ class Pixels:
     def __repr__(self) -> str:
         rings = [str(a) for a, ring in enumerate(self.periodic) if ring]
         ends = f", periodic along axis {' and '.join(rings)}" if rings else ""
-        return f"Pixels({self.size} sites in a frame of {self.shape}{ends})"
+        return f"Pixels({plural(self.size, 'site')} in a frame of {self.shape}{ends})"
 
     @property
     def ndim(self) -> int:
@@ -315,7 +315,7 @@ def read_places(domain: Any, ndim: int, assign: Assign) -> Pixels:
     else:
         raise TypeError(f"domain must be Pixels, a Grid, a mask, or a Graph with pos, but it is {shown(domain)}.")
     if found.ndim != ndim:
-        raise InputError(f"The model works on {ndim}-D images, but {found!r} has {found.ndim} axes.")
+        raise InputError(f"The model works on {ndim}-D images, but {found!r} has {plural(found.ndim, 'axis', 'axes')}.")
     return found
 
 
@@ -323,7 +323,8 @@ def _read_periodic(periodic: Any, ndim: int) -> tuple[bool, ...]:
     rings = (periodic,) * ndim if isinstance(periodic, bool) else tuple(periodic)
     if len(rings) != ndim or not all(isinstance(ring, bool) for ring in rings):
         raise InputError(
-            f"periodic must be True or False, for all or each of {ndim} axes, but it is {shown(periodic)}."
+            f"periodic must be True or False, for all or each of {plural(ndim, 'axis', 'axes')}, but it is "
+            f"{shown(periodic)}."
         )
     return rings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gconv.arguments import plural
 from gconv.spec import OperatorSpec
 
 
@@ -30,7 +31,9 @@ class Transferred:
     note: str
 
     def __str__(self) -> str:
-        became = f" -> {self.spec!r}, {self.sites[0]} -> {self.sites[1]} sites" if self.spec is not None else ""
+        became = (
+            f" -> {self.spec!r}, {self.sites[0]} -> {plural(self.sites[1], 'site')}" if self.spec is not None else ""
+        )
         return f"{self.path}: {self.layer}{became}: {self.note}"
 
 

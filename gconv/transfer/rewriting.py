@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gconv import operators
+from gconv.arguments import plural
 from gconv.domains import Grid
 from gconv.errors import InputError, first_line
 from gconv.interop.layers import Layer, identify
@@ -237,7 +238,7 @@ class Rewriting:
             made = self.new[source]
         self.new[node] = self.graph.call_function(torch.flatten, (made, 1))
         self.where[node] = None
-        note = "exact" if not domain.holes and domain.exact else f"zeros for the {domain.holes} holes"
+        note = "exact" if not domain.holes and domain.exact else f"zeros for the {plural(domain.holes, 'hole')}"
         self.entries.append(Transferred(path, "Flatten", None, (domain.size, 1), note))
 
     # -- functions and methods -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import accepts, checked, integer, shown
+from gconv.arguments import accepts, checked, integer, plural, shown
 from gconv.errors import InputError
 from gconv.operators.convolution import Kernel
 from gconv.operators.pooling import Everything, Window
@@ -132,7 +132,8 @@ class Surface:
         border = int((~torch.isin(key, back)).sum())
         if border and not self.open:
             raise InputError(
-                f"The mesh has a border or hole of {border} edges: close it, or give open=True for zeros beyond it."
+                f"The mesh has a border or hole of {plural(border, 'edge')}: close it, or give open=True for zeros "
+                "beyond it."
             )
 
     # -- ready-made ------------------------------------------------------------------------------------------------
@@ -181,7 +182,8 @@ class Surface:
     # -- what it is ------------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        return f"Surface({self.size} vertices, {len(self.faces)} faces{', open' if self.open else ''})"
+        sizes = f"{plural(self.size, 'vertex', 'vertices')}, {plural(len(self.faces), 'face')}"
+        return f"Surface({sizes}{', open' if self.open else ''})"
 
     @property
     def size(self) -> int:
