@@ -68,8 +68,57 @@ class Identity(Basis):
         return lambda piece, out: x[piece]
 
 
+class Composite(Basis):
+    """A form made of others, its `parts`, and what follows from them."""
+
+    parts: tuple[Basis, ...]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return next((part.batch for part in self.parts if part.batch), ())
+
+    @property
+    def linear(self) -> bool:
+        return all(part.linear for part in self.parts)
+
+    @property
+    def learned(self) -> list[Tensor]:
+        return [values for part in self.parts for values in part.learned]
+
+    @property
+    def fixed(self) -> bool:
+        for part in self.parts:  # noqa: SIM110  no generator, whose frame costs time in every call
+            if not part.fixed:
+                return False
+        return True
+
+    @property
+    def by_entries(self) -> bool:
+        return all(part.by_entries for part in self.parts)
+
+    @property
+    def steps(self) -> int:
+        return sum(part.steps for part in self.parts)
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    @property
+    def unwritten(self) -> int:
+        return sum(part.unwritten for part in self.parts)
+
+    @property
+    def is_grid(self) -> bool:
+        return any(part.is_grid for part in self.parts)
+
+    @property
+    def patterns(self) -> tuple[Any, ...]:
+        return tuple(csr for part in self.parts for csr in part.patterns)
+
+
 @dataclass(frozen=True, eq=False)
-class Stack(Basis):
+class Stack(Composite):
     """The taps of several forms with the same (m, n), concatenated."""
 
     parts: tuple[Basis, ...]
@@ -89,14 +138,6 @@ class Stack(Basis):
     @property
     def nnz(self) -> int:
         return sum(part.nnz for part in self.parts)
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        return next((part.batch for part in self.parts if part.batch), ())
-
-    @property
-    def linear(self) -> bool:
-        return all(part.linear for part in self.parts)
 
     @property
     def signature(self) -> Hashable:
@@ -119,47 +160,12 @@ class Stack(Basis):
         return total
 
     @property
-    def learned(self) -> list[Tensor]:
-        return [values for part in self.parts for values in part.learned]
-
-    @property
-    def by_entries(self) -> bool:
-        return all(part.by_entries for part in self.parts)
-
-    @property
-    def steps(self) -> int:
-        return sum(part.steps for part in self.parts)
-
-    @property
-    def count(self) -> int:
-        return sum(part.count for part in self.parts)
-
-    @property
     def has_kernel(self) -> bool:
         return any(part.has_kernel for part in self.parts)
-
-    @property
-    def unwritten(self) -> int:
-        return sum(part.unwritten for part in self.parts)
-
-    @property
-    def is_grid(self) -> bool:
-        return any(part.is_grid for part in self.parts)
-
-    @property
-    def patterns(self) -> tuple[Any, ...]:
-        return tuple(csr for part in self.parts for csr in part.patterns)
 
     @lazy
     def leaves(self) -> tuple[Basis, ...]:
         return tuple(leaf for part in self.parts for leaf in part.leaves)
-
-    @property
-    def fixed(self) -> bool:
-        for part in self.parts:  # noqa: SIM110  no generator, whose frame costs time in every call
-            if not part.fixed:
-                return False
-        return True
 
     @property
     def tapwise(self) -> bool:
@@ -205,7 +211,7 @@ class Stack(Basis):
 
 
 @dataclass(frozen=True, eq=False)
-class Product(Basis):
+class Product(Composite):
     """The product of two forms, S_(k, l) = left_k right_l; at least one of them has a single tap."""
 
     left: Basis
@@ -220,8 +226,8 @@ class Product(Basis):
         if min(self.left.shape[0], self.right.shape[0]) > 1:
             raise ValueError("Only one of two structures in a product may have several taps.")
 
-    @property
-    def parts(self) -> tuple[Basis, Basis]:
+    @lazy
+    def parts(self) -> tuple[Basis, ...]:  # type: ignore[override]
         return self.left, self.right
 
     @property
@@ -233,24 +239,12 @@ class Product(Basis):
         return self.left.nnz * self.right.shape[0] + self.right.nnz * self.left.shape[0]
 
     @property
-    def batch(self) -> tuple[int, ...]:
-        return self.left.batch or self.right.batch
-
-    @property
-    def linear(self) -> bool:
-        return self.left.linear and self.right.linear
-
-    @property
     def signature(self) -> Hashable:
         return "Product", self.left.signature, self.right.signature
 
     @lazy
     def T(self) -> Product:
         return Product(self.right.T, self.left.T)
-
-    @property
-    def fixed(self) -> bool:
-        return self.left.fixed and self.right.fixed
 
     def expand(self, x: Tensor) -> Tensor:
         if self.right.shape[0] == 1:
@@ -264,34 +258,6 @@ class Product(Basis):
             return self.left.contract(self.right.contract(z).unsqueeze(-3))
         taps = [single(self, k, z.dtype, z.device).contract(one) for k, one in enumerate(z.split(1, -3))]
         return torch.stack(taps).sum(0)
-
-    @property
-    def learned(self) -> list[Tensor]:
-        return [values for part in self.parts for values in part.learned]
-
-    @property
-    def by_entries(self) -> bool:
-        return all(part.by_entries for part in self.parts)
-
-    @property
-    def steps(self) -> int:
-        return sum(part.steps for part in self.parts)
-
-    @property
-    def count(self) -> int:
-        return sum(part.count for part in self.parts)
-
-    @property
-    def unwritten(self) -> int:
-        return sum(part.unwritten for part in self.parts)
-
-    @property
-    def is_grid(self) -> bool:
-        return any(part.is_grid for part in self.parts)
-
-    @property
-    def patterns(self) -> tuple[Any, ...]:
-        return tuple(csr for part in self.parts for csr in part.patterns)
 
     def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
         return multiplied(entries(self.left, dtype, device), entries(self.right, dtype, device))
