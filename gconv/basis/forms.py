@@ -227,7 +227,7 @@ class Product(Composite):
             raise ValueError("Only one of two structures in a product may have several taps.")
 
     @lazy
-    def parts(self) -> tuple[Basis, ...]:  # type: ignore[override]
+    def parts(self) -> tuple[Basis, ...]:
         return self.left, self.right
 
     @property
