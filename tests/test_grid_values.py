@@ -12,7 +12,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gconv
-from gconv import GConv, Graph
+from gconv import GConv, Graph, Grid, list_operators
+from gconv.lowering import images
+from gconv.lowering.images import LAST
 from gconv.operators import (
     adaptive_max_pool2d,
     avg_pool2d,
@@ -29,6 +31,8 @@ from gconv.operators import (
     separable,
     simple,
 )
+from gconv.spec import operator
+from gconv.testing.case import Case, random_like
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -237,3 +241,43 @@ def test_what_avoids_torchs_kernels_runs_in_vmap(spec, dtype):
     want = [layer(one) for one in x], [call({"weight": w}, (x[0],)) for w in weights]
     for got, right in zip(found, want, strict=True):
         torch.testing.assert_close(got, torch.stack(right), rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+def images_after_a_norm(name, norm, layout):
+    """The error of the gradient of one image through a norm and an operator, for each sample and lowering."""
+    for sample in operator(name).samples():
+        domain = sample.domain()
+        if not isinstance(domain, Grid) or domain.ndim < 2:
+            continue
+        case = Case.of(sample, torch.float64, domain, batch=1)
+        before = norm[domain.ndim](sample.channels).double()
+        before.track_running_stats = False
+        x = case.x.contiguous(memory_format=LAST[domain.ndim] if layout == "last" else torch.contiguous_format)
+        for lowering in case.lowerings:
+            x, between = (t.detach().requires_grad_() for t in (x, before(x)))
+            y = case(before(x), lowering)
+            along = random_like(y)
+            (got,) = torch.autograd.grad(y, x, along)
+            (step,) = torch.autograd.grad(case(between, lowering), between, along)
+            (right,) = torch.autograd.grad(before(x), x, step.clone(memory_format=torch.contiguous_format))
+            yield lowering, float((got - right).abs().max())
+
+
+ON_GRIDS = [name for name in list_operators() if isinstance(operator(name).samples()[0].domain(), Grid)]
+NORMS = {"batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}, "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}}
+LAYOUTS = [("batch", "first"), ("batch", "last"), ("instance", "first")]  # torch itself is wrong for the fourth
+
+
+@pytest.mark.parametrize(("norm", "layout"), LAYOUTS)
+@pytest.mark.parametrize("name", ON_GRIDS)
+def test_the_gradient_of_one_image_is_one_that_torchs_norms_read(name, norm, layout):
+    """Their backward passes return wrong numbers for some strides."""
+    assert all(error < 1e-9 for _, error in images_after_a_norm(name, NORMS[norm], layout))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_torchs_norms_do_not_read_every_gradient(norm, monkeypatch):
+    """Negative control."""
+    monkeypatch.setattr(images, "_with_gradient_like", lambda run, last: run)
+    wrong = {lowering for lowering, error in images_after_a_norm("conv2d", NORMS[norm], "first") if error > 1e-3}
+    assert "im2col" in wrong and "native" not in wrong

@@ -29,6 +29,8 @@ def on_images(option: Lowering, S: Basis, call: Call, grid: tuple[int, ...]) -> 
     single = x.ndim == len(grid) + 1
     images = call.at(x.unsqueeze(0)) if single else call
     run = option.images or _by_signals(option.run, grid)
+    if len(grid) > 1 and (call.kind != "eager" or (call.gradients[0] and len(images.x) == 1)):
+        run = _with_gradient_like(run, native.suggests_last(images.x))
     if call.kind != "transformed":
         run = _with_format(run, _gives_channels_last(S, images), len(grid), S.linear)
     elif x.is_contiguous():  # of the memory formats, vmap supports this one only
@@ -55,6 +57,21 @@ def _unbatched(run: Run) -> Run:
 
 def _contiguous(run: Run) -> Run:
     return lambda S, call: run(S, call).contiguous()
+
+
+def _with_gradient_like(run: Run, last: bool) -> Run:
+    """`run` with a gradient in the memory format of the images, whose numbers it reads in their order in memory.
+
+    The backward passes of torch's batch_norm and instance_norm return wrong numbers on a CPU for one image whose
+    gradient has other strides, such as those of a view of channels last (torch 2.13).
+    """
+    if last:
+        return lambda S, call: run(S, call.at(_in_order(call.x.movedim(1, -1)).movedim(-1, 1)))
+    return lambda S, call: run(S, call.at(_in_order(call.x)))
+
+
+def _in_order(x: Tensor) -> Tensor:
+    return x.flatten().reshape(x.shape)
 
 
 def _with_format(run: Run, last: bool, d: int, linear: bool) -> Run:
