@@ -15,7 +15,8 @@ another processor show equality within a tolerance only: run some with the earli
 (--results), repeat these there, and append that folder's code_changes.jsonl to the committed one.
 
 Numbers must be equal if the processor's family and vector instructions, the number of threads and torch's version are
-those of the row. Rows that do not contain the family and the instructions are compared within the tolerance.
+those of the row. Rows that do not contain the family and the instructions, and rows of runs that were resumed with
+another processor or number of threads (`earlier_hardware`), are compared within the tolerance.
 """
 
 import json
@@ -117,7 +118,7 @@ def _by_turns(rows: Sequence[Row]) -> list[Row]:
 def exact(old: Row, new: Row) -> bool:
     """Whether the numbers of a row and its repetition must be equal."""
     was, now = old["hardware"], new["hardware"]
-    known = all(was.get(k) is not None for k in ("family", "instructions"))
+    known = all(was.get(k) is not None for k in ("family", "instructions")) and not old.get("earlier_hardware")
     alike = known and all(was.get(k) == now.get(k) for k in ("cpu", "family", "instructions", "threads", "gpu"))
     return alike and old["versions"].get("torch") == new["versions"].get("torch")
 

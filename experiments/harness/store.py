@@ -5,20 +5,21 @@ A line or a checkpoint is written completely and synced, or not at all. Concurre
 
 import copy
 import fcntl
+import glob
 import hashlib
 import io
 import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.harness.machine import rng_state, set_rng_state
+from experiments.harness.machine import hardware, rng_state, set_rng_state
 
 Row = dict[str, Any]
 
@@ -85,8 +86,7 @@ class Results:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with self._writing():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            with self._locked() as file:
                 if os.fstat(file.fileno()).st_size < self._read_to:  # the file was replaced or truncated
                     self._read_to, self._keys = 0, set()
                 start = max(0, self._read_to - 1)  # including the end of the last line that was read
@@ -98,11 +98,14 @@ class Results:
                     text = file.readall()
                 rows, end = self._parse(text)
                 self._keys |= {old["key"] for old in rows}
-                if row["key"] in self._keys:
-                    if replace:
-                        self._replace(row, line)
-                    return replace
+                known = row["key"] in self._keys
+                if known and not replace:
+                    return False
                 file.truncate(start + end)
+                if known:
+                    file.seek(0)
+                    self._replace(row, line, file.readall())
+                    return True
                 whole = text[:end].endswith(b"\n") or not end
                 try:
                     _write(file, line if whole else b"\n" + line)
@@ -113,10 +116,20 @@ class Results:
                 self._keys.add(row["key"])
         return True
 
-    def _replace(self, row: Row, line: bytes) -> None:
-        """Replace the row with the same key by `line`."""
-        old = self.path.read_bytes().splitlines(keepends=True)
-        new = [line if text.strip() and json.loads(text)["key"] == row["key"] else text for text in old]
+    @contextmanager
+    def _locked(self) -> Iterator[io.FileIO]:
+        """The file, open and locked. A file that another process replaced during the wait is opened again."""
+        while True:
+            with open(self.path, "a+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
+                    yield file
+                    return
+
+    def _replace(self, row: Row, line: bytes, text: bytes) -> None:
+        """Replace the row with the same key in the text of the file by `line`."""
+        old = text.splitlines(keepends=True)
+        new = [line if one.strip() and json.loads(one)["key"] == row["key"] else one for one in old]
         replace_file(self.path, b"".join(new))
         self._read_to, self._keys = 0, set()
 
@@ -158,12 +171,21 @@ class Checkpoint:
         parts: everything that the run mutates: modules, optimisers, schedulers (anything with `state_dict`) and the
             `torch.Generator` of a loader. The global generators of python, numpy and torch are saved automatically.
 
-    Files are replaced atomically. A file that is damaged or does not fit `parts` is discarded with a warning, `parts`
-    stay unchanged, and the run starts again. Raises (save): ResultsError, TypeError.
+    Files are replaced atomically. A file that is damaged, does not fit `parts` or was saved by other code is discarded
+    with a warning, `parts` stay unchanged, and the run starts again. Raises (save): ResultsError, TypeError.
     """
 
+    code: Any = None
+    """The code of the run of this process, as in its row."""
     earlier = 0.0
     """Seconds that the run of this process had taken before the checkpoint that it restored."""
+    elsewhere: Sequence[dict[str, Any]] = ()
+    """Hardware and torch version of earlier parts of this run, where they differ: numbers are equal up to rounding."""
+
+    @staticmethod
+    def begin(code: Any) -> None:
+        """Start a run in this process."""
+        Checkpoint.code, Checkpoint.earlier, Checkpoint.elsewhere = code, 0.0, ()
 
     def __init__(self, path: str | Path, every: int = 1, **parts: Any):
         self.path, self.every, self.parts, self._checked = Path(path), every, parts, False
@@ -181,9 +203,12 @@ class Checkpoint:
             saved = torch.load(io.BytesIO(content[32:]), weights_only=True, map_location="cpu")
             if saved["parts"].keys() != self.parts.keys():
                 raise ValueError("saved from other parts")
+            if saved.get("code", Checkpoint.code) != Checkpoint.code:  # not in files of earlier versions
+                raise ValueError("saved by other code")
             self._load(saved["parts"])
             set_rng_state(saved["rng"])
             Checkpoint.earlier = saved.get("seconds", 0.0)
+            Checkpoint.elsewhere = [place for place in saved.get("places", []) if place != _place()]
             return saved["epoch"], saved["extra"]
         except Exception as error:  # whatever is wrong with the file, it is discarded
             self._load(before)
@@ -199,6 +224,7 @@ class Checkpoint:
         buffer = io.BytesIO()
         seconds = Checkpoint.earlier + time.perf_counter() - self._start
         state = {"epoch": epoch, "extra": extra, "rng": rng_state(), "parts": self._states(), "seconds": seconds}
+        state |= {"code": Checkpoint.code, "places": [*Checkpoint.elsewhere, _place()]}
         torch.save(state, buffer)
         body = buffer.getvalue()
         if not self._checked:
@@ -221,16 +247,34 @@ class Checkpoint:
             (part.set_state if isinstance(part, torch.Generator) else part.load_state_dict)(states[name])
 
 
+def _place() -> dict[str, Any]:
+    return hardware() | {"torch": str(torch.__version__)}
+
+
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file atomically, or leave it unchanged. Raises: OSError."""
-    trial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write a file atomically, or leave it unchanged. A link is followed. Raises: OSError."""
+    place = Path(os.path.realpath(path))
+    trial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    for left in place.parent.glob(f"{glob.escape(place.name)}.*.tmp"):
+        if not _alive(left.suffixes[-2][1:]):  # it was killed while it wrote
+            left.unlink(missing_ok=True)
     try:
         with open(trial, "wb", buffering=0) as file:
             _write(file, content)
-        os.replace(trial, path)
-    except OSError:
+        os.replace(trial, place)
+    except BaseException:
         trial.unlink(missing_ok=True)
         raise
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:  # a process of another user
+        pass
+    return True
 
 
 def _write(file: io.RawIOBase | io.FileIO, content: bytes) -> None:

@@ -100,21 +100,26 @@ def sweep(
     keys, failed = list(tasks), 0
     try:
         results.probe()
+        done: dict[str, Row] = {}
+        stale: dict[str, Row] = {}
         for source, rows in results.sources():
-            there = {row["key"]: row for row in rows if complete(row, source) and row["key"] in tasks}
+            there = {row["key"]: row for row in rows if complete(row, source) and row["key"] in tasks.keys() - done}
             same = representatives(source.parent)
-            stale = [key for key, row in there.items() if same(row.get("code")) != same(tasks[key].row["code"])]
             if there:
                 console.print(f"{experiment}: {len(there)} of {len(keys)} runs are in {source} already")
-            if stale:
-                none = sum("code" not in there[key] for key in stale)
-                what = [f"{none} of them before rows recorded their code"] if none else []
-                what += [f"{len(stale) - none} of them with other code"] if none < len(stale) else []
-                again = "running them again" if results.rerun else "--rerun runs them again"
-                console.print(f"{experiment}: {' and '.join(what)}; {again}", style="yellow")
-            for key in there.keys() - (set(stale) if results.rerun else set()):
-                del tasks[key]
-                results.checkpoint(key).unlink(missing_ok=True)
+            for key, row in there.items():
+                (done if same(row.get("code")) == same(tasks[key].row["code"]) else stale)[key] = row
+        stale = {key: row for key, row in stale.items() if key not in done}
+        if stale:
+            none = sum("code" not in row for row in stale.values())
+            what = [f"{none} of them before rows recorded their code"] if none else []
+            what += [f"{len(stale) - none} of them with other code"] if none < len(stale) else []
+            again = "running them again" if results.rerun else "--rerun runs them again"
+            console.print(f"{experiment}: {' and '.join(what)}; {again}", style="yellow")
+        done |= {} if results.rerun else stale
+        for key in done:
+            del tasks[key]
+            results.checkpoint(key).unlink(missing_ok=True)
         for row in _launched(tasks, launch, console, experiment):
             if "ends" in row:
                 raise (DataMissing if row["ends"] == "data" else SystemExit)(f"error: {row['error']}")
@@ -125,7 +130,7 @@ def sweep(
                 results.append(row, replace=results.rerun)
                 results.checkpoint(row["key"]).unlink(missing_ok=True)
                 del tasks[row["key"]]
-        found = {row["key"]: row for _, rows in results.sources() for row in rows}
+        found = {row["key"]: row for row in results.rows()} | done
     except ResultsError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:
@@ -310,13 +315,13 @@ def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
     """Run a task in this process. Returns: its completed row, or its configuration with the error.
 
-    "ends" marks an error of the command line or of the data, after which no further run is started.
+    "ends" marks an error of the command line, of the data or of the disk, after which no further run is started.
     """
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     try:
         reset_peak_memory()
-        Checkpoint.earlier = 0.0
+        Checkpoint.begin(row["code"])
         with timer() as clock:
             outcome = run(config) if path is None else run(config, path)
         row = row | {
@@ -326,12 +331,13 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "versions": versions(),
             "hardware": hardware(),
+            **({"earlier_hardware": list(Checkpoint.elsewhere)} if Checkpoint.elsewhere else {}),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         # Convert to JSON here, where errors can still be reported: a non-finite metric makes the run fail.
         row = json.loads(json.dumps(row, allow_nan=False, default=_plain))
-    except SpecError as error:  # every further run would fail, too
-        return {"config": repr(config), "error": str(error), "ends": "spec"}
+    except (SpecError, ResultsError) as error:  # every further run would fail, too
+        return {"config": repr(config), "error": str(error), "ends": "all"}
     except (Exception, SystemExit) as error:
         from datasets.root import DataError
 

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import hashlib
 import json
 import mmap
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pytest
 import torch
 from limits import LIMIT, Fresh, processes
 
+from experiments import verify
 from experiments.harness import common, store
 from experiments.harness.common import (
     Checkpoint,
@@ -230,6 +233,31 @@ def test_two_processes_append_at_once(tmp_path):
     assert Counter(r["key"] for r in Results(path).rows()) == Counter([*shared, *mine[0], *mine[1]])
 
 
+def test_a_row_that_waits_while_the_file_is_replaced_is_in_the_new_file(tmp_path):
+    results, other = Results(tmp_path / "rows.jsonl"), Results(tmp_path / "rows.jsonl")
+    results.append(row("a", n=1))
+    with results._locked() as file, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(other.append, row("b"))
+        with pytest.raises(TimeoutError):  # the control: it does wait
+            waiting.result(0.2)
+        file.seek(0)
+        results._replace(row("a", n=2), json.dumps(row("a", n=2)).encode() + b"\n", file.readall())
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert waiting.result(10)
+    assert results.append(row("a", n=3), replace=True)
+    assert [(r["key"], r.get("n")) for r in results.rows()] == [("a", 3), ("b", None)]
+
+
+@pytest.mark.parametrize("torn", ["", '{"key": "to'])
+def test_replacing_keeps_what_the_path_is_and_drops_a_torn_line(tmp_path, torn):
+    path, link = tmp_path / "rows.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(path)
+    path.write_text(json.dumps(row("a", n=1)) + "\n" + json.dumps(row("b")) + "\n" + torn)
+    assert Results(link).append(row("a", n=2), replace=True)
+    assert link.is_symlink() and [(r["key"], r.get("n")) for r in Results(path).rows()] == [("a", 2), ("b", None)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.jsonl", "rows.jsonl"]
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     def write(fd, content):
@@ -360,15 +388,20 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path):
     assert start == 3 and resumed == whole
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "other parts", "other shape", "hostile"])
-def test_bad_checkpoint_is_discarded_with_a_warning(tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", ["flipped", "truncated", "empty", "other parts", "other shape", "other code", "hostile"]
+)
+def test_bad_checkpoint_is_discarded_with_a_warning(tmp_path, monkeypatch, damage):
     path, model = tmp_path / "run.pt", torch.nn.Linear(3, 3)
+    monkeypatch.setattr(Checkpoint, "code", {"hash": "a"})
     Checkpoint(path, model=model).save(4, "curve")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "hostile":  # a pickle that would run code, under a checksum that fits
         body = pickle.dumps(Hostile(), protocol=2)
         path.write_bytes(hashlib.sha256(body).digest() + body)
+    elif damage == "other code":
+        Checkpoint.begin({"hash": "b"})
     elif damage in ("flipped", "truncated", "empty"):
         path.write_bytes({"flipped": content, "truncated": content[:-9], "empty": b""}[damage])
     model = torch.nn.Linear(3, 2 if damage == "other shape" else 3)
@@ -392,6 +425,33 @@ def test_failed_save_leaves_the_last_checkpoint(tmp_path, request):
     with pytest.raises(ResultsError, match="No space left"):
         checkpoint.save(4)
     assert checkpoint.restore() == (2, None) and [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    for name in (f"run.pt.{gone.pid}.tmp", f"run.pt.{os.getppid()}.tmp", f"other.pt.{gone.pid}.tmp"):
+        (tmp_path / name).touch()
+    Checkpoint(tmp_path / "run.pt").save(1)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "run.pt",
+        f"run.pt.{os.getppid()}.tmp",
+        f"other.pt.{gone.pid}.tmp",
+    }, "not those of processes that still write, or of other files"
+
+
+def test_disk_that_is_full_at_a_checkpoint_ends_the_sweep_in_one_sentence(tmp_path, request, capsys):
+    ran = []
+
+    def run(config, path):
+        ran.append(config.seed)
+        request.getfixturevalue("full_disk")
+        Checkpoint(path).save(1)
+        return Outcome({"acc": 1.0})
+
+    with pytest.raises(SystemExit, match=r"^error: cannot write checkpoint .*: No space left on device$"):
+        sweep([Config(), Config(seed=1)], run, Results(tmp_path / "r.jsonl"), experiment="toy", resumable=True)
+    assert ran == [0] and "Traceback" not in capsys.readouterr().err
 
 
 def test_checkpoint_refuses_what_it_could_not_read_again(tmp_path):
@@ -418,6 +478,32 @@ def test_resumable_sweep_hands_out_and_removes_checkpoints(tmp_path, monkeypatch
     row, other = sweep([Config(), Config(seed=1)], run, results, experiment="toy", resumable=True)
     assert starts == [0, 1, 0] and not list((tmp_path / ".checkpoints").iterdir())
     assert 100 <= row["seconds"] < 200 and other["seconds"] < 100, "time before the interruption counts, once"
+
+
+def test_a_row_names_the_machines_of_a_resumed_run(tmp_path, monkeypatch):
+    """The numbers of such a run may differ in rounding from those of one machine, so `verify` allows for it."""
+    elsewhere = {"cpu": "another", "threads": 7}
+
+    def run(config, path):
+        checkpoint = Checkpoint(path)
+        done, _ = checkpoint.restore()
+        with monkeypatch.context() as other:
+            if config.seed == 1:
+                other.setattr(store, "hardware", lambda: elsewhere)
+            checkpoint.save(done + 1)
+        if not done:
+            raise RuntimeError("stopped")
+        return Outcome({"acc": 1.0})
+
+    results = Results(tmp_path / "rows.jsonl")
+    with pytest.raises(SystemExit):
+        sweep([Config(), Config(seed=1)], run, results, experiment="toy", resumable=True)
+    one, two = sweep([Config(), Config(seed=1)], run, results, experiment="toy", resumable=True)
+    assert "earlier_hardware" not in one
+    assert two["earlier_hardware"] == [{**elsewhere, "torch": str(torch.__version__)}]
+    known = {"cpu": "a", "family": "b", "instructions": "c", "threads": 1}
+    one, two = ({**r, "hardware": known} for r in (one, two))
+    assert verify.exact(one, one) and not verify.exact(two, one)
 
 
 # ---- the machine

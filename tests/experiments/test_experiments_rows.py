@@ -55,6 +55,22 @@ def test_committed_rows_change_only_with_official(places, capfd):
     assert len(Results(runs / "other.jsonl").rows()) == 2, "a file of one's own is on its own"
 
 
+@pytest.mark.parametrize("order", [("new", "old"), ("old", "new")])
+def test_rows_of_the_present_code_come_first_wherever_they_are(places, capfd, order):
+    """A row of earlier code in one file does not hide that of the present code in the other."""
+    (made,) = toy(Options(official=True), (0,))
+    for folder, value in zip(places, order, strict=True):
+        code = made["code"] if value == "new" else {**made["code"], "hash": "0"}
+        folder.mkdir(exist_ok=True)
+        (folder / "toy.jsonl").write_text(json.dumps({**made, "code": code, "metrics": {"value": value}}) + "\n")
+    for rerun in (False, True):
+        assert [row["metrics"]["value"] for row in toy(Options(rerun=rerun), (0,))] == ["new"]
+        assert "other code" not in capfd.readouterr().err
+    (places[order.index("new")] / "toy.jsonl").unlink()
+    assert [row["metrics"]["value"] for row in toy(Options(), (0,))] == ["old"], "the control"
+    assert "1 of them with other code" in " ".join(capfd.readouterr().err.split())
+
+
 def test_every_experiment_opens_its_rows_through_the_options():
     """No experiment names the file of the committed rows for writing."""
     for path in (ROOT / "experiments").rglob("*.py"):
