@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from oracles.pyg_layers import BUILDS, HOW, IDS, edge_arguments
+from shared import every_operator
 from test_converted_networks import UNet, resnet, small
 from torch import nn
 from torch_geometric import nn as pyg
 
 import gconv
-from gconv import GConv, adapt, list_operators, merge, unmerge
+from gconv import GConv, adapt, merge, unmerge
 from gconv.adapters import LowRank, adapters
 from gconv.operators import avg_pool2d, conv2d, conv_transpose2d, gcn, separable
 from gconv.operators.shapes import messy
@@ -38,27 +39,7 @@ def expected(layer):
     return layer.parametrizations.weight.original + part.difference()
 
 
-# one operator of each mixing is quick; all samples of all operators are slow
-MIXINGS = {
-    "conv2d",
-    "conv_transpose2d",
-    "depthwise",
-    "separable",
-    "p4_conv",
-    "cheb",
-    "gat",
-    "egc",
-    "gcn2",
-    "mf",
-    "spectral",
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [pytest.param(n, 0, marks=pytest.mark.slow, id=f"{n}-all") for n in list_operators()]
-    + [pytest.param(n, -1, id=n) for n in sorted(MIXINGS | {"max_pool2d"})],
-)
+@every_operator
 def test_every_operator(name, first):
     for sample in operator(name).samples()[first:]:
         case = Case.of(sample, F64)
@@ -291,7 +272,7 @@ def test_layers_with_computed_weights_are_left_alone():
     assert adapt(net).report().entries[1].parameters
 
 
-def test_a_wrong_difference_would_be_noticed(monkeypatch):
+def test_a_wrong_difference_is_detected(monkeypatch):
     """Negative control: the factors in the wrong order of taps."""
     monkeypatch.setattr(LowRank, "difference", lambda self: self.layout.place((self.A @ self.B).flip(0)))
     with pytest.raises(AssertionError):

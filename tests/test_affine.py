@@ -227,7 +227,7 @@ def lambda_of(model):
     return Both()
 
 
-def test_what_is_asked_of_maps_is_answered():
+def test_analysis_functions_take_its_map():
     model, x = made(UNet), torch.randn(1, 1, 4, 4, dtype=DOUBLE)
     A = affine(model, x).map
     M = torch.autograd.functional.jacobian(model, x).reshape(A.shape)
@@ -366,7 +366,7 @@ def test_the_modulus_of_complex_numbers_is_refused_and_so_are_complex_results():
     torch.testing.assert_close((A @ x).view_as(offset) + offset, torch.view_as_real(torch.fft.rfft(x)))
 
 
-def test_bad_input_is_told_in_a_sentence():
+def test_bad_input_is_an_error_with_a_message():
     net = nn.Linear(3, 2)
     for model, x, error, message in [
         (net, (2, 3), TypeError, "the model's input x"),

@@ -110,13 +110,13 @@ def one_sentence(error):
         assert raw not in text, text
 
 
-def test_every_public_function_is_asked():
+def test_every_public_function_is_listed():
     named = set(analysis.__all__) - {"Affine", "Response"}
     assert named == set(QUESTIONS)
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_what_is_nothing_of_the_kind_is_refused_in_words(name):
+def test_values_of_another_type_are_refused(name):
     call, sentence = QUESTIONS[name]
     for what, value in NONSENSE.items():
         if (name, what) in RIGHT:
@@ -127,7 +127,7 @@ def test_what_is_nothing_of_the_kind_is_refused_in_words(name):
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_tensors_of_another_kind_are_refused_in_words(name):
+def test_tensors_of_another_dtype_are_refused(name):
     """A tensor is no map and no model; where a tensor is due, it must have the right shape and type."""
     call, _ = QUESTIONS[name]
     fine = {
@@ -146,7 +146,7 @@ def test_tensors_of_another_kind_are_refused_in_words(name):
 
 
 @pytest.mark.parametrize("name", MAP_QUESTIONS)
-def test_a_layer_where_a_map_is_due_says_what_is_missing_or_works(name):
+def test_a_layer_in_place_of_a_map_works_or_names_what_is_missing(name):
     question = getattr(analysis, name)
     for layer, called in ((CONV, "conv2d"), (nn.Conv2d(2, 2, 3), "Conv2d"), (GConv(gcn(2, 2)), "gcn")):
         with pytest.raises(
@@ -236,7 +236,7 @@ VALID = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_other_argument_is_refused_in_words(name):
+def test_every_other_argument_is_checked(name):
     for what, value in NONSENSE.items():
         if (name, what) in VALID:
             continue
@@ -245,7 +245,7 @@ def test_every_other_argument_is_refused_in_words(name):
         one_sentence(caught.value)
 
 
-def test_tensors_of_wrong_shapes_are_refused_in_words():
+def test_tensors_of_wrong_shapes_are_refused():
     layer, x = GConv(gcn(2, 2)), SIGNAL
     for call in (
         lambda: analysis.dirichlet_energy(torch.zeros(6, 2), ring()),
@@ -284,7 +284,7 @@ def test_tensors_of_wrong_shapes_are_refused_in_words():
         one_sentence(caught.value)
 
 
-def test_a_batch_is_no_input_of_a_bound():
+def test_a_bound_refuses_a_batch():
     for layer in (nn.Conv2d(2, 2, 3), CONV):
         with pytest.raises(InputError, match=r"adds a batch axis to its input x, here of shape \(4, 2, 5, 5\)"):
             analysis.lipschitz_bound(nn.Sequential(layer, nn.ReLU()), torch.zeros(4, 2, 5, 5))

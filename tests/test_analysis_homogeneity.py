@@ -125,7 +125,7 @@ def test_measures_of_maps_scale_with_the_map(name, dtype, c):
     assert adjoint_gap(many.at(place)) == pytest.approx(adjoint_gap(one.at(place)), abs=loose)
 
 
-def test_a_measure_that_squares_is_found_out():
+def test_a_measure_that_squares_is_detected():
     """Negative control: the same sums without a power of two taken out."""
     one, place = layer_of("zeros", DOUBLE)
     many, _ = layer_of("zeros", DOUBLE, 2.0**-600)
@@ -160,7 +160,7 @@ def test_measures_of_signals_scale_with_the_signal(dtype, c):
     )
 
 
-def test_samples_of_a_batch_have_energies_of_their_own():
+def test_each_sample_of_a_batch_has_its_own_energy():
     x = torch.randn(4, 8, 2)
     x[1] *= 1e-30
     x[2], x[3] = torch.inf, torch.nan
@@ -212,7 +212,7 @@ def test_narrow_layers_are_widened_first(name, dtype):
     assert matrix(A, "sparse").shape == A.shape
 
 
-def test_what_is_not_finite_is_refused_in_one_sentence():
+def test_values_that_are_not_finite_are_refused():
     layer = GConv(conv2d(2, 2, 3, padding=1))
     A = layer.at(Grid((5, 5)))
     layer.weight.data[0, 0, 0] = torch.nan
@@ -229,7 +229,7 @@ def test_what_is_not_finite_is_refused_in_one_sentence():
     assert matrix(A).isnan().any()  # what is a picture of the numbers shows them
 
 
-def test_a_power_of_two_is_taken_out_wherever_it_can():
+def test_powers_of_two_are_factored_out():
     for x in (torch.tensor([3.0]), torch.tensor([1e-310], dtype=DOUBLE), torch.tensor([1e308], dtype=DOUBLE)):
         assert math.frexp(power_of_two(x))[0] == 0.5
     assert (

@@ -118,7 +118,7 @@ LAYERS = {
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_question_is_answered_for_every_kind_of_layer(name):
+def test_every_analysis_takes_every_kind_of_layer(name):
     layer, grid = LAYERS[name]().eval(), Grid((5, 6))
     x = torch.zeros(1, 3, 5, 6, dtype=DOUBLE)
     J = torch.autograd.functional.jacobian(lambda z: layer(z) - layer(x), x).reshape(120, 90)
@@ -137,7 +137,7 @@ def test_every_question_is_answered_for_every_kind_of_layer(name):
     assert effective_receptive_field(layer, (3, 5, 6), (2, 2)).gt(0).sum() == 9
 
 
-def test_layers_of_pyg_are_answered_for_too():
+def test_analyses_take_layers_of_pyg():
     layer, graph = pyg.GCNConv(2, 3), Graph(INDEX, 4)
     same = GConv(gcn(2, 3))
     same.weight.data[0] = layer.lin.weight.data.t()
@@ -252,7 +252,7 @@ def test_parts_of_results_are_followed():
     assert jacobian_norm(net, x) <= lipschitz_bound(net, (2, 4, 4))
 
 
-def test_what_cannot_be_followed_is_refused_in_words():
+def test_what_cannot_be_traced_is_refused():
     class Branches(nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
@@ -437,7 +437,7 @@ def test_weights_that_are_computed_are_not_set():
 # -- complex numbers -----------------------------------------------------------------------------------------------
 
 
-def test_complex_numbers_are_carried():
+def test_complex_numbers_are_supported():
     layer = GConv(conv2d(1, 1, 1, padding_mode="circular", bias=False), dtype=torch.complex128)
     layer.weight.data.fill_(2j)
     assert clip_singular_values(layer, Grid((4, 4)), 5.0).weight.item() == pytest.approx(2j)

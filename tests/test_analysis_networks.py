@@ -278,7 +278,7 @@ def test_torch_s_linear_layers_are_read_with_their_weights(module):
     assert lipschitz_bound(module.double(), x[0]) >= want * (1 - 1e-12)
 
 
-def test_overlapping_maxima_can_stretch_and_the_bound_says_how_far():
+def test_the_bound_of_overlapping_maxima():
     pool = GConv(max_pool2d(3, stride=1, padding=1))
     assert lipschitz_bound(pool, (1, 5, 5)) == 3.0  # a site lies under nine windows
     x = torch.zeros(1, 1, 5, 5)
@@ -294,7 +294,7 @@ def test_overlapping_maxima_can_stretch_and_the_bound_says_how_far():
     assert float(gaps.max()) <= lipschitz_bound(one, (7, 2), ring())
 
 
-def test_activations_are_no_steeper_than_said():
+def test_activations_are_no_steeper_than_their_bound():
     at = torch.linspace(-12, 12, 200001, dtype=DOUBLE)
     elementwise = [kind for kind in analysis.lipschitz.SLOPES if kind not in (nn.Softmax, nn.Flatten, nn.Unflatten)]
     for kind in elementwise:
@@ -552,7 +552,7 @@ def test_fields_and_energies_are_drawn(ax):
     assert ax.get_yscale() == "log"
 
 
-def test_axes_are_made_where_none_is_given():
+def test_axes_are_created_by_default():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -62,7 +62,7 @@ def test_multipliers_respond_at_their_own_eigenvalues():
     )
 
 
-def test_polynomials_answer_at_any_frequency():
+def test_polynomials_respond_at_any_frequency():
     layer = layer_of(cheb(2, 3, k=4))
     at = torch.linspace(-1, 1, 9, dtype=DOUBLE)
     for graph in (ring(), messy()):  # a polynomial is one on any graph
@@ -82,7 +82,7 @@ def test_sums_and_products_respond():
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_a_wave_comes_out_times_the_gain(dilation):
+def test_a_wave_is_scaled_by_the_gain(dilation):
     grid = Grid((6, 5))
     layer = layer_of(conv2d(2, 3, 3, padding=dilation, dilation=dilation, padding_mode="circular"))
     r = frequency_response(layer, grid)
@@ -216,7 +216,7 @@ def test_graph_layers_do_not_see_names():
         equivariance_error(layer_of(gcn(3, 2)), Permutation((1, 0)), x, graph)
 
 
-def test_a_map_is_asked_about_symmetries_of_its_own_domain():
+def test_symmetries_are_those_of_the_domain_of_a_map():
     A = layer_of(gcn(1, 1)).at(ring(7))
     x = torch.randn(7, 1, dtype=DOUBLE)
     assert equivariance_error(A, Permutation(tuple((i + 2) % 7 for i in range(7))), x) < 1e-12  # turns the ring

@@ -195,7 +195,7 @@ def test_any_circular_convolution(data):
     assert_close("circular", singular_values(A), svd(A), 1e-10)
 
 
-def test_a_wrong_symbol_would_be_noticed():
+def test_a_wrong_symbol_is_detected():
     """Negative control: the blocks of another stride's phases."""
     A = at(conv2d(2, 2, 3, padding=1, padding_mode="circular"), Grid((6, 6)))
     wrong = torch.linalg.svdvals(fourier_blocks(2 * A, Frames(0)).values).flatten().sort(descending=True).values

@@ -34,7 +34,7 @@ def samples(name):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", list_operators())
-def test_any_argument_makes_a_spec_or_a_sentence(name):
+def test_any_argument_gives_a_spec_or_a_message(name):
     """Whatever is given for an argument, the answer is a spec that survives printing, or a ValueError or TypeError."""
     factory, base = operator(name).factory, dict(samples(name)[0].arguments)
     for argument in inspect.signature(factory).parameters:
@@ -120,7 +120,7 @@ def test_wrong_calls_name_the_operator_and_the_word(act, message):
     ],
     ids=range(17),
 )  # fmt: skip
-def test_parse_of_anything_is_a_sentence(text):
+def test_parse_of_any_text_gives_a_spec_or_a_message(text):
     with pytest.raises((ValueError, TypeError)) as caught:
         OperatorSpec.parse(text)
     assert str(caught.value).endswith(".") and len(str(caught.value)) < 300
@@ -141,7 +141,7 @@ def nested(depth: int) -> list[Any]:
     ],
     ids=range(8),
 )  # fmt: skip
-def test_from_dict_of_anything_is_a_sentence(data):
+def test_from_dict_of_any_value_gives_a_spec_or_a_message(data):
     with pytest.raises((ValueError, TypeError)) as caught:
         OperatorSpec.from_dict(data)
     assert str(caught.value).endswith(".") and "Error" not in str(caught.value)
@@ -219,7 +219,7 @@ def test_a_structure_without_a_hash_is_refused():
     ],
     ids=["dense", "None", "too many taps"],
 )
-def test_a_basis_that_is_none_is_refused(kind, basis, what):
+def test_a_basis_of_another_type_is_refused(kind, basis, what):
     layer = GConv(OperatorSpec("idea", (), broken(kind=kind, basis=basis), Dense(1, 2, 3)))
     with pytest.raises(TypeError, match=f"The basis of Broken must be a stack of 1 sparse matrices.*but it is {what}"):
         layer(torch.zeros(3, 2), Graph(INDEX))
@@ -234,14 +234,14 @@ def test_a_basis_of_another_size_is_refused(kind, extra, size):
 
 
 @pytest.mark.parametrize("target", [None, 3, torch.zeros(3)])
-def test_a_target_that_is_no_domain_is_refused(target):
+def test_a_target_of_another_type_is_refused(target):
     layer = GConv(OperatorSpec("idea", (), broken(target=lambda self, domain: target), M))
     with pytest.raises(TypeError, match="The target of Broken must be a Grid or a Graph, but it is"):
         layer(torch.zeros(3, 2), Graph(INDEX))
 
 
 @pytest.mark.parametrize("learned", [None, [1], {"a": torch.ones(3)}, {"a": (3,)}])
-def test_parameters_that_are_none_are_refused(learned):
+def test_parameters_of_another_type_are_refused(learned):
     with pytest.raises(TypeError, match=r"idea: parameters\(\) of its structure, a Broken, must return a dict"):
         OperatorSpec("idea", (), broken(kind="learned", parameters=lambda self: learned), M)
 
@@ -272,7 +272,7 @@ def test_grids_on_a_reader_that_works_anywhere():
     assert isinstance(GConv(global_pool()).at(INDEX).shape, tuple)
 
 
-def test_a_structure_that_learns_says_so_and_names_its_parameters_rightly():
+def test_a_learned_structure_declares_its_kind_and_parameters():
     weight = Parameter((1,), "constant", 0.5)
     with pytest.raises(ValueError, match=r"idea: its structure learns damping, so its kind must be 'learned'"):
         OperatorSpec("idea", (), broken(parameters=lambda self: {"damping": weight}), Dense(1, 2, 3))

@@ -162,7 +162,7 @@ def test_pyg_on_isolated_nodes_double_edges_and_loops(name, loops):
     assert_close(f"{name}", A, want, 1e-10)
 
 
-def test_bad_input_is_refused_in_one_sentence():
+def test_bad_input_is_refused():
     graph = Graph(INDEX, 4)
     for make, part in (
         (lambda: gatv2(2, 2, heads=0), "heads must be a positive integer"),
@@ -200,7 +200,7 @@ def test_signals_of_zeros_and_empty_batches_have_finite_gradients(name, dtype):
         assert all(part.isfinite().all() for part in found), (name, batch)
 
 
-def test_feast_keeps_its_bias_beside_large_signals():
+def test_feast_keeps_its_bias_with_large_signals():
     """The differences of x come first, so that a constant signal of any size has the weights of one of zeros."""
     layer, graph = GConv(feast(2, 2, heads=3)), ring(5)
     with torch.no_grad():

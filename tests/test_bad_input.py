@@ -396,7 +396,7 @@ def test_an_unknown_option_is_refused_by_every_operator(name):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_an_absent_device_is_one_sentence():
+def test_an_absent_device_is_an_error_with_a_message():
     for move in (Graph(INDEX).to, Bipartite(INDEX, (3, 3)).to, lambda device: GConv(gcn(2, 2), device=device)):
         with pytest.raises(ValueError, match=r"device: The device 'cuda' cannot be used by torch .* here: ") as caught:
             move("cuda")
@@ -409,7 +409,7 @@ def test_lambda_max():
             GConv(cheb(2, 2, k=2, lambda_max=value))(X, INDEX)
 
 
-def test_no_number_is_produced_and_nothing_is_kept():
+def test_an_error_changes_no_state():
     """A refused call leaves the layer and the graph as they were."""
     made, graph = GConv(gcn(2, 2)), Graph(INDEX)
     with pytest.raises(ValueError):

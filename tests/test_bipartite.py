@@ -120,7 +120,7 @@ def test_compiled_equals_eager(spec):
     ids=repr,
 )
 @pytest.mark.parametrize("sizes", [(0, 0), (0, 3), (3, 0), (2, 3)])
-def test_nothing_has_gradients_too(spec, sizes):
+def test_empty_inputs_have_gradients(spec, sizes):
     """No sources, no targets, no edges; and no signals in the batch."""
     e = torch.zeros(0, dtype=torch.float64, requires_grad=True)
     u = torch.zeros(0, 2, dtype=torch.float64, requires_grad=True)
@@ -218,7 +218,7 @@ PEERS = [
     PEERS,
     ids=lambda p: repr(p) if isinstance(p, OperatorSpec) else "",
 )
-def test_pyg_says_the_same_of_pairs(spec, other, weights, carries, alone, make):
+def test_pairs_equal_pyg(spec, other, weights, carries, alone, make):
     """Value, and gradients in both signals and in edge weights; and with x_target None, where PyG takes it."""
     if make is tall and (spec.name == "feast" or (carries == U and spec.name == "gatv2")):
         pytest.skip("PyG adds loops to more targets than there are sources, or counts their edges in the sources' size")
@@ -372,7 +372,7 @@ def test_operators_that_read_sources_have_a_map_of_sources():
     assert torch.equal(layer((x, torch.randn(5, 7)), tall()), layer(x, tall()))
 
 
-def test_every_operator_reads_pairs_or_says_why_not():
+def test_every_operator_takes_pairs_or_gives_a_reason():
     listed = {spec.name for spec in SPECS} | {"gcn2"}
     for name in list_operators():
         for sample in operator(name).samples():
@@ -448,7 +448,7 @@ def test_dropout_leaves_what_a_node_reads_of_itself():
 
 
 @pytest.mark.parametrize("spec", [sage(2, 3), le(2, 3), gat(2, 3, 2, add_self_loops=False), resgated(2, 3)], ids=repr)
-def test_sources_and_targets_are_renamed_apart(spec):
+def test_sources_and_targets_are_permuted_separately(spec):
     """Where no loop joins the two sets, each has an order of its own."""
     layer, block, (source, target) = GConv(spec, dtype=torch.float64), wide(), (torch.randperm(6), torch.randperm(4))
     xs, xt = torch.randn(2, 6, 2, dtype=torch.float64), torch.randn(2, 4, 2, dtype=torch.float64)
@@ -485,3 +485,31 @@ def test_permutations_are_checked():
     ):
         with pytest.raises(kind, match=message):
             block.permute(source, torch.tensor([1, 0]))
+
+
+CHAIN = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Bipartite(CHAIN, (5, 5), ptr=(1, 2)), "ptr must be pairs of integers"),
+        (lambda: Bipartite(CHAIN, (5, 5), ptr=((0, 0), (2.5, 3), (5, 5))), "ptr must be pairs of integers"),
+        (lambda: Bipartite.union([Graph(CHAIN, 5)]), "Bipartite.union takes Bipartites"),
+        (lambda: Bipartite.from_pyg(None), "Bipartite.from_pyg takes a HeteroData or Data"),
+        (lambda: Bipartite.from_pyg({"edge_index": CHAIN}), "Bipartite.from_pyg takes a HeteroData or Data"),
+    ],
+)
+def test_arguments_of_a_bipartite(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_edge_types_of_a_bipartite_are_triples():
+    data = pytest.importorskip("torch_geometric.data").HeteroData()
+    data["a"].x = data["b"].x = torch.ones(5, 3)
+    data["a", "to", "b"].edge_index = CHAIN
+    for wrong in ("to", 5, ("a", "b")):
+        with pytest.raises(TypeError, match="edge_type must be"):
+            Bipartite.from_pyg(data, wrong)
+    assert Bipartite.from_pyg(data, ("a", "to", "b")).sizes == (5, 5)

@@ -115,7 +115,7 @@ def test_low_rank_is_the_convolution_of_its_product():
     assert_close("one kernel", block(x), F.conv2d(x, W, block[1].bias, padding=1), TOL)
 
 
-def test_without_the_shuffle_the_groups_never_meet():
+def test_without_the_shuffle_the_groups_stay_separate():
     """The negative control: what the first group puts out depends on the last group by the shuffle alone."""
     unit, x = shufflenet_unit(36, 36, 3).eval(), torch.randn(1, 36, 4, 4)
     moved = x.clone()

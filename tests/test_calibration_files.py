@@ -81,7 +81,7 @@ def test_a_damaged_file_is_one_warning_and_the_built_in_rates(fresh, content):
     assert len(caught) == 1 and len(str(caught[0].message)) < 600 and rates.rates().source == "defaults"
 
 
-def test_what_is_no_regular_file_is_one_warning(fresh):
+def test_a_special_file_is_one_warning(fresh):
     fresh.mkdir()
     with pytest.warns(UserWarning, match="it is not a file"):
         a_layer_runs()
@@ -151,7 +151,7 @@ def test_storing_keeps_what_is_sound_of_a_damaged_file(fresh):
     a_layer_runs()
 
 
-def test_a_gpu_has_rates_of_its_own_beside_those_of_the_cpu(fresh):
+def test_rates_of_a_gpu_and_of_the_cpu_are_stored_separately(fresh):
     calibrate.store(rates.DEFAULTS[1])
     slow = rates.Rates(rates.DEFAULTS[1].curves, {name: 9.0 for name in rates.DEFAULTS[1].overheads})
     calibrate.store(slow, "cuda:1")
@@ -230,7 +230,7 @@ def test_what_another_version_wrote_is_not_kept_as_if_it_were_ours(fresh):
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_a_calibration_may_be_read_by_whom_the_umask_lets(fresh, mask, mode):
+def test_the_permissions_of_a_calibration_follow_the_umask(fresh, mask, mode):
     before = os.umask(mask)
     try:
         calibrate.store(rates.DEFAULTS[1])
@@ -298,7 +298,7 @@ def test_any_rates_that_a_file_may_hold_predict_a_time(fresh, low, high):
     assert rates.rates().source == str(fresh)
 
 
-def test_help_says_where_the_file_is_and_for_how_many_threads(capsys):
+def test_help_names_the_file_and_the_threads(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     said = capsys.readouterr().out

@@ -31,7 +31,7 @@ def unread(words, unbuffered):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_closed_pipe_is_no_error(command):
+def test_a_closed_pipe_is_not_an_error(command):
     assert unread(["-m", *command], True) == ("", gconv_command.CLOSED_PIPE)
 
 
@@ -48,7 +48,7 @@ def test_another_broken_pipe_is_reported():
 
 
 @pytest.mark.parametrize("command", [["gconv"], ["datasets", "cora"], ["experiments.sweep"]], ids=" ".join)
-def test_an_interrupt_is_one_word(command, tmp_path):
+def test_an_interrupt_prints_one_word(command, tmp_path):
     """The interrupt arrives while torch is imported; a module before it on the path sends it."""
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
     paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -66,7 +66,7 @@ def test_a_command_of_a_user_keeps_its_hooks(tmp_path):
     assert process.communicate(timeout=110) == ("True\n", "")
 
 
-def test_a_full_disk_is_one_sentence():
+def test_a_full_disk_is_an_error_with_a_message():
     with open("/dev/full", "w") as full:
         process = started(["-m", "datasets"], stdout=full, env={"PYTHONUNBUFFERED": "1"})
         assert process.communicate(timeout=110)[1] == "error: No space left on device\n" and process.returncode == 1

@@ -20,7 +20,7 @@ def printed(capsys, *argv):
     return capsys.readouterr().out
 
 
-def test_it_says_what_runs_here(capsys):
+def test_the_summary_of_the_installation(capsys):
     out = printed(capsys)
     assert f"gconv      {gconv.__version__}" in out and torch.__version__ in out and gconv.backend() in out
 
@@ -70,7 +70,7 @@ def test_a_plan_is_that_of_the_layer(capsys):
         (["plan", "gcn(4, 2)", "9", "4", "--edges", "-1"], "must be at least 0"),
     ],
 )
-def test_mistakes_are_named(argv, message):
+def test_mistakes_are_errors_with_a_message(argv, message):
     with pytest.raises(SystemExit, match=message):
         main(argv)
 
@@ -86,14 +86,14 @@ def test_mistakes_are_named(argv, message):
         (["conv2d(3, 8, 3)", "1", "3", "9", "9", "--edges", "4"], "--edges is for operators on graphs"),
     ],
 )
-def test_plans_that_are_too_large_or_contradict_themselves_are_one_sentence(argv, message):
+def test_impossible_plans_are_errors_with_a_message(argv, message):
     with pytest.raises(SystemExit, match=message) as caught:
         main(["plan", *argv])
     assert "\n" not in str(caught.value) and "enforce fail" not in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", ["gcn(16, 7)", "gat(16, 7)", "cheb(16, 7, k=3)", "sage(16, 7)"])
-def test_a_plan_for_many_edges_draws_none(capsys, monkeypatch, spec):
+def test_a_plan_for_many_edges_creates_none(capsys, monkeypatch, spec):
     """It is the plan for drawn edges, up to the loops among these; a billion edges are no more work."""
     argv = "plan", spec, "500", "16", "--edges", "4000"
     chosen = [next(line for line in printed(capsys, *argv).splitlines() if line.startswith("->")).split()[:3]]
@@ -117,7 +117,7 @@ def test_rates_are_shown_only_for_devices_that_have_them(capsys, device):
     assert "cuda:1" in printed(capsys, "calibrate", "--show", "--device", "cuda:1")
 
 
-def test_the_doctor_says_what_to_do(capsys, monkeypatch):
+def test_the_doctor_gives_advice(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         main(["doctor"])
     assert end.value.code == int(native.LIBRARY is None)
@@ -132,7 +132,7 @@ def test_the_doctor_says_what_to_do(capsys, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The calibration .* cannot be used")
-def test_a_calibration_that_cannot_be_used_is_not_said_to_be(capsys, tmp_path, monkeypatch):
+def test_an_unusable_calibration_is_not_reported_as_used(capsys, tmp_path, monkeypatch):
     file = tmp_path / "calibration.json"
     monkeypatch.setenv("GCONV_CALIBRATION", str(file))
     content = json.loads((ROOT / "gconv" / "rates.json").read_text())

@@ -288,7 +288,7 @@ def test_the_two_sames_differ():
     assert not torch.allclose(layers[0](x), layers[1](x))
 
 
-def test_a_window_without_a_site_has_no_mean_and_the_maximum_of_nothing():
+def test_the_mean_and_maximum_of_an_empty_window():
     largest = GConv(operators.max_pool1d(2, 1, ((2, 0),)))(torch.zeros(1, 1, 4))
     assert largest.flatten().tolist() == [-torch.inf, 0, 0, 0, 0]  # as torch's pools pad
     with pytest.raises(ValueError, match="lies wholly in the padding"):

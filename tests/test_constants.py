@@ -59,7 +59,7 @@ def test_the_backward_pass_of_a_large_sparse_signal_reads_its_sparse_form(spec, 
     assert asked and sum(shape[1] for shape in asked) == layer.weight[..., 0, :].numel()
 
 
-def test_what_was_written_into_is_no_longer_constant():
+def test_a_signal_modified_in_place_is_not_constant():
     layer, c, graph = GConv(gcn(40, 400), dtype=torch.float64), constant(signal(0.9)), messy()
     layer(c, graph)
     c.mul_(2)

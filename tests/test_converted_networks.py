@@ -161,7 +161,7 @@ def trained(model, x, target, steps=10):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
-def test_training_goes_as_before(make, channels_last):
+def test_training_of_a_converted_network_is_unchanged(make, channels_last):
     torch.manual_seed(0)
     model = make().double()
     x = torch.randn(4, 1, 16, 16, dtype=torch.float64)
@@ -197,7 +197,7 @@ def test_autocast_gives_the_same_types(make):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_training_on_a_graph_goes_as_before(name):
+def test_training_of_a_converted_graph_network_is_unchanged(name):
     model, twin, _ = made(name)
     x, edges = given(name, 2, torch.float64)
     target = torch.arange(len(x)) % 4

@@ -38,7 +38,7 @@ def test_examples_run_as_printed(page, tmp_path, monkeypatch):
     assert runner.tries and not runner.failures, "".join(report)
 
 
-def test_a_wrong_example_would_be_noticed():
+def test_a_wrong_example_is_detected():
     """Negative control."""
     test = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "README.md", None, 0)
     assert doctest.DocTestRunner(optionflags=FLAGS).run(test, out=lambda _: None).failed == 1

@@ -71,7 +71,7 @@ def test_replacing_a_field_does_not_take_the_derived_structure_along():
     ],
     ids=["in place", ".data", ".numpy()", "copy_"],
 )
-def test_a_bare_edge_index_changed_in_place_is_noticed(change):
+def test_an_edge_index_modified_in_place_is_read_again(change):
     layer, x, index = (
         GConv(sage(1, 1)),
         torch.tensor([[1.0], [10.0], [100.0]]),
@@ -84,7 +84,7 @@ def test_a_bare_edge_index_changed_in_place_is_noticed(change):
     assert torch.equal(again, layer(x, Graph(index, 3))) and not torch.equal(again, first)
 
 
-def test_edge_weights_changed_in_place_beside_a_bare_edge_index_are_noticed():
+def test_edge_weights_modified_in_place_are_read_again():
     layer, x, w = GConv(gcn(1, 1)), torch.randn(3, 1), torch.ones(4)
     first = layer(x, PATH, edge_weight=w)
     w[0] = 5
@@ -241,7 +241,7 @@ def test_union_numbers_on_and_marks_parts():
     assert torch.equal(adjacency(union)[:3, :3], adjacency(ring(3))) and adjacency(union)[:3, 3:].sum() == 0
 
 
-def test_union_carries_tensors_or_says_why_not():
+def test_union_joins_tensors_or_refuses():
     union = Graph.union([messy(), messy()])
     assert union.edge_weight.shape == (20,) and union.edge_attr.shape == (20, 2)
     with pytest.raises(ValueError, match="Only 1 of the 2 graphs have edge_weight"):

@@ -330,7 +330,7 @@ def stop_at(monkeypatch, number, error):
 
 @pytest.mark.parametrize("error", [Stop(), OSError(28, "No space left on device")], ids=["killed", "disk full"])
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 9])
-def test_whatever_write_fails_the_next_call_goes_on(folder, monkeypatch, error, every):
+def test_after_any_failed_write_the_next_call_resumes(folder, monkeypatch, error, every):
     torch.manual_seed(0)
     edges, x = torch.randint(12, (2, 40)), torch.randn(12, 3)
     np.save(folder / "edges.npy", edges.numpy())
@@ -362,7 +362,7 @@ def test_whatever_write_fails_the_next_call_goes_on(folder, monkeypatch, error, 
     assert number > 40
 
 
-def test_a_full_disk_is_said_before_and_during_a_run(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_and_during_a_run(tmp_path, monkeypatch):
     edges, x = torch.randint(3000, (2, 3000)), torch.randn(3000, 64)
     disk = build(tmp_path / "g", edges, 3000)
 
@@ -534,7 +534,7 @@ def test_a_damaged_description_of_a_graph_is_an_error_of_ours(tmp_path, content)
         DiskGraph.open(tmp_path / "g")
 
 
-def test_arrays_of_equal_bytes_are_told_apart(tmp_path):
+def test_arrays_of_equal_bytes_are_distinguished(tmp_path):
     """Four zeros of float32 are two of float64, and pairs of int32 may be one int64."""
     edges = np.array([[0, 1], [1, 2]])
     graph = build(tmp_path / "g", edges, 3)
@@ -652,7 +652,7 @@ def test_layer_by_layer_is_the_network_on_the_whole_graph(tmp_path, monkeypatch)
         infer(net, disk, x + 1, tmp_path / "y", memory=MEMORY)
 
 
-def test_layer_by_layer_goes_on(folder, monkeypatch):
+def test_layer_wise_inference_resumes(folder, monkeypatch):
     net, edges, x = network(), torch.randint(80, (2, 400)), torch.randn(80, 5)
     disk = build(folder / "g", edges, 80)
     want = np.array(infer(net, disk, x, folder / "want", memory=MEMORY))
@@ -798,7 +798,7 @@ def test_wrong_paths_and_options_of_the_command_are_named(tmp_path, capsys):
         assert "expected a path, but it is empty" in capsys.readouterr().err
 
 
-def test_a_mask_is_no_index(tmp_path):
+def test_a_mask_is_not_an_index(tmp_path):
     """Its numbers would be the nodes 0 and 1."""
     with pytest.raises(TypeError, match=r"mask\.nonzero\(\)"):
         Rows([np.ones((4, 1))], torch.tensor([True, False, True, True]))

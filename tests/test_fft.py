@@ -208,7 +208,7 @@ def test_transforms_of_torch_func_and_forward_mode(name):
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
-def test_what_is_not_asked_for_is_not_kept(frozen):
+def test_unneeded_tensors_are_not_saved(frozen):
     layer, kept = GConv(depthwise(3, 5, padding=2, bias=False)), []
     x = torch.randn(2, 3, 6, 7, requires_grad=frozen != "x")
     layer.weight.requires_grad_(frozen != "weight")

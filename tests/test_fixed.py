@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from shared import Dispatched
 from torch.utils.flop_counter import FlopCounterMode
 
 from gconv import GConv, Graph, constant
@@ -201,7 +201,7 @@ def test_many_gradients_at_once(case):
 
 
 @pytest.mark.parametrize("frozen", ["x", "W", "nothing", "both"])
-def test_what_no_gradient_needs_is_neither_kept_nor_made(case, frozen):
+def test_unneeded_gradients_are_neither_saved_nor_computed(case, frozen):
     case.x.requires_grad_(frozen not in ("x", "both"))
     case.W.requires_grad_(frozen not in ("W", "both"))
     kept = []
@@ -217,7 +217,7 @@ def test_what_no_gradient_needs_is_neither_kept_nor_made(case, frozen):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_wrong_derivative_is_noticed(chunked, monkeypatch):
+def test_a_wrong_derivative_is_detected(chunked, monkeypatch):
     """Negative control: a gradient in x through the structure as it is, not transposed."""
     case = Case("gcn", (), True)
     if chunked:
@@ -282,7 +282,7 @@ def test_derivatives_and_theirs_at_a_constant_signal(layer):
 
 @pytest.mark.parametrize("o", [3, 7])
 @pytest.mark.parametrize("name", ["gcn", "sage", "relational", "cheb"])
-def test_rows_may_lie_apart_on_the_way(name, o, monkeypatch):
+def test_intermediate_rows_may_have_gaps(name, o, monkeypatch):
     """To few channels from many numbers, what is gathered from has gaps; a result has none."""
     torch.manual_seed(0)
     graph = Graph(torch.randint(2100, (2, 9000)), 2100, edge_type=torch.randint(2, (9000,)))
@@ -297,7 +297,7 @@ def test_rows_may_lie_apart_on_the_way(name, o, monkeypatch):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_signals_and_gradients_may_lie_in_memory_as_they_like(chunked, monkeypatch):
+def test_signals_and_gradients_with_any_strides(chunked, monkeypatch):
     if chunked:
         in_chunks(monkeypatch)
     layer = GConv(sage(4, 2), dtype=torch.float64)
@@ -331,23 +331,13 @@ def test_complex_signals_have_conjugate_gradients(name, monkeypatch):
         assert_close("complex", torch.view_as_real(got), torch.view_as_real(want), 1e-10)
 
 
-class Watched(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("chunked", [False, True])
-def test_whoever_looks_sees_single_operators(chunked, monkeypatch):
+def test_dispatch_modes_see_single_operators(chunked, monkeypatch):
     if chunked:
         in_chunks(monkeypatch)
     layer, x = GConv(sage(3, 4)), torch.randn(6, 3, requires_grad=True)
     want = layer(x, MESSY)
-    with Watched() as seen:
+    with Dispatched() as seen:
         layer(x, MESSY)
     assert "spmm" in seen.names
     got = torch.func.vmap(lambda x: layer(x, MESSY))(x.expand(2, 6, 3))
@@ -464,7 +454,7 @@ def test_layers_that_ran_are_copied_changed_and_kept():
     assert double(x.double(), MESSY).dtype == torch.float64
 
 
-def test_what_was_exchanged_since_is_noticed():
+def test_tensors_replaced_between_passes_are_detected():
     layer, x = GConv(sage(3, 4)), torch.randn(6, 3, requires_grad=True)
     first = layer(x, MESSY, lowering="sparse")
     assert_close("the second call", layer(x, MESSY, lowering="sparse"), first, 0)

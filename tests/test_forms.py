@@ -180,7 +180,7 @@ def test_nested_forms_are_their_matrices(seed):
     agrees_with_its_matrices(*draw_case(seed))
 
 
-def test_a_form_with_another_matrix_is_noticed():
+def test_a_form_with_another_matrix_is_detected():
     """The control."""
     S, M, x, z, rng = draw_case(1)
     with pytest.raises(AssertionError, match="off by"):
@@ -212,7 +212,7 @@ def test_a_maximum_within_a_product_is_that_of_each_tap():
     assert not torch.allclose(S.expand(x), Stack((Product(A, one_tap(2)), A)).expand(x))  # the control: a sum differs
 
 
-def test_a_maximum_beside_matrices_of_each_signal():
+def test_a_maximum_in_a_stack_with_matrices_per_signal():
     rng = random.Random(0)
     x, W = numbers(rng, 3, 5, 2), numbers(rng, 2, 2, 3)
     S = Stack((SharedTaps(LOOSE, numbers(rng, 3, 8, 1)), one_tap(2, "max")))
@@ -257,7 +257,7 @@ def test_complex_numbers_have_conjugate_gradients(kind, form):
     assert torch.autograd.gradgradcheck(lambda v, x: complex_forms(v)[form].expand(x), (values, x))
 
 
-def test_a_gradient_that_is_not_conjugate_is_noticed():
+def test_a_gradient_that_is_not_conjugate_is_detected():
     """The control."""
 
     class Plain(torch.autograd.Function):
@@ -392,7 +392,7 @@ def test_heads_with_a_root_take_any_form():
 
 @pytest.mark.parametrize("own", [Identity(5), one_tap(3)], ids=["identity", "taps"])
 @pytest.mark.parametrize("mixing", [Dense(3, 4, 3), Dense(3, 4, 3, 0.5), Heads(2, 4, 3, True)], ids=str)
-def test_attention_beside_another_tap(mixing, own):
+def test_attention_in_a_stack_with_another_tap(mixing, own):
     def make(theta, call):
         return Stack((AttentionTaps(LOOSE, call.mixed(call.W), theta["p"], theta["q"], 0.2), own))
 
@@ -423,7 +423,7 @@ def test_a_transposed_kernel_whose_taps_write_their_own_channels(mixing):
 
 
 @pytest.mark.parametrize("mixing", [Fixed(1), Patches(1), Beside(1, True), Shuffled(2, 1)], ids=str)
-def test_a_result_is_no_view_of_the_signal(mixing):
+def test_a_result_is_not_a_view_of_the_signal(mixing):
     L = one_tap()
     for S in (Stack((Identity(5),)), Product(Identity(5), Identity(5)), Polynomial(L, Recurrence.monomial(1)), L):
         for lowering in admitted(S, mixing):
@@ -601,7 +601,7 @@ def test_right_arguments_are_not():
     assert Blocks(1, 4, 2, 2, 1, ()).plain(torch.zeros(0, 2, 1))[1].shape == (1, 4, 2)
 
 
-def test_nothing_and_signs_in_views():
+def test_empty_signals_and_negated_views():
     """No heads, no entries, and a view of one channel that torch has to negate."""
     none = torch.zeros(3, 0, dtype=torch.int64)
     for heads in (0, 2):

@@ -92,7 +92,7 @@ def test_fold_is_the_adjoint_of_unfold():
     assert torch.equal(analysis.matrix(A).mT, analysis.matrix(B))
 
 
-def test_padding_that_adds_up_to_nothing_still_moves():
+def test_padding_with_a_sum_of_zero_shifts():
     """One site before and one less behind: once taken for no padding at all."""
     layer, x = GConv(conv_transpose1d(1, 1, 3, padding=1, output_padding=2, dilation=3)), torch.randn(1, 1, 6)
     want = F.conv_transpose1d(x, layer.weight.permute(1, 2, 0), layer.bias, 1, 1, 2, 1, 3)

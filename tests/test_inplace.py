@@ -68,7 +68,7 @@ def test_constant_signals_keep_what_is_computed_once(sample):
         in_place_changes_nothing(case.layer, x, case.domain, lowering)
 
 
-def test_an_output_that_is_kept_is_seen():
+def test_a_retained_output_is_detected():
     """The control."""
 
     class Keeps(torch.nn.Module):

@@ -72,7 +72,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("build", [BUILDS["GCN"], BUILDS["LE"]], ids=["GCN", "LE"])
-def test_a_signal_that_changed_is_computed_with_anew(build, change):
+def test_a_modified_signal_is_read_again(build, change):
     layer, x, edge_index = build(), features(), messy().edge_index
     twin = convert(layer, constant_inputs=True)
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_another_tensor_of_the_same_size_is_another_signal():
         check(layer, twin, x, edge_index)
 
 
-def test_a_layer_that_never_looks_is_noticed(monkeypatch):
+def test_a_layer_that_never_compares_is_detected(monkeypatch):
     """Negative control: without the comparison of versions and numbers."""
     layer, x, edge_index = BUILDS["GCN"](), features(), messy().edge_index
     twin = convert(layer, constant_inputs=True)

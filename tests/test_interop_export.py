@@ -138,7 +138,7 @@ def test_refusals():
         export(nn.ReLU(), "torch")
 
 
-def test_a_peer_with_other_weights_is_noticed(monkeypatch):
+def test_a_peer_with_other_weights_is_detected(monkeypatch):
     """Negative control: where the weight map loses numbers, export refuses."""
     peer = gconv.interop.torch_nn.CONV
     broken = gconv.interop.peer.Peer(peer.spec, lambda m: peer.weights(m) | {"bias": None}, peer.call)

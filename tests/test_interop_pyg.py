@@ -33,7 +33,7 @@ def reason(layer):
     return entry.notes[0]
 
 
-def test_what_is_left_alone_says_why():
+def test_layers_that_are_not_converted_have_a_reason():
     assert "flow='target_to_source'" in reason(pyg.GCNConv(3, 2, flow="target_to_source"))
     assert "node_dim=0" in reason(pyg.GCNConv(3, 2, node_dim=0))
     pyg.SAGEConv(
@@ -200,7 +200,7 @@ def test_cached_layers_keep_their_first_graph(signal):
         torch.testing.assert_close(twin(signal, second.edge_index), layer(signal, second.edge_index))
 
 
-def test_negative_degrees_are_refused_in_words(signal):
+def test_negative_degrees_are_refused(signal):
     with pytest.raises(ValueError, match="degrees >= 0"):
         convert(pyg.GCNConv(3, 2).double())(signal, messy().edge_index, -messy().edge_weight)
 
@@ -354,7 +354,7 @@ def test_linear_maps_follow_what_a_call_would_do(signal):
     torch.testing.assert_close(A @ signal, layer(signal, *(g.edge_index[:, signed.edge_type == k] for k in (0, 1))))
 
 
-def test_what_has_no_linear_map_says_why(signal):
+def test_layers_without_a_linear_map_give_a_reason(signal):
     g = messy()
     for layer, error, match in (
         (pyg.SAGEConv(3, 2, aggr="max"), NotLinear, "maximum"),

@@ -86,7 +86,7 @@ def test_graphs_of_equal_size_in_turn(name, edges, build):
     check_alternating(name, edges, build)
 
 
-def test_a_layer_that_keeps_the_first_graph_is_noticed(monkeypatch):
+def test_a_layer_that_keeps_the_first_graph_is_detected(monkeypatch):
     """Negative control."""
     for module in (common, importlib.import_module("gconv.interop.pyg.edges")):
         monkeypatch.setattr(module, "same_graph", lambda layer, graph: vars(layer).setdefault("_last_graph", graph))
@@ -612,7 +612,7 @@ def test_errors_are_of_the_class_that_pyg_raises(build, arguments):
 @pytest.mark.parametrize(
     ("layer", "arguments"), [(pyg.GCNConv(8, 4), (X, RING)), (nn.Linear(8, 4), (X,))], ids=["pyg", "torch"]
 )
-def test_a_fault_of_gconv_is_told_and_the_original_computes(layer, arguments, monkeypatch):
+def test_after_an_internal_error_the_original_runs_with_a_warning(layer, arguments, monkeypatch):
     converted = convert(layer)
     assert torch.allclose(converted(*arguments), layer(*arguments), atol=1e-6)  # no warning, which would be an error
 

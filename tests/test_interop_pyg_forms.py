@@ -209,7 +209,7 @@ def test_readouts_and_pools_take_no_other_arguments():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_what_is_said_of_a_layer_and_how_it_starts(name):
+def test_repr_and_initialisation_of_a_layer(name):
     """Its text, its parameters after reset_parameters, its state_dict."""
     layer = LAYERS[name][1](3, 2)
     twin = convert(layer)
@@ -255,7 +255,7 @@ def test_what_a_layer_caches_is_where_pyg_puts_it(name, monkeypatch):
     torch.testing.assert_close(twin(*given), layer(*given))
 
 
-def test_caching_that_is_asked_for_later():
+def test_caching_enabled_later():
     layer, x = pyg.GCNConv(3, 2), torch.randn(N, 3)
     twin = convert(layer)
     twin.cached = layer.cached = True
@@ -339,7 +339,7 @@ def strides(layer, create_graph):
 
 @pytest.mark.parametrize("build", LAID_OUT)
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_gradients_lie_in_memory_as_those_of_the_layer(build, create_graph, monkeypatch):
+def test_gradients_have_the_strides_of_the_original(build, create_graph, monkeypatch):
     """So that `view` works on them, as on the layer's."""
     layer = build()
     twin = convert(layer)

@@ -97,7 +97,7 @@ def test_most_of_pyg_is_covered():
             assert why_outside(cls) != UNKNOWN, cls
 
 
-def test_a_wrongly_carried_weight_is_noticed(monkeypatch):
+def test_a_wrongly_copied_weight_is_detected(monkeypatch):
     """Negative controls: two taps that change places, a bias row that is lost, attention from the wrong end."""
     for name, build, edges in (
         ("GraphConv", lambda: pyg.GraphConv(3, 3), WEIGHT),

@@ -110,7 +110,7 @@ def outcome(model, call):
 
 
 @pytest.mark.parametrize("name", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MODELS])
-def test_models_answer_as_before(name):
+def test_converted_models_give_the_same(name):
     make, calls = MODELS[name]
     torch.manual_seed(1)
     model = make()

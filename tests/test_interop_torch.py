@@ -9,10 +9,10 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from shared import Dispatched
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import gconv
@@ -144,30 +144,18 @@ def test_linear(shape):
     compare(nn.Linear(5, 1, bias=False), torch.randn(shape, dtype=F64))
 
 
-class Seen(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_linear_layer_is_a_matrix_product_that_copies_nothing():
     """torch's 1-D convolution takes channels first, so it would turn the signal around, and back."""
     layer, x = convert(nn.Linear(6, 4)), torch.randn(50, 6, requires_grad=True)
-    with Seen() as seen:
+    with Dispatched() as seen:
         layer(x).sum().backward()
     assert "addmm" in seen.names and not {"convolution", "copy_", "clone"} & seen.names
-    with Seen() as seen:  # the control: three taps are no matrix product
+    with Dispatched() as seen:  # the control: three taps are no matrix product
         convert(nn.Conv1d(6, 4, 3))(x.t())
     assert "convolution" in seen.names
 
 
-def test_a_wrongly_carried_weight_is_noticed(monkeypatch):
+def test_a_wrongly_copied_weight_is_detected(monkeypatch):
     """Negative control: input and output channels swapped, and a bias that is lost."""
     peer = gconv.interop.torch_nn.CONV
 
@@ -203,7 +191,7 @@ def reason(layer):
     return entry.notes[0]
 
 
-def test_what_is_left_alone_says_why():
+def test_layers_that_are_not_converted_have_a_reason():
     assert "return_indices" in reason(nn.MaxPool2d(2, return_indices=True))
     assert "pads with 1.5" in reason(nn.ConstantPad2d(1, 1.5))
     assert "run the model once" in reason(nn.LazyConv2d(3, 3))
@@ -333,7 +321,7 @@ def test_modes_dtypes_and_flags(model):
     torch.testing.assert_close(last(x), model(x))
 
 
-def test_training_goes_the_same_way(model):
+def test_training_is_unchanged(model):
     """The same optimiser on both takes the same steps, as parameters are the same ones."""
     x, twin = images(2, 3), convert(model)
     for each in (model, twin):
@@ -375,7 +363,7 @@ def test_a_layer_alone():
         twin.gconv(torch.zeros(1, 3, 5, 5))
 
 
-def test_a_model_with_a_report_of_its_own():
+def test_a_model_with_an_attribute_named_report():
     class Reporting(nn.Sequential):
         def report(self):
             return "mine"
@@ -491,7 +479,7 @@ def test_linear_maps(layer, shape, channels):
         torch.testing.assert_close((A @ flat).flatten(), y, rtol=1e-10, atol=1e-10)
 
 
-def test_what_has_no_linear_map_says_why():
+def test_layers_without_a_linear_map_give_a_reason():
     with pytest.raises(NotLinear, match="maximum"):
         as_linear_map(nn.MaxPool2d(2), Grid((4, 4)))
     with pytest.raises(OutsideFamily, match="ReLU has no LinearMap: an activation, not linear"):
@@ -528,7 +516,7 @@ def test_layers_print_as_before():
     "layer", [nn.Conv2d(3, 3, 3), nn.AvgPool2d(2), nn.MaxPool1d(2), nn.Linear(3, 3), nn.ZeroPad2d(1)]
 )
 @pytest.mark.parametrize("x", [None, [1.0], "x", 2.5], ids=str)
-def test_what_is_no_tensor_raises_the_error_of_the_original(layer, x):
+def test_other_inputs_raise_the_error_of_the_original(layer, x):
     errors = []
     for module in (layer, convert(layer)):
         with pytest.raises(Exception) as error:

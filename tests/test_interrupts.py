@@ -74,7 +74,7 @@ def pattern(n=60, entries=500):
 
 @NEEDS_KERNELS
 @pytest.mark.usefixtures("always")
-def test_an_interrupt_of_an_order_leaves_nothing_behind(monkeypatch):
+def test_an_interrupted_ordering_leaves_no_state(monkeypatch):
     csr = pattern()
     monkeypatch.setattr(order, "miss_rate", lambda *_: 1e9)
     values, x = torch.ones(len(csr.col)), torch.randn(60, 8)
@@ -237,7 +237,7 @@ def test_a_fork_while_another_thread_is_in_the_middle(monkeypatch):
 
 @NEEDS_KERNELS
 @pytest.mark.usefixtures("always")
-def test_without_memory_for_an_order_the_product_goes_on(monkeypatch):
+def test_without_memory_for_an_ordering_the_product_runs(monkeypatch):
     csr = pattern()
     values, x = torch.ones(len(csr.col)), torch.randn(60, 8)
     with order.automatic(False):

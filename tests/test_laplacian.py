@@ -75,7 +75,7 @@ def test_self_loops_do_not_count_in_the_laplacian():
 
 
 @pytest.mark.parametrize(("norm", "axis"), [("row", 1), ("col", 0)])
-def test_row_and_column_normalisation_sum_to_one_or_nothing(norm, axis):
+def test_row_and_column_sums_are_one_or_zero(norm, axis):
     degree = "in" if norm == "row" else "out"
     sums = dense(adjacency(messy(), DOUBLE, norm=norm, degree=degree)).sum(axis)
     assert all(s == pytest.approx(1) or s == 0 for s in sums.tolist()) and (sums == 0).any()

@@ -191,13 +191,13 @@ def test_what_does_not_fit_is_refused_in_prose():
         (A.T @ A).apply(torch.zeros(20, 2, dtype=DOUBLE), "gft")
 
 
-def test_a_maximum_makes_no_map():
+def test_a_maximum_has_no_map():
     S = Shifts((4,), (2,), (2,), (1,), ((0, 0),), window=True, reduce="max")
     with pytest.raises(NotLinear, match="reduces with max"):
         LinearMap(S, Fixed(), None, 1)
 
 
-def test_a_wrong_collapse_would_be_noticed():
+def test_a_wrong_collapse_is_detected():
     """Negative control: the weights of a product the wrong way round."""
     A, B = SQUARE["shifts"](), SQUARE["polynomial"]()
     V, W = A.weight(), B.weight()
@@ -260,12 +260,12 @@ def test_entries_are_differentiable():
     torch.testing.assert_close(grad, torch.autograd.grad(stack.square().sum(), values)[0])
 
 
-def test_sum_is_a_map_of_its_own():
+def test_a_sum_is_a_map():
     A = SQUARE["taps"]()
     assert isinstance(A + A, Sum) and (A + A).dtype == DOUBLE and (A + A).device.type == "cpu"
 
 
-def test_complex_multiples_are_carried_or_refused():
+def test_complex_multiples_are_computed_or_refused():
     A = GConv(conv2d(1, 2, 3), dtype=torch.complex128).at(Grid((5, 5)))
     x = torch.randn(25, 1, dtype=torch.complex128)
     for c in (2j, torch.tensor(2j), 1 + 1j):

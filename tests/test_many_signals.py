@@ -130,7 +130,7 @@ def test_the_structure_is_made_once_a_call_and_hooks_fire_once(spec, monkeypatch
 
 
 @pytest.mark.usefixtures("anywhere")
-def test_each_signal_has_a_dropout_of_its_own():
+def test_each_signal_has_its_own_dropout():
     torch.manual_seed(0)
     for spec in (gat(4, 4, heads=4, dropout=0.5), transformer(4, 4, heads=4, dropout=0.5)):
         y = GConv(spec)(torch.randn(1, 20, 4).expand(3, -1, -1), ring(20))
@@ -191,7 +191,7 @@ def test_a_structure_that_takes_one_signal_is_called_for_each():
     assert_close(layer(x, ring(7)), want)
 
 
-def test_signals_that_are_mixed_up_are_noticed(monkeypatch):
+def test_signals_that_are_mixed_up_are_detected(monkeypatch):
     """Negative control."""
     layer, graph, x = GConv(transformer(3, 2)), ring(7), torch.randn(3, 7, 3)
     want, dots = loop(layer, graph)(x), Pattern.dots

@@ -29,7 +29,7 @@ from gconv.spec import operator
 from gconv.testing import assert_close
 
 
-def test_images_come_and_go_as_torch_has_them():
+def test_images_have_the_layout_of_torch():
     layer, x = GConv(conv2d(3, 4, 3, stride=2, padding=1)), torch.randn(2, 3, 8, 6)
     want = nn.functional.conv2d(x, layer.weight.permute(2, 1, 0).unflatten(-1, (3, 3)), layer.bias, 2, 1)
     assert_close("a batch", layer(x), want, 1e-5)
@@ -150,7 +150,7 @@ def test_one_layer_on_many_grids():
     assert [layer(torch.zeros(1, 1, n)).shape[-1] for n in (3, 9, 4)] == [3, 9, 4]
 
 
-def test_a_graph_in_int32_or_without_grad_needs_nothing_special():
+def test_an_edge_index_in_int32_and_no_grad():
     layer = GConv(gcn(2, 2))
     with torch.no_grad():
         y = layer(torch.ones(7, 2), ring().edge_index.int())

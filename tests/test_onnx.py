@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from shared import On
 from torch import nn
 
-from gconv import GConv, Graph, Grid, list_operators, operators
+from gconv import GConv, Graph, list_operators, operators
 from gconv.kernels.transforms import REPLACED, tracing
 from gconv.spec import operator
 from gconv.testing import Case
@@ -20,17 +21,6 @@ UNKNOWN = {  # in torch's exporters, torch's own layer included; in onnxruntime
 SAMPLES = [sample for name in list_operators() for sample in operator(name).samples()]
 FEW = "gcn", "gat", "cheb", "upsample", "conv2d", "max_pool2d"
 quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-
-
-class On(nn.Module):
-    """A layer on one domain, as a module of x alone."""
-
-    def __init__(self, case):
-        super().__init__()
-        self.layer, self.domain = case.layer, None if isinstance(case.domain, Grid) else case.domain
-
-    def forward(self, x):
-        return self.layer(x, self.domain)
 
 
 def run(path, *given):

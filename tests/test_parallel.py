@@ -88,7 +88,7 @@ def test_a_process_that_is_killed_is_named(tmp_path, world, victim):
     assert held(together(tmp_path, world, "killed", ends=(victim,), VICTIM=str(victim))) == []
 
 
-def test_a_wrong_number_would_be_noticed():
+def test_a_wrong_number_is_detected():
     """Negative control."""
     assert held([("a", 1e-3, 1e-12)]) and held([("b", float("nan"), 1.0)]) and held([])
 
@@ -141,7 +141,7 @@ def test_a_union_of_graphs_keeps_its_order(alone):
         shard(PATH, method=torch.zeros(4, dtype=torch.int64)).gather(y)
 
 
-def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
+def test_layers_that_cannot_be_distributed_are_named(alone):
     both = Graph(torch.cat([PATH.edge_index, PATH.edge_index.flip(0)], 1))
     graph, grid = shard(both), shard(Grid((8, 6)))
     for part, model, text in [
@@ -171,7 +171,7 @@ def test_what_cannot_be_distributed_is_said_in_a_sentence(alone):
         assert shard(PATH, method=torch.zeros(4, dtype=kind)).bounds == (0, 4)
 
 
-def test_bad_calls_are_said_in_a_sentence(alone):
+def test_bad_calls_are_errors_with_a_message(alone):
     for domain, options, error, text in [
         (PATH, {"parts": 5}, ValueError, "use at most 4"), (PATH, {"parts": 2}, ValueError, "number of processes, 1"),
         (PATH, {"method": "random"}, ValueError, "random"), ("path", {}, TypeError, "Graph or a Grid"),
@@ -470,7 +470,7 @@ def test_what_the_processes_do_not_share_is_named_at_the_handshake(monkeypatch, 
         act.get({"the_parameters": "the_model"}.get(what, what), lambda: shard(PATH))()
 
 
-def test_without_a_group_or_pymetis_it_says_what_to_do(monkeypatch, alone):
+def test_without_a_group_or_pymetis_the_error_gives_advice(monkeypatch, alone):
     monkeypatch.setitem(sys.modules, "pymetis", None)
     with pytest.raises(ValueError, match="pip install pymetis"):
         shard(PATH, method="metis")
@@ -479,6 +479,6 @@ def test_without_a_group_or_pymetis_it_says_what_to_do(monkeypatch, alone):
         shard(PATH, method="rcm")
 
 
-def test_without_a_group_it_says_what_to_do():
+def test_without_a_group_the_error_gives_advice():
     with pytest.raises(RuntimeError, match="torchrun"):
         shard(PATH)

@@ -96,7 +96,7 @@ def test_a_forced_lowering_is_taken():
         (sage(2, 2, aggr="max"), (torch.zeros(7, 2), ring()), "sparse:transform", "a tap reduces with max"),
     ],
 )  # fmt: skip
-def test_an_inadmissible_lowering_says_why(spec, args, lowering, reason):
+def test_an_inadmissible_lowering_gives_a_reason(spec, args, lowering, reason):
     with pytest.raises(Inadmissible, match=reason) as caught:
         GConv(spec)(*args, lowering=lowering)
     assert f"The lowering {lowering!r} cannot run this operator" in str(caught.value)
@@ -394,7 +394,7 @@ def test_a_measured_plan_has_the_gradient_of_what_a_structure_learns(spec):
     assert {len(c.measured) for c in made.candidates if c.measured} == {2}
 
 
-def test_what_goes_a_few_signals_at_a_time_is_priced_so():
+def test_products_in_chunks_of_signals_are_priced_as_such():
     layer, graph = GConv(gcn(64, 16)), ring(2000)
     few, many = (layer.plan(torch.zeros(b, 2000, 64, requires_grad=True), graph) for b in (2, 64))
     assert all(work.size <= fixed.CHUNK_BYTES for work in works(many, "sparse:aggregate", "stream")[:1])
@@ -413,7 +413,7 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("side", [8, 24])
-def test_the_plan_knows_whom_torch_hands_a_convolution_to(side):
+def test_the_plan_knows_the_backend_of_a_convolution(side):
     for b, i, kernel, stride, dilation in CONVOLUTIONS:
         x, W = torch.zeros(b, i, side, side), torch.zeros(4, i, *kernel)
         if min(side - dilation * (k - 1) for k in kernel) < 1:
@@ -456,7 +456,7 @@ def test_a_call_is_priced_in_the_form_that_was_measured_or_a_plainer_one(calibra
     assert rates.price("nothing", " a b", "", ()) == 0.0
 
 
-def test_a_structure_s_form_says_what_a_call_takes():
+def test_the_overhead_of_a_call_depends_on_the_form():
     words = {}
     for name, spec, x in (
         ("one", gcn(3, 4), (7, 3)),
@@ -474,7 +474,7 @@ def test_a_structure_s_form_says_what_a_call_takes():
     assert plan_module.form(GConv(conv2d(2, 2, 3)).at(Grid((4, 4))).S, conv2d(2, 2, 3).mixing) == " grid"
 
 
-def test_a_group_more_is_a_call_more_where_torch_goes_group_by_group():
+def test_groups_computed_one_by_one_are_priced_as_calls():
     spec = lambda groups: conv2d(12, 12, 3, groups=groups)  # noqa: E731
     for dtype, want in ((torch.float64, 11.0), (torch.float32, 0.0)):
         made = GConv(spec(12), dtype=dtype).plan(torch.zeros(2, 12, 8, 8, dtype=dtype))

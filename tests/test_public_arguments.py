@@ -514,14 +514,14 @@ PLOTS = [(name, argument) for name, argument in arguments() if name.startswith("
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "argument"), PLOTS)
-def test_every_argument_of_plots_is_refused_in_words(name, argument, tmp_path):
+def test_every_argument_of_plots_is_checked(name, argument, tmp_path):
     wrong = list(wrong_answers(name, argument, tmp_path))
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.sampled(16)
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
-def test_every_argument_is_refused_in_words(name, argument, tmp_path):
+def test_every_argument_is_checked(name, argument, tmp_path):
     wrong = list(wrong_answers(name, argument, tmp_path))
     assert not wrong, "\n".join(wrong)
 

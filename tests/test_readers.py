@@ -395,7 +395,7 @@ def test_mistakes(act, kind, message):
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_what_is_no_graph_is_a_sentence_everywhere(value):
+def test_every_reader_refuses_other_objects(value):
     readers = [Graph, Graph.from_pyg, Graph.from_networkx, Graph.from_scipy, Graph.from_pygsp, Graph.from_sparse]
     layer = GConv(gcn(2, 2))
     for reader in (*readers, Graph.from_hyperedge_index, lambda v: layer(X, v), layer.at, lambda v: layer.plan(X, v)):
@@ -443,7 +443,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("call", ANYWHERE.values(), ids=ANYWHERE)
-def test_anything_anywhere_is_a_result_or_a_sentence(call):
+def test_any_object_gives_a_result_or_a_message(call):
     for value in ODD:
         try:
             call(value)
@@ -668,3 +668,19 @@ def test_a_header_of_words_is_not_an_edge(tmp_path):
         Graph.from_edge_list(path)
     graph, names = Graph.from_edge_list(path, source="src", target="dst")
     assert names == ["a", "b", "c"] and graph.num_edges == 2
+
+
+def test_columns_of_an_edge_list(tmp_path):
+    ends = {"s": list(torch.tensor([3, 0, 3])), "t": list(torch.tensor([1, 2, 2]))}
+    graph, ids = Graph.from_edge_list(ends, source="s", target="t")
+    assert ids == [0, 1, 2, 3] and graph.size == 4  # the numbers, not one node for each tensor
+    file = tmp_path / "edges.csv"
+    file.write_text("--5,b\nc,d\n")
+    assert Graph.from_edge_list(file)[1] == ["--5", "b", "c", "d"]
+    with pytest.raises(ValueError, match="source=7 is out of range: the table has 2 columns"):
+        Graph.from_edge_list(file, source=7, target=8)
+    with pytest.raises(TypeError, match="Column 's' must be a list or an array, but it is 3"):
+        Graph.from_edge_list({"s": 3, "t": [1]}, source="s", target="t")
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match="Several columns are named 'a'"):
+        Graph.from_edge_list(pandas.DataFrame([[0, 1], [1, 2]], columns=["a", "a"]), duplicates="keep")

@@ -24,7 +24,7 @@ def own_registry(monkeypatch):
     monkeypatch.setattr(gconv.spec, "_OPERATORS", dict(gconv.spec._OPERATORS))
 
 
-def test_commands_answer_to_help(monkeypatch, capsys):
+def test_commands_have_help(monkeypatch, capsys):
     names = sorted(set(re.findall(r"python -m ((?:experiments|datasets|gconv)[\w.]*)", "".join(PAGES.values()))))
     assert {"experiments.images.digits_pair", "experiments.tables", "datasets"} <= set(names)
     for name in names:
@@ -90,7 +90,7 @@ def test_operator_table_is_the_registry():
     assert [name for name in operator_table.FAMILIES if f"**{name}**" not in table] == []
 
 
-def test_told_apart_operators_exist():
+def test_compared_operators_exist():
     assert set(gconv.list_operators()) >= operator_table.LABELLED
 
 

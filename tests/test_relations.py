@@ -36,7 +36,7 @@ from gconv.testing import assert_close
 DOUBLE = torch.float64
 
 
-def test_what_is_outside_are_convolutions_of_pyg_and_each_has_one_sentence():
+def test_convolutions_outside_of_the_family_have_a_reason():
     assert set(OUTSIDE) <= set(pyg_conv.__all__)
     assert all(reason.endswith(".") and reason.count(". ") == 0 for reason in OUTSIDE.values())
 
@@ -138,7 +138,7 @@ def test_blocks_are_dense_matrices_with_zeros():
     assert int((W == 0).sum()) == 2 * 24 - 18
 
 
-def test_beside_and_its_adjoint():
+def test_the_mixing_of_side_by_side_blocks_and_its_adjoint():
     beside, x, z = Beside(3), torch.randn(2, 3, 5, 4), torch.randn(2, 5, 12)
     back, _ = beside.transpose(None, 4)
     assert_close("blocks", beside.gather(x, None)[..., 4:8], x[:, 1], 0)
@@ -150,7 +150,7 @@ def test_beside_and_its_adjoint():
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", [gat(3, 2, heads=2), pan(3, 2, 2), egc(3, 4, num_heads=2, num_bases=2)])
-def test_compiles_where_nothing_needs_a_gradient(spec):
+def test_compiles_without_gradients(spec):
     layer, x = GConv(spec, dtype=DOUBLE), torch.randn(7, 3, dtype=DOUBLE)
     graph = ring()
     with torch.no_grad():
@@ -200,7 +200,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("make, says", REFUSED)
-def test_bad_input_is_refused_in_a_sentence(make, says):
+def test_bad_input_is_refused(make, says):
     with pytest.raises(ValueError, match=says) as refused:
         make()
     assert str(refused.value).endswith(".")

@@ -133,7 +133,7 @@ def test_the_mean_over_a_few_draws_is_near():
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_sampler_that_does_not_scale_is_found_out(spec):
+def test_a_sampler_that_does_not_scale_is_detected(spec):
     """Negative control."""
     assert deviations(spec, draws=60, biased=True) > 6
 
@@ -245,7 +245,7 @@ def test_batches_of_neighbour_loaders_are_blocks():
         ([1], [2.5], TypeError, "must be an integer"), ([1], [True], TypeError, "must be an integer"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_in_a_sentence(seeds, fanouts, error, match):
+def test_mistakes_are_errors_with_a_message(seeds, fanouts, error, match):
     with pytest.raises(error, match=match):
         messy().sample(seeds, fanouts)
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shared import every_operator
 from test_converted_networks import Block, UNet, resnet, small
 from torch import nn
 
 import gconv
-from gconv import GConv, InputError, adapt, convert, list_operators, load, save
+from gconv import GConv, InputError, adapt, convert, load, save
 from gconv.blocks import inverted_residual, shufflenet_unit
 from gconv.description import describe_module
 from gconv.operators import cheb, conv2d, gat, gcn
@@ -31,27 +32,7 @@ def round_trip(module, folder, **options):
     return load(folder / "m.safetensors", **options)
 
 
-# one operator of each mixing is quick; all samples of all operators are slow
-MIXINGS = {
-    "conv2d",
-    "conv_transpose2d",
-    "depthwise",
-    "separable",
-    "p4_conv",
-    "cheb",
-    "gat",
-    "egc",
-    "gcn2",
-    "mf",
-    "spectral",
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "first"),
-    [pytest.param(n, 0, marks=pytest.mark.slow, id=f"{n}-all") for n in list_operators()]
-    + [pytest.param(n, -1, id=n) for n in sorted(MIXINGS | {"max_pool2d"})],
-)
+@every_operator
 def test_every_operator(name, first, tmp_path):
     for sample in operator(name).samples()[first:]:
         for dtype in (F64, torch.float32):
@@ -143,7 +124,7 @@ def test_numbers_of_numpy_and_torch_are_numbers(tmp_path):
         save(nn.Dropout(Fraction(1, 3)), tmp_path / "a")
 
 
-def test_a_file_may_be_read_by_whom_other_files_may(tmp_path):
+def test_the_permissions_of_a_file_follow_the_umask(tmp_path):
     (tmp_path / "other").touch()
     save(nn.Linear(2, 2), tmp_path / "a")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "other").stat().st_mode
@@ -246,7 +227,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("text", CHANGES)
-def test_damage_ends_in_one_sentence(text, tmp_path):
+def test_damage_is_an_error_with_a_message(text, tmp_path):
     path = tmp_path / "m"
     save(nn.Sequential(GConv(cheb(4, 5, k=3))), path)
     rewritten(path, CHANGES[text])

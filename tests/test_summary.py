@@ -110,7 +110,7 @@ def test_the_shuffle_unit_by_hand():
         assert summary(model, torch.zeros(1, c, h, w)).totals["multiply_adds"] == h * w * (2 * c * m // g + 9 * m)
 
 
-def test_what_is_no_layer_of_the_family_is_counted_by_torch():
+def test_other_layers_are_counted_by_torch():
     attention, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.zeros(2, 5, 8)
     (row,) = summary(attention, x, x, x, need_weights=False).rows
     with FlopCounterMode(display=False) as counter:
@@ -165,7 +165,7 @@ def test_lowerings_and_predictions_are_those_of_the_plan():
     assert summary(nn.Sequential(nn.Linear(3, 4)), x).totals["predicted"] is None
 
 
-def test_networks_inside_of_layers_are_rows_of_their_own():
+def test_networks_inside_layers_have_their_own_rows():
     model = GINConv(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     for each in (model, gconv.convert(model)):
         found = summary(each, torch.zeros(5, 3), EDGES)
@@ -217,7 +217,7 @@ class Fails(nn.Module):
         raise RuntimeError("on purpose")
 
 
-def test_nothing_of_the_model_changes():
+def test_the_model_is_unchanged():
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Sequential(nn.Linear(4, 2)))
     net[3].eval()
     state = {key: value.clone() for key, value in net.state_dict().items()}
@@ -244,7 +244,7 @@ def test_lazy_models_and_empty_ones():
     assert summary(nn.Linear(3, 2), torch.zeros(0, 3)).totals["multiply_adds"] == 0
 
 
-def test_bad_input_is_told_in_a_sentence():
+def test_bad_input_is_an_error_with_a_message():
     net = nn.Linear(3, 2)
     for call, message in [
         (lambda: summary(lambda x: x, torch.zeros(3)), "takes a torch module, but a function"),

@@ -218,7 +218,7 @@ def test_one_sample_of_some_classes():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("make", [lambda: nn.AdaptiveMaxPool3d((1, 2, 3)), lambda: nn.Conv3d(2, 4, 2, groups=2)])
-def test_volumes_lie_in_memory_as_torchs_do(make, dtype):
+def test_volumes_have_the_strides_of_torch(make, dtype):
     """Few of torch's kernels of volumes keep channels_last; a filter a channel shows it in the weight alone."""
     found, made = examined([("volume", make, torch.randn(2, 2, 3, 4, 5))], [dtype], few=2)
     assert made >= 4 and not found, "\n".join(found)

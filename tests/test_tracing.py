@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from shared import On
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -26,17 +27,6 @@ EDGES = torch.tensor([[0, 1, 1, 2, 3], [1, 0, 2, 1, 0]])
 def case(request):
     case = Case.of(request.param, DOUBLE)
     return Case(case.sample, case.layer.eval(), case.domain, case.x)
-
-
-class On(nn.Module):
-    """A layer on one domain, as a module of x alone."""
-
-    def __init__(self, case):
-        super().__init__()
-        self.layer, self.domain = case.layer, None if isinstance(case.domain, Grid) else case.domain
-
-    def forward(self, x):
-        return self.layer(x, self.domain)
 
 
 def fresh(domain):
@@ -154,7 +144,7 @@ def test_layers_compile_with_dynamic_sizes(case):
 
 
 @pytest.mark.parametrize("spec", [gcn(3, 2), gat(3, 2)], ids=["gcn", "gat"])
-def test_a_learned_structure_in_one_graph_with_dynamic_sizes_is_refused_in_a_sentence(spec):
+def test_a_learned_structure_in_one_graph_with_dynamic_sizes_is_refused(spec):
     torch._dynamo.reset()
     layer, x, graph = GConv(spec), torch.randn(4, 3), Graph(EDGES)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
@@ -198,7 +188,7 @@ def test_exported_programs_take_another_edge_index_and_hold_aten_operators(spec)
     ],
     ids=["native", "within", "converted", "network"],
 )
-def test_torch_jit_script_is_refused_in_a_sentence(model):
+def test_torch_jit_script_is_refused(model):
     with pytest.raises(TypeError, match=r"torch\.jit\.script cannot compile a .*gconv\.interop\.restore\(model\)\.$"):
         torch.jit.script(model)
 

@@ -302,7 +302,7 @@ def test_renormalised_means_and_maxima():
     close(transfer(nn.MaxPool2d(2), mask)(mean.domain.gather(x))[0, 0, 0], first.max())
 
 
-def test_a_level_of_its_own_can_be_given():
+def test_coarser_levels_can_be_given():
     model, x = symmetric().double(), torch.randn(1, 1, 8, 8, dtype=F64)
     level = Pixels.from_pos(shuffled(4, 4))
     net = transfer(model, Grid((8, 8)), coarser=[level])
@@ -415,7 +415,7 @@ def test_bad_signals():
         net.domain.gather(torch.zeros(1, 1, 3, 4))
 
 
-def test_a_wrong_order_would_be_noticed(monkeypatch):
+def test_a_wrong_order_is_detected(monkeypatch):
     """Negative control: taps in another order."""
     from gconv.transfer import layers
 

@@ -67,7 +67,7 @@ def test_an_edge_index_first_read_in_a_transform_is_kept_plain(layer, transform)
     assert_close("weighted", layer(x, edges, edge_weight=weight), layer(x, Graph(EDGES, edge_weight=weight)), 1e-12)
 
 
-def test_a_constant_signal_keeps_nothing_of_a_transform():
+def test_a_constant_signal_caches_nothing_of_a_transform():
     layer, graph, x = layer_of(gcn(3, 2)), Graph(EDGES), constant(torch.randn(4, 3, dtype=DOUBLE))
     want = layer(x.clone(), graph)
     weight = layer.weight.detach()

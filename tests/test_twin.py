@@ -77,7 +77,7 @@ def test_a_twin_reads_its_graph():
     assert not torch.equal(found(x), conv(x)), "the twin has a copy of the weights"
 
 
-def test_what_has_no_twin_is_told_in_a_sentence():
+def test_layers_without_a_twin_give_a_reason():
     for value, error, message in [
         (3, TypeError, "twin takes a layer"),
         (nn.Conv2d, TypeError, "twin takes a layer"),

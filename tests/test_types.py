@@ -71,7 +71,7 @@ def test_strict_type_checking_of_a_users_file_passes_and_finds_mistakes(tmp_path
         assert any(f"user.py:{number}: error" in text and f"[{code}]" in text for text in found), (call, found)
 
 
-def test_the_package_says_that_it_has_types():
+def test_the_package_is_marked_as_typed():
     assert (ROOT / "gconv" / "py.typed").exists() and "py.typed" in (ROOT / "pyproject.toml").read_text()
 
 
