@@ -20,6 +20,7 @@ from gconv.interop.peer import LeftAlone, base_class
 from gconv.interop.peers import describe, is_layer
 from gconv.mixing import Separable
 from gconv.module import GConv
+from gconv.reports import LayerReport
 
 Model = TypeVar("Model", bound=nn.Module)
 MERGED = "_merged_adapters"  # attribute of a merged layer: its adapters by parameter name
@@ -133,38 +134,27 @@ class Adapted:
     def __str__(self) -> str:
         head = f"{self.path or '(the model)'}: {self.layer}"
         if self.parameters:
-            return f"{head}: {self.added} numbers on {', '.join(self.parameters)}"
+            return f"{head}: {self.added} parameters on {', '.join(self.parameters)}"
         return f"{head} left alone\n    {self.reason}"
 
 
 @dataclass(frozen=True)
-class AdapterReport:
-    """The layers of an adapted model, in order. Calling the report returns it, so that `model.report()` works.
+class AdapterReport(LayerReport[Adapted]):
+    """The layers of an adapted model, in order; see `gconv.reports.LayerReport`.
 
     Args:
         entries: one for each layer.
         trained, frozen: how many entries of the parameters require gradients, and how many do not.
     """
 
-    entries: tuple[Adapted, ...]
     trained: int
     frozen: int
 
-    def __call__(self) -> AdapterReport:
-        return self
-
-    def __iter__(self) -> Iterator[Adapted]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
         adapted = sum(bool(entry.parameters) for entry in self)
-        head = (
-            f"{adapted} of {len(self)} layers have adapters; {self.trained} numbers are trained, {self.frozen} frozen."
-        )
-        return "\n".join([head, *map(str, self)])
+        numbers = f"{self.trained} parameters are trained, {self.frozen} frozen"
+        return f"{adapted} of {len(self)} layers have adapters; {numbers}."
 
 
 # -- adapt, merge, unmerge -----------------------------------------------------------------------------------------
@@ -211,11 +201,11 @@ def adapt(
     >>> net = nn.Sequential(GConv(conv2d(16, 32, 3, stride=2)), nn.ReLU(), GConv(conv2d(32, 32, 3, groups=2)))
     >>> tuned = gconv.adapt(net, rank=2)
     >>> print(tuned.report())
-    2 of 3 layers have adapters; 2016 numbers are trained, 9280 frozen.
-    0: conv2d(16, 32, 3, stride=2): 864 numbers on weight
+    2 of 3 layers have adapters; 2016 parameters are trained, 9280 frozen.
+    0: conv2d(16, 32, 3, stride=2): 864 parameters on weight
     1: ReLU left alone
         an activation, not linear
-    2: conv2d(32, 32, 3, groups=2): 1152 numbers on weight
+    2: conv2d(32, 32, 3, groups=2): 1152 parameters on weight
     >>> x = torch.rand(1, 16, 9, 9)
     >>> torch.equal(tuned(x), net(x)), torch.allclose(gconv.merge(tuned)(x), tuned(x))
     (True, True)

@@ -19,8 +19,8 @@ PACKAGE = ROOT / "gconv"
 # Each package may import those before it and itself.
 ORDER = [
     "help_first",
-    "caches", "batched_gradients", "errors", "arguments", "rates", "kernels", "domains", "basis", "laplacian",
-    "mixing", "call", "spec",
+    "caches", "batched_gradients", "errors", "arguments", "reports", "rates", "kernels", "domains", "basis",
+    "laplacian", "mixing", "call", "spec",
     "lowering", "plan", "linear", "binding", "inputs", "module", "minibatch", "operators", "blocks", "interop",
     "adapters", "description", "saving", "transfer", "analysis", "summary", "parallel", "external", "testing",
     "calibrate", "__main__",

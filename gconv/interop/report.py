@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gconv.reports import LayerReport
 from gconv.spec import OperatorSpec
 
 
@@ -39,11 +39,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The entries of all layers, in the order of the model.
-
-    `report[path]` is the entry of one layer, `len(report)` the number of entries, `str(report)` a readable table.
-    Calling a report returns it, so that `model.report` and `model.report()` are equivalent.
+class Report(LayerReport[Entry]):
+    """The layers of a converted model, in order; see `LayerReport`.
 
     >>> from torch import nn
     >>> from gconv.interop import convert
@@ -51,8 +48,6 @@ class Report:
     >>> isinstance(report, Report), report["0"].spec, report["1"].notes
     (True, conv1d(2, 3, 3), ('an activation, not linear',))
     """
-
-    entries: tuple[Entry, ...]
 
     @property
     def converted(self) -> tuple[Entry, ...]:
@@ -64,21 +59,6 @@ class Report:
         """The layers that were left unchanged."""
         return tuple(entry for entry in self.entries if not entry.converted)
 
-    def __call__(self) -> Report:
-        return self
-
-    def __getitem__(self, path: str) -> Entry:
-        for entry in self.entries:
-            if entry.path == path:
-                return entry
-        raise KeyError(f"The model has no layer at {path!r}; there are {[e.path for e in self.entries]}.")
-
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __str__(self) -> str:
-        head = f"{len(self.converted)} of {len(self)} layers run through gconv."
-        return "\n".join([head, *map(str, self.entries)])
+    @property
+    def summary(self) -> str:
+        return f"{len(self.converted)} of {len(self)} layers run through gconv."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gconv.arguments import plural
+from gconv.reports import LayerReport
 from gconv.spec import OperatorSpec
 
 
@@ -38,8 +38,8 @@ class Transferred:
 
 
 @dataclass(frozen=True)
-class TransferReport:
-    """The layers of a transferred network, in order of execution; calling a report returns it.
+class TransferReport(LayerReport[Transferred]):
+    """The layers of a transferred network, in order of execution; see `gconv.reports.LayerReport`.
 
     >>> import torch
     >>> from gconv import transfer
@@ -49,17 +49,7 @@ class TransferReport:
     (True, ['exact', 'exact'])
     """
 
-    entries: tuple[Transferred, ...]
-
-    def __call__(self) -> TransferReport:
-        return self
-
-    def __iter__(self) -> Iterator[Transferred]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
         exact = sum(entry.note == "exact" for entry in self)
-        return "\n".join([f"{exact} of {len(self)} layers are exact.", *map(str, self)])
+        return f"{exact} of {len(self)} layers are exact."
