@@ -216,6 +216,7 @@ def jacobi(
 
     Traps: degrees are sums of edge weights (the paper's code counts edges) over the incoming edges, as in gcn; no
     self-loops are added. The paper parametrises its coefficients by products of tanh; here they are free parameters.
+    The paper's code has -beta_t for t >= 2, which is another polynomial if a and b differ.
 
     Args: out_channels: None for the paper's diagonal W, a number for a dense one. k: degree. a, b: both > -1.
 

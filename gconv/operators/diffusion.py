@@ -54,8 +54,8 @@ def diffusion(in_channels: int, out_channels: int, k: int = 2, bias: bool = True
 
     Traps: the paper's W is A^T here, so its D_O^-1 W is D_O^-1 A^T. The paper sums K terms from step 0 in both
     directions; step 0 is the identity in both, has a single matrix here, and k is K - 1. The authors' code differs from
-    their formula: it applies the transposed walks, by Chebyshev's recurrence. A node without outgoing (incoming) edges
-    receives nothing from that direction.
+    their formula: it applies the transposed walks, by Chebyshev's recurrence, and for k >= 2 starts the second
+    direction from a term of the first. A node without outgoing (incoming) edges receives nothing from that direction.
 
     Args: k: number of steps.
 

@@ -84,7 +84,8 @@ def fagcn(
     Traps: x is the concatenation of X and X_0, 2 c channels, and the attention reads X; PyG takes two arguments. With
     initial=False, X is used as X_0, too. Degrees and added self-loops are gcn's, on the unweighted graph: PyG raises an
     error for edge weights with normalize=True, here they are ignored. With normalize=False edge weights are used in
-    place of 1 / sqrt(d_i d_j), and no self-loops are added. dropout applies to S, not to eps X_0.
+    place of 1 / sqrt(d_i d_j), and no self-loops are added. dropout applies to S, not to eps X_0. The authors' code
+    adds no self-loops, and a bias inside the tanh.
 
     Args: PyG's FAConv's. initial: whether x contains a separate X_0.
 

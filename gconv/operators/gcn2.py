@@ -76,7 +76,8 @@ def gcn2(
     reads only X_0.
 
     Traps: x is the concatenation of X and X_0, 2 c channels; PyG takes two arguments. Without theta and layer, beta is
-    1. There is no bias. gcn's conventions for self-loops and degrees.
+    1. There is no bias. gcn's conventions for self-loops and degrees. With two matrices, the authors' code multiplies
+    S X and X_0 by beta W and beta W' without the factors 1 - alpha and alpha, which are the paper's and PyG's.
 
     Args: PyG's GCN2Conv's.
 

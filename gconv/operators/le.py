@@ -42,7 +42,7 @@ def le(in_channels: Channels, out_channels: int, bias: bool = True) -> Parts:
 
     Traps: PyG's LEConv(bias=True) has two biases. The one of lin3 is b. The one of lin1 is inside the sum over edges,
     so node i receives it D_ii times, which a single b cannot express; append a channel of ones to x, and it is the last
-    row of W_0. lin2 has no bias.
+    row of W_0. lin2 has no bias. The authors' code removes self-loops first, and its W_1 has the opposite sign.
 
     Args: PyG's LEConv's. bias: the one of lin3.
 

@@ -54,7 +54,8 @@ def mf(in_channels: Channels, out_channels: int, max_degree: int = 10, bias: boo
     In the family: 2 (D + 1) taps: the adjacency and the identity, split into rows of equal degree; W dense.
 
     Traps: edge weights are ignored, as in PyG. PyG's MFConv has a bias per degree, which a single b cannot express;
-    append a channel of ones to x, and the last row of W_(D+1+d) is the bias of degree d.
+    append a channel of ones to x, and the last row of W_(D+1+d) is the bias of degree d. The authors' code has a single
+    matrix for x_i, and features of the bonds beside x_j.
 
     Args: PyG's MFConv's. max_degree: D; larger degrees count as D. bias: one b for all degrees.
 

@@ -53,7 +53,8 @@ def pan(in_channels: int, out_channels: int, filter_size: int, bias: bool = True
     In the family: one tap, a learned polynomial of the adjacency between two diagonals, never formed; W dense.
 
     Traps: as in PyG's code, c_l is a cumulative product of the weights, not the weight itself; N counts nodes (the node
-    itself included), not walks; edge weights are ignored, and double edges count twice in A. PyG also returns the
+    itself included), not walks, which the paper sums; edge weights are ignored, and double edges count twice in A. In
+    the authors' code p_0 multiplies the identity only, and filter_size counts the terms, L + 1. PyG also returns the
     matrix M, here `layer.at(graph).S`. PyG's PANConv needs a sparse tensor package, so it was not run here: the oracle
     in the tests is this formula with dense matrices.
 

@@ -222,7 +222,8 @@ def heat(t: float = 1.0, k: int | None = None) -> Parts:
     Traps: on undirected graphs the error is at most `heat_error(t, k)`. On directed graphs that bound does not hold,
     more terms are needed (the default includes them), and rounding errors grow like exp(0.42 t): keep t small (20 is
     fine, 40 overflows in single precision, above 100 is an error). Self-loops are dropped. An isolated node has L = 1
-    and is damped by exp(-t).
+    and is damped by exp(-t). Kondor and Lafferty take L = D - A; Gasteiger et al. add self-loops of weight 1 to the
+    graph first, as `ppr` does.
 
     Args: t: time, > 0. k: degree; None for float64 precision, see `heat_degree`.
 

@@ -99,7 +99,8 @@ def rgat(
     In the family: relations x heads taps, adaptive; each writes the block of its head (concat), or their mean is taken.
     Linear only when frozen: `layer.at(graph, x=x0)`.
 
-    Traps: as in PyG, q and k read all heads of W_r^T x; no self-loops are added; edge weights are ignored. mod
+    Traps: as in PyG, q and k read all heads of W_r^T x and are shared by the relations, where the paper has one pair
+    for each relation and head that reads its own W_r^T x; no self-loops are added; edge weights are ignored. mod
     "f-additive" adds 1 to every attention weight, "f-scaled" multiplies by the number of incoming edges. Of PyG's
     RGATConv this is the additive attention without edge features, bases or blocks; its mods "additive" and "scaled" are
     not supported.

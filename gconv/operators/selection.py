@@ -55,6 +55,9 @@ def selection(in_channels: int, out_channels: int, taps: int, bias: bool = True,
 
     In the family: one tap per label, weighted adjacencies; W dense or grouped.
 
+    Traps: in the authors' code label 0 is the centre and 1 to 8 go counter-clockwise from the right neighbour, and
+    their edges start at the node that reads.
+
     Args:
         taps: number of labels; labels without edges are allowed.
         groups: number of channel groups; in_channels makes it depthwise.

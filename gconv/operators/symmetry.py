@@ -58,7 +58,8 @@ def p4_lift(
     output channel by an index table, so there are 4 or 8 times fewer parameters than in W.
 
     Traps: the output has out_channels |G| channels, |G| = 4 or 8, with the pose as the innermost index. Pose 4 m + r
-    reflects left to right if m = 1, then rotates r times counter-clockwise, as torch.rot90. All poses share one bias.
+    reflects left to right if m = 1, then rotates r times counter-clockwise, as torch.rot90: the order of the regular
+    representation in escnn. All poses share one bias.
     With a stride the layer is equivariant only if the stride divides h + 2 p - d (k - 1) - 1, and likewise for w.
 
     Args: torch.nn.Conv2d's, as integers; group: "p4" or "p4m".

@@ -120,7 +120,8 @@ def wavelet(in_channels: int, out_channels: int, scales: int = 4, order: int | N
     In the family: J + 1 taps with fixed multipliers; diagonal in an orthogonal basis, or, with `order`, polynomials of
     the Laplacian by Chebyshev's recurrence (the paper's fast transform); W dense.
 
-    Traps: lambda_max is the bound 2, so the scales do not depend on the graph; the paper uses the graph's own. The
+    Traps: lambda_max is the bound 2, so the scales do not depend on the graph; the paper uses the graph's own, as does
+    PyGSP's Abspline, whose kernels these are with lambda_max = 2 and scales + 1 filters. The
     polynomials interpolate the kernels at the Chebyshev nodes; the paper truncates the Chebyshev series. The scaling
     function is narrow near lambda = 0, and a low order does not resolve it. The exact transform needs an undirected
     graph.
