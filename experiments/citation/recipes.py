@@ -38,12 +38,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, least in (("hidden", 1), ("k", 0), ("heads", 1), ("epochs", 1)):
+        for name, least in (("hidden", 1), ("k", 0), ("heads", 1), ("epochs", 1), ("layers", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         for name in ("dropout", "attention_dropout"):
             if (value := getattr(self, name)) is not None and not 0 <= value < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), not {value}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is a probability in [0, 1], not {self.alpha}")
+        if self.theta is not None and not 0 <= self.theta < math.inf:
+            raise ValueError(f"theta must be finite and not negative, not {self.theta}")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, not {self.lr}")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:

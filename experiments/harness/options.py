@@ -6,6 +6,7 @@ An experiment is a frozen dataclass (its configuration and its command line) and
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
@@ -149,6 +150,10 @@ def parse(
         ("options", bare[kind], field(default_factory=lambda: kind(**defaults))),
     ]
     command: Any = tyro.cli(make_dataclass("Command", parts), prog=command_name(), description=description, args=argv)
+    try:
+        check(command.config, command.options.seeds)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     named = {getattr(part, "device", "auto") for part in (command.config, command.options)} - {"auto"}
     for name in named if getattr(command.options, "launcher", "local") == "local" else ():
         try:
@@ -156,6 +161,36 @@ def parse(
         except ValueError as error:
             raise SystemExit(f"error: --device: {error}") from None
     return command.config, command.options
+
+
+LEAST = {"seed": 0, "limit": 1, "images": 1, "width": 1, "weight_decay": 0, "dropout": 0}
+"""Least values of options that several experiments have."""
+
+
+def check(config: Any, seeds: int) -> None:
+    """Check options that several experiments have, so that no run starts with a value that it cannot use.
+
+    Raises: ValueError.
+
+    >>> @dataclass(frozen=True)
+    ... class Config:
+    ...     limit: int | None = None
+    ...     dropout: float = 0.0
+    >>> check(Config(limit=0), 1)
+    Traceback (most recent call last):
+        ...
+    ValueError: --limit must be at least 1, not 0
+    """
+    for name, value in fields_of(config).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option} must be a finite number, not {value}")
+        if name in LEAST and value is not None and value < LEAST[name]:
+            raise ValueError(f"{option} must be at least {LEAST[name]}, not {value}")
+        if name == "dropout" and value is not None and value >= 1:
+            raise ValueError(f"{option} must be less than 1, not {value}")
+        if name == "seed" and value + seeds > 2**32:
+            raise ValueError(f"{option} must be less than 2**32 with all of --seeds, not {value}")
 
 
 def command_name() -> str | None:

@@ -10,7 +10,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +114,10 @@ def share(values: Sequence[float]) -> str:
 
 
 class Published(NamedTuple):
-    """A published number: `value` +- `std` for this row and column of a table."""
+    """A published number: `value` +- `std` for this row and column of a table.
+
+    `comparable` is False if it is another quantity than that of the column; no difference is printed then.
+    """
 
     row: str
     column: str
@@ -123,6 +126,7 @@ class Published(NamedTuple):
     source: str
     how: str
     protocol: str = "Planetoid public split"
+    comparable: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class Table:
         cells: `one`, `several`, `curve`, or any function that maps a row to its numbers by column.
         format: function that formats the numbers of a cell.
         caption: claim and protocol, printed above the table.
-        command: the command that makes the rows.
+        command: the command that makes the rows; `--official` is added.
         where: (dotted path, value) pairs that rows must have.
         labels: table rows in order, including those without results; if empty, the labels found in the rows.
         vary: fields of the configuration in which the rows of a cell may differ.
@@ -221,6 +225,8 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     """The table as markdown: caption, cells, published numbers with differences, sources. Raises: TableError."""
     from tabulate import tabulate
 
+    if "--official" not in table.command:
+        table = replace(table, command=f"{table.command} --official")
     rows = select(rows, table.where)
     if not rows:
         return f"{table.caption}\n\n*no rows yet: `{table.command}`*\n"
@@ -240,7 +246,8 @@ def render(table: Table, rows: Iterable[Row]) -> str:
             line.append(table.format(values) if values else "no rows yet")
             if column in beside:
                 line.append(_number(paper) if paper else "-")
-                line.append(f"{statistics.fmean(values) * table.scale - paper.value:+.1f}" if values and paper else "-")
+                gap = statistics.fmean(values) * table.scale - paper.value if values and paper else None
+                line.append("-" if gap is None or not paper or not paper.comparable else f"{gap:+.1f}")
         body.append(line + [_text(table, rows, label, path) for _, path in table.words])
     head += [heading for heading, _ in table.words]
     grid = tabulate(body, head, tablefmt="pipe", disable_numparse=True)

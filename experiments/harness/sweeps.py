@@ -69,7 +69,8 @@ def sweep(
             the row has been written. `run` is responsible for its own seeding.
         results: the file for the rows. Only the calling process writes to it.
         experiment: its name, part of the key.
-        data: the data of the runs, or a function of the configuration that returns them.
+        data: the data of the runs, or a function of the configuration that returns them; it may raise ValueError for
+            options that do not fit the data.
         jobs: number of processes; torch's threads are divided among them.
         resumable: see `run`.
         launch: processes, threads and budget; replaces `jobs`.
@@ -93,6 +94,8 @@ def sweep(
             seen = data(config) if callable(data) else data
         except DataError as error:
             raise DataMissing(f"error: {error}") from None
+        except ValueError as error:  # an option that does not fit the data
+            raise SystemExit(f"error: {error}") from None
         key = run_key(config, experiment, seen)
         row = {"experiment": experiment, "key": key, "config": fields_of(config), "seed": getattr(config, "seed", None)}
         row |= {"data": seen and seen._asdict(), "commit": commit(), "code": code(run, modules(config))}

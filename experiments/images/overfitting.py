@@ -1,11 +1,11 @@
 """Remedies against overfitting on 5,000 images of CIFAR-10: augmentation, weight decay, dropout, early stopping, all.
 
 Protocol: the base network of `experiments.images.studies` with width 32 (about 290,000 parameters, 58 per image),
-trained on the first 5,000 training images; the last 5,000 are used for validation. 30 epochs of the recipe of
-`experiments.images.ladder` without augmentation, weight decay and label smoothing (`none`), with one of the remedies,
-or with all. Early stopping keeps the (first) epoch with the highest validation accuracy; the others keep the last.
-Curves: accuracy on training and validation images after each epoch. The test images are read once, at the end. Three
-seeds. With one thread a run takes about 5 minutes, all runs 90.
+trained on the first 5,000 training images; the last 5,000 are used for validation, and images are normalised by the
+mean and deviation of all 50,000. 30 epochs of the recipe of `experiments.images.ladder` without augmentation, weight
+decay and label smoothing (`none`), with one of the remedies, or with all. Early stopping keeps the (first) epoch with
+the highest validation accuracy; the others keep the last. Curves: accuracy on training and validation images after each
+epoch. The test images are read once, at the end. Three seeds. With one thread a run takes about 5 minutes, all runs 90.
 
     python -m experiments.sweep overfitting
 """

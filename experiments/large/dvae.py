@@ -97,12 +97,14 @@ class Images(NamedTuple):
 
 @lru_cache(maxsize=1)
 def pixels(dataset: str, images: int, root: Path | None = None) -> Images:
-    """The images of a run. Raises: DataUnavailable, DataCorrupt."""
+    """The images of a run. Raises: DataUnavailable, DataCorrupt, ValueError if there are fewer."""
     if dataset == "random":
         x = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         x = F.interpolate(x, size=32, mode="bilinear")
         return Images(x[:40][:images], x[40:], "random images", "generated")
     data = load_cifar10(root)
+    if len(data.train_images) < images:
+        raise ValueError(f"there are {len(data.train_images)} training images, not {images}")
     return Images(data.train_images[:images] / 255, data.test_images / 255, data.label, data.content_hash)
 
 

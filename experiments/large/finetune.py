@@ -8,8 +8,9 @@
 
 Protocol: pretraining on the images of eight classes (all but cat and dog) among the first `pretraining` training
 images, `epochs` epochs of Adam. The new task is cat or dog with 10, 50 or 500 images per class, drawn from the
-remaining training images; `steps` steps of Adam in batches of 20, with frozen batch statistics and without model
-selection. The 2,000 test images of the two classes are scored once. The seed determines all random choices.
+remaining training images; `steps` steps of Adam in batches of 20, with frozen batch statistics (but for scratch) and
+without model selection. The 2,000 test images of the two classes are scored once. The seed determines all random
+choices.
 
     python -m experiments.large.finetune                        run missing runs, with one pretraining per seed
     python -m experiments.large.finetune --way adapters --shots 50
@@ -133,8 +134,8 @@ def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     found = [order[labels[order] == c] for c in labels.unique()]
-    if min(map(len, found)) < shots:
-        raise ValueError(f"there are not {shots} images of each class, only {min(map(len, found))}")
+    if (fewest := min(map(len, found), default=0)) < shots:
+        raise ValueError(f"there are not {shots} images of each class, only {fewest}")
     return torch.cat([rows[:shots] for rows in found])
 
 
@@ -240,8 +241,9 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """The data of a run."""
+    """The data of a run. Raises: ValueError if there are too few images."""
     data = images(config.dataset, config.pretraining, root)
+    draw_shots(data.new[1], config.shots, config.seed)
     return common.Data(data.label, data.hash)
 
 

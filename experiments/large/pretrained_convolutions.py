@@ -15,8 +15,8 @@ replaced by one with three classes, and the network is trained to classify red c
 
 Protocol: BCCD; boxes are cropped and resized to the input size of the network, which removes the size of the cells.
 `shots` crops per class are drawn by the seed from the training photos; `steps` steps of Adam in batches of 20, with
-frozen batch statistics and without model selection. All crops of the test photos are scored once, by the mean recall
-of the three classes, since there are ten red cells for each other cell.
+frozen batch statistics (but for scratch) and without model selection. All crops of the test photos are scored once, by
+the mean recall of the three classes, since there are ten red cells for each other cell.
 
     python -m experiments.large.pretrained_convolutions                           run missing runs
     python -m experiments.large.pretrained_convolutions --network onet --explain  reports of `convert` and `adapt`
@@ -207,8 +207,9 @@ def run(config: Config, place: Place) -> common.Outcome:
 
 
 def seen(config: Config, root: Path | None) -> common.Data:
-    """The data of a run."""
+    """The data of a run. Raises: ValueError if there are too few crops."""
     data = cells(config.dataset, KINDS[config.network].side, root)
+    draw_shots(data.train.labels, config.shots, config.seed)
     if config.dataset == "random":
         return common.Data(data.label, data.hash)
     return common.Data(f"{data.label} and {config.network}", data.hash[:8] + WEIGHTS[config.network].hash[:8])

@@ -8,7 +8,8 @@
 Edges between documents and words are weighted by tf-idf, edges between words by their pointwise mutual information in
 windows of 20 words if it is positive. The graph contains the words of the test documents (not their labels), so
 textgcn and sgc are transductive: a new document needs a new graph. kim and separable do not use the test documents
-before the end; they map all words that occur less than twice in the training documents to the same word.
+before the end; they map all words that occur less than twice in the training documents (with those for validation) to
+the same word.
 
 Protocol: MR and R8 with Text GCN's split, TREC with its own. A tenth of the training documents, chosen by the seed, is
 used for validation; Adam on the cross-entropy of the others, in batches of 50 or, on the graph, full-batch; the epoch

@@ -11,7 +11,7 @@ PROTOCOL = (
     "test2016, 2,568,192 parameters with 9,712 units, at most 8,000 updates of 8,192 tokens, beam 5; BLEU on tokenised "
     "text"
 )
-PUBLISHED = (Published("transformer", "BLEU", 41.02, None, "LividWo/Revisit-MMT", "read in source", PROTOCOL),)
+PUBLISHED = (Published("transformer", "BLEU", 41.02, None, "LividWo/Revisit-MMT", "read in source", PROTOCOL, False),)
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:

@@ -1,9 +1,11 @@
 """Sweeps: rows know their code, exact resume, budgets, tables by name, operators of one's own."""
 
+import dataclasses
 import json
 import math
 import textwrap
 from dataclasses import dataclass, replace
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from experiments import sweep as sweep_command
 from experiments import verify
 from experiments.citation import networks as citation
 from experiments.harness import code as codes
-from experiments.harness import fit, progress, render
+from experiments.harness import fit, options, progress, render
 from experiments.harness.code_changes import CHANGES, accept
 from experiments.harness.experiment import Place
 from experiments.harness.machine import hardware
@@ -391,6 +393,32 @@ def test_recipes_that_cannot_run_are_refused():
             ladder.Config(**wrong)
     with pytest.raises(ValueError, match="goes without"):
         ladder.Config(spec="a:b", rung="3")
+
+
+@pytest.mark.parametrize("table", sweep_command.TABLES)
+def test_numbers_that_no_run_can_use_are_refused_before_the_data_are_loaded(table):
+    """Negative counts, and rates that are negative or not finite, in every option of every experiment."""
+    found = sweep_command.experiment(table)
+    hints = get_type_hints(found.config)
+    options.check(found.config(), 1)  # the control
+    for field in dataclasses.fields(found.config):
+        kinds = {hints[field.name], *get_args(hints[field.name])}
+        wrong = [-1, -7] if int in kinds else [-1.0, math.nan, math.inf] if float in kinds else []
+        wrong += [2**32] if field.name == "seed" else []
+        for value in wrong[1:] if field.name == "trial" else wrong:  # -1: all trials
+            with pytest.raises(ValueError):
+                config = replace(found.config(), **{field.name: value})
+                options.check(config, 1)
+                found.expand(config, 1)
+
+
+@pytest.mark.parametrize("table", ["finetune", "pretrained"])
+def test_more_images_than_there_are_are_refused_before_training(table, tmp_path):
+    found = sweep_command.experiment(table)
+    with pytest.raises(SystemExit, match=r"^error: there are not 999 images of each class, only \d+$"):
+        config = replace(found.config(), **{**found.smoke, "shots": 999})
+        found.rows(config, SweepOptions(results=tmp_path / "rows.jsonl"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_are_moved_whole():

@@ -50,6 +50,17 @@ def test_cell_is_mean_std_n_beside_the_published_number(page):
     assert "no rows yet" in gat and "83.0 +- 0.7" in gat
 
 
+def test_no_difference_from_another_quantity_is_printed():
+    table = dict(name="t", experiment="x", label="config.model", format=mean_std(100), caption="C", command="python c")
+    table |= {"cells": one("config.dataset", "metrics.test_accuracy"), "labels": ("gcn",)}
+    for comparable, shown in ((True, "+2.0"), (False, "-")):
+        paper = Published("gcn", "Cora", 78.0, None, "A paper", "read in source", "other metric", comparable)
+        text = render.render(Table(**table, published=(paper,)), [row()])
+        (line,) = [line for line in text.splitlines() if line.startswith("| gcn ")]
+        assert [cell.strip() for cell in line.strip("|").split("|")] == ["gcn", "80.0 (1)", "78.0", shown]
+        assert "by `python c --official`" in text and "gcn Cora 78.0 (A paper; other metric; read in source)" in text
+
+
 def test_no_rows_is_said(page):
     assert "*no rows yet: `python -m experiments.sweep citation --official`*" in page([], README)
 
@@ -341,7 +352,7 @@ def test_a_table_below_its_protocol_is_an_error_unless_it_says_so():
     with pytest.raises(TableError, match="table t, a: 1 rows, and the protocol has 2"):
         render.render(table, rows)
     text = render.render(replace(table, unfinished=("a",)), rows)
-    assert "Unfinished, with the number of rows so far (of 2): a (1); `python -m x` runs the rest." in text
+    assert "Unfinished, with the number of rows so far (of 2): a (1); `python -m x --official` runs the rest." in text
     more = [*rows, {"key": "2", "config": {"model": "a", "seed": 1}, "metrics": {"acc": 2.0}}]
     assert "Unfinished" not in render.render(table, more)
 
