@@ -104,6 +104,18 @@ def test_calls_that_are_not_covered_go_to_pyg(signal):
     same(pyg.MeanAggregation(), signal, torch.tensor([1, 0, 1, 0, 2, 2]))
 
 
+def test_parametrizations_of_layers_that_are_copied_inside_a_call(signal):
+    """With cached=True, and where the layer of PyG is asked for its own error, a layer is copied."""
+    g = messy()
+    layer = parametrizations.weight_norm(pyg.GCN2Conv(3, 0.1, cached=True), "weight1").double()
+    twin = convert(layer)
+    for _ in range(2):
+        torch.testing.assert_close(twin(signal, signal, g.edge_index), layer(signal, signal, g.edge_index))
+    attention = convert(parametrizations.weight_norm(pyg.GATConv(3, 2).double(), "att_src"))
+    with pytest.raises(ValueError, match="node"):
+        attention(signal, g.edge_index + 100)
+
+
 def test_explainers_and_hooks_into_messages_see_pyg(signal):
     layer, g, seen = pyg.GraphConv(3, 2).double(), messy(), []
     twin = convert(layer)

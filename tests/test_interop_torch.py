@@ -159,11 +159,11 @@ def test_a_wrongly_copied_weight_is_detected(monkeypatch):
     """Negative control: input and output channels swapped, and a bias that is lost."""
     peer = gconv.interop.torch_nn.CONV
 
-    def swapped(layer):
-        W = peer.weights(layer)
+    def swapped(*arguments):
+        W = peer.weights(*arguments)
         return W | {"weight": W["weight"].mT}
 
-    for weights in (swapped, lambda layer: {**peer.weights(layer), "bias": None}):
+    for weights in (swapped, lambda *arguments: {**peer.weights(*arguments), "bias": None}):
         twin = convert(nn.Conv2d(3, 3, 3))
         monkeypatch.setattr(type(twin), "peer", gconv.interop.peer.Peer(peer.spec, weights, peer.call))
         with pytest.raises(AssertionError):
@@ -589,6 +589,17 @@ def test_flops_are_counted_for_the_modules_of_the_original():
             model(torch.randn(2, 3, 6, 6, requires_grad=True)).sum().backward()
         counts.append(counter.get_flop_counts())
     assert counts[0] == counts[1]
+
+
+def test_a_mode_sees_the_operators_of_the_chosen_lowering_only():
+    """The format of torch's result, which other lowerings return too, is found outside of the mode."""
+    spec, seen = gconv.operators.conv_transpose2d(4, 3, 2, 2), {}
+    for lowering in ("native", "im2col", "sparse:transform"):
+        with FlopCounterMode(display=False) as counter:
+            gconv.GConv(spec)(torch.randn(2, 4, 5, 6), lowering=lowering)
+        seen[lowering] = {str(name): flops for name, flops in counter.get_flop_counts()["Global"].items()}
+    assert seen["native"] == {"aten.convolution": 2 * 2 * 30 * 4 * 12}
+    assert not any("convolution" in name for name in (*seen["im2col"], *seen["sparse:transform"]))
 
 
 def test_the_engine_follows_the_mode_and_type_of_its_layer():

@@ -10,8 +10,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from gconv.interop import convert
+from gconv.interop import convert, converted, torch_nn
 from gconv.interop.converted import Converted
 
 FAMILY = ("Conv", "Pool", "Pad", "Upsample", "old", "Shuffle", "Linear")
@@ -239,6 +240,117 @@ def test_complex_samples(dtype):
     cases = [case for case in samples() if any(part in case[0] for part in ("Conv", "Linear", "Pad", "ixel", "old"))]
     found, made = examined(cases, [dtype])
     assert made > 1000 and not found, "\n".join(found)
+
+
+def one_of_each_class(parts=FAMILY):
+    """(a layer, its converted copy, an input) for each class."""
+    seen = set()
+    for _, make, x in samples():
+        torch.manual_seed(0)
+        layer = make()
+        if x.is_complex() or type(layer) in seen or not any(part in type(layer).__name__ for part in parts):
+            continue
+        if parametrize.is_parametrized(layer) or hasattr(layer, "cls_to_become"):
+            continue
+        twin = convert(layer.double())
+        if isinstance(twin, Converted):
+            seen.add(type(layer))
+            yield layer, twin, x.double()
+
+
+def reads(layer, *inputs):
+    """How often each of these calls computes the weight."""
+    counted = [0]
+
+    class Counting(nn.Module):
+        def forward(self, weight):
+            counted[0] += 1
+            return weight * 1.0
+
+    parametrize.register_parametrization(layer, "weight", Counting())
+    found = []
+    for x in inputs:
+        counted[0] = 0
+        layer(x)
+        found.append(counted[0])
+    return found
+
+
+def test_a_call_computes_its_weight_once():
+    """A parametrization may change its state in each call, such as the power iteration of spectral_norm."""
+    compared = 0
+    for layer, twin, x in one_of_each_class(("Conv", "Linear")):
+        inputs = (x, x[:0], x.expand(2, *x.shape[1:]) if len(x) == 1 else x[0])
+        assert reads(twin, *inputs) == reads(layer, *inputs) == [1] * 3, type(layer)
+        compared += 1
+    assert compared == 7
+
+    class Twice(nn.Linear):
+        def forward(self, input):
+            return super().forward(input) + self.weight.sum()
+
+    assert reads(Twice(2, 2), torch.ones(1, 2)) == [2]
+
+
+class Whole(torch.Tensor):
+    """A tensor whose class knows whole layers only, as those for gradients per sample of torch.nn.utils."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name not in ("__get__", "dim", "interpolate") and not name.startswith(KNOWN):
+            raise RuntimeError(f"unknown: {name}")
+        with torch._C.DisableTorchFunctionSubclass():
+            y = func(*args, **(kwargs or {}))
+        return y.as_subclass(cls) if type(y) is torch.Tensor else y
+
+
+KNOWN = ("conv", "linear", "avg_pool", "max_pool", "boolean_dispatch", "adaptive", "pad", "pixel", "unfold", "fold")
+
+
+def in_whole_tensors(layer, x, weights):
+    given = {name: p.detach().as_subclass(Whole) for name, p in layer.named_parameters()} if weights else {}
+    try:
+        y = torch.func.functional_call(layer, given, (x if weights else x.as_subclass(Whole),))
+        return type(y), y.as_subclass(torch.Tensor)
+    except Exception as error:
+        return type(error), None
+
+
+def test_tensors_of_classes_that_know_whole_layers_only(monkeypatch):
+    known = 0
+    for layer, twin, x in one_of_each_class():
+        for weights in {False, bool(list(layer.parameters()))}:
+            (kind, theirs), (same, ours) = (in_whole_tensors(m, x, weights) for m in (layer, twin))
+            assert kind is same, (layer, weights)
+            if theirs is not None:
+                known += 1
+                torch.testing.assert_close(ours, theirs)
+    assert known > 30
+    monkeypatch.setattr(torch_nn, "overrides_functions", lambda t: False)
+    assert in_whole_tensors(convert(nn.Conv2d(2, 3, 3)), torch.ones(1, 2, 3, 3), True)[0] is RuntimeError
+
+
+def traced_elsewhere(layer, twin, x):
+    """The problems of a trace of `twin` at other sizes, where a trace of `layer` is right."""
+    traces = [torch.jit.trace(module.eval(), x, check_trace=False) for module in (layer, twin)]
+    for other in (torch.cat([x, x.cos(), x.sin()]), torch.cat([x, x.cos()], -1), torch.cat([x, x.cos()], -2)):
+        try:
+            torch.testing.assert_close(traces[0](other), layer(other))
+        except (RuntimeError, AssertionError):
+            continue
+        try:
+            torch.testing.assert_close(traces[1](other), layer(other))
+        except (RuntimeError, AssertionError) as error:
+            yield f"{layer}, {tuple(x.shape)} to {tuple(other.shape)}: {error}"
+
+
+def test_a_trace_holds_for_other_sizes_as_before(monkeypatch):
+    found = [text for case in one_of_each_class() if case[2].ndim > 2 for text in traced_elsewhere(*case)]
+    assert not found, "\n".join(found)
+    layer = nn.AdaptiveAvgPool2d(1)
+    monkeypatch.setattr(converted, "is_jit_tracing", lambda: False)
+    assert len(list(traced_elsewhere(layer, convert(layer), torch.randn(1, 2, 3, 4)))) == 2
 
 
 def test_the_comparison_notices():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import warnings
@@ -199,9 +198,11 @@ def convertible(cls: type) -> type:
         if self._changed:
             _renewed(self)
         y = failed = None
-        if self.gconv is not None and obstacle(self, peer.inner) is None:
+        traced = is_jit_tracing()
+        # a trace of gconv would hold for grids of the size of its example only
+        if self.gconv is not None and (on_graphs or not traced) and obstacle(self, peer.inner) is None:
             try:
-                if is_jit_tracing():
+                if traced:
                     with tracing():
                         y = peer.call(self, *args, **kwargs)
                 else:
@@ -276,13 +277,20 @@ def _fill_cache(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any
     """Fill the cache attributes of a PyG layer, once, by running its original forward up to the propagation."""
     if any(getattr(layer, name, None) is not None for name in CACHES):
         return
-    twin = copy.copy(layer)
+    twin = shallow(layer)
     twin.__dict__["propagate"] = _stop
     with torch.no_grad(), torch.random.fork_rng(devices=[]), suppress(_Filled):
         original(twin, *args, **kwargs)
     for name in CACHES:
         if hasattr(twin, name):
             setattr(layer, name, getattr(twin, name))
+
+
+def shallow(layer: Any) -> Any:
+    """A copy with the same attributes; copy.copy refuses layers with parametrizations."""
+    twin = object.__new__(type(layer))
+    twin.__dict__.update(vars(layer))
+    return twin
 
 
 class _Filled(Exception):
@@ -353,7 +361,7 @@ def wrong_argument(layer: Any, original: Callable[..., Any], args: Any, kwargs: 
 
 def refusal(layer: Any, original: Callable[..., Any], args: Any, kwargs: Any, error: Exception) -> Exception:
     """gconv's error for a call; if the peer raises an error as well, it is also an instance of that error's class."""
-    twin = copy.copy(layer)
+    twin = shallow(layer)
     twin.__dict__.update(_parameters=dict(layer._parameters), _buffers=dict(layer._buffers))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

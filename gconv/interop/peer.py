@@ -57,7 +57,7 @@ class Peer:
     """
 
     spec: Callable[[Any], OperatorSpec]
-    weights: Callable[[Any], Weights]
+    weights: Callable[..., Weights]
     call: Callable[..., Tensor | None]
     notes: Callable[[Any], list[str]] = lambda layer: []
     affine: Callable[[Any], bool] = never

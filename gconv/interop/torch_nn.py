@@ -14,6 +14,7 @@ from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, engine, original_class, run
 from gconv.kernels import constant_of, is_plain_eager
+from gconv.kernels.transforms import PLAIN
 from gconv.lowering.images import LAST
 from gconv.lowering.native import keeps_format, suggests_last
 from gconv.operators.shapes import per_axis
@@ -49,12 +50,26 @@ def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
 def fits(input: Tensor, least: int, most: int) -> bool:
     """Whether an input runs in gconv: plain memory, a floating point type, least to most axes, and not empty."""
     return (
-        input.layout is torch.strided
+        not overrides_functions(input)
+        and input.layout is torch.strided
         and not input.is_nested
         and least <= input.ndim <= most
         and input.is_floating_point()
         and input.numel() > 0
     )
+
+
+def overrides_functions(t: Tensor) -> bool:
+    """Whether the class of a tensor has a `__torch_function__` of its own, which may know torch's whole layers only."""
+    if type(t) in PLAIN:
+        return False
+    own = getattr(type(t).__torch_function__, "__func__", None)  # None: disabled
+    return own is not None and own is not Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+
+
+def has_overrides(layer: Any) -> bool:
+    """Whether a parameter is of such a class, such as those for gradients per sample of torch.nn.utils."""
+    return any([p is not None and overrides_functions(p) for p in layer._parameters.values()])
 
 
 def maxima(layer: Any, input: Tensor) -> Tensor | None:
@@ -131,9 +146,9 @@ def conv_spec(layer: Any) -> OperatorSpec:
     )
 
 
-def conv_weights(layer: Any) -> Weights:
+def conv_weights(layer: Any, weight: Tensor | None = None) -> Weights:
     """torch's (o, i/g, *kernel) as W (k, i, o), in groups (k, g, i/g, o/g); a view."""
-    w = layer.weight.flatten(2)
+    w = (layer.weight if weight is None else weight).flatten(2)
     W = w.permute(2, 1, 0) if layer.groups == 1 else w.unflatten(0, (layer.groups, -1)).permute(3, 0, 2, 1)
     return {"weight": W, "bias": layer.bias}
 
@@ -162,7 +177,7 @@ def transposed_weights(layer: Any) -> Weights:
 
 def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | None:
     d = ndim(layer)
-    if not fits(input, d + 1, d + 2):
+    if not fits(input, d + 1, d + 2) or has_overrides(layer):
         return None
     if output_size is None:
         return run(layer, input)
@@ -171,11 +186,14 @@ def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | N
 
 
 def conv_call(layer: Any, input: Tensor) -> Tensor | None:
-    y, weight = images(layer, input), layer.weight
-    if y is None or weight.shape[1] > 1 or weight.ndim == 3 or weight.stride(1) > 1:
+    d = ndim(layer)
+    if not fits(input, d + 1, d + 2) or has_overrides(layer):
+        return None
+    weight = layer.weight  # read once: a parametrization computes it, and may change its state (spectral_norm)
+    y = run(layer, input, weights=layer.peer.weights(layer, weight))
+    if d == 1 or weight.shape[1] > 1 or weight.stride(1) > 1:
         return y
     # torch returns channels_last for a depthwise weight in channels_last, which the views of the weight do not show
-    d = weight.ndim - 2
     if not suggests_last(weight) or (d == 3 and not keeps_format(input)):
         return y
     if y.ndim == d + 2:
@@ -353,16 +371,16 @@ SHUFFLED = in_its_format(shuffle_call)
 
 def linear_call(layer: Any, input: Tensor) -> Tensor | None:
     """layer(x) of a linear layer of torch or PyG, whose weight is (o, i)."""
-    return product_call(layer, input, layer.weight)
+    return product_call(layer, input, lambda layer: layer.weight)
 
 
-def product_call(layer: Any, input: Tensor, weight: Tensor | None = None) -> Tensor | None:
-    """layer(x) of a layer that multiplies the channels by a matrix; weight: (o, i), if it is stored as a matrix."""
+def product_call(layer: Any, input: Tensor, matrix: Callable[[Any], Tensor] | None = None) -> Tensor | None:
+    """layer(x) of a layer that multiplies the channels by a matrix; matrix(layer): (o, i), if it is stored as one."""
     if not fits(input, 1, input.ndim):
         return None
     runs = type(layer.gconv) is Unweighted and layer._repeated is None  # the call is not captured for an analysis
-    if runs and weight is not None and (not is_plain_eager() or constant_of(input) is None):
-        return F.linear(input, weight, layer.bias)  # what the engine would run, without the fixed cost of a plan
+    if runs and matrix is not None and (not is_plain_eager() or constant_of(input) is None):
+        return F.linear(input, matrix(layer), layer.bias)  # what the engine would run, without the fixed cost of a plan
     y = run(layer, input.reshape(-1, input.shape[-1]).t())
     return y.t().unflatten(0, input.shape[:-1]) if input.ndim != 1 else y[:, 0]
 

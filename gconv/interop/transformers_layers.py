@@ -22,7 +22,7 @@ PEERS: dict[type, Peer] = {
     Conv1D: Peer(
         conv1d_spec,
         lambda layer: {"weight": layer.weight.unsqueeze(0), "bias": layer.bias},
-        lambda layer, x: product_call(layer, x, layer.weight.t()),
+        lambda layer, x: product_call(layer, x, lambda layer: layer.weight.t()),
         lambda layer: ["all axes but the last are sites", "the weight is stored as (in, out)"],
         settle=on_axes(conv1d_spec),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.call import Call
+from gconv.kernels.transforms import lasting
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
 
@@ -112,7 +113,7 @@ def _gives_channels_last(S: Basis, call: Call) -> bool:
     long = call.W is not None and len(call.W) > MAX_TAPS_PROBED
     if kernel is None or long or x.numel() == 0 or torch.compiler.is_compiling():
         return native.suggests_last(x)
-    with torch.no_grad():
+    with lasting((x, call.W)), torch.no_grad():
         like = kernel(S, Call(x[:2], call.mixing, call.W))
     stride = like.stride()
     return stride != format_strides(like.shape, False) and stride == format_strides(like.shape, True)
