@@ -1,6 +1,7 @@
 """Kernels at their entries: what does not fit is refused in a sentence, and NaN and infinities are torch's."""
 
 import _ctypes
+import contextlib
 import ctypes
 import itertools
 import os
@@ -10,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from gconv import GConv
-from gconv.kernels import CSR, native, ready, ready_recurrence, spmm, spmm_rows, unrecorded
+from gconv import GConv, kernels, portable
+from gconv.kernels import CSR, native, ready, ready_recurrence, registry, spmm, spmm_rows, unrecorded
 from gconv.kernels import heads as heads_kernels
 from gconv.kernels import joint as joint_kernels
 from gconv.kernels import maximum as maximum_kernels
@@ -116,6 +117,83 @@ def test_nan_and_infinities_are_those_of_pure_torch(name, level, monkeypatch):
         assert torch.equal(got.isfinite(), finite), (special, c)
         scale = max(1.0, float(right[finite].abs().max())) if finite.any() else 1.0  # sums of 1e30 - 1e30 are no zeros
         torch.testing.assert_close(got[finite], right[finite], rtol=1e-3, atol=1e-4 * scale)
+
+
+def negatives(given):
+    """The same numbers, with their signs in the type of the tensor instead of in memory."""
+    floats = (isinstance(t, torch.Tensor) and t.is_floating_point() for t in given)
+    return [torch._neg_view(-t) if is_float else t for t, is_float in zip(given, floats, strict=True)]
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize("name", KERNELS)
+def test_signs_that_are_not_in_memory_count(name):
+    """Those of the imaginary part of a conjugate, as which a signal or gradient may arrive."""
+    csr = pattern()
+    given = arguments(name, csr)
+    assert torch.equal(KERNELS[name](csr.tensors, *negatives(given)), KERNELS[name](csr.tensors, *given))
+    values, x, _ = arguments("spmm", csr)
+    assert torch.equal(unrecorded(csr, *negatives([values, x])), unrecorded(csr, values, x))
+
+
+@pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")
+def test_signs_that_are_not_in_memory_would_be_lost(monkeypatch):
+    csr = pattern()
+    given = arguments("row_softmax", csr)
+    monkeypatch.setattr(registry, "_signed", lambda argument: argument)
+    assert not torch.equal(
+        KERNELS["row_softmax"](csr.tensors, *negatives(given)), KERNELS["row_softmax"](csr.tensors, *given)
+    )
+
+
+HUB = 3000  # entries of a row and of a column: a running sum of ones in bfloat16 ends at 256, in float16 at 2048
+LONG = {
+    "spmm": (kernels.spmm, ("e", "2 n c")),
+    "sddmm": (kernels.sddmm, ("2 n c", "2 n c")),
+    "heads_spmm": (kernels.heads_spmm, ("e h", "2 n h c")),
+    "heads_spmm, own": (kernels.heads_spmm, ("2 e h", "2 n h c")),
+    "heads_sddmm": (lambda csr, a, b: kernels.heads_sddmm(csr, a, b, 2), ("2 n h c", "2 n h c")),
+    "row_softmax": (kernels.row_softmax, ("2 e h",)),
+    "row_sums": (kernels.row_sums, ("2 e h",)),
+    "ends": (kernels.ends, ("2 n h", "2 n h")),
+    "attention": (lambda csr, *given: kernels.attention(csr, *given, 0.2), ("2 n h c", "h c", "h c")),
+    "joint_attention": (lambda csr, *given: kernels.joint_attention(csr, *given, 0.2), ("2 n h c", "2 n h c", "h c")),
+    "segment_max": (lambda csr, v: kernels.segment_max(csr, v * 0 + 1, torch.ones_like(v[:HUB, None])), ("e",)),
+    "terms": (lambda csr, v, x: kernels.terms(csr, v.detach(), x, [(1.0, 0.0, 0.0)]), ("e", "2 n c")),
+    "clenshaw": (lambda csr, v, z: kernels.clenshaw(csr, v.detach(), z, [(1.0, 0.0, 0.0)]), ("e", "2 n h c")),
+    "a running sum": (lambda csr, v: v.new_zeros(HUB).index_add(0, csr.col, v), ("e",)),
+}
+
+
+def at_a_hub(name, dtype, again):
+    """A function's result and gradients for a pattern of a hub; `again`: by operators that have derivatives."""
+    function, shapes = LONG[name]
+    leaves, generator = torch.arange(HUB), torch.Generator().manual_seed(0)
+    csr = CSR.build(torch.cat([leaves, 0 * leaves]), torch.cat([0 * leaves, leaves]), HUB, HUB)
+    sizes = {"e": len(csr.col), "n": HUB, "h": 2, "c": 2, "2": 2}
+    low = 0.3 if "attention" in name else 0.0  # so that LeakyReLU has both slopes
+    given = [torch.rand([sizes[axis] for axis in shape.split()], generator=generator) - low for shape in shapes]
+    given = [t.bfloat16().to(dtype).requires_grad_() for t in given]
+    y = function(csr, *given)
+    dy = (torch.rand(y.shape, generator=generator) > 0.5).to(dtype)
+    found = torch.autograd.grad(y, given, dy, create_graph=again, allow_unused=True)
+    return y, *(g for g in found if g is not None)
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+@pytest.mark.parametrize("body", ["compiled", "torch", "portable"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", LONG)
+def test_sums_over_a_hub_in_half_precision(name, dtype, body, again, monkeypatch):
+    """Results and gradients are within the rounding of one number, not of 3000 additions."""
+    want = at_a_hub(name, torch.float64, again)
+    if body == "torch":
+        monkeypatch.setattr(native, "LIBRARY", None)
+    with portable() if body == "portable" else contextlib.nullcontext():
+        found = at_a_hub(name, dtype, again)
+    errors = [float(((a - b).abs().max() / b.abs().max()).detach()) for a, b in zip(found, want, strict=True)]
+    assert (max(errors) < torch.finfo(dtype).eps) == (name != "a running sum"), errors
 
 
 @pytest.mark.parametrize("body", ["compiled", "torch"])

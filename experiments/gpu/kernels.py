@@ -91,10 +91,18 @@ def cases(heads: int, c: int, csr: CSR, dtype: torch.dtype = torch.float64) -> I
         yield Case(told, DOT, (*dots, True), S)
         passed = *dots, random(*signals, m, heads, c_v), *DOT.cpu(*dots, True, *S)
         yield Case(f"{told}, backward", DOT_BACK, passed, S)
+    first = torch.zeros(1, dtype=torch.int64)  # the entries of this column come first, with logits of minus infinity
+    s, t, p, slope = both
+    yield Case("joint attention, masked", JOINT, (s.index_fill(-3, first, -torch.inf), t, p.abs(), slope), S)
+    masked = random(m, heads, c).abs(), random(n, heads, c).index_fill(-3, first, -torch.inf), random(n, heads, c)
+    yield Case("dot-product attention, masked", DOT, (*masked, None, 0.4, True), S)
     if dtype == torch.bfloat16:
         yield Case("product", SPMM, (random(e), random(2, n, c), None), S)
         return
     yield Case("softmax", ROW_SOFTMAX, (random(2, e, heads),), S)
+    last = torch.isin(torch.arange(e), csr.crow[1:] - 1)
+    masked_logits = random(2, e, heads).masked_fill(~last.unsqueeze(-1), -torch.inf)
+    yield Case("softmax, masked", ROW_SOFTMAX, (masked_logits,), S)
     yield Case("softmax, backward", SOFTMAX_BACK, (random(2, e, heads), random(2, e, heads)), S)
     yield Case("sums of columns", ROW_SUMS, (random(2, e, heads), True), S)
     yield Case("maximum", SEGMENT_MAX, (random(e), random(2, n, c)), S)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gconv.kernels import cuda, native
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.sparse import CSR, check_numbers, conjugate, gradient_of, rows_of, spmm_torch
+from gconv.kernels.sparse import CSR, check_numbers, conjugate, gradient_of, rows_of, spmm_torch, widened
 
 
 def heads_spmm(csr: CSR, values: Tensor, x: Tensor, together: bool = False, transposed: bool = False) -> Tensor:
@@ -118,8 +118,7 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
     check_numbers(values, x)
     crow, col, order = _by_rows(transposed, structure)
     values = values if order is None else values.index_select(-2, order)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    products = x.index_select(-3, col).to(wide) * values.unsqueeze(-1)
+    products = widened(x).index_select(-3, col) * values.unsqueeze(-1)
     products = products.sum(-2, keepdim=True) if together else products
     y = products.new_zeros(*x.shape[:-3], crow.shape[0] - 1, *products.shape[-2:])
     return y.index_add(-3, rows_of(crow, col), products).to(x.dtype)
@@ -127,8 +126,8 @@ def heads_spmm_composed(values: Tensor, x: Tensor, together: bool, transposed: b
 
 def heads_sddmm_composed(a: Tensor, b: Tensor, heads: int, apart: bool, *structure: Tensor) -> Tensor:
     """`heads_sddmm` by torch operators, which torch.func can transform."""
-    product = a.index_select(-3, rows_of(*structure[:2])) * b.index_select(-3, structure[1])
-    total = product.sum(-1 if apart else (*range(a.ndim - 3), -1))
+    product = widened(a).index_select(-3, rows_of(*structure[:2])) * widened(b).index_select(-3, structure[1])
+    total = product.sum(-1 if apart else (*range(a.ndim - 3), -1)).to(a.dtype)
     return total.expand(*total.shape[:-1], heads)
 
 
@@ -155,7 +154,8 @@ def softmax_back_torch(a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
 
 def ends_torch(row: Tensor, col: Tensor, *structure: Tensor) -> Tensor:
     """`ends` in torch."""
-    return row.index_select(-2, rows_of(*structure[:2])) + col.index_select(-2, structure[1])
+    total = widened(row).index_select(-2, rows_of(*structure[:2])) + widened(col).index_select(-2, structure[1])
+    return total.to(row.dtype)
 
 
 def row_sums_torch(values: Tensor, transposed: bool, *structure: Tensor) -> Tensor:

@@ -36,7 +36,10 @@ def joint_attention(csr: CSR, s: Tensor, t: Tensor, p: Tensor, slope: float) -> 
     >>> joint_attention(csr, torch.tensor([[[-1.0]], [[-5.0]]]), torch.zeros(1, 1, 1), torch.ones(1, 1), 0.0).flatten()
     tensor([0.5000, 0.5000])
     """
-    return JOINT(csr.tensors, s, t, p, slope)
+    kind = torch.promote_types(s.dtype, torch.float32)  # float16 and bfloat16 are computed in float32
+    if s.dtype == t.dtype == p.dtype == kind:
+        return JOINT(csr.tensors, s, t, p, slope)
+    return JOINT(csr.tensors, s.to(kind), t.to(kind), p.to(kind), slope).to(s.dtype)
 
 
 def _sums(s: Tensor, t: Tensor, structure: Structure) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,14 +60,13 @@ def _gradients(
     row, col, u = _sums(s, t, structure)
     dlogits = dlogits.unsqueeze(-1)
     w = torch.where(u > 0, dlogits, slope * dlogits)
-    ends = (s, col), (t, row)  # whose dtype may differ from that of w and p in mixed precision
-    ds, dt = ((torch.zeros_like(x, dtype=w.dtype).index_add(-3, at, w) * p).to(x.dtype) for x, at in ends)
-    return ds, dt, (w * u).sum_to_size(p.shape).to(p.dtype)
+    ds, dt = (torch.zeros_like(x).index_add(-3, at, w) * p for x, at in ((s, col), (t, row)))
+    return ds, dt, (w * u).sum_to_size(p.shape)
 
 
 def _back_torch(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
     ds, dt, dp = _gradients(s, t, p, slope, softmax_back_torch(a, g, *structure), structure)
-    return torch.cat([ds.flatten(0, -3), dt.flatten(0, -3), dp.unsqueeze(0).to(s.dtype)])
+    return torch.cat([ds.flatten(0, -3), dt.flatten(0, -3), dp.unsqueeze(0)])
 
 
 def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None:
@@ -82,18 +84,11 @@ def _check(s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> None
     one_place(crow, s, t, p, *made)
 
 
-def _wide(s: Tensor, *others: Tensor) -> list[Tensor]:
-    """bfloat16 converted to float32, other dtypes as they are."""
-    return [x.float() if s.dtype == torch.bfloat16 else x for x in (s, *others)]
-
-
 def _run(body: Callable[..., Tensor], s: Tensor, t: Tensor, p: Tensor, slope: float, *rest: Tensor) -> Tensor:
     """By the compiled kernels if they support the arguments, otherwise by `body`."""
-    wide = _wide(s, t, p, *rest[:-6])
-    if not supports(rest[-6:], s.shape[-2], *wide):
+    if not supports(rest[-6:], s.shape[-2], s, t, p, *rest[:-6]):
         return body(s, t, p, slope, *rest)
-    left, right, vector, *back = wide
-    return native_attention.joint(rest[-6:], left, right, vector, slope, *back).to(s.dtype)
+    return native_attention.joint(rest[-6:], s, t, p, slope, *rest[:-6])
 
 
 def _joint_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
@@ -105,17 +100,13 @@ def _back_cpu(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tenso
 
 
 def _joint_cuda(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:
-    left, right, vector = wide = _wide(s, t, p)
-    if not cuda.fits(structure, *wide):
-        return _joint_torch(s, t, p, slope, *structure)
-    return cuda.joint(left, right, vector, slope, *structure).to(s.dtype)
+    run = cuda.joint if cuda.fits(structure, s, t, p) else _joint_torch
+    return run(s, t, p, slope, *structure)
 
 
 def _back_cuda(s: Tensor, t: Tensor, p: Tensor, slope: float, a: Tensor, g: Tensor, *structure: Tensor) -> Tensor:
-    left, right, vector, *back = wide = _wide(s, t, p, a, g)
-    if not cuda.fits(structure, *wide):
-        return _back_torch(s, t, p, slope, a, g, *structure)
-    return cuda.joint_back(left, right, vector, slope, *back, *structure).to(s.dtype)
+    run = cuda.joint_back if cuda.fits(structure, s, t, p, a, g) else _back_torch
+    return run(s, t, p, slope, a, g, *structure)
 
 
 def _joint_fake(s: Tensor, t: Tensor, p: Tensor, slope: float, *structure: Tensor) -> Tensor:

@@ -29,6 +29,9 @@ def segment_max(csr: CSR, values: Tensor, x: Tensor) -> Tensor:
     >>> segment_max(csr, torch.ones(2), torch.tensor([[1.0], [3.0]])).flatten()
     tensor([3., 0.])
     """
+    if x.dtype in (torch.float16, torch.bfloat16):  # the numbers of ties, and sums of gradients, need float32
+        wide = values.to(torch.promote_types(values.dtype, torch.float32))
+        return SEGMENT_MAX(csr.tensors, wide, x.float()).to(x.dtype)
     return SEGMENT_MAX(csr.tensors, values, x)
 
 
@@ -48,8 +51,6 @@ def _max_torch(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
 
 def _max_composed(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     """The maximum plus the mean of m - m.detach() over the messages m that attain it: derivatives of any order."""
-    if x.element_size() == 2 and values.dtype == x.dtype:
-        return _max_composed(values.float(), x.float(), *structure).to(x.dtype)
     messages, rows = _messages(values, x, structure)
     top = _max_torch(values.detach(), x.detach(), *structure)
     won = messages.detach() == top.index_select(-2, rows)
@@ -97,14 +98,7 @@ def _supports(structure: Structure, *tensors: Tensor) -> bool:
     return one_dtype and structure[0].dtype == torch.int32 and native.supports(x)
 
 
-def _half(*tensors: Tensor) -> bool:
-    """Whether all tensors have the same 16-bit dtype. They are processed in float32, which gives the same maxima."""
-    return tensors[0].dtype in (torch.float16, torch.bfloat16) and len({t.dtype for t in tensors}) == 1
-
-
 def _max_cpu(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
-    if _half(values, x):
-        return _max_cpu(values.float(), x.float(), *structure).to(x.dtype)
     if not _supports(structure, values, x):
         return _max_torch(values, x, *structure)
     crow, col = structure[:2]
@@ -118,12 +112,6 @@ def _max_cuda(values: Tensor, x: Tensor, *structure: Tensor) -> Tensor:
     return _max_torch(values, x, *structure)
 
 
-def _in_float(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> tuple[Tensor, ...]:
-    """16-bit arguments of a derivative in float32, with y recomputed: it was rounded, and ties need exact maxima."""
-    values, x = values.float(), x.float()
-    return values, x, _max_cpu(values, x, *structure), dy.float()
-
-
 def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structure) -> Tensor:
     """dy divided by the number of ties."""
     ties = native.maxima(native.TIES, structure[0], structure[1], None, values, x, empty(y, y.shape), y)
@@ -131,8 +119,6 @@ def _share(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, structure: Structur
 
 
 def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    if _half(values, x, y, dy):
-        return _dx_cpu(*_in_float(values, x, y, dy, *structure), *structure).to(x.dtype)
     if not _supports(structure, values, x, y, dy):
         return _dx_torch(values, x, y, dy, *structure)
     _, _, crow, col, order, _ = structure
@@ -141,8 +127,6 @@ def _dx_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor
 
 
 def _dvalues_cpu(values: Tensor, x: Tensor, y: Tensor, dy: Tensor, *structure: Tensor) -> Tensor:
-    if _half(values, x, y, dy):
-        return _dvalues_cpu(*_in_float(values, x, y, dy, *structure), *structure).to(values.dtype)
     if not _supports(structure, values, x, y, dy):
         return _dvalues_torch(values, x, y, dy, *structure)
     crow, col = structure[:2]

@@ -150,7 +150,7 @@ def supports(a: Tensor, b: Tensor | None = None) -> bool:
 
 def _rows(x: Tensor) -> tuple[Tensor, int, int, int]:
     """x with contiguous channels, a view if possible; the number of signals; the strides of batch and row."""
-    x = x.resolve_neg()  # a view of one channel, as of an imaginary part, may have its sign elsewhere
+    x = x.resolve_neg() if x.is_neg() else x  # a view of one channel, as of an imaginary part
     if x.ndim > 3:
         x = x.flatten(0, -3)
     strides = x.stride()
@@ -184,6 +184,7 @@ def run_spmm(packed: bytes, kind: int, work: int) -> None:
 def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous values in the dtype that the kernels need for signals of this dtype."""
     wanted = torch.float32 if dtype == torch.bfloat16 else dtype
+    values = values.resolve_neg() if values.is_neg() else values
     return (values if values.dtype == wanted else values.to(wanted)).contiguous()
 
 
@@ -446,7 +447,6 @@ def sddmm(crow: Tensor, col: Tensor, a: Tensor, x: Tensor) -> Tensor:
 
 def _head_rows(x: Tensor) -> Tensor:
     """(*b, n, g, c) -> (b, n, g, c) with contiguous channels, a view if possible."""
-    x = x.resolve_neg()
     flat = x.flatten(0, -4) if x.ndim > 3 else x.unsqueeze(0)
     return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
 

@@ -166,7 +166,7 @@ def _sum(step: Step, z: list[Tensor], c: list[float], rows: list[float]) -> Tens
 
 
 def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[float], *structure: Tensor) -> Tensor:
-    signals = (z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)).resolve_neg()
+    signals = z.flatten(0, -4) if z.ndim > 3 else z.unsqueeze(0)
     if narrow.supports(signals):
         y = narrow.interleaved(lambda chunk: _clenshaw(values, chunk, values_t, rows, *structure), signals)
         return y.view(*z.shape[:-2], z.shape[-1])
@@ -179,7 +179,7 @@ def _clenshaw(values: Tensor, z: Tensor, values_t: Tensor | None, rows: list[flo
 def _filtered(
     values: Tensor, x: Tensor, values_t: Tensor | None, rows: list[float], coefficients: list[float], *structure: Tensor
 ) -> Tensor:
-    signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).resolve_neg().contiguous()
+    signals = (x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)).contiguous()
     if narrow.supports(signals):
         y = narrow.interleaved(lambda some: _filtered(values, some, values_t, rows, coefficients, *structure), signals)
         return y.view(x.shape)

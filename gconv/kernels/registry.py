@@ -56,6 +56,11 @@ def _stored(gradient: Any) -> Any:
     return gradient
 
 
+def _signed(argument: Any) -> Any:
+    """The argument, or a copy if its sign is not in memory, as of the imaginary part of a conjugate."""
+    return argument.resolve_neg() if isinstance(argument, Tensor) else argument
+
+
 def _result(output: Output) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
@@ -124,15 +129,18 @@ class Kernel:
         self.operator = getattr(torch.ops.gconv, name)
 
     def __call__(self, structure: Structure, *arguments: Any) -> Tensor:
-        plain, recorded = True, False
+        plain, recorded, negated, eager = True, False, False, is_plain_eager()
         for argument in arguments:
             kind = type(argument)
             if kind is Tensor or kind is Parameter:
                 recorded = recorded or argument.requires_grad
+                negated = negated or (eager and argument.is_neg())
             elif isinstance(argument, Tensor):  # a subclass may override the operator
                 plain = False
-        if plain and is_plain_eager():
+        if plain and eager:
             body = self.body(structure)
+            if negated:  # as torch's dispatcher does, which this call bypasses
+                arguments = tuple(_signed(argument) for argument in arguments)
             if body is None:
                 return _result(self.composed(*arguments, *structure))
             if recorded and torch.is_grad_enabled():

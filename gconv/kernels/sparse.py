@@ -262,7 +262,7 @@ def ready(
     csr: CSR, values: Tensor, c: int, shape: tuple[int, int], beside: bool = False
 ) -> Callable[..., Tensor] | None:
     """S x + add + row as a function of matrices (n, c), add and row: a `native.Ready`; None if not supported."""
-    supported = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
+    supported = values.dtype in (torch.float32, torch.float64) and values.is_contiguous() and not values.is_neg()
     if not supported or csr.crow.dtype != torch.int32 or not native.supports(values):
         return None
     return native.Ready(csr.crow, csr.col, values, csr.shape[1], c, shape, beside)
@@ -272,7 +272,9 @@ def ready_recurrence(
     csr: CSR, values: Tensor, c: int, rows: Sequence[tuple[float, float, float]], dtype: torch.dtype
 ) -> native.ReadyRecurrence | None:
     """`terms` and `clenshaw` for matrices with c channels; None if not supported."""
-    if values.dtype != dtype or dtype not in (torch.float32, torch.float64) or not values.is_contiguous():
+    if values.dtype != dtype or dtype not in (torch.float32, torch.float64):
+        return None
+    if not values.is_contiguous() or values.is_neg():
         return None
     if csr.crow.dtype != torch.int32 or not native.supports(values) or csr.shape[0] != csr.shape[1]:
         return None
@@ -292,6 +294,11 @@ def rows_of(crow: Tensor, col: Tensor) -> Tensor:
     return (
         col.new_zeros(col.shape[0] + 1, dtype=torch.int64).index_add(0, starts, torch.ones_like(starts)).cumsum(0)[:-1]
     )
+
+
+def widened(t: Tensor) -> Tensor:
+    """16-bit numbers in float32: the derivative of a gather is a sum, in the dtype of what is gathered."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def conjugate(t: Tensor) -> Tensor:
@@ -359,15 +366,14 @@ def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor)
 
 def _spmm_composed(values: Tensor, x: Tensor, values_t: Tensor | None, *structure: Tensor) -> Tensor:
     check_numbers(values, x)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    products = x.index_select(-2, structure[1]).to(wide) * values.unsqueeze(-1)
+    products = widened(x).index_select(-2, structure[1]) * values.unsqueeze(-1)
     y = products.new_zeros(*x.shape[:-2], structure[0].shape[0] - 1, x.shape[-1])
     return y.index_add(-2, rows_of(*structure[:2]), products).to(x.dtype)
 
 
 def _sddmm_composed(a: Tensor, b: Tensor, *structure: Tensor) -> Tensor:
-    product = a.index_select(-2, rows_of(*structure[:2])) * b.index_select(-2, structure[1])
-    return product.sum([axis for axis in range(a.ndim) if axis != a.ndim - 2])
+    product = widened(a).index_select(-2, rows_of(*structure[:2])) * widened(b).index_select(-2, structure[1])
+    return product.sum([axis for axis in range(a.ndim) if axis != a.ndim - 2]).to(a.dtype)
 
 
 def _check_spmm(

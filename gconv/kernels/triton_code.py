@@ -33,6 +33,12 @@ def _kept(entry, seed):
 
 
 @triton.jit
+def _finite(top):
+    """0 for minus infinity: logits of minus infinity before the first finite one count 0, not inf - inf."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
 def attend(
     start, stop, rows, col, z, source, target, seed, y, y_f, top, total, slopes,
     entries, count, programs, plane, plane_out,
@@ -61,7 +67,7 @@ def attend(
         positive = s > 0
         s = tl.where((k < hi)[:, None], tl.where(positive, s, s * SLOPE), float("-inf"))
         now = tl.maximum(m, tl.max(s, 0))
-        before, a = tl.exp(m - now), tl.exp(s - now[None, :])
+        before, a = tl.exp(m - _finite(now)), tl.exp(s - _finite(now)[None, :])
         sum_a = sum_a * before + tl.sum(a, 0)
         if LEARN:
             a_f = tl.where(positive, a, a * SLOPE)
@@ -109,7 +115,7 @@ def join_attended(
         at, whole = (signal * pieces + q) * HEADS + h, (signal * pieces + q) * (HEADS * C) + f
         its = tl.load(top_part + at, mask=inside, other=0.0)
         now = tl.maximum(m, its)
-        before, here = tl.exp(m - now), tl.exp(its - now)
+        before, here = tl.exp(m - _finite(now)), tl.exp(its - _finite(now))
         sum_a = sum_a * before + here * tl.load(total_part + at, mask=inside, other=1.0)
         sum_y = sum_y * before + here * tl.load(y_part + whole, mask=inside, other=0.0)
         if LEARN:
@@ -251,7 +257,7 @@ def stats(start, stop, logits, top, total, entries, programs, HEADS: tl.constexp
         s = tl.load(logits + (signal * entries + k)[:, None] * HEADS + h[None, :], mask=live, other=0.0)
         s = tl.where((k < hi)[:, None], s, float("-inf"))
         now = tl.maximum(m, tl.max(s, 0))
-        acc = acc * tl.exp(m - now) + tl.sum(tl.exp(s - now[None, :]), 0)
+        acc = acc * tl.exp(m - _finite(now)) + tl.sum(tl.exp(s - _finite(now)[None, :]), 0)
         m = now
     at = (signal * programs + p) * HEADS + h
     tl.store(top + at, m, mask=h < HEADS)
@@ -270,7 +276,7 @@ def join_stats(first, top_part, total_part, top, total, count, pieces, HEADS: tl
         its = tl.load(top_part + at, mask=h < HEADS, other=0.0)
         now = tl.maximum(m, its)
         sums = tl.load(total_part + at, mask=h < HEADS, other=0.0)
-        acc = acc * tl.exp(m - now) + sums * tl.exp(its - now)
+        acc = acc * tl.exp(m - _finite(now)) + sums * tl.exp(its - _finite(now))
         m = now
     tl.store(top + (signal * count + r) * HEADS + h, m, mask=h < HEADS)
     tl.store(total + (signal * count + r) * HEADS + h, acc, mask=h < HEADS)
@@ -406,7 +412,7 @@ def joint(
         tl.store(out + (signal * entries + k)[:, None] * HEADS + h[None, :], logits, mask=live)
         logits = tl.where((k < hi)[:, None], logits, float("-inf"))
         now = tl.maximum(m, tl.max(logits, 0))
-        acc = acc * tl.exp(m - now) + tl.sum(tl.exp(logits - now[None, :]), 0)
+        acc = acc * tl.exp(m - _finite(now)) + tl.sum(tl.exp(logits - _finite(now)[None, :]), 0)
         m = now
     at = (signal * programs + p) * HEADS + h
     tl.store(top + at, m, mask=h < HEADS)
@@ -496,7 +502,7 @@ def dot(
         s = _dots(q, keys, r, c, k < hi, h, HEADS, HEADS, HEADS, C, ACC, BE, BH, BC)
         s = tl.where((k < hi)[:, None], s, float("-inf"))
         now = tl.maximum(m, tl.max(s, 0))
-        before, a = tl.exp(m - now), tl.exp(s - now[None, :])
+        before, a = tl.exp(m - _finite(now)), tl.exp(s - _finite(now)[None, :])
         sum_a = sum_a * before + tl.sum(a, 0)
         if DROP:
             at = (signal * entries + k)[:, None] * HEADS + h[None, :]
@@ -534,7 +540,7 @@ def join_dot(
         at = (signal * pieces + q) * HEADS
         its = tl.load(top_part + at + h, mask=inside, other=0.0)
         now = tl.maximum(m, its)
-        before, here = tl.exp(m - now), tl.exp(its - now)
+        before, here = tl.exp(m - _finite(now)), tl.exp(its - _finite(now))
         sum_a = sum_a * before + here * tl.load(total_part + at + h, mask=inside, other=1.0)
         sum_y = sum_y * before + here * tl.load(y_part + at * C + f, mask=inside, other=0.0)
         m = now

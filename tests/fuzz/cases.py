@@ -107,7 +107,7 @@ class FuzzCase:
             shape = (*self.batch[:1], channels, *self.grid)
         else:
             assert self.graph is not None
-            shape = (*self.batch, self.graph["size"], channels)
+            shape = (*self.batch, self.graph["size"] + self.graph.get("leaves", 0), channels)
         made = torch.Generator().manual_seed(self.seed + 1)
         scale = {**SIZES, "large": LARGE[self.dtype], "huge": HUGE[self.dtype]}[self.values]
         x = (scale * torch.randn(shape, generator=made, dtype=torch.float64)).to(DTYPES[self.dtype])
