@@ -247,7 +247,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, path: Any, 
     owner = "the model" if exact else "its own description"
     lacking = [name for name in expected if name not in tensors]
     more = [name for name in tensors if name not in expected]
-    for what, names in (("has no", lacking), ("has a tensor too many,", more)):
+    for what, names in (("has no tensor", lacking), ("has the unexpected tensor", more)):
         if names:
             rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise InputError(f"{_file(path)} does not fit {owner}: it {what} {shown(names[0])}{rest}.")

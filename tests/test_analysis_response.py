@@ -169,7 +169,7 @@ def test_the_effective_field_lies_in_the_theoretical_one():
     image = torch.nn.Sequential(layer_of(conv2d(1, 2, 3, padding=1)), torch.nn.Tanh(), layer_of(conv2d(2, 1, 3)))
     seen = effective_receptive_field(image, torch.empty(1, 8, 8, dtype=DOUBLE), site=(0, 5)) > 0
     assert seen.nonzero().amin(0).tolist() == [0, 4] and seen.nonzero().amax(0).tolist() == [3, 7]
-    with pytest.raises(ValueError, match=r"sites of shape \(6, 6\), but the site asked for is \(6, 0\)"):
+    with pytest.raises(ValueError, match=r"sites of shape \(6, 6\), but the requested site is \(6, 0\)"):
         effective_receptive_field(image, torch.empty(1, 8, 8, dtype=DOUBLE), site=(6, 0))
 
 

@@ -230,7 +230,7 @@ def test_a_bad_line_is_named(tmp_path, text, message):
     (tmp_path / "edges.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         build(tmp_path / "graph", tmp_path / "edges.txt", 5, duplicates="refuse")
-    with pytest.raises(DiskError, match=r"isn't finished|no graph"):
+    with pytest.raises(DiskError, match=r"is not finished|no graph"):
         DiskGraph.open(tmp_path / "graph")
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n")  # the corrected file goes into the same folder
     assert build(tmp_path / "graph", tmp_path / "edges.txt", 5, duplicates="refuse").nodes == 5
@@ -297,7 +297,7 @@ def test_calls_that_do_not_fit_are_refused(tmp_path):
     with files_module.locked(tmp_path / "y"), pytest.raises(DiskError, match="Another process works in"):
         propagate(disk, x, 1, tmp_path / "y", memory=MEMORY)
     os.truncate(tmp_path / "g" / "col.npy", 130)
-    with pytest.raises(DiskError, match=r"col.npy isn't as it was written"):
+    with pytest.raises(DiskError, match=r"col.npy was changed or damaged"):
         DiskGraph.open(tmp_path / "g")
 
 
@@ -522,7 +522,7 @@ def test_a_graph_with_damaged_content_is_an_error_of_ours(folder, name, kind, va
     numbers = np.load(path, mmap_mode="r+")
     numbers[4] = value
     numbers.flush()
-    with pytest.raises(DiskError, match=f"{name}.npy isn't as it was written; delete .* and build the graph again"):
+    with pytest.raises(DiskError, match=f"{name}.npy was changed or damaged; delete .* and build the graph again"):
         propagate(graph, x, 1, folder / "y", memory=MEMORY)
 
 
@@ -530,7 +530,7 @@ def test_a_graph_with_damaged_content_is_an_error_of_ours(folder, name, kind, va
 def test_a_damaged_description_of_a_graph_is_an_error_of_ours(tmp_path, content):
     build(tmp_path / "g", torch.randint(9, (2, 30)), 9)
     (tmp_path / "g" / "graph.json").write_text(content)
-    with pytest.raises(DiskError, match=r"graph\.json isn't as it was written"):
+    with pytest.raises(DiskError, match=r"graph\.json was changed or damaged"):
         DiskGraph.open(tmp_path / "g")
 
 
@@ -688,7 +688,7 @@ def test_the_imaginary_part_belongs_to_the_network(tmp_path):
 def test_code_that_would_not_run_is_refused(tmp_path):
     disk, x = build(tmp_path / "g", torch.tensor([[0], [1]])), torch.ones(2, 5)
     for layer, why in ((hooked(GConv(gcn(5, 5))), "a forward hook is registered"), (Doubled(gcn(5, 5)), "of its own")):
-        with pytest.raises(ValueError, match=rf"gcn\(5, 5\) isn't streamed: .*{why}"):
+        with pytest.raises(ValueError, match=rf"gcn\(5, 5\) cannot run on a graph on disk: .*{why}"):
             infer(nn.Sequential(layer), disk, x, tmp_path / "y", memory=MEMORY)
     for net in (Residual(nn.Linear(5, 5)), hooked(nn.Sequential(nn.Linear(5, 5)))):
         with pytest.raises(TypeError, match=r"infer takes an nn\.Sequential without hooks or a forward of its own"):
@@ -702,7 +702,7 @@ def test_code_that_would_not_run_is_refused(tmp_path):
 )
 def test_layers_that_are_not_streamed_are_refused(tmp_path, spec):
     disk = build(tmp_path / "g", torch.tensor([[0], [1]]))
-    with pytest.raises(ValueError, match=r"isn't streamed: layers that read one adjacency are"):
+    with pytest.raises(ValueError, match=r"cannot run on a graph on disk: layers that read one adjacency can"):
         infer(nn.Sequential(GConv(spec)), disk, torch.ones(2, 5), tmp_path / "y")
     with pytest.raises(TypeError, match=r"infer takes an nn\.Sequential"):
         infer(GConv(spec), disk, torch.ones(2, 5), tmp_path / "y")

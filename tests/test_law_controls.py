@@ -207,7 +207,7 @@ def test_broken_transform_is_rejected(run, message, lowered):
         ("law_gradcheck", forgets_the_weight_gradient, GCN, "Numerical gradient|Gradients failed|Jacobian"),
         ("law_batch", mixes_the_batch, CONV, "a batch against one by one"),
         ("law_edge_cases", mixes_the_batch, GCN, "broken against dense"),
-        ("law_samples_apart", adds_nothing_of_the_batch, CONV, "sample 0 beside huge numbers and NaN"),
+        ("law_samples_apart", adds_nothing_of_the_batch, CONV, "sample 0 next to huge numbers and NaN"),
         ("law_empty_batches_learn", forgets_empty_batches, GCN, "empty batch has the"),
         ("law_complex", conjugates, GCN, "of complex numbers: off by"),
         ("law_complex", loses_the_imaginary_part, GCN, "turns complex128 into torch.float64"),

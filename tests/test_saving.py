@@ -216,8 +216,8 @@ CHANGES = {
     "is not an argument of a layer": set_layer(kind="Linear", arguments={"in_features": {}}),
     "'subprocess.run', which cannot be created from a file": set_layer(**{"kind": "other", "class": "subprocess.run"}),
     "refers to a layer that does not exist": set_layer(kind="same", path="9"),
-    "has no '0.weight'": lambda about, tensors: tensors.pop("0.weight"),
-    "has a tensor too many, '1.weight'": lambda about, tensors: tensors.update({"1.weight": torch.ones(1)}),
+    "has no tensor '0.weight'": lambda about, tensors: tensors.pop("0.weight"),
+    "has the unexpected tensor '1.weight'": lambda about, tensors: tensors.update({"1.weight": torch.ones(1)}),
     r"0.weight has shape \(3,\), not \(3, 4, 5\)": lambda about, tensors: tensors.update({"0.weight": torch.ones(3)}),
     "0.weight is torch.int64, not torch.float32": lambda about, tensors: tensors.update(
         {"0.weight": tensors["0.weight"].long()}

@@ -275,7 +275,7 @@ def _site(site: Any, shape: tuple[int, ...]) -> int:
             f"site must be an integer on a graph and a tuple of integers on a grid, but {kind_of(site)} was given."
         ) from None
     if len(at) != len(shape) or any(not 0 <= p < n for p, n in zip(at, shape, strict=True)):
-        raise ValueError(f"The output has sites of shape {shape}, but the site asked for is {site}.")
+        raise ValueError(f"The output has sites of shape {shape}, but the requested site is {site}.")
     number = 0
     for p, n in zip(at, shape, strict=True):
         number = number * n + p

@@ -23,9 +23,7 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
     tensor([1., 1., 2., 3., 6., 6.])
     """
     if S.batch:
-        raise ValueError(
-            f"Each of the signals {S.batch} has its own matrices here, so that they are no single list of entries."
-        )
+        raise ValueError(f"Each of the signals {S.batch} has its own matrices, so there is no single list of entries.")
     found: Taps | None = S.entries(dtype, device)
     return of_dense(S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))) if found is None else found
 

@@ -97,7 +97,7 @@ class Shifts(Basis):
             if limit is not None and max(before, after) > limit:
                 raise InputError(
                     f"{self.mode} padding can reach at most {plural(limit, 'site')} on an axis of {n}, but "
-                    f"{max(before, after)} are asked for along axis {axis}."
+                    f"{max(before, after)} were requested along axis {axis}."
                 )
 
     def _check(self) -> None:
@@ -124,7 +124,7 @@ class Shifts(Basis):
         if self.divisor is not None and not isinstance(self.divisor, tuple):
             integer(self.divisor, "divisor", 1)
         if (self.reduce == "max" or self.divisor is not None) and not self.window:
-            raise InputError("A maximum, or a sum with a divisor, is one over a window: it needs window=True.")
+            raise InputError("reduce='max' and a divisor require window=True.")
         if self.reduce == "max" and (self.divisor is not None or self.transposed):
             raise InputError("A maximum over a window has neither a divisor nor a transpose.")
 

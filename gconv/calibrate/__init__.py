@@ -211,7 +211,7 @@ def _locked(where: Path) -> Iterator[Path]:
 def table(found: Rates, device: str = "cpu") -> str:
     """The throughputs as text."""
     where = f"{torch.get_num_threads()} threads" if device == "cpu" else device
-    lines = [f"rates from {found.source}, {where}; a second, by size"]
+    lines = [f"rates from {found.source}, {where}: throughput per second, by size"]
     for kind, curve in found.curves.items():
         lines.append(f"  {kind:22s}" + "".join(f"  {size:>9.9g}: {rate:8.3g}" for size, rate in curve))
     lines.append("overhead of a call, microseconds: forward, with the gradient in the weight, and also in x")

@@ -83,7 +83,7 @@ class DiskGraph:
         known = read_json(folder / "graph.json")
         if known is None:
             begun = (folder / "work").is_dir()
-            state = f"The graph in {folder} isn't finished; repeat the call of DiskGraph.build to resume."
+            state = f"The graph in {folder} is not finished; repeat the call of DiskGraph.build to resume."
             raise DiskError(state if begun else f"There is no graph in {folder}; create one with DiskGraph.build.")
         if known.get("format") != FORMAT:
             raise ValueError(f"The graph in {folder} was built by another version of gconv; build it again.")
@@ -431,7 +431,7 @@ class _Builder:
 
 
 def _damaged(file: Path, folder: Path) -> str:
-    return f"{file} isn't as it was written; delete {folder} and build the graph again."
+    return f"{file} was changed or damaged; delete {folder} and build the graph again."
 
 
 def _size_of(source: EdgeSource) -> int:

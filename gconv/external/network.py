@@ -141,7 +141,7 @@ def scaling_of(layer: GConv) -> Scaling:
     """
     at, found = layer.spec.structure, identify(layer)
     if isinstance(found, Other):
-        raise ValueError(f"{layer.spec} isn't streamed: {found.reason}.")
+        raise ValueError(f"{layer.spec} cannot run on a graph on disk: {found.reason}.")
     if isinstance(at, Aggregation) and at.aggr != "max" and at.loops == "keep" and not at.root:
         return Scaling("row" if at.aggr == "mean" else None, False)
     if (
@@ -152,8 +152,9 @@ def scaling_of(layer: GConv) -> Scaling:
     ):
         return Scaling("row" if at.mean else at.norm, at.loops == "fill")
     raise ValueError(
-        f"{layer.spec} isn't streamed: layers that read one adjacency are (gcn, sage with mean or sum, graphconv, "
-        "lightgcn, simple with mean or sum). Run other layers on blocks of Graph.sample, with gconv.apply_blocks."
+        f"{layer.spec} cannot run on a graph on disk: layers that read one adjacency can (gcn, sage with mean or sum, "
+        "graphconv, lightgcn, simple with mean or sum). Run other layers on blocks of Graph.sample, with "
+        "gconv.apply_blocks."
     )
 
 

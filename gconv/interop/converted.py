@@ -269,7 +269,7 @@ def arguments(forward: Callable[..., Any]) -> tuple[float, frozenset[str] | None
 CACHES = ("_cached_edge_index", "_cached_adj_t")
 FAILED = (
     "gconv failed to compute this call of a converted {} ({}), so the original layer computed it. "
-    "The result is right, but this is a fault of gconv: please report it."
+    "The result is correct, but this is a bug in gconv: please report it."
 )
 
 

@@ -47,7 +47,7 @@ class Blocks(Parametrised):
                 type(at) is int and 0 <= at < size for at, size in zip(place, sizes, strict=True)
             ):
                 raise ValueError(
-                    f"A place (tap, block row, block column) lies below {sizes}, but one is {shown(place)}."
+                    f"A place (tap, block row, block column) must be below {sizes}, but one is {shown(place)}."
                 )
         if len({*self.places}) < len(self.places):
             raise ValueError("A place of a block is given twice, but each block has a single weight.")

@@ -68,7 +68,7 @@ def edge_features(graph: Edges, add_self_loops: bool, dim: int, fill: Fill, dtyp
     attr = graph.edge_attr
     if attr is None or attr.shape[1] != dim:
         have = "none" if attr is None else f"{attr.shape[1]}"
-        raise ValueError(f"{name} needs edge_attr with edge_dim={dim} numbers an edge; the graph has {have}.")
+        raise ValueError(f"{name} needs edge_attr with edge_dim={dim} numbers per edge; the graph has {have}.")
 
     def make() -> Tensor:
         one, edge = arrivals(graph, add_self_loops)
@@ -111,7 +111,7 @@ def check_features(edge_dim: int | None, fill: Fill) -> None:
     if edge_dim is not None and (not isinstance(edge_dim, int) or edge_dim < 1):
         raise ValueError(f"edge_dim must be a positive integer or None, but it is {edge_dim!r}.")
     if isinstance(fill, str) and fill not in _REDUCE:
-        raise ValueError(f"fill_value must be a number, one a feature, or one of {', '.join(_REDUCE)}, not {fill!r}.")
+        raise ValueError(f"fill_value must be a number, one per feature, or one of {', '.join(_REDUCE)}, not {fill!r}.")
     if isinstance(fill, tuple) and len(fill) != edge_dim:
         raise ValueError(f"fill_value must be one number or edge_dim={edge_dim} of them, but it has {len(fill)}.")
 

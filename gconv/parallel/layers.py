@@ -54,7 +54,7 @@ class Layer(nn.Module):
         if given or any(value is not None for value in more):
             raise TypeError(
                 f"{self.name} takes x and partition.domain in a distributed model, but it was also given "
-                f"{', '.join(given) or 'a third argument'}: data of the edges belong into the Graph given to shard."
+                f"{', '.join(given) or 'a third argument'}: put the data of the edges into the Graph given to shard."
             )
         if self.state.whole is not None:
             self.recorded = torch.is_grad_enabled()

@@ -32,8 +32,8 @@ def law_samples_apart(case: Case) -> bool:
         want, slope = _value_and_slope(one, one.x, name)
         got, turned = _value_and_slope(one, x, name)
         for k in (0, 4):
-            one.close(f"{name}: sample {k} beside huge numbers and NaN", got[k], want[k])
-            one.close(f"{name}: the gradient in sample {k} beside huge numbers and NaN", turned[k], slope[k])
+            one.close(f"{name}: sample {k} next to huge numbers and NaN", got[k], want[k])
+            one.close(f"{name}: the gradient in sample {k} next to huge numbers and NaN", turned[k], slope[k])
     return True
 
 
