@@ -306,7 +306,7 @@ def test_parts_of_a_union_share_their_own_nodes():
     both = Bipartite.union([wide(), tall()])
     assert both.sizes == (9, 9) and both.ptr == ((0, 0), (6, 4), (9, 9))
     assert [end.tolist() for end in both.shared()] == [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6]]
-    with pytest.raises(ValueError, match="Only 1 of the 2 have edge_weight"):
+    with pytest.raises(ValueError, match="Only 1 of the 2 domains have edge_weight"):
         Bipartite.union([wide(), replace(wide(), edge_weight=None)])
     with pytest.raises(ValueError, match="union of no domains"):
         Bipartite.union([])

@@ -225,14 +225,6 @@ def compiled_and_counted(layer):
     return torch.compile(layer, fullgraph=True, backend=backend), made
 
 
-@drawn(COMPILED[:2], "conv2d")
-def test_grid_operators_compile_without_a_first_call(sample):
-    case = Case.of(sample, torch.float64)
-    run, made = compiled_and_counted(case.layer)
-    assert_close("compiled", run(case.x), case.layer(case.x), 1e-12)
-    assert len(made) == 1
-
-
 @pytest.mark.parametrize("spec", [conv2d(2, 3, 3, stride=2), max_pool2d(2)], ids=str)
 def test_dense_on_grids_compiles_without_a_first_call(spec):
     layer, x = GConv(spec, dtype=torch.float64), torch.randn(2, 2, 9, 7, dtype=torch.float64)  # sizes of no other test

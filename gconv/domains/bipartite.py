@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gconv.arguments import checked, explain_keywords, integer, plural, shown
-from gconv.domains.edges import Edges, counted, read_permutation
+from gconv.domains.edges import Edges, counted, joined, read_permutation
 from gconv.kernels import varies
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class Bipartite(Edges):
                 raise ValueError(f"edge_index must not be negative, but {row} (the {what}s) contains {low}.")
             if high >= n:
                 raise ValueError(
-                    f"{row} of edge_index names {what} {high}, but with sizes={sizes} there are {n} {what}s, "
-                    f"numbered from 0; row 0 must hold the sources and row 1 the targets."
+                    f"{row} of edge_index names {what} {high}, but with sizes={sizes} the number of {what}s is {n}, "
+                    "and they are numbered from 0; row 0 must hold the sources and row 1 the targets."
                 )
         object.__setattr__(self, "sizes", sizes)
         self._copy_edge_tensors()
@@ -167,13 +167,7 @@ class Bipartite(Edges):
         index = torch.cat(
             [b.edge_index + b.edge_index.new_tensor(s)[:, None] for b, s in zip(blocks, starts, strict=False)], 1
         )
-        tensors: dict[str, Any] = {}
-        for name in ("edge_weight", "edge_attr", "edge_type"):
-            have = [value for block in blocks if (value := getattr(block, name)) is not None]
-            if have and len(have) < len(blocks):
-                raise ValueError(f"Only {len(have)} of the {len(blocks)} have {name}; give it to all or to none.")
-            if have:
-                tensors[name] = torch.cat(have)
+        tensors = joined(blocks, ("edge_weight", "edge_attr", "edge_type"))
         ptr = [(0, 0)]
         for block, (s, t) in zip(blocks, starts, strict=False):
             ptr += [(s + a, t + b) for a, b in block.ptr[1:]]

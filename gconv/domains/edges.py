@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -44,6 +44,19 @@ def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
             f"{tuple(edge_index.shape)}."
         )
     return edge_index
+
+
+def joined(parts: Sequence[Any], names: Iterable[str]) -> dict[str, Any]:
+    """These tensors of all domains, concatenated. Raises: ValueError if only some domains have one of them."""
+    found = {}
+    for name in names:
+        have = [value for part in parts if (value := getattr(part, name)) is not None]
+        if have and len(have) < len(parts):
+            kind = "graphs" if parts[0].square else "domains"
+            raise ValueError(f"Only {len(have)} of the {len(parts)} {kind} have {name}; give it to all or to none.")
+        if have:
+            found[name] = torch.cat(have)
+    return found
 
 
 def read_permutation(name: str, order: Any, size: int, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from gconv.arguments import checked, explain_keywords, integer, plural
 from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
-from gconv.domains.edges import Edges, check_edge_index, counted, read_permutation
+from gconv.domains.edges import Edges, check_edge_index, counted, joined, read_permutation
 from gconv.kernels import order as orders
 from gconv.kernels import outside_transforms, readable, varies, wrapped
 
@@ -297,16 +297,7 @@ class Graph(Edges):
             raise ValueError("The union of no graphs is not defined; give at least one.")
         starts = [0, *itertools.accumulate(g.size for g in graphs)]
         index = torch.cat([g.edge_index + s for g, s in zip(graphs, starts[:-1], strict=True)], 1)
-        tensors: dict[str, Tensor] = {}
-        for name in ("edge_weight", "edge_attr", "edge_type", "pos"):
-            values = [getattr(g, name) for g in graphs]
-            have = [v for v in values if v is not None]
-            if have and len(have) < len(graphs):
-                raise ValueError(
-                    f"Only {len(have)} of the {len(graphs)} graphs have {name}; give it to all or to none."
-                )
-            if have:
-                tensors[name] = torch.cat(have)
+        tensors = joined(graphs, ("edge_weight", "edge_attr", "edge_type", "pos"))
         ptr = [0]
         for g, start in zip(graphs, starts[:-1], strict=True):
             ptr += [start + p for p in g.ptr[1:]]

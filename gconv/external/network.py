@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,6 @@ from gconv.module import GConv
 from gconv.operators.neighbourhood import Neighbours
 from gconv.operators.simple import Aggregation
 
-Stage = tuple[GConv | None, list[nn.Module]]
 RowMap = Callable[[int, int], Tensor]
 
 
@@ -92,13 +93,7 @@ def infer(
     modules = list(modules_of(net))
     if not modules:
         raise ValueError("infer takes an nn.Sequential of layers, but this one is empty.")
-    stages: list[Stage] = [(None, [])]
-    for module in modules:
-        if on_graphs(module):
-            stages.append((module, []))  # type: ignore[arg-type]
-        else:
-            stages[-1][1].append(module)
-    scalings = [None if layer is None else scaling_of(layer) for layer, _ in stages]
+    stages = _stages(modules)
     graph = graph if isinstance(graph, DiskGraph) else DiskGraph.open(graph)
     features, folder = Features(x), Path(out)
     if features.shape[0] != graph.nodes:
@@ -108,24 +103,17 @@ def infer(
     settings = {
         "graph": read_json(graph.path / "graph.json"), "features": features.fingerprint, "network": _fingerprint(net)
     }  # fmt: skip
-    modes = [(module, module.training) for module in net.modules()]
     with locked(folder), torch.no_grad():
         known = read_json(folder / "infer.json")
         if known is not None and known.get("settings") != settings:
             raise ValueError(f"{folder} holds the output of another call; delete it or use another folder.")
         if known is None or not known["done"]:
             write_json(folder / "infer.json", {"done": False, "settings": settings})
-            net.eval()
-            try:
-                signal: Any = x
-                for number, ((layer, after), scaling) in enumerate(zip(stages, scalings, strict=True)):
-                    if layer is None and not after:
-                        continue
-                    run = _Stage(graph, folder / "work", number, layer, after, scaling, memory, progress)
-                    signal = run(signal)
-            finally:
-                for module, mode in modes:
-                    module.training = mode
+            signal: Any = x
+            with _evaluating(net):
+                for number, stage in enumerate(stages):
+                    if stage.layer is not None or stage.after:
+                        signal = _Run(graph, folder / "work", number, stage, memory, progress)(signal)
             with using(folder / "output.npy"):
                 os.replace(signal, folder / "output.npy")
             write_json(folder / "infer.json", {"done": True, "settings": settings})
@@ -158,6 +146,39 @@ def scaling_of(layer: GConv) -> Scaling:
     )
 
 
+@dataclass
+class _Stage:
+    """An optional layer, the scaling of its adjacency, and the modules that follow it."""
+
+    layer: GConv | None = None
+    scaling: Scaling | None = None
+    after: list[nn.Module] = field(default_factory=list)
+
+
+def _stages(modules: Iterable[nn.Module]) -> list[_Stage]:
+    """The modules in order, divided at the layers on graphs. Raises: ValueError for a layer that cannot be streamed."""
+    stages = [_Stage()]
+    for module in modules:
+        if on_graphs(module):
+            assert isinstance(module, GConv)
+            stages.append(_Stage(module, scaling_of(module)))
+        else:
+            stages[-1].after.append(module)
+    return stages
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards each module is in its former mode."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def _fingerprint(net: nn.Module) -> str:
     total = hashlib.sha256(repr(net).encode())
     for name, tensor in net.state_dict().items():
@@ -166,22 +187,14 @@ def _fingerprint(net: nn.Module) -> str:
     return total.hexdigest()
 
 
-class _Stage:
-    """An optional layer and the modules that follow it."""
+class _Run:
+    """Computes a stage of a network."""
 
     def __init__(
-        self,
-        graph: DiskGraph,
-        work: Path,
-        number: int,
-        layer: GConv | None,
-        after: Sequence[nn.Module],
-        scaling: Scaling | None,
-        memory: int | str,
-        progress: Progress,
+        self, graph: DiskGraph, work: Path, number: int, stage: _Stage, memory: int | str, progress: Progress
     ) -> None:
-        self.graph, self.number, self.layer, self.after = graph, number, layer, after
-        self.scaling, self.memory, self.progress = scaling, memory, progress
+        self.graph, self.number, self.memory, self.progress = graph, number, memory, progress
+        self.layer, self.scaling, self.after = stage.layer, stage.scaling, stage.after
         self.path, self.folder = work / f"signal-{number}.npy", work / f"product-{number}"
         with using(work):
             work.mkdir(exist_ok=True)
