@@ -138,21 +138,6 @@ def test_bert_trains_what_it_says(tmp_path):
     assert moved and all(name.startswith("last.") or name.endswith((".A", ".B")) for name in moved)
 
 
-def test_bert_reads_no_test_label(monkeypatch):
-    pytest.importorskip("transformers")
-    (config,) = smoke(bert, model="conv")
-    data, results = bert.texts("random"), []
-    labels = data.labels.clone()
-    labels[data.test] = (labels[data.test] + 1) % 3
-    train = data.labels.clone()
-    train[~data.test] = (train[~data.test] + 1) % 3
-    for changed in (data.labels, labels, train):
-        monkeypatch.setattr(bert, "texts", lambda *a, y=changed: replace(data, labels=y))
-        results.append(bert.run(config, Place()).metrics)
-    first, poisoned, control = ({k: m[k] for k in ("val_loss", "train_loss", "epoch")} for m in results)
-    assert first == poisoned and first != control
-
-
 def test_features_end_where_a_document_ends():
     pytest.importorskip("transformers")
     (config,) = smoke(bert, model="head")

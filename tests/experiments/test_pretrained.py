@@ -178,20 +178,3 @@ def test_adapters_train_less_than_all_and_nothing_else():
             moved = [name for name, p in model.named_parameters() if p.grad is not None]
             assert all(name.startswith("last.") or name.endswith((".A", ".B")) for name in moved)
     assert counts["last"] < counts["adapters"] < counts["all"] == counts["scratch"]
-
-
-def test_no_test_label_is_used_before_the_end(monkeypatch):
-    config, results = replace(SMOKE, network="rnet", way="last", steps=10), []
-    data = carried.cells("random", 24)
-    for test in (data.test, data.test._replace(labels=(data.test.labels + 1) % 3)):
-        monkeypatch.setattr(carried, "cells", lambda *a, t=test: data._replace(test=t))
-        results.append(carried.run(config, Place()).metrics)
-    first, poisoned = results
-    assert first["train_loss"] == poisoned["train_loss"] and first["recalls"] != poisoned["recalls"]
-
-
-def test_bad_configurations_are_one_sentence():
-    with pytest.raises(ValueError, match="shots must be at least 1"):
-        carried.Config(shots=0)
-    with pytest.raises(ValueError, match="not 50 images of each class, only 10"):
-        carried.run(replace(SMOKE, shots=50), Place())

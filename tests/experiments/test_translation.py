@@ -11,8 +11,6 @@ import torch
 from datasets import DataCorrupt, DataUnavailable
 from datasets.multi30k import LANGUAGES, PARTS, Pairs, load_multi30k
 from experiments.harness.common import Results
-from experiments.harness.experiment import Place
-from experiments.translation import corpus as corpora
 from experiments.translation import predict, report, train
 from experiments.translation.corpus import END, START, batches, code, corpus, learn_units, padded, units_of
 from experiments.translation.networks import MODELS, Gated, OnGraph, Sentences, sentence_graph
@@ -67,22 +65,6 @@ def test_networks_learn_a_generated_language(model):
     assert score() < 5
     found = fit(net, code(units, data.train), code(units, data.val), config)
     assert found["val_loss"][-1] < 0.4 * found["val_loss"][0] and score() > floor
-
-
-def test_nothing_selected_reads_a_test_sentence(monkeypatch):
-    def measured(pairs):
-        data = replace(corpus("random"), test=pairs)
-        monkeypatch.setattr(train, "corpus", lambda *_: data)
-        monkeypatch.setattr(corpora, "corpus", lambda *_: data)
-        units_of.cache_clear()
-        found = train.run(replace(TINY, epochs=1), Place()).metrics
-        return {k: v for k, v in found.items() if not k.startswith(("test", "seconds"))}, found["test_bleu"]
-
-    data = corpus("random")
-    first, score = measured(data.test)
-    poisoned, other = measured(Pairs(("bab dad fag.",) * 10, ("zzz qqq",) * 10))
-    assert first == poisoned and score != other
-    units_of.cache_clear()
 
 
 @pytest.mark.parametrize("model", ["conv", pytest.param("light", marks=pytest.mark.slow)])
