@@ -15,7 +15,9 @@ PREPARED = "import gconv_command, sys; gconv_command.end_in_one_line(); "
 
 
 def started(words, **options):
+    """A process that SIGINT ends, also if these tests run in the background, where it may be ignored."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"} | options.pop("env", {})
+    options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     return subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment, **options
     )
