@@ -10,16 +10,16 @@ import torch
 from shared import Dispatched
 from torch.utils.flop_counter import FlopCounterMode
 
-from gconv import GConv, Graph, constant
+from gconv import GConv, Graph, constant, list_operators
 from gconv.basis import Basis, Pattern, Taps
 from gconv.call import Call
 from gconv.domains import grid_graph
-from gconv.kernels import Constant, known, native
+from gconv.kernels import Constant, known, memory, native
 from gconv.laplacian import adjacency
 from gconv.lowering import dense, fixed
 from gconv.mixing import Dense
 from gconv.operators import appnp, cheb, conv2d, gat, gcn, hypergraph, relational, sage, selection, tag
-from gconv.spec import GraphStructure, OperatorSpec, Parameter, Sample
+from gconv.spec import GraphStructure, OperatorSpec, Parameter, Sample, operator
 from gconv.testing import LAWS, assert_close, check_operator
 
 INDEX = torch.tensor([[0, 0, 1, 2, 2, 3, 4, 4, 4], [1, 1, 2, 2, 0, 4, 0, 3, 3]])  # double edges, a loop, a node alone
@@ -630,3 +630,13 @@ def test_a_prepared_call_notices_what_changed_since(spec):
     with pytest.raises(ValueError, match="weight of shape"):
         layer.weight.data = layer.weight.data[..., :2]
         layer(x, MESSY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_operators())
+def test_results_in_chunks_and_pooled_buffers_are_their_callers(name, monkeypatch):
+    monkeypatch.setattr(fixed, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(fixed, "MIN_BYTES_ROWS", 0)
+    monkeypatch.setattr(memory, "MIN_BYTES_POOLED", 1)
+    for sample in operator(name).samples():
+        LAWS["law_results_are_their_callers"](sample, torch.float64)

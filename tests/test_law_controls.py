@@ -121,6 +121,22 @@ def returns_a_view(S, mixing, W, x, bias):
     return _View.apply(densely(S, mixing, W, x, bias))
 
 
+class _Reads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        ctx.save_for_backward(y)
+        ctx.result = y.clone()  # not saved, so that torch does not notice changes of it
+        return ctx.result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + (ctx.result - ctx.saved_tensors[0])
+
+
+def reads_its_result(S, mixing, W, x, bias):
+    return _Reads.apply(densely(S, mixing, W, x, bias))
+
+
 def leaves_bfloat16(S, mixing, W, x, bias):
     return densely(S, mixing, W, x, bias).double()
 
@@ -213,6 +229,7 @@ def test_broken_transform_is_rejected(run, message, lowered):
         ("law_complex", loses_the_imaginary_part, GCN, "turns complex128 into torch.float64"),
         ("law_results_are_their_callers", keeps_its_result(), GCN, "call 1 after the result was modified"),
         ("law_results_are_their_callers", returns_a_view, GCN, "cannot be modified in place"),
+        ("law_results_are_their_callers", reads_its_result, GCN, "a gradient through the modified result"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -117,7 +118,7 @@ def law_empty_batches_learn(case: Case) -> bool:
 
 @a_law
 def law_results_are_their_callers(case: Case) -> bool:
-    """In-place changes of an output, with and without gradients, affect neither x nor later results."""
+    """In-place changes of an output, with and without gradients, affect neither x, later results nor gradients."""
     if case.dtype != torch.float64:
         return False
     single = constant(case.x[0]) if isinstance(case.domain, Graph) else case.x[0]
@@ -130,14 +131,27 @@ def law_results_are_their_callers(case: Case) -> bool:
                     case.close(f"{name}: call {call} after the result was modified", y, want)
                     _modify(case, name, y)
                 case.close(f"{name}: x after the result was modified", x, before, 0.0)
+        for x in (case.x.clone().requires_grad_(), single):
+            for got, want in zip(*(_slopes(case, name, x, in_place) for in_place in (True, False)), strict=True):
+                case.close(f"{name}: a gradient through the modified result", got, want)
     return True
 
 
-def _modify(case: Case, name: str, y: Tensor) -> None:
+def _modify(case: Case, name: str, y: Tensor) -> Tensor:
     try:
-        torch.relu_(y.neg_().mul_(3))
+        return torch.relu_(y.neg_().mul_(3))
     except RuntimeError as error:
         case.fail(f"{name}: its result cannot be modified in place: {error}")
+
+
+def _slopes(case: Case, name: str, x: Tensor, in_place: bool) -> Sequence[Tensor]:
+    """The gradients of |relu(-3 y)|^2 in x and the parameters, with y modified in place or not."""
+    leaves = [t for t in (x, *case.layer.parameters()) if t.requires_grad]
+    if not leaves:
+        return ()
+    y = case(x, name)
+    y = _modify(case, name, y) if in_place else torch.relu(-3 * y)
+    return torch.autograd.grad(y.square().sum(), leaves, allow_unused=True, materialize_grads=True)
 
 
 @a_law
