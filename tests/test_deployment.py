@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gconv import GConv, Graph, Grid, list_operators
+from gconv.lowering import images as images_lowering
 from gconv.operators import avg_pool2d, cheb, conv2d, conv_transpose2d, gat, gatv2, gcn, global_pool, max_pool2d, sage
 from gconv.spec import operator
 from gconv.testing import Case, assert_close
@@ -178,3 +179,30 @@ def test_every_operator_is_exported_with_open_sizes(sample):
                 program.module()(*second)
             return
         assert_close("exported", program.module()(*second), module(*second), 1e-5)
+
+
+def traced_at_another_size(sample):
+    """What a trace makes of images of another size, and what the layer makes of them; None if the trace refuses."""
+    case = Case.of(sample, torch.float32)
+    layer, first, second, _ = larger(case)
+    with torch.no_grad():
+        program = torch.jit.trace(layer.eval(), first, check_trace=False)
+        try:
+            return program(*second), layer(*second)
+        except RuntimeError:
+            return None
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_at_another_size_is_right_or_refuses(monkeypatch):
+    named = [sample for sample in SAMPLES if sample.spec.name not in ONE_GRID]
+    on_grids = [sample for sample in named if isinstance(Case.of(sample, torch.float32).domain, Grid)]
+    found = {sample.spec.name: traced_at_another_size(sample) for sample in on_grids}
+    for name, pair in found.items():
+        if pair is not None:
+            assert_close(f"{name}, traced", *pair, 1e-5)
+    assert found["conv2d"] is not None and found["max_pool2d"] is not None
+    monkeypatch.setattr(images_lowering, "is_jit_tracing", lambda: False)
+    ours, wanted = traced_at_another_size(next(sample for sample in SAMPLES if sample.spec.name == "global_pool"))
+    assert ours.shape != wanted.shape

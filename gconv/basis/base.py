@@ -151,6 +151,13 @@ class Basis:
         """Whether it is defined by the geometry of a grid instead of a list of entries."""
         return False
 
+    def traced_grid(self, native: bool) -> tuple[int, ...] | None:
+        """The only input grid for which a torch.jit.trace holds; None if it holds for others or refuses them itself.
+
+        native: whether torch's kernels are traced, which take grids of any size.
+        """
+        return None
+
     @property
     def has_empty_windows(self) -> bool:
         """Whether a window contains only padding."""

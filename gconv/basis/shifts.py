@@ -166,6 +166,10 @@ class Shifts(Basis):
     def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
         return self.taps(dtype, device)
 
+    def traced_grid(self, native: bool) -> tuple[int, ...] | None:
+        whole = self.window and self.kernel == self.size
+        return self.grids[0] if whole or not native else None
+
     @property
     def linear(self) -> bool:
         return self.reduce == "sum"

@@ -388,6 +388,10 @@ class Windows(Taps):
     def grids(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return self.size, self.out
 
+    def traced_grid(self, native: bool) -> tuple[int, ...] | None:
+        kept = any(n == o for n, o in zip(self.size, self.out, strict=True))
+        return self.size if kept or not native else None
+
     @property
     def signature(self) -> Hashable:
         return "Windows", self.size, self.out, self.nnz

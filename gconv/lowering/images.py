@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gconv.basis import Basis
 from gconv.call import Call
-from gconv.kernels.transforms import lasting
+from gconv.kernels.transforms import is_jit_tracing, lasting
 from gconv.lowering import native
 from gconv.lowering.base import Lowering, Run
 
@@ -24,6 +24,17 @@ LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 def on_images(option: Lowering, S: Basis, call: Call, grid: tuple[int, ...]) -> Run:
     """A lowering as a function of images like call.x; grid and memory format of the result are determined here."""
+    run = _on_images(option, S, call, grid)
+    traced = S.traced_grid(option is native.NATIVE) if is_jit_tracing() else None
+    return run if traced is None else _of_one_size(run, traced)
+
+
+def _of_one_size(run: Run, grid: tuple[int, ...]) -> Run:
+    """`run` in a trace, where the size of the grid was read: the program raises an error for images of other sizes."""
+    return lambda S, call: run(S, call.at(call.x.flatten(-len(grid)).unflatten(-1, grid)))
+
+
+def _on_images(option: Lowering, S: Basis, call: Call, grid: tuple[int, ...]) -> Run:
     if option is native.NATIVE:  # torch's kernels, which accept an image without a batch axis
         return native.run_images
     x = call.x
