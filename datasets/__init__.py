@@ -4,6 +4,10 @@
 |---|---|---|---|
 | cifar10 | 60,000 colour images 32x32, 10 classes | Krizhevsky 2009; research use, no licence stated | 170 MB |
 | cora, citeseer, pubmed | citation graphs, public split | Sen 2008, Yang 2016 (MIT repository) | 1 to 6 MB |
+| bccd | 364 photos of blood cells with boxes | Shenggan/BCCD_Dataset (MIT) | by hand |
+| membrane | 30 microscopy slices with masks | ISBI 2012, in zhixuhao/unet (MIT repository) | by hand |
+| mr, r8, trec | labelled texts | Pang 2005, Reuters, Li 2002, in yao8839836/text_gcn; none stated | by hand |
+| multi30k | 31,014 sentences with translations | multi30k/dataset; none stated | by hand |
 | digits | 1,797 images 8x8, 10 classes | UCI optdigits in scikit-learn (BSD-3 wheel) | none |
 | digits-knn | k-NN graph of the digits | as digits | none |
 | karate | 34 nodes, 4 communities | Zachary 1977, in PyG (MIT wheel) | none |
@@ -42,9 +46,12 @@ if sys.argv[:1] == ["-m"]:
 
 from gconv.arguments import checked
 
+from .bccd import load_bccd
 from .cifar10 import channel_stats, load_cifar10, normalise
 from .embedded import load_citation_like, load_digits, load_digits_knn, load_karate
 from .images import SuperpixelSet, grid_graph, knn_graph, superpixel_graph, superpixel_set
+from .membrane import load_membrane
+from .multi30k import load_multi30k
 from .planetoid import load_planetoid
 from .root import (
     DataCorrupt,
@@ -58,6 +65,7 @@ from .root import (
     data_root,
     hash_parts,
 )
+from .text import FOLDERS, load_text
 
 EMBEDDED = {
     "digits": load_digits,
@@ -66,12 +74,16 @@ EMBEDDED = {
     "citation-like": load_citation_like,
 }
 PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
-NAMES = ("cifar10", *PLANETOID, *EMBEDDED)
+TEXTS = {name.lower(): name for name in FOLDERS}
+FILES = {"cifar10": load_cifar10, "bccd": load_bccd, "membrane": load_membrane, "multi30k": load_multi30k}
+NAMES = (*FILES, *PLANETOID, *TEXTS, *EMBEDDED)
 
 
 @checked
-def load(name: str, root: str | Path | None = None, **options: Any) -> ImageSet | GraphSet:
+def load(name: str, root: str | Path | None = None, **options: Any) -> Any:
     """Load a data set by name (case-insensitive); `options` are those of its loader (`limit`, `seed`, ...).
+
+    Returns: a `Loaded` record, of the class that the loader returns.
 
     Args:
         name: one of `NAMES`.
@@ -84,13 +96,14 @@ def load(name: str, root: str | Path | None = None, **options: Any) -> ImageSet 
     """
     key = name.lower()
     choose(key, NAMES, "data set")
-    loader: Any = EMBEDDED.get(key) or (load_planetoid if key in PLANETOID else load_cifar10)
+    named = PLANETOID | TEXTS
+    loader: Any = {**EMBEDDED, **FILES}.get(key) or (load_planetoid if key in PLANETOID else load_text)
     allowed = set(inspect.signature(loader).parameters) - {"root", "name"}
     for option in options:
         choose(option, allowed, f"option of {key!r} named")
     if key in EMBEDDED:
         return loader(**options)
-    return loader(PLANETOID[key], root) if key in PLANETOID else loader(root, **options)
+    return loader(named[key], root) if key in named else loader(root, **options)
 
 
 __all__ = [

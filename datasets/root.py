@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import reprlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,8 +64,17 @@ class Loaded:
         """A short description: every field, tensors by shape."""
         shown = {f.name: getattr(self, f.name) for f in fields(self)}
         shown["classes"] = f"{len(self.classes)}: {', '.join(self.classes)}"
-        lines = (f"{k:12} {f'{tuple(v.shape)} {v.dtype}' if isinstance(v, Tensor) else v}" for k, v in shown.items())
-        return "\n".join(lines)
+        return "\n".join(f"{name:12} {_short(value)}" for name, value in shown.items())
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype}"
+    if hasattr(value, "_asdict"):  # a named tuple
+        return "; ".join(f"{name}: {_short(part)}" for name, part in value._asdict().items())
+    if isinstance(value, tuple) and value:
+        return f"{len(value)}, the first {reprlib.repr(value[0])}"
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 from limits import fresh, joined, started
 
 import datasets
-from datasets import root
+from datasets import multi30k, root, text
 
 ROOM = Path(datasets.__file__).parents[1]
 
@@ -199,12 +199,35 @@ def test_array_hashes_see_value_type_and_shape():
 
 
 def test_unknown_names_and_options_are_prose(tmp_path):
-    with pytest.raises(ValueError, match=r"no data set 'citeseeer'\. Did you mean 'citeseer'\? Known: cifar10, "):
+    with pytest.raises(ValueError, match=r"no data set 'citeseeer'\. Did you mean 'citeseer'\? Known: bccd, cifar10, "):
         datasets.load("citeseeer")
     with pytest.raises(ValueError, match=r"option of 'digits' named 'sed'\. Did you mean 'seed'"):
         datasets.load("digits", sed=1)
     with pytest.raises(ValueError, match="option of 'cora' named 'limit'"):
         datasets.load("Cora", tmp_path, limit=3)
+
+
+@pytest.mark.parametrize("name", datasets.NAMES)
+def test_every_data_set_is_listed_and_is_there_or_says_what_is_missing(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("GCONV_OFFLINE", "1")
+    lines = [line.split("|")[1] for line in datasets.__doc__.splitlines() if line[:1] == "|"]
+    assert name in {part.strip() for line in lines for part in line.split(",")}
+    try:
+        found = datasets.load(name, tmp_path)
+    except root.DataUnavailable as error:
+        assert all(f"{what}:" in str(error) for what in ("missing", "folder", "source", "remedy"))
+    else:
+        assert name in datasets.EMBEDDED and len(found.summary()) < 2000
+
+
+def test_long_entries_of_a_summary_are_shortened():
+    texts = text.TextSet(label="a", classes=("b",), content_hash="c", source="d", documents=(("word",) * 99,) * 9999,
+                         labels=torch.zeros(9999), test=torch.zeros(9999))  # fmt: skip
+    pairs = multi30k.Pairs(("one two",) * 9999, ("eins zwei",) * 9999)
+    sentences = multi30k.TranslationSet(label="a", classes=("b",), content_hash="c", source="d", train=pairs, val=pairs,
+                                        test=pairs)  # fmt: skip
+    assert "9999, the first ('word'" in texts.summary() and len(texts.summary()) < 500
+    assert "source: 9999, the first 'one two'; target: 9999" in sentences.summary() and len(sentences.summary()) < 500
 
 
 def test_load_takes_any_case_and_hands_options_on(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ Protocol: MR and R8 with Text GCN's split, TREC with its own. A tenth of the tra
 used for validation; Adam on the cross-entropy of the others, in batches of 50 or, on the graph, full-batch; the epoch
 with the lowest validation loss is kept, and training stops after `patience` epochs without improvement. The test
 documents are scored once, with the kept weights. Three seeds. Settings are those of Kim and Text GCN, with Adam instead
-of Adadelta and of SGC's LBFGS, not tuned.
+of Adadelta and of SGC's LBFGS and without Kim's bound on the norm of the last layer's weights, not tuned.
 
     python -m experiments.sweep text                            run missing runs, one process per run
     python -m experiments.text.classify --model kim --dataset TREC

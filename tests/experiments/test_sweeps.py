@@ -20,12 +20,13 @@ from experiments.harness import code as codes
 from experiments.harness import fit, options, progress, render
 from experiments.harness.code_changes import CHANGES, accept
 from experiments.harness.experiment import Place
-from experiments.harness.machine import hardware
+from experiments.harness.machine import ROOT, hardware
 from experiments.harness.options import Launch, Outcome, SweepOptions
 from experiments.harness.specs import SpecError, read_spec
-from experiments.harness.store import Results
+from experiments.harness.store import Checkpoint, Results
 from experiments.harness.sweeps import sweep
-from experiments.images import cifar10_cnn, ladder
+from experiments.images import cifar10_cnn, ladder, superpixels
+from experiments.translation import train
 from gconv.operators import gcn
 
 SMOKE = {**ladder.EXPERIMENT.smoke, "limit": 16, "batch": 8}
@@ -303,6 +304,41 @@ def small(**changes):
 
 class Kill(Exception):
     pass
+
+
+@pytest.mark.parametrize("table", ["superpixels", "translation", "detection", "studies", "pixel_operators", "anchor"])
+def test_a_run_killed_after_any_checkpoint_goes_on_with_the_same_numbers(table, tmp_path, monkeypatch):
+    found = sweep_command.experiment(table)
+    config, *_ = found.expand(replace(found.config(), **{**found.smoke, "epochs": 2}), 1)
+    whole = found.run(config, Place(device="cpu")).metrics
+    save, kills = Checkpoint.save, 0
+
+    def killing(self, *state):
+        save(self, *state)
+        raise Kill
+
+    monkeypatch.setattr(Checkpoint, "save", killing)
+    for module in (fit, superpixels, train):
+        monkeypatch.setattr(module, "SAVED_EVERY", -1.0)
+    while True:
+        torch.manual_seed(kills)  # as in a new process
+        try:
+            resumed = found.run(config, Place(device="cpu", checkpoint=tmp_path / "run.pt")).metrics
+            break
+        except Kill:
+            kills += 1
+    assert kills >= 2
+    assert {k: v for k, v in resumed.items() if k not in found.measured} == {
+        k: v for k, v in whole.items() if k not in found.measured
+    }
+
+
+def test_every_experiment_with_checkpoints_is_killed_above_or_in_a_test_of_its_own():
+    texts = {path.name: path.read_text() for path in (ROOT / "experiments").rglob("*.py") if path.name != "store.py"}
+    assert {name for name, text in texts.items() if "Checkpoint(" in text} == {
+        *("fit.py", "superpixels.py", "train.py", "bccd.py"),
+        *("training.py", "data_parallel.py"),  # test_cifar10_networks, test_data_parallel
+    }
 
 
 def test_a_run_killed_anywhere_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
