@@ -10,14 +10,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from limits import LIMIT, Fresh, processes
+from limits import LIMIT, Fresh, fresh, joined, processes, started
 
 from experiments import verify
 from experiments.harness import common, store
@@ -236,14 +235,14 @@ def test_two_processes_append_at_once(tmp_path):
 def test_a_row_that_waits_while_the_file_is_replaced_is_in_the_new_file(tmp_path):
     results, other = Results(tmp_path / "rows.jsonl"), Results(tmp_path / "rows.jsonl")
     results.append(row("a", n=1))
-    with results._locked() as file, ThreadPoolExecutor() as pool:
-        waiting = pool.submit(other.append, row("b"))
-        with pytest.raises(TimeoutError):  # the control: it does wait
-            waiting.result(0.2)
+    with results._locked() as file:
+        waiting = started(other.append, row("b"))
+        time.sleep(0.2)
+        assert waiting.is_alive(), "the control: it does wait"
         file.seek(0)
         results._replace(row("a", n=2), json.dumps(row("a", n=2)).encode() + b"\n", file.readall())
         fcntl.flock(file, fcntl.LOCK_UN)
-        assert waiting.result(10)
+        joined([waiting])
     assert results.append(row("a", n=3), replace=True)
     assert [(r["key"], r.get("n")) for r in results.rows()] == [("a", 3), ("b", None)]
 
@@ -428,15 +427,14 @@ def test_failed_save_leaves_the_last_checkpoint(tmp_path, request):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    for name in (f"run.pt.{gone.pid}.tmp", f"run.pt.{os.getppid()}.tmp", f"other.pt.{gone.pid}.tmp"):
+    gone = int(fresh("import os; print(os.getpid())").stdout)
+    for name in (f"run.pt.{gone}.tmp", f"run.pt.{os.getppid()}.tmp", f"other.pt.{gone}.tmp"):
         (tmp_path / name).touch()
     Checkpoint(tmp_path / "run.pt").save(1)
     assert {p.name for p in tmp_path.iterdir()} == {
         "run.pt",
         f"run.pt.{os.getppid()}.tmp",
-        f"other.pt.{gone.pid}.tmp",
+        f"other.pt.{gone}.tmp",
     }, "not those of processes that still write, or of other files"
 
 
