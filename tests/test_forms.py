@@ -646,3 +646,14 @@ def test_a_cropped_grid_in_every_lowering(mode, padding):
         want = torch.einsum("kmn,bni,kio->bmo", T.expand(torch.eye(T.shape[2], dtype=DOUBLE)), x, W)
         for lowering in admitted(T, Dense(2, 2, 3)):
             assert_close(lowering, evaluate(T, Dense(2, 2, 3), W, x, None, lowering), want, 1e-9)
+
+
+def test_powers_beyond_float16_in_a_sum_within_it():
+    """1000^2 walks of four steps return to a hub; their sum, with its small coefficients, fits."""
+    leaves = torch.arange(1, 1001)
+    row, col = torch.cat([leaves, 0 * leaves]), torch.cat([0 * leaves, leaves])
+    L = Taps(Pattern((1, 1001, 1001), 0 * row, row, col), torch.ones(2000, dtype=torch.float16))
+    x, c = torch.rand(1001, 2).half(), torch.full((1, 5), 2.0**-10)
+    S, exact = Polynomial(L, Recurrence.monomial(5), c.half()), Polynomial(L, Recurrence.monomial(5), c.double())
+    assert_close("value", S.expand(x).double(), exact.expand(x.double()), 0.01)
+    assert Polynomial(L, Recurrence.monomial(5)).expand(x)[4].isinf().any()  # the control

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 import gconv.plan
 from gconv.call import Call
@@ -29,6 +30,14 @@ def drops_the_last_site(S, call):
     return dense.run(S, call.at(call.x * kept))
 
 
+def keeps_its_first_weight(S, call, kept=WeakIdKeyDictionary()):  # noqa: B008
+    W = call.W
+    if W is not None:
+        owner = W if W._base is None else W._base
+        W = kept.setdefault(owner, W.detach().clone()) + (W - W.detach())
+    return dense.run(S, Call(call.x, call.mixing, W, call.bias))
+
+
 @pytest.fixture
 def put(monkeypatch):
     """Puts a lowering made of a function in the place of all but dense."""
@@ -45,7 +54,12 @@ def put(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "broken, what", [(drops_the_last_site, "value"), (halves_the_weight_s_gradient, "gradient in weight")]
+    "broken, what",
+    [
+        (drops_the_last_site, "lowering broken: value"),
+        (halves_the_weight_s_gradient, "lowering broken: gradient in weight"),
+        (keeps_its_first_weight, "after weights: value"),
+    ],
 )
 def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, monkeypatch, tmp_path, capsys):
     from tests.fuzz.__main__ import one, work
@@ -53,7 +67,7 @@ def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, m
     put(broken)
     work(1, 40, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
-    found = [record for record in records if re.search(f"lowering broken: {what}.*: off by", record.get("found", ""))]
+    found = [record for record in records if re.search(f"{what}.*: off by", record.get("found", ""))]
     assert found, f"none of {len(records)} cases found it"
     assert one(found[0]["case"]) == 1 and capsys.readouterr().out == f"FOUND {found[0]['found']}\n"
     monkeypatch.undo()

@@ -148,6 +148,8 @@ class Polynomial(Basis):
 
     def _single(self, coefficients: Tensor | tuple[float, ...], x: Tensor) -> Tensor:
         """sum_k c_k p_k(L) x."""
+        if x.dtype == torch.float16:  # terms may exceed its largest number although their sum times a diagonal does not
+            return self._single(coefficients, x.float()).to(x.dtype)
         if isinstance(coefficients, Tensor) or not self._fixed:
             return _weighted(coefficients, self._terms(x))
         csr, values, back = self.L.ordered("expand")

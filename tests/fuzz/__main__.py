@@ -7,7 +7,8 @@
 Each case is a spec near one of an operator's samples, on a random domain: odd grids, no edges, isolated nodes, loops,
 double edges, weights of zero, negative and huge; in float64, float32, bfloat16 and float16, with batches of every shape
 and several memory layouts. Every admitted lowering, the planned one and its second call have to agree with `dense` in
-float64, in value and gradients, within 16 times what the reference moves by when each of its operations rounds.
+float64, in value and gradients, within 16 times what the reference moves by when each of its operations rounds. A layer
+that was used in other modes, on another graph and with other weights has to agree with a new one.
 
 Exit status: 0 if nothing was found, 1 if something was.
 """

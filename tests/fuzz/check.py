@@ -76,8 +76,7 @@ def check(case: FuzzCase) -> Outcome:
         return Outcome(0, sentence(error))
     except Exception as error:
         fail("the layer or its domain", error)
-    channels = _channels(layer)
-    x = case.signal(channels)
+    x = case.signal(getattr(layer.spec.mixing, "i", 0) or case.channels)
     run = Run(layer, domain, x)
     try:
         plan = layer.plan(x, domain) if isinstance(domain, Graph) else layer.plan(x)
@@ -99,7 +98,7 @@ def check(case: FuzzCase) -> Outcome:
     elif _tied(run):
         reference.pop("gradient in edge_weight", None)
     spread = _spread(run)
-    compared = 0
+    compared = _sequence(run, case, reference, rounding)
     for name in [*names, None, None]:  # the last two: as planned, and again from what was kept
         try:
             found = run.results(name, case.needs)
@@ -114,6 +113,55 @@ def check(case: FuzzCase) -> Outcome:
             _compare(f"lowering {name}: {what}", found[what], want, error, x.dtype, case)
         compared += 1
     return Outcome(compared)
+
+
+STEPS = ("inference", "no_grad", "other graph", "weights", "frozen", "thawed", "train", "eval", "copy", "edge weights")
+
+
+def _sequence(run: Run, case: FuzzCase, reference: dict[str, Tensor], rounding: dict[str, float]) -> int:
+    """Hold a layer that has been used in several ways to a new one with the same weights, on a new domain.
+
+    Raises:
+        Finding: if they disagree.
+    """
+    draw, used, domain, scale = random.Random(str(case)), copy.deepcopy(run.layer), case.domain(), 1.0
+    weighted = isinstance(domain, Graph) and domain.edge_weight is not None
+    for step in ("first call", *draw.choices(STEPS, k=3)):
+        if step in ("frozen", "thawed"):
+            used.requires_grad_(step == "thawed")
+        elif step in ("train", "eval"):
+            used.train(step == "train")
+        elif step == "copy":
+            used = copy.deepcopy(used)
+        elif step == "edge weights" and weighted:
+            domain.edge_weight.mul_(0.5)
+            scale *= 0.5
+        elif step == "weights":
+            with torch.no_grad():
+                for p in used.parameters():
+                    p.mul_(0.5)
+        fresh, anew, at = copy.deepcopy(case.layer()).train(used.training), case.domain(), domain
+        fresh.load_state_dict(used.state_dict())
+        anew = replace(anew, edge_weight=anew.edge_weight * scale) if weighted else anew
+        if step == "other graph" and isinstance(domain, Graph):
+            order = torch.randperm(domain.size, generator=torch.Generator().manual_seed(case.seed))
+            at, anew = domain.permute(order), anew.permute(order)
+        quiet = step in ("inference", "no_grad")
+        learned = case.needs[1] and all(p.requires_grad for p in used.parameters())
+        needs = (case.needs[0] and not quiet, learned and not quiet, case.needs[2] and not quiet)
+        found = []
+        for layer, place in ((used, at), (fresh, anew)):
+            with torch.random.fork_rng(devices=[]), torch.inference_mode(step == "inference"):
+                torch.manual_seed(case.seed)
+                with torch.set_grad_enabled(not quiet):
+                    try:
+                        found.append(replace(run, layer=layer, domain=place).results(None, needs))
+                    except Exception as error:
+                        fail(f"after {step}", error)
+        for what in reference.keys() & found[0].keys():
+            want = found[1][what].double()
+            _compare(f"after {step}: {what}", found[0][what], want, rounding[what], run.x.dtype, case)
+    return 1
 
 
 def _settled(run: Run, case: FuzzCase) -> bool:
@@ -152,11 +200,6 @@ def fail(where: str, error: Exception) -> NoReturn:
     raise Finding(
         f"{where}: {type(error).__name__}: {str(error)[:300]} ({at.filename.rsplit('/', 1)[-1]}:{at.lineno})"
     ) from error
-
-
-def _channels(layer: GConv) -> int:
-    mixing = layer.spec.mixing
-    return int(getattr(mixing, "i", 0) or 2)
 
 
 def _direction(shape: torch.Size, seed: int) -> Tensor:
