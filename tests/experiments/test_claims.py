@@ -277,7 +277,7 @@ CLAIMS = [
     ),
     (
         "citation",
-        "more epochs do not help (tested below)",
+        "more epochs do not help (tested below); arma on CiteSeer",
         lambda: all(citation("arma", d, "citation_reasons") < citation("arma", d) + 0.3 for d in ("Cora", "CiteSeer")),
     ),
 ]
