@@ -81,8 +81,8 @@ CITATION_MISSES: dict[tuple[str, str], str] = {
     ("agnn", "Cora"): "the published spread (0.1) may be that of the mean; not tested",
     ("agnn", "CiteSeer"): "the published spread (0.1) may be that of the mean; not tested",
     ("arma", "Cora"): (
-        "DGL also drops out the input of the skip; the independent reruns are lower than the paper, too; more epochs do "
-        "not help (tested below)"
+        "DGL also drops out the input of the skip; the independent reruns are lower than the paper, too; more epochs "
+        "do not help (tested below)"
     ),
     ("arma", "CiteSeer"): "as on Cora; of the independent reruns, one is lower than the paper",
     ("chebnetii", "Cora"): (
