@@ -135,6 +135,8 @@ def test_only_the_test_scores_depend_on_the_test_data(table):
         whole, scores = measured(table, config, "")
         with_other_test_data, other_scores = measured(table, config, "test")
         with_other_training_data, _ = measured(table, config, "train")
+        assert measured(table, config, "")[0] == whole, "a seed repeats"
+        assert measured(table, replace(config, seed=config.seed + 1), "")[0] != whole, "another seed is another run"
         assert with_other_test_data == whole
         assert with_other_training_data != whole, "the control: training data matter"
         assert other_scores != scores, "the control: scores are those of the test data"
