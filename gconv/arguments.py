@@ -63,7 +63,21 @@ def shown(value: Any) -> str:
     if isinstance(value, tuple | list) and len(value) < 9 and all(isinstance(v, int | float | str) for v in value):
         start, end = "()" if isinstance(value, tuple) else "[]"
         return start + ", ".join(shown(v) for v in value) + ("," if start == "(" and len(value) == 1 else "") + end
-    return f"a {type(value).__name__}"
+    return kind_of(value)
+
+
+def kind_of(value: Any) -> str:
+    """A description of a value by its type, for error messages.
+
+    >>> kind_of(None), kind_of(nn.Linear), kind_of("x"), kind_of(2)
+    ('None', 'the class Linear', 'a str', 'an int')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def plural(n: int, one: str, many: str = "") -> str:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import SymInt
 
-from gconv.arguments import plural, shown
+from gconv.arguments import kind_of, plural, shown
 from gconv.basis import Attended, Basis, SharedTaps, Stack, Taps
 from gconv.caches import Cache, register
 from gconv.call import Call
@@ -161,7 +161,7 @@ def _compute_basis(structure: Structure, domain: Domain | Edges, theta: Theta, c
             f"parameters() declares are: {declared}."
         ) from error
     if not hasattr(S, "contract") or S.shape[0] != structure.taps:
-        what = plural(S.shape[0], "tap") if hasattr(S, "contract") else f"a {type(S).__name__}"
+        what = plural(S.shape[0], "tap") if hasattr(S, "contract") else kind_of(S)
         raise TypeError(
             f"The basis of {type(structure).__name__} must be a stack of {structure.taps} sparse matrices, one of the "
             f"forms in gconv.basis, but it is {what}."

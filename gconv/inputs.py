@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gconv.arguments import plural, shown
+from gconv.arguments import kind_of, plural, shown
 from gconv.domains import Bipartite, Graph, Grid, read_bipartite, read_graph
 from gconv.errors import InputError
 from gconv.spec import Domain, OperatorSpec
@@ -89,7 +89,7 @@ def read_pair(spec: OperatorSpec, x: Any, domain: Any, **edges: Tensor | None) -
     elif not isinstance(domain, Bipartite):
         raise TypeError(
             "A pair of signals needs a gconv.Bipartite or an edge_index from sources to targets, but "
-            f"a {type(domain).__name__} was given."
+            f"{kind_of(domain)} was given."
         )
     elif given:
         raise TypeError(f"{', '.join(given)} can only be given with an edge_index; put it into the Bipartite instead.")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from gconv.arguments import checked, integer, plural, shown, unknown_argument
+from gconv.arguments import checked, integer, kind_of, plural, shown, unknown_argument
 from gconv.basis import Basis, entries
 from gconv.binding import bind, dropped, has_open_sizes, output_domain
 from gconv.caches import Holders, Own, OwnWeak
@@ -82,7 +82,7 @@ def _check_spec(spec: Any, arguments: tuple[Any, ...]) -> None:
     if name in list_operators():
         call = f"{name}({', '.join(map(repr, arguments)) or '...'})"
         raise TypeError(f"GConv takes an operator spec, not the function that makes one: write GConv({call}).")
-    raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not a {type(spec).__name__}.")
+    raise TypeError(f"GConv takes an operator spec such as cheb(16, 32, k=3), not {kind_of(spec)}.")
 
 
 def _read_sides(S: Basis, W: Tensor, domain: Bipartite, sides: tuple[int, int]) -> tuple[Dense, Tensor]:
@@ -479,7 +479,7 @@ class GConv(nn.Module):
         structure, mixing = self.spec.structure, self.spec.mixing
         if structure.domain == "grid" and not isinstance(domain, Grid | Edges):
             raise TypeError(
-                f"{self.spec.name} works on a grid, such as Grid((32, 32)), but a {type(domain).__name__} was given."
+                f"{self.spec.name} works on a grid, such as Grid((32, 32)), but {kind_of(domain)} was given."
             )
         if isinstance(x, tuple) or (type(domain) is Bipartite and x is not None):
             x, domain = read_pair(self.spec, x, domain)
@@ -533,7 +533,7 @@ class GConv(nn.Module):
 
     def _check_signal(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch tensor, not a {type(x).__name__}.")
+            raise TypeError(f"x must be a torch tensor, not {kind_of(x)}.")
         if not (x.dtype.is_floating_point or x.dtype.is_complex):
             raise InputTypeError(f"x must hold floating point numbers, but its dtype is {x.dtype}; x.float() converts.")
         for name, shape in self._shapes.items():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, kind_of, shown
 from gconv.description import Node, build, describe_module, differences, restore_modes
 from gconv.errors import InputError, first_line
 
@@ -107,7 +107,7 @@ def _tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     first: dict[int, str] = {}
     for name, value in module.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{name} of the model is a {type(value).__name__}, but only tensors can be stored.")
+            raise InputError(f"{name} of the model is {kind_of(value)}, but only tensors can be stored.")
         if is_lazy(value) or value.is_meta:
             raise InputError(f"{name} of the model has no values yet: run the model once, or load its weights.")
         if value.layout != torch.strided or value.is_quantized:

@@ -214,7 +214,7 @@ def test_a_structure_without_a_hash_is_refused():
     ("basis", "what"),
     [
         (lambda self, domain, theta, call: torch.eye(domain.size), "a Tensor"),
-        (lambda self, domain, theta, call: None, "a NoneType"),
+        (lambda self, domain, theta, call: None, "None"),
         (lambda self, domain, theta, call: cheb(1, 1, 4).structure.basis(Graph(INDEX), {}, call), "4 taps"),
     ],
     ids=["dense", "None", "too many taps"],

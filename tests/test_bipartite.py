@@ -393,7 +393,7 @@ def test_every_operator_takes_pairs_or_gives_a_reason():
         (lambda f, b, s, t: f((s,), b), "but it is a tuple of 1"),
         (lambda f, b, s, t: f((t, s), b), "x_source of shape"),
         (lambda f, b, s, t: f((s, t), Graph(b.edge_index)), "a Graph was given"),
-        (lambda f, b, s, t: f((s, t)), "a NoneType was given"),
+        (lambda f, b, s, t: f((s, t)), "None was given"),
         (lambda f, b, s, t: f((s, None), b.edge_index), "use a Bipartite if x_target is None"),
         (lambda f, b, s, t: f((s, t), b, edge_weight=b.edge_weight), "put it into the Bipartite"),
         (lambda f, b, s, t: f((s[:, :1], t), b), "takes 2 channels of x_source"),

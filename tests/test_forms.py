@@ -496,7 +496,7 @@ WRONG = {
     "a polynomial of two taps": (lambda: Polynomial(PAIR, T3), ValueError, r"Taps of shape \(1, n, n\)"),
     "a polynomial of a tall matrix": (lambda: Polynomial(TALL, T3), ValueError, r"it is sum over \(1, 5, 4\)"),
     "a polynomial of a maximum": (lambda: Polynomial(LARGEST, T3), ValueError, "it is max over"),
-    "a polynomial of another form": (lambda: Polynomial(Identity(4), T3), ValueError, "it is a Identity"),
+    "a polynomial of another form": (lambda: Polynomial(Identity(4), T3), ValueError, "it is an Identity"),
     "no coefficients": (lambda: Polynomial(ONE, T3, ()), ValueError, "a row of 3 coefficients for each tap"),
     "a vector of coefficients": (lambda: Polynomial(ONE, T3, torch.ones(3)), ValueError, r"but it has shape \(3,\)"),
     "rows of two lengths": (

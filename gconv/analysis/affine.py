@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import Model, call, check_model, graph_of, kind_of, undisturbed
+from gconv.analysis.calls import Model, call, check_model, graph_of, undisturbed
 from gconv.analysis.recording import Recorder
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, kind_of, shown
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import EngineCall, Layer, engine_call, identify
 from gconv.interop.peer import with_ones

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gconv.arguments import integer, shown
+from gconv.arguments import integer, kind_of, shown
 from gconv.domains import Bipartite, Graph, Grid, read_graph
 from gconv.interop.layers import Chain, Layer, identify
 from gconv.interop.maps import as_linear_map
@@ -19,20 +19,6 @@ from gconv.linear import Map
 from gconv.spec import OperatorSpec, OutsideFamily
 
 Model = nn.Module | Map | Callable[..., Tensor]
-
-
-def kind_of(value: Any) -> str:
-    """A description of a value for error messages.
-
-    >>> kind_of(None), kind_of(nn.Linear), kind_of("x")
-    ('None', 'the class Linear', 'a str')
-    """
-    if value is None:
-        return "None"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    name = type(value).__name__
-    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def map_of(A: Any, asking: str, domain: Any = None, x: Tensor | None = None) -> Map:

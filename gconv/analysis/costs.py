@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import check_signal, kind_of
-from gconv.arguments import checked
+from gconv.analysis.calls import check_signal
+from gconv.arguments import checked, kind_of
 from gconv.call import Call
 from gconv.domains import read_graph
 from gconv.interop.layers import Layer, Other, identify

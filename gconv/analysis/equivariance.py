@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gconv.analysis.calls import Model, call, check_model, kind_of, undisturbed
+from gconv.analysis.calls import Model, call, check_model, undisturbed
 from gconv.analysis.numbers import vector_norm, wider
-from gconv.arguments import checked, plural, shown
+from gconv.arguments import checked, kind_of, plural, shown
 from gconv.domains import Graph, Grid, read_graph
 from gconv.linear import Map
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gconv.analysis.calls import arguments, graph_of, input_like, kind_of, takes_graph
+from gconv.analysis.calls import arguments, graph_of, input_like, takes_graph
 from gconv.analysis.functional import as_module
 from gconv.analysis.norms import norm, norm_bound
 from gconv.analysis.numbers import power_of_two, spectral_norm, wider
 from gconv.analysis.tracing import trace
-from gconv.arguments import checked
+from gconv.arguments import checked, kind_of
 from gconv.basis import Basis, Stack, entries
 from gconv.binding import bind
 from gconv.domains import Bipartite, Grid, read_graph

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import kind_of, map_of
+from gconv.analysis.calls import map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.response import Response, frequency_response
-from gconv.arguments import checked, plural, shown
+from gconv.arguments import checked, kind_of, plural, shown
 from gconv.linear import Map
 
 MAX_ENTRIES = 25_000_000  # of a matrix that is drawn

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import Model, call, check_model, input_like, kind_of, map_of, undisturbed
+from gconv.analysis.calls import Model, call, check_model, input_like, map_of, undisturbed
 from gconv.analysis.numbers import at_least_single, is_count, widen, wider
-from gconv.arguments import checked
+from gconv.arguments import checked, kind_of
 from gconv.basis import Basis, Diagonal, Polynomial, Product, Stack
 from gconv.basis.entries import entries
 from gconv.errors import first_line

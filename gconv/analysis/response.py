@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import kind_of, map_of
+from gconv.analysis.calls import map_of
 from gconv.analysis.fourier import Frames, kernel_weight, table, wide_weight
-from gconv.arguments import checked, plural
+from gconv.arguments import checked, kind_of, plural
 from gconv.basis import Basis, Polynomial, Shifts, Stack, Taps
 from gconv.linear import LinearMap, Map
 

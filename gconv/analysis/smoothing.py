@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import check_model, check_signal, kind_of, undisturbed, walk
+from gconv.analysis.calls import check_model, check_signal, undisturbed, walk
 from gconv.analysis.numbers import at_least_single, scaled
-from gconv.arguments import checked, plural
+from gconv.arguments import checked, kind_of, plural
 from gconv.domains import read_graph
 from gconv.interop.layers import Chain, Other, identify
 from gconv.laplacian import inverse_root_degree

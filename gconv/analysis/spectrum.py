@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import kind_of, map_of
+from gconv.analysis.calls import map_of
 from gconv.analysis.explicit import matrix
 from gconv.analysis.fourier import Frames, fourier_blocks, wide_weight
 from gconv.analysis.numbers import check_finite, is_count, power_of_two, singular, widen
-from gconv.arguments import checked
+from gconv.arguments import checked, kind_of
 from gconv.basis import entries
 from gconv.linear import LinearMap, Map
 from gconv.mixing import Fixed

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.analysis.calls import Model, call, check_model, check_signal, kind_of, undisturbed
+from gconv.analysis.calls import Model, call, check_model, check_signal, undisturbed
 from gconv.analysis.numbers import at_least_single, widen
 from gconv.analysis.receptive import check_differentiable
-from gconv.arguments import checked, plural
+from gconv.arguments import checked, kind_of, plural
 from gconv.domains import Graph, read_graph
 from gconv.linear import Map
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gconv.analysis.calls import kind_of
 from gconv.analysis.fourier import Frames, table, wraps
 from gconv.analysis.norms import adjoint, norm
 from gconv.analysis.numbers import at_least_single, check_finite, is_count, is_positive, power_of_two, scaled, wider
 from gconv.analysis.response import frequency_response
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, kind_of, shown
 from gconv.basis import Shifts
 from gconv.binding import bind
 from gconv.call import Call

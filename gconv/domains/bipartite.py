@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, explain_keywords, integer, plural, shown
+from gconv.arguments import checked, explain_keywords, integer, kind_of, plural, shown
 from gconv.domains.edges import Edges, counted, joined, read_permutation
 from gconv.kernels import varies
 
@@ -221,7 +221,7 @@ class Bipartite(Edges):
             if x is None and what == "target":
                 continue
             if not isinstance(x, Tensor):
-                raise TypeError(f"x_{what} must be a torch tensor, not a {type(x).__name__}.")
+                raise TypeError(f"x_{what} must be a torch tensor, not {kind_of(x)}.")
             if x.ndim < 2 or x.shape[-2] != n:
                 raise ValueError(
                     f"{self!r} takes x_{what} of shape (*b, {n} {what}s, channels), but it has shape {tuple(x.shape)}."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from gconv.arguments import kind_of
 from gconv.caches import Holders
 from gconv.domains.foreign import as_tensor
 from gconv.kernels import at_trace_time, is_batched, lasting, leave, outside_transforms, readable
@@ -25,7 +26,7 @@ def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
     """An edge_index, a tensor of any class or an array, as a plain tensor. Raises: TypeError, ValueError."""
     if not isinstance(edge_index, Tensor) and not hasattr(edge_index, "__array__"):
         raise TypeError(
-            f"{name} must be a torch tensor of shape (2, e), but a {type(edge_index).__name__} was given; "
+            f"{name} must be a torch tensor of shape (2, e), but {kind_of(edge_index)} was given; "
             "torch.as_tensor converts lists."
         )
     edge_index = as_tensor(name, edge_index)

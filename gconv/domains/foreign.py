@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import near, plural, shown
+from gconv.arguments import kind_of, near, plural, shown
 from gconv.kernels import readable
 
 TENSORS = ("edge_weight", "edge_attr", "edge_type", "pos")
@@ -48,7 +48,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
         return value.as_subclass(Tensor) if holds_numbers else value
     if not instance(value, "numpy", "ndarray"):
         raise TypeError(
-            f"{name} must be a torch tensor, but {_article(value)} was given; torch.as_tensor converts lists."
+            f"{name} must be a torch tensor, but {kind_of(value)} was given; torch.as_tensor converts lists."
         )
     kind = {"i": "int64", "u": "int64", "b": "bool", "f": "float64"}.get(value.dtype.kind)
     if kind is None:
@@ -84,7 +84,7 @@ def from_pyg(data: Any) -> Arguments:
     edge_index, adjacency = getattr(data, "edge_index", None), getattr(data, "adj_t", None)
     if edge_index is None and adjacency is None:
         if not hasattr(data, "edge_index"):
-            raise TypeError(f"from_pyg takes a torch_geometric.data.Data, but {_article(data)} was given.")
+            raise TypeError(f"from_pyg takes a torch_geometric.data.Data, but {kind_of(data)} was given.")
         raise ValueError(
             f"This {type(data).__name__} object has no edge_index and no adj_t, so there is no graph to read."
         )
@@ -147,7 +147,7 @@ def _tells_size(key: str, value: Any) -> bool:
 def from_sparse(adjacency: Any, name: str = "adjacency") -> Arguments:
     """From a square torch sparse tensor A[target, source], the matrix that acts on signals (PyG's `adj_t`)."""
     if not isinstance(adjacency, Tensor) or adjacency.layout == torch.strided:
-        given = "a dense tensor" if isinstance(adjacency, Tensor) else _article(adjacency)
+        given = "a dense tensor" if isinstance(adjacency, Tensor) else kind_of(adjacency)
         raise TypeError(f"{name} must be a torch sparse tensor, A[target, source], but {given} was given.")
     if adjacency.ndim != 2 or adjacency.shape[0] != adjacency.shape[1]:
         raise ValueError(
@@ -175,7 +175,7 @@ def from_sparse(adjacency: Any, name: str = "adjacency") -> Arguments:
 def from_networkx(graph: Any, weight: str | None = "weight") -> Arguments:
     """From a networkx graph of any class: nodes in its own order, an undirected edge as two directed ones."""
     if not instance(graph, "networkx", "Graph"):
-        raise TypeError(f"from_networkx takes a networkx graph, but {_article(graph)} was given.")
+        raise TypeError(f"from_networkx takes a networkx graph, but {kind_of(graph)} was given.")
     number = {node: i for i, node in enumerate(graph.nodes)}
     listed = list(graph.edges(data=True))
     if weight is not None and weight != "weight" and listed and not any(weight in data for _, _, data in listed):
@@ -218,7 +218,7 @@ def from_scipy(matrix: Any) -> Arguments:
     """From a square scipy sparse matrix or array of any format: entry (u, v) is an edge u -> v with that weight."""
     if not instance(matrix, "scipy.sparse", "sparray", "spmatrix"):
         raise TypeError(
-            f"from_scipy takes a scipy sparse matrix or array, but {_article(matrix)} was given; "
+            f"from_scipy takes a scipy sparse matrix or array, but {kind_of(matrix)} was given; "
             "scipy.sparse.csr_array(matrix) converts a dense one."
         )
     if len(matrix.shape) != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -236,18 +236,13 @@ def from_scipy(matrix: Any) -> Arguments:
 def from_pygsp(graph: Any) -> Arguments:
     """From a PyGSP graph: entry (u, v) of its `W` is an edge u -> v; its coordinates, if any, become `pos`."""
     if not instance(graph, "pygsp.graphs", "Graph"):
-        raise TypeError(f"from_pygsp takes a graph of pygsp.graphs, but {_article(graph)} was given.")
+        raise TypeError(f"from_pygsp takes a graph of pygsp.graphs, but {kind_of(graph)} was given.")
     found = from_scipy(graph.W)
     coords: Any = getattr(graph, "coords", None)
     if instance(coords, "numpy", "ndarray") and coords.dtype.kind in "iuf" and coords.shape[:1] == graph.W.shape[:1]:
         pos = as_tensor("pos", coords.reshape(len(coords), -1)).to(torch.get_default_dtype())
         found |= {"pos": pos} if bool(torch.isfinite(pos).all()) else {}
     return found
-
-
-def _article(value: Any) -> str:
-    name = type(value).__name__
-    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
 
 
 def columns_of(names: Sequence[Any], wanted: Any, role: str) -> int:

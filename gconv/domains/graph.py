@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from gconv.arguments import checked, explain_keywords, integer, plural
+from gconv.arguments import checked, explain_keywords, integer, kind_of, plural
 from gconv.domains import foreign, sampling
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edge_list import Duplicates, read_edge_list
@@ -100,7 +100,7 @@ class Graph(Edges):
         ptr = self.ptr.tolist() if hasattr(self.ptr, "tolist") else self.ptr
         if not isinstance(ptr, tuple | list | range):
             raise TypeError(
-                f"ptr must be a sequence, the first node of each part and the size, but it is a {type(ptr).__name__}."
+                f"ptr must be a sequence, the first node of each part and the size, but it is {kind_of(ptr)}."
             )
         return tuple(integer(p, "ptr") for p in ptr)
 
@@ -288,11 +288,11 @@ class Graph(Edges):
             ValueError: if the list is empty, or only some of the graphs carry weights, attributes or labels.
         """
         if not isinstance(graphs, Iterable) or (isinstance(graphs, Tensor) and graphs.ndim == 0):
-            raise TypeError(f"Graph.union takes a list of Graphs, but a {type(graphs).__name__} was given.")
+            raise TypeError(f"Graph.union takes a list of Graphs, but {kind_of(graphs)} was given.")
         graphs = list(graphs)
         for graph in graphs:
             if not isinstance(graph, Graph):
-                raise TypeError(f"Graph.union takes Graphs, but one of them is a {type(graph).__name__}.")
+                raise TypeError(f"Graph.union takes Graphs, but one of them is {kind_of(graph)}.")
         if not graphs:
             raise ValueError("The union of no graphs is not defined; give at least one.")
         starts = [0, *itertools.accumulate(g.size for g in graphs)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gconv.arguments import near
+from gconv.arguments import kind_of, near
 from gconv.caches import WeakCache
 from gconv.domains.bipartite import Bipartite
 from gconv.domains.edges import Edges, check_edge_index
@@ -73,7 +73,7 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     raise TypeError(
         f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a torch sparse "
         f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph, "
-        f"but a {type(domain).__name__} was given."
+        f"but {kind_of(domain)} was given."
     )
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, kind_of, shown
 from gconv.domains import Grid
 from gconv.interop.convert import restore
 from gconv.interop.converted import Converted
@@ -288,7 +288,7 @@ def export(layer: nn.Module, library: Literal["torch", "pyg"]) -> nn.Module:
     if isinstance(layer, Converted):
         return restore(layer)
     if not isinstance(layer, GConv):
-        raise TypeError(f"export takes a GConv, but a {type(layer).__name__} was given.")
+        raise TypeError(f"export takes a GConv, but {kind_of(layer)} was given.")
     name = {"torch": "torch.nn", "pyg": "PyG"}[library]
     layers = torch_layers() if library == "torch" else pyg_layers()
     make = layers.get(layer.spec.name)

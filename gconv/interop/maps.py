@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gconv.arguments import checked
+from gconv.arguments import checked, kind_of
 from gconv.domains import Grid, read_graph
 from gconv.interop.layers import Chain, Layer, Other, identify
 from gconv.interop.peer import base_class
@@ -46,7 +46,7 @@ def as_linear_map(module: nn.Module, domain: Any, x: Tensor | None = None) -> Ma
     (240, 90)
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"as_linear_map takes a layer, but a {type(module).__name__} was given.")
+        raise TypeError(f"as_linear_map takes a layer, but {kind_of(module)} was given.")
     found = identify(module)
     if isinstance(found, Chain) and found.parts:
         return _composed([part for part in found.parts if not _passes(part)], domain, x)

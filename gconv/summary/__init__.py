@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from gconv.analysis.calls import kind_of, undisturbed
-from gconv.arguments import checked, integer, shown
+from gconv.analysis.calls import undisturbed
+from gconv.arguments import checked, integer, kind_of, shown
 from gconv.summary.calls import Calls, count_flops, now
 from gconv.summary.table import Row, Summary
 

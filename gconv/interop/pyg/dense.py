@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_geometric import nn as pyg
 
 from gconv import operators
+from gconv.arguments import kind_of
 from gconv.domains import Graph
 from gconv.interop.peer import Peer, Weights, run
 from gconv.interop.pyg.common import biased, blocks, has_bias, inner_bias, listed, nothing, sizes
@@ -57,8 +58,8 @@ def settled(matrix: Matrix) -> Callable[[Any, OperatorSpec, Any], tuple[Operator
     def settle(layer: Any, spec: OperatorSpec, domain: Any) -> tuple[OperatorSpec, Any]:
         if not isinstance(domain, Tensor) or domain.ndim != 2 or not domain.is_floating_point():
             raise TypeError(
-                f"The domain of a {type(layer).__name__} must be a dense adjacency (n, n) of floating point numbers, "
-                f"but it is {domain if isinstance(domain, Graph) else f'a {type(domain).__name__}'}."
+                f"The domain of {kind_of(layer)} must be a dense adjacency (n, n) of floating point numbers, "
+                f"but it is {domain if isinstance(domain, Graph) else kind_of(domain)}."
             )
         return spec, as_graph(matrix(layer, domain.unsqueeze(0), True))
 
