@@ -281,3 +281,42 @@ def test_torchs_norms_do_not_read_every_gradient(norm, monkeypatch):
     monkeypatch.setattr(images, "_with_gradient_like", lambda run, last: run)
     wrong = {lowering for lowering, error in images_after_a_norm("conv2d", NORMS[norm], "first") if error > 1e-3}
     assert "im2col" in wrong and "native" not in wrong
+
+
+class AfterNorm(nn.Module):
+    def __init__(self, norm, lowering):
+        super().__init__()
+        self.norm, self.layer, self.lowering = norm, GConv(conv2d(3, 3, 3), dtype=torch.float64), lowering
+
+    def forward(self, x):
+        return self.norm(self.layer(self.norm(x), lowering=self.lowering))
+
+
+def by_func(model, x, along):
+    return torch.func.grad(lambda x: (model(x) * along).sum())(x.detach())
+
+
+def compiled(model, x, along):
+    torch._dynamo.reset()
+    return torch.autograd.grad(torch.compile(model, backend="aot_eager")(x), x, along)[0]
+
+
+def traced(model, x, along):
+    return torch.autograd.grad(torch.jit.trace(model, x, check_trace=False)(x), x, along)[0]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("call", [by_func, compiled, traced])
+@pytest.mark.parametrize(("norm", "layout"), LAYOUTS)
+@pytest.mark.parametrize("lowering", ["im2col", "dense"])
+def test_torchs_norms_read_it_in_traced_and_transformed_calls(call, norm, layout, lowering):
+    torch.manual_seed(0)
+    before = NORMS[norm][2](3, affine=True).double()
+    before.track_running_stats = False
+    model = AfterNorm(before, lowering)
+    x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last if layout == "last" else torch.contiguous_format)
+    x.requires_grad_()
+    along = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    (want,) = torch.autograd.grad(model(x), x, along)
+    torch.testing.assert_close(call(model, x, along), want)

@@ -55,7 +55,7 @@ def _by_signals(run: Run, grid: tuple[int, ...]) -> Run:
 
     def images(S: Basis, call: Call) -> Tensor:
         x = call.x.flatten(-d) if d > 1 else call.x
-        return run(S, call.at(x.mT)).mT.unflatten(-1, grid)
+        return run(S, call.at(x.mT)).unflatten(-2, grid).movedim(-1, 1)
 
     return images
 
