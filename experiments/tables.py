@@ -19,6 +19,7 @@ from pathlib import Path
 
 from experiments.harness import render
 from experiments.harness.common import RESULTS, ROOT
+from experiments.harness.options import command_name
 from experiments.harness.render import Figure, Table, TableError
 from experiments.report import features, front, operators, results, speed
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line: `python -m experiments.tables --help`. Raises: SystemExit if a check or the rendering fails."""
     import tyro
 
-    config = tyro.cli(Config, description=__doc__, args=argv)
+    config = tyro.cli(Config, prog=command_name(), description=__doc__, args=argv)
     try:
         check_folders(config)
         old = {page: page.read_text(encoding="utf-8") for page in pages(config.root)}

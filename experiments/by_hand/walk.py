@@ -48,6 +48,7 @@ from experiments.by_hand.loops import (
     weight,
 )
 from experiments.harness.machine import ROOT
+from experiments.harness.options import command_name
 from gconv import GConv, Grid, NotLinear
 from gconv.analysis import adjoint_gap, matrix
 from gconv.lowering import dense
@@ -361,7 +362,7 @@ def walk(seed: int = 0) -> Gaps:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all steps and draw the figures. Exit status 1 if a difference is out of bounds."""
-    config = tyro.cli(ByHand, description=__doc__, args=argv)
+    config = tyro.cli(ByHand, prog=command_name(), description=__doc__, args=argv)
     if config.seed < 0:
         raise SystemExit(f"error: --seed must be at least 0, but it is {config.seed}")
     folder = ROOT / "experiments" / "figures" if config.official else config.figures

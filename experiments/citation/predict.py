@@ -29,6 +29,7 @@ from experiments.citation.networks import Config, Network, Task, load, resolve
 from experiments.citation.responses import fitted
 from experiments.harness import predicting
 from experiments.harness.common import RUNS
+from experiments.harness.options import command_name
 from experiments.harness.outputs import check_not_folder, check_output, refuse_together, whole_file
 from gconv import Graph
 
@@ -171,7 +172,7 @@ def example(options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
-    options = tyro.cli(Options, description=__doc__, args=argv)
+    options = tyro.cli(Options, prog=command_name(), description=__doc__, args=argv)
     with predicting.one_sentence(), warnings.catch_warnings(action="ignore", category=UserWarning):
         if options.train or options.example is not None:
             (learn if options.train else example)(options)

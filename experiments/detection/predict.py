@@ -23,6 +23,7 @@ from experiments.detection.bccd import SHOWN, Config, search
 from experiments.detection.boxes import outline
 from experiments.detection.detector import COARSEST, Detector
 from experiments.harness import predicting
+from experiments.harness.options import command_name
 from experiments.harness.outputs import check_not_folder, check_output, whole_file
 
 CHECKPOINT = predicting.FOLDER / "detection.safetensors"
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
     from PIL import Image
 
-    options = tyro.cli(Options, description=__doc__, args=argv)
+    options = tyro.cli(Options, prog=command_name(), description=__doc__, args=argv)
     with predicting.one_sentence():
         check_output("--out", options.out, others=(options.photo, options.checkpoint))
         check_not_folder("--checkpoint", options.checkpoint)

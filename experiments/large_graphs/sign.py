@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from datasets.ogb import OGB, load_ogb
 from datasets.root import DataError
+from experiments.harness.options import command_name
 from gconv.external import DiskError, DiskGraph, Rows, features_from_text, propagate
 from gconv.external.features import Features, is_text
 
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit."""
     import tyro
 
-    config = tyro.cli(Config, description=__doc__, args=argv)
+    config = tyro.cli(Config, prog=command_name(), description=__doc__, args=argv)
     try:
         found = train(config)
     except (DataError, DiskError, ValueError) as error:

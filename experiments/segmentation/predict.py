@@ -19,6 +19,7 @@ from torch import Tensor
 
 from datasets.photos import read_photo
 from experiments.harness import predicting
+from experiments.harness.options import command_name
 from experiments.harness.outputs import check_not_folder, check_output, whole_file
 from experiments.segmentation.cells import NAMES, ColourUNet, Config, overlay, ready
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
     from PIL import Image
 
-    options = tyro.cli(Options, description=__doc__, args=argv)
+    options = tyro.cli(Options, prog=command_name(), description=__doc__, args=argv)
     with predicting.one_sentence():
         check_output("--out", options.out, others=(options.photo, options.checkpoint))
         check_not_folder("--checkpoint", options.checkpoint)

@@ -24,6 +24,7 @@ import tyro
 from datasets.text import TextSet
 from experiments.harness import predicting
 from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.options import command_name
 from experiments.harness.outputs import (
     check_network,
     check_not_folder,
@@ -162,7 +163,7 @@ def learn(options: Options, config: Config = SMALL) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
-    options = tyro.cli(Options, description=__doc__, args=argv)
+    options = tyro.cli(Options, prog=command_name(), description=__doc__, args=argv)
     with predicting.one_sentence():
         if options.train:
             learn(options)

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from experiments.harness import predicting
-from experiments.harness.common import RUNS, seed_everything
+from experiments.harness.common import RUNS, Checkpoint, seed_everything
+from experiments.harness.options import command_name
 from experiments.harness.outputs import (
     check_network,
     check_not_folder,
@@ -154,6 +155,7 @@ def train(options: Options) -> None:
     seed_everything(config.seed)
     model = network(config, units.get_vocab_size())
     resume = path.with_suffix(".resume.pt")
+    Checkpoint.begin({"data": data.content_hash, "config": asdict(config)})
     fit(model, code(units, data.train), code(units, data.val), config, resume)
     found, _ = scores(model.half().float(), units, data.val, config.beam)
     save(model, units, config, path, data=data.label, val_bleu=round(found["bleu"], 2))
@@ -163,7 +165,7 @@ def train(options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line. Raises: SystemExit with an error message."""
-    options = tyro.cli(Options, description=__doc__, args=argv)
+    options = tyro.cli(Options, prog=command_name(), description=__doc__, args=argv)
     if not 1 <= options.beam <= MOST_BEAMS:
         sys.exit(f"error: --beam must be at least 1 and at most {MOST_BEAMS}, not {options.beam}")
     with predicting.one_sentence():

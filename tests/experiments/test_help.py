@@ -54,7 +54,8 @@ def test_every_command_helps_as_its_parser_does_without_torch():
     want, wrong = from_the_parser(COMMANDS), []
     for words in COMMANDS:
         out, imported = helped(words)
-        if INSIDE & imported or out != want[" ".join(words)] or not re.search(r"--\w", out):
+        other_name = out.startswith("usage:") and not out.startswith("usage: python -m experiments.")
+        if INSIDE & imported or out != want[" ".join(words)] or not re.search(r"--\w", out) or other_name:
             wrong.append((words, sorted(INSIDE & imported), out))
     assert not wrong
 

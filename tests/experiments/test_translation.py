@@ -372,5 +372,18 @@ def test_train_writes_a_checkpoint(tmp_path, monkeypatch, capsys):
     assert predict.load(path)[0].embedding.weight.dtype == torch.float32
 
 
+def test_training_does_not_go_on_from_a_checkpoint_of_other_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "SMALL", replace(TINY, epochs=1))
+    path = tmp_path / "c.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "save", lambda *args, **about: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            predict.main(["--train", "--checkpoint", str(path)])
+    data = corpus("random")
+    monkeypatch.setattr(predict, "corpus", lambda *args: replace(data, content_hash="another"))
+    with pytest.warns(UserWarning, match="discarded, the run starts again: saved by other code or from other data"):
+        predict.main(["--train", "--checkpoint", str(path)])
+
+
 def test_table_says_what_is_missing():
     assert "conv (3), transformer (3), light (1), graph (1)" in report.TABLE.remarks([])[0]
