@@ -305,7 +305,7 @@ def traced(model, x, along):
     return torch.autograd.grad(torch.jit.trace(model, x, check_trace=False)(x), x, along)[0]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("call", [by_func, compiled, traced])
 @pytest.mark.parametrize(("norm", "layout"), LAYOUTS)
 @pytest.mark.parametrize("lowering", ["im2col", "dense"])
