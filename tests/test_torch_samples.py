@@ -6,6 +6,7 @@ Value, gradient, second gradient, strides of the result, in-place use of it, no 
 import copy
 import itertools
 import warnings
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from torch.nn.utils import parametrize
 
 from gconv.interop import convert, converted, torch_nn
 from gconv.interop.converted import Converted
+from gconv.interop.peer import run
+from gconv.spec import Inadmissible
 
 FAMILY = ("Conv", "Pool", "Pad", "Upsample", "old", "Shuffle", "Linear")
 OUTSIDE = ("Loss", "Fractional", "LPPool")
@@ -290,6 +293,23 @@ def test_a_call_computes_its_weight_once():
             return super().forward(input) + self.weight.sum()
 
     assert reads(Twice(2, 2), torch.ones(1, 2)) == [2]
+
+
+def scattered(lowerings):
+    """The convolutions and lowerings whose weight has a gradient that `view` refuses."""
+    for layer, twin, x in one_of_each_class(("Conv",)):
+        for lowering in lowerings:
+            with suppress(Inadmissible):
+                (given,) = torch.autograd.grad(run(twin, x, lowering=lowering).sum(), twin.weight)
+                if not given.is_contiguous():
+                    yield type(layer).__name__, lowering
+
+
+def test_gradients_of_weights_can_be_flattened_by_view(monkeypatch):
+    lowerings = "native", "im2col", "sparse:transform", "sparse:aggregate", "fft", "dense"
+    assert not list(scattered(lowerings))
+    monkeypatch.setattr(torch_nn, "by_taps", lambda weight: weight.flatten(2))
+    assert {name for name, _ in scattered(("im2col",))} >= {"Conv1d", "Conv2d", "Conv3d"}
 
 
 class Whole(torch.Tensor):

@@ -146,9 +146,16 @@ def conv_spec(layer: Any) -> OperatorSpec:
     )
 
 
+def by_taps(weight: Tensor) -> Tensor:
+    """(a, b, *kernel) as (a, b, k), a view; a gradient with other strides is copied to those of a contiguous weight."""
+    if not torch.is_grad_enabled() or not weight.is_contiguous():
+        return weight.flatten(2)
+    return weight.flatten().view(*weight.shape[:2], math.prod(weight.shape[2:]))
+
+
 def conv_weights(layer: Any, weight: Tensor | None = None) -> Weights:
     """torch's (o, i/g, *kernel) as W (k, i, o), in groups (k, g, i/g, o/g); a view."""
-    w = (layer.weight if weight is None else weight).flatten(2)
+    w = by_taps(layer.weight if weight is None else weight)
     W = w.permute(2, 1, 0) if layer.groups == 1 else w.unflatten(0, (layer.groups, -1)).permute(3, 0, 2, 1)
     return {"weight": W, "bias": layer.bias}
 
@@ -170,7 +177,7 @@ def transposed_spec(layer: Any, output_padding: Any = None) -> OperatorSpec:
 
 def transposed_weights(layer: Any) -> Weights:
     """torch's (i, o/g, *kernel) as W (k, i, o), in groups (k, g, i/g, o/g); a view."""
-    w = layer.weight.flatten(2)
+    w = by_taps(layer.weight)
     W = w.permute(2, 0, 1) if layer.groups == 1 else w.unflatten(0, (layer.groups, -1)).permute(3, 0, 1, 2)
     return {"weight": W, "bias": layer.bias}
 
