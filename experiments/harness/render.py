@@ -150,7 +150,8 @@ class Table:
         published: numbers printed next to the cells, with the difference; their sources are listed below the table.
         reruns: numbers of independent reruns, listed below the table.
         scale: factor from the numbers of rows to the unit of published ones.
-        words: text columns after the numbers, (heading, dotted path); the rows of a table row must agree.
+        words: text columns after the numbers, (heading, dotted path); the rows of a table row must agree, but for
+            seconds, of which the median is shown.
         remarks: function that returns sentences about all rows, printed below the table.
     """
 
@@ -304,8 +305,13 @@ def _unfinished(table: Table, labels: Sequence[str], cells: Mapping[tuple[str, s
 
 
 def _text(table: Table, rows: Iterable[Row], label: str, path: str) -> str:
-    """The common value of the rows of a table row at a dotted path, or -. Raises: TableError if they differ."""
+    """The common value of the rows of a table row at a dotted path, or -; of seconds, which differ, the median.
+
+    Raises: TableError if other values differ.
+    """
     found = [get(row, path) for row in rows if str(get(row, table.label)) == label]
+    if found and path.rpartition(".")[2].startswith("seconds"):
+        found = [statistics.median(found)]
     said = sorted({"-" if value is None else str(value) for value in found})
     if len(said) > 1:
         raise TableError(f"table {table.name}, {label}: rows differ in {path} ({' and '.join(said)})")

@@ -114,13 +114,14 @@ def exponents(rows: Sequence[common.Row]) -> list[str]:
     """A sentence a mixer and measure."""
     said = []
     for model in MODELS:
-        found = sorted((r["config"]["tokens"], r["metrics"]) for r in rows if r["config"]["model"] == model)
-        if len(found) < 2:
+        found = [(r["config"]["tokens"], r["metrics"]) for r in rows if r["config"]["model"] == model]
+        found.sort(key=lambda pair: pair[0])
+        if len({n for n, _ in found}) < 2:
             continue
         text = f"{model}, {found[0][0]:,} to {found[-1][0]:,} tokens: time grows as n^"
         text += f"{slope([(n, m['cpu_seconds']) for n, m in found]):.2f}"
         large = [(n, m["memory_mb"]) for n, m in found if m["memory_mb"] >= LEAST_MB]
-        if len(large) > 1:
+        if len({n for n, _ in large}) > 1:
             text += f", memory from {large[0][0]:,} tokens ({LEAST_MB} MB) as n^{slope(large):.2f}"
         said.append(f"{text}.")
     return said

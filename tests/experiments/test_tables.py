@@ -1,3 +1,4 @@
+import copy
 import json
 import re
 from dataclasses import replace
@@ -5,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments import tables
+from experiments import sweep, tables
 from experiments.citation.published import CITATION, CITATION_RERUNS, Published
 from experiments.detection import bccd
 from experiments.harness import render
+from experiments.harness.common import RESULTS
 from experiments.harness.render import Table, TableError, fill, last, mean_std, one
 from experiments.interpretability import cells
 from experiments.segmentation import cells as areas
@@ -147,6 +149,40 @@ def test_words_stand_behind_the_numbers_and_must_agree():
     rows[1]["metrics"]["said"] = "loops kept"
     with pytest.raises(TableError, match=r"t, gcn: rows differ in metrics\.said"):
         render.render(table, rows)
+
+
+def with_another_seed(experiment, where=()):
+    """The committed rows, and the same of another seed, with other times."""
+    rows = render.select(render.load(RESULTS, experiment), where)
+    measured = sweep.experiment(experiment).measured if experiment in sweep.TABLES else ()
+    more = copy.deepcopy([r for r in rows if "seed" in r["config"]])
+    for r in more:
+        r["key"] += "x"
+        r["config"]["seed"] = r["seed"] = r["config"]["seed"] + 1000
+        times = {name: r["metrics"][name] for name in measured if isinstance(r["metrics"].get(name), int | float)}
+        r["metrics"] |= {name: 1.5 * value for name, value in times.items()}
+    return rows + more
+
+
+@pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.name)
+def test_a_further_seed_is_rendered(table):
+    rows = with_another_seed(table.experiment)
+    assert table.command in render.render(table, rows)
+
+
+@pytest.mark.parametrize("name", sweep.TABLES)
+def test_a_further_seed_is_reported(name, capsys):
+    found = sweep.experiment(name)
+    if rows := with_another_seed(found.name):
+        found.report(rows)
+        assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("figure", tables.FIGURES, ids=lambda figure: figure.name)
+def test_a_further_seed_is_drawn(figure):
+    from matplotlib.figure import Figure
+
+    figure.draw(Figure().subplots(), with_another_seed(figure.experiment, figure.where))
 
 
 def test_rows_of_another_experiment_and_torn_lines_do_not_count(tmp_path):
