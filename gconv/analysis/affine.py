@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,14 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gconv.analysis.calls import Model, call, check_model, graph_of, undisturbed
+from gconv.analysis.calls import Model, call, check_model, undisturbed
 from gconv.analysis.recording import Recorder
 from gconv.arguments import checked, kind_of, shown
-from gconv.domains import Grid, read_graph
-from gconv.interop.layers import EngineCall, Layer, engine_call, identify
+from gconv.domains import Grid
+from gconv.interop.layers import Layer, engine_call, identify
 from gconv.interop.peer import with_ones
 from gconv.linear import LinearMap, Map, ProgramMap
-from gconv.module import GConv
 from gconv.spec import NotLinear
 
 
@@ -193,16 +191,8 @@ class _Frozen:
         module, found = self.layer.module, self.layer
         if found.after:
             raise NotLinear(f"{found.after}.")
-        if found.peer is None:
-            assert isinstance(module, GConv)
-            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
-            edges = {key: value for key, value in bound.items() if key.startswith("edge_")}
-            asked = EngineCall(module, bound["x"], bound.get("domain"), edges)
-        else:
-            asked = engine_call(module, *args, **kwargs)
+        asked = engine_call(module, *args, **kwargs)
         if not isinstance(asked.x, Tensor):
             raise NotLinear("it is called with a pair of signals.")
-        given = {key: value for key, value in asked.edges.items() if value is not None}
-        place = asked.domain if isinstance(asked.domain, Grid) else graph_of(asked.domain, asked.x.shape[-2])
-        place = read_graph(asked.domain, asked.x.shape[-2], **given) if given else place
+        place = asked.domain if isinstance(asked.domain, Grid) else asked.graph()
         return asked.gconv.at(place, asked.x), asked.x

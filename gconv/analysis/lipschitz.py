@@ -19,7 +19,7 @@ from gconv.analysis.tracing import trace
 from gconv.arguments import checked, kind_of
 from gconv.basis import Basis, Stack, entries
 from gconv.binding import bind
-from gconv.domains import Bipartite, Grid, read_graph
+from gconv.domains import Bipartite, Grid
 from gconv.errors import InputError, first_line
 from gconv.interop.layers import Chain, EngineCall, Layer, Other, engine_call, identify
 from gconv.linear import LinearMap
@@ -207,11 +207,6 @@ class _Walker:
         if kind in self.rules:
             return float(self.rules[kind](module, lambda part: self.factor(part, x, domain)))
         if isinstance(found, Layer):
-            if found.peer is None:
-                named = ("edge_weight", "edge_attr", "edge_type")
-                edges = {key: value for key, value in kwargs.items() if key in named}
-                place = args[1] if len(args) > 1 else kwargs.get("domain")
-                return self._layer(found, EngineCall(module, x, place, edges))
             try:
                 return self._layer(found, engine_call(module, *args, **kwargs))
             except OutsideFamily as reason:
@@ -262,10 +257,7 @@ class _Walker:
         if structure.domain == "graph" or (structure.domain == "any" and not isinstance(asked.domain, Grid | None)):
             if asked.domain is None:
                 raise ValueError(f"{gconv.spec.name} works on a graph: give the graph as the domain.")
-            edges = {key: value for key, value in asked.edges.items() if value is not None}
-            place: Any = (
-                read_graph(asked.domain, x.shape[-2], **edges) if edges else graph_of(asked.domain, x.shape[-2])
-            )
+            place: Any = asked.graph()
             signal = x
         else:
             ndim = getattr(structure, "ndim", x.ndim - 2 if asked.domain is None else asked.domain.ndim)

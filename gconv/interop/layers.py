@@ -7,6 +7,7 @@ its instance nor a hook replaces the forward known to gconv; all others are `Oth
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gconv.domains import Grid
+from gconv.domains import Bipartite, Graph, Grid, read_graph
 from gconv.interop.peer import ConvertedState, LeftAlone, Peer, Unweighted, Weights, base_class, with_ones
 from gconv.interop.peers import describe, is_pyg, of_keras
 from gconv.linear import LinearMap
@@ -219,6 +220,13 @@ class EngineCall:
     domain: Any
     edges: dict[str, Any]
 
+    def graph(self) -> Graph | Bipartite:
+        """The domain as a graph, with the data of the edges."""
+        edges = {key: value for key, value in self.edges.items() if value is not None}
+        if isinstance(self.domain, Bipartite) and not edges:
+            return self.domain
+        return read_graph(self.domain, self.x.shape[-2], **edges)
+
 
 class _Captured(Exception):
     """Carries an EngineCall out of a peer's `call`."""
@@ -248,7 +256,7 @@ def _shell(cls: type, peer: Peer) -> type:
 
 
 def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
-    """The call of a GConv that a call of a layer of torch.nn or PyG, converted or not, makes; nothing is computed.
+    """The call of a GConv that a call of a layer of gconv, torch.nn or PyG makes; nothing is computed.
 
     Raises:
         OutsideFamily: if the call does not run in gconv; the message says why.
@@ -257,6 +265,10 @@ def engine_call(module: nn.Module, *args: Any, **kwargs: Any) -> EngineCall:
     >>> engine_call(nn.Linear(64, 10), torch.zeros(4, 64)).x.shape  # four sites
     torch.Size([64, 4])
     """
+    if isinstance(module, GConv):
+        bound = inspect.signature(GConv.forward).bind(module, *args, **kwargs).arguments
+        edges = {key: value for key, value in bound.items() if key.startswith("edge_")}
+        return EngineCall(module, bound["x"], bound.get("domain"), edges)
     name = base_class(module).__name__
     try:
         peer, spec = describe(module)
