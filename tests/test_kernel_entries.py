@@ -196,6 +196,15 @@ def test_sums_over_a_hub_in_half_precision(name, dtype, body, again, monkeypatch
     assert (max(errors) < torch.finfo(dtype).eps) == (name != "a running sum"), errors
 
 
+@pytest.mark.parametrize("body", [contextlib.nullcontext, portable])
+def test_products_below_the_smallest_number_of_float16_add_up(body):
+    csr, a = CSR.build(torch.zeros(1).long(), torch.zeros(1).long(), 1, 1), torch.full((1, 1, 2048), 1.5e-4).half()
+    assert not (a * a).any()
+    with body():
+        for found in (kernels.sddmm(csr, a, a), kernels.heads_sddmm(csr, a, a, 1).flatten()):
+            assert found.item() == pytest.approx(2048 * float(a[0, 0, 0]) ** 2, rel=1e-2)
+
+
 @pytest.mark.parametrize("body", ["compiled", "torch"])
 def test_a_row_with_a_nan_is_nan_in_any_order(body, monkeypatch):
     if body == "torch":

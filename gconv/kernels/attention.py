@@ -63,7 +63,8 @@ def attention(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: 
 def attention_values(csr: CSR, z: Tensor, p: Tensor, q: Tensor, slope: float, dropout: Dropout | None = None) -> Tensor:
     """The attention values a m (*b, e, heads) in row order, which `attention` does not store."""
     share, seed = (0.0, None) if dropout is None else dropout
-    return _values(csr.tensors, z, p, q, slope, share, seed)
+    kind = torch.promote_types(z.dtype, torch.float32)
+    return _values(csr.tensors, z.to(kind), p.to(kind), q.to(kind), slope, share, seed).to(z.dtype)
 
 
 def _values(

@@ -107,6 +107,7 @@ def heads_sddmm_torch(a: Tensor, b: Tensor, heads: int, apart: bool, *structure:
     crow, col = structure[:2]
     row, at, outer = rows_of(crow, col), col.long(), () if apart else tuple(range(a.ndim - 3))
     out = a.new_empty(*(a.shape[:-3] if apart else ()), col.shape[0], heads)
+    a, b = widened(a), widened(b)  # products of small numbers in float16 would be 0
     for h in range(heads):
         left, right = (t[..., min(h, t.shape[-2] - 1), :] for t in (a, b))
         out[..., h] = (left.index_select(-2, row) * right.index_select(-2, at)).sum((*outer, -1))

@@ -352,11 +352,11 @@ def spmm_torch(values: Tensor, x: Tensor, values_t: Tensor | None, crow: Tensor,
 
 
 def _sddmm_torch(a: Tensor, b: Tensor, crow: Tensor, col: Tensor, *rest: Tensor) -> Tensor:
-    row, col = rows_of(crow, col), col.long()
+    row, col, out = rows_of(crow, col), col.long(), a.new_empty(col.shape[0])
+    a, b = widened(a), widened(b)  # products of small numbers in float16 would be 0
     width = max(1, a.numel() // max(1, a.shape[-2]))
     step = max(1, CHUNK // width)
     axes = [d for d in range(a.ndim) if d != a.ndim - 2]
-    out = a.new_empty(col.shape[0])
     for start in range(0, col.shape[0], step):
         part = slice(start, start + step)
         product = a.index_select(-2, row[part]) * b.index_select(-2, col[part])
