@@ -657,3 +657,12 @@ def test_powers_beyond_float16_in_a_sum_within_it():
     S, exact = Polynomial(L, Recurrence.monomial(5), c.half()), Polynomial(L, Recurrence.monomial(5), c.double())
     assert_close("value", S.expand(x).double(), exact.expand(x.double()), 0.01)
     assert Polynomial(L, Recurrence.monomial(5)).expand(x)[4].isinf().any()  # the control
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "replicate"])
+def test_a_sum_of_many_taps_in_bfloat16(mode):
+    """A running sum of ones stops at 256."""
+    S, z = Shifts((700,), (600,), (1,), (1,), ((299, 300),), mode=mode), torch.ones(600, 700, 1).bfloat16()
+    for form in (S, S.T):
+        assert_close("sum", form.contract(z).double(), form.contract(z.double()), 0.01)
+    assert sum(z.unbind()).max() == 256  # the control

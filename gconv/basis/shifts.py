@@ -358,12 +358,12 @@ class Shifts(Basis):
             return self._scatter(list(z.unbind(-3)))
         fill = -math.inf if self.reduce == "max" else 0.0
         padded, d = self.pad(z.unflatten(-2, self.size), fill), len(self.size)
-        total = None
+        total, wide = None, torch.promote_types(z.dtype, torch.float32)
         for k, place in enumerate(self._places()):
-            part = padded.select(-d - 2, k)[place].flatten(-d - 1, -2)
+            part = padded.select(-d - 2, k)[place].flatten(-d - 1, -2).to(wide)
             total = part if total is None else total + part
         assert total is not None
-        return total
+        return total.to(z.dtype)
 
     def _pool(self, parts: list[Tensor]) -> Tensor:
         if self.reduce == "max":
