@@ -205,6 +205,64 @@ def test_products_below_the_smallest_number_of_float16_add_up(body):
             assert found.item() == pytest.approx(2048 * float(a[0, 0, 0]) ** 2, rel=1e-2)
 
 
+def second_derivatives(name, csr):
+    given = arguments(name, csr, dtype=torch.float64)
+    leaves = [t.requires_grad_() for t in given if isinstance(t, torch.Tensor)]
+    y = KERNELS[name](csr.tensors, *given)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = torch.autograd.grad(y, leaves, dy, create_graph=True)
+    total = sum(g.square().sum() for g in first)
+    return torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+
+
+TWICE = ["spmm", "sddmm", "heads_spmm", "heads_sddmm", "row_softmax", "softmax_back", "attention"]
+
+
+@pytest.mark.parametrize("name", [*TWICE, "joint_attention"])
+def test_second_derivatives_of_a_body_whose_result_is_a_view(name, monkeypatch):
+    """What is saved for the backward pass is the result that is returned: through another tensor runs no derivative."""
+    csr, body = pattern(), KERNELS[name].cpu
+    want = second_derivatives(name, csr)
+
+    def viewed(*given):
+        made = body(*given)
+        return made.view(made.shape) if isinstance(made, torch.Tensor) else (made[0].view(made[0].shape), *made[1:])
+
+    monkeypatch.setattr(KERNELS[name], "cpu", viewed)
+    for got, right in zip(second_derivatives(name, csr), want, strict=True):
+        torch.testing.assert_close(got, right)
+
+
+def test_second_derivatives_through_another_tensor_would_be_lost(monkeypatch):
+    monkeypatch.setattr(KERNELS["row_softmax"], "keep", lambda ctx, arguments, output: [output.detach()])
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        second_derivatives("row_softmax", pattern())
+
+
+TIED = {
+    "spmm": lambda csr, z: kernels.spmm(csr, z.flatten()[: len(csr.col)], z[:, 0]),
+    "sddmm": lambda csr, z: kernels.sddmm(csr, z[:, 0], z[:, 0]),
+    "heads_spmm": lambda csr, z: kernels.heads_spmm(csr, z.flatten()[: 2 * len(csr.col)].view(-1, 2), z),
+    "heads_sddmm": lambda csr, z: kernels.heads_sddmm(csr, z, z, 2),
+    "segment_max": lambda csr, z: kernels.segment_max(csr, z.flatten()[: len(csr.col)], z[:, 0]),
+    "attention": lambda csr, z: kernels.attention(csr, z, z[0], z[0], 0.2),
+    "joint_attention": lambda csr, z: kernels.joint_attention(csr, z, z, z[0], 0.2),
+    "dot_attention, one tensor": lambda csr, z: kernels.dot_attention(csr, z, z, z),
+    "dot_attention": lambda csr, z: kernels.dot_attention(csr, z, 2 * z, z.square()),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_arguments_that_depend_on_each_other_have_their_own_derivatives(name):
+    """Also by the operators that have derivatives, of which each argument's part is asked for alone."""
+    csr = CSR.build(*torch.randint(6, (2, 15), generator=torch.Generator().manual_seed(1)), 6, 6)
+    z = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
+    y = TIED[name](csr, z)
+    (once,), (again,) = (torch.autograd.grad(y, z, y.detach(), True, create) for create in (False, True))
+    torch.testing.assert_close(again, once)
+    assert torch.autograd.gradgradcheck(lambda z: TIED[name](csr, z), z)
+
+
 @pytest.mark.parametrize("body", ["compiled", "torch"])
 def test_a_row_with_a_nan_is_nan_in_any_order(body, monkeypatch):
     if body == "torch":

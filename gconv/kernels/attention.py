@@ -255,6 +255,7 @@ def _keep(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor, Tensor]) -> Sa
 def _backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
     z, p, q, seed, *made = saved
     if torch.is_grad_enabled():  # create_graph=True
+        z, p, q = (t.view_as(t) for t in (z, p, q))  # as if none depended on another, or was another
         given = [t for t, needs in zip((z, p, q), ctx.needs_input_grad, strict=False) if needs]
         y = HEADS_SPMM(structure, _values(structure, z, p, q, ctx.slope, ctx.share, seed), z, False, False)
         found = iter(torch.autograd.grad(y, given, dy, create_graph=True))

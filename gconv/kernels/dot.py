@@ -175,6 +175,7 @@ def _keep(ctx: Any, arguments: Any, output: tuple[Tensor, Tensor]) -> Saved:
 def _backward(ctx: Any, saved: Any, structure: Structure, dy: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, seed, *made = saved
     if torch.is_grad_enabled():  # create_graph=True
+        q, k, v = (t.view_as(t) for t in (q, k, v))  # as if none depended on another, or was another
         given = [t for t, needs in zip((q, k, v), ctx.needs_input_grad, strict=False) if needs]
         y = HEADS_SPMM(structure, _values(structure, q, k, ctx.share, seed), v, False, False)
         found = iter(torch.autograd.grad(y, given, dy, create_graph=True))

@@ -39,9 +39,10 @@ class _Recorded(Differentiable):
     def forward(ctx: Any, *inputs: Any) -> Any:
         *arguments, structure, kernel, body = inputs
         output = body(*arguments, *structure)
+        output = owned(output) if isinstance(output, Tensor) else (owned(output[0]), *output[1:])
         ctx.kernel, ctx.structure = kernel, structure
-        ctx.save_for_backward(*kernel.keep(ctx, arguments, output))
-        return owned(_result(output))
+        ctx.save_for_backward(*kernel.keep(ctx, arguments, output))  # the tensor that is returned: it has a derivative
+        return _result(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
