@@ -213,10 +213,17 @@ def launched(work: Any, config: Config, place: Place, strategy: str = "ddp_spawn
     threads = max(1, torch.get_num_threads() // config.processes)
     try:
         made = fabric(config, place.device, config.processes, strategy=strategy)
-        return made.launch(partial(work, config=config, place=place, threads=threads))
+        options = {"config": config, "place": place, "threads": threads}
+        return made.launch(partial(_begun, work=work, code=common.Checkpoint.code, **options))
     finally:  # Fabric leaves the address of its process group behind
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
+
+
+def _begun(fabric: Any, work: Any, code: Any, **options: Any) -> Any:
+    """work(fabric, ...) in a process that knows the code of the run, for its checkpoints."""
+    common.Checkpoint.begin(code)
+    return work(fabric, **options)
 
 
 def run(config: Config, place: Place) -> common.Outcome:

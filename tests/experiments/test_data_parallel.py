@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments.harness import fit
 from experiments.harness.experiment import Place
+from experiments.harness.store import Checkpoint
 from experiments.images import data_parallel, ladder
 
 pytest.importorskip("lightning_fabric", reason="needs lightning-fabric, of the extra experiments")
@@ -125,6 +126,19 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
         patched.setattr(data_parallel, "progress", stop)
         data_parallel.run(config, place)
     assert data_parallel.run(config, place).metrics["train_loss"] == whole["train_loss"]
+
+
+def known_code(fabric, config, place, threads):
+    return Checkpoint.code
+
+
+@quiet
+@pytest.mark.slow
+def test_new_processes_know_the_code_of_the_run(monkeypatch):
+    """By which a checkpoint of other code is recognised."""
+    monkeypatch.setattr(Checkpoint, "code", {"hash": "a"})
+    config = data_parallel.Config(**SMALL | {"processes": 2})
+    assert data_parallel.launched(known_code, config, Place(device="cpu")) == {"hash": "a"}
 
 
 @pytest.mark.slow
