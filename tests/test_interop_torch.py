@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import gconv
 from gconv import GConv, Grid, NotLinear, OutsideFamily
 from gconv.interop import as_linear_map, convert, preview, restore
-from gconv.interop.converted import Converted
+from gconv.interop.converted import NAMES, Converted
 from gconv.lowering import images as images_lowering
 
 F64 = torch.float64
@@ -669,6 +669,29 @@ def test_a_convolution_replaced_on_the_instance_runs():
     layer._conv_forward = doubled
     assert "_conv_forward was replaced" in convert(layer).report()[""].notes[0]
     torch.testing.assert_close(convert(layer)(x), 2 * y)
+
+
+@pytest.mark.parametrize("name", ["gconv", *NAMES])
+def test_attributes_of_the_user_with_the_names_of_converted_layers(name):
+    """They are kept: a layer that has one is left alone, and one that is given one is the original again."""
+
+    class Own(nn.Conv2d):
+        pass
+
+    setattr(Own, name, "mine")
+    named, buffered, x = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3), torch.randn(1, 2, 4, 4)
+    setattr(named, name, "mine")
+    buffered.register_buffer(name, torch.ones(1))
+    for layer in (Own(2, 3, 3), named, buffered):
+        twin = convert(layer)
+        assert not isinstance(twin, Converted) and name in twin.report()[""].notes[0] and hasattr(twin, name)
+        torch.testing.assert_close(twin(x), layer(x))
+    assert convert(nn.Conv2d(2, 3, 3)).report()[""].converted
+    if name != "gconv":
+        later = convert(nn.Conv2d(2, 3, 3))
+        setattr(later, name, "mine")
+        assert type(later) is nn.Conv2d and getattr(later, name) == "mine"
+        assert later(x).shape == (1, 3, 2, 2)
 
 
 def test_deleted_attributes_raise_the_error_of_the_original():

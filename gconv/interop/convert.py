@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gconv.arguments import checked, shown
-from gconv.interop.converted import Converted, convertible, renew, undo
+from gconv.interop.converted import NAMES, Converted, convertible, renew, undo
 from gconv.interop.peer import LeftAlone, Unweighted, base_class
 from gconv.interop.peers import OPAQUE, describe, is_layer, known, of_keras, parts
 from gconv.interop.repeated import Repeated
@@ -162,6 +162,9 @@ def _walk(
     inside = {key: part for key, part in parts(module).items() if key != "aggr_module"}
     try:
         peer, spec = describe(module)
+        own = [key for key in ("gconv", *NAMES) if hasattr(module, key) and not isinstance(module, Converted)]
+        if own:
+            raise LeftAlone(f"it has an attribute {own[0]!r} of its own, a name that converted layers use")
         found.append((module, spec))
         entries.append(Entry(path, name, spec, tuple(peer.notes(module))))
         inside = {key: getattr(module, key) for key in peer.inner if isinstance(getattr(module, key), nn.Module)}

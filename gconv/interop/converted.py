@@ -96,7 +96,9 @@ class Converted(ConvertedState):
         if name == "gconv":  # not a submodule: tools that list submodules find those of the original
             self.__dict__[name] = value
             return
-        if name == "qconfig" and value is not None:  # torch.ao.quantization, which requires the class itself
+        if name in NAMES or (
+            name == "qconfig" and value is not None
+        ):  # torch.ao.quantization requires the class itself
             undo(self)
             nn.Module.__setattr__(self, name, value)  # type: ignore[arg-type]
             return
@@ -135,6 +137,9 @@ class Converted(ConvertedState):
         if self._repeated is not None:
             state["_repeated"] = Repeated()
         return (_blank, (original_class(type(self)),), state, *reduced[3:])
+
+
+NAMES = ("spec", "at", "plan", "peer")  # attributes of converted layers; one that has its own is not converted
 
 
 def undo(layer: Any) -> None:
