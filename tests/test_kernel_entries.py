@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gconv import GConv, kernels, portable
+from gconv.basis import Pattern, Taps
 from gconv.kernels import CSR, native, ready, ready_recurrence, registry, spmm, spmm_rows, unrecorded
 from gconv.kernels import heads as heads_kernels
 from gconv.kernels import joint as joint_kernels
@@ -133,7 +134,13 @@ def test_signs_that_are_not_in_memory_count(name):
     given = arguments(name, csr)
     assert torch.equal(KERNELS[name](csr.tensors, *negatives(given)), KERNELS[name](csr.tensors, *given))
     values, x, _ = arguments("spmm", csr)
-    assert torch.equal(unrecorded(csr, *negatives([values, x])), unrecorded(csr, values, x))
+    assert torch.equal(unrecorded(csr, values, *negatives([x])), unrecorded(csr, values, x))
+    (signs,) = negatives([values])
+    S, T = (
+        Taps(Pattern((1, 9, 9), 0 * csr.col.long(), sparse_kernels.rows_of(*csr.tensors[:2]), csr.col), v)
+        for v in (signs, values)
+    )
+    assert torch.equal(S.expand_flat(x), T.expand_flat(x))
 
 
 @pytest.mark.skipif(native.LIBRARY is None, reason="the compiled kernels were not built")

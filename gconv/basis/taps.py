@@ -253,7 +253,7 @@ class Taps(Basis):
             if wrapped(self.values):
                 return csr, csr.ordered(self.values), None
             with lasting(self):
-                values = csr.ordered(self.values)
+                values = csr.ordered(self.values).resolve_neg()  # compiled kernels read the numbers in memory
                 values = values.clone() if values.is_inference() else values  # for use outside of inference mode
                 back = values.index_select(0, csr.to_t)
                 if csr.self_transposed and concrete(values) and torch.equal(values, back):

@@ -184,7 +184,6 @@ def run_spmm(packed: bytes, kind: int, work: int) -> None:
 def converted(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous values in the dtype that the kernels need for signals of this dtype."""
     wanted = torch.float32 if dtype == torch.bfloat16 else dtype
-    values = values.resolve_neg() if values.is_neg() else values
     return (values if values.dtype == wanted else values.to(wanted)).contiguous()
 
 

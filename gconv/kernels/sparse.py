@@ -262,7 +262,7 @@ def ready(
     csr: CSR, values: Tensor, c: int, shape: tuple[int, int], beside: bool = False
 ) -> Callable[..., Tensor] | None:
     """S x + add + row as a function of matrices (n, c), add and row: a `native.Ready`; None if not supported."""
-    supported = values.dtype in (torch.float32, torch.float64) and values.is_contiguous() and not values.is_neg()
+    supported = values.dtype in (torch.float32, torch.float64) and values.is_contiguous()
     if not supported or csr.crow.dtype != torch.int32 or not native.supports(values):
         return None
     return native.Ready(csr.crow, csr.col, values, csr.shape[1], c, shape, beside)
@@ -272,9 +272,7 @@ def ready_recurrence(
     csr: CSR, values: Tensor, c: int, rows: Sequence[tuple[float, float, float]], dtype: torch.dtype
 ) -> native.ReadyRecurrence | None:
     """`terms` and `clenshaw` for matrices with c channels; None if not supported."""
-    if values.dtype != dtype or dtype not in (torch.float32, torch.float64):
-        return None
-    if not values.is_contiguous() or values.is_neg():
+    if values.dtype != dtype or dtype not in (torch.float32, torch.float64) or not values.is_contiguous():
         return None
     if csr.crow.dtype != torch.int32 or not native.supports(values) or csr.shape[0] != csr.shape[1]:
         return None
