@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 import gconv.plan
 from gconv.call import Call
+from gconv.kernels import composes
 from gconv.lowering import Cost, Lowering, dense
 
 ZEROS = torch.zeros(2, dtype=torch.long)
@@ -38,12 +39,30 @@ def keeps_its_first_weight(S, call, kept=WeakIdKeyDictionary()):  # noqa: B008
     return dense.run(S, Call(call.x, call.mixing, W, call.bias))
 
 
+def doubles_where_portable(S, call):
+    return dense.run(S, call.at(call.x * (1 + composes())))
+
+
+class DoubledAgain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * (1 + torch.is_grad_enabled())
+
+
+def doubles_derivatives_that_have_derivatives(S, call):
+    return dense.run(S, call.at(DoubledAgain.apply(call.x)))
+
+
 @pytest.fixture
 def put(monkeypatch):
     """Puts a lowering made of a function in the place of all but dense."""
 
     def put(run):
-        broken = Lowering("broken", run, lambda S, mixing: None, lambda S, mixing, p: Cost(0, 0))
+        broken = Lowering("native", run, lambda S, mixing: None, lambda S, mixing, p: Cost(0, 0))
         monkeypatch.setattr(gconv.plan, "LOWERINGS", (broken, dense.DENSE))
         monkeypatch.setattr(gconv.plan, "_PLANS", {})
 
@@ -56,9 +75,11 @@ def put(monkeypatch):
 @pytest.mark.parametrize(
     "broken, what",
     [
-        (drops_the_last_site, "lowering broken: value"),
-        (halves_the_weight_s_gradient, "lowering broken: gradient in weight"),
+        (drops_the_last_site, "lowering native: value"),
+        (halves_the_weight_s_gradient, "lowering native: gradient in weight"),
         (keeps_its_first_weight, "after weights: value"),
+        (doubles_where_portable, "after portable: value"),
+        (doubles_derivatives_that_have_derivatives, "after again: gradient in x"),
     ],
 )
 def test_a_broken_lowering_is_found_and_the_line_repeats_it(broken, what, put, monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import random
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gconv import GConv, Graph, Inadmissible
+from gconv import GConv, Graph, Inadmissible, portable
 from tests.fuzz.cases import DTYPES, FuzzCase, laid_out
 
 # a refusal in words; anything else that is raised is a finding
@@ -44,8 +45,8 @@ class Run:
     x: Tensor
     dy: Tensor | None = None
 
-    def results(self, lowering: str | None, needs: tuple[bool, bool, bool]) -> dict[str, Tensor]:
-        """The value, and the gradient of <y, dy> in what needs one."""
+    def results(self, lowering: str | None, needs: tuple[bool, bool, bool], again: bool = False) -> dict[str, Tensor]:
+        """The value, and the gradient of <y, dy> in what needs one; `again`: by operators that have derivatives."""
         domain, leaves = self.domain, {}
         x = self.x
         if needs[0]:
@@ -59,8 +60,10 @@ class Run:
         found = {"value": y.detach()}
         if leaves and y.requires_grad:
             dy = torch.ones_like(y) if self.dy is None else self.dy.to(y.dtype)
-            grads = torch.autograd.grad(y, list(leaves.values()), dy, allow_unused=True, materialize_grads=True)
-            found |= {f"gradient in {name}": g for name, g in zip(leaves, grads, strict=True)}
+            grads = torch.autograd.grad(
+                y, list(leaves.values()), dy, create_graph=again, allow_unused=True, materialize_grads=True
+            )
+            found |= {f"gradient in {name}": g.detach() for name, g in zip(leaves, grads, strict=True)}
         return found
 
 
@@ -115,7 +118,8 @@ def check(case: FuzzCase) -> Outcome:
     return Outcome(compared)
 
 
-STEPS = ("inference", "no_grad", "other graph", "weights", "frozen", "thawed", "train", "eval", "copy", "edge weights")
+MODES = ["inference", "no_grad", "train", "eval", "frozen", "thawed", "portable", "again"]
+STEPS = [*MODES, "other graph", "weights", "edge weights", "copy"]
 
 
 def _sequence(run: Run, case: FuzzCase, reference: dict[str, Tensor], rounding: dict[str, float]) -> int:
@@ -151,11 +155,13 @@ def _sequence(run: Run, case: FuzzCase, reference: dict[str, Tensor], rounding: 
         needs = (case.needs[0] and not quiet, learned and not quiet, case.needs[2] and not quiet)
         found = []
         for layer, place in ((used, at), (fresh, anew)):
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(step == "inference"):
+            differs = layer is used and step
+            plain = portable() if differs == "portable" else contextlib.nullcontext()
+            with plain, torch.random.fork_rng(devices=[]), torch.inference_mode(step == "inference"):
                 torch.manual_seed(case.seed)
                 with torch.set_grad_enabled(not quiet):
                     try:
-                        found.append(replace(run, layer=layer, domain=place).results(None, needs))
+                        found.append(replace(run, layer=layer, domain=place).results(None, needs, differs == "again"))
                     except Exception as error:
                         fail(f"after {step}", error)
         for what in reference.keys() & found[0].keys():
