@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.testing._internal.two_tensor import TwoTensor
 
 from gconv.interop import convert, converted, torch_nn
 from gconv.interop.converted import Converted
@@ -328,27 +329,39 @@ class Whole(torch.Tensor):
 KNOWN = ("conv", "linear", "avg_pool", "max_pool", "boolean_dispatch", "adaptive", "pad", "pixel", "unfold", "fold")
 
 
-def in_whole_tensors(layer, x, weights):
-    given = {name: p.detach().as_subclass(Whole) for name, p in layer.named_parameters()} if weights else {}
+class Aten(TwoTensor):
+    """A tensor whose class knows torch's own operators only, as distributed tensors."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args, kwargs):
+        if func.namespace != "aten":
+            raise RuntimeError(f"unknown: {func}")
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def in_such_tensors(layer, x, weights, wrap):
+    given = {name: wrap(p.detach()) for name, p in layer.named_parameters()} if weights else {}
     try:
-        y = torch.func.functional_call(layer, given, (x if weights else x.as_subclass(Whole),))
-        return type(y), y.as_subclass(torch.Tensor)
+        y = torch.func.functional_call(layer, given, (x if weights else wrap(x),))
+        return type(y), y.a if isinstance(y, TwoTensor) else y.as_subclass(torch.Tensor)
     except Exception as error:
         return type(error), None
 
 
-def test_tensors_of_classes_that_know_whole_layers_only(monkeypatch):
+@pytest.mark.parametrize("wrap", [lambda t: t.as_subclass(Whole), lambda t: Aten(t, t.clone())])
+def test_tensors_of_classes_that_know_torchs_functions_or_operators_only(wrap, monkeypatch):
     known = 0
     for layer, twin, x in one_of_each_class():
         for weights in {False, bool(list(layer.parameters()))}:
-            (kind, theirs), (same, ours) = (in_whole_tensors(m, x, weights) for m in (layer, twin))
+            (kind, theirs), (same, ours) = (in_such_tensors(m, x, weights, wrap) for m in (layer, twin))
             assert kind is same, (layer, weights)
             if theirs is not None:
                 known += 1
                 torch.testing.assert_close(ours, theirs)
     assert known > 30
-    monkeypatch.setattr(torch_nn, "overrides_functions", lambda t: False)
-    assert in_whole_tensors(convert(nn.Conv2d(2, 3, 3)), torch.ones(1, 2, 3, 3), True)[0] is RuntimeError
+    monkeypatch.setattr(torch_nn, "computes_itself", lambda t: False)
+    twin = convert(nn.AdaptiveAvgPool2d((2, 3)))
+    assert in_such_tensors(twin, torch.ones(1, 2, 5, 4), False, wrap)[0] is RuntimeError
 
 
 def traced_elsewhere(layer, twin, x):

@@ -44,7 +44,7 @@ def convert(model: Model, *, constant_inputs: bool = False) -> Model:
 
     Calls that a description does not cover run in the original forward. For layers on grids these are: calls under
     torch.jit.trace and the ONNX exporter built on it, whose programs then hold for other sizes as before; tensors of
-    classes with a `__torch_function__` of their own. For PyG these are: explainers and hooks on
+    classes with a `__torch_function__` or `__torch_dispatch__` of their own. For PyG these are: explainers and hooks on
     messages; layers whose submodules were replaced or have hooks; adjacencies of torch_sparse, in CSC layout or with
     gradients; edge weights with another dtype than x; labels out of range; attention weights of pairs; sparse signals
     that require gradients or have more than 2^26 entries; several signals in one call of an attention layer; dropout in

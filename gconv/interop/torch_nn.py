@@ -14,7 +14,7 @@ from gconv import operators
 from gconv.domains import Grid
 from gconv.interop.peer import LeftAlone, Peer, Unweighted, Weights, engine, original_class, run
 from gconv.kernels import constant_of, is_plain_eager
-from gconv.kernels.transforms import PLAIN
+from gconv.kernels.transforms import PLAIN, is_fake
 from gconv.lowering.images import LAST
 from gconv.lowering.native import keeps_format, suggests_last
 from gconv.operators.shapes import per_axis
@@ -50,7 +50,7 @@ def images(layer: Any, input: Tensor, axes: int = 0) -> Tensor | None:
 def fits(input: Tensor, least: int, most: int) -> bool:
     """Whether an input runs in gconv: plain memory, a floating point type, least to most axes, and not empty."""
     return (
-        not overrides_functions(input)
+        not computes_itself(input)
         and input.layout is torch.strided
         and not input.is_nested
         and least <= input.ndim <= most
@@ -59,17 +59,19 @@ def fits(input: Tensor, least: int, most: int) -> bool:
     )
 
 
-def overrides_functions(t: Tensor) -> bool:
-    """Whether the class of a tensor has a `__torch_function__` of its own, which may know torch's whole layers only."""
-    if type(t) in PLAIN:
+def computes_itself(t: Tensor) -> bool:
+    """Whether the class of a tensor has code of its own for functions or operators; it may know those of torch only."""
+    kind: Any = type(t)
+    if kind in PLAIN or is_fake(t):
         return False
-    own = getattr(type(t).__torch_function__, "__func__", None)  # None: disabled
-    return own is not None and own is not Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    own = getattr(kind.__torch_function__, "__func__", None)  # None: disabled
+    known = own is None or own is Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+    return not known or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
-def has_overrides(layer: Any) -> bool:
-    """Whether a parameter is of such a class, such as those for gradients per sample of torch.nn.utils."""
-    return any([p is not None and overrides_functions(p) for p in layer._parameters.values()])
+def has_such(layer: Any) -> bool:
+    """Whether a parameter is of such a class, as those of distributed layers and of gradients per sample in torch."""
+    return any([p is not None and computes_itself(p) for p in layer._parameters.values()])
 
 
 def maxima(layer: Any, input: Tensor) -> Tensor | None:
@@ -184,7 +186,7 @@ def transposed_weights(layer: Any) -> Weights:
 
 def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | None:
     d = ndim(layer)
-    if not fits(input, d + 1, d + 2) or has_overrides(layer):
+    if not fits(input, d + 1, d + 2) or has_such(layer):
         return None
     if output_size is None:
         return run(layer, input)
@@ -194,7 +196,7 @@ def transposed(layer: Any, input: Tensor, output_size: Any = None) -> Tensor | N
 
 def conv_call(layer: Any, input: Tensor) -> Tensor | None:
     d = ndim(layer)
-    if not fits(input, d + 1, d + 2) or has_overrides(layer):
+    if not fits(input, d + 1, d + 2) or has_such(layer):
         return None
     weight = layer.weight  # read once: a parametrization computes it, and may change its state (spectral_norm)
     y = run(layer, input, weights=layer.peer.weights(layer, weight))
