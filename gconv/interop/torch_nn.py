@@ -150,9 +150,12 @@ def conv_spec(layer: Any) -> OperatorSpec:
 
 def by_taps(weight: Tensor) -> Tensor:
     """(a, b, *kernel) as (a, b, k), a view; a gradient with other strides is copied to those of a contiguous weight."""
+    taps = math.prod(weight.shape[2:])
     if not torch.is_grad_enabled() or not weight.is_contiguous():
         return weight.flatten(2)
-    return weight.flatten().view(*weight.shape[:2], math.prod(weight.shape[2:]))
+    if taps == 1 and suggests_last(weight):  # contiguous in both memory formats: torch reads the strides
+        return weight.flatten(2)
+    return weight.flatten().view(*weight.shape[:2], taps)
 
 
 def conv_weights(layer: Any, weight: Tensor | None = None) -> Weights:
