@@ -49,7 +49,7 @@ FURTHER: Mapping[str, Mapping[str, float]] = {
     "text": {"epoch": 200, "epochs_run": 200},
     "translation": {"test_bleu_lower": 1.0, "val_bleu_lower": 1.0, "epoch": 20, "test_samples": PICTURE},
     "bert": {"epoch": 40, "epochs_run": 40},
-    "membrane": {"step": 1000, "threshold": 0.3, "picture": PICTURE}
+    "membrane": {"step": 1000, "threshold": 0.3, "picture": PICTURE, "transfer_gap": 1e-12}
     | {f"best_possible_{name}": 0.02 for name in ("mean_iou", "pixel_error", "rand_error", "variation")},
     "cells": {"best_possible_mean_iou": 0.02, "pictures": PICTURE},
     "detection": {"train_loss": 0.3, "boxes": PICTURE, "photos": PICTURE, "twin_gap": 1e-12}
