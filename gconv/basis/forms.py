@@ -226,8 +226,8 @@ class Product(Composite):
         if min(self.left.shape[0], self.right.shape[0]) > 1:
             raise ValueError("Only one of two structures in a product may have several taps.")
 
-    @lazy
-    def parts(self) -> tuple[Basis, ...]:
+    @property
+    def parts(self) -> tuple[Basis, ...]:  # type: ignore[override]  # not lazy: compiled functions read it first
         return self.left, self.right
 
     @property
