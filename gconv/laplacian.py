@@ -36,6 +36,7 @@ Loops = Literal["keep", "remove", "fill", "replace", "add", "own"]
 Norm = Literal["sym", "row", "col", "both"] | None
 Degree = Literal["in", "out"]
 SMALL = 1000  # number of nodes up to which the largest eigenvalue is that of the eigenbasis
+STEPS = 20_000  # of conjugate gradients at most, enough where the next eigenvalue differs by 1e-6
 
 
 def pattern(graph: Edges, loops: Loops = "keep", by_rows: bool = False) -> tuple[Pattern, Tensor]:
@@ -609,7 +610,7 @@ def _pseudoinverse(matrix: Any, top: float, v: Any, b: Tensor) -> Tensor:
 
     right = b.cpu().numpy()
     right = right - v * (v @ right)
-    found, failed = cg(LinearOperator(matrix.shape, apply, dtype=right.dtype), right, rtol=1e-12, maxiter=len(v))
+    found, failed = cg(LinearOperator(matrix.shape, apply, dtype=right.dtype), right, rtol=1e-12, maxiter=STEPS)
     if failed:
         raise ValueError(
             "The second derivative of the largest eigenvalue of the Laplacian in the edge weights was requested, but "

@@ -219,6 +219,24 @@ def test_control_a_constant_largest_eigenvalue_has_a_wrong_derivative(monkeypatc
         )
 
 
+def test_eigenvalues_may_be_close_together(monkeypatch):
+    """On a path the largest eigenvalue is simple, but close to the next one. The control allows too few steps."""
+    n = 600
+    index = torch.stack([torch.arange(n - 1), torch.arange(1, n)])
+    second = []
+    for small in (n, 0):
+        monkeypatch.setattr("gconv.laplacian.SMALL", small)
+        w = (1 + torch.arange(1, n, dtype=DOUBLE).sin() / 2).requires_grad_()
+        graph = Graph(torch.cat([index, index.flip(0)], 1), n, torch.cat([w, w]))
+        values = laplacian(graph, DOUBLE, norm="sym", lmax="exact").values
+        (g,) = torch.autograd.grad(values.square().sum(), w, create_graph=True)
+        second += torch.autograd.grad(g.square().sum(), w, retain_graph=True)
+    torch.testing.assert_close(second[1], second[0], rtol=1e-6, atol=1e-6 * float(second[0].abs().max()))
+    monkeypatch.setattr("gconv.laplacian.STEPS", 100)
+    with pytest.raises(ValueError, match="repeated, or nearly"):
+        torch.autograd.grad(g.square().sum(), w)
+
+
 def test_a_repeated_largest_eigenvalue_has_no_second_derivative(monkeypatch):
     monkeypatch.setattr("gconv.laplacian.SMALL", 0)
     index = torch.combinations(torch.arange(6), 2).T

@@ -164,7 +164,7 @@ def _walk(
         peer, spec = describe(module)
         own = [key for key in ("gconv", *NAMES) if hasattr(module, key) and not isinstance(module, Converted)]
         if own:
-            raise LeftAlone(f"it has an attribute {own[0]!r} of its own, a name that converted layers use")
+            raise LeftAlone(f"it already has an attribute {own[0]!r}, which converted layers define")
         found.append((module, spec))
         entries.append(Entry(path, name, spec, tuple(peer.notes(module))))
         inside = {key: getattr(module, key) for key in peer.inner if isinstance(getattr(module, key), nn.Module)}

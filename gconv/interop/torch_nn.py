@@ -60,7 +60,10 @@ def fits(input: Tensor, least: int, most: int) -> bool:
 
 
 def computes_itself(t: Tensor) -> bool:
-    """Whether the class of a tensor has code of its own for functions or operators; it may know those of torch only."""
+    """Whether t is of a subclass that overrides __torch_function__ or __torch_dispatch__, such as DTensor.
+
+    It may support torch's functions only, so gconv's kernels are not used for it.
+    """
     kind: Any = type(t)
     if kind in PLAIN or is_fake(t):
         return False

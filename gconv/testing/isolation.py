@@ -118,7 +118,7 @@ def law_empty_batches_learn(case: Case) -> bool:
 
 @a_law
 def law_results_are_their_callers(case: Case) -> bool:
-    """In-place changes of an output, with and without gradients, affect neither x, later results nor gradients."""
+    """In-place changes of an output, with and without gradients, affect neither x nor later results nor gradients."""
     if case.dtype != torch.float64:
         return False
     single = constant(case.x[0]) if isinstance(case.domain, Graph) else case.x[0]
