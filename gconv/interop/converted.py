@@ -96,9 +96,7 @@ class Converted(ConvertedState):
         if name == "gconv":  # not a submodule: tools that list submodules find those of the original
             self.__dict__[name] = value
             return
-        if name in NAMES or (
-            name == "qconfig" and value is not None
-        ):  # torch.ao.quantization requires the class itself
+        if name in NAMES or (name == "qconfig" and value is not None):  # quantization requires the class itself
             undo(self)
             nn.Module.__setattr__(self, name, value)  # type: ignore[arg-type]
             return
