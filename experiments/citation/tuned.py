@@ -1,7 +1,8 @@
 """The citation networks with the hyperparameters that `experiments.citation.search` chose by validation.
 
 Protocol: that of `citation`, with the setting of each model and data set that had the best validation accuracy in the
-search, and seeds that the search did not use (from 100). `--model best` is one network for each data set, the one with
+search, and seeds that the search did not use (from 100). gcn2 has its published setting only, so its numbers are those
+of `citation`; `--model gcn2` runs it with these seeds. `--model best` is one network for each data set, the one with
 the highest validation accuracy of all; with 100 seeds it answers how far a convolution of this library gets.
 
     python -m experiments.sweep citation_tuned
@@ -30,7 +31,7 @@ def chosen() -> dict[tuple[str, str], tuple[Recipe, float]]:
 
 
 def expand(config: Config, seeds: int) -> list[Config]:
-    """One configuration per run: models whose search is complete.
+    """One configuration per run: models whose search is complete, "all" without those that have one setting.
 
     Raises: ValueError for an unknown model, for one whose search is not complete, and for hyperparameters.
     """
@@ -42,7 +43,8 @@ def expand(config: Config, seeds: int) -> list[Config]:
     found, settings = [], chosen()
     for dataset in DATASETS if config.dataset == "all" else (config.dataset,):
         names = [model for model in MODELS if (model, dataset) in settings]
-        wanted = {"all": names, "best": list(MODELS)}.get(config.model, [config.model])
+        searched = [model for model in names if model not in search.FIXED]
+        wanted = {"all": searched, "best": list(MODELS)}.get(config.model, [config.model])
         if missing := [model for model in wanted if model not in names]:
             told = ", ".join(missing) if len(missing) < 4 else f"{len(missing)} models"
             raise ValueError(

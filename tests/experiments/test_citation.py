@@ -308,6 +308,8 @@ def test_tuned_runs_have_the_settings_of_the_search_and_seeds_of_their_own(monke
         settings["cheb", "Cora"][0].hidden
     }
     assert {c.model for c in tuned.expand(Config(dataset="Cora", model="best"), 2)} == {"appnp"}
+    assert {c.model for c in tuned.expand(Config(dataset="Cora"), 1)} == {*MODELS} - {"gcn2"}, "it has one setting"
+    assert len(tuned.expand(Config(dataset="Cora", model="gcn2"), 2)) == 2
     for wrong, says in (
         ({"model": "gnc"}, "there is no model 'gnc'; there are best, mlp"),
         ({"model": "gcn", "lr": 0.1}, "the search chose lr"),
