@@ -49,6 +49,7 @@ TABLES = {
     "superpixels": "experiments.images.superpixels",
     "pixel_operators": "experiments.images.pixel_operators",
     "anchor": "experiments.images.anchor",
+    "jpeg": "experiments.images.jpeg",
 }
 
 

@@ -88,6 +88,7 @@ CASES = {  # table -> (functions that load its data, the change of a part, numbe
     "studies": (("images.studies.task",), task, {"train_loss"}),
     "pixel_operators": (("images.ladder.task",), task, {"train_loss"}),
     "anchor": (("images.anchor.task",), task, {"train_loss"}),
+    "jpeg": (("images.jpeg.task",), task, {"train_loss"}),
 }
 TRANSDUCTIVE = ("textgcn", "sgc")  # the words of the test documents are in the graph
 NOTHING_LEARNED = {"multiply_adds", "checkerboard", "conversions", "long_context", "external", "halo_rows", "int8"}

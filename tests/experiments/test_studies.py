@@ -5,7 +5,7 @@ import torch
 
 from experiments.harness import fit
 from experiments.harness.experiment import Place
-from experiments.images import anchor, checkerboard, ladder, light, overfitting, pixel_operators, studies
+from experiments.images import anchor, checkerboard, jpeg, ladder, light, overfitting, pixel_operators, studies
 
 
 def parameters(model):
@@ -44,6 +44,21 @@ def test_checkerboards_are_where_the_stride_does_not_divide_the_kernel():
         divides = config.way == "resized" or config.kernel % config.stride == 0
         assert (found["uneven"] < 1e-12) == divides, found["case"]
         assert (found["uneven_at_start"] < 1e-9) == (config.way == "resized"), found["case"]
+
+
+def test_a_displaced_compression_is_a_second_one_and_a_repeated_one_is_not():
+    few = torch.randn(1, 3, 9, 8, generator=torch.Generator().manual_seed(0)) * 40 + 128
+    image = torch.nn.functional.interpolate(few.clamp(0, 255), (32, 48), mode="bicubic")[0].clamp(0, 255)
+    once = jpeg.compressed(image.to(torch.uint8), 0)
+    change = {d: (jpeg.compressed(once, d).float() - once.float()).square().mean().sqrt() for d in (0, 5)}
+    assert once.shape == image.shape and change[0] < change[5] / 3, change
+
+
+def test_without_another_compression_the_run_is_that_of_the_ladder():
+    small = {"dataset": "random", "limit": 16, "epochs": 1, "batch": 8, "width": 4}
+    cnn = ladder.run(ladder.Config(rung="9", **small), Place()).metrics
+    plain, again = (jpeg.run(jpeg.Config(times=times, **small), Place()).metrics for times in (0, 1))
+    assert plain["train_loss"] == cnn["train_loss"] != again["train_loss"]
 
 
 def overfit(monkeypatch, **labels):

@@ -283,6 +283,7 @@ def test_every_registered_table_and_figure_renders(tmp_path):
             "superpixels",
             "pixel_operators",
             "anchor",
+            "jpeg",
             "data_parallel",
             "overfitting",
             "multiply_adds",
