@@ -216,17 +216,22 @@ class DotTaps(Attended):
         return y.movedim(-2, -3)
 
 
-def attended(one: Pattern, logits: Tensor | Dots) -> Basis:
+def attended(one: Pattern, logits: Tensor | Dots, dtype: torch.dtype) -> Basis:
     """One tap per head: the softmax over each row of logits (*b, e, h), which are not stored if a kernel is fused.
+
+    Args:
+        one: the sparsity pattern, with a single tap.
+        logits: for 16-bit signals in float32.
+        dtype: of the softmax.
 
     >>> import torch
     >>> pattern = Pattern((1, 1, 2), *torch.tensor([[0, 0], [0, 0], [0, 1]]))
     >>> dots = pattern.dots(torch.ones(1, 1, 1), torch.tensor([[[1.0]], [[1.0]]]))
-    >>> isinstance(dots, Dots), attended(pattern, dots).values.flatten()
+    >>> isinstance(dots, Dots), attended(pattern, dots, torch.float32).values.flatten()
     (True, tensor([0.5000, 0.5000]))
     """
     if not isinstance(logits, Dots):
-        return SharedTaps(one, one.softmax(logits))
+        return SharedTaps(one, one.softmax(logits).to(dtype))
     if is_fused(one.csr("expand")):
         return DotTaps(one, logits.row, logits.col)
-    return SharedTaps(one, one.softmax(logits.values))
+    return SharedTaps(one, one.softmax(logits.values).to(dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gconv.basis.base import Basis
 from gconv.basis.taps import Pattern, Taps
+from gconv.kernels import widened
 
 
 def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
@@ -25,7 +27,10 @@ def entries(S: Basis, dtype: torch.dtype, device: torch.device) -> Taps:
     if S.batch:
         raise ValueError(f"Each of the signals {S.batch} has its own matrices, so there is no single list of entries.")
     found: Taps | None = S.entries(dtype, device)
-    return of_dense(S.expand(torch.eye(S.shape[2], dtype=dtype, device=device))) if found is None else found
+    if found is None:
+        return of_dense(S.expand(torch.eye(S.shape[2], dtype=dtype, device=device)))
+    # sums of products of 16-bit values are in float32
+    return replace(found, values=found.values.to(dtype)) if found.values.itemsize > dtype.itemsize == 2 else found
 
 
 def single(S: Basis, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
@@ -85,7 +90,7 @@ def multiplied(A: Taps, B: Taps) -> Taps:
     right = order[at]
     tap = a.tap[left] * B.shape[0] + b.tap[right]
     shape = (A.shape[0] * B.shape[0], A.shape[1], B.shape[2])
-    return _added(shape, tap, a.row[left], b.col[right], A.values[left] * B.values[right])
+    return _added(shape, tap, a.row[left], b.col[right], widened(A.values)[left] * widened(B.values)[right])
 
 
 def _added(shape: tuple[int, int, int], tap: Tensor, row: Tensor, col: Tensor, values: Tensor) -> Taps:
@@ -112,6 +117,7 @@ def polynomial(
     L: Taps, rows: Sequence[tuple[float, float, float]], combine: Any, dtype: torch.dtype, device: torch.device
 ) -> Taps:
     """The polynomials of a recurrence, or their linear combinations, as sparse matrices."""
+    dtype = torch.promote_types(dtype, torch.float32)
     terms = [identity(L.shape[2], dtype, device)]
     for k, (alpha, beta, gamma) in enumerate(rows):
         parts: list[tuple[float | Tensor, Taps]] = [(alpha, multiplied(L, terms[k])), (beta, terms[k])]
@@ -131,4 +137,4 @@ def polynomial(
 def _combined(parts: list[tuple[float | Tensor, Taps]]) -> Taps:
     """A weighted sum of single taps."""
     tap, row, col = (torch.cat([getattr(S.pattern, name) for _, S in parts]) for name in ("tap", "row", "col"))
-    return _added(parts[0][1].shape, tap, row, col, torch.cat([c * S.values for c, S in parts]))
+    return _added(parts[0][1].shape, tap, row, col, torch.cat([c * widened(S.values) for c, S in parts]))

@@ -247,11 +247,15 @@ class Product(Composite):
         return Product(self.right.T, self.left.T)
 
     def expand(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16:  # right x may exceed its largest number although left right x does not
+            return self.expand(x.float()).to(x.dtype)
         if self.right.shape[0] == 1:
             return self.left.expand(self.right.expand(x).squeeze(-3))
         return _to_each(self.left, self.right.expand(x))
 
     def contract(self, z: Tensor) -> Tensor:
+        if z.dtype == torch.float16:
+            return self.contract(z.float()).to(z.dtype)
         if self.right.shape[0] == 1:
             return self.left.contract(_to_each(self.right, z))
         if self.left.linear:  # and has a single tap
@@ -260,7 +264,8 @@ class Product(Composite):
         return torch.stack(taps).sum(0)
 
     def entries(self, dtype: torch.dtype, device: torch.device) -> Taps:
-        return multiplied(entries(self.left, dtype, device), entries(self.right, dtype, device))
+        wide = torch.promote_types(dtype, torch.float32)
+        return multiplied(entries(self.left, wide, device), entries(self.right, wide, device))
 
     def tap(self, k: int, dtype: torch.dtype, device: torch.device) -> Basis:
         right = self.right.shape[0]

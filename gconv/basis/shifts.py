@@ -23,10 +23,11 @@ from gconv.basis.base import Basis, lazy
 from gconv.basis.taps import Pattern, Taps
 from gconv.caches import Cache
 from gconv.errors import InputError
-from gconv.kernels import at_trace_time, is_static, lasting, leave, untraced
+from gconv.kernels import at_trace_time, is_static, lasting, leave, untraced, widened
 
 Mode = Literal["zeros", "circular", "reflect", "replicate"]
 MODES: tuple[Mode, ...] = ("zeros", "circular", "reflect", "replicate")
+OFTEN = 16  # numbers in a sum of 16-bit gradients above which it is computed in float32
 _TAPS: Cache[tuple[Shifts, torch.dtype, torch.device], Taps] = Cache("entries of grid structures", 64)
 
 
@@ -273,9 +274,15 @@ class Shifts(Basis):
             return x
         if self.mode == "zeros":
             return F.pad(x, [0, 0, *itertools.chain(*reversed(self.padding))], value=fill)
+        wide = self._wide(x)
         for axis, index in self._border_maps(x.device):
-            x = x.index_select(axis, index)
-        return x
+            wide = wide.index_select(axis, index)
+        return wide.to(x.dtype)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        """x in at least float32 if padding copies a site so often that the gradients in 16 bits would not add up."""
+        often = self.mode == "replicate" and math.prod([1 + max(0, *pair) for pair in self.padding]) > OFTEN
+        return widened(x) if often else x
 
     def pad_images(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """The same on images, (*b, c, *size) -> (*b, c, *padded), by torch's padding."""
@@ -285,14 +292,11 @@ class Shifts(Basis):
         if self.mode == "zeros":
             return F.pad(x, amounts, value=fill)
         d = len(self.size)
-        images = x.flatten(0, -d - 2) if x.ndim > d + 2 else x
+        images = self._wide(x.flatten(0, -d - 2) if x.ndim > d + 2 else x)
         if not images.numel() or images.ndim < d + 1:
             return self.pad(x.movedim(-d - 1, -1), fill).movedim(-1, -d - 1)
-        return (
-            F.pad(images, amounts, mode=self.mode).unflatten(0, x.shape[: -d - 1])
-            if x.ndim > d + 2
-            else F.pad(images, amounts, mode=self.mode)
-        )
+        padded = F.pad(images, amounts, mode=self.mode).to(x.dtype)
+        return padded.unflatten(0, x.shape[: -d - 1]) if x.ndim > d + 2 else padded
 
     def unpad(self, y: Tensor) -> Tensor:
         """The adjoint of `pad`, (*b, *padded, c) -> (*b, *size, c): values in the padding are added to their sites."""
@@ -300,11 +304,12 @@ class Shifts(Basis):
             return y
         if self.mode == "zeros":
             return F.pad(y, [0, 0, *(-p for p in itertools.chain(*reversed(self.padding)))])
+        total = self._wide(y)
         for axis, index in self._border_maps(y.device):
-            shape = list(y.shape)
+            shape = list(total.shape)
             shape[axis] = self.size[axis + len(self.size) + 1]
-            y = y.new_zeros(shape).index_add(axis, index, y)
-        return y
+            total = total.new_zeros(shape).index_add(axis, index, total)
+        return total.to(y.dtype)
 
     def _border_maps(self, device: torch.device) -> list[tuple[int, Tensor]]:
         """For each axis, as (negative axis, index): the site of the grid that each site of the padded grid reads."""

@@ -32,6 +32,7 @@ from gconv.kernels import (
     spmm_rows,
     unrecorded,
     untraced,
+    widened,
     wrapped,
 )
 
@@ -152,9 +153,9 @@ class Dots:
 
     @property
     def values(self) -> Tensor:
-        """(*b, e, h)."""
-        csr = self.pattern.csr("expand")
-        return self.pattern.unordered(csr, heads_sddmm(csr, self.row, self.col, self.row.shape[-2], apart=True))
+        """(*b, e, h), in at least float32."""
+        csr, row, col = self.pattern.csr("expand"), widened(self.row), widened(self.col)
+        return self.pattern.unordered(csr, heads_sddmm(csr, row, col, self.row.shape[-2], apart=True))
 
     def __rmul__(self, factor: Tensor) -> Tensor:
         return factor * self.values

@@ -12,7 +12,18 @@ from gconv.kernels.memory import empty
 from gconv.kernels.native import ReadyRecurrence
 from gconv.kernels.recurrence import clenshaw, filtered, terms
 from gconv.kernels.registry import owned
-from gconv.kernels.sparse import CSR, in_order, ready, ready_recurrence, row_order, sddmm, spmm, spmm_rows, unrecorded
+from gconv.kernels.sparse import (
+    CSR,
+    in_order,
+    ready,
+    ready_recurrence,
+    row_order,
+    sddmm,
+    spmm,
+    spmm_rows,
+    unrecorded,
+    widened,
+)
 from gconv.kernels.transforms import (
     CallKind,
     as_fake,
@@ -104,6 +115,7 @@ __all__ = [
     "unrecorded",
     "untraced",
     "varies",
+    "widened",
     "widens",
     "wrapped",
     "xt_y",

@@ -27,7 +27,7 @@ from gconv.kernels.heads import (
     row_softmax_torch,
 )
 from gconv.kernels.registry import Kernel, Saved, Structure, fits, one_place
-from gconv.kernels.sparse import CSR, rows_of
+from gconv.kernels.sparse import CSR, rows_of, widened
 
 
 def dot_attention(csr: CSR, q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None = None) -> Tensor:
@@ -62,7 +62,7 @@ def is_fused(csr: CSR) -> bool:
 
 
 def _values(structure: Structure, q: Tensor, k: Tensor, share: float, seed: Tensor | None) -> Tensor:
-    values = ROW_SOFTMAX(structure, HEADS_SDDMM(structure, q, k, q.shape[-2], True))
+    values = ROW_SOFTMAX(structure, HEADS_SDDMM(structure, widened(q), widened(k), q.shape[-2], True)).to(q.dtype)
     return values if seed is None else values * dropout_factor(values, share, seed)
 
 
@@ -72,7 +72,8 @@ def _values(structure: Structure, q: Tensor, k: Tensor, share: float, seed: Tens
 def _composed(
     q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, share: float, learn: bool, *structure: Tensor
 ) -> Tensor:
-    values = row_softmax_torch(heads_sddmm_composed(q, k, q.shape[-2], True, *structure), *structure)
+    logits = heads_sddmm_composed(widened(q), widened(k), q.shape[-2], True, *structure)
+    values = row_softmax_torch(logits, *structure).to(v.dtype)
     return heads_spmm_composed(values * dropout_factor(values, share, seed), v, False, False, *structure)
 
 
@@ -81,8 +82,7 @@ def _dot_heads(
 ) -> tuple[Tensor, Tensor]:
     """By the kernels in heads.py."""
     row = rows_of(*structure[:2])
-    wide = torch.promote_types(q.dtype, torch.float32)
-    logits = HEADS_SDDMM(structure, q, k, q.shape[-2], True).to(wide)
+    logits = HEADS_SDDMM(structure, widened(q), widened(k), q.shape[-2], True)
     index = row.unsqueeze(-1).expand_as(logits)
     top = logits.new_zeros(q.shape[:-1]).scatter_reduce(-2, index, logits, "amax", include_self=False)
     a = (logits - top.index_select(-2, row)).exp()
@@ -98,7 +98,8 @@ def _back_heads(
     *structure: Tensor,
 ) -> Tensor:  # fmt: skip
     row, heads = rows_of(*structure[:2]), q.shape[-2]
-    logits, g = (HEADS_SDDMM(structure, *pair, heads, True).to(scores.dtype) for pair in ((q, k), (dy, v)))
+    pairs = (q, k), (dy, v)
+    logits, g = (HEADS_SDDMM(structure, widened(a), widened(b), heads, True) for a, b in pairs)
     top, inverse = (t.index_select(-2, row) for t in scores)
     a = (logits - top).exp() * inverse
     m = dropout_factor(a, share, seed)

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gconv.basis import Basis, Shifts, Windows
+from gconv.basis.shifts import OFTEN
 from gconv.call import Call
 from gconv.lowering.base import Cost, Lowering, Problem, Work
 from gconv.mixing import Dense, Fixed, Grouped, Mixing, Separable
 from gconv.mixing.elementary import plus_product
 
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8  # oneDNN pads channels to a multiple of this
-OFTEN = 16  # number of windows over a site above which the gradients of a pooling are summed in float32
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_T: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 MAX: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -81,7 +81,7 @@ def _images(S: Shifts | Windows, mixing: Mixing, W: Tensor | None, x: Tensor, bi
         return _add_bias(_pool(S, x), bias, d)
     if W is None:
         return _add_bias(S.pad_images(x) if S.is_padded else x.clone(), bias, d)
-    if _unreliable_in_half(S) and _is_half(x):
+    if _unreliable_in_half(S, x.dtype) and _is_half(x):
         with torch.autocast(x.device.type, enabled=False):
             y = _images(S, mixing, W.float(), x.float(), None if bias is None else bias.float())
         y = y.to(x.dtype)
@@ -125,13 +125,15 @@ def _add_bias(y: Tensor, bias: Tensor | None, d: int) -> Tensor:
     return y if bias is None else y + bias.reshape(-1, *[1] * d)
 
 
-def _unreliable_in_half(S: Shifts) -> bool:
+def _unreliable_in_half(S: Shifts, dtype: torch.dtype) -> bool:
     """Whether torch's convolutions of this kind may be wrong in float16 and bfloat16 on a CPU.
 
     3-D, transposed, and dilated convolutions were observed to read out of bounds or to return uninitialised memory,
-    depending on the processor, the sizes and the memory format. They are computed in float32 instead.
+    depending on the processor, the sizes and the memory format. The gradient of large kernels is a sum in float16. All
+    are computed in float32 instead.
     """
-    return len(S.kernel) == 3 or S.transposed or max(S.dilation) > 1
+    large = dtype == torch.float16 and math.prod(S.kernel) > OFTEN
+    return large or len(S.kernel) == 3 or S.transposed or max(S.dilation) > 1
 
 
 def _corrupts_memory(S: Shifts, padding: tuple[int, ...], weight: Tensor, groups: int, x: Tensor) -> bool:

@@ -35,7 +35,7 @@ class Cosine(GraphStructure):
         wide = call.x.to(torch.promote_types(call.x.dtype, torch.float32))  # squares underflow in float16
         u = F.normalize(wide, dim=-1).to(call.x.dtype).unsqueeze(-2)
         cosine = one.dots(domain.at_targets(u, -3), u)
-        return attend(domain, one, theta["beta"] * cosine if self.learned else cosine)
+        return attend(domain, one, theta["beta"] * cosine if self.learned else cosine, call.x.dtype)
 
 
 @register(

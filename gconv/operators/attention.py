@@ -30,10 +30,9 @@ def row_softmax(logits: Tensor, row: Tensor, rows: int) -> Tensor:
     return weight / (total.index_select(-2, row) + 1e-16)
 
 
-def attend(domain: Edges, one: Pattern, logits: Tensor | Dots, root: bool = False) -> Basis:
+def attend(domain: Edges, one: Pattern, logits: Tensor | Dots, dtype: torch.dtype, root: bool = False) -> Basis:
     """One tap per head: the softmax of the logits (*b, e, h) over each row; with `root` the node itself, too."""
-    dtype = logits.row.dtype if isinstance(logits, Dots) else logits.dtype
-    return _with_root(domain, attended(one, logits), dtype, root)
+    return _with_root(domain, attended(one, logits, dtype), dtype, root)
 
 
 def head_taps(domain: Edges, one: Pattern, values: Tensor, root: bool = False) -> Basis:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gconv.basis import SharedTaps
 from gconv.call import Call
 from gconv.domains import Edges
+from gconv.kernels import widened
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import Channels, messy, ring, widest
@@ -33,10 +34,10 @@ class Steered(GraphStructure):
 
     def basis(self, domain: Edges, theta: Theta, call: Call) -> SharedTaps:
         one, _ = pattern(domain, "replace" if self.add_self_loops else "keep")
-        steer = call.x @ theta["u"].t()
+        steer = widened(call.x @ theta["u"].t())
         difference = one.ends(-domain.at_targets(steer), steer)  # subtract before adding c, which rounding would lose
         q = (difference + theta["c"]).softmax(-1)
-        return SharedTaps(one, q * mean(one, call.x.dtype).unsqueeze(-1))
+        return SharedTaps(one, (q * mean(one, q.dtype).unsqueeze(-1)).to(call.x.dtype))
 
 
 @register(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from gconv.basis import AttentionTaps, Basis, Identity, Stack
 from gconv.call import Call
 from gconv.domains import Edges
+from gconv.kernels import widened
 from gconv.mixing import by_heads
 from gconv.operators.attention import (
     Fill,
@@ -68,11 +69,11 @@ class Attention(GraphStructure):
             (matrix @ theta[name].unsqueeze(-1)).squeeze(-1).t() for matrix, name in ((V, "att_dst"), (W, "att_src"))
         )
         target, source = call.times(torch.cat((target, source), 1)).chunk(2, -1)
-        logits = one.ends(domain.at_targets(target), source)
+        logits = one.ends(domain.at_targets(widened(target)), widened(source))
         if self.edge_dim is not None:
-            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, call.x.dtype, "gat")
-            logits = logits + u @ torch.einsum("kdc,kc->dk", theta["lin_edge"], theta["att_edge"])
-        return attend(domain, one, F.leaky_relu(logits, self.negative_slope), self.root)
+            u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, logits.dtype, "gat")
+            logits = logits + u @ torch.einsum("kdc,kc->dk", widened(theta["lin_edge"]), widened(theta["att_edge"]))
+        return attend(domain, one, F.leaky_relu(logits, self.negative_slope), call.x.dtype, self.root)
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,15 @@ class AttentionV2(GraphStructure):
         if self.edge_dim is None:
             alpha = one.joint_attention(source, target, theta["att"], self.negative_slope)
             return head_taps(domain, one, alpha, self.root)
-        u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, call.x.dtype, "gatv2")
+        source, target, lin_edge = widened(source), widened(target), widened(theta["lin_edge"])
+        u = edge_features(domain, self.add_self_loops, self.edge_dim, self.fill, lin_edge.dtype, "gatv2")
         both = (
             source.index_select(-3, one.col)
             + target.index_select(-3, one.row)
-            + torch.einsum("ed,kdc->ekc", u, theta["lin_edge"])
+            + torch.einsum("ed,kdc->ekc", u, lin_edge)
         )
-        logits = (F.leaky_relu(both, self.negative_slope) * theta["att"]).sum(-1)
-        return attend(domain, one, logits, self.root)
+        logits = (F.leaky_relu(both, self.negative_slope) * widened(theta["att"])).sum(-1)
+        return attend(domain, one, logits, call.x.dtype, self.root)
 
 
 @register(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gconv.basis import Basis, SharedTaps, Stack
 from gconv.call import Call
 from gconv.domains import Edges
+from gconv.kernels import widened
 from gconv.laplacian import itself, pattern
 from gconv.mixing import Heads
 from gconv.mixing.base import check_channels
@@ -37,7 +38,7 @@ class Gates(GraphStructure):
     def basis(self, domain: Edges, theta: Theta, call: Call) -> Basis:
         one, _ = pattern(domain)
         key, query = domain.at_targets(call.x) @ theta["key"].t() + theta["gate"], call.x @ theta["query"].t()
-        S = SharedTaps(one, one.ends(key, query).sigmoid())
+        S = SharedTaps(one, one.ends(widened(key), widened(query)).sigmoid().to(key.dtype))
         return Stack((S, itself(domain, call.x.dtype))) if self.root else S
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from gconv.basis import Basis
 from gconv.call import Call
 from gconv.domains import Edges
+from gconv.kernels import widened
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
 from gconv.operators.shapes import Channels, messy, ring, widest
 from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
@@ -42,11 +43,12 @@ class Likely(GraphStructure):
         z = call.mixed(call.weight)
         logits = one.dots(domain.at_targets(z, -3), z).values
         if self.attention == "MX":
-            source, target = (z * theta["att_l"]).sum(-1), domain.at_targets((z * theta["att_r"]).sum(-1))
+            wide = widened(z)
+            source, target = (wide * theta["att_l"]).sum(-1), domain.at_targets((wide * theta["att_r"]).sum(-1))
             logits = one.ends(target, source) * logits.sigmoid()
         else:
             logits = logits / self.c**0.5
-        return attend(domain, one, F.leaky_relu(logits, self.negative_slope))
+        return attend(domain, one, F.leaky_relu(logits, self.negative_slope), z.dtype)
 
 
 @register(

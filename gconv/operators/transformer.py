@@ -49,7 +49,7 @@ class DotProduct(GraphStructure):
             query, key = by_heads(domain.at_targets(call.x), asked), by_heads(call.x, theta["key"])
         if self.bias:
             query = query + theta["query_bias"] * scale
-        return attend(domain, one, one.dots(query, key), self.root)
+        return attend(domain, one, one.dots(query, key), query.dtype, self.root)
 
 
 @register(
