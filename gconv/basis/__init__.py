@@ -31,7 +31,7 @@ from gconv.basis.rows import ByRows
 from gconv.basis.shared import SharedTaps
 from gconv.basis.shifts import Shifts
 from gconv.basis.taps import Dots, Pattern, Taps, Windows
-from gconv.kernels import lasting
+from gconv.kernels import lasting, widened
 
 __all__ = [
     "Attended",
@@ -57,4 +57,5 @@ __all__ = [
     "entries",
     "lasting",
     "single",
+    "widened",
 ]

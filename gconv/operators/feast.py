@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gconv.basis import SharedTaps
+from gconv.basis import SharedTaps, widened
 from gconv.call import Call
 from gconv.domains import Edges
-from gconv.kernels import widened
 from gconv.laplacian import mean, pattern
 from gconv.mixing import Dense
 from gconv.operators.shapes import Channels, messy, ring, widest

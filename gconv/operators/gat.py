@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gconv.basis import AttentionTaps, Basis, Identity, Stack
+from gconv.basis import AttentionTaps, Basis, Identity, Stack, widened
 from gconv.call import Call
 from gconv.domains import Edges
-from gconv.kernels import widened
 from gconv.mixing import by_heads
 from gconv.operators.attention import (
     Fill,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gconv.basis import Basis, SharedTaps, Stack
+from gconv.basis import Basis, SharedTaps, Stack, widened
 from gconv.call import Call
 from gconv.domains import Edges
-from gconv.kernels import widened
 from gconv.laplacian import itself, pattern
 from gconv.mixing import Heads
 from gconv.mixing.base import check_channels

@@ -7,10 +7,9 @@ from typing import Literal
 
 import torch.nn.functional as F
 
-from gconv.basis import Basis
+from gconv.basis import Basis, widened
 from gconv.call import Call
 from gconv.domains import Edges
-from gconv.kernels import widened
 from gconv.operators.attention import arrivals, attend, check_heads, head_mixing
 from gconv.operators.shapes import Channels, messy, ring, widest
 from gconv.spec import GraphStructure, Parameter, Parts, Sample, Theta, register
