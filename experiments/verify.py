@@ -40,6 +40,7 @@ from experiments.harness.options import RESULTS, Launch, command_name
 from experiments.harness.store import Results, ResultsError, Row
 from experiments.harness.sweeps import DataMissing, sweep
 from experiments.sweep import TABLES, experiment
+from gconv.arguments import plural
 
 PICTURE = math.inf  # pictures and samples follow from the other metrics
 SCORES = tuple(f"{part}{name}" for part in ("", "val_") for name in ("ap50", "ap"))
@@ -262,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.accept:
         for table, pairs in repeated.items():
             _accept(config.results, experiments[table].name, pairs)
-    print(f"{done} rows, all the same", file=sys.stderr)
+    print(f"{plural(done, 'row')}, all the same", file=sys.stderr)
 
 
 if __name__ == "__main__":

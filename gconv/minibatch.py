@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, plural, shown
 from gconv.domains import Bipartite
 from gconv.module import GConv
 
@@ -44,7 +44,10 @@ def apply_blocks(net: nn.Sequential, x: Tensor, blocks: Sequence[Bipartite]) -> 
     modules = list(modules_of(net))
     layers = sum(on_graphs(module) for module in modules)
     if not all(isinstance(block, Bipartite) for block in blocks) or len(blocks) != layers:
-        raise ValueError(f"The network has {layers} layers on graphs, so it takes as many blocks, not {shown(blocks)}.")
+        given = len(blocks) if all(isinstance(block, Bipartite) for block in blocks) else shown(blocks)
+        raise ValueError(
+            f"The network has {plural(layers, 'layer')} on graphs, so it takes {plural(layers, 'block')}, not {given}."
+        )
     rest = iter(blocks)
     for module in modules:
         x = module(x, next(rest)) if on_graphs(module) else module(x)

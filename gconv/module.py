@@ -503,7 +503,7 @@ class GConv(nn.Module):
         if structure.kind == "adaptive" and x is None:
             raise ValueError(
                 f"{self.spec.name} adapts its structure to the signal: "
-                "give layer.at(graph, x=x0) the x to freeze it at."
+                "give the x to freeze it at, as in layer.at(graph, x=x0)."
             )
         signal = like.new_zeros(n, i) if x is None else x
         S = self._basis(place, self._call(signal))

@@ -328,3 +328,33 @@ def test_a_tap_of_a_maximum_is_a_maximum():
     for k in (0, 1):
         one = single(S, k, x.dtype, x.device)
         assert torch.equal(one.expand(x)[0], S.expand(x)[k])
+
+
+OPERATIONS = {
+    "A + b": lambda a, b: a + b,
+    "b + A": lambda a, b: b + a,
+    "A - b": lambda a, b: a - b,
+    "b - A": lambda a, b: b - a,
+    "A * b": lambda a, b: a * b,
+    "b * A": lambda a, b: b * a,
+    "A / b": lambda a, b: a / b,
+    "A @ b": lambda a, b: a @ b,
+    "b @ A": lambda a, b: b @ a,
+}
+
+
+@pytest.mark.parametrize("compute", OPERATIONS.values(), ids=OPERATIONS)
+def test_arithmetic_with_something_else_names_it(compute):
+    """Python would say "can't multiply sequence by non-int" or "unsupported operand types"."""
+    A = GConv(conv2d(1, 1, 3, padding=1)).at(Grid((3, 3)))
+    for other in ("2", b"2", [1, 2], None, {}, ring(3)):
+        with pytest.raises(TypeError, match="linear map"):
+            compute(A, other)
+
+
+def test_sums_of_maps():
+    A, B = (GConv(conv2d(1, 1, 3, padding=1)).at(Grid((3, 3))) for _ in range(2))
+    x = torch.randn(9, 1)
+    assert_close("sum", sum([A, B]) @ x, A @ x + B @ x, 1e-6)
+    with pytest.raises(TypeError, match="1 was given"):
+        sum([A, B], start=1)

@@ -643,6 +643,8 @@ LISTS = [
     ),
     (csv_file("%%MatrixMarket matrix\n3 3 1\n1 2\n"), {}, ValueError, "is a Matrix Market file"),
     (csv_file(",from,to\n0,a,b\n"), {}, ValueError, "looks like a header.*such as source='from'"),
+    (csv_file("city1,city2,km\nUlm,Bonn,360\nBonn,Kiel,4.9e2\n"), {}, ValueError, "looks like a header.*'city1'"),
+    (PAIRS, {"source": 1}, ValueError, "source and target must be different columns, but both are 1"),
     (PAIRS, {"nodes": -2}, ValueError, "or their number, but it is -2"),
     (PAIRS, {"nodes": True}, ValueError, "or their number, but it is True"),
 ]
@@ -668,6 +670,11 @@ def test_a_header_of_words_is_not_an_edge(tmp_path):
         Graph.from_edge_list(path)
     graph, names = Graph.from_edge_list(path, source="src", target="dst")
     assert names == ["a", "b", "c"] and graph.num_edges == 2
+
+
+@pytest.mark.parametrize("rows", ["a,b,360\nb,c,490\n", "a,b,road\nb,c,rail\n", "a,b,\nb,c,490\n", "a,b,road\n"])
+def test_a_file_without_header(tmp_path, rows):
+    assert Graph.from_edge_list(csv_file(rows)(tmp_path))[1][:2] == ["a", "b"]
 
 
 def test_columns_of_an_edge_list(tmp_path):

@@ -283,7 +283,7 @@ def test_what_blocks_refuse():
         Bipartite.union([block, block])
     with pytest.raises(ValueError, match="has an n_id"):
         block.T.n_id  # noqa: B018
-    with pytest.raises(ValueError, match="2 layers on graphs"):
+    with pytest.raises(ValueError, match="takes 2 blocks, not 1"):
         apply_blocks(torch.nn.Sequential(layer(gcn(2, 2)), layer(gcn(2, 2))), torch.ones(2, 2), [block])
     with pytest.raises(TypeError, match=r"takes an nn\.Sequential"):
         apply_blocks(layer(gcn(2, 2)), torch.ones(2, 2), [block])

@@ -11,7 +11,7 @@ from torch import nn
 import gconv
 from gconv import GConv, Graph, Grid, InputError, OutsideFamily, Pixels, convert, transfer
 from gconv.blocks import inverted_residual, shufflenet_unit
-from gconv.operators import conv2d, separable
+from gconv.operators import conv2d, gcn, separable
 
 F64 = torch.float64
 
@@ -367,6 +367,7 @@ class Permuted(nn.Module):
 BAD = [
     (lambda: transfer("net", Grid((4, 4))), TypeError, "takes a torch module"),
     (lambda: transfer(nn.ReLU(), Grid((4, 4))), InputError, "no layer that reads pixels"),
+    (lambda: transfer(GConv(gcn(1, 2)), Grid((4, 4))), InputError, "its layer gcn works on graphs"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), "grid"), TypeError, "domain must be Pixels"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Graph(torch.tensor([[0], [1]]))), TypeError, "has no positions"),
     (lambda: transfer(nn.Conv2d(1, 1, 3), Grid((9,))), InputError, "works on 2-D images"),

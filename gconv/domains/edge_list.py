@@ -121,6 +121,8 @@ def _weight(value: Any, row: int) -> float:
 
 def _columns(edges: Any, source: Any, target: Any, weight: Any) -> tuple[list[Any], list[Any], list[Any] | None]:
     wanted = {"source": source, "target": target} | ({} if weight is None else {"weight": weight})
+    if type(source) is type(target) and source == target:
+        raise ValueError(f"source and target must be different columns, but both are {shown(source)}.")
     if isinstance(edges, str | os.PathLike):
         found = _from_file(Path(edges), wanted)
     elif hasattr(edges, "columns") and hasattr(edges, "__getitem__"):
@@ -245,7 +247,8 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
         ends = [wanted["source"], wanted["target"]]
         first, others = ([row[k] for k in ends if k < len(row)] for row in (rows[0], rows[1] if rows[1:] else rows[0]))
         names_columns = first and {cell.lower() for cell in first} <= HEADER_WORDS  # also if all names are strings
-        if names_columns or any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False)):
+        numbered = any(_is_integer(b) and not _is_integer(a) for a, b in zip(first, others, strict=False))
+        if names_columns or numbered or _names_numbers(rows):
             raise ValueError(
                 f"The first line of {path} looks like a header, {rows[0]}: give source and target (and weight) as "
                 f"names, such as source={next(filter(None, rows[0]), '')!r}."
@@ -274,6 +277,21 @@ def _from_file(path: Path, wanted: dict[str, Any]) -> list[list[Any]]:
     if all(_is_integer(name) for name in (*found[0], *found[1])):
         found[:2] = [[int(name) for name in end] for end in found[:2]]
     return found
+
+
+def _names_numbers(rows: list[list[str]]) -> bool:
+    """Whether the first row has a word above a column of numbers, such as a weight."""
+    full = [row for row in rows[1:] if len(row) >= len(rows[0])]
+    return bool(full) and any(
+        cell and not _is_number(cell) and all(_is_number(row[k]) for row in full) for k, cell in enumerate(rows[0])
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(float(text) or True)
+    except ValueError:
+        return False
 
 
 def _is_integer(text: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gconv.arguments import kind_of
 from gconv.caches import Holders
-from gconv.domains.foreign import as_tensor
+from gconv.domains.foreign import as_tensor, instance
 from gconv.kernels import at_trace_time, is_batched, lasting, leave, outside_transforms, readable
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ _MISSING: Any = object()
 
 def check_edge_index(edge_index: Any, name: str = "edge_index") -> Tensor:
     """An edge_index, a tensor of any class or an array, as a plain tensor. Raises: TypeError, ValueError."""
-    if not isinstance(edge_index, Tensor) and not hasattr(edge_index, "__array__"):
+    if not isinstance(edge_index, Tensor) and not instance(edge_index, "numpy", "ndarray"):
         raise TypeError(
             f"{name} must be a torch tensor of shape (2, e), but {kind_of(edge_index)} was given; "
-            "torch.as_tensor converts lists."
+            "torch.as_tensor converts lists; Graph.from_edge_list, from_networkx, from_pyg and from_scipy read others."
         )
     edge_index = as_tensor(name, edge_index)
     if edge_index.layout != torch.strided:

@@ -73,7 +73,7 @@ def read_graph(domain: Any, size: int, **tensors: Tensor | None) -> Graph:
     raise TypeError(
         f"A graph convolution needs a graph: a gconv.Graph, an edge_index tensor of shape (2, e), a torch sparse "
         f"adjacency, a PyG Data, a networkx graph, a scipy sparse matrix or a PyGSP graph, "
-        f"but {kind_of(domain)} was given."
+        f"but {kind_of(domain)} was given; Graph.from_edge_list reads tables of edges."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gconv.arguments import checked, shown
+from gconv.arguments import checked, kind_of, shown
 from gconv.interop.converted import NAMES, Converted, convertible, renew, undo
 from gconv.interop.peer import LeftAlone, Unweighted, base_class
 from gconv.interop.peers import OPAQUE, describe, is_layer, known, of_keras, parts
@@ -100,7 +100,7 @@ def _refused(model: Any) -> TypeError:
             f"convert takes layers and models of Keras that run on torch, but this {name} runs on another backend. "
             "Set the environment variable KERAS_BACKEND=torch before Keras is imported."
         )
-    return TypeError(f"convert takes a torch module, but a {name} was given.")
+    return TypeError(f"convert takes a torch module, but {kind_of(model)} was given.")
 
 
 def copied(model: Model) -> Model:

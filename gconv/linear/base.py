@@ -139,23 +139,30 @@ class Map:
             return self.apply(other)
         raise TypeError(f"A @ x takes a torch tensor or another linear map, but {shown(other)} was given.")
 
+    def __rmatmul__(self, other: Any) -> Any:
+        raise TypeError(f"A linear map is applied from the left, A @ x, but {shown(other)} @ A was given.")
+
     def __add__(self, other: Any) -> Map:
-        if isinstance(other, int | float | complex | Tensor):
+        if not isinstance(other, Map):
             raise TypeError(
                 f"A + B takes two linear maps, but {shown(other)} was given; c * A.I is a multiple of the identity."
             )
-        if not isinstance(other, Map):
-            return NotImplemented
         from gconv.linear.algebra import add
 
         return add(self, other)
 
+    def __radd__(self, other: Any) -> Map:
+        return self if type(other) is int and other == 0 else self + other  # sum() starts with 0
+
     def __sub__(self, other: Map) -> Map:
-        return self + -other if isinstance(other, Map) else NotImplemented
+        return self + -other if isinstance(other, Map) else self + other
+
+    def __rsub__(self, other: Any) -> Map:
+        return self + other
 
     def __mul__(self, c: Number) -> Map:
         if not isinstance(c, int | float | complex | Tensor):
-            return NotImplemented
+            raise TypeError(f"A linear map is multiplied by a number, c * A, but c is {shown(c)}; A @ B composes maps.")
         from gconv.linear.algebra import scale
 
         return scale(c, self)
@@ -165,7 +172,7 @@ class Map:
 
     def __truediv__(self, c: Number) -> Map:
         if not isinstance(c, int | float | complex | Tensor):
-            return NotImplemented
+            raise TypeError(f"A linear map is divided by a number, A / c, but c is {shown(c)}.")
         if not isinstance(c, Tensor) and c == 0:
             raise ZeroDivisionError(f"{self} is divided by zero.")
         return (1.0 / c) * self

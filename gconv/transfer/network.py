@@ -129,7 +129,11 @@ def _axes_of(model: nn.Module) -> int:
     """The number of axes of the images of a model. Raises: InputError."""
     for module in model.modules():
         found = identify(module)
-        axes = getattr(found.spec.structure, "ndim", None) if isinstance(found, Layer) else None
+        if not isinstance(found, Layer):
+            continue
+        if found.spec.structure.domain == "graph":
+            raise InputError(f"transfer takes a network on images, but its layer {found.spec.name} works on graphs.")
+        axes = getattr(found.spec.structure, "ndim", None)
         if isinstance(axes, int) and not isinstance(module, nn.Linear):
             return axes
     raise InputError("The model has no layer that reads pixels, so there is nothing to transfer.")
