@@ -217,14 +217,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.gpu.kernels", description=__doc__, formatter_class=form
     )
-    parser.add_argument("--compile", type=int, metavar="CAPABILITY", help="80, 90 or 120")
+    parser.add_argument("--compile", type=int, choices=(80, 90, 120), help="the compute capability")
     parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16"), default="float64")
     parser.add_argument("--long", type=int, default=SPLIT, help=f"entries of a row from which on it is split ({SPLIT})")
     given = parser.parse_args(argv)
-    if given.compile:
-        print(json.dumps(compiled(given.compile)))
-    else:
-        print(json.dumps(checked(torch.device("cpu"), getattr(torch, given.dtype), given.long)))
+    if given.long < 1:
+        parser.error(f"--long must be at least 1, not {given.long}")
+    try:
+        made = (
+            checked(torch.device("cpu"), getattr(torch, given.dtype), given.long)
+            if given.compile is None
+            else compiled(given.compile)
+        )
+    except Mismatch as error:
+        raise SystemExit(f"error: {error}") from None
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":

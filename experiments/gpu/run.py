@@ -130,8 +130,8 @@ def parse(argv: list[str] | None = None) -> Options:
     parser.add_argument("--data", type=Path, help="what experiments.gpu.pack wrote")
     parser.add_argument("--tiny", action="store_true", help="a few units at toy sizes")
     given = parser.parse_args(argv)
-    if not given.seconds > 0:
-        parser.error(f"--seconds must be positive, not {given.seconds:g}")
+    if not 0 < given.seconds <= 86_400:
+        parser.error(f"--seconds must be positive and at most a day, 86,400, not {given.seconds:g}")
     if given.data is not None and not given.data.is_file():
         parser.error(f"--data: there is no file {given.data}; python -m experiments.gpu.pack FILE makes one")
     try:

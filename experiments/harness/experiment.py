@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from experiments.harness.options import RUNS, Data, Outcome, SweepOptions, fields_of, parse
 from experiments.harness.store import Row
-from experiments.harness.sweeps import sweep
+from experiments.harness.sweeps import DataMissing, sweep
 
 
 class Place(NamedTuple):
@@ -82,16 +82,19 @@ class Experiment:
             configs = [*self.compared(config, options), *self.expand(config, options.seeds)]
         except ValueError as error:
             raise SystemExit(f"error: {error}") from None
-        return sweep(
-            configs,
-            partial(call, self.run, options.data_root, options.device),
-            options.open(self.name),
-            experiment=self.name,
-            data=lambda c: self.data(c, options.data_root),
-            resumable=True,
-            launch=options.launch(isolate),
-            modules=self.modules,
-        )
+        try:
+            return sweep(
+                configs,
+                partial(call, self.run, options.data_root, options.device),
+                options.open(self.name),
+                experiment=self.name,
+                data=lambda c: self.data(c, options.data_root),
+                resumable=True,
+                launch=options.launch(isolate),
+                modules=self.modules,
+            )
+        except DataMissing as error:
+            raise DataMissing(naming_the_root(str(error), options.data_root)) from None
 
     def compared(self, config: Any, options: SweepOptions) -> list[Any]:
         """The runs of the models named by --compare. Raises: ValueError without --spec, or for an unknown model."""
@@ -119,6 +122,16 @@ class Experiment:
         if odd:
             raise ValueError(f"the row {row['key']} of {self.name} is of another version: fields differ in {odd}")
         return self.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def naming_the_root(message: str, root: Path | None) -> str:
+    """A message on data, which also says how to choose another data root if it names a file of this one."""
+    from datasets.root import data_root
+
+    folder = str(data_root(root))
+    if "--data-root" in message or folder not in message:
+        return message
+    return f"{message}\n  data root: {folder}; choose another one by --data-root or GCONV_DATA"
 
 
 def call(

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 RESULTS = ROOT / "experiments" / "results"  # committed; changed only with --official
 RUNS = ROOT / "runs"  # rows of the user
 MAX_SEEDS = 10_000
+MAX_THREADS = 4096
+FLOAT32 = 3.4e38  # the largest number
 C = TypeVar("C", bound="DataclassInstance")
 
 
@@ -108,8 +110,10 @@ class SweepOptions(Options):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if self.threads < 0 or (self.budget is not None and not self.budget > 0):
-            raise ValueError("--threads must not be negative, and --budget must be positive")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise ValueError(f"--threads must be from 0 to {MAX_THREADS:,}, not {self.threads}")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"--budget must be positive, not {self.budget}")
         if self.official and self.smoke:
             raise ValueError("--smoke makes no official rows")
 
@@ -163,12 +167,18 @@ def parse(
     return command.config, command.options
 
 
-LEAST = {"seed": 0, "limit": 1, "images": 1, "width": 1, "weight_decay": 0, "dropout": 0}
-"""Least values of options that several experiments have."""
+MAY_BE_ZERO = {"checked", "control_steps", "draw", "held_out", "k", "shift", "warmup"}
+"""Whole numbers that may be 0 although their default is not."""
+LEAST = {"weight_decay": 0, "dropout": 0}
+MOST = {"shift": 31, "heads": 2**16, "layers": 2**12, "threads": MAX_THREADS, "workers": MAX_THREADS}
+"""Bounds of options that several experiments have; the images that are shifted have 32 x 32 pixels."""
 
 
 def check(config: Any, seeds: int) -> None:
-    """Check options that several experiments have, so that no run starts with a value that it cannot use.
+    """Check the numbers among the options, so that no run starts with a value that it cannot use.
+
+    All must be finite, in float32. Whole numbers must not be negative, and those with a positive default not 0 (except
+    those in `MAY_BE_ZERO`). A negative default (for "all") is possible, too.
 
     Raises: ValueError.
 
@@ -181,13 +191,24 @@ def check(config: Any, seeds: int) -> None:
         ...
     ValueError: --limit must be at least 1, not 0
     """
+    defaults = {one.name: one.default for one in fields(config)}
     for name, value in fields_of(config).items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        option, default = f"--{name.replace('_', '-')}", defaults[name]
+        if not (math.isfinite(value) and (isinstance(value, int) or abs(value) < FLOAT32)):
             raise ValueError(f"{option} must be a finite number, not {value}")
-        if name in LEAST and value is not None and value < LEAST[name]:
-            raise ValueError(f"{option} must be at least {LEAST[name]}, not {value}")
-        if name == "dropout" and value is not None and value >= 1:
+        least: float = LEAST.get(name, -math.inf)
+        if isinstance(value, int) and isinstance(default, int | None):
+            least = 1 if name == "limit" or (name not in MAY_BE_ZERO and default is not None and default > 0) else 0
+            least = least if default is None else min(least, default)
+        if value < least:
+            raise ValueError(f"{option} must be at least {least}, not {value}")
+        if value > MOST.get(name, math.inf):
+            raise ValueError(f"{option} must be at most {MOST[name]:,}, not {value}")
+        if name == "lr" and not value > 0:
+            raise ValueError(f"{option} must be positive, not {value}")
+        if name == "dropout" and value >= 1:
             raise ValueError(f"{option} must be less than 1, not {value}")
         if name == "seed" and value + seeds > 2**32:
             raise ValueError(f"{option} must be less than 2**32 with all of --seeds, not {value}")

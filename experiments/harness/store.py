@@ -251,6 +251,32 @@ def _place() -> dict[str, Any]:
     return hardware() | {"torch": str(torch.__version__)}
 
 
+def cached(path: Path) -> torch.Tensor | None:
+    """The tensor that `save_cached` wrote; None if there is no file, or, with a warning, if it is damaged."""
+    try:
+        found = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        if not isinstance(found, torch.Tensor):
+            raise ValueError("it has no tensor")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever is wrong with the file, its content is computed again
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        warnings.warn(f"the cache {path} cannot be read and is not used: {reason}", stacklevel=2)
+        return None
+    return found
+
+
+def save_cached(path: Path, tensor: torch.Tensor) -> None:
+    """Write a tensor to a file, atomically; a file that cannot be written is not an error, but a warning."""
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, buffer.getvalue())
+    except OSError as error:
+        warnings.warn(f"the cache {path} cannot be written: {error.strerror or error}", stacklevel=2)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file atomically, or leave it unchanged. A link is followed. Raises: OSError."""
     place = Path(os.path.realpath(path))

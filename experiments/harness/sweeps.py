@@ -27,7 +27,7 @@ import torch
 from experiments.harness import progress
 from experiments.harness.code import code, code_of
 from experiments.harness.code_changes import representatives
-from experiments.harness.machine import commit, hardware, peak_memory_mb, reset_peak_memory, timer, versions
+from experiments.harness.machine import ROOT, commit, hardware, peak_memory_mb, reset_peak_memory, timer, versions
 from experiments.harness.options import Data, Launch, Outcome, fields_of, run_key
 from experiments.harness.specs import SpecError
 from experiments.harness.store import Checkpoint, Results, ResultsError, Row
@@ -318,7 +318,8 @@ def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
     """Run a task in this process. Returns: its completed row, or its configuration with the error.
 
-    "ends" marks an error of the command line, of the data or of the disk, after which no further run is started.
+    "ends" marks an error of the options, of the data or of the disk, after which no further run is started. An error
+    that the code of the run raises itself is reported by its message, any other with its traceback.
     """
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
@@ -346,8 +347,34 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
 
         if isinstance(error, DataError):
             return {"config": repr(config), "error": str(error), "ends": "data"}
+        if out_of_memory(error):
+            return {"config": repr(config), "error": f"there is not enough memory for this run: {first_line(error)}"}
+        if isinstance(error, ValueError) and stated(error):
+            return {"config": repr(config), "error": str(error), "ends": "all"}
+        if isinstance(error, ArithmeticError) and stated(error):
+            return {"config": repr(config), "error": str(error)}
         return {"config": repr(config), "error": traceback.format_exc()}
     return row
+
+
+def stated(error: BaseException) -> bool:
+    """Whether a `raise` statement of this repository raised the error, so that its message is written for the user."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(where.filename).is_relative_to(ROOT) and (where.line or "").startswith("raise ")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be allocated, by Python, numpy or torch."""
+    said = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, without the place in torch's code; or the name of the error."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return line.rpartition("DefaultCPUAllocator: ")[2]
 
 
 def _plain(value: Any) -> Any:

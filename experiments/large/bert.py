@@ -16,7 +16,6 @@ rows). Features are computed once per data set and cached in runs/features, in f
 
 import hashlib
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from datasets.text import TextSet
 from experiments.harness import common
 from experiments.harness.experiment import Experiment, Place
 from experiments.harness.render import Figure, Table, mean_std, one
+from experiments.harness.store import cached, save_cached
 from experiments.large import pretrained
 from experiments.text.classify import fit, largest, texts
 from gconv import GConv
@@ -139,8 +139,7 @@ def features(config: Config, root: Path | None = None) -> Tensor:
     weights = pretrained.minilm_hash() if config.encoder == "minilm" else "tiny"
     name = f"{texts(config.dataset, root).content_hash}-{weights}-{config.length}"
     file = common.RUNS / "features" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pt"
-    if config.encoder == "minilm" and file.is_file():
-        found: Tensor = torch.load(file, weights_only=True)
+    if config.encoder == "minilm" and (found := cached(file)) is not None:
         return found
     model = encoder(config).eval()
     out = torch.zeros(*ids.shape, hidden_size(model), dtype=torch.float16)
@@ -148,10 +147,7 @@ def features(config: Config, root: Path | None = None) -> Tensor:
         longest = int(lengths[rows].max())
         out[rows, :longest] = tokens(model, ids[rows, :longest], lengths[rows]).half()
     if config.encoder == "minilm":
-        file.parent.mkdir(parents=True, exist_ok=True)
-        trial = file.with_suffix(f".{os.getpid()}")
-        torch.save(out, trial)
-        os.replace(trial, file)
+        save_cached(file, out)
     return out
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from datasets.ogb import OGB, load_ogb
 from datasets.root import DataError
-from experiments.harness.options import command_name
+from experiments.harness.options import check, command_name
 from gconv.external import DiskError, DiskGraph, Rows, features_from_text, propagate
 from gconv.external.features import Features, is_text
 
@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = tyro.cli(Config, prog=command_name(), description=__doc__, args=argv)
     try:
+        check(config, 1)
         found = train(config)
     except (DataError, DiskError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
