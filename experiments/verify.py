@@ -36,7 +36,7 @@ from experiments.harness.code import code
 from experiments.harness.code_changes import accept, representatives
 from experiments.harness.experiment import Experiment, call
 from experiments.harness.machine import device
-from experiments.harness.options import RESULTS, Launch, command_name
+from experiments.harness.options import RESULTS, Launch, check, command_name
 from experiments.harness.store import Results, ResultsError, Row
 from experiments.harness.sweeps import DataMissing, sweep
 from experiments.sweep import TABLES, experiment
@@ -206,6 +206,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = tyro.cli(Config, prog=command_name(), description=__doc__, args=argv)
     if not config.results.is_dir():
         raise SystemExit(f"error: --results {config.results} must be a folder with rows, and it is none")
+    try:
+        check(config, 1)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     try:
         device(config.device)
     except ValueError as error:

@@ -3,6 +3,7 @@
 Each job compares this process's part with one process that holds everything, and writes rows (what, error, bound).
 """
 
+import copy
 import datetime
 import json
 import os
@@ -336,6 +337,10 @@ def models():
     share = slice(bounds[part.rank], bounds[part.rank + 1])
     images = signal_on(5, 2, 4, 3)
     yield "synchronised twice", error(sync_batch_norm(model)(images[share]), model(images)[share]), NEAR
+    alone = [dist.new_group([rank]) for rank in range(part.processes.size)][part.rank]
+    apart = sync_batch_norm(model, group=alone)(images[share])
+    yield "synchronised in a group of one process", error(apart, copy.deepcopy(model)(images[share])), NEAR
+    yield "the groups differ", float(error(apart, sync_batch_norm(model)(images[share])) < 1e-3), 0.0
 
 
 def random_specs(seed=0):

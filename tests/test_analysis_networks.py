@@ -108,6 +108,19 @@ def test_repeated_averaging_smooths_and_a_high_pass_does_not():
         energy_by_depth(averages[0], x, ring(9))
 
 
+@pytest.mark.parametrize("normalization", ["sym", None])
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_energy_by_depth_is_that_of_each_output(relative, normalization):
+    layers, signals = [layer_of(sgc(2, 2, k=1)) for _ in range(3)], [3 * torch.randn(9, 2, dtype=DOUBLE)]
+    for layer in layers:
+        signals.append(layer(signals[-1], ring(9)).detach())
+    want = [dirichlet_energy(x, ring(9), normalization, relative=relative) for x in signals]
+    got = energy_by_depth(layers, signals[0], ring(9), normalization, relative=relative)
+    torch.testing.assert_close(got, torch.stack(want))
+    other = energy_by_depth(layers, signals[0], ring(9), normalization, relative=not relative)
+    assert not torch.allclose(got, other)
+
+
 def test_mean_average_distance():
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     c = 1 - math.sqrt(0.5)

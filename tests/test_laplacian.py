@@ -10,7 +10,16 @@ from oracles import graphs
 from torch_geometric.utils import add_remaining_self_loops, get_laplacian, to_dense_adj
 
 from gconv import Bipartite, Graph
-from gconv.laplacian import adjacency, eigenbasis, laplacian, largest_eigenvalue, normalised, pattern
+from gconv.laplacian import (
+    adjacency,
+    degrees,
+    eigenbasis,
+    laplacian,
+    largest_eigenvalue,
+    normalised,
+    pattern,
+    relations,
+)
 from gconv.operators.shapes import messy, ring, weighted
 
 DOUBLE = torch.float64
@@ -72,6 +81,49 @@ def test_self_loops_do_not_count_in_the_laplacian():
     assert torch.equal(ours, torch.tensor([[1.0, -1], [-1, 1]], dtype=DOUBLE))
     theirs = nx.laplacian_matrix(nx.Graph([(0, 1), (1, 1)])).toarray()
     assert theirs.tolist() == [[1, -1], [-1, 1]] or theirs.tolist() == [[1, -1], [-1, 2]]
+
+
+@pytest.mark.parametrize("degree", ["in", "out"])
+@pytest.mark.parametrize("norm", ["sym", "row", "col", None])
+def test_laplacians_of_a_directed_graph_from_either_degree(degree, norm):
+    graph = messy()
+    A = dense(adjacency(graph, DOUBLE))
+    A = A - torch.diag(A.diagonal())
+    d, other = A.sum(1), A.sum(0)
+    assert not torch.equal(d, other)  # the control: the degrees differ
+    d = d if degree == "in" else other
+    root, inverse = (torch.where(d > 0, d**p, 0.0) for p in (-0.5, -1.0))
+    scaled = {"sym": root[:, None] * A * root, "row": inverse[:, None] * A, "col": A * inverse, None: A}[norm]
+    want = (torch.diag(d) if norm is None else torch.eye(len(d), dtype=DOUBLE)) - scaled
+    torch.testing.assert_close(dense(laplacian(graph, DOUBLE, norm=norm, degree=degree)), want)
+
+
+@pytest.mark.parametrize("weighted_edges", [True, False])
+@pytest.mark.parametrize("degree", ["in", "out"])
+def test_degrees_sum_weights_or_count_edges(degree, weighted_edges):
+    graph = messy()
+    want = torch.zeros(graph.size, dtype=DOUBLE)
+    weights = graph.weights(DOUBLE).tolist()
+    for source, target, w in zip(*graph.edge_index.tolist(), weights, strict=True):
+        want[target if degree == "in" else source] += w if weighted_edges else 1
+    assert min(weights) != max(weights)  # the control: sums of weights differ from counts
+    torch.testing.assert_close(dense(degrees(graph, DOUBLE, degree=degree, weighted=weighted_edges)), torch.diag(want))
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("weighted_edges", [True, False])
+def test_relations_are_one_adjacency_for_each_label(weighted_edges, average):
+    plain = messy()
+    label = torch.arange(plain.num_edges) % 3
+    graph = Graph(plain.edge_index, plain.size, edge_weight=plain.edge_weight, edge_type=label)
+    got = relations(graph, DOUBLE, 3, average=average, weighted=weighted_edges).expand(torch.eye(graph.size).double())
+    for number in range(3):
+        index = graph.edge_index[:, label == number]
+        part = Graph(index, graph.size, edge_weight=graph.weights(DOUBLE)[label == number] if weighted_edges else None)
+        want = dense(adjacency(part, DOUBLE))
+        if average:
+            want = want / torch.bincount(index[1], minlength=graph.size).clamp(min=1)[:, None]
+        torch.testing.assert_close(got[number], want)
 
 
 @pytest.mark.parametrize(("norm", "axis"), [("row", 1), ("col", 0)])

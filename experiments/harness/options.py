@@ -206,7 +206,7 @@ def check(config: Any, seeds: int) -> None:
             raise ValueError(f"{option} must be at least {least}, not {value}")
         if value > MOST.get(name, math.inf):
             raise ValueError(f"{option} must be at most {MOST[name]:,}, not {value}")
-        if name == "lr" and not value > 0:
+        if name in ("lr", "budget") and not value > 0:
             raise ValueError(f"{option} must be positive, not {value}")
         if name == "dropout" and value >= 1:
             raise ValueError(f"{option} must be less than 1, not {value}")
