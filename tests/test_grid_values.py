@@ -320,3 +320,31 @@ def test_torchs_norms_read_it_in_traced_and_transformed_calls(call, norm, layout
     along = torch.randn(1, 3, 4, 4, dtype=torch.float64)
     (want,) = torch.autograd.grad(model(x), x, along)
     torch.testing.assert_close(call(model, x, along), want)
+
+
+def strides_of_one_compiled_image(name):
+    """The strides of results in channels_last with gradients, and those of torch's format."""
+    for sample in operator(name).samples():
+        domain = sample.domain()
+        if not isinstance(domain, Grid) or domain.ndim < 2:
+            continue
+        case = Case.of(sample, torch.float32, domain, batch=1)
+        x = case.x.contiguous(memory_format=LAST[domain.ndim]).requires_grad_()
+        y = torch.compile(case.layer, backend="aot_eager")(x)
+        yield y.stride(), [images.format_strides(y.shape, last) for last in (False, True)]
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("name", ON_GRIDS)
+def test_one_image_of_a_compiled_layer_has_torchs_strides(name):
+    assert all(got in wanted for got, wanted in strides_of_one_compiled_image(name))
+
+
+def test_torchs_norm_does_not_read_every_image(monkeypatch):
+    """Negative control: an image whose first axis has another stride, and layers that return one when compiled."""
+    norm, y = nn.BatchNorm2d(3).double(), torch.randn(12, 14, 3).double().permute(2, 0, 1).unsqueeze(0).requires_grad_()
+    (got,) = torch.autograd.grad(norm(y), y, random_like(y))
+    (want,) = torch.autograd.grad(norm(y.contiguous()), y, random_like(y))
+    assert y.stride() == (3, 1, 42, 3) and (got - want).abs().max() > 0.1
+    monkeypatch.setattr(images, "_with_format", lambda run, last, d, linear: run)
+    assert any(got not in wanted for got, wanted in strides_of_one_compiled_image("unfold"))

@@ -90,11 +90,14 @@ def _with_format(run: Run, last: bool, d: int, linear: bool) -> Run:
     """`run` with its result in one of torch's two memory formats.
 
     The result of a maximum is always copied, because its backward pass reads the original, which the caller may modify.
+    That of a single image is copied by compiled functions: they would return a view in which the axis of images has
+    another stride, and torch's batch_norm (2.13, CPU) computes wrong gradients of such images.
     """
 
     def images(S: Basis, call: Call) -> Tensor:
         y = run(S, call)
-        if linear and y.stride() == format_strides(y.shape, last):
+        copied = not linear or (d > 1 and last and torch.compiler.is_dynamo_compiling() and y.shape[0] == 1)
+        if not copied and y.stride() == format_strides(y.shape, last):
             return y
         if d == 1 and last:
             return y.unsqueeze(2).clone(memory_format=torch.channels_last).squeeze(2)
