@@ -17,6 +17,7 @@ TEXTS = {page: page.read_text(encoding="utf-8") for page in tables.pages(ROOT) i
 PAGES = [page for page, text in TEXTS.items() if ">>> " in text]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras writes its variables by numpy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_run_as_printed(page, tmp_path, monkeypatch):
     """A block that starts with `# NAME.py` is a module, which the examples import."""

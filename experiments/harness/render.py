@@ -247,12 +247,17 @@ def render(table: Table, rows: Iterable[Row]) -> str:
             line.append(table.format(values) if values else "no rows yet")
             if column in beside:
                 line.append(_number(paper) if paper else "-")
-                gap = statistics.fmean(values) * table.scale - paper.value if values and paper else None
-                line.append("-" if gap is None or not paper or not paper.comparable else f"{gap:+.1f}")
+                gap = "-"
+                if values and paper and paper.comparable:
+                    difference = round(statistics.fmean(values) * table.scale - paper.value, 1)
+                    gap = f"{difference + 0.0:+.1f}"  # +0.0, not -0.0
+                line.append(gap)
         body.append(line + [_text(table, rows, label, path) for _, path in table.words])
     head += [heading for heading, _ in table.words]
     grid = tabulate(body, head, tablefmt="pipe", disable_numparse=True)
-    data = sorted({f"{get(r, 'data.label')} ({get(r, 'data.hash')})" for r in rows if r.get("data")})
+    data = sorted(
+        {f"{get(r, 'data.label')} ({get(r, 'data.hash')})" for r in rows if get(r, "data.hash") not in (None, "none")}
+    )
     notes = [f"Rows: `experiments/results/{table.experiment}.jsonl`, by `{table.command}`."]
     if len({json.dumps(r.get("recorded_with"), sort_keys=True) for r in rows}) > 1:
         notes += [f"Recorded with several versions of the code, whose numbers agree (`experiments/results/{CHANGES}`)."]

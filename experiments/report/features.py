@@ -270,7 +270,7 @@ def table() -> str:
     for number, feature in enumerate(FEATURES, 1):
         body.append([str(number), feature.what, f"**{feature.gconv}**", *feature.peers.split()])
         if feature.note:
-            notes.append(f"{number}: {feature.note.format(graph_operators=graph_operators())}.")
+            notes.append(f"- {number}: {feature.note.format(graph_operators=graph_operators())}.")
         if feature.shown:
             commands.append(f"| {number} | {'<br>'.join(f'`{command(s)}`' for s in feature.shown)} |")
     return "\n\n".join(
@@ -279,7 +279,8 @@ def table() -> str:
             'for this table, except where a command runs PyG. "?" means that this did not settle the question. The '
             "commands below the table demonstrate gconv's features.",
             markdown(("", "feature", "gconv", *PEERS), body, left=("feature",)),
-            "Notes. " + " ".join(notes),
+            "Notes on rows:",
+            "\n".join(notes),
             "\n".join(["<details><summary>Commands that demonstrate them</summary>", "", "| | command |", "|---|---|"])
             + "\n"
             + "\n".join(commands)
