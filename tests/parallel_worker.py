@@ -175,11 +175,10 @@ def training(name, model, part, x, *domain):
             optimiser.step()
             losses.append(loss.detach())
         yield f"{name}: loss of step {step}", error(part.processes.total(losses[1]), losses[0]), NEAR
-    converted = {key: value for key, value in net.model.state_dict().items()}
-    ours = [t for t in converted.values() if t.is_floating_point()]
-    copy = distribute(model, part)  # the same names and layouts
-    for key, p, q in zip(converted, ours, [t for t in copy.model.state_dict().values() if t.is_floating_point()]):  # noqa: B905
-        yield f"{name}: {key} after five steps", error(p, q), NEAR
+    restored = net.restored().state_dict()
+    for key, want in model.state_dict().items():
+        yield f"{name}: {key} after five steps", error(restored[key].double(), want.double()), NEAR
+    model.load_state_dict(restored)  # has the names of the original
 
 
 def networks(quick=False):

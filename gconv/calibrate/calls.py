@@ -87,14 +87,14 @@ def overheads(curves: Mapping[str, Curve]) -> Generator[Steps, dict[str, float],
                 dw = False  # no gradient is needed, so there is no backward pass
             problem = Problem(signals, x.shape[1 if axes else -1], mixing.channels(x.shape[1 if axes else -1]), 4)
             problem = replace(problem, dx=dx, dw=dw and W is not None, last=not axes, ds=ds)
+            words = form(S, mixing, signals)
             for option in LOWERINGS:
-                if option.name in names and option.refuses(S, mixing) is None:
-                    words = form(S, mixing, signals)
-                    if option.name == "native" and words not in (" window", " separable", " grid line"):
-                        words = ""
-                    name = f"{option.name}{words}{suffix}"
-                    steps[name] = step_of(option, S, Call(given, mixing, leaf), dw, axes)
-                    work[name] = option.cost(S, mixing, problem).work
+                if option.name not in names or option.refuses(S, mixing) is not None:
+                    continue
+                plain = option.name == "native" and words not in (" window", " separable", " grid line")
+                name = f"{option.name}{'' if plain else words}{suffix}"
+                steps[name] = step_of(option, S, Call(given, mixing, leaf), dw, axes)
+                work[name] = option.cost(S, mixing, problem).work
     took = yield steps
     known = Rates(curves, {})
     spent = {name: sum(known.seconds(*astuple(w)) for w in work[name]) for name in steps}

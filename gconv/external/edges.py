@@ -145,15 +145,15 @@ class ArrayFile:
         """The file object of a stream: sequential readers at different positions use separate ones."""
         if stream not in self._files:
             with using(self.path, "read"):
-                if not self.member:
-                    self._files[stream] = self.path.open("rb")
-                else:
-                    with self._archive() as archive:
-                        names = [name.removesuffix(".npy") for name in archive.namelist()]
-                        if self.member not in names:
-                            raise ValueError(f"{self.path} has no array {self.member}; it has {', '.join(names)}.")
-                        self._files[stream] = archive.open(f"{self.member}.npy")  # stays open without the archive
+                self._files[stream] = self._opened_member() if self.member else self.path.open("rb")
         return self._files[stream]
+
+    def _opened_member(self) -> Any:
+        with self._archive() as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if self.member not in names:
+                raise ValueError(f"{self.path} has no array {self.member}; it has {', '.join(names)}.")
+            return archive.open(f"{self.member}.npy")  # stays open without the archive
 
     def _length(self) -> int:
         if not self.member:

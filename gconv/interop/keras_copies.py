@@ -235,25 +235,27 @@ def serialisable(layer: Any, memo: dict[int, Any]) -> Iterator[None]:
     undo: list[Callable[[], None]] = []
     own: list[Any] = []
     read = SimpleNamespace(from_config=lambda config: copied(own[config["gconv"]], memo))
+
+    def replace(holder: dict[str, Any], key: str, value: Any) -> None:
+        undo.append(partial(holder.__setitem__, key, holder[key]) if key in holder else partial(holder.pop, key))
+        holder[key] = value
+
+    def register(holder: dict[str, Any], methods: type) -> None:
+        for key, value in list(holder.items()):
+            if is_function(value) and not hasattr(methods, key):
+                name = f"gconv_{len(added)}"  # a name of its own: several functions may have the same
+                added[name] = value
+                replace(holder, key, _stand_in(name))
+                continue
+            for item in flat(value):
+                _add(item if is_function(item) else type(item), added, known)
+
     for part in layer._flatten_layers():
-        compiled = getattr(getattr(part, "_compile_config", None), "config", {})
-        for holder, methods in ((vars(part), type(part)), (compiled, object)):
-            for key, value in list(holder.items()):
-                if is_function(value) and not hasattr(methods, key):
-                    # under a name of its own: several may have the same
-                    name = f"gconv_{len(added)}"
-                    added[name], holder[key] = value, _stand_in(name)
-                    undo.append(partial(holder.__setitem__, key, value))
-                else:
-                    for item in flat(value):
-                        _add(item if is_function(item) else type(item), added, known)
+        register(vars(part), type(part))
+        register(getattr(getattr(part, "_compile_config", None), "config", {}), object)
         if is_own(part):
             added[keras.saving.get_registered_name(type(part))] = read
-            replaced = vars(part).get("get_config")
-            vars(part)["get_config"] = partial(dict, gconv=len(own))
-            undo.append(partial(vars(part).pop, "get_config"))
-            if replaced is not None:
-                undo.append(partial(vars(part).__setitem__, "get_config", replaced))
+            replace(vars(part), "get_config", partial(dict, gconv=len(own)))
             own.append(part)
         else:
             _add(type(part), added, known)

@@ -127,7 +127,8 @@ def distribute(model: nn.Module, partition: Partition) -> Distributed:
     Traps: code in the forward of other modules must act on each node, or on each row of images, separately: no mean
     over nodes, no F.interpolate. Dropout is drawn independently in each process, so use different seeds. On grids the
     rows of every layer's output are distributed evenly. All processes must make the same forward and backward calls.
-    torch.utils.checkpoint needs use_reentrant=False.
+    torch.utils.checkpoint needs use_reentrant=False. The state_dict has other names than that of the model; save
+    `restored().state_dict()`, which fits the model.
 
     Args:
         model: of GConv layers, layers supported by `GConv.from_torch`, activations, nn.Dropout, nn.Linear, batch
