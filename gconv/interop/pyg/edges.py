@@ -258,7 +258,12 @@ def pdn_weights(layer: Any) -> Weights:
 
 
 PEERS: dict[type, Peer] = {
-    pyg.RGCNConv: Peer(rgcn_spec, rgcn_weights, rgcn_call, listed("the mean is over the edges of one relation")),
+    pyg.RGCNConv: Peer(
+        rgcn_spec,
+        rgcn_weights,
+        rgcn_call,
+        listed("the mean is over the edges of one relation", "calls with a pair of node indices as x run in PyG"),
+    ),
     pyg.FastRGCNConv: Peer(
         rgcn_spec,
         rgcn_weights,
