@@ -104,8 +104,8 @@ def gcn(
     In the family: one tap, a fixed normalised adjacency; W dense.
 
     Traps: PyG's conventions. A node with a self-loop keeps it and its weight, and gets no second one. On directed
-    graphs the in-degree normalises both ends of an edge (DGL takes out- and in-degrees, Kipf's code row sums). Degrees
-    are sums of edge weights. With normalize=False no self-loops are added.
+    graphs the in-degree normalises both ends of an edge (DGL and jraph take out- and in-degrees, Kipf's code row sums).
+    Degrees are sums of edge weights. With normalize=False no self-loops are added.
 
     Args: PyG's GCNConv's. improved: added self-loops have weight 2.
 
