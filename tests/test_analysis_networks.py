@@ -15,11 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from gconv import GConv, Graph, Grid, NotLinear, analysis
 from gconv.analysis import (
     SpectralNorm,
+    adjoint_gap,
     clip_singular_values,
     cost,
     dirichlet_energy,
+    effective_receptive_field,
     effective_resistance,
     energy_by_depth,
+    equivariance_error,
     frequency_response,
     lipschitz_bound,
     matrix,
@@ -58,6 +61,11 @@ DOUBLE = torch.float64
 
 def layer_of(spec):
     return GConv(spec, dtype=DOUBLE)
+
+
+def by_position(x, graph):
+    """Not equivariant to permutations."""
+    return x * torch.arange(len(x))[:, None] ** 2
 
 
 # -- oversmoothing ---------------------------------------------------------------------------------------------------
@@ -106,6 +114,24 @@ def test_repeated_averaging_smooths_and_a_high_pass_does_not():
     assert (energy_by_depth(list(passing), x, ring(9)).diff() > 0).all()
     with pytest.raises(TypeError, match="layers in a row"):
         energy_by_depth(averages[0], x, ring(9))
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        lambda seed: adjoint_gap(layer_of(gcn(2, 2)), seed, domain=ring(9)),
+        lambda seed: effective_receptive_field(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh()), (2, 9, 9), seed=seed),
+        lambda seed: equivariance_error(by_position, "permutation", torch.ones(9, 2).double(), ring(9), seed=seed),
+    ],
+    ids=["adjoint_gap", "effective_receptive_field", "equivariance_error"],
+)
+def test_random_draws_are_those_of_the_seed(drawn):
+    def found(seed):
+        torch.manual_seed(0)  # of the weights
+        return torch.as_tensor(drawn(seed))
+
+    assert torch.equal(found(3), found(3))
+    assert any(not torch.equal(found(3), found(seed)) for seed in range(4, 12))
 
 
 @pytest.mark.parametrize("normalization", ["sym", None])

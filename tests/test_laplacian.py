@@ -98,6 +98,28 @@ def test_laplacians_of_a_directed_graph_from_either_degree(degree, norm):
     torch.testing.assert_close(dense(laplacian(graph, DOUBLE, norm=norm, degree=degree)), want)
 
 
+def test_an_adjacency_without_weights_is_that_of_a_graph_without_weights():
+    graph = messy()
+    plain = Graph(graph.edge_index, graph.size)
+    for norm in ("row", None):
+        got = dense(adjacency(graph, DOUBLE, norm=norm, weighted=False))
+        torch.testing.assert_close(got, dense(adjacency(plain, DOUBLE, norm=norm)))
+        assert not torch.allclose(got, dense(adjacency(graph, DOUBLE, norm=norm)))
+
+
+@pytest.mark.parametrize("degree", ["in", "out"])
+def test_values_of_ones_own_are_normalised_by_either_degree(degree):
+    entries, _ = pattern(messy(), "keep")
+    w = torch.linspace(1, 2, len(entries.row), dtype=DOUBLE)
+    end = entries.row if degree == "in" else entries.col
+    d = torch.stack([w[end == node].sum() for node in range(messy().size)])
+    want = w / (d[entries.row] * d[entries.col]).sqrt()
+    there = want.isfinite()  # elsewhere one of the degrees is 0
+    got = normalised(entries, w, "sym", degree)
+    torch.testing.assert_close(got[there], want[there])
+    assert (got[~there] == 0).all() and there.any()
+
+
 @pytest.mark.parametrize("weighted_edges", [True, False])
 @pytest.mark.parametrize("degree", ["in", "out"])
 def test_degrees_sum_weights_or_count_edges(degree, weighted_edges):
