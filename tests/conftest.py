@@ -179,6 +179,14 @@ def global_state() -> dict[str, object]:
     }
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     random.seed(SEED)

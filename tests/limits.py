@@ -17,6 +17,12 @@ from pathlib import Path
 
 LIMIT = 500.0  # seconds, for a machine that is busy with other things; below pytest's limit of a test
 ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "experiments").rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+"""The modules of experiments that are run as commands."""
 
 
 def started(run: Callable[..., object], *arguments: object) -> threading.Thread:

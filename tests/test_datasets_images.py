@@ -9,13 +9,7 @@ import torch
 
 from datasets import DataNotWritten, grid_graph, images, knn_graph, root, superpixel_graph, superpixel_set
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(*shape, seed=0):

@@ -123,8 +123,8 @@ def sweep(
         for key in done:
             del tasks[key]
             results.checkpoint(key).unlink(missing_ok=True)
-        for row in _launched(tasks, launch, console, experiment):
-            if "ends" in row:
+        for number, row in enumerate(_launched(tasks, launch, console, experiment)):
+            if "ends" in row and (row["ends"] != "first" or number == 0):
                 raise (DataMissing if row["ends"] == "data" else SystemExit)(f"error: {row['error']}")
             if "error" in row:
                 failed += 1
@@ -318,8 +318,9 @@ def _submitted(todo: list[Task], launch: Launch, end: float | None) -> Iterator[
 def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, threads: int) -> Row:
     """Run a task in this process. Returns: its completed row, or its configuration with the error.
 
-    "ends" marks an error of the options, of the data or of the disk, after which no further run is started. An error
-    that the code of the run raises itself is reported by its message, any other with its traceback.
+    "ends" marks an error of the options, of the data or of the disk, after which no further run is started; "first" a
+    ValueError, after which none is started if it is that of the first run, since the others have the same options. An
+    error that the code of the run raises itself is reported by its message, any other with its traceback.
     """
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
@@ -350,7 +351,7 @@ def _one(run: Callable[..., Outcome], config: Any, row: Row, path: Path | None, 
         if out_of_memory(error):
             return {"config": repr(config), "error": f"there is not enough memory for this run: {first_line(error)}"}
         if isinstance(error, ValueError) and stated(error):
-            return {"config": repr(config), "error": str(error), "ends": "all"}
+            return {"config": repr(config), "error": str(error), "ends": "first"}
         if isinstance(error, ArithmeticError) and stated(error):
             return {"config": repr(config), "error": str(error)}
         return {"config": repr(config), "error": traceback.format_exc()}

@@ -6,17 +6,12 @@ import re
 import signal
 
 import pytest
-from limits import ROOT
+from limits import COMMANDS, ROOT
 
 from experiments.harness import sweeps
 from experiments.harness.experiment import naming_the_root
 from experiments.harness.store import Results, cached, save_cached
 
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in (ROOT / "experiments").rglob("*.py")
-    if '__name__ == "__main__"' in path.read_text()
-)
 NEEDED = {
     "experiments.gpu.__main__": ["--part", "tests", "--device", "cpu", "--tiny", "--out={folder}"],
     "experiments.gpu.run": ["--part", "tests", "--device", "cpu", "--tiny", "--out={folder}"],
@@ -48,7 +43,7 @@ def refusal(main, argv, capsys):
 
 
 @pytest.mark.sampled(12)
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_numbers_that_no_run_can_use_are_refused(name, tmp_path, capsys, no_work, monkeypatch):
     main = importlib.import_module(name).main
     monkeypatch.chdir(tmp_path)

@@ -21,13 +21,7 @@ from gconv.lowering.base import Cost, Lowering
 from gconv.lowering.dense import run as dense
 from gconv.operators import gcn
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

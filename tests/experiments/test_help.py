@@ -6,14 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from limits import ROOT, fresh
+from limits import COMMANDS, ROOT, fresh
 
-MODULES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-    for path in (ROOT / "experiments").rglob("*.py")
-    if '__name__ == "__main__"' in path.read_text()
-)
-COMMANDS = [*([module] for module in MODULES), ["experiments.sweep", "ladder"]]
+MODULES = [module.removesuffix(".__main__") for module in COMMANDS]
+WORDS = [*([module] for module in MODULES), ["experiments.sweep", "ladder"]]
 INSIDE = {"torch._C", "numpy._core", "gconv.module", "scipy._lib", "sklearn._config", "matplotlib.cm"}
 """Modules that nothing but their own packages import, which are there where a package is no placeholder."""
 REAL = """
@@ -51,8 +47,8 @@ def test_help_needs_no_torch():
 @pytest.mark.slow
 def test_every_command_helps_as_its_parser_does_without_torch():
     assert len(MODULES) > 40
-    want, wrong = from_the_parser(COMMANDS), []
-    for words in COMMANDS:
+    want, wrong = from_the_parser(WORDS), []
+    for words in WORDS:
         out, imported = helped(words)
         other_name = out.startswith("usage:") and not out.startswith("usage: python -m experiments.")
         if INSIDE & imported or out != want[" ".join(words)] or not re.search(r"--\w", out) or other_name:
