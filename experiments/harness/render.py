@@ -222,6 +222,18 @@ def collect(table: Table, rows: Sequence[Row]) -> dict[tuple[str, str], list[flo
     return cells
 
 
+def _listed(name: str, sources: list[str]) -> str:
+    """Sources as a sentence, or, if there are many, as a list that is opened by a click.
+
+    >>> _listed("Published", ["gcn 81.5", "cheb 81.2"])
+    'Published: gcn 81.5; cheb 81.2.'
+    """
+    if len(sources) < 6:
+        return f"{name}: {'; '.join(sources)}."
+    lines = "\n".join(f"- {source}" for source in sources)
+    return f"<details><summary>{name}: {len(sources)} sources</summary>\n\n{lines}\n\n</details>"
+
+
 def render(table: Table, rows: Iterable[Row]) -> str:
     """The table as markdown: caption, cells, published numbers with differences, sources. Raises: TableError."""
     from tabulate import tabulate
@@ -262,8 +274,8 @@ def render(table: Table, rows: Iterable[Row]) -> str:
     if len({json.dumps(r.get("recorded_with"), sort_keys=True) for r in rows}) > 1:
         notes += [f"Recorded with several versions of the code, whose numbers agree (`experiments/results/{CHANGES}`)."]
     notes += [f"Data: {'; '.join(data)}."] if data else []
-    notes += [f"Published: {'; '.join(_sources(table.published, labels))}."] if beside else []
-    notes += [f"Independent reruns: {'; '.join(_sources(table.reruns, labels))}."] if table.reruns else []
+    notes += [_listed("Published", _sources(table.published, labels))] if beside else []
+    notes += [_listed("Independent reruns", _sources(table.reruns, labels))] if table.reruns else []
     return "\n\n".join([table.caption, grid, *table.remarks(rows), *_unfinished(table, labels, cells), *notes]) + "\n"
 
 
