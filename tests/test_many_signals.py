@@ -1,10 +1,12 @@
 """Signals (b, n, c) of adaptive operators run in one call, each with matrices of its own: they agree with a loop."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.func import vmap
 from torch.testing import assert_close
 
 from gconv import GConv, Graph, list_operators
@@ -197,3 +199,21 @@ def test_signals_that_are_mixed_up_are_detected(monkeypatch):
     want, dots = loop(layer, graph)(x), Pattern.dots
     monkeypatch.setattr(Pattern, "dots", lambda self, row, col: dots(self, row.flip(0), col.flip(0)))
     assert not torch.allclose(layer(x, graph), want)
+
+
+@pytest.mark.parametrize("name", [name for name in list_operators() if name != "lanczos"])
+def test_vmap_over_edge_weights(name):
+    """Except for lanczos, whose number of vectors depends on the weights."""
+    for sample in operator(name).samples():
+        case = Case.of(sample, torch.float64, batch=1)
+        if not isinstance(case.domain, Graph) or case.domain.edge_weight is None or case.one_graph:
+            continue
+
+        def run(weights, case=case):
+            return case.layer(case.signal, replace(case.domain, edge_weight=weights))
+
+        many = torch.stack([case.domain.edge_weight, 1.5 * case.domain.edge_weight, case.domain.edge_weight.square()])
+        each = torch.stack([run(weights) for weights in many])
+        assert_close(vmap(run)(many), each)
+        if name in ("ppr", "graphconv"):
+            assert (each[0] - each[2]).abs().max() > 1e-3  # the control: they depend on the weights

@@ -340,10 +340,10 @@ class Graph(Edges):
     def is_undirected(self) -> bool:
         """Whether A is symmetric: between any two nodes the edges of both directions have the same total weight.
 
-        During tracing, where values cannot be read, it is assumed to be.
+        Where values cannot be read, as during tracing and of weights that vmap batches, it is assumed to be.
         """
 
-        if not readable(self.edge_index):
+        if not readable(self.edge_index) or not (self.edge_weight is None or readable(self.edge_weight)):
             return True
         given = torch.float64 if self.edge_weight is None else self.edge_weight.dtype
         tolerance = max(1e-12, 4 * torch.finfo(given).eps)  # D^-1/2 A D^-1/2 is symmetric up to rounding only

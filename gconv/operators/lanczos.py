@@ -154,7 +154,8 @@ def lanczos(
     constant vector is permutation invariant, so the operator is equivariant, but the Krylov space is limited to what
     it generates: on a vertex-transitive graph, such as a ring, only the mean. Each part of a union has its own k
     vectors, stored with zeros elsewhere as (n, parts k). The paper's MLP on the Ritz values is not included. The
-    authors' code adds self-loops, S = D^-1/2 (A + I) D^-1/2.
+    authors' code adds self-loops, S = D^-1/2 (A + I) D^-1/2. torch.func.vmap cannot batch edge weights, on which the
+    number of vectors depends.
 
     Args: k: maximal number of Lanczos steps; they stop early when the Krylov space is invariant. short: powers computed
         exactly, may be empty. long: powers >= 1 computed in the Ritz basis, at least one.
