@@ -295,7 +295,11 @@ def rows_of(crow: Tensor, col: Tensor) -> Tensor:
 
 
 def widened(t: Tensor) -> Tensor:
-    """16-bit numbers in float32: the derivative of a gather is a sum, in the dtype of what is gathered."""
+    """16-bit numbers in float32: the derivative of a gather is a sum, in the dtype of what is gathered.
+
+    >>> widened(torch.ones(2, dtype=torch.bfloat16)).dtype, widened(torch.ones(2, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
