@@ -1,6 +1,7 @@
 """Comparisons of networks over the same seeds or splits: Wilcoxon's signed-rank test with Holm's correction."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from experiments.harness.store import Row
 
@@ -42,7 +43,7 @@ def differences(rows: Sequence[Row], dataset: str, reference: str) -> dict[str, 
         gaps = [round(100 * (by_seed[seed] - base[seed]), 2) for seed in sorted(by_seed.keys() & base.keys())]
         if len(gaps) < 6:  # no result of fewer pairs can be below 0.05 before, let alone after correction
             continue
-        means[model], pairs[model] = sum(gaps) / len(gaps), len(gaps)
+        means[model], pairs[model] = fmean(gaps), len(gaps)  # rounded once, so it is the same on every Python
         p[model] = float(wilcoxon(gaps).pvalue) if any(gaps) else 1.0
     return {model: (means[model], value, pairs[model]) for model, value in holm(p).items()}
 
