@@ -554,6 +554,7 @@ def largest_eigenvalue(graph: Graph, norm: Norm = "sym") -> float:
 
 def _by_lanczos(graph: Graph, norm: Norm) -> tuple[Any, float, Any]:
     """A symmetric L in scipy's CSR format, its largest eigenvalue and the eigenvector (n,)."""
+    import numpy as np
     import scipy.sparse
     from scipy.sparse.linalg import eigsh
 
@@ -561,7 +562,10 @@ def _by_lanczos(graph: Graph, norm: Norm) -> tuple[Any, float, Any]:
     with outside_transforms():
         read = [bare(t).detach().cpu().numpy() for t in (taps.values, taps.pattern.row, taps.pattern.col)]
     matrix = scipy.sparse.csr_matrix((read[0], read[1:]), shape=(graph.size,) * 2)
-    top, vectors = eigsh(matrix, k=1, which="LA")
+    start = np.random.default_rng(0).standard_normal(graph.size)
+    if not matrix.count_nonzero():
+        return matrix, 0.0, start
+    top, vectors = eigsh(matrix, k=1, which="LA", v0=start)  # by default the start, and the rounding, is random
     return matrix, float(top[0]), vectors[:, 0]
 
 
@@ -611,7 +615,8 @@ def _pseudoinverse(matrix: Any, top: float, v: Any, b: Tensor) -> Tensor:
     right = b.cpu().numpy()
     right = right - v * (v @ right)
     found, failed = cg(LinearOperator(matrix.shape, apply, dtype=right.dtype), right, rtol=1e-12, maxiter=STEPS)
-    if failed:
+    # Where the eigenvalue is repeated, rounding can end the iteration at a large vector that the operator maps to zero.
+    if failed or found @ apply(found) < 1e-10 * top * (found @ found):
         raise ValueError(
             "The second derivative of the largest eigenvalue of the Laplacian in the edge weights was requested, but "
             "the eigenvalue is repeated, or nearly: it has no such derivative. Use lambda_max='bound' or a number."

@@ -311,14 +311,24 @@ def test_eigenvalues_may_be_close_together(monkeypatch):
         torch.autograd.grad(g.square().sum(), w)
 
 
-def test_a_repeated_largest_eigenvalue_has_no_second_derivative(monkeypatch):
+@pytest.mark.parametrize("n", [3, 4, 6, 10, 17])
+def test_a_repeated_largest_eigenvalue_has_no_second_derivative(n, monkeypatch):
     monkeypatch.setattr("gconv.laplacian.SMALL", 0)
-    index = torch.combinations(torch.arange(6), 2).T
-    w = torch.ones(30, dtype=DOUBLE).requires_grad_()
-    values = laplacian(Graph(torch.cat([index, index.flip(0)], 1), 6, w), DOUBLE, norm="sym", lmax="exact").values
+    index = torch.combinations(torch.arange(n), 2).T
+    w = torch.ones(n * (n - 1), dtype=DOUBLE).requires_grad_()
+    values = laplacian(Graph(torch.cat([index, index.flip(0)], 1), n, w), DOUBLE, norm="sym", lmax="exact").values
     (g,) = torch.autograd.grad(values.square().sum(), w, create_graph=True)
     with pytest.raises(ValueError, match="repeated"):
         g[0].backward()
+
+
+def test_the_largest_eigenvalue_is_the_same_in_every_process_and_of_graphs_without_edges(monkeypatch):
+    monkeypatch.setattr("gconv.laplacian.SMALL", 0)
+    index = torch.randint(0, 300, (2, 900), generator=torch.Generator().manual_seed(1))
+    graphs = (Graph(torch.cat([index, index.flip(0)], 1), 300) for _ in range(5))
+    assert len({largest_eigenvalue(graph, "sym") for graph in graphs}) == 1
+    isolated = Graph(torch.zeros(2, 0, dtype=torch.int64), 5)
+    assert (largest_eigenvalue(isolated, "sym"), largest_eigenvalue(isolated, None)) == (1, 0), "L is I and 0"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
