@@ -177,8 +177,23 @@ CLAIMS = [
     ),
     (
         "translation",
-        "the four networks differ by about one BLEU point at most",
+        "four networks differ by about one BLEU point at most",
         lambda: max(map(bleu, BLEU_MODELS)) - min(map(bleu, BLEU_MODELS)) < 1.25,
+    ),
+    (
+        "translation",
+        "at most two below the transformer of equal size, and it is not below it",
+        lambda: bleu("conv") > bleu("transformer"),
+    ),
+    (
+        "cifar10",
+        "A second compression costs the CNN of the ladder about one point",
+        lambda: 0.7 < rung("9") - mean("jpeg", "test_accuracy", times=1, epochs=8, limit=None, width=32) < 1.4,
+    ),
+    (
+        "cifar10",
+        "a part of the 3.2 points between the anchor by six views and the published number",
+        lambda: round(93.0 - 100 * mean("anchor", "six_views", epochs=18, limit=None, width=64), 1) == 3.2,
     ),
     (
         "translation",
