@@ -84,7 +84,8 @@ def infer(
     >>> net = nn.Sequential(GConv(gcn(4, 8)), nn.ReLU(), GConv(sage(8, 2)))
     >>> edges, x = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), torch.randn(3, 4)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     y = infer(net, DiskGraph.build(f"{folder}/graph", edges), x, f"{folder}/y", memory="4GB")
+    ...     graph = DiskGraph.build(f"{folder}/graph", edges, memory="4GB")
+    ...     y = infer(net, graph, x, f"{folder}/y", memory="4GB")
     >>> torch.allclose(torch.tensor(y), net[2](net[0](x, edges).relu(), edges), atol=1e-6)
     True
     """
