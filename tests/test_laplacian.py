@@ -311,7 +311,7 @@ def test_eigenvalues_may_be_close_together(monkeypatch):
         torch.autograd.grad(g.square().sum(), w)
 
 
-@pytest.mark.parametrize("n", [3, 4, 6, 10, 17])
+@pytest.mark.parametrize("n", [3, 6, 10, 17])
 def test_a_repeated_largest_eigenvalue_has_no_second_derivative(n, monkeypatch):
     monkeypatch.setattr("gconv.laplacian.SMALL", 0)
     index = torch.combinations(torch.arange(n), 2).T
